@@ -153,10 +153,10 @@ def first_line(error: BaseException) -> str:
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
     """The error, then what it was raised from or beside, back to the first."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
+    exception: BaseException | None = error
+    while exception is not None:
+        yield exception
+        exception = exception.__cause__ or exception.__context__
 
 
 @contextlib.contextmanager
@@ -179,9 +179,9 @@ def pass_on_memory_error(error: BaseException) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; PyTorch's on the CPU has no class of its own."""
-    told = str(error)
+    result = str(error)
     return (
         isinstance(error, MemoryError)
-        or "DefaultCPUAllocator: can't allocate" in told
-        or "out of memory" in told
+        or "DefaultCPUAllocator: can't allocate" in result
+        or "out of memory" in result
     )

@@ -156,8 +156,8 @@ def _full_disk_errno(error: BaseException) -> int | None:
 
 
 def _own_errno(error: BaseException) -> int | None:
-    told = _RUST_ERROR.search(str(error))
-    number = int(told[1]) if told else getattr(error, "errno", None)
+    match = _RUST_ERROR.search(str(error))
+    number = int(match[1]) if match else getattr(error, "errno", None)
     if isinstance(error, OSError) and number is None and _SHORT_WRITE.search(str(error)):
         number = errno.ENOSPC
     return number if number in FULL_DISK else None
@@ -225,11 +225,11 @@ def _new_lock(root: Path, purpose: str) -> tuple[Path, int] | None:
 def _is_ours(root: Path) -> bool:
     """A folder, no link to one, that belongs to this user and that nobody else can enter."""
     try:
-        found = root.lstat()
+        status = root.lstat()
     except FileNotFoundError:
         return True  # it has gone since it was made; opening a file in it will say so
-    private = not stat.S_IMODE(found.st_mode) & 0o077
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and private
+    private = not stat.S_IMODE(status.st_mode) & 0o077
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and private
 
 
 def _takes(handle: int) -> bool:

@@ -34,7 +34,7 @@ def bare_type(hint: Any) -> Any:
     if get_origin(hint) is Annotated:
         return bare_type(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
-        others = [each for each in get_args(hint) if each is not type(None)]
+        others = [argument for argument in get_args(hint) if argument is not type(None)]
         return bare_type(others[0]) if len(others) == 1 else hint
     return hint
 
@@ -46,14 +46,14 @@ def _writings(hint: Any) -> Iterator[Written]:
         yield from (mark for mark in marks if isinstance(mark, Written))
         yield from _writings(inner)
     elif get_origin(hint) in (Union, types.UnionType):
-        for each in get_args(hint):
-            yield from _writings(each)
+        for argument in get_args(hint):
+            yield from _writings(argument)
 
 
 def frozen(value: Any, hint: Any) -> Any:
     """Lists as tuples and paths as such: YAML has neither, and strict validation wants them."""
     if isinstance(value, list):
-        return tuple(frozen(each, get_args(bare_type(hint))[:1] or None) for each in value)
+        return tuple(frozen(item, get_args(bare_type(hint))[:1] or None) for item in value)
     return Path(value) if isinstance(value, str) and bare_type(hint) is Path else value
 
 
@@ -85,8 +85,8 @@ def mistake(found: ErrorDetails) -> str:
     words = _MISTAKES.get(found["type"], found["msg"].removeprefix("Value error, "))
     given = found.get("input")
     shown = isinstance(given, str | int | float) and found["type"] not in _ABOUT_KEYS
-    told = f"{given!r}: " if shown else ""
-    return told + words.format(**found.get("ctx", {})).rstrip(".")
+    result = f"{given!r}: " if shown else ""
+    return result + words.format(**found.get("ctx", {})).rstrip(".")
 
 
 _adapter = functools.cache(TypeAdapter[Any])
@@ -266,11 +266,11 @@ def amount(text: Any, such: str = "1.1 or 110%") -> float:
     """Reads ``3%`` or ``0.03`` as 0.03; a number passes."""
     if isinstance(text, int | float):
         return float(_no_bool(text))
-    told = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
-    if told is None:
+    match = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
         raise ValueError(f"a number or a percentage is expected, such as {such}")
-    number = float(told["number"])
-    return number / 100 if told["percent"] else number
+    number = float(match["number"])
+    return number / 100 if match["percent"] else number
 
 
 def share(text: Any) -> float:
@@ -290,29 +290,29 @@ def size(text: Any) -> Any:
     """Reads ``8GB``, ``500 MB``, ``2GiB`` or ``0`` as bytes; a number passes."""
     if not isinstance(text, str):
         return text
-    told = _SIZE.fullmatch(text.strip())
-    if told is None:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise ValueError("write a size as 8GB, 500MB or 2GiB")
-    base = 1024 if told["binary"] else 1000
-    return int(Fraction(told["number"]) * base ** " KMGT".index((told["prefix"] or " ").upper()))
+    base = 1024 if match["binary"] else 1000
+    return int(Fraction(match["number"]) * base ** " KMGT".index((match["prefix"] or " ").upper()))
 
 
 def _seconds(text: Any) -> Any:
     if not isinstance(text, str):
         return text
-    told = _TIME.fullmatch(text.strip())
-    if told is None:
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
         raise ValueError("write a time as 60s or 2m")
-    return float(told["number"]) * _SECONDS[told["unit"]]
+    return float(match["number"]) * _SECONDS[match["unit"]]
 
 
 def _tokens(text: Any) -> Any:
     if not isinstance(text, str):
         return text
-    told = _TOKENS.fullmatch(text.strip())
-    if told is None:
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None:
         raise ValueError("write a number of tokens as 32k or 32768")
-    return int(told["number"]) * (1024 if told["thousands"] else 1)
+    return int(match["number"]) * (1024 if match["thousands"] else 1)
 
 
 PositiveNumber = Annotated[

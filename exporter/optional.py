@@ -22,19 +22,19 @@ def require(module: str, *, extra: str, oldest: str | None = None) -> ModuleType
         f"or in a clone: pip install '.[{extra}]'"
     )
     try:
-        found = importlib.import_module(module)
+        module_type = importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
         raise MissingDependencyError(
             f"{missing} is needed here and can't be imported ({error}).", hint
         ) from error
-    if oldest is not None and _numbers(found.__version__) < _numbers(oldest):
+    if oldest is not None and _numbers(module_type.__version__) < _numbers(oldest):
         raise MissingDependencyError(
-            f"{module} {found.__version__} is too old here: {oldest} or later is needed.",
+            f"{module} {module_type.__version__} is too old here: {oldest} or later is needed.",
             hint,
             code="too-old",
         )
-    return found
+    return module_type
 
 
 def _numbers(version: str) -> list[int]:

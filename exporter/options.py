@@ -122,7 +122,7 @@ def only_with(name: str, *others: str, hint: str = "Give both, or neither.") -> 
     names = (name, *others)
     return Rule(
         names,
-        lambda told: is_given(told, name) and not any(is_given(told, each) for each in others),
+        lambda item: is_given(item, name) and not any(is_given(item, other) for other in others),
         f"{{0}} is for {words}.",
         hint,
     )
@@ -132,7 +132,7 @@ def excludes(name: str, other: str, why: str = "") -> Rule:
     """A rule: not both are given."""
     return Rule(
         (name, other),
-        lambda told: is_given(told, name) and is_given(told, other),
+        lambda item: is_given(item, name) and is_given(item, other),
         f"{{0}} and {{1}} exclude each other{': ' if why else ''}{why}.",
         "Leave one of them out.",
     )
@@ -188,16 +188,16 @@ class Options:
         except ValidationError as error:
             if not isinstance(data, ArgsKwargs):  # within another object, which tells the place
                 raise
-            found = error.errors(include_url=False)[0]
-            broken = found.get("ctx", {}).get("error")
+            text = error.errors(include_url=False)[0]
+            broken = text.get("ctx", {}).get("error")
             if isinstance(broken, _BrokenRuleError):
                 raise broken.told from None
-            place = found["loc"][0] if found["loc"] else ""
+            place = text["loc"][0] if text["loc"] else ""
             own = [field.name for field in dataclasses.fields(cls)]
             name = own[place] if isinstance(place, int) else place  # a value without a name
             keys = [key_at(cls, name)] if name in own else []
             word = flag(keys[0]) if keys else name
-            raise OptionError(f"{word}: {mistake(found)}.", "", keys) from None
+            raise OptionError(f"{word}: {mistake(text)}.", "", keys) from None
 
     @classmethod
     def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -227,10 +227,10 @@ class Leaf(OptionType):
 @_remembered
 def leaves(schema: type[Options]) -> tuple[Leaf, ...]:
     """All options of a class and its parts, in their order, each once."""
-    found: dict[str, Leaf] = {}
+    leafs: dict[str, Leaf] = {}
     for leaf in _leaves(schema):
-        found.setdefault(leaf.key, leaf)
-    return tuple(found.values())
+        leafs.setdefault(leaf.key, leaf)
+    return tuple(leafs.values())
 
 
 def _leaves(schema: type[Options]) -> Iterator[Leaf]:
@@ -273,18 +273,18 @@ def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
     return schema(**values)
 
 
-def _built_part(schema: type[Options], look: Nested, told: Mapping[str, Any]) -> Options | None:
+def _built_part(schema: type[Options], look: Nested, items: Mapping[str, Any]) -> Options | None:
     own = {leaf.key: leaf for leaf in leaves(schema) if leaf.path[-1] not in look.without}
-    asked = told.get(switch := key_at(schema, look.switch)) if look.switch is not None else True
-    if asked is None or asked == look.off:
+    value = items.get(switch := key_at(schema, look.switch)) if look.switch is not None else True
+    if value is None or value == look.off:
         for key, leaf in own.items():
             mine = key != switch and leaf.path[-1] not in look.shared
-            said = key in asked_keys.get() or (key in told and told[key] != leaf.default)
+            said = key in asked_keys.get() or (key in items and items[key] != leaf.default)
             if mine and said:
                 words = f"{flag(key)} is for {flag(switch)}."
                 raise OptionError(words, "Give both, or neither.", [key, switch])
         return None
-    made = build(schema, {key: told[key] for key in own if key in told})
+    made = build(schema, {key: items[key] for key in own if key in items})
     asked_for = any(is_given(made, field.name) for field in dataclasses.fields(schema))
     return None if look.optional and not asked_for else made
 
@@ -294,12 +294,12 @@ def values_of(told: Options) -> dict[str, Any]:
     return {leaf.key: _value_at(told, leaf) for leaf in leaves(type(told))}
 
 
-def _value_at(told: Any, leaf: Leaf) -> Any:
+def _value_at(value: Any, leaf: Leaf) -> Any:
     for name in leaf.path:
-        if told is None:
+        if value is None:
             return leaf.off or (None if leaf.default is dataclasses.MISSING else leaf.default)
-        told = getattr(told, name)
-    return told
+        value = getattr(value, name)
+    return value
 
 
 def flag(key: str) -> str:
@@ -308,7 +308,7 @@ def flag(key: str) -> str:
 
 
 def _key(name: str, look: Look) -> str:
-    long = [each for each in look.names if each.startswith("--")]
+    long = [item for item in look.names if item.startswith("--")]
     return long[0].partition("/")[0][2:].replace("-", "_") if long else name
 
 

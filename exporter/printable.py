@@ -67,9 +67,9 @@ class Pieces:
     def add(self, piece: str) -> str:
         """The next piece, safe to print behind those before it."""
         text = self._line + piece
-        told = printable(text)[len(printable(self._line)) :]
+        result = printable(text)[len(printable(self._line)) :]
         self._line = text.rpartition("\n")[2]
-        return told
+        return result
 
 
 class PrintableOutput:
@@ -112,20 +112,20 @@ def raw_output(stream: TextIO) -> TextIO:
     return stream.raw if isinstance(stream, PrintableOutput) else stream
 
 
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
 
 
-def _escape_but_breaks(found: re.Match[str]) -> str:
-    return found[0] if found[0] in _KEPT else _escape(found)
+def _escape_but_breaks(match: re.Match[str]) -> str:
+    return match[0] if match[0] in _KEPT else _escape(match)
 
 
-def _json_escape(found: re.Match[str]) -> str:
-    return found[0] if found[0] in _KEPT else f"\\u{ord(found[0]):04x}"
+def _json_escape(match: re.Match[str]) -> str:
+    return match[0] if match[0] in _KEPT else f"\\u{ord(match[0]):04x}"
 
 
-def _without_command(found: re.Match[str]) -> str:
-    return f"{found[1]}\\x3a" if found[1] else f"{found[2]}\\x5b"
+def _without_command(match: re.Match[str]) -> str:
+    return f"{match[1]}\\x3a" if match[1] else f"{match[2]}\\x5b"
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:

@@ -47,9 +47,9 @@ class BiasFolder:
     def fold(self, put: Iterable[PutIn]) -> dict[SublayerRef, tuple[SublayerRef, ...]]:
         """Folds each bias that stands on the stream, where it has a home."""
         put = list(put)
-        self._biases = {each.bias.inputs[1] for each in put}
-        owners = {each.ref: self._fold(each.bias) for each in put if each.on_stream}
-        return {ref: found for ref, found in owners.items() if found}
+        self._biases = {put_in.bias.inputs[1] for put_in in put}
+        owners = {put_in.ref: self._fold(put_in.bias) for put_in in put if put_in.on_stream}
+        return {ref: owner for ref, owner in owners.items() if owner}
 
     def _fold(self, add: ir.Node) -> tuple[SublayerRef, ...]:
         stream, bias = add.inputs
@@ -84,8 +84,8 @@ class BiasFolder:
         return None
 
     def _home_in_sum(self, total: ir.Node, bias: ir.Value) -> _Home | None:
-        found = (self._home(value, bias) for value in total.inputs if value is not None)
-        home = next((home for home in found if home is not None), None)
+        homes = (self._home(value, bias) for value in total.inputs if value is not None)
+        home = next((home for home in homes if home is not None), None)
         if home is None and total in self._fused:
             return _Home(total, self._branch_slot(total), is_free=True)
         return home

@@ -122,20 +122,20 @@ class _Cut:
     ) -> tuple[tuple[DeletedSublayer, ...], dict[SublayerRef, RecordedReplacement]]:
         """Puts the replacements in, takes the branches out, and joins what was taken apart."""
         put = put_in(self._graph, self._sites, fitted)
-        linear = {ref for ref, each in fitted.items() if each.weights}
+        linear = {ref for ref, replacement in fitted.items() if replacement.weights}
         sites = [spare_input(site) if site.ref in linear else site for site in self._sites]
         add_names = [site.tree.add.name or "" for site in sites]
         swept = self._take_out(sites, put)
         folder = BiasFolder(self._graph, self._parts, self._survivors)
         homes = folder.fold(put.values())
-        biases = folder.made.union(each.bias for each in put.values())
+        biases = folder.made.union(item.bias for item in put.values())
         fused_norms.join(self._graph, self._parts, biases)
         entries = tuple(map(_entry, sites, add_names, swept))
         replaced = {
-            ref: RecordedReplacement(each.kind, each.digest, homes.get(ref, ()))
-            for ref, each in fitted.items()
+            ref: RecordedReplacement(replacement.kind, replacement.digest, homes.get(ref, ()))
+            for ref, replacement in fitted.items()
         }
-        added = {ref: self._parameters_of(each, folder.replaced) for ref, each in put.items()}
+        added = {ref: self._parameters_of(item, folder.replaced) for ref, item in put.items()}
         return tuple(_with_replacement(entry, fitted, added) for entry in entries), replaced
 
     def _take_out(
@@ -277,7 +277,7 @@ def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> Non
     What is declared already stays; where inference can't tell, nothing changes. Weights are not
     needed. A graph that declares its shapes costs no inference.
     """
-    asked = {
+    values = {
         value.name: value
         for node in model.graph
         for value in node.outputs
@@ -285,12 +285,12 @@ def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> Non
         and carried_dims(value) is None
         and any(is_shape_read(user) for user, _ in value.uses())
     }
-    if not asked:
+    if not values:
         return
     copy = model.clone()
     ShapeInferencePass(check_type=False, strict_mode=False)(copy)
     for node in copy.graph:
-        for found in node.outputs:
-            if found.name in asked and found.shape is not None:
-                value = asked[found.name]
-                value.shape, value.type = found.shape.copy(), value.type or found.type
+        for output in node.outputs:
+            if output.name in values and output.shape is not None:
+                value = values[output.name]
+                value.shape, value.type = output.shape.copy(), value.type or output.type

@@ -197,11 +197,11 @@ def is_numbered(value: ir.Value) -> bool:
 
 
 def _layer_number(value: ir.Value) -> int:
-    found = _NUMBER.findall(value.name or "")
-    if len(found) != 1:
+    matches = _NUMBER.findall(value.name or "")
+    if len(matches) != 1:
         raise SurgeryError(
-            f"The cache {value.name!r} can't be renumbered: its name holds {len(found)} numbers.",
+            f"The cache {value.name!r} can't be renumbered: its name holds {len(matches)} numbers.",
             "Leave the numbers as they are.",
             code="cache-not-numbered",
         )
-    return int(found[0])
+    return int(matches[0])

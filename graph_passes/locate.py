@@ -139,22 +139,22 @@ def locate(model: ir.Model) -> Findings:
     that has one left is refused.
     """
     index = GraphIndex(model.graph)
-    found = streams(index)
-    if not found:
+    result = streams(index)
+    if not result:
         return Findings((), (_refuse(index, "no data path leads from an input to it", "no-path"),))
-    refusal = _stream_refusal(found)
+    refusal = _stream_refusal(result)
     if refusal is not None:
         return Findings((), (refusal,))
     missing = recorded(model)
     linear = [r for r in recorded_replacements(model).values() if r.kind == "linear"]
-    groups = groups_of(found[0], missing, len(linear))
+    groups = groups_of(result[0], missing, len(linear))
     if groups is None:
         return Findings((), (_refuse(index, _LOST_LINEAR, "lost-linear"),))
-    refusal = label_refusal(found[0], groups, missing)
+    refusal = label_refusal(result[0], groups, missing)
     if refusal is not None:
         return Findings((), (refusal,))
-    sites = _without_shared_outputs(_sites(found[0], groups, missing))
-    if not missing and not any(_mixes_a_sequence(found[0], site) for site in sites):
+    sites = _without_shared_outputs(_sites(result[0], groups, missing))
+    if not missing and not any(_mixes_a_sequence(result[0], site) for site in sites):
         return Findings((), (_refuse(index, _NO_ATTENTION, "no-attention"),))
     return Findings(tuple(sites), ())
 
@@ -165,9 +165,9 @@ def _mixes_a_sequence(stream: Stream, site: FoundSite) -> bool:
     return "attention" in site.kind or (site.kind == "mixer" and reads_tokens)
 
 
-def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
+def _stream_refusal(items: Sequence[Stream]) -> Refusal | None:
     """Why the best of the streams can't be trusted to show every sublayer in its place."""
-    stream, *others = found
+    stream, *others = items
     refusal = hidden_part(stream)
     if refusal is not None:
         return refusal
@@ -363,8 +363,8 @@ def groups_of(stream: Stream, missing: frozenset[SublayerRef], linear: int) -> l
         )
     if len(skipped) != linear:
         return None
-    found = [(tree, _branches_by_kind(stream, tree, skipped)) for tree in stream.trees]
-    groups = [(tree, kinds) for tree, kinds in found if kinds]
+    result = [(tree, _branches_by_kind(stream, tree, skipped)) for tree in stream.trees]
+    groups = [(tree, kinds) for tree, kinds in result if kinds]
     return groups[1:] if _begins_with_positions(groups, missing) else groups
 
 

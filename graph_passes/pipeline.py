@@ -81,8 +81,8 @@ def graph_size(model: ir.Model) -> GraphSize:
     that is packed in bytes has as many parameters as it has numbers. One that several operators
     read, in whatever shapes, counts once.
     """
-    found = (constant_weight(node) for node in model.graph.all_nodes())
-    constants = [tensor for tensor in found if tensor is not None]
+    protocols = (constant_weight(node) for node in model.graph.all_nodes())
+    constants = [tensor for tensor in protocols if tensor is not None]
     held: dict[Hashable, tuple[int, int]] = {}
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in filter(is_weight, graph.initializers.values()):

@@ -38,17 +38,17 @@ def recorded(model: ir.Model) -> frozenset[SublayerRef]:
 def recorded_replacements(model: ir.Model) -> dict[SublayerRef, RecordedReplacement]:
     """The same, with what came in the place of each; an unreadable detail counts as unknown."""
     details = _entry(model, REPLACEMENTS_KEY, {})
-    found = {}
+    replacements = {}
     try:
         for entry in _entry(model, PLAN_KEY, []):
             if entry["kind"] in get_args(SublayerKind):
                 ref = _ref(f"{entry['kind']} {entry['layer']}")
                 kind = entry.get("replacement", "none")
                 known = cast(Replacement, kind if kind in get_args(Replacement) else "none")
-                found[ref] = _with_details(known, ref, details)
+                replacements[ref] = _with_details(known, ref, details)
     except _UNREADABLE:
         return {}
-    return found
+    return replacements
 
 
 def _with_details(kind: Replacement, ref: SublayerRef, details: Any) -> RecordedReplacement:

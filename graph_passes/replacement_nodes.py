@@ -54,7 +54,7 @@ def put_in(
     replaced = [site for site in sites if site.ref in fitted]
     # From the last on: what an earlier one adds to the stream, a later one's input must hold.
     put = [_put_in(writer, site, fitted[site.ref]) for site in reversed(replaced)]
-    return {each.ref: each for each in reversed(put)}
+    return {item.ref: item for item in reversed(put)}
 
 
 class _Writer:

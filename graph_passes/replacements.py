@@ -70,8 +70,8 @@ def fit(
 ) -> dict[SublayerRef, FittedReplacement]:
     """Checks the numbers against the sites that they are for. Nothing is changed."""
     chosen = list(sites)
-    asked = {site.ref for site in chosen if kinds[site.ref] != "none"}
-    for ref in sorted(set(given) - asked - set(gone)):
+    refs = {site.ref for site in chosen if kinds[site.ref] != "none"}
+    for ref in sorted(set(given) - refs - set(gone)):
         raise SurgeryError(
             f"There are numbers to replace {ref} by, but it is not to be replaced.",
             "Name the replacement in the deletion, or leave its numbers out.",
@@ -80,7 +80,7 @@ def fit(
     return {
         site.ref: _fit_one(site, kinds[site.ref], given.get(site.ref))
         for site in chosen
-        if site.ref in asked
+        if site.ref in refs
     }
 
 

@@ -91,7 +91,7 @@ def replacements_of(
     sites: Iterable[FoundSite], deletions: Sequence[Deletion]
 ) -> dict[SublayerRef, Replacement]:
     """What takes each site's place: a block's replacement is that of each of its sublayers."""
-    found = {}
+    replacements = {}
     for site in sites:
         kinds = {d.replacement for d in deletions if d.names(site.ref)}
         if len(kinds) > 1:
@@ -100,8 +100,8 @@ def replacements_of(
                 "Name one of them, for the sublayer or for its block.",
                 code="two-replacements",
             )
-        found[site.ref] = kinds.pop()
-    return found
+        replacements[site.ref] = kinds.pop()
+    return replacements
 
 
 def check_recorded(
@@ -128,14 +128,14 @@ def check_recorded(
 
 def _check_same(
     ref: SublayerRef,
-    asked: Replacement,
+    replacement: Replacement,
     done: RecordedReplacement,
     given: ReplacementTensors | None,
 ) -> None:
-    if asked != done.kind:
+    if replacement != done.kind:
         raise SurgeryError(
             f"{ref} was cut out of this graph earlier with the replacement {done.kind!r}; "
-            f"now {asked!r} is asked for.",
+            f"now {replacement!r} is asked for.",
             _FROM_THE_ORIGINAL,
             code="other-replacement",
         )

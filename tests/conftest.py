@@ -69,8 +69,8 @@ def _gpu_missing() -> str | None:
 
 
 def _browser_missing() -> str | None:
-    found = any(map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome")))
-    return _missing("playwright") or (None if found else "no chromium is installed")
+    result = any(map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome")))
+    return _missing("playwright") or (None if result else "no chromium is installed")
 
 
 def _reasons() -> dict[str, str | None]:
@@ -126,14 +126,14 @@ def _spelled(path: Path) -> set[str]:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files without a test of the tiers that are asked for aren't imported: seconds a process."""
-    asked = re.findall(r"\w+", config.option.markexpr)
+    matches = re.findall(r"\w+", config.option.markexpr)
     if (
         collection_path.suffix != ".py"
-        or not asked
-        or not {*asked} <= {*TIERS[1:], "or", "and", "not"}
+        or not matches
+        or not {*matches} <= {*TIERS[1:], "or", "and", "not"}
     ):
         return None
-    return None if _spelled(collection_path) & set(asked) else True
+    return None if _spelled(collection_path) & set(matches) else True
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at

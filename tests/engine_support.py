@@ -45,12 +45,12 @@ def decoder_record(phases: Sequence[str], **changes: Any) -> EngineRecord:
     }
     outputs = {"logits": ("bf16", (-1, -1, 16))}
     outputs |= {f"present.0.{part}": ("bf16", (-1, 2, -1, 4)) for part in ("key", "value")}
-    inputs = [_tensor(name, *each) for name, each in tensors.items()]
+    inputs = [_tensor(name, *tensor) for name, tensor in tensors.items()]
     ranges = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 4, 6), context=Span(1, 4, 8))
     facts: dict[str, Any] = {
-        "profiles": [profile([each.spec for each in inputs], phase, ranges) for phase in phases],
+        "profiles": [profile([item.spec for item in inputs], phase, ranges) for phase in phases],
         "inputs": inputs,
-        "outputs": [_tensor(name, *each) for name, each in outputs.items()],
+        "outputs": [_tensor(name, *output) for name, output in outputs.items()],
         "made_from": {"model": "a" * 64},
     }
     return record(**{**facts, **changes})

@@ -97,7 +97,7 @@ def _modules(model: Any) -> Iterator[str]:
             if name in _UNSEEN:
                 continue
             if hasattr(value, "to_dict"):  # a config, with what it keeps to itself
-                settings = {key: told for key, told in vars(value).items() if key not in _UNSEEN}
+                settings = {key: var for key, var in vars(value).items() if key not in _UNSEEN}
                 yield f"{path}.{name} = {sorted(settings.items())!r}"
             elif isinstance(value, _PLAIN) or dataclasses.is_dataclass(value):
                 yield f"{path}.{name} = {value!r}"
@@ -106,11 +106,11 @@ def _modules(model: Any) -> Iterator[str]:
 def _leaves(path: str, value: Any) -> Iterator[str]:
     """Nested options, a tensor by its dtype and shape."""
     if isinstance(value, dict):
-        for key, each in value.items():
-            yield from _leaves(f"{path}.{key}", each)
+        for key, entry in value.items():
+            yield from _leaves(f"{path}.{key}", entry)
     elif isinstance(value, list | tuple):
-        for number, each in enumerate(value):
-            yield from _leaves(f"{path}.{number}", each)
+        for number, item in enumerate(value):
+            yield from _leaves(f"{path}.{number}", item)
     elif hasattr(value, "shape"):
         yield f"{path} = {value.dtype} {tuple(value.shape)}"
     else:

@@ -71,11 +71,11 @@ def owned_by_another(monkeypatch: pytest.MonkeyPatch, *theirs: Path) -> None:
     whole = Path.stat
 
     def stat(path: Path, *, follow_symlinks: bool = True) -> Any:
-        found = whole(path, follow_symlinks=follow_symlinks)
+        result = whole(path, follow_symlinks=follow_symlinks)
         if path not in theirs:
-            return found
-        told = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
-        return SimpleNamespace(**{**told, "st_uid": found.st_uid + 1})
+            return result
+        values = {name: getattr(result, name) for name in dir(result) if name.startswith("st_")}
+        return SimpleNamespace(**{**values, "st_uid": result.st_uid + 1})
 
     monkeypatch.setattr(Path, "stat", stat)
 

@@ -203,9 +203,9 @@ class _Builder:
             "LessOrEqual", columns, self._op("Unsqueeze", rows, self._number(np.array([1])))
         )
         if s.positions:
-            told = self._op("Cast", self._inputs[1], to=ir.DataType.BOOL.value)
-            told = self._op("Unsqueeze", told, self._number(np.array([1, 2])))
-            seen = self._op("And", seen, told)
+            value = self._op("Cast", self._inputs[1], to=ir.DataType.BOOL.value)
+            value = self._op("Unsqueeze", value, self._number(np.array([1, 2])))
+            seen = self._op("And", seen, value)
         low = self._number(np.asarray(-3e4, s.dtype.numpy()))
         return self._op("Where", seen, self._number(np.asarray(0, s.dtype.numpy())), low)
 

@@ -422,14 +422,14 @@ def _corners(rows: list[LatencyRow]) -> list[Corner]:
             row.shape_name: Interval(value=gain, ci95=(gain - 0.04, gain + 0.05)) for row in rows
         }
         whole = arm.replace("candidate", "baseline")
-        told: dict[str, Any] = {} if arm == whole else {
+        results: dict[str, Any] = {} if arm == whole else {
             "whole": whole, "over_whole": speedups,
             "verdicts": dict.fromkeys(speedups, "faster"),
             "log_perplexity_increase": Interval(value=0.1, ci95=(0.05, 0.15)),
         }  # fmt: skip
         return Corner(
             arm=arm, pruned="candidate" in arm, quantized="float" not in arm, file_bytes=size,
-            speedups={} if arm == "float baseline" else speedups, **told, **figures,
+            speedups={} if arm == "float baseline" else speedups, **results, **figures,
         )  # fmt: skip
 
     return [

@@ -24,7 +24,7 @@ def made_shape(name: str, ratio: float, **changes: Any) -> SweepShape:
     lengths = {"sequence_length": int(length.split()[-1]), "past_length": 0}
     if phase == "decode":
         lengths = {"sequence_length": 1, "past_length": lengths["sequence_length"]}
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "name": name,
         "phase": phase,
         "batch": 1,
@@ -35,14 +35,14 @@ def made_shape(name: str, ratio: float, **changes: Any) -> SweepShape:
         "verdict": "faster" if ratio > 1.03 else "inconclusive",
         **lengths,
     }
-    return SweepShape(**{**told, **changes})
+    return SweepShape(**{**results, **changes})
 
 
 def made_result(ratio: float, perplexity: float, *, scheme: str = "", **changes: Any) -> Any:
     """What a cell found; a quantised one is twice as fast again, and against float."""
     over = {"over_float": Interval(value=2 * ratio, ci95=(1.9 * ratio, 2.1 * ratio))}
     beside = over if scheme else {}
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "deletions": [PlannedDeletion(layer=layer, kind="attention") for layer in (5, 6, 22)],
         "shapes": [
             made_shape("prefill 512", ratio + 0.04, **beside),
@@ -66,12 +66,12 @@ def made_result(ratio: float, perplexity: float, *, scheme: str = "", **changes:
         "machine": "AMD EPYC",
         "threads": 2,
     }
-    return SweepResult(**{**told, **changes})
+    return SweepResult(**{**results, **changes})
 
 
 def made_cell(model: str, plan: str, precision: str, result: Any = None, **changes: Any) -> Any:
     """A cell, done where it has a result."""
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "model": model,
         "plan": plan,
         "precision": precision,
@@ -82,7 +82,7 @@ def made_cell(model: str, plan: str, precision: str, result: Any = None, **chang
         "report_sha256": None if result is None else "1" * 64,
         "result": result,
     }
-    return SweepCell(**{**told, **changes})
+    return SweepCell(**{**results, **changes})
 
 
 def made_failure(model: str, plan: str, precision: str, message: str = "No such layer.") -> Any:

@@ -46,8 +46,8 @@ def ends_in(kind: type[DepthcutError], code: str = "", *named: object) -> Iterat
 
 def _hold(error: DepthcutError, code: str, named: Iterable[object]) -> None:
     assert error.code == code
-    for each in named:
-        assert tells(str(error), each), f"{each!r} is not named: {error}"
+    for item in named:
+        assert tells(str(error), item), f"{item!r} is not named: {error}"
 
 
 def tells(text: str, field: object) -> bool:

@@ -33,7 +33,7 @@ def logits(path: Path, sequence: int, past: int) -> Any:
     for layer, part in product(range(2), ("key", "value")):
         cache = rng.standard_normal((2, 2, past, 16))
         feed[f"past_key_values.{layer}.{part}"] = cache.astype(np.float32)
-    names = {each.name for each in session.get_inputs()}
+    names = {item.name for item in session.get_inputs()}
     assert ("position_ids" in names) == ("positions" in path.stem)
     return session.run(["logits"], {name: feed[name] for name in names})[0]
 
@@ -42,14 +42,14 @@ def logits(path: Path, sequence: int, past: int) -> Any:
 def test_positions_and_attention_in_every_form_compute_the_same(
     sequence: int, past: int, tmp_path: Path
 ) -> None:
-    found = []
+    result = []
     for fused, positions in product((False, True), repeat=2):
         shape = replace(SHAPE, fused_attention=fused, positions=positions)
         path = tmp_path / f"{fused}-{'positions' if positions else ''}.onnx"
-        found.append(logits(write_llama(path, shape, noise=0.1), sequence, past))
-    assert np.abs(found[0]).max() > 0.1
-    for each in found[1:]:
-        np.testing.assert_allclose(each, found[0], rtol=1e-5, atol=1e-5)
+        result.append(logits(write_llama(path, shape, noise=0.1), sequence, past))
+    assert np.abs(result[0]).max() > 0.1
+    for item in result[1:]:
+        np.testing.assert_allclose(item, result[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", [False, True])

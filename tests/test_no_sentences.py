@@ -65,8 +65,8 @@ def sentences(source: str) -> Iterator[int]:
 def test_errors_are_held_by_codes_and_fields(folder: str) -> None:
     files = sorted((TESTS / folder).rglob("*.py"))
     assert files
-    found = [f"{path}:{line}" for path in files for line in sentences(path.read_text("utf-8"))]
-    assert found == []
+    result = [f"{path}:{line}" for path in files for line in sentences(path.read_text("utf-8"))]
+    assert result == []
 
 
 @pytest.mark.parametrize(

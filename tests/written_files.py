@@ -11,8 +11,8 @@ _DATA = re.compile(r"(.+\.onnx)\.[0-9a-f]{16}\.data")
 
 def data_of(model: Path) -> Path:
     """The one file that holds the weights of an ONNX file that depthcut wrote."""
-    (found,) = all_data_of(model)
-    return found
+    (path,) = all_data_of(model)
+    return path
 
 
 def all_data_of(model: Path) -> list[Path]:

@@ -127,10 +127,10 @@ _MADE_BY = {
 """What each kind of file is called, and the command that makes one."""
 
 
-def _refuse_kind(found: str, cls: type[Artifact], path: Path) -> None:
+def _refuse_kind(text: str, cls: type[Artifact], path: Path) -> None:
     wanted = cls.model_fields["kind"].default
-    if found != wanted and wanted in _MADE_BY:
-        (needed, command), (given, _) = _MADE_BY[wanted], _MADE_BY.get(found, (found, ""))
+    if text != wanted and wanted in _MADE_BY:
+        (needed, command), (given, _) = _MADE_BY[wanted], _MADE_BY.get(text, (text, ""))
         raise ArtifactError(
             f"{path} is {given}; {needed} is needed here.",
             f"Make one with {command}.",
@@ -172,19 +172,19 @@ def json_path(location: tuple[int | str, ...]) -> str:
 
 def library_versions() -> dict[str, str]:
     """The installed versions of the libraries that decide results."""
-    found = {}
+    texts = {}
     for name in _TOLD_VERSIONS:
         try:
-            found[name] = metadata.version(name)
+            texts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return texts
 
 
 def command_line() -> list[str]:
     """The running command, with the program's bare name."""
-    told = running_command.get()
-    return [Path(sys.argv[0]).name, *sys.argv[1:]] if told is None else list(told)
+    names = running_command.get()
+    return [Path(sys.argv[0]).name, *sys.argv[1:]] if names is None else list(names)
 
 
 Parts = Literal["tokens", "patches", "frames"]

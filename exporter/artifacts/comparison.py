@@ -67,7 +67,7 @@ class QuantizationRecord(Record):
     def name(self) -> str:
         """How, in words: the same for equal settings and for no others."""
         zeros = {None: None, True: "symmetric", False: "zero points"}[self.symmetric]
-        told = (
+        result = (
             self.method,
             self.block_size and f"blocks of {self.block_size}",
             zeros,
@@ -76,7 +76,7 @@ class QuantizationRecord(Record):
             self.head_bits and f"head of {self.head_bits} bits",
             self.calibration and f"calibrated on {self.calibration}",
         )
-        return f"{self.scheme} ({', '.join(part for part in told if part)})"
+        return f"{self.scheme} ({', '.join(part for part in result if part)})"
 
 
 FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
@@ -221,8 +221,8 @@ class ComparisonReport(Artifact):
     @property
     def floats(self) -> tuple[str, str] | None:
         """Where the models in float lie whose quantised forms the two arms are."""
-        found = [self.arms.references.get(name) for name in (FLOAT_BASELINE, FLOAT_CANDIDATE)]
-        paths = [arm.path for arm in found if arm is not None]
+        arms = [self.arms.references.get(name) for name in (FLOAT_BASELINE, FLOAT_CANDIDATE)]
+        paths = [arm.path for arm in arms if arm is not None]
         return (paths[0], paths[1]) if len(paths) > 1 else None
 
     @property

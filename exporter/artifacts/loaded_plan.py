@@ -75,11 +75,11 @@ class LoadedPlan:
     @property
     def hashes(self) -> dict[str, str]:
         """Those of the files, by their roles in what is made from them."""
-        found = {} if self.sha256 is None else {"plan": self.sha256}
+        result = {} if self.sha256 is None else {"plan": self.sha256}
         return (
-            found
+            result
             if self.replacements is None
-            else found | {"replacements": self.replacements.sha256}
+            else result | {"replacements": self.replacements.sha256}
         )
 
     def hold_against(self, model_sha256: str | None, model: str, progress: Progress) -> None:

@@ -87,17 +87,17 @@ def hold_against_model(
     meant = plan.made_from.get(_ROLE)
     if meant is None or sha256 is None or meant == sha256:
         return
-    told = (
+    text = (
         f"{path or 'the plan'} was made for another model (sha256 {meant[:12]}) than {model} "
         f"(sha256 {sha256[:12]})"
     )
     if plan.replacements is not None and not refits:
         raise PlanError(
-            f"{told[:1].upper()}{told[1:]}, and its replacements were fitted to that one.",
+            f"{text[:1].upper()}{text[1:]}, and its replacements were fitted to that one.",
             "Fit them to this model: depthcut heal.",
             code="another-model",
         )
-    progress.say(f"plan: warning: {told}; sublayers that are redundant there may be needed here")
+    progress.say(f"plan: warning: {text}; sublayers that are redundant there may be needed here")
 
 
 _NOUNS = {
@@ -213,10 +213,10 @@ def _foreign_plan(path: Path) -> PruningPlan | None:
         return None
     if isinstance(content, dict) and "schema_version" in content:
         return None
-    found = foreign_deletions(content, str(path))
-    if found is None:
+    deletions = foreign_deletions(content, str(path))
+    if deletions is None:
         return None
-    return PruningPlan(deletions=found, made_from={"config": sha256_file(path)})
+    return PruningPlan(deletions=deletions, made_from={"config": sha256_file(path)})
 
 
 def validate_plan(
@@ -270,9 +270,14 @@ def _drops_all(
 ) -> bool:
     """Whether no sublayer is left."""
     if encoder_layers is None:
-        return sum(len(each.sublayers) for each in deletions) >= len(BLOCK_KINDS) * num_layers
+        return (
+            sum(len(deletion.sublayers) for deletion in deletions) >= len(BLOCK_KINDS) * num_layers
+        )
     stacks = Stacks(encoder_layers, num_layers - encoder_layers)
-    return sum(len(stacks.named(each.layer, each.kind)) for each in deletions) >= stacks.sublayers
+    return (
+        sum(len(stacks.named(deletion.layer, deletion.kind)) for deletion in deletions)
+        >= stacks.sublayers
+    )
 
 
 def validate_for(

@@ -90,7 +90,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
             )
         return None
     path = _located(plan.replacements.path, plan_path)
-    found = dict(_opened(path))  # first: a terabyte of nothing would be hashed for ever
+    result = dict(_opened(path))  # first: a terabyte of nothing would be hashed for ever
     sha256 = sha256_file(path)
     if sha256 != plan.replacements.sha256.lower():
         raise PlanError(
@@ -98,20 +98,20 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
             "Make the plan again, or bring the file back.",
             code="wrong-hash",
         )
-    weights = _changed_weights(path, found, plan.changed_weights)
-    named = {_named(path, key): numbers for key, numbers in found.items()}
+    weights = _changed_weights(path, result, plan.changed_weights)
+    named = {_named(path, key): numbers for key, numbers in result.items()}
     _check_keys(path, set(named), replaced)
     return Replacements(path, sha256, _paired(named), weights)
 
 
 def _changed_weights(
-    path: Path, found: dict[str, ir.LazyTensor], count: int
+    path: Path, tensors: dict[str, ir.LazyTensor], count: int
 ) -> dict[str, ChangedWeight]:
     """Takes the changed weights out of what was found in the file; as many as the plan says."""
     parts: dict[str, dict[str, ir.LazyTensor]] = {}
-    for key in [key for key in found if _WEIGHT_KEY.fullmatch(key)]:
+    for key in [key for key in tensors if _WEIGHT_KEY.fullmatch(key)]:
         part, _, name = key.partition(":")
-        parts.setdefault(name, {})[part] = found.pop(key)
+        parts.setdefault(name, {})[part] = tensors.pop(key)
     for name, held in parts.items():
         if set(held) not in ({"value"}, {"down", "up"}):
             raise PlanError(
@@ -190,17 +190,17 @@ def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
 
 
 def _check_keys(
-    path: Path, found: set[tuple[SublayerRef, str]], replaced: list[PlannedDeletion]
+    path: Path, items: set[tuple[SublayerRef, str]], replaced: list[PlannedDeletion]
 ) -> None:
     """Nothing is lacking that can be told without the graph, and nothing is left over."""
     for deletion in replaced:
         if deletion.kind == "block":
             continue  # of what sublayers it consists, the graph knows
         ref = SublayerRef(deletion.layer, deletion.kind)
-        _require(path, ref, "bias", found)
-        if deletion.replacement == "linear" and not any((ref, part) in found for part in _FACTORS):
-            _require(path, ref, "weight", found)
-    for ref, part in sorted(found):
+        _require(path, ref, "bias", items)
+        if deletion.replacement == "linear" and not any((ref, part) in items for part in _FACTORS):
+            _require(path, ref, "weight", items)
+    for ref, part in sorted(items):
         kinds = {d.replacement for d in replaced if d.names(ref)}
         if not kinds or (part != "bias" and "linear" not in kinds):
             raise PlanError(
@@ -209,8 +209,8 @@ def _check_keys(
                 code="unasked-numbers",
             )
         for other in _companions(part):
-            _require(path, ref, other, found)
-        if part in _FACTORS and (ref, "weight") in found:
+            _require(path, ref, other, items)
+        if part in _FACTORS and (ref, "weight") in items:
             raise PlanError(
                 f"{path} holds both {_key(ref, 'weight')} and its factor {_key(ref, part)}.",
                 "Keep one of the two.",
@@ -225,8 +225,8 @@ def _companions(part: str) -> tuple[str, ...]:
     return ("bias", *_FACTORS) if part in _FACTORS else ("bias",)
 
 
-def _require(path: Path, ref: SublayerRef, part: str, found: set[tuple[SublayerRef, str]]) -> None:
-    if (ref, part) not in found:
+def _require(path: Path, ref: SublayerRef, part: str, items: set[tuple[SublayerRef, str]]) -> None:
+    if (ref, part) not in items:
         raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT, code="numbers-missing")
 
 
@@ -235,20 +235,20 @@ def _key(ref: SublayerRef, part: str) -> str:
 
 
 def _paired(
-    found: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
+    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
 ) -> dict[SublayerRef, ReplacementTensors]:
-    refs: dict[SublayerRef, Any] = dict.fromkeys(ref for ref, _ in found)
+    refs: dict[SublayerRef, Any] = dict.fromkeys(ref for ref, _ in tensors)
     return {
         ref: ReplacementTensors(
-            found[ref, "bias"], found.get((ref, "weight")), _factors(found, ref)
+            tensors[ref, "bias"], tensors.get((ref, "weight")), _factors(tensors, ref)
         )
         for ref in refs
     }
 
 
 def _factors(
-    found: Mapping[tuple[SublayerRef, str], ir.LazyTensor], ref: SublayerRef
+    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor], ref: SublayerRef
 ) -> tuple[ir.LazyTensor, ir.LazyTensor] | None:
-    if (ref, _FACTORS[0]) not in found:
+    if (ref, _FACTORS[0]) not in tensors:
         return None
-    return found[ref, _FACTORS[0]], found[ref, _FACTORS[1]]
+    return tensors[ref, _FACTORS[0]], tensors[ref, _FACTORS[1]]

@@ -71,9 +71,9 @@ CHECKPOINT_SERVERS = tuple(name for name, held in SERVERS.items() if held.form =
 def is_plain(deletions: Sequence[PlannedDeletion]) -> bool:
     """Whether only whole blocks go, and nothing takes their places."""
     gone: dict[int, set[SublayerKind]] = {}
-    for ref in (ref for each in deletions for ref in each.sublayers):
+    for ref in (ref for deletion in deletions for ref in deletion.sublayers):
         gone.setdefault(ref.layer, set()).add(ref.kind)
-    bare = all(each.replacement == "none" for each in deletions)
+    bare = all(deletion.replacement == "none" for deletion in deletions)
     return bare and all(kinds == set(BLOCK_KINDS) for kinds in gone.values())
 
 
@@ -84,11 +84,11 @@ def refuse_unheld(
     if plain and is_plain(deletions):
         return
     for server in servers:
-        for each in deletions:
-            refuse_needed(server, each.sublayers)
-            for ref in each.sublayers:
-                if each.replacement not in SERVERS[server].places(ref):
-                    raise _unheld(server, ref, each.replacement)
+        for deletion in deletions:
+            refuse_needed(server, deletion.sublayers)
+            for ref in deletion.sublayers:
+                if deletion.replacement not in SERVERS[server].places(ref):
+                    raise _unheld(server, ref, deletion.replacement)
 
 
 @dataclass(frozen=True)
@@ -118,21 +118,21 @@ def serving_rows(
     """What each runtime can hold; whole blocks without replacements go everywhere."""
     problems = {} if deletions is None else where_served(deletions)
     plain = deletions is not None and is_plain(deletions)
-    found = []
+    result = []
     for server, held in SERVERS.items():
         alien = bool(other_arithmetic) and held.llama_only
         attention, mlp, first = (STAYS if alien else _places(held, *ref) for ref in _KINDS_OF_ROW)
         problem = problems.get(server)
         if problem == "" and alien and not plain:
             problem = f"it computes such models as Llama does, and {other_arithmetic}"
-        found.append(ServingRow(server, held.form, attention, mlp, first, problem))
-    return found
+        result.append(ServingRow(server, held.form, attention, mlp, first, problem))
+    return result
 
 
 def _places(held: Held, layer: int, kind: SublayerKind) -> str:
     places = held.places(SublayerRef(layer, kind))
     without = " without intercept" if "linear" in places and not held.intercept else ""
-    return ", ".join(_WORDS[each] for each in places) + without or STAYS
+    return ", ".join(_WORDS[place] for place in places) + without or STAYS
 
 
 def where_served(deletions: Sequence[PlannedDeletion]) -> dict[Server, str]:
@@ -140,14 +140,14 @@ def where_served(deletions: Sequence[PlannedDeletion]) -> dict[Server, str]:
 
     A map's numbers may still have an intercept, and the model be no Llama: who writes it looks.
     """
-    found: dict[Server, str] = {}
+    lines: dict[Server, str] = {}
     for server in SERVERS:
         try:
             refuse_unheld([server], deletions)
-            found[server] = ""
+            lines[server] = ""
         except PlanError as error:
-            found[server] = error.message
-    return found
+            lines[server] = error.message
+    return lines
 
 
 def places_of(server: Server | None, ref: SublayerRef) -> tuple[Replacement, ...]:
@@ -166,9 +166,9 @@ def refuse_needed(server: Server, refs: Iterable[SublayerRef]) -> None:
             )
 
 
-def _unheld(server: Server, ref: SublayerRef, asked: Replacement) -> PlanError:
+def _unheld(server: Server, ref: SublayerRef, replacement: Replacement) -> PlanError:
     places = SERVERS[server].places(ref)
-    what = "nothing" if asked == "none" else f"a {asked}"
+    what = "nothing" if replacement == "none" else f"a {replacement}"
     return PlanError(
         f"{what} is to take the place of {ref}; {server} can have {' or '.join(places)} there.",
         f"Heal the plan for it (depthcut heal --for {server}), or name a runtime that holds it.",

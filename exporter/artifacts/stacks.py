@@ -82,15 +82,15 @@ class Stacks:
                 f"The decoder's layers are {self.encoder} to {self.layers - 1}.",
                 code="sublayer-missing",
             )
-        return [SublayerRef(layer, each) for each in kinds if kind in (each, "block")]
+        return [SublayerRef(layer, item) for item in kinds if kind in (item, "block")]
 
     def within(self, deletions: Iterable[PlannedDeletion], stack: Stack) -> list[PlannedDeletion]:
         """What goes of one stack, by the layers' numbers in its own graph."""
         first = self.first(stack)
         return [
-            each.model_copy(update={"layer": each.layer - first})
-            for each in deletions
-            if self.stack(each.layer) == stack
+            deletion.model_copy(update={"layer": deletion.layer - first})
+            for deletion in deletions
+            if self.stack(deletion.layer) == stack
         ]
 
     def words(self) -> str:

@@ -115,7 +115,9 @@ class ImportanceReport(Artifact):
     @property
     def tables(self) -> dict[str, list[Score]]:
         """All scores by their metric, the report's own first."""
-        return {self.metric: self.scores} | {each.metric: each.scores for each in self.further}
+        return {self.metric: self.scores} | {
+            scores.metric: scores.scores for scores in self.further
+        }
 
     def of_metric(self, name: str | None) -> ImportanceReport:
         """The same report with another of its metrics first; None: as it is."""
@@ -257,13 +259,13 @@ class PlanParts(Record):
     @property
     def roles(self) -> dict[str, list[CalibrationRef]]:
         """Those that there are, by their role: ``chosen``, ``fitted``, ``stopped``, ``judged``."""
-        found = {
+        calibrations = {
             "chosen": self.chosen_on,
             "fitted": self.fitted_on,
             "stopped": self.stopped_on,
             "judged": self.judged_on,
         }
-        return {role: refs for role, refs in found.items() if refs}
+        return {role: refs for role, refs in calibrations.items() if refs}
 
 
 class PruningPlan(PlanParts, Artifact):

@@ -126,7 +126,7 @@ class Store:
             append(self._path, _line(name, entry))
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self._path, "".join(_line(*each) for each in self._entries.items()))
+        write_text(self._path, "".join(_line(*item) for item in self._entries.items()))
         self._begun = True
 
     def once(
@@ -141,9 +141,9 @@ class Store:
         kept = self.find(name, key)
         with contextlib.suppress(ValidationError):
             if kept is not None:
-                found = kind.validate_python(kept)
+                result = kind.validate_python(kept)
                 on_found()
-                return found
+                return result
         made = make()
         if made:
             self.keep(name, kind.dump_python(made, mode="json"), key)
@@ -160,7 +160,7 @@ class Store:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         part.unlink(missing_ok=True)
-        save_file({each: np.ascontiguousarray(array) for each, array in arrays.items()}, part)
+        save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, part)
         part.replace(file)
         self.keep(name, value, files=[file])
 
@@ -189,9 +189,9 @@ def _read(path: Path) -> dict[str, StoreEntry]:
     entries: dict[str, StoreEntry] = {}
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            told = parse_json(line, str(path))
-            name = told.pop("name")
-            entries[str(name)] = StoreEntry.model_validate(told)
+            result = parse_json(line, str(path))
+            name = result.pop("name")
+            entries[str(name)] = StoreEntry.model_validate(result)
     return entries
 
 
@@ -252,8 +252,8 @@ class StageLedger:
 
     def _memory(self) -> str:
         stages = {name: entry.model_dump(mode="json") for name, entry in self._stages.items()}
-        told = {"stages": stages, "published": self._published}
-        return json.dumps(told, indent=1, sort_keys=True) + "\n"
+        result = {"stages": stages, "published": self._published}
+        return json.dumps(result, indent=1, sort_keys=True) + "\n"
 
     def has(self, stage: str) -> bool:
         """Whether a stage was ever finished here."""
@@ -351,9 +351,9 @@ class StageLedger:
         if old.is_symlink() or not (old.is_dir() and new.is_dir()):
             return
         for folder, folders, files in os.walk(old):
-            links = [each for each in folders if Path(folder, each).is_symlink()]
-            folders[:] = [each for each in folders if each != FOLDER]
-            for path in (Path(folder, each) for each in (*files, *links)):
+            links = [item for item in folders if Path(folder, item).is_symlink()]
+            folders[:] = [item for item in folders if item != FOLDER]
+            for path in (Path(folder, item) for item in (*files, *links)):
                 if path.relative_to(self._root).as_posix() not in self._published:
                     yield _with_room(new / path.relative_to(old), path), path
 
@@ -382,16 +382,16 @@ def _tops(names: Iterable[str]) -> set[str]:
 def _read_memory(path: Path) -> tuple[dict[str, StoreEntry], dict[str, str]]:
     """The finished stages, and what is published of them: name to hash."""
     try:
-        told = read_json(path, limit=TABLE_BYTES)
-        stages, published = dict(told["stages"]), dict(told["published"])
+        result = read_json(path, limit=TABLE_BYTES)
+        stages, published = dict(result["stages"]), dict(result["published"])
     except (OSError, ValueError, TypeError, KeyError, UnsafeInputError):
         # No memory, or a broken one: everything is made again.
         return {}, {}
-    found: dict[str, StoreEntry] = {}
+    entries: dict[str, StoreEntry] = {}
     for name, entry in stages.items():
         with contextlib.suppress(ValidationError):  # anybody may have written it
-            found[name] = StoreEntry.model_validate(entry)
-    return found, {name: sha256 for name, sha256 in published.items() if is_name(name)}
+            entries[name] = StoreEntry.model_validate(entry)
+    return entries, {name: sha256 for name, sha256 in published.items() if is_name(name)}
 
 
 @contextmanager
@@ -406,9 +406,9 @@ def locked(root: Path) -> Iterator[None]:
     with held(home, root):
         placing.complete(home, overwriting=True)
         _clear(home)
-        for each in home.iterdir():
-            if each.name != placing.RESULTS and each.is_dir():
-                refuse_links(each)
+        for path in home.iterdir():
+            if path.name != placing.RESULTS and path.is_dir():
+                refuse_links(path)
         try:
             yield
         finally:

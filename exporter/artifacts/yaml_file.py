@@ -90,8 +90,8 @@ def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> Y
     except (yaml.YAMLError, RecursionError) as found:
         mark = getattr(found, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        told = getattr(found, "problem", None) or first_line(found)
-        raise error(f"{path}{where}: this is not valid YAML: {told}.") from found
+        value = getattr(found, "problem", None) or first_line(found)
+        raise error(f"{path}{where}: this is not valid YAML: {value}.") from found
 
 
 def _data(root: Any, path: Path, error: type[UsageError]) -> Any:
@@ -116,7 +116,7 @@ def _count(node: Any, known: dict[int, float]) -> float:
     if id(node) not in known:
         known[id(node)] = math.inf  # what is met again before it is counted
         parts = itertools.chain.from_iterable(
-            each if isinstance(each, tuple) else (each,) for each in node.value
+            item if isinstance(item, tuple) else (item,) for item in node.value
         )
         known[id(node)] = 1 + sum(_count(part, known) for part in parts)
     return known[id(node)]

@@ -77,10 +77,10 @@ def check_decilm(
 ) -> None:
     """Refuses what a server would compute wrongly, or not load."""
     refuse_unheld([server] if server else CHECKPOINT_SERVERS, deletions, plain=False)
-    found = other_arithmetic(loaded.model.config.to_dict())
-    if found:
+    text = other_arithmetic(loaded.model.config.to_dict())
+    if text:
         raise UnknownArchitectureError(
-            f"{loaded.ref.architecture} is not what servers compute of {CLASS}: {found}.",
+            f"{loaded.ref.architecture} is not what servers compute of {CLASS}: {text}.",
             _HINT,
             code="not-llama",
         )
@@ -125,7 +125,7 @@ def decilm_config(
             "version": 1,
             "base_sha256": loaded.ref.sha256,
             "layers": list(range(layers)),
-            "deletions": [each.model_dump(mode="json") for each in deletions],
+            "deletions": [deletion.model_dump(mode="json") for deletion in deletions],
         },
     }
 

@@ -52,7 +52,7 @@ class CheckpointFacts(Record):
     @property
     def healed(self) -> bool:
         """Whether anything stands in the dropped branches' places."""
-        return any(each.replacement != "none" for each in self.deletions)
+        return any(deletion.replacement != "none" for deletion in self.deletions)
 
     @property
     def loader_words(self) -> str:
@@ -108,4 +108,4 @@ def license_of_base(folder: Path) -> dict[str, str]:
         return {}
     head = _FRONT_MATTER.match(text)
     lines = map(_LICENSE_LINE.fullmatch, head[1].splitlines() if head else ())
-    return {found[1]: found[2] for found in lines if found}
+    return {line[1]: line[2] for line in lines if line}

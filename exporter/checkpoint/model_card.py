@@ -166,8 +166,8 @@ def _chosen(sources: CardSources, read: Nouns) -> Section:
     plan, importance = sources.plan, sources.importance
     lines = []
     if plan.budget:
-        asked = ", ".join(f"{key} {value}" for key, value in plan.budget.items())
-        lines.append(f"Asked for: {asked}.")
+        text = ", ".join(f"{key} {value}" for key, value in plan.budget.items())
+        lines.append(f"Asked for: {text}.")
     if importance is not None:
         order = f", the lowest first ({_PAPER})" if plan.budget.keys() <= _COUNTS else ""
         lines.append(
@@ -186,7 +186,7 @@ def _chosen(sources: CardSources, read: Nouns) -> Section:
 
 
 def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
-    healing, notes = sources.healing, [Note(each) for each in _changed(facts, sources.plan)]
+    healing, notes = sources.healing, [Note(item) for item in _changed(facts, sources.plan)]
     if healing is None or not (facts.healed or sources.plan.changed_weights):
         return Section("healed", "Healing", [*notes])
     read = nouns_of(facts.architecture)
@@ -195,7 +195,10 @@ def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
     if healing.training is not None:
         blocks.append(Note(training_words(healing, healing.training, read)))
     if healing.texts:
-        named = [each.model_copy(update={"text": _named(each.text)}) for each in healing.texts]
+        named = [
+            healed_text.model_copy(update={"text": _named(healed_text.text)})
+            for healed_text in healing.texts
+        ]
         blocks.append(healing_grid(healing.model_copy(update={"texts": named})))
     return Section("healed", "Healing", blocks)
 

@@ -63,8 +63,8 @@ def prune_model(
     structure = structure_for(loaded, deletions, cut, inputs)
     place_replacements(model, structure, cut)
     with torch.inference_mode():
-        found = answer_to(model, inputs)
-    require_same(loaded, found, wanted)
+        tensor = answer_to(model, inputs)
+    require_same(loaded, tensor, wanted)
 
 
 def place_replacements(model: Any, structure: PrunedStructure, cut: BranchReplacements) -> None:
@@ -102,10 +102,10 @@ def save_pruned_into(loaded: LoadedModel, stage: Path) -> None:
 def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
     """Keeps a checkpoint from taking the place of anything but an earlier one."""
     place = real(folder)
-    for each in kept:
-        if real(each).is_relative_to(place) or (each.is_dir() and place.is_relative_to(real(each))):
+    for item in kept:
+        if real(item).is_relative_to(place) or (item.is_dir() and place.is_relative_to(real(item))):
             raise UsageError(
-                f"{folder} would be the checkpoint, so {each} can't be inside it.",
+                f"{folder} would be the checkpoint, so {item} can't be inside it.",
                 "Give the checkpoint a folder of its own.",
                 code="places-collide",
             )
@@ -158,7 +158,7 @@ def _as_in(
     device = "cpu" if model.device.type == "meta" else model.device
     form = {"device": device, "dtype": model.dtype}
     bias = None if replacement.bias is None else replacement.bias.detach().to(**form)
-    return bias, [each.detach().to(**form) for each in replacement.maps]
+    return bias, [item.detach().to(**form) for item in replacement.maps]
 
 
 def refuse_tokenless(model: Any) -> None:
@@ -215,9 +215,9 @@ HINT = "It is written with all its layers, some of them empty."
 def kept_layers(deletions: Sequence[PlannedDeletion], layers: int) -> list[int] | None:
     """The layers that stay where a plan drops whole blocks and nothing else; else None."""
     gone: dict[int, set[str]] = {}
-    for each in deletions:
-        gone.setdefault(each.layer, set()).update(sublayer_kinds(each.kind))
-    bare = all(each.replacement == "none" for each in deletions)
+    for deletion in deletions:
+        gone.setdefault(deletion.layer, set()).update(sublayer_kinds(deletion.kind))
+    bare = all(deletion.replacement == "none" for deletion in deletions)
     whole = all(kinds == set(BLOCK_KINDS) for kinds in gone.values())
     return [layer for layer in range(layers) if layer not in gone] if bare and whole else None
 
@@ -233,13 +233,13 @@ def shallow_model(
     import torch
 
     model: Any = loaded.model
-    found = layer_modules(model)
-    kept = kept_layers(deletions, len(found))
+    modules = layer_modules(model)
+    kept = kept_layers(deletions, len(modules))
     if not kept:
         raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", HINT)
     config = shallow_config_of(loaded, deletions, kept, exits=exits)
     try:
-        made = _made(model, config, _weights(model, found, kept))
+        made = _made(model, config, _weights(model, modules, kept))
     except Exception as error:
         pass_on_memory_error(error)
         raise UnknownArchitectureError(
@@ -268,8 +268,8 @@ def exit_answer(model: Any, first: int) -> torch.Tensor:
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         with hooked([layers[first - 1].layer.register_forward_hook(keep)]):
             model(**probe_inputs(model))
-        for each in layers[first:]:
-            stack.enter_context(forward_of(each.layer, giving(given[0])))
+        for layer in layers[first:]:
+            stack.enter_context(forward_of(layer.layer, giving(given[0])))
         return answer_to(model, probe_inputs(model))
 
 
@@ -281,13 +281,13 @@ def shallow_config_of(
     exits: bool = False,
 ) -> Any:
     """The config of a model with fewer layers, which notes where they come from."""
-    found = layer_modules(loaded.model)
-    if not exits and any(each.form == "post_norm" for each in found):
+    modules = layer_modules(loaded.model)
+    if not exits and any(module.form == "post_norm" for module in modules):
         raise UnknownArchitectureError(
             f"A norm of {loaded.ref.architecture} follows each sum, and stays where a block goes.",
             HINT,
         )
-    layers = len(found)
+    layers = len(modules)
     config = loaded.model.config
     content = config.to_dict()
     if type(config).__module__.startswith("transformers."):  # not a model's own code
@@ -303,14 +303,14 @@ def shallow_config_of(
         "version": 1,
         "base_sha256": loaded.ref.sha256,
         "layers": list(kept),
-        "deletions": [each.model_dump(mode="json") for each in deletions],
+        "deletions": [deletion.model_dump(mode="json") for deletion in deletions],
     }
     return type(config).from_dict(content)
 
 
-def _weights(model: Any, found: Sequence[Any], kept: Sequence[int]) -> dict[str, torch.Tensor]:
+def _weights(model: Any, items: Sequence[Any], kept: Sequence[int]) -> dict[str, torch.Tensor]:
     paths = {module: path for path, module in model.named_modules()}
-    prefixes = {paths[each.layer].removesuffix(f".{each.number}") for each in found}
+    prefixes = {paths[item.layer].removesuffix(f".{item.number}") for item in items}
     if len(prefixes) != 1:
         raise UnknownArchitectureError("The layers do not stand in one list.", HINT)
     place = {layer: number for number, layer in enumerate(kept)}

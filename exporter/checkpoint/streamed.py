@@ -121,7 +121,7 @@ def _bytes(piece: Piece) -> memoryview:
 
     tensor = piece.read()
     if piece.dtype in FLOATS:
-        wanted = next(name for name, told in _NAMES.items() if told == piece.dtype)
+        wanted = next(name for name, item in _NAMES.items() if item == piece.dtype)
         tensor = tensor.to(getattr(torch, wanted))
     data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
     if len(data) != piece.nbytes or tensor.numel() != math.prod(piece.shape):
@@ -168,7 +168,7 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
     """A whole model's layers."""
     if model.config.model_type not in FAMILIES:
         raise unknown_layers(model)  # Looking for them takes a run.
-    return [each.layer for each in layer_modules(model)]
+    return [module.layer for module in layer_modules(model)]
 
 
 def _write_gaps(
@@ -238,14 +238,14 @@ def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
     used = _flat(meta.weights.sources().values())  # old files hold buffers that nobody reads
     names = {name: name for name in meta.shards.entries if name in used}
     place = {layer: number for number, layer in enumerate(kept)}
-    for each in layer_modules(meta.model):
-        path, number = f"{paths[each.layer]}.", re.compile(rf"(?<=\.){each.number}(?=\.)")
+    for modules in layer_modules(meta.model):
+        path, number = f"{paths[modules.layer]}.", re.compile(rf"(?<=\.){modules.number}(?=\.)")
         own = [s for target, s in meta.weights.sources().items() if target.startswith(path)]
         for source in _flat(own):
             if not number.search(source):
-                raise UnknownArchitectureError(f"{source} does not tell of layer {each.number}.")
-            if each.number in place:
-                names[source] = number.sub(str(place[each.number]), source, count=1)
+                raise UnknownArchitectureError(f"{source} does not tell of layer {modules.number}.")
+            if modules.number in place:
+                names[source] = number.sub(str(place[modules.number]), source, count=1)
             else:
                 del names[source]
     return names
@@ -280,8 +280,8 @@ class _Reading:
 
 def _write(stage: Path, shards: Sequence[Sequence[Piece]], progress: Progress) -> None:
     total = sum(piece.nbytes for shard in shards for piece in shard)
-    with ByteCount.large(progress, "write weights", total) as told, telling_full_disk(stage):
-        write_shards(stage, shards, told.add)
+    with ByteCount.large(progress, "write weights", total) as count, telling_full_disk(stage):
+        write_shards(stage, shards, count.add)
 
 
 def _flat(sources: Iterable[Sequence[str]]) -> set[str]:

@@ -93,8 +93,8 @@ def write_checkpoint(
         facts = _facts(loaded, plan, before, pruned, kept, stage)
         if after is not None:
             servers = [server] if server else list(CHECKPOINT_SERVERS)
-            told = {"after": after, "servers": servers, "plain": False}
-            facts = facts.model_copy(update=told)
+            result = {"after": after, "servers": servers, "plain": False}
+            facts = facts.model_copy(update=result)
         if card is not None:
             with telling_full_disk(stage):
                 write_text(stage / CARD, card(facts))

@@ -85,15 +85,15 @@ def _known(store: Store, cut: BranchReplacements) -> list[TaskResult]:
         return []
 
 
-def _about(loaded: LoadedModel, asked: TaskOptions) -> dict[str, object]:
-    files = local_tasks(asked)
-    told = asked.tasks if files is None else [(task.name, task.sha256) for task in files]
-    return {**loaded.identity(), "of": list(map(list, told)), "limit": asked.task_limit}
+def _about(loaded: LoadedModel, task_options: TaskOptions) -> dict[str, object]:
+    files = local_tasks(task_options)
+    tasks = task_options.tasks if files is None else [(task.name, task.sha256) for task in files]
+    return {**loaded.identity(), "of": list(map(list, tasks)), "limit": task_options.task_limit}
 
 
 def _score(
     loaded: LoadedModel,
-    asked: TaskOptions,
+    task_options: TaskOptions,
     cuts: Sequence[BranchReplacements],
     store: Store,
     progress: Progress,
@@ -106,16 +106,16 @@ def _score(
     with scratch_folder("tasks") as place, runner:
         folder = saved_folder(loaded, place)
         progress.say("tasks: the whole model")
-        whole = score_tasks(asked, runner, folder, progress=progress)
+        whole = score_tasks(task_options, runner, folder, progress=progress)
         for number, cut in enumerate(cuts, start=1):
             progress.say(
                 f"tasks: without {counted(len(cut), 'sublayer')} ({number} of {len(cuts)})"
             )
             with branches_replaced(loaded.model, cut):
-                scores = score_tasks(asked, runner, folder, progress=progress)
+                scores = score_tasks(task_options, runner, folder, progress=progress)
             pairs = zip(whole, scores, strict=True)
-            found = [result for pair in pairs for result in compare_scores(*pair)]
-            store.keep(_name(cut), _RESULTS.dump_python(found, mode="json"))
+            task_results = [result for pair in pairs for result in compare_scores(*pair)]
+            store.keep(_name(cut), _RESULTS.dump_python(task_results, mode="json"))
 
 
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
@@ -126,8 +126,8 @@ _Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, list
 
 
 def _for_an_answer(name: str) -> Rule:
-    def broken(told: Any) -> bool:
-        return is_given(told, name) and not told.recommends
+    def broken(value: Any) -> bool:
+        return is_given(value, name) and not value.recommends
 
     return Rule((name, "recommend"), broken, "{0} is for {1}.", "Give both, or leave -n out.")
 
@@ -244,7 +244,7 @@ def measure_depths(
     }
     meter = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
     whole, measured = _measured(loaded, text, meter, cells, cuts, options, kept, progress)
-    found = DepthsReport(
+    result = DepthsReport(
         model=report.model,
         metric=report.metric,
         calibration=report.calibration,
@@ -258,7 +258,7 @@ def measure_depths(
         },
     )
     if not options.recommends:
-        return found
+        return result
     question = Question(
         loaded,
         Judged(text, meter, whole),
@@ -272,7 +272,7 @@ def measure_depths(
         kept,
         progress,
     )
-    return answered(question, found, cuts)
+    return answered(question, result, cuts)
 
 
 def _looks(cuts: Mapping[Place, BranchReplacements]) -> int:
@@ -370,12 +370,12 @@ def _damages(
     """
     about = {**loaded.identity(), "text": text.ref.model_dump(), "by": "depths"}
     remembering = RememberingMeter(meter, None if kept is None else kept / "damages.jsonl", about)
-    found: dict[Place, Damage] = {}
+    results: dict[Place, Damage] = {}
     ways = dict.fromkeys(way for way, _ in cuts)
     for group in [tuple(ways)] if options.recommends else [(way,) for way in ways]:
         some = {place: cut for place, cut in cuts.items() if place[0] in group}
         progress.say(f"depths: {', '.join(f'{way} at {number}' for way, number in some)}")
         _, *damages = remembering.measure_many({}, list(some.values()), progress)
-        found.update(zip(some, damages, strict=True))
-    any_cut = next(iter(found.values()), None)  # each knows the whole model's losses too
-    return any_cut or remembering.measure_many({}, [], progress)[0], found
+        results.update(zip(some, damages, strict=True))
+    any_cut = next(iter(results.values()), None)  # each knows the whole model's losses too
+    return any_cut or remembering.measure_many({}, [], progress)[0], results

@@ -151,49 +151,49 @@ def speedups(table: CostTable, cut: BranchReplacements) -> dict[str, float]:
         return {}
 
 
-def _no_graph(asked: Question) -> str:
+def _no_graph(question: Question) -> str:
     """Why no graph is written; empty: one is."""
     if find_spec("onnxruntime_genai") is None:
         return "the extra genai is not installed"
-    model: Any = asked.loaded.model
-    needed, free = _BESIDE * sum(each.nbytes for each in model.parameters()), available_bytes()
+    model: Any = question.loaded.model
+    needed, free = _BESIDE * sum(item.nbytes for item in model.parameters()), available_bytes()
     if free is not None and needed > free:
         return f"that needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
     return ""
 
 
-def _on_graph(asked: Question, other: Judged, names: Collection[SublayerRef]) -> Speeds:
+def _on_graph(question: Question, other: Judged, names: Collection[SublayerRef]) -> Speeds:
     store = Store(
-        asked.place("speeds.jsonl"),
+        question.place("speeds.jsonl"),
         {
-            **asked.about(asked.judged.text, other.text),
-            "request": str(asked.request),
+            **question.about(question.judged.text, other.text),
+            "request": str(question.request),
             "machine": [processor_name(), default_threads()],
         },
     )
-    found = store.once(str(sorted(names)), _TIMED, lambda: _timed(asked, other, names))
-    return Speeds(found.table, found.int8)
+    timed = store.once(str(sorted(names)), _TIMED, lambda: _timed(question, other, names))
+    return Speeds(timed.table, timed.int8)
 
 
-def _timed(asked: Question, other: Judged, names: Collection[SublayerRef]) -> _Timed:
+def _timed(question: Question, other: Judged, names: Collection[SublayerRef]) -> _Timed:
     """Writes the graphs for a while, times them, and reads both texts with the one in int8."""
-    settings = CostSettings(asked.request, effort=_TOGETHER)
+    settings = CostSettings(question.request, effort=_TOGETHER)
     with scratch_folder("depths") as place:
         whole, int8 = place / "whole", place / "int8" / "model.onnx"
         for folder in (whole, int8.parent):
             folder.mkdir()
-        save_pretrained_files(asked.loaded, whole)
+        save_pretrained_files(question.loaded, whole)
         graph, _ = write_form(
-            asked.loaded, whole, target="onnxruntime-cpu", progress=asked.progress
+            question.loaded, whole, target="onnxruntime-cpu", progress=question.progress
         )
-        quantize_file(graph, int8, QuantizeSettings(scheme="int8"), progress=asked.progress)
+        quantize_file(graph, int8, QuantizeSettings(scheme="int8"), progress=question.progress)
         runner = OnnxCostRunner(graph, place)
-        table, rows = measure_together(runner, settings, names, {"int8": int8}, asked.progress)
-        asked.progress.say("depths: the whole model in int8, on both texts")
+        table, rows = measure_together(runner, settings, names, {"int8": int8}, question.progress)
+        question.progress.say("depths: the whole model in int8, on both texts")
         with open_runner(ONNX, int8, threads=runner.threads) as reading:
-            here, there = (_ratio(reading, each) for each in (asked.judged, other))
+            here, there = (_ratio(reading, judged) for judged in (question.judged, other))
         saved = 1 - _bytes(int8) / _bytes(graph)
-    counts = [count for _, count in asked.request.cells(cached=runner.sizes.has_cache)]
+    counts = [count for _, count in question.request.cells(cached=runner.sizes.has_cache)]
     return _Timed(
         table=table,
         int8=DepthsInt8(
@@ -205,22 +205,24 @@ def _timed(asked: Question, other: Judged, names: Collection[SublayerRef]) -> _T
     )
 
 
-def _in_torch(asked: Question, names: Collection[SublayerRef]) -> CostTable | None:
+def _in_torch(question: Question, names: Collection[SublayerRef]) -> CostTable | None:
     from exporter.choose.costs.torch_cost_runner import TorchCostRunner
 
     try:
-        return measure_on(TorchCostRunner(asked.loaded), _settings(asked), names, asked.progress)
+        return measure_on(
+            TorchCostRunner(question.loaded), _settings(question), names, question.progress
+        )
     except (BackendError, CostError) as error:
-        asked.progress.say(f"depths: no speeds: {error.message}")
+        question.progress.say(f"depths: no speeds: {error.message}")
         return None
 
 
-def _settings(asked: Question) -> CostSettings:
+def _settings(question: Question) -> CostSettings:
     return CostSettings(
-        asked.request,
+        question.request,
         replacements=("none",),
         effort=Effort(seconds=_TIMED_SECONDS, reload=False),
-        kept=asked.place("costs.json"),
+        kept=question.place("costs.json"),
     )
 
 
@@ -228,7 +230,7 @@ def _speedups(rows: Sequence[LatencyRow], counts: Sequence[float]) -> dict[str, 
     phases = dict(zip(("prefill", "decode"), ([row] for row in rows), strict=False))
     parts = {phase: of_rows(own, [1.0]) for phase, own in phases.items()}
     parts["request"] = of_rows(rows, counts)
-    return {phase: each.speedup.ratio for phase, each in parts.items()}
+    return {phase: part.speedup.ratio for phase, part in parts.items()}
 
 
 def _ratio(runner: Runner, judged: Judged) -> float:
@@ -242,8 +244,8 @@ def _loss(runner: Runner, ids: Any) -> float:
     import torch
 
     logits = torch.from_numpy(prefill_logits(runner, ids)[:-1]).float()
-    found = logits.logsumexp(-1) - logits[range(len(ids) - 1), ids[1:]]
-    return float(found.double().sum())
+    result = logits.logsumexp(-1) - logits[range(len(ids) - 1), ids[1:]]
+    return float(result.double().sum())
 
 
 def _bytes(graph: Path) -> int:
@@ -353,13 +355,13 @@ def answered(
     return report.model_copy(update={"cells": cells, "answer": answer})
 
 
-def _hopeless(asked: Question, report: DepthsReport) -> list[Place]:
+def _hopeless(question: Question, report: DepthsReport) -> list[Place]:
     """The cuts that lose too much for any healing."""
-    limit = Floors(asked.most_increase)
+    limit = Floors(question.most_increase)
     return [
         (cell.way, cell.number)
         for cell in report.cells
-        if asked.own_numbers and cell.damage is not None
+        if question.own_numbers and cell.damage is not None
         if is_hopeless(limit_figures(cell.damage), limit)
     ]
 
@@ -376,32 +378,36 @@ def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell |
 
 
 def _holds(cell: DepthCell, limit: Floors) -> bool:
-    damages = [each for each in (cell.damage, cell.healed) if each is not None]
-    return any(rung_of(0, limit_figures(each), limit).holds for each in damages)
+    damages = [damage for damage in (cell.damage, cell.healed) if damage is not None]
+    return any(rung_of(0, limit_figures(damage), limit).holds for damage in damages)
 
 
 def _reported(
-    asked: Question,
+    question: Question,
     best: DepthCell,
     cuts: Mapping[Place, BranchReplacements],
     fitted: CalibrationText,
 ) -> DepthDamage | None:
     """What the recommended cut costs on text that chose nothing, healed where that was better."""
-    if (text := asked.reported) is None:
+    if (text := question.reported) is None:
         return None
-    asked.progress.say("depths: the recommended cut, on text that has chosen nothing")
+    question.progress.say("depths: the recommended cut, on text that has chosen nothing")
     cut = cuts[best.way, best.number]
-    meter = DamageMeter(asked.loaded.model, text.input_ids, text.mask, batch_size=asked.batch_size)
+    meter = DamageMeter(
+        question.loaded.model, text.input_ids, text.mask, batch_size=question.batch_size
+    )
     bare, healed = best.damage, best.healed
     if healed is None or (bare is not None and bare.perplexity_ratio <= healed.perplexity_ratio):
-        return depth_damage(meter.measure(cut, asked.progress), text)
-    return _Healer(asked, {meter: text}, fitted).damages(cut)[0]
+        return depth_damage(meter.measure(cut, question.progress), text)
+    return _Healer(question, {meter: text}, fitted).damages(cut)[0]
 
 
 def least_ratio(cell: DepthCell) -> float:
     """The cut model's perplexity over the whole one's, healed where that helps; else ``inf``."""
-    found = [each.perplexity_ratio for each in (cell.damage, cell.healed) if each is not None]
-    return min(found, default=math.inf)
+    perplexity_ratios = [
+        damage.perplexity_ratio for damage in (cell.damage, cell.healed) if damage is not None
+    ]
+    return min(perplexity_ratios, default=math.inf)
 
 
 def _gain(cell: DepthCell) -> float:
@@ -410,59 +416,61 @@ def _gain(cell: DepthCell) -> float:
     return 1 / (1 - (cell.parameters_removed or 0.0))
 
 
-def _other_domain(asked: Question, report: DepthsReport) -> CalibrationText:
-    spec = asked.other_text or SELF
-    length = int(asked.judged.text.input_ids.shape[1])
+def _other_domain(question: Question, report: DepthsReport) -> CalibrationText:
+    spec = question.other_text or SELF
+    length = int(question.judged.text.input_ids.shape[1])
     length = min(length, _SAMPLED_LENGTH) if spec in SAMPLED else length
-    tokens = asked.judged.text.input_ids.size
+    tokens = question.judged.text.input_ids.size
     tokens = min(tokens, _SAMPLED_TOKENS) if spec in SAMPLED else tokens
-    found = calibration_text(
-        asked.loaded,
+    result = calibration_text(
+        question.loaded,
         spec,
         samples=math.ceil(tokens / length),
         sequence_length=length,
         seed=_SEED,
         part="evaluation",
-        progress=asked.progress,
+        progress=question.progress,
     )
-    used = [asked.judged.text.ref, *report.calibration.texts]
+    used = [question.judged.text.ref, *report.calibration.texts]
     what = "the held-out text, or that of the scores, and no other domain"
-    refuse_same_text(found.ref, used, what, "Give --other-text another text.", CalibrationError)
-    return found
+    refuse_same_text(result.ref, used, what, "Give --other-text another text.", CalibrationError)
+    return result
 
 
 def _in_other_domain(
-    asked: Question, text: CalibrationText, cuts: Mapping[Place, BranchReplacements]
+    question: Question, text: CalibrationText, cuts: Mapping[Place, BranchReplacements]
 ) -> tuple[Judged, dict[Place, DepthDamage]]:
     """The text with what the whole model makes of it, and the damage of all cuts."""
-    meter = DamageMeter(asked.loaded.model, text.input_ids, text.mask, batch_size=asked.batch_size)
-    kept = RememberingMeter(meter, asked.place("other-damages.jsonl"), asked.about(text))
-    asked.progress.say(f"depths: in another domain, {text.ref.source}")
-    whole, *found = kept.measure_many({}, list(cuts.values()), asked.progress)
-    damages = dict(zip(cuts, (depth_damage(each, text) for each in found), strict=True))
+    meter = DamageMeter(
+        question.loaded.model, text.input_ids, text.mask, batch_size=question.batch_size
+    )
+    kept = RememberingMeter(meter, question.place("other-damages.jsonl"), question.about(text))
+    question.progress.say(f"depths: in another domain, {text.ref.source}")
+    whole, *result = kept.measure_many({}, list(cuts.values()), question.progress)
+    damages = dict(zip(cuts, (depth_damage(damage, text) for damage in result), strict=True))
     return Judged(text, meter, whole), damages
 
 
 def _healed(
-    asked: Question,
+    question: Question,
     other: Judged,
     fitted: CalibrationText,
     cuts: Mapping[Place, BranchReplacements],
 ) -> dict[Place, _HealedCell]:
     """What folded weights leave of each cut's damage in both domains."""
-    about = asked.about(asked.judged.text, other.text, fitted)
-    store = Store(asked.place("healed.jsonl"), about)
-    texts = {each.meter: each.text for each in (asked.judged, other)}
-    healer = _Healer(asked, texts, fitted)
-    found = {}
+    about = question.about(question.judged.text, other.text, fitted)
+    store = Store(question.place("healed.jsonl"), about)
+    texts = {judged.meter: judged.text for judged in (question.judged, other)}
+    healer = _Healer(question, texts, fitted)
+    cells = {}
     for (way, number), cut in cuts.items():
-        asked.progress.say(f"depths: {way} at {number}, healed by folded weights")
+        question.progress.say(f"depths: {way} at {number}, healed by folded weights")
         name = f"{way} {number}: {', '.join(f'{kind} {layer}' for layer, kind in sorted(cut))}"
         try:
-            found[way, number] = store.once(name, _HEALED, lambda cut=cut: healer.cell(cut))  # type: ignore[misc]
+            cells[way, number] = store.once(name, _HEALED, lambda cut=cut: healer.cell(cut))  # type: ignore[misc]
         except HealingError as error:  # memory is short now: the next call tries again
-            found[way, number] = _HealedCell(not_healed=error.message)
-    return found
+            cells[way, number] = _HealedCell(not_healed=error.message)
+    return cells
 
 
 class _Healer:
@@ -479,7 +487,7 @@ class _Healer:
     ) -> None:
         self._asked, self._fitted = asked, fitted
         self._values: list[OwnValue] = []
-        self._texts = {each.inside(lambda: swapped(self._values)): texts[each] for each in texts}
+        self._texts = {meter.inside(lambda: swapped(self._values)): texts[meter] for meter in texts}
 
     def cell(self, cut: BranchReplacements) -> _HealedCell:
         """What is left of a cut's damage, or why nothing could be healed."""
@@ -493,14 +501,14 @@ class _Healer:
 
     def damages(self, cut: BranchReplacements) -> list[DepthDamage]:
         """What is left of a cut's damage on each text."""
-        asked = self._asked
+        result = self._asked
         texts = HealingTexts(self._fitted, (self._fitted.ref,), (), None)
-        options = HealOptions(kind="fold", batch_size=asked.batch_size)
-        fitting = Fitting(asked.loaded, texts, sorted(cut), options, None, asked.progress)
+        options = HealOptions(kind="fold", batch_size=result.batch_size)
+        fitting = Fitting(result.loaded, texts, sorted(cut), options, None, result.progress)
         self._values = folded_values(fitting, self._fitted)
         if not self._values:
             raise HealingError("no weight that is kept could make up for it.")
         return [
-            depth_damage(meter.measure(cut, asked.progress), text, asked.looks)
+            depth_damage(meter.measure(cut, result.progress), text, result.looks)
             for meter, text in self._texts.items()
         ]

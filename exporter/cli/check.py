@@ -76,23 +76,23 @@ def check(call: CheckCall, progress: ConsoleProgress) -> int:
     _refuse_outputs(call)
     commit = call.request.commit or os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
     request = replace(call.request, commit=commit)
-    found, measured = run_check(request, lambda report: remeasuring(report, request, progress))
-    _write_outputs(call, found, measured)
+    result, measured = run_check(request, lambda report: remeasuring(report, request, progress))
+    _write_outputs(call, result, measured)
     if progress.as_json:
-        echo_json(found.to_json())
+        echo_json(result.to_json())
     else:
-        _print_table(found)
+        _print_table(result)
     if call.github or (call.github is None and os.environ.get("GITHUB_ACTIONS") == "true"):
-        _tell_github(found, fails=call.inconclusive == "fail", on_stderr=progress.as_json)
-    return _exit_code(call, found)
+        _tell_github(result, fails=call.inconclusive == "fail", on_stderr=progress.as_json)
+    return _exit_code(call, result)
 
 
-def _exit_code(call: CheckCall, found: CheckReport) -> int:
+def _exit_code(call: CheckCall, report: CheckReport) -> int:
     if call.request.update_baseline:
         return PASSED
-    if found.verdict == "inconclusive":
+    if report.verdict == "inconclusive":
         return {"pass": PASSED, "fail": REGRESSED, "3": INCONCLUSIVE}[call.inconclusive]
-    return REGRESSED if found.verdict == "regressed" else PASSED
+    return REGRESSED if report.verdict == "regressed" else PASSED
 
 
 def _refuse_outputs(call: CheckCall) -> None:
@@ -107,40 +107,40 @@ def _refuse_outputs(call: CheckCall) -> None:
         refuse_overwriting(request.baseline, [request.report])
 
 
-def _write_outputs(call: CheckCall, found: CheckReport, report: ComparisonReport) -> None:
+def _write_outputs(call: CheckCall, value: CheckReport, report: ComparisonReport) -> None:
     """Writes each file that was asked for."""
     fails = call.inconclusive == "fail"
     if call.output is not None:
-        write_text(call.output, found.to_json())
+        write_text(call.output, value.to_json())
     if call.junit is not None:
-        write_text(call.junit, junit(found, inconclusive_fails=fails))
+        write_text(call.junit, junit(value, inconclusive_fails=fails))
     if call.comment is not None:
-        write_text(call.comment, comment(found, report))
+        write_text(call.comment, comment(value, report))
     if call.github_benchmark is not None:
         texts = github_benchmark(report)
         write_texts({call.github_benchmark / name: text for name, text in texts.items()})
 
 
-def _print_table(found: CheckReport) -> None:
-    grid, models = check_grid(found), model_lines(found)
+def _print_table(report: CheckReport) -> None:
+    grid, models = check_grid(report), model_lines(report)
     if models:
         echo(*models, "")
-    if found.checks:
+    if report.checks:
         print_rows(grid.header, grid.rows)
         echo()
-    for line in reasons(found):
+    for line in reasons(report):
         echo(line)
-    if found.checks:
-        echo(conclusion(found))
+    if report.checks:
+        echo(conclusion(report))
 
 
-def _tell_github(found: CheckReport, *, fails: bool, on_stderr: bool) -> None:
-    for line in annotation_lines(found, inconclusive_fails=fails):
+def _tell_github(report: CheckReport, *, fails: bool, on_stderr: bool) -> None:
+    for line in annotation_lines(report, inconclusive_fails=fails):
         echo_command(line, err=on_stderr)
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(summary(found))
+            file.write(summary(report))
 
 
 _ARMS = ("baseline", "candidate")
@@ -194,16 +194,16 @@ def _as_measured(report: ComparisonReport, *, in_stacks: bool) -> CompareOptions
     batches, rounds = sorted({row.batch for row in rows}), max(row.rounds for row in rows)
     again = len(batches) * (len(lengths) + len(pasts) + len(generations))
     cores = os.cpu_count() or 1
-    for told, most, what in (
+    for number, most, what in (
         (positions, _MOST_POSITIONS, "positions in a call"),
         (positions * rounds, _MOST_ROUNDS_OF_THEM, "positions in all rounds of a call"),
         (len(rows), _MOST_ROWS, "rows"),
         (again, len(rows), "rows by its batches and lengths, more than it has"),
         (machine.threads, _MOST_THREADS * cores, f"threads, for {cores} cores"),
     ):
-        if told > most:
+        if number > most:
             raise UsageError(
-                f"The report has {told:,} {what}; at most {most:,} are measured again.",
+                f"The report has {number:,} {what}; at most {most:,} are measured again.",
                 "Leave --confirm out.",
                 code="too-large-to-confirm",
             )
@@ -233,10 +233,10 @@ def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
                 "Compare again; a regression can only be confirmed on the same files.",
                 code="other-files",
             )
-    found = [one for one in differences(key_of(report), key_of(again)) if one.field != "text"]
-    if found:
+    result = [one for one in differences(key_of(report), key_of(again)) if one.field != "text"]
+    if result:
         raise RegressionError(
             "The second measurement ran under other conditions than the report's: "
-            f"{difference_words(found)}.",
+            f"{difference_words(result)}.",
             "Measure with depthcut compare on the machine that checks, or leave --confirm out.",
         )

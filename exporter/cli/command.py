@@ -52,7 +52,7 @@ def _words(leaf: Leaf, value: Any) -> list[str]:
     if leaf.look.bare is not None:
         return [f"{name}={value}"]
     if leaf.width == 0:
-        return [word for each in value for word in (name, str(each))]
+        return [word for item in value for word in (name, str(item))]
     return [name, *(map(str, value) if leaf.is_tuple else [leaf.written.text(value)])]
 
 
@@ -82,7 +82,7 @@ def plain_values(told: Options) -> dict[str, Any]:
 
 def _plain(leaf: Leaf, value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(leaf, each) for each in value]
+        return [_plain(leaf, item) for item in value]
     if isinstance(value, float) and value > 1 and leaf.written.metavar == "SHARE":
         return leaf.written.text(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
@@ -140,9 +140,9 @@ class _Choice(click.Choice[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Finds the word."""
-        asked = f"{param.opts[-1]} {value}" if param is not None else ""
-        if ctx is not None and (instead := REMOVED.get(f"{ctx.command.name} {asked}")):
-            raise click.UsageError(f"{asked} was removed. Use {instead}.", ctx)
+        text = f"{param.opts[-1]} {value}" if param is not None else ""
+        if ctx is not None and (instead := REMOVED.get(f"{ctx.command.name} {text}")):
+            raise click.UsageError(f"{text} was removed. Use {instead}.", ctx)
         return super().convert(value, param, ctx)
 
 
@@ -322,10 +322,10 @@ class SchemaCommand(click.Command, Generic[_S]):
         check: Callable[[_S], None] = lambda _: None,
     ) -> None:
         self.schema, self.run, self._check = schema, run, check
-        found = leaves(schema)
-        keys = ((leaf, name) for leaf in found if leaf.look.config_only for name in _flags(leaf))
+        leafs = leaves(schema)
+        keys = ((leaf, name) for leaf in leafs if leaf.look.config_only for name in _flags(leaf))
         self.keys = {name: leaf.key for leaf, name in keys}
-        self.leaves = {leaf.key: self._explained(leaf) for leaf in found}
+        self.leaves = {leaf.key: self._explained(leaf) for leaf in leafs}
         self._made = {key: parameter(leaf) for key, leaf in self.leaves.items()}
         shown = [self._made[key] for key, leaf in self.leaves.items() if not leaf.look.config_only]
         super().__init__(name, params=shown, help=run.__doc__, add_help_option=True)
@@ -339,26 +339,28 @@ class SchemaCommand(click.Command, Generic[_S]):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            asked = error.option_name
-            if instead := REMOVED.get(f"{self.name} {asked}"):
-                raise click.UsageError(f"{asked} was removed. Use {instead}.", ctx) from None
-            if asked in self.keys:
-                line = self._line(asked, words)
-                told = (
-                    f"{asked} is a key of --config files, not an option: put `{line}` into a file "
+            option_name = error.option_name
+            if instead := REMOVED.get(f"{self.name} {option_name}"):
+                raise click.UsageError(f"{option_name} was removed. Use {instead}.", ctx) from None
+            if option_name in self.keys:
+                line = self._line(option_name, words)
+                text = (
+                    f"{option_name} is a key of --config files, not an option: put `{line}` into "
                 )
-                raise click.UsageError(f"{told}and give it as --config FILE.yaml.", ctx) from None
-            if others := _commands_with(asked, ctx):
-                told = f"{asked} is not an option of {self.name}, but of {', '.join(others)}."
-                raise click.UsageError(told, ctx) from None
+                raise click.UsageError(
+                    f"{text}a file and give it as --config FILE.yaml.", ctx
+                ) from None
+            if others := _commands_with(option_name, ctx):
+                text = f"{option_name} is not an option of {self.name}, but of {', '.join(others)}."
+                raise click.UsageError(text, ctx) from None
             raise
 
-    def _line(self, asked: str, words: Sequence[str]) -> str:
+    def _line(self, text: str, words: Sequence[str]) -> str:
         """The line of a file that says what an option would that is a key alone."""
-        key = self.keys[asked]
+        key = self.keys[text]
         if self.leaves[key].is_flag:
-            return f"{key}: {'false' if asked in _flags(self.leaves[key])[-2:] else 'true'}"
-        given = next((word for word in words if word.partition("=")[0] == asked), asked)
+            return f"{key}: {'false' if text in _flags(self.leaves[key])[-2:] else 'true'}"
+        given = next((word for word in words if word.partition("=")[0] == text), text)
         behind = [*words[words.index(given) + 1 :], "…"] if given in words else ["…"]
         return f"{key}: {given.partition('=')[2] or behind[0]}"
 
@@ -371,8 +373,10 @@ class SchemaCommand(click.Command, Generic[_S]):
         )
 
     def _explained(self, leaf: Leaf) -> Leaf:
-        told, brief, usual = map(self._renamed, (leaf.look.help, leaf.look.brief, leaf.look.usual))
-        look = dataclasses.replace(leaf.look, help=told, brief=brief, usual=usual)
+        result, brief, usual = map(
+            self._renamed, (leaf.look.help, leaf.look.brief, leaf.look.usual)
+        )
+        look = dataclasses.replace(leaf.look, help=result, brief=brief, usual=usual)
         return dataclasses.replace(leaf, look=look)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -398,8 +402,8 @@ class SchemaCommand(click.Command, Generic[_S]):
             raise
 
     def _invoked(self, ctx: click.Context) -> int | None:
-        told, config = self._told(ctx)
-        call = self._built(ctx, told, config)
+        result, config = self._told(ctx)
+        call = self._built(ctx, result, config)
         self._check(call)
         progress = ctx.find_object(ConsoleProgress) or ConsoleProgress()
         if progress.as_json and not self._json:
@@ -412,7 +416,7 @@ class SchemaCommand(click.Command, Generic[_S]):
             )
             echo(*shown.rstrip("\n").split("\n"))
             return 0
-        token = running_command.set(self._words(call, told, config))
+        token = running_command.set(self._words(call, result, config))
         try:
             code = self.run(call, progress)
         finally:
@@ -429,8 +433,8 @@ class SchemaCommand(click.Command, Generic[_S]):
     def _told(self, ctx: click.Context) -> tuple[dict[str, Any], YamlFile | None]:
         path: Path | None = ctx.meta.get(CONFIG)
         config = None if path is None else read_yaml(path)
-        told = {} if config is None else self._configured(ctx, config)
-        return {**told, **{key: ctx.params[key] for key in self._asked(ctx)}}, config
+        result = {} if config is None else self._configured(ctx, config)
+        return {**result, **{key: ctx.params[key] for key in self._asked(ctx)}}, config
 
     def _asked(self, ctx: click.Context) -> list[str]:
         """The keys of the options that stand on the command line."""
@@ -445,7 +449,7 @@ class SchemaCommand(click.Command, Generic[_S]):
                 f"Such as: {next(iter(self.leaves))}: …; depthcut {self.name} --show-config "
                 "prints such a file.",
             )
-        found = {}
+        results = {}
         for key, value in data.items():
             if key not in self.leaves:
                 raise OptionError(
@@ -454,15 +458,15 @@ class SchemaCommand(click.Command, Generic[_S]):
             try:
                 read = self.leaves[key].read(value, strict=True)
                 if read != self.leaves[key].default:  # --show-config writes defaults as well
-                    found[key] = (
+                    results[key] = (
                         self._made[key].type_cast_value(ctx, read) if read is not None else None
                     )
             except ValueError as error:
                 raise OptionError(f"{config.place(key)}: {key}: {error}.", "", [key]) from None
             except click.BadParameter as error:
-                told = f"{config.place(key)}: {key}: {error.message}"
-                raise OptionError(told, "", [key]) from None
-        return found
+                text = f"{config.place(key)}: {key}: {error.message}"
+                raise OptionError(text, "", [key]) from None
+        return results
 
     def _known(self, key: object) -> str:
         if instead := REMOVED.get(f"{self.name} {flag(str(key))}"):
@@ -470,13 +474,13 @@ class SchemaCommand(click.Command, Generic[_S]):
         near = difflib.get_close_matches(str(key).replace("-", "_"), self.leaves, cutoff=0.75)
         return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.leaves)}."
 
-    def _built(self, ctx: click.Context, told: dict[str, Any], config: YamlFile | None) -> _S:
+    def _built(self, ctx: click.Context, items: dict[str, Any], config: YamlFile | None) -> _S:
         for key, leaf in self.leaves.items():
-            if leaf.look.required and key not in told:
+            if leaf.look.required and key not in items:
                 raise click.MissingParameter(ctx=ctx, param=self._made[key])
         token = asked_keys.set(self._asked(ctx))
         try:
-            return build(self.schema, told)
+            return build(self.schema, items)
         except OptionError as error:
             keys = [key for key in error.keys if config is not None and key in (config.data or {})]
             if config is None or not keys:

@@ -66,13 +66,13 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
     """
     from exporter.pipeline.sweep.run import look, run_sweep
 
-    asked, load = read_sweep(call.file), call.load
+    result, load = read_sweep(call.file), call.load
     dangers = Dangers(load.trust_remote_code, load.allow_pickle, load.allow_any_model_type)
     if call.dry_run:
-        report = look(asked, call.output, dangers=dangers, force=call.redo)
+        report = look(result, call.output, dangers=dangers, force=call.redo)
     else:
         report = run_sweep(
-            asked,
+            result,
             call.output,
             runner=_runner(call.cluster),
             dangers=dangers,
@@ -134,10 +134,10 @@ def exit_code(plan: PruningPlan) -> int:
     names = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
     measured, low, high = (f"{figures.get(name, float('nan')):.3f}" for name in names)
     target = f"{plan.budget['target_speedup']:g}"
-    told = f"is not reached: {measured} [{low}, {high}] was measured."
+    text = f"is not reached: {measured} [{low}, {high}] was measured."
     if verdict == "unproven":
-        told = f"is not shown: {measured} was measured, and its interval is [{low}, {high}]."
-    echo(f"depthcut: The required speedup of {target} {told}", err=True)
+        text = f"is not shown: {measured} was measured, and its interval is [{low}, {high}]."
+    echo(f"depthcut: The required speedup of {target} {text}", err=True)
     return MISSED if verdict == "missed" else UNPROVEN
 
 
@@ -197,8 +197,8 @@ class ExportCall(Options):
         return {"search": by_itself, **told, "heal": told.get("heal") or "auto"}
 
 
-def _refuse_quick_training(told: Mapping[str, Any]) -> None:
-    if told.get("quick") and told.get("time") is not None and told.get("heal") is None:
+def _refuse_quick_training(items: Mapping[str, Any]) -> None:
+    if items.get("quick") and items.get("time") is not None and items.get("heal") is None:
         raise OptionError(
             "--quick trains nothing, so there is no training for --time to limit.",
             "Leave --quick out for a training of that length, or --time for a first look.",
@@ -206,22 +206,22 @@ def _refuse_quick_training(told: Mapping[str, Any]) -> None:
         )
 
 
-def _names_goal(told: Mapping[str, Any]) -> bool:
+def _names_goal(items: Mapping[str, Any]) -> bool:
     """Whether more is asked for than the largest cut within limits on quality."""
     counts = tuple(f"drop_{kind}" for kind in ("attn", "cross", "mlp", "block", "joint"))
     others = ("keep_first", "parameters", "fits", "faster")
-    return any(told.get(name) is not None for name in (*counts, *others))
+    return any(items.get(name) is not None for name in (*counts, *others))
 
 
-def _usual_request(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def _usual_request(items: Mapping[str, Any]) -> Mapping[str, Any]:
     """Whose time the largest cut saves; TensorRT's graphs are not timed on ONNX Runtime."""
-    return {} if str(told.get("target")).startswith("tensorrt") else {"at": USUAL_REQUEST}
+    return {} if str(items.get("target")).startswith("tensorrt") else {"at": USUAL_REQUEST}
 
 
-def _fastest_form(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def _fastest_form(items: Mapping[str, Any]) -> Mapping[str, Any]:
     """The target that this machine runs fastest, where its exporter is installed."""
-    others = any(told.get(key) for key in ("exporter", "opset", "engine", "modelopt_python"))
-    provider, dtype = told.get("provider") or "cpu", told.get("dtype") or "float32"
+    others = any(items.get(key) for key in ("exporter", "opset", "engine", "modelopt_python"))
+    provider, dtype = items.get("provider") or "cpu", items.get("dtype") or "float32"
     if others or dtype != _FASTEST_DTYPES.get(provider):
         return {}
     if find_spec("onnxruntime_genai") is None:

@@ -97,15 +97,15 @@ def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     print_artifact(report, call.output, progress.as_json, _told(report, call.cut.verify))
 
 
-def _gone_before(asked: Sequence[PlannedDeletion], report: PruneReport) -> list[str]:
+def _gone_before(deletions: Sequence[PlannedDeletion], report: PruneReport) -> list[str]:
     """What was asked for and is in the graph no more; anything else would have been refused."""
     deleted = {(entry.layer, entry.kind) for entry in report.deleted}
     layers = {layer for layer, _ in deleted}
     return [
-        f"{each.kind} {each.layer}"
-        for each in asked
-        if (each.layer, each.kind) not in deleted
-        and not (each.kind == "block" and each.layer in layers)
+        f"{deletion.kind} {deletion.layer}"
+        for deletion in deletions
+        if (deletion.layer, deletion.kind) not in deleted
+        and not (deletion.kind == "block" and deletion.layer in layers)
     ]
 
 
@@ -134,12 +134,12 @@ def _parse(done: EngineParse | None) -> str:
     return f"; {done.backend} {done.version} {'parses it' if done.parsed else 'does not parse it'}"
 
 
-def _verification(done: Verification, asked: str) -> str:
+def _verification(done: Verification, text: str) -> str:
     if done.max_abs_error is None:
         return "none"
-    asked += " at the cheaper setting" if "cheaper setting" in done.method else ""
+    text += " at the cheaper setting" if "cheaper setting" in done.method else ""
     undecided = "" if done.passed else ", undecided, since the deleted branches change nothing"
-    return f"{asked}, max error {done.max_abs_error:.1e}{undecided}"
+    return f"{text}, max error {done.max_abs_error:.1e}{undecided}"
 
 
 _OTHERS = [name for name, held in SERVERS.items() if held.form != "ONNX"]
@@ -168,8 +168,8 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
     of_gguf = call.model.suffix == GGUF_SUFFIX
     listing, runtimes = _of_gguf(call.model) if of_gguf else _of_graph(call.model)
     if progress.as_json:
-        told = {**listing, "runtimes": list(map(asdict, runtimes))}
-        echo_json(json.dumps(told, indent=2, default=asdict))
+        result = {**listing, "runtimes": list(map(asdict, runtimes))}
+        echo_json(json.dumps(result, indent=2, default=asdict))
         return
     if of_gguf:
         _print_sublayers(listing["sublayers"])
@@ -185,11 +185,11 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
 def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
     from exporter.cut.surgery import inspect_file
 
-    found = inspect_file(model)
-    sites = [item for item in found if isinstance(item, ResidualSite)]
+    result = inspect_file(model)
+    sites = [item for item in result if isinstance(item, ResidualSite)]
     listing: dict[str, list[Any]] = {
         "sites": sites,
-        "refusals": [item for item in found if isinstance(item, Refusal)],
+        "refusals": [item for item in result if isinstance(item, Refusal)],
     }
     reading_graphs = [row for row in serving_rows() if row.form == "ONNX"]
     return listing, reading_graphs if sites else []
@@ -214,10 +214,10 @@ def _of_gguf(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
     return {"sublayers": sublayers}, serving_rows(other)
 
 
-def _print_sublayers(found: Sequence[dict[str, Any]]) -> None:
+def _print_sublayers(items: Sequence[dict[str, Any]]) -> None:
     rows = [
-        (str(each["layer"]), each["kind"], f"{each['parameters']:,}", f"{each['bytes']:,}")
-        for each in found
+        (str(item["layer"]), item["kind"], f"{item['parameters']:,}", f"{item['bytes']:,}")
+        for item in items
     ]
     print_rows(("layer", "kind", "parameters", "bytes"), rows)
 

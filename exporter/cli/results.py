@@ -70,19 +70,19 @@ def _more_there(report: ComparisonReport) -> str:
         "references": len(report.arms.references) + 2 > max(2, len(report.corners)),
         "tasks": accuracy and accuracy.tasks,
     }
-    told = ", ".join(name for name, found in more.items() if found)
-    return f" (with more than the table: {told})" if told else ""
+    text = ", ".join(name for name, value in more.items() if value)
+    return f" (with more than the table: {text})" if text else ""
 
 
 def print_serving(rows: Sequence[ServingRow]) -> None:
     """Which runtimes can hold what of a model, and a plan if there is one."""
     header = ["runtime", "form", "an attention", "an MLP", "attention 0"]
-    told = [[row.runtime, row.form, row.attention, row.mlp, row.first] for row in rows]
+    names = [[row.runtime, row.form, row.attention, row.mlp, row.first] for row in rows]
     if any(row.problem is not None for row in rows):
         header.append("the plan")
-        told = [[*cells, row.problem or "yes"] for cells, row in zip(told, rows, strict=True)]
+        names = [[*cells, row.problem or "yes"] for cells, row in zip(names, rows, strict=True)]
     echo("What may become of a sublayer in each runtime (whole blocks can go everywhere):")
-    print_rows(header, told)
+    print_rows(header, names)
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:

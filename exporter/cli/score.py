@@ -173,9 +173,9 @@ def _score(call: ScoreCall, output: Path, progress: ConsoleProgress) -> None:
         report = scored(model, call, progress)
         report.write(output)
     lowest = sorted((s for s in report.scores if s.kind != "block"), key=lambda s: s.score)[:5]
-    told = ", ".join(f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest)
+    text = ", ".join(f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest)
     by = f" by {report.metric}" if report.further else ""
-    print_artifact(report, output, progress.as_json, f"Most redundant{by}: {told}")
+    print_artifact(report, output, progress.as_json, f"Most redundant{by}: {text}")
 
 
 def _compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) -> None:

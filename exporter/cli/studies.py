@@ -99,7 +99,7 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
         refuse_encoder(loaded.model)
         report = given or _scored(call, loaded, progress)
         scores = sha256_file(call.importance) if call.importance else _sha256(report)
-        found = measure_depths(
+        result = measure_depths(
             loaded,
             report,
             call.options,
@@ -107,18 +107,18 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
             kept=kept,
             progress=progress,
         )
-        write_study(found, call.output)
-        if (best := found.recommended) is not None:
+        write_study(result, call.output)
+        if (best := result.recommended) is not None:
             PruningPlan(
                 deletions=best.deletions,
                 made_from={"model": loaded.ref.sha256},
-                chosen_on=[*found.calibration.texts, found.text],
+                chosen_on=[*result.calibration.texts, result.text],
             ).write(plan)
-    print_study(found, call.output, as_json=progress.as_json)
-    if found.recommended is not None and not progress.as_json:
+    print_study(result, call.output, as_json=progress.as_json)
+    if result.recommended is not None and not progress.as_json:
         unseen = PYDOC if call.options.text == DOCSTRINGS else DOCSTRINGS
         words = ["depthcut", "export", call.model, "-o", "out", "--plan", str(plan)]
-        words += [] if found.recommended.healed is None else ["--heal", "fold"]
+        words += [] if result.recommended.healed is None else ["--heal", "fold"]
         judge = shlex.join([*words, "--eval-text", unseen])
         echo(f"Plan of the recommended row: {plan}; to judge it on other text:", judge)
 
@@ -194,10 +194,10 @@ def _saved(table: CostTable) -> tuple[list[str], list[list[str]]]:
     for group in table.groups:
         first = group.members[0]
         layers = ",".join(str(member.layer) for member in group.members)
-        found = [group.each_ms(how) for how in hows]
-        told = [
-            "-" if each is None else f"{significant(each[0], 3)} ± {significant(each[1], 1)}"
-            for each in found
+        result = [group.each_ms(how) for how in hows]
+        names = [
+            "-" if item is None else f"{significant(item[0], 3)} ± {significant(item[1], 1)}"
+            for item in result
         ]
-        rows.append([first.kind, layers, *told])
+        rows.append([first.kind, layers, *names])
     return ["sublayer", "layers", *("alone" if how == "none" else how for how in hows)], rows

@@ -43,27 +43,27 @@ def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
     from exporter.engines.build.check import check_engine as check
 
     backend = usual_backend(call.library.engine)
-    found = check(call.model, backend=backend, progress=progress)
+    result = check(call.model, backend=backend, progress=progress)
     if progress.as_json:
-        echo_json(json.dumps(asdict(found), indent=2))
+        echo_json(json.dumps(asdict(result), indent=2))
     else:
-        _print(found)
-    return 1 if found.findings else 0
+        _print(result)
+    return 1 if result.findings else 0
 
 
-def _print(found: EngineCheck) -> None:
-    name = f"{found.backend} {found.version}"
-    if not found.findings:
+def _print(check: EngineCheck) -> None:
+    name = f"{check.backend} {check.version}"
+    if not check.findings:
         echo(f"{name} parses the whole graph.")
         return
     rows = [
         ("-" if f.layer is None else str(f.layer), f.operator, f.node, f.reason)
-        for f in found.findings
+        for f in check.findings
     ]
-    count = len(found.findings)
+    count = len(check.findings)
     print_rows(("layer", "operator", "node", "reason"), rows)
     echo(f"{name} rejects {count} node{'s' * (count > 1)}.")
-    for way_out in dict.fromkeys(f.way_out for f in found.findings if f.way_out):
+    for way_out in dict.fromkeys(f.way_out for f in check.findings if f.way_out):
         echo(f"way out: {way_out}")
 
 
@@ -109,7 +109,7 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
         progress=progress,
     )
     if progress.as_json:
-        echo_json(json.dumps([asdict(each) for each in results], indent=2))
+        echo_json(json.dumps([asdict(phase_result) for phase_result in results], indent=2))
     else:
         _verify_engine_print(results)
         if call.output is not None:
@@ -148,21 +148,21 @@ def doctor(call: DoctorCall, progress: ConsoleProgress) -> int:
     Exit code 0 when ONNX files can be pruned, verified and compared here, else 1; with --health,
     0 when models can run there.
     """
-    found = health(call.health) if call.health else diagnose()
+    diagnosis = health(call.health) if call.health else diagnose()
     if progress.as_json:
-        echo_json(json.dumps(asdict(found), indent=2))
-        return 0 if found.fit else 1
+        echo_json(json.dumps(asdict(diagnosis), indent=2))
+        return 0 if diagnosis.fit else 1
     rows = [
         (component.name, component.found or "missing", component.serves)
-        for component in found.components
+        for component in diagnosis.components
     ]
     print_rows(("component", "found", "for"), rows)
-    remedies = [f"{p.name.strip()}: {p.remedy}" for p in found.components if p.remedy]
+    remedies = [f"{p.name.strip()}: {p.remedy}" for p in diagnosis.components if p.remedy]
     if remedies:
         echo()
         echo("To add what is missing (in a clone, write '.[cpu]' instead of 'depthcut[cpu]'):")
         echo(*remedies)
-    return 0 if found.fit else 1
+    return 0 if diagnosis.fit else 1
 
 
 @dataclass(frozen=True, kw_only=True)

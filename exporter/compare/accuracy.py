@@ -136,8 +136,8 @@ def _alike(pair: Pair, wholes: Sequence[str], name: str) -> str | None:
     if name == "candidate":
         return "baseline"
     own = _form(pair.judged[name])
-    found = (whole for whole in wholes if _form(pair.judged[whole]) == own)
-    return None if name in wholes else next(found, None)
+    result = (whole for whole in wholes if _form(pair.judged[whole]) == own)
+    return None if name in wholes else next(result, None)
 
 
 def _form(arm: ComparedArm) -> list[object]:
@@ -146,12 +146,12 @@ def _form(arm: ComparedArm) -> list[object]:
 
 
 def _speedups(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, Interval]:
-    found = {}
+    intervals = {}
     for row in rows if whole != name else ():
         if {name, whole} <= times_of(row).keys():
             speedup = estimate_between(row, whole, name).speedup()
-            found[row.shape_name] = Interval(value=speedup.ratio, ci95=speedup.ci95)
-    return found
+            intervals[row.shape_name] = Interval(value=speedup.ratio, ci95=speedup.ci95)
+    return intervals
 
 
 def _verdicts(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, VerdictWord]:
@@ -258,7 +258,7 @@ def _of_text(
 ) -> AccuracyResult:
     """For models that predict tokens."""
     tokens = _tokens(pair, texts)
-    told = _predictions(pair, tokens, answers)
+    accuracies = _predictions(pair, tokens, answers)
     there = {} if other is None else _predictions(pair, _tokens(pair, other), answers, "other text")
     generated = answers.found(
         "generation",
@@ -275,13 +275,13 @@ def _of_text(
         ),
         "tasks": task_results(pair, answers),
     }
-    own = told["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, wholes_alike(pair), told, texts_of, there) if pair.grid else ()
+    own = accuracies["baseline", "candidate"].model_copy(update=more)
+    grid = _grid(pair.whole, wholes_alike(pair), accuracies, texts_of, there) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
 
 
-def _other(found: Accuracy) -> OtherText:
-    return OtherText(**{name: getattr(found, name) for name in OtherText.model_fields})
+def _other(accuracy: Accuracy) -> OtherText:
+    return OtherText(**{name: getattr(accuracy, name) for name in OtherText.model_fields})
 
 
 def _predictions(
@@ -294,7 +294,7 @@ def _predictions(
     alike = ((whole, name) for name, whole in wholes_alike(pair).items() if whole)
     pairs = list(dict.fromkeys([*pair.held_against, *alike]))
     causal = predicts_next_token(baseline.runner, baseline.folder)
-    found = answers.found(
+    accuracies = answers.found(
         name,
         TypeAdapter(list[Accuracy]),
         lambda: compare_predictions(
@@ -305,7 +305,7 @@ def _predictions(
             progress=pair.progress,
         ),
     )
-    return dict(zip(pairs, found, strict=True))
+    return dict(zip(pairs, accuracies, strict=True))
 
 
 def _grid(
@@ -316,10 +316,10 @@ def _grid(
     there: Mapping[tuple[str, str], Accuracy],
 ) -> Iterator[tuple[str, GridAccuracy]]:
     """What was found against the whole model in float, whose own is its perplexity alone."""
-    for names, found in predictions.items():
+    for names, prediction in predictions.items():
         if names[0] != whole:
             continue
-        pair, text = found.perplexity, texts.get(names)
+        pair, text = prediction.perplexity, texts.get(names)
         other = there[names].perplexity if there else None
         form = alike.get(names[1]) or ""
         own = GridAccuracy(
@@ -327,8 +327,8 @@ def _grid(
             other_perplexity=other.candidate if other else None,
             log_perplexity_increase=_increase(predictions, (form, names[1])),
             other_log_perplexity_increase=_increase(there, (form, names[1])),
-            kl_divergence=found.kl_divergence,
-            top1_agreement=found.top1_agreement,
+            kl_divergence=prediction.kl_divergence,
+            top1_agreement=prediction.top1_agreement,
             exact_match=text.exact_match if text else None,
         )
         yield (
@@ -376,7 +376,7 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
     what = "texts" if passages.types is None else "pairs of texts"
     pair.progress.say(f"accuracy: classes of {len(passages.ids)} {what} from {passages.source}")
     said = {name: _classes_of(arm, name, passages, pair) for name, arm in pair.judged.items()}
-    found = {
+    accuracies = {
         names: compare_classes(
             *(said[name] for name in names),
             source=passages.source,
@@ -387,8 +387,8 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
         for names in pair.held_against
     }
     more = {"tasks": task_results(pair, answers)}
-    own = found["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, {}, found, {}, {}) if pair.grid else ()
+    own = accuracies["baseline", "candidate"].model_copy(update=more)
+    grid = _grid(pair.whole, {}, accuracies, {}, {}) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
 
 
@@ -404,9 +404,9 @@ def _scores_pairs(arm: ComparedArm) -> bool:
 
 def _of_images(pair: Pair, images: Images) -> AccuracyResult:
     """For classifiers of images."""
-    found = judge_images(pair, images)
-    grid = _grid(pair.whole, {}, found, {}, {}) if pair.grid else ()
-    return AccuracyResult(found["baseline", "candidate"], dict(grid))
+    accuracies = judge_images(pair, images)
+    grid = _grid(pair.whole, {}, accuracies, {}, {}) if pair.grid else ()
+    return AccuracyResult(accuracies["baseline", "candidate"], dict(grid))
 
 
 def _classes_of(
@@ -414,7 +414,7 @@ def _classes_of(
 ) -> list[NDArray[np.float64]]:
     """What an arm says of texts; of a reranker, of each two of them."""
     of_texts = _classes(arm) is not None
-    found = class_log_probabilities(
+    floats = class_log_probabilities(
         arm.runner,
         texts.ids,
         arm=name,
@@ -422,7 +422,7 @@ def _classes_of(
         separate=of_texts and arm.folder.config.get("problem_type") == MULTI_LABEL,
         progress=pair.progress,
     )
-    return in_pairs(found) if _classes(arm) == 1 else found
+    return in_pairs(floats) if _classes(arm) == 1 else floats
 
 
 def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult | None:
@@ -444,7 +444,7 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
         name: embed(arm.runner, passages.ids, arm=name, pooling=pooling, progress=pair.progress)
         for name, arm in pair.judged.items()
     }
-    found = {
+    agreements = {
         names: compare_embeddings(vectors[names[0]], vectors[names[1]], passages.documents)
         for names in pair.held_against
     }
@@ -455,14 +455,14 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
         perplexity=None,
         kl_divergence=None,
         top1_agreement=None,
-        embeddings=found["baseline", "candidate"],
+        embeddings=agreements["baseline", "candidate"],
         tasks=task_results(pair, answers),
     )
     return AccuracyResult(
         own,
         {
             second: GridAccuracy(embedding_cosine=agreement.cosine)
-            for (first, second), agreement in found.items()
+            for (first, second), agreement in agreements.items()
             if pair.grid and first == pair.whole
         },
     )
@@ -487,12 +487,12 @@ def _pairs(pair: Pair, texts: TextSource) -> _Passages | None:
     """Pairs, as a reranker reads them; None for models and texts without."""
     folder = pair.baseline.folder
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
-    asked = pairs_of(texts) if _scores_pairs(pair.baseline) else texts.pairs
-    if tokenizer is None or not asked or _classes(pair.baseline) is None:
+    pairs = pairs_of(texts) if _scores_pairs(pair.baseline) else texts.pairs
+    if tokenizer is None or not pairs or _classes(pair.baseline) is None:
         return None
     longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
     drawn = tokenize_pairs(texts, tokenizer, most=MOST_JUDGED, longest=longest)
-    check_tokens(max(int(each.max()) for each in drawn.ids), pair.vocabulary())
+    check_tokens(max(int(array.max()) for array in drawn.ids), pair.vocabulary())
     return _Passages(drawn.ids, texts.source, texts.sha256, drawn.types, drawn.documents)
 
 
@@ -505,5 +505,5 @@ def _passages(pair: Pair, texts: TextSource, most: int) -> _Passages:
         drawn = random_ids(pair.vocabulary(), sequence_length=longest, tokens=most * longest)
         return _Passages([*drawn.token_ids], drawn.source, drawn.sha256)
     ids, _, documents = tokenize_passages(texts, tokenizer, most=most, longest=longest)
-    check_tokens(max((int(each.max()) for each in ids), default=0), pair.vocabulary())
+    check_tokens(max((int(array.max()) for array in ids), default=0), pair.vocabulary())
     return _Passages(ids, texts.source, texts.sha256, documents=documents)

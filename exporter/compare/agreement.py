@@ -68,17 +68,17 @@ def figures(baseline: Distributions, candidate: Distributions) -> Floats:
     token is the same; the share of the baseline's five likeliest among the candidate's; 1 and
     both arms' negative log-likelihoods in nats where there is a target, else 0.
     """
-    found = np.zeros((len(COLUMNS), len(baseline.log_probabilities)))
+    tensor = np.zeros((len(COLUMNS), len(baseline.log_probabilities)))
     predicted = len(baseline.losses)
     best = baseline.likeliest, candidate.likeliest
-    found[0] = 1
-    found[1] = divergence(baseline, candidate)
-    found[2] = best[0][:, 0] == best[1][:, 0]
-    found[3] = (best[0][:, :, None] == best[1][:, None, :]).any(axis=2).mean(axis=1)
-    found[4, :predicted] = 1
-    found[5, :predicted] = baseline.losses
-    found[6, :predicted] = candidate.losses
-    return found
+    tensor[0] = 1
+    tensor[1] = divergence(baseline, candidate)
+    tensor[2] = best[0][:, 0] == best[1][:, 0]
+    tensor[3] = (best[0][:, :, None] == best[1][:, None, :]).any(axis=2).mean(axis=1)
+    tensor[4, :predicted] = 1
+    tensor[5, :predicted] = baseline.losses
+    tensor[6, :predicted] = candidate.losses
+    return tensor
 
 
 def compare_predictions(
@@ -108,9 +108,9 @@ def compare_predictions(
             targets = sample if causal else sample[:0]
             parts = list(chunks(first, last, vocabulary))
             reduce = partial(_chunk, logits, pairs, sample=targets, number=number)
-            for rows, found in zip(parts, pool.map(reduce, parts), strict=True):
-                by_position[:, :, rows] += found
-                by_sample[:, :, number] += found.sum(axis=2)
+            for rows, array in zip(parts, pool.map(reduce, parts), strict=True):
+                by_position[:, :, rows] += array
+                by_sample[:, :, number] += array.sum(axis=2)
             task.advance()
     return [
         accuracy_of(*sums, tokens.source, tokens.sha256, tokens.documents)
@@ -123,8 +123,8 @@ def _logits(
 ) -> dict[str, Array]:
     """By arm; the one that was used last goes first, which helps those that are loaded in turns."""
     order = reversed(list(arms)) if backwards else arms
-    found = {name: prefill_logits(arms[name], sample) for name in order}
-    return {name: found[name] for name in arms}
+    arrays = {name: prefill_logits(arms[name], sample) for name in order}
+    return {name: arrays[name] for name in arms}
 
 
 def check_tokens(largest_id: int, vocabulary: int) -> None:
@@ -224,12 +224,12 @@ def _by_position(sums: Floats) -> list[PositionError]:
     """Joins positions into stretches that double in length."""
     length = sums.shape[1]
     starts = [0, *(2**power for power in range(length.bit_length()) if 2**power < length)]
-    found = []
+    position_errors = []
     for first, end in zip(starts, [*starts[1:], length], strict=True):
         totals = dict(zip(COLUMNS, sums[:, first:end].sum(axis=1), strict=True))
         if totals["positions"]:
-            found.append(_position_error(first, end - 1, totals))
-    return found
+            position_errors.append(_position_error(first, end - 1, totals))
+    return position_errors
 
 
 def _position_error(first: int, last: int, totals: dict[str, np.float64]) -> PositionError:

@@ -123,14 +123,14 @@ def sample_answers(pair: Pair) -> SampleAnswers | None:
         return SampleAnswers(left_out=str(reason))
 
 
-def _answered(pair: Pair, asked: Prompts) -> SampleAnswers:
+def _answered(pair: Pair, prompts: Prompts) -> SampleAnswers:
     arms = {"baseline": pair.baseline, "candidate": pair.candidate}
     tokenizer = pair.baseline.folder.tokenizer or pair.candidate.folder.tokenizer
     if tokenizer is None:
         raise LeftOutError(_NO_TOKENIZER)
     new_tokens = pair.options.quality.answer_tokens
     model = TextModel.of(pair.baseline.folder.onnx, tokenizer)
-    shown, ids = _encoded(model, asked, pair.options.quality.chat)
+    shown, ids = _encoded(model, prompts, pair.options.quality.chat)
     if max(map(max, ids)) >= pair.vocabulary():
         raise LeftOutError("the tokenizer has tokens that the model doesn't know")
     refuse_steps(pair, arms, max(map(len, ids)) + new_tokens)
@@ -143,12 +143,14 @@ def _answered(pair: Pair, asked: Prompts) -> SampleAnswers:
         for prompt, first, second in zip(shown, *said, strict=True)
     ]
     chat = pair.options.quality.chat
-    return SampleAnswers(source=asked.source, chat=chat, new_tokens=new_tokens, answers=answers)
+    return SampleAnswers(source=prompts.source, chat=chat, new_tokens=new_tokens, answers=answers)
 
 
-def _encoded(model: TextModel, asked: Prompts, chat: bool) -> tuple[Sequence[str], list[list[int]]]:
+def _encoded(
+    model: TextModel, prompts: Prompts, chat: bool
+) -> tuple[Sequence[str], list[list[int]]]:
     """The prompts as the report shows them, and their tokens."""
-    shown = asked.texts if chat else asked.openings
+    shown = prompts.texts if chat else prompts.openings
     try:
         # A model that thinks first would not come to its answer.
         ids = (
@@ -167,13 +169,13 @@ def _said(
     pair: Pair, name: str, arm: ComparedArm, model: TextModel, prompts: Sequence[list[int]]
 ) -> list[Answer]:
     """One arm's answers."""
-    new_tokens, found = pair.options.quality.answer_tokens, []
+    new_tokens, answers = pair.options.quality.answer_tokens, []
     with (
         decoder_of(arm, max(map(len, prompts)), new_tokens) as decoder,
         pair.progress.task(f"sample answers, {name}", total=len(prompts), unit="prompts") as task,
     ):
         for ids in prompts:
             made = generate(decoder, ids, new_tokens=new_tokens, stop_ids=model.stop_ids)
-            found.append(Answer(text=model.decode(made.token_ids), ended=made.ended))
+            answers.append(Answer(text=model.decode(made.token_ids), ended=made.ended))
             task.advance()
-    return found
+    return answers

@@ -182,7 +182,7 @@ class Pair:
             return
         for arm in arms.values():
             arm.runner.__exit__(None, None, None)
-        turns = next((each.turns for each in self._on_engines), None)
+        turns = next((engine.turns for engine in self._on_engines), None)
         with ExitStack() as stack:
             judges = {
                 name: replace(arm, builds=(stack.enter_context(arm.judge(self.progress, turns)),))
@@ -237,13 +237,13 @@ class Pair:
         if folder.classifies_images:
             return 1
         tables = (arm.facts.vocabulary for arm in self.judged.values())  # a quantised one hides it
-        told = next(filter(None, tables), folder.config.get("vocab_size"))
-        if not isinstance(told, int):
+        number = next(filter(None, tables), folder.config.get("vocab_size"))
+        if not isinstance(number, int):
             raise ComparisonError(
                 f"{folder.onnx} doesn't say how many tokens its vocabulary has.",
                 "Put the model's config.json next to it.",
             )
-        return told
+        return number
 
     def refuse_foreign_inputs(self) -> None:
         """As :meth:`refuse_other_interface`, by what the files say, before anything is loaded."""
@@ -295,7 +295,7 @@ def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractS
 
 
 def _refuse_inputs(given: Iterable[str], name: str, known: AbstractSet[str]) -> None:
-    foreign = [each for each in given if each not in known]
+    foreign = [text for text in given if text not in known]
     if foreign:
         raise ComparisonError(
             f"The {name} has an input {foreign[0]!r} that the baseline doesn't have.",

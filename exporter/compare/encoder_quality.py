@@ -40,7 +40,7 @@ def class_log_probabilities(
 
     A single logit is that of a yes, as rerankers have it: it makes two classes, the yes second.
     """
-    found = []
+    arrays = []
     with progress.task(f"classes, {arm}", total=len(texts), unit="texts") as task:
         for number, ids in enumerate(texts):
             shape = Shape(whole_phase(runner.inputs), 1, len(ids))
@@ -49,9 +49,9 @@ def class_log_probabilities(
                 inputs[_TYPES] = types[number][None].astype(inputs[_TYPES].dtype)
             logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
             what = f"The {arm}'s logits of text {number}"
-            found.append(log_probabilities_of(logits, what, separate=separate))
+            arrays.append(log_probabilities_of(logits, what, separate=separate))
             task.advance()
-    return found
+    return arrays
 
 
 def log_probabilities_of(logits: NDArray[Any], what: str, *, separate: bool = False) -> Floats:
@@ -76,7 +76,7 @@ def in_pairs(rows: Sequence[Floats]) -> list[Floats]:
         return list(rows)
     logits = np.array([row[0, 1] - row[0, 0] for row in rows])
     differences = (logits - np.roll(logits, -1))[::2]
-    return [-np.logaddexp(0, [[found, -found]]) for found in differences]
+    return [-np.logaddexp(0, [[difference, -difference]]) for difference in differences]
 
 
 def compare_classes(
@@ -123,7 +123,7 @@ def compare_classes(
 
 def _shared(first: Floats, second: Floats) -> Floats:
     """Of each row, the share of the first's five likeliest classes among the second's."""
-    five = [np.argsort(-each, axis=1, kind="stable")[:, :_FIVE] for each in (first, second)]
+    five = [np.argsort(-array, axis=1, kind="stable")[:, :_FIVE] for array in (first, second)]
     shared: Floats = (five[0][:, :, None] == five[1][:, None]).any(-1).mean(-1)
     return shared
 
@@ -132,7 +132,8 @@ def _divergences(baseline: Floats, candidate: Floats) -> Floats:
     """KL(baseline || candidate) of each row, in nats."""
     nothing = np.zeros(0, np.int64)
     first, second = (
-        Distributions(each.copy(), nothing, "The classes' logits") for each in (baseline, candidate)
+        Distributions(array.copy(), nothing, "The classes' logits")
+        for array in (baseline, candidate)
     )
     return divergence(first, second)
 
@@ -161,12 +162,12 @@ def embed(
     progress: Progress = QUIET,
 ) -> Floats:
     """One arm's embeddings, ``[texts, size]``."""
-    found = []
+    arrays = []
     with progress.task(f"embeddings, {arm}", total=len(texts), unit="texts") as task:
         for number, ids in enumerate(texts):
-            found.append(_embedding(runner, ids, pooling, arm, number))
+            arrays.append(_embedding(runner, ids, pooling, arm, number))
             task.advance()
-    vectors = np.stack(found)
+    vectors = np.stack(arrays)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if unit_length else vectors
 
 
@@ -215,7 +216,7 @@ def _rank_interval(
     texts = np.arange(len(first))
     if len(texts) <= FEWEST_TEXTS or np.isnan(whole):
         return None
-    without = [_rank_agreement(first, second, texts[texts != each]) for each in texts]
+    without = [_rank_agreement(first, second, texts[texts != text]) for text in texts]
     values = len(texts) * whole - (len(texts) - 1) * np.array(without)
     spread = mean_interval(values, np.ones_like(values), clusters)
     if spread is None:

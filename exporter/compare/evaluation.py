@@ -182,7 +182,7 @@ class Prompts:
 def questions(path: Path | None) -> Prompts:
     """Prompts for a model that generates."""
     if path is None:
-        asked, openings = zip(*_QUESTIONS, strict=True)
-        return Prompts(asked, openings)
-    found = read_prompts(path)
-    return Prompts(found.documents, found.documents, found.source)
+        result, openings = zip(*_QUESTIONS, strict=True)
+        return Prompts(result, openings)
+    prompts = read_prompts(path)
+    return Prompts(prompts.documents, prompts.documents, prompts.source)

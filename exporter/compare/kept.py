@@ -90,9 +90,9 @@ class AccuracyCache:
 
     def found(self, name: str, kind: TypeAdapter[_T], find: Callable[[], _T]) -> _T:
         """What an earlier run found under a name, or what is found now, which is kept if any."""
-        told = f"accuracy: kept from an earlier run: {name}"
+        text = f"accuracy: kept from an earlier run: {name}"
         return self._store.once(
-            name, kind, find, key=self._asked, on_found=lambda: self._pair.progress.say(told)
+            name, kind, find, key=self._asked, on_found=lambda: self._pair.progress.say(text)
         )
 
 
@@ -160,7 +160,7 @@ def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
 def refuse_noted(judged: TextSource, metadata: Mapping[str, str], arm: str = "candidate") -> None:
     """Refuses to judge on a text, or a copy, that an arm was made by, as its graph notes."""
     for role, known in noted_texts(metadata).items():
-        contents = (each.removeprefix(CONTENT) for each in known if each.startswith(CONTENT))
+        contents = (item.removeprefix(CONTENT) for item in known if item.startswith(CONTENT))
         if judged.sha256 in known or any(
             judged.content.is_shared(Content.read(content)) for content in contents
         ):

@@ -61,13 +61,13 @@ def open_engine_pair(
     builds = [find_builds(path) for path in (baseline, candidate)]
     _refuse_built_differently(builds[0][0], builds[1][0])
     given = onnx or (None, None)
-    sources = [_onnx_of(each[0], path) for each, path in zip(builds, given, strict=True)]
+    sources = [_onnx_of(build[0], path) for build, path in zip(builds, given, strict=True)]
     problem = ask_driver().problem
     if problem and None in sources:
         sources = [None, None]  # one arm alone tells nothing
     first, second = (
-        _arm(each, source, problem, options, threads)
-        for each, source in zip(builds, sources, strict=True)
+        _arm(build, source, problem, options, threads)
+        for build, source in zip(builds, sources, strict=True)
     )
     return first, second
 
@@ -77,11 +77,15 @@ def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None
     builds = (baseline, candidate)
     ways = [_ways(build) for build in builds]
     different = [name for name, way in ways[0].items() if way != ways[1][name]]
-    shared = {each.name for each in baseline.inputs} & {each.name for each in candidate.inputs}
+    shared = {tensor.name for tensor in baseline.inputs} & {
+        tensor.name for tensor in candidate.inputs
+    }
     profiles = [[_kept(slot.profile, shared) for slot in build.slots] for build in builds]
     if profiles[0] != profiles[1]:
         different.append("profiles")
-    reads = [{each.attention.reads for each in build.records if each.attention} for build in builds]
+    reads = [
+        {record.attention.reads for record in build.records if record.attention} for build in builds
+    ]
     if all(reads) and reads[0] != reads[1]:
         different.append("reading of caches")
     if different:
@@ -250,14 +254,14 @@ def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
 
 def _bytes_per_token(record: EngineRecord) -> int:
     return sum(
-        byte_count(numpy_dtype(each.dtype), (each.shape[1], each.shape[-1]))
-        for each in record.inputs
-        if CACHE_INPUT.fullmatch(each.name)
+        byte_count(numpy_dtype(tensor.dtype), (tensor.shape[1], tensor.shape[-1]))
+        for tensor in record.inputs
+        if CACHE_INPUT.fullmatch(tensor.name)
     )
 
 
 def _vocabulary(record: EngineRecord) -> int | None:
-    sizes = [each.shape[-1] for each in record.outputs if each.name == "logits"]
+    sizes = [output.shape[-1] for output in record.outputs if output.name == "logits"]
     return sizes[0] if sizes and sizes[0] > 0 else None
 
 
@@ -365,12 +369,12 @@ def open_references(
     """Finds the files of further arms."""
     names = [ArmName.of(text) for text in arms]
     precision = baseline.facts.precision
-    found = {}
+    compared_arms = {}
     for title, name in zip(_titles(names), names, strict=True):
         arm = _open(name, options, threads=threads, precision=precision)
         _refuse_other_vocabulary(baseline, arm, f"reference {title}")
-        found[title] = arm
-    return found
+        compared_arms[title] = arm
+    return compared_arms
 
 
 def open_floats(
@@ -381,12 +385,12 @@ def open_floats(
     threads: int,
 ) -> dict[str, ComparedArm]:
     """Finds the files of both models in float."""
-    found = {}
+    compared_arms = {}
     titles = (FLOAT_BASELINE, FLOAT_CANDIDATE)
     for title, name, other in zip(titles, same_kind(*arms), quantized, strict=True):
-        found[title] = _open(name, options, threads=threads)
-        _refuse_other_vocabulary(other, found[title], title)
-    return found
+        compared_arms[title] = _open(name, options, threads=threads)
+        _refuse_other_vocabulary(other, compared_arms[title], title)
+    return compared_arms
 
 
 def _open(

@@ -272,24 +272,26 @@ def _load(arms: Mapping[str, DecoderArm]) -> None:
 
 
 def _on_engines(arms: Mapping[str, DecoderArm]) -> list[OnEngines]:
-    return [each for arm in arms.values() for each in arm.every if isinstance(each, OnEngines)]
+    return [
+        decoder for arm in arms.values() for decoder in arm.every if isinstance(decoder, OnEngines)
+    ]
 
 
 def _decoder_arms(pair: Pair, vocabulary: int, batch: int) -> dict[str, DecoderArm]:
-    found: dict[str, DecoderArm] = {}
+    decoder_arms: dict[str, DecoderArm] = {}
     for name, arm in pair.arms.items():
         one = batch > 1 and _one_text(arm)
         decoders = [] if one else [own_decoder(runner) for runner in arm.builds]
         own = [decoder for decoder in decoders if decoder is not None]
         if own:
-            found[name] = DecoderArm(own, vocabulary)
+            decoder_arms[name] = DecoderArm(own, vocabulary)
         elif name in pair.references:
             pair.progress.say(f"generate: left out for {name}, which {arm.runner.backend} runs")
         else:
             raise ComparisonError(
                 f"Whole generations by {arm.runner.backend} aren't timed.", "Leave --generate out."
             )
-    return found
+    return decoder_arms
 
 
 def shapes_of(pair: Pair) -> list[Shape]:
@@ -300,17 +302,17 @@ def shapes_of(pair: Pair) -> list[Shape]:
         patches = pair.baseline.folder.patches
         return [Shape("encode", b, patches, counts=IMAGES.parts) for b in options.batches]
     cached, phase = has_cache(inputs), whole_phase(inputs)
-    found = [Shape(phase, b, n) for n in options.prompt_lengths for b in options.batches]
+    shapes = [Shape(phase, b, n) for n in options.prompt_lengths for b in options.batches]
     if cached:
         pasts = options.decode_past_lengths
-        found += [Shape("decode", b, 1, n) for n in pasts for b in options.batches]
-    if not found and not options.timing.generate:
+        shapes += [Shape("decode", b, 1, n) for n in pasts for b in options.batches]
+    if not shapes and not options.timing.generate:
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no KV cache, so there is no decode step to time.",
             "Give input lengths with --prefill.",
             code="no-kv-cache",
         )
-    return _within_reach(pair, found)
+    return _within_reach(pair, shapes)
 
 
 def generations_of(pair: Pair) -> list[GenerationCell]:
@@ -327,15 +329,15 @@ def generations_of(pair: Pair) -> list[GenerationCell]:
             "Leave --generate out.",
             code="no-kv-cache",
         )
-    found = _within_reach(pair, cells)
+    result = _within_reach(pair, cells)
     judged = [arm for name, arm in pair.arms.items() if name not in pair.references]
-    if max((cell.batch for cell in found), default=1) > 1 and any(map(_one_text, judged)):
+    if max((cell.batch for cell in result), default=1) > 1 and any(map(_one_text, judged)):
         raise ComparisonError(
             f"Whole generations by {LlamaCppRunner.backend} are timed for one text at a time.",
             "Take --batch 1, or leave --generate out.",
             code="one-text-at-a-time",
         )
-    return found
+    return result
 
 
 def _one_text(arm: ComparedArm) -> bool:

@@ -36,10 +36,10 @@ _GENERATION = re.compile(r" *(\d+) *[xX] *(\d+) *")
 def _generations(text: Any) -> Any:
     if not isinstance(text, str):
         return text
-    found = [_GENERATION.fullmatch(each) for each in text.split(",")]
-    if None in found:
+    matches = [_GENERATION.fullmatch(item) for item in text.split(",")]
+    if None in matches:
         raise ValueError("write a prompt and new tokens as 128x64")
-    return tuple((int(told[1]), int(told[2])) for told in found if told is not None)
+    return tuple((int(match[1]), int(match[2])) for match in matches if match is not None)
 
 
 Generations = Annotated[
@@ -189,8 +189,8 @@ class TimingOptions(Options):
         """
         changing = {"time_budget_s", "power", "smallest"} if self.power is not None else set()
         changing |= {"on_disturbance"}
-        told = {name: value for name, value in vars(self).items() if name not in changing}
-        return told if self.power is None else {**told, "power": True}
+        values = {name: value for name, value in vars(self).items() if name not in changing}
+        return values if self.power is None else {**values, "power": True}
 
 
 @dataclass(frozen=True)

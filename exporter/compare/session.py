@@ -155,13 +155,13 @@ def compare(
         for name, arm in pair.judged.items():
             refuse_noted(text, arm.facts.metadata, name)
     measured, checks = _measured(pair, texts, resume) if pair.runs else (_described(pair), [])
-    told = {
+    result = {
         "plan": list(plan) or pair.dropped(),
         "calibration": calibration,
         "parts": parts,
         "parity": [*parity, *checks],
     }
-    return measured.model_copy(update=told)
+    return measured.model_copy(update=result)
 
 
 def _open(
@@ -194,14 +194,14 @@ def _for_texts(
 ) -> CompareOptions:
     """Texts of no more tokens than the model's users give it, unless others are asked for."""
     longest = longest_text(baseline.folder.home)
-    found = options.for_texts(longest)
-    if found.prompt_lengths != options.prompt_lengths:
-        lengths = " and ".join(map(str, found.prompt_lengths))
+    compare_options = options.for_texts(longest)
+    if compare_options.prompt_lengths != options.prompt_lengths:
+        lengths = " and ".join(map(str, compare_options.prompt_lengths))
         progress.say(
             f"compare: {lengths} tokens are timed: sentence_bert_config.json cuts texts at "
             f"{longest} (--prefill for others)"
         )
-    return found
+    return compare_options
 
 
 def _described(pair: Pair) -> ComparisonReport:
@@ -219,7 +219,7 @@ def _measured(
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     with pair.running():
         pair.refuse_other_interface()
-        tell_notes((each.capabilities for each in pair.runners), pair.progress)
+        tell_notes((runner.capabilities for runner in pair.runners), pair.progress)
         checks = witness_checks(pair)
         with pair.judging() as judges:
             answers = measure_accuracy(judges, *texts, store=store)

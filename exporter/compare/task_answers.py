@@ -67,7 +67,7 @@ def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
 
     def scored(arm: ComparedArm) -> list[TaskScores]:
         folders = (arm.folder, pair.baseline.folder, pair.candidate.folder)
-        folder = next((each for each in folders if each.tokenizer), arm.folder)
+        folder = next((item for item in folders if item.tokenizer), arm.folder)
         return score_tasks(
             pair.options.quality,
             arm.runner,
@@ -122,14 +122,14 @@ def judge_images(pair: Pair, images: Images) -> dict[tuple[str, str], Accuracy]:
     if right is not None:
         own = ("baseline", "candidate")
         scores = [label_scores(said[name], right, images.source) for name in own]
-        told = {"tasks": compare_scores(scores[0], scores[1])}
-        agreement[own] = agreement[own].model_copy(update=told)
+        result = {"tasks": compare_scores(scores[0], scores[1])}
+        agreement[own] = agreement[own].model_copy(update=result)
     return agreement
 
 
 def _said(pair: Pair, images: Images) -> dict[str, list[Floats]]:
     """Each arm's log-probabilities, ``[1, classes]`` for each image."""
-    reader, found = _reader(pair), {name: list[Floats]() for name in pair.judged}
+    reader, arrays = _reader(pair), {name: list[Floats]() for name in pair.judged}
     number = IMAGES if images.is_random else len(images.pictures)
     noise = reader.noise(number, "evaluation") if images.is_random else None
     with pair.progress.task("classes of images", total=number, unit="images") as task:
@@ -140,9 +140,9 @@ def _said(pair: Pair, images: Images) -> dict[str, list[Floats]]:
                 else noise[place : place + 1]
             )
             for name, arm in pair.judged.items():
-                found[name].append(_answer(arm, name, pixels, place))
+                arrays[name].append(_answer(arm, name, pixels, place))
             task.advance()
-    return found
+    return arrays
 
 
 def _reader(pair: Pair) -> ImageReader:
@@ -163,7 +163,7 @@ def _answer(arm: ComparedArm, name: str, pixels: NDArray[np.float32], number: in
 def _classes_of(pictures: Sequence[Picture], folder: ModelFolder) -> NDArray[np.int64]:
     """The class of each image, ``[images]``."""
     numbers = label_numbers(folder.config)
-    found = []
+    result = []
     for picture in pictures:
         number = numbers.get(str(picture.label))
         if number is None:
@@ -173,8 +173,8 @@ def _classes_of(pictures: Sequence[Picture], folder: ModelFolder) -> NDArray[np.
                 "Name the folders as id2label in config.json has the classes, or by their numbers.",
                 code="labels-mismatch",
             )
-        found.append(number)
-    return np.array(found, np.int64)
+        result.append(number)
+    return np.array(result, np.int64)
 
 
 def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
@@ -183,21 +183,21 @@ def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
     ImageNet's classes have several names, parted by commas; one that two classes have, or begin
     with, counts for neither.
     """
-    told = _told(config)
-    names = [name for name, _ in told]
+    result = _told(config)
+    names = [name for name, _ in result]
     firsts = [name.partition(",")[0].strip() for name in names]
-    numbers = [number for _, number in told]
-    found = {str(number): number for number in numbers}
+    numbers = [number for _, number in result]
+    outcome = {str(number): number for number in numbers}
     for called in (firsts, names):
         pairs = zip(called, numbers, strict=True)
-        found |= {name: number for name, number in pairs if called.count(name) == 1}
-    return found
+        outcome |= {name: number for name, number in pairs if called.count(name) == 1}
+    return outcome
 
 
 def _told(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     """The names of the classes, each with its number; none where the config tells none."""
-    told = config.get("id2label")
-    entries = told.items() if isinstance(told, dict) else ()
+    value = config.get("id2label")
+    entries = value.items() if isinstance(value, dict) else ()
     numbered = ((str(name), number_in(str(number))) for number, name in entries)
     return [(name, number) for name, number in numbered if number is not None]
 

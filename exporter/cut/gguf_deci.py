@@ -50,7 +50,7 @@ _BLOCKS = "Whole blocks can go from it: plan with --drop-block."
 
 def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
     """Refuses what llama.cpp would compute wrongly, or not load, as ``deci``."""
-    first = next(each for each in layers if not each.whole)
+    first = next(layer for layer in layers if not layer.whole)
     what = f"{'attention' if first.attention else 'mlp'} {first.number}"
     if model.architecture not in ALIKE:
         raise SurgeryError(
@@ -97,9 +97,9 @@ def _layer_entries(
 ) -> Iterator[Entry]:
     left = [left_of(sizes[layer.number], layer) for layer in layers]
     yield whole_entry(f"{DECI}.{BLOCK_COUNT}", len(layers))
-    yield wholes_entry(f"{DECI}.{HEADS}", [each.heads for each in left])
-    yield wholes_entry(f"{DECI}.{KV_HEADS}", [each.kv_heads for each in left])
-    yield wholes_entry(f"{DECI}.{MLP_WIDTH}", [each.width for each in left])
+    yield wholes_entry(f"{DECI}.{HEADS}", [item.heads for item in left])
+    yield wholes_entry(f"{DECI}.{KV_HEADS}", [item.kv_heads for item in left])
+    yield wholes_entry(f"{DECI}.{MLP_WIDTH}", [item.width for item in left])
     for name in _HEAD_WIDTHS:
         yield whole_entry(f"{DECI}.{name}", _head_width(model, sizes))
 
@@ -108,14 +108,14 @@ def _head_width(model: GgufModel, sizes: Sequence[LayerSizes]) -> int:
     """The width of a head, which must be one, and whose positions are all of it."""
     usual = model.whole(HIDDEN) // max(sizes[0].heads, 1)
     said = [model.whole(name) for name in _HEAD_WIDTHS if model.entry(name) is not None]
-    told = {*said} if len(said) == len(_HEAD_WIDTHS) else {usual, *said}
-    if len(told) > 1 or not all(0 < each < _MOST for each in told):
+    numbers = {*said} if len(said) == len(_HEAD_WIDTHS) else {usual, *said}
+    if len(numbers) > 1 or not all(0 < number < _MOST for number in numbers):
         raise SurgeryError(
-            f"{model.path}: {', '.join(_HEAD_WIDTHS)} are {sorted(told)}; {DECI} has one width.",
+            f"{model.path}: {', '.join(_HEAD_WIDTHS)} are {sorted(numbers)}; {DECI} has one width.",
             _BLOCKS,
             code="head-widths",
         )
-    return told.pop()
+    return numbers.pop()
 
 
 def _refuse_experts(model: GgufModel) -> None:
@@ -179,7 +179,7 @@ def refuse_headless(model: GgufModel, layers: Sequence[Layer]) -> None:
             else f"Keep it: plan with --protect attention:{first.number}, or --for llama.cpp.",
             code="first-attention",
         )
-    if not any(left_of(sizes[each.number], each).kv_heads for each in layers):
+    if not any(left_of(sizes[layer.number], layer).kv_heads for layer in layers):
         raise SurgeryError(
             f"No attention of {model.path} stays; llama.cpp wants at least one.",
             "Keep one in the plan.",

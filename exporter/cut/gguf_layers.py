@@ -33,23 +33,23 @@ class Layer:
 def layers_left(deletions: Sequence[PlannedDeletion], count: int) -> list[Layer]:
     """The layers that stay. One whose attention and MLP both go without replacement is gone."""
     gone: dict[tuple[int, str], Replacement] = {}
-    for each in deletions:
-        if each.kind not in (*BLOCK_KINDS, "block"):
+    for deletion in deletions:
+        if deletion.kind not in (*BLOCK_KINDS, "block"):
             raise SurgeryError(
-                f"{each.kind} {each.layer} is to go, but in a GGUF file only attentions, MLPs and "
-                "blocks are known.",
+                f"{deletion.kind} {deletion.layer} is to go, but in a GGUF file only "
+                "attentions, MLPs and blocks are known.",
                 "Make a plan of those: depthcut plan.",
                 code="kind-unknown-here",
             )
-        gone.update({(ref.layer, ref.kind): each.replacement for ref in each.sublayers})
+        gone.update({(ref.layer, ref.kind): deletion.replacement for ref in deletion.sublayers})
     layers = [Layer(n, gone.get((n, "attention")), gone.get((n, "mlp"))) for n in range(count)]
-    return [each for each in layers if (each.attention, each.mlp) != ("none", "none")]
+    return [layer for layer in layers if (layer.attention, layer.mlp) != ("none", "none")]
 
 
 def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> None:
     """Refuses a plan that drops what the file lacks, as one has that was cut by another program."""
     parts = sublayers_of(model)
-    for ref in (ref for each in deletions for ref in each.sublayers):
+    for ref in (ref for deletion in deletions for ref in deletion.sublayers):
         if ref not in parts:
             raise SurgeryError(
                 f"{ref} is to go, and {model.path} has no tensors of it.",
@@ -60,12 +60,12 @@ def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> No
 
 def sublayers_of(model: GgufModel) -> dict[SublayerRef, list[Tensor]]:
     """The tensors of each attention and MLP, by layer."""
-    found: dict[SublayerRef, list[Tensor]] = {}
+    tensors: dict[SublayerRef, list[Tensor]] = {}
     for tensor in model.tensors:
         ref = _sublayer_of(tensor.name)
         if ref is not None:
-            found.setdefault(ref, []).append(tensor)
-    return dict(sorted(found.items()))
+            tensors.setdefault(ref, []).append(tensor)
+    return dict(sorted(tensors.items()))
 
 
 def _sublayer_of(name: str) -> SublayerRef | None:
@@ -78,8 +78,8 @@ def _sublayer_of(name: str) -> SublayerRef | None:
 
 def place_in_layer(name: str) -> tuple[int, str] | None:
     """A tensor's layer and its name there, such as ``attn_q.weight``; None: it is in no layer."""
-    told = _LAYER.fullmatch(name)
-    return None if told is None else (int(told[1]), told[2])
+    match = _LAYER.fullmatch(name)
+    return None if match is None else (int(match[1]), match[2])
 
 
 def new_numbers(layers: Sequence[Layer]) -> Mapping[int, int]:
@@ -131,8 +131,8 @@ def check_own(model: GgufModel, layers: Sequence[Layer]) -> None:
             _WAY_OUT,
             code="unread-architecture",
         )
-    told = model.entry("attention.sliding_window_pattern")
-    period = math.lcm(period, (told and told.whole) or 1)
+    entry = model.entry("attention.sliding_window_pattern")
+    period = math.lcm(period, (entry and entry.whole) or 1)
     _refuse_what_tells_layers(model, layers)
     for place, layer in enumerate(layers):
         if (layer.number - place) % period:

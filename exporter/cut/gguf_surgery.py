@@ -111,11 +111,13 @@ def cut_gguf(
     refuse_missing(model, plan.plan.deletions)
     entries, pieces = _result(model, layers, plan, options)
     noted = [*entries, text_entry(PLAN_KEY, _record(plan))]
-    head = Head(model.files[0].version, [each for each in noted if each.key not in SPLIT_KEYS])
+    head = Head(model.files[0].version, [entry for entry in noted if entry.key not in SPLIT_KEYS])
     parts = in_shards(pieces, options.shard_bytes)
     files = _files(target, len(parts))
     for file in files:
-        refuse_overwriting(file, [*(each.path for each in model.files), *plan.inputs], GGUF)
+        refuse_overwriting(
+            file, [*(gguf_file.path for gguf_file in model.files), *plan.inputs], GGUF
+        )
     _write(files, head, parts, progress)
     return _facts(model, layers, plan, files, pieces)
 
@@ -198,7 +200,7 @@ def _stays(layer: Layer, name: str) -> bool:
 
 def _record(plan: LoadedPlan) -> str:
     """What was dropped, as a graph's metadata has it."""
-    return canonical_json([each.model_dump() for each in plan.plan.deletions])
+    return canonical_json([deletion.model_dump() for deletion in plan.plan.deletions])
 
 
 def _files(target: Path, count: int) -> list[Path]:
@@ -214,11 +216,11 @@ def _write(
     total = sum(piece.nbytes for part in parts for piece in part)
     with staging(files[0]) as stage:
         moves = [(stage.folder / file.name, file) for file in files]
-        with ByteCount.large(progress, "write tensors", total) as told:
+        with ByteCount.large(progress, "write tensors", total) as count:
             for number, ((staged, file), part) in enumerate(zip(moves, parts, strict=True)):
                 own = head if len(files) == 1 else head.shard(number, len(files), tensors)
                 with telling_full_disk(file):
-                    write_file(staged, own, part, told.add)
+                    write_file(staged, own, part, count.add)
         stage.place(moves)
 
 

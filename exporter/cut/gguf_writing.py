@@ -78,13 +78,13 @@ class Head:
     @property
     def alignment(self) -> int:
         """To which tensors are aligned, in bytes."""
-        told = (each.whole for each in self.entries if each.key == ALIGNMENT_KEY)
-        return next(told, None) or DEFAULT_ALIGNMENT
+        wholes = (entry.whole for entry in self.entries if entry.key == ALIGNMENT_KEY)
+        return next(wholes, None) or DEFAULT_ALIGNMENT
 
     def shard(self, number: int, count: int, tensors: int) -> Head:
         """That of one of several shards; the first has the metadata, all tell which they are."""
         own = list(self.entries) if number == 0 else _alignment_of(self.entries)
-        kept = [each for each in own if each.key not in SPLIT_KEYS]
+        kept = [entry for entry in own if entry.key not in SPLIT_KEYS]
         numbered = [
             Entry(SPLIT_NUMBER, _UINT16, struct.pack("<H", number)),
             Entry(SPLIT_COUNT, _UINT16, struct.pack("<H", count)),
@@ -134,7 +134,7 @@ def _named(name: str) -> bytes:
 
 
 def _alignment_of(entries: Iterable[Entry]) -> list[Entry]:
-    return [each for each in entries if each.key == ALIGNMENT_KEY]
+    return [entry for entry in entries if entry.key == ALIGNMENT_KEY]
 
 
 MapType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
@@ -175,13 +175,13 @@ def zero_mlp(prefix: str, hidden: int) -> list[Piece]:
 
 def _matrix(given: ReplacementTensors, ref: SublayerRef, hidden: int) -> NDArray[np.float32]:
     """``[hidden_out, hidden_in]``; factors of a map of low rank are multiplied out."""
-    maps = [array_of(each).astype(np.float32) for each in given.maps.values()]
+    maps = [array_of(item).astype(np.float32) for item in given.maps.values()]
     inner = maps[0].shape[0]
     wanted = [(hidden, hidden)] if len(maps) == 1 else [(inner, hidden), (hidden, inner)]
-    if [each.shape for each in maps] != wanted:
+    if [array.shape for array in maps] != wanted:
         raise PlanError(
-            f"The map in place of {ref} has the shape {[list(each.shape) for each in maps]}; this "
-            f"model takes {[list(each) for each in wanted]}.",
+            f"The map in place of {ref} has the shape {[list(array.shape) for array in maps]}; "
+            f"this model takes {[list(item) for item in wanted]}.",
             "The plan is for another model: plan and heal this one.",
             code="wrong-shape",
         )

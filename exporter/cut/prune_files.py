@@ -163,10 +163,10 @@ class SourceHashes:
 
     def wait(self) -> dict[str, str]:
         """Role to hash, once that of the weights is there."""
-        found = {"model": self._graph}
+        texts = {"model": self._graph}
         if self._weights is not None:
-            found["weights"] = self._weights.result()
-        return found
+            texts["weights"] = self._weights.result()
+        return texts
 
 
 def _hash_into(future: Future[str], files: Sequence[Path], root: Path) -> None:

@@ -281,7 +281,7 @@ def prune_stacks(
 
 def _part(plan: LoadedPlan, stacks: Stacks, stack: Stack) -> LoadedPlan:
     """What of a plan is about one stack, by the numbers of its own graph."""
-    told = {"deletions": stacks.within(plan.plan.deletions, stack), "encoder_layers": None}
+    deletions = {"deletions": stacks.within(plan.plan.deletions, stack), "encoder_layers": None}
     given, first = plan.replacements, stacks.first(stack)
     if given is not None:
         tensors = {
@@ -290,7 +290,7 @@ def _part(plan: LoadedPlan, stacks: Stacks, stack: Stack) -> LoadedPlan:
             if stacks.stack(ref.layer) == stack
         }
         given = replace(given, tensors=tensors)
-    return replace(plan, plan=plan.plan.model_copy(update=told), replacements=given)
+    return replace(plan, plan=plan.plan.model_copy(update=deletions), replacements=given)
 
 
 def _stack(graph: Graph) -> Stack:
@@ -306,8 +306,8 @@ def _encoder_decoder_pruned(
 ) -> PruneReport:
     with tempfile.TemporaryDirectory(prefix=".report.", dir=target.parent) as place:
         report = Path(place) / "prune.json"
-        asked = replace(options, report_path=report, companions=False, genai_config="none")
-        return prune_file(source, target, plan, asked, model_checked=True, progress=progress)
+        changed = replace(options, report_path=report, companions=False, genai_config="none")
+        return prune_file(source, target, plan, changed, model_checked=True, progress=progress)
 
 
 def _copied(source: Path, target: Path) -> PruneReport:
@@ -343,8 +343,8 @@ def _joined(reports: dict[Graph, PruneReport], stacks: Stacks) -> PruneReport:
     for graph, report in reports.items():
         first = stacks.first(_stack(graph))
         for entry in report.deleted:
-            told = {"layer": entry.layer + first, "graph": f"{graph}.onnx"}
-            deleted.append(entry.model_copy(update=told))
+            result = {"layer": entry.layer + first, "graph": f"{graph}.onnx"}
+            deleted.append(entry.model_copy(update=result))
         refused += report.refused
         parents |= {f"{graph}.{role}": digest for role, digest in report.made_from.items()}
     return PruneReport(

@@ -130,8 +130,8 @@ def _max_abs_error(expected: NDArray[Any], actual: NDArray[Any], relative: float
 def _effect(plain: NDArray[Any], masked: NDArray[Any]) -> float:
     if plain.shape != masked.shape:
         return float("inf")
-    told = (np.abs(plain) <= _FILLER) & (np.abs(masked) <= _FILLER)  # neither NaN nor infinite
-    return float(np.abs(plain[told] - masked[told]).max(initial=0.0))
+    result = (np.abs(plain) <= _FILLER) & (np.abs(masked) <= _FILLER)  # neither NaN nor infinite
+    return float(np.abs(plain[result] - masked[result]).max(initial=0.0))
 
 
 def judge(

@@ -90,8 +90,8 @@ def diagnose() -> Diagnosis:
     components = [Component("Python", platform.python_version(), "everything"), runtime, *providers]
     components += [_distribution(name, extra, serves) for name, extra, serves in _DISTRIBUTIONS]
     components += [_engine_library(LIBRARIES[name], serves) for name, serves in _ENGINES.items()]
-    told = [_with_driver(each, driver) for each in components]
-    return Diagnosis((*told, *_driver_components(driver)), fit=bool(runtime.found))
+    result = [_with_driver(component, driver) for component in components]
+    return Diagnosis((*result, *_driver_components(driver)), fit=bool(runtime.found))
 
 
 def health(place: Place) -> Diagnosis:
@@ -106,10 +106,10 @@ def health(place: Place) -> Diagnosis:
         return Diagnosis((runtime,), fit=not runtime.remedy)
     driver = ask_driver()
     engines = [_distribution(name, LIBRARIES[name].extra, _ENGINES[name]) for name in _ENGINES]
-    components = [runtime, *(each for each in engines if each.found)]
-    components = [_with_driver(each, driver) for each in components]
+    components = [runtime, *(engine for engine in engines if engine.found)]
+    components = [_with_driver(component, driver) for component in components]
     components += _driver_components(driver)[:1]
-    return Diagnosis(tuple(components), fit=not any(each.remedy for each in components))
+    return Diagnosis(tuple(components), fit=not any(component.remedy for component in components))
 
 
 def _with_driver(component: Component, driver: Driver) -> Component:
@@ -181,7 +181,7 @@ def _driver_components(driver: Driver) -> list[Component]:
     if driver.problem:
         remedy = f"{driver.problem}; engines for TensorRT-RTX are built all the same"
         return [Component("NVIDIA driver", "", serves, remedy)]
-    cards = [_card(each, serves) for each in driver.devices]
+    cards = [_card(device, serves) for device in driver.devices]
     return [Component("NVIDIA driver", f"CUDA {driver.cuda_version}", serves), *cards]
 
 

@@ -75,8 +75,8 @@ def default_threads() -> int:
 
 def processor_name() -> str:
     """The processor's name as the kernel tells it."""
-    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or "unknown"
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or "unknown"
 
 
 def gpu_name() -> str | None:
@@ -90,11 +90,11 @@ def gpu_settings() -> dict[str, str]:
     What it doesn't know is left out. It has no name for locked clocks: they show in the clocks
     while something runs.
     """
-    told = _nvidia_smi(",".join(_SETTINGS)).split(",")
-    if len(told) != len(_SETTINGS):  # one field that it doesn't know, and it answers nothing
-        told = [_nvidia_smi(field) for field in _SETTINGS]
-    found = zip(_SETTINGS, (each.strip() for each in told), strict=True)
-    return {name: each for name, each in found if each and "N/A" not in each}
+    parts = _nvidia_smi(",".join(_SETTINGS)).split(",")
+    if len(parts) != len(_SETTINGS):  # one field that it doesn't know, and it answers nothing
+        parts = [_nvidia_smi(field) for field in _SETTINGS]
+    pairs = zip(_SETTINGS, (part.strip() for part in parts), strict=True)
+    return {name: item for name, item in pairs if item and "N/A" not in item}
 
 
 def _nvidia_smi(fields: str) -> str:
@@ -114,7 +114,7 @@ def _query(fields: str) -> list[str] | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    card = next((each.uuid for each in ask_driver().devices if each.uuid), "0")
+    card = next((device.uuid for device in ask_driver().devices if device.uuid), "0")
     return [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={card}"]
 
 
@@ -148,13 +148,13 @@ class GpuWatch:
 
     def seen(self) -> GpuClocks | None:
         """What was seen since this was last asked, while the GPU worked; None where nothing was."""
-        looks = [each for each in map(parse_clocks, self._lines()) if each is not None]
-        looks = [each for each in looks if each.busy is not False]
+        looks = [item for item in map(parse_clocks, self._lines()) if item is not None]
+        looks = [look for look in looks if look.busy is not False]
         if not looks:
             return None
-        clocks = [each.sm_mhz for each in looks if each.sm_mhz is not None]
-        heats = [each.celsius for each in looks if each.celsius is not None]
-        throttled = [each.throttled for each in looks if each.throttled is not None]
+        clocks = [look.sm_mhz for look in looks if look.sm_mhz is not None]
+        heats = [look.celsius for look in looks if look.celsius is not None]
+        throttled = [look.throttled for look in looks if look.throttled is not None]
         return GpuClocks(
             statistics.median(clocks) if clocks else None,
             max(heats, default=None),
@@ -162,8 +162,8 @@ class GpuWatch:
         )
 
     def _lines(self) -> list[str]:
-        told = self._tool.stdout.read() if self._tool and self._tool.stdout else None
-        *whole, self._rest = (self._rest + (told or b"")).split(b"\n")
+        data = self._tool.stdout.read() if self._tool and self._tool.stdout else None
+        *whole, self._rest = (self._rest + (data or b"")).split(b"\n")
         return [line.decode(errors="replace") for line in whole]
 
 
@@ -186,12 +186,12 @@ def _physical_cores(cpu_info: str, allowed: set[int]) -> int:
 
 def _cpu_mhz() -> float | None:
     """Mean over the CPUs that this process may use."""
-    found = []
+    values = []
     for cpu in os.sched_getaffinity(0):
-        told = kernel_text(_CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq")
-        found += [float(told) / 1000] if told and told.isdigit() else []
-    found = found or [float(mhz) for mhz in _MHZ.findall(_cpu_info())]
-    return sum(found) / len(found) if found else None
+        text = kernel_text(_CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq")
+        values += [float(text) / 1000] if text and text.isdigit() else []
+    values = values or [float(mhz) for mhz in _MHZ.findall(_cpu_info())]
+    return sum(values) / len(values) if values else None
 
 
 class ThrottleCounts:
@@ -207,10 +207,10 @@ class ThrottleCounts:
 
 
 def _throttle_count() -> int | None:
-    told = [
+    names = [
         kernel_text(path) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
     ]
-    counts = [int(count) for count in told if count and count.isdigit()]
+    counts = [int(count) for count in names if count and count.isdigit()]
     return sum(counts) if counts else None
 
 

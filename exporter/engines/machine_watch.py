@@ -33,16 +33,16 @@ class Quota:
 
 def quota() -> Quota:
     """The lowest quota of this process's control groups, of version 2 or 1."""
-    found = [_quota_at(folder) for folder in _groups()]
-    limited = [each for each in found if each.cpus is not None]
+    quotas = [_quota_at(folder) for folder in _groups()]
+    limited = [item for item in quotas if item.cpus is not None]
     return min(limited, key=lambda limit: limit.cpus or 0.0, default=Quota(None, None))
 
 
 def _groups() -> list[Path]:
     """The folders of this process's groups, from the root down; within a container the root."""
     own = [line.split(":", 2) for line in (kernel_text(_OWN_CGROUP) or "").splitlines()]
-    found = [_CGROUP, _CGROUP / "cpu", _CGROUP / "cpu,cpuacct"]
-    for number, controllers, path in (each for each in own if len(each) == 3):
+    paths = [_CGROUP, _CGROUP / "cpu", _CGROUP / "cpu,cpuacct"]
+    for number, controllers, path in (names for names in own if len(names) == 3):
         if number == "0":
             base = _CGROUP
         elif "cpu" in controllers.split(","):
@@ -50,16 +50,16 @@ def _groups() -> list[Path]:
         else:
             continue
         inner = base / path.lstrip("/")
-        found += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
-    return list(dict.fromkeys(found))
+        paths += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
+    return list(dict.fromkeys(paths))
 
 
 def _quota_at(folder: Path) -> Quota:
-    told = (kernel_text(folder / "cpu.max") or "").split()
-    if len(told) != 2:
-        told = [kernel_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    parts = (kernel_text(folder / "cpu.max") or "").split()
+    if len(parts) != 2:
+        parts = [kernel_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
     with contextlib.suppress(ValueError, ZeroDivisionError):
-        cpus = float(told[0]) / float(told[1])
+        cpus = float(parts[0]) / float(parts[1])
         return Quota(cpus, _waited_s(folder), folder) if cpus > 0 else Quota(None, None)
     return Quota(None, None)
 
@@ -93,15 +93,15 @@ class MachineWatch:
         """The fields of :class:`MachineState` that are known here."""
         before, limit, stolen = self._last
         self._last = self._now(), quota(), _stolen()
-        passed, found = self._last[0] - before, self._last[1]
+        passed, result = self._last[0] - before, self._last[1]
         waiting = None
-        if limit.group == found.group and passed > 0:
-            waiting = _share(limit.waited_s, found.waited_s, passed * self._threads)
+        if limit.group == result.group and passed > 0:
+            waiting = _share(limit.waited_s, result.waited_s, passed * self._threads)
         steal, now = None, self._last[2]
         if stolen is not None and now is not None and now[1] > stolen[1]:
             steal = (now[0] - stolen[0]) / (now[1] - stolen[1])
         return {
-            "quota_cpus": found.cpus,
+            "quota_cpus": result.cpus,
             "quota_waiting_share": waiting,
             "steal_share": steal,
         }

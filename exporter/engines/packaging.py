@@ -112,7 +112,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _refuse_decoder(source: Path, inputs: Sequence[EngineTensor]) -> None:
-    if any(CACHE_INPUT.fullmatch(each.name) for each in inputs):
+    if any(CACHE_INPUT.fullmatch(tensor.name) for tensor in inputs):
         raise PackagingError(
             f"{source} is a decoder with a KV cache, which Triton would send with each request.",
             "Run it with onnxruntime-genai (depthcut export --target onnxruntime-cuda) or depthcut "
@@ -177,7 +177,7 @@ def _batches(record: EngineRecord) -> tuple[int, ...]:
 
     Triton makes batches of any size up to the largest, so the smallest must be 1.
     """
-    spans = [each for profile in record.profiles for each in profile.shapes.values()]
+    spans = [shape for profile in record.profiles for shape in profile.shapes.values()]
     sizes = {(span.low[0], span.usual[0], span.high[0]) for span in spans if span.low}
     if len(sizes) != 1 or not _free_first(record.inputs, record.outputs):
         return ()

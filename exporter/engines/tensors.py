@@ -43,14 +43,14 @@ class TensorSpec:
 
 def numpy_dtype(name: str, tensor: str = "An input or output") -> np.dtype[Any]:
     """The numpy type of a runtime's type; bfloat16 is that of ml_dtypes."""
-    found = _SHORT.get(name, name)
-    if found not in _KNOWN:
+    value = _SHORT.get(name, name)
+    if value not in _KNOWN:
         raise BackendError(
             f"{tensor} has the type {name}, which depthcut can't fill or read.",
             "Leave the ends of the graph in a float type.",
             code="unknown-type",
         )
-    return np.dtype(found)
+    return np.dtype(value)
 
 
 def byte_count(dtype: np.dtype[Any], shape: Sequence[int]) -> int:

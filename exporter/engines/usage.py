@@ -296,7 +296,7 @@ class UsedModel:
     def new_tokens(self) -> int:
         """How many tokens the lines generate; fewer where a text can't be long."""
         known = [longest_sequence(dict(self.config)), self.form.longest]
-        longest = min((each for each in known if each is not None), default=None)
+        longest = min((number for number in known if number is not None), default=None)
         return _NEW_TOKENS if longest is None else max(1, min(_NEW_TOKENS, longest - _LEFT_OUT))
 
     @property
@@ -344,14 +344,14 @@ class UsedModel:
         encodes = self.has_tokenizer and bool(given) and given <= _ENCODED.keys()
         own = ("decoder", decodes) if self.generates else ("encoder", encodes)
         is_plain, known = self.target in _PLAIN_TARGETS, {*_STEP, *_ENCODED, *self.pasts}
-        told = bool(self.pasts and self.has_tokenizer) and set(self.inputs) <= known
+        result = bool(self.pasts and self.has_tokenizer) and set(self.inputs) <= known
         sentences = is_plain and self.has_modules and not self.pasts
         optimum = is_plain and self.has_tokenizer and task is not None
         optimum = optimum and (task != "ForCausalLM" or self._has_usual_caches)
         built = self.target in ("tensorrt", "tensorrt-rtx")
         ways = (
             (own[1], own[0], "ONNX Runtime", runtime + " tokenizers" * self.has_tokenizer),
-            (told, "generate", "depthcut", ""),
+            (result, "generate", "depthcut", ""),
             (
                 self.for_genai and self.has_tokenizer,
                 *("genai", "onnxruntime-genai"),

@@ -56,12 +56,14 @@ class PhaseResult:
     @property
     def worst(self) -> Difference:
         """The output that is furthest off, by its tolerance."""
-        return max(self.outputs, key=lambda each: each.max_abs_error / each.tolerance)
+        return max(
+            self.outputs, key=lambda difference: difference.max_abs_error / difference.tolerance
+        )
 
     @property
     def agrees(self) -> bool:
         """Whether all outputs are within their tolerances."""
-        return all(each.passed for each in self.outputs)
+        return all(output.passed for output in self.outputs)
 
 
 def verify_engine(
@@ -131,9 +133,9 @@ def _run_engine(
         from polygraphy.comparator import RunResults
 
         run_job(engines.library, request, progress, "run with Polygraphy")
-        found = RunResults.load(str(results))
+        content = RunResults.load(str(results))
         results.unlink()
-        return found
+        return content
 
 
 def run_onnx(model: Path, feed: Feed, threads: int) -> Results:

@@ -160,8 +160,8 @@ class _Sides:
     def _pytorch(self, graph: Graph, inputs: Tensors) -> list[torch.Tensor]:
         interface = interface_of_stacks(self.loaded.model)
         wanted = {name: inputs[name] for name in interface.inputs(graph)}
-        found: list[torch.Tensor] = StackModule(self.loaded.model, interface, graph)(wanted)
-        return found
+        tensors: list[torch.Tensor] = StackModule(self.loaded.model, interface, graph)(wanted)
+        return tensors
 
     def _source(self) -> tuple[Tensors, torch.Tensor | None]:
         """What the encoder reads, its second row padded, and where that is no padding."""
@@ -184,8 +184,8 @@ class _Sides:
                 got, want = got[real.numpy()], want[real]
             groups.setdefault(_group(name), []).append(_difference(name, got, want))
         relative = RELATIVE_TOLERANCE[self.loaded.model.dtype]
-        for group, found in groups.items():
-            error, scale = (max(each) for each in zip(*found, strict=True))
+        for group, item in groups.items():
+            error, scale = (max(pair) for pair in zip(*item, strict=True))
             limit = relative * max(1.0, scale)
             yield ParityCheck(
                 name=f"{group} against PyTorch",

@@ -58,20 +58,20 @@ class RenumberedCaches:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once and returns all outputs."""
         given = {_renamed(name, self._inner): value for name, value in inputs.items()}
-        found = self._runner.run(given)
-        return {_renamed(name, self._outer): value for name, value in found.items()}
+        arrays = self._runner.run(given)
+        return {_renamed(name, self._outer): value for name, value in arrays.items()}
 
     def _outside(self, spec: TensorSpec) -> TensorSpec:
         return replace(spec, name=_renamed(spec.name, self._outer))
 
 
 def _renamed(name: str, numbers: Mapping[int, int]) -> str:
-    found = _CACHE.fullmatch(name)
-    if found is None:
+    match = _CACHE.fullmatch(name)
+    if match is None:
         return name
     # A layer that should not be there must not be taken for one that has its number now.
-    number = numbers.get(int(found[2]), f"cut{found[2]}")
-    return f"{found[1]}.{number}.{found[3]}"
+    number = numbers.get(int(match[2]), f"cut{match[2]}")
+    return f"{match[1]}.{number}.{match[3]}"
 
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-3}

@@ -31,6 +31,6 @@ def pooling_for(loaded: LoadedModel) -> Pooling:
 def add_pooling(folder: Path, pooling: Pooling) -> None:
     """Gives the graph in a folder one more output, the texts' vectors."""
     model = ir.load(folder / MODEL_FILE)
-    layers = [each.layer for each in pooling.dense]
+    layers = [dense.layer for dense in pooling.dense]
     SentencePoolingPass(pooling.modes, normalised=pooling.normalised, dense=layers)(model)
     save_graph(model, folder)

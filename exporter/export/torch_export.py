@@ -66,8 +66,8 @@ def fake_parameters(model: torch.nn.Module) -> Iterator[FakeTensorMode]:
     ]
     with mode:
         fakes = {
-            id(each): torch.nn.Parameter(torch.empty(each.shape, dtype=each.dtype), False)
-            for _, _, each in places
+            id(item): torch.nn.Parameter(torch.empty(item.shape, dtype=item.dtype), False)
+            for _, _, item in places
         }
     try:
         for module, name, parameter in places:
@@ -136,8 +136,8 @@ def _turned(value: ir.Value, node: ir.Node) -> ir.Value:
     if tensor is None:
         raise TypeError(f"{value.name} is no weight.")
     sizes = [int(size) for size in tensor.shape.numpy()]
-    told = node.attributes.get("perm")
-    order = [*reversed(range(len(sizes)))] if told is None else [*told.as_ints()]
+    result = node.attributes.get("perm")
+    order = [*reversed(range(len(sizes)))] if result is None else [*result.as_ints()]
     lazy = ir.LazyTensor(
         lambda: ir.Tensor(tensor.numpy().transpose(order), dtype=tensor.dtype, name=name),
         tensor.dtype,

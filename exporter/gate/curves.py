@@ -51,14 +51,14 @@ def steps(values: Values, *, share: float = 1.0, seed: int = 0) -> list[Step]:
     if len(values) < FEWEST or np.ptp(values) < _ROUNDING:
         return []
     clipped, rng = _clipped(values), np.random.default_rng(seed)
-    found = dict(_whole(clipped, 0, _ERROR_WHOLE * share, rng))
-    begin = max(found, default=0)
+    result = dict(_whole(clipped, 0, _ERROR_WHOLE * share, rng))
+    begin = max(result, default=0)
     recent = _recent(clipped[begin:], _ERROR_RECENT * share, rng)
     if recent is not None:
-        found[begin + recent[0]] = recent[1]
-    edges = [0, *sorted(found), len(values)]
+        result[begin + recent[0]] = recent[1]
+    edges = [0, *sorted(result), len(values)]
     return [
-        _sized(values, before, at, after, found[at])
+        _sized(values, before, at, after, result[at])
         for before, at, after in zip(edges, edges[1:], edges[2:], strict=False)
     ]
 
@@ -124,11 +124,11 @@ def _differences(values: Values, splits: NDArray[np.int64], *, grown: bool) -> V
     between = difference**2 * splits * (count - splits) / count
     spread = (values**2).sum(axis=-1, keepdims=True) - whole**2 / count
     within = np.maximum(spread - between, 1e-18)
-    found: Values = np.sqrt(between * (count - 2) / within)
+    array: Values = np.sqrt(between * (count - 2) / within)
     if not grown:
-        return found
+        return array
     handicaps = np.where(count - splits <= _RECENT_SIDE, _NEWEST_HANDICAP, 0.0)
-    return np.where(difference > 0, found - handicaps, 0.0)
+    return np.where(difference > 0, array - handicaps, 0.0)
 
 
 def _is_line(values: Values, at: int) -> bool:
@@ -177,8 +177,8 @@ def _clipped(values: Values) -> Values:
     if not typical:
         return values - middle
     reach = _OUTLIER * typical / math.sqrt(2) / float(stats.norm.ppf(0.75))  # of normal values
-    found: Values = np.clip(values - middle, -reach, reach)
-    return found
+    array: Values = np.clip(values - middle, -reach, reach)
+    return array
 
 
 def _sized(values: Values, begin: int, at: int, end: int, p_value: float) -> Step:
@@ -189,14 +189,14 @@ def _sized(values: Values, begin: int, at: int, end: int, p_value: float) -> Ste
     # Each side from its own first value: scipy warns of a side that is constant and not zero.
     between = float(after[0] - before[0])
     test = stats.ttest_ind(after - after[0], before - before[0], equal_var=False)
-    found = test.confidence_interval(0.95)
-    return Step(at, size, (between + float(found.low), between + float(found.high)), p_value)
+    result = test.confidence_interval(0.95)
+    return Step(at, size, (between + float(result.low), between + float(result.high)), p_value)
 
 
 def pooled(curves: Sequence[Values]) -> Values:
     """The mean of all curves at each run, each about its own level."""
-    found: Values = np.mean([curve - curve.mean() for curve in curves], axis=0)
-    return found
+    array: Values = np.mean([curve - curve.mean() for curve in curves], axis=0)
+    return array
 
 
 ALL_SHAPES = "all shapes"
@@ -215,15 +215,15 @@ def curves(entries: Sequence[HistoryEntry], series: str) -> list[HistoryCurve]:
     each shape of the newest one.
     """
     mine = [entry for entry in entries if entry.series == series][-WINDOW:]
-    times = [each for each in map(_times, mine) if each]
+    times = [values for values in map(_times, mine) if values]
     newest = list(times[-1]) if times else []
     several = len(newest) > 1
     share = (1 - SHARE_OF_ALL * several) / max(1, len(newest))
-    found = [_curve(mine, subject, [subject], share) for subject in newest]
+    result = [_curve(mine, subject, [subject], share) for subject in newest]
     if several:
         whole = _curve(mine, ALL_SHAPES, newest, SHARE_OF_ALL)
-        found = [whole, *(_without(curve, whole) for curve in found)]
-    return found
+        result = [whole, *(_without(curve, whole) for curve in result)]
+    return result
 
 
 def _times(entry: HistoryEntry) -> dict[str, float]:
@@ -238,11 +238,11 @@ def _times(entry: HistoryEntry) -> dict[str, float]:
 def _curve(
     entries: Sequence[HistoryEntry], subject: str, shapes: Sequence[str], share: float
 ) -> HistoryCurve:
-    told = [(entry, _times(entry)) for entry in entries]
-    kept = [(entry, found) for entry, found in told if all(shape in found for shape in shapes)]
-    values = pooled([np.array([found[shape] for _, found in kept]) for shape in shapes])
+    result = [(entry, _times(entry)) for entry in entries]
+    kept = [(entry, item) for entry, item in result if all(shape in item for shape in shapes)]
+    values = pooled([np.array([item[shape] for _, item in kept]) for shape in shapes])
     runs = [_run(entry) for entry, _ in kept]
-    found = steps(values, share=share)
+    outcome = steps(values, share=share)
     points = [
         ChangePoint(
             run=step.at,
@@ -252,7 +252,7 @@ def _curve(
             ci95=(math.exp(step.ci95[0]), math.exp(step.ci95[1])),
             p_value=step.p_value,
         )
-        for step in found
+        for step in outcome
     ]
     relative = np.exp(values - np.median(values))
     return HistoryCurve(subject=subject, runs=runs, values=relative.tolist(), points=points)
@@ -266,6 +266,6 @@ def _without(curve: HistoryCurve, whole: HistoryCurve) -> HistoryCurve:
     """A shape's curve without the steps that all shapes take together."""
     place = {(run.time, run.commit): number for number, run in enumerate(curve.runs)}
     named = [(point.time, point.commit) for point in whole.points]
-    told = [place[name] for name in named if name in place]
-    own = [p for p in curve.points if all(abs(p.run - other) > _NEAR for other in told)]
+    numbers = [place[name] for name in named if name in place]
+    own = [p for p in curve.points if all(abs(p.run - other) > _NEAR for other in numbers)]
     return curve.model_copy(update={"points": own})

@@ -209,9 +209,9 @@ def check(
     history = history or History()
     refuse_unsound(report, name)
     old = None if baseline is None else baseline.report
-    asked = limits or Limits()
-    limits = _limits(old, asked)
-    missing = _missing(report, baseline, limits, asked)
+    result = limits or Limits()
+    limits = _limits(old, result)
+    missing = _missing(report, baseline, limits, result)
     unknown = [(one.quantity, one.subject) for one in missing]
     judged = [
         *time_checks(report, old, limits, history.spreads),
@@ -241,7 +241,7 @@ def check(
 
 
 def _missing(
-    report: ComparisonReport, baseline: BaselineMatch | None, limits: Limits, asked: Limits
+    report: ComparisonReport, baseline: BaselineMatch | None, limits: Limits, value: Limits
 ) -> list[Check]:
     """A check without a verdict for each figure that can't be compared.
 
@@ -266,11 +266,11 @@ def _missing(
         ):
             common.add(limit)
             checks.append(_unknown(*figure, _LACKING if lacking else _NEW))
-    told = {LIMIT_ON[quantity] for quantity, _ in [*old, *new]}
+    names = {LIMIT_ON[quantity] for quantity, _ in [*old, *new]}
     for quantity, limit in LIMIT_ON.items():
-        if getattr(limits if limit in told else asked, limit) is not None and limit not in common:
+        if getattr(limits if limit in names else value, limit) is not None and limit not in common:
             common.add(limit)
-            reason = _APART if limit in told else _UNMEASURED
+            reason = _APART if limit in names else _UNMEASURED
             checks.append(_unknown(quantity, "any", reason))
     return checks
 
@@ -332,14 +332,14 @@ def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: b
     """What a reader of the verdicts must know."""
     arms = {"unpruned arm": report.arms.baseline, "candidate": report.arms.candidate}
     notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
-    if two_sessions and any(found.quantity == "time" for found in checks):
+    if two_sessions and any(item.quantity == "time" for item in checks):
         notes.append(_TWO_SESSIONS)
     narrower = {
         one.subject: interval_words(one, one.reported_ci95) for one in checks if one.reported_ci95
     }
     if narrower:
-        told = ", ".join(f"{subject} {words}" for subject, words in narrower.items())
-        notes.append(_WIDER.format(told))
+        text = ", ".join(f"{subject} {words}" for subject, words in narrower.items())
+        notes.append(_WIDER.format(text))
     return notes
 
 
@@ -373,9 +373,9 @@ def _suspect(one: Check) -> bool:
 
 def _told_again(one: Check, seen: Mapping[tuple[str, str], CheckVerdict]) -> Check:
     verdict = seen.get((one.quantity, one.subject), "inconclusive")
-    told = [*one.remeasured, verdict]
-    reason = f"Measured again: {', '.join(VERDICT_WORDS[word] for word in told)}."
-    return one.model_copy(update={"verdict": verdict, "remeasured": told, "reason": reason})
+    names = [*one.remeasured, verdict]
+    reason = f"Measured again: {', '.join(VERDICT_WORDS[word] for word in names)}."
+    return one.model_copy(update={"verdict": verdict, "remeasured": names, "reason": reason})
 
 
 def _limits(baseline: ComparisonReport | None, limits: Limits) -> Limits:

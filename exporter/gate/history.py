@@ -67,9 +67,9 @@ def read_history_file(path: Path) -> HistoryFile:
         lines = read_bytes(path, limit=RECORD_BYTES, named=True).splitlines()
     except FileNotFoundError:
         return HistoryFile()
-    told = {n: _read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line}
-    cut_off = [number for number, entry in told.items() if entry is None]
-    return HistoryFile([entry for entry in told.values() if entry is not None], cut_off)
+    entries = {n: _read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line}
+    cut_off = [number for number, entry in entries.items() if entry is None]
+    return HistoryFile([entry for entry in entries.values() if entry is not None], cut_off)
 
 
 def read_history(path: Path) -> list[HistoryEntry]:
@@ -146,8 +146,8 @@ _FEWEST_REPEATS = 4
 def drifts(entries: Sequence[HistoryEntry], series: str, *, least: float = 0.03) -> list[Drift]:
     """Slow changes for the worse."""
     curves = _curves([entry for entry in entries if entry.series == series])
-    found = [_drift(subject, runs, _ERROR / len(curves)) for subject, runs in curves.items()]
-    return [drift for drift in found if drift is not None and drift.total > 1 + least]
+    result = [_drift(subject, runs, _ERROR / len(curves)) for subject, runs in curves.items()]
+    return [drift for drift in result if drift is not None and drift.total > 1 + least]
 
 
 def session_spreads(
@@ -234,14 +234,14 @@ def read_baselines(path: Path) -> Named:
         raise RegressionError(f"{path}: there is no baseline.", _UPDATE, code="baseline-missing")
     if path.is_dir():
         files = sorted(path.glob("*.json"))
-        found = {str(file): ComparisonReport.read(file, named=False) for file in files}
+        reports = {str(file): ComparisonReport.read(file, named=False) for file in files}
     else:
-        found = _read(path)
-    if not found:
+        reports = _read(path)
+    if not reports:
         raise RegressionError(f"{path} holds no report.", _UPDATE, code="no-report")
-    for name, report in found.items():
+    for name, report in reports.items():
         refuse_unsound(report, name)
-    return found
+    return reports
 
 
 def find_baseline(
@@ -254,12 +254,12 @@ def find_baseline(
             f"A key has no field {unknown[0]!r}. It has {', '.join(FIELDS)}.", code="unknown-field"
         )
     key = key_of(report)
-    told = [(differences(key_of(other), key), name) for name, other in baselines.items()]
-    told.sort(key=lambda pair: len(pair[0]))
-    fitting = [(found, name) for found, name in told if {d.field for d in found} <= set(allow)]
+    result = [(differences(key_of(other), key), name) for name, other in baselines.items()]
+    result.sort(key=lambda pair: len(pair[0]))
+    fitting = [(item, name) for item, name in result if {d.field for d in item} <= set(allow)]
     if not fitting:
-        raise _no_baseline(*told[0], len(told))
-    best = [name for found, name in fitting if len(found) == len(fitting[0][0])]
+        raise _no_baseline(*result[0], len(result))
+    best = [name for item, name in fitting if len(item) == len(fitting[0][0])]
     if len(best) > 1:
         raise RegressionError(
             f"{best[0]} and {best[1]} fit equally well.",

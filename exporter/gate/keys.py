@@ -133,8 +133,8 @@ def _timed_arms(report: ComparisonReport) -> tuple[Arm, Arm]:
 
 def _engines(arms: tuple[Arm, Arm]) -> dict[str, str]:
     """The builders' versions, which may be others than the installed ones."""
-    found = {engine.backend_version for arm in arms for engine in arm.engines}
-    return {"engines": ", ".join(sorted(found))} if found else {}
+    backend_versions = {engine.backend_version for arm in arms for engine in arm.engines}
+    return {"engines": ", ".join(sorted(backend_versions))} if backend_versions else {}
 
 
 def _text(report: ComparisonReport) -> str | None:

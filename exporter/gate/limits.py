@@ -98,14 +98,14 @@ LIMIT_ON: dict[Quantity, str] = {
 
 def counts(arm: Arm) -> dict[Figure, int]:
     """Files, engines, memory and nodes of an arm, those that it has; of engines the largest."""
-    found: dict[Figure, int | None] = {
+    numbers: dict[Figure, int | None] = {
         ("size", "files"): arm.file_bytes,
         ("size", "engines"): max((engine.engine_bytes for engine in arm.engines), default=None),
         ("memory", "KV cache per token"): arm.kv_cache_bytes_per_token,
         ("memory", "device memory"): arm.device_memory_bytes,
         ("nodes", "graph"): arm.nodes,
     }
-    return {figure: count for figure, count in found.items() if count}
+    return {figure: count for figure, count in numbers.items() if count}
 
 
 def figures(report: ComparisonReport, arm: Arm) -> list[Figure]:
@@ -192,46 +192,59 @@ def checked(found: CheckedValue, limit: float) -> Check:
     )
 
 
-def _verdict(found: CheckedValue, limit: float) -> tuple[CheckVerdict, str]:
-    if any(map(math.isnan, (found.value, *(found.ci95 or ())))):
+def _verdict(checked_value: CheckedValue, limit: float) -> tuple[CheckVerdict, str]:
+    if any(map(math.isnan, (checked_value.value, *(checked_value.ci95 or ())))):
         return "inconclusive", "The value or its interval is not a number."
-    low, high = sorted(_harm(found, bound) for bound in found.ci95 or (found.value,) * 2)
-    harm, most = _harm(found, found.value), _harm(found, limit) + _ROUNDING
-    floor = _floor(found)
-    if found.doubt:
-        return "inconclusive", found.doubt + _more(found)
+    low, high = sorted(
+        _harm(checked_value, bound) for bound in checked_value.ci95 or (checked_value.value,) * 2
+    )
+    harm, most = _harm(checked_value, checked_value.value), _harm(checked_value, limit) + _ROUNDING
+    floor = _floor(checked_value)
+    if checked_value.doubt:
+        return "inconclusive", checked_value.doubt + _more(checked_value)
     if low > most:
         # A demanded gain is missed by the distance from the demand.
         missed = harm - min(most, 0)
         if missed > floor and missed > _STRICTER * _reach(harm, low):
-            return "regressed", "All of the interval is beyond the limit." * bool(found.ci95)
+            return "regressed", "All of the interval is beyond the limit." * bool(
+                checked_value.ci95
+            )
         return "inconclusive", "Beyond the limit, but within what equal arms differ by here."
     if high > most:
-        return "inconclusive", "The limit lies inside the interval." + _more(found)
+        return "inconclusive", "The limit lies inside the interval." + _more(checked_value)
     better = -harm > max(floor, _ROUNDING) and -harm > _STRICTER * _reach(high, harm)
-    return "improved" if better and found.quantity not in _OF_THE_CUT else "within_limit", ""
+    return (
+        "improved" if better and checked_value.quantity not in _OF_THE_CUT else "within_limit",
+        "",
+    )
 
 
-def _more(found: CheckedValue) -> str:
+def _more(checked_value: CheckedValue) -> str:
     """What narrows an interval; a comparison ends early where its own verdict is clear."""
-    if found.quantity in ("time", "speedup"):
+    if checked_value.quantity in ("time", "speedup"):
         return " More rounds narrow it (compare --rounds)."
-    return " More text narrows it (compare --eval-tokens)." if found.quantity != "task" else ""
+    return (
+        " More text narrows it (compare --eval-tokens)." if checked_value.quantity != "task" else ""
+    )
 
 
 def _reach(high: float, low: float) -> float:
     return 0.0 if high == low else high - low  # infinite bounds of a collapsed model, too
 
 
-def _harm(found: CheckedValue, value: float) -> float:
-    sign = -1 if found.higher_is_better else 1
-    if found.scale == "difference":
-        return sign * (value - found.unchanged)
-    return sign * (_log(value) - _log(found.unchanged))
+def _harm(checked_value: CheckedValue, value: float) -> float:
+    sign = -1 if checked_value.higher_is_better else 1
+    if checked_value.scale == "difference":
+        return sign * (value - checked_value.unchanged)
+    return sign * (_log(value) - _log(checked_value.unchanged))
 
 
-def _floor(found: CheckedValue) -> float:
-    return math.log1p(found.noise_floor) if found.scale == "ratio" else found.noise_floor
+def _floor(checked_value: CheckedValue) -> float:
+    return (
+        math.log1p(checked_value.noise_floor)
+        if checked_value.scale == "ratio"
+        else checked_value.noise_floor
+    )
 
 
 def _log(value: float) -> float:

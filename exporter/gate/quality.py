@@ -25,20 +25,24 @@ _Found = tuple[float | None, Interval | None]
 
 
 def _cosine(accuracy: Accuracy) -> _Found:
-    found = accuracy.embeddings
-    return (None, None) if found is None else (found.cosine, found.cosine_interval)
+    embeddings = accuracy.embeddings
+    return (None, None) if embeddings is None else (embeddings.cosine, embeddings.cosine_interval)
 
 
 def _ranking(accuracy: Accuracy) -> _Found:
-    found = accuracy.embeddings
-    return (None, None) if found is None else (found.rank_agreement, found.rank_interval)
+    embeddings = accuracy.embeddings
+    return (
+        (None, None)
+        if embeddings is None
+        else (embeddings.rank_agreement, embeddings.rank_interval)
+    )
 
 
 _FROM_THE_UNPRUNED_ARM: dict[str, tuple[Quantity, Callable[[Accuracy], _Found]]] = {
-    "max_kl": ("kl_divergence", lambda told: (told.kl_divergence, told.kl_interval)),
+    "max_kl": ("kl_divergence", lambda accuracy: (accuracy.kl_divergence, accuracy.kl_interval)),
     "min_top1_agreement": (
         "top1_agreement",
-        lambda told: (told.top1_agreement, told.top1_interval),
+        lambda accuracy: (accuracy.top1_agreement, accuracy.top1_interval),
     ),
     "min_embedding_cosine": ("embedding_cosine", _cosine),
     "min_rank_agreement": ("rank_agreement", _ranking),
@@ -128,10 +132,12 @@ def _increase(report: ComparisonReport) -> tuple[float, tuple[float, float] | No
     accuracy = report.accuracy
     assert accuracy is not None
     assert accuracy.perplexity is not None
-    pair, told = accuracy.perplexity, accuracy.log_perplexity_increase
-    if told is not None and math.isinf(pair.candidate):  # exp has overflowed, its logarithm hasn't
-        return told.value, told.ci95
-    return _log(pair.candidate) - _log(pair.baseline), None if told is None else told.ci95
+    pair, interval = accuracy.perplexity, accuracy.log_perplexity_increase
+    if interval is not None and math.isinf(
+        pair.candidate
+    ):  # exp has overflowed, its logarithm hasn't
+        return interval.value, interval.ci95
+    return _log(pair.candidate) - _log(pair.baseline), None if interval is None else interval.ci95
 
 
 def _paired(now: Accuracy | None, then: Accuracy | None) -> tuple[float, float] | None:
@@ -142,8 +148,8 @@ def _paired(now: Accuracy | None, then: Accuracy | None) -> tuple[float, float] 
     if now.text_sha256 != then.text_sha256 or mine.tokens != other.tokens:
         return None
     increases = [np.subtract(one.candidate, one.baseline) for one in (mine, other)]
-    found = mean_interval(increases[0] - increases[1], np.array(mine.tokens, dtype=np.float64))
-    return None if found is None else found.ci95
+    interval = mean_interval(increases[0] - increases[1], np.array(mine.tokens, dtype=np.float64))
+    return None if interval is None else interval.ci95
 
 
 def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool:
@@ -167,13 +173,13 @@ def _scores(report: ComparisonReport, baseline: ComparisonReport | None) -> list
 
 
 def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:
-    found: dict[str, TaskResult] = {}
+    task_results: dict[str, TaskResult] = {}
     for score in [] if report.accuracy is None else report.accuracy.tasks:
         name = f"{score.task}, {score.metric}"
-        if name in found:
+        if name in task_results:
             raise RegressionError(f"$.accuracy.tasks has {name} twice.", code="named-twice")
-        found[name] = score
-    return found
+        task_results[name] = score
+    return task_results
 
 
 def _score(now: TaskResult, then: TaskResult | None) -> CheckedValue:

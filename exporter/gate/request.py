@@ -117,19 +117,19 @@ def run_check(
     history = _history(request, report)
     baseline = _baseline(request, report)
     if baseline is None and request.update_baseline:
-        found = _first(report)
+        result = _first(report)
     else:
-        found = check(
+        result = check(
             report, request.limits, baseline=baseline, history=history, name=str(request.report)
         )
-        found = _confirm(request, report, baseline, history, found, remeasure)
+        result = _confirm(request, report, baseline, history, result, remeasure)
     if request.history is not None:
-        _remember(request.history, entry_of(report, found, commit=request.commit))
+        _remember(request.history, entry_of(report, result, commit=request.commit))
     if request.update_baseline:
         assert request.baseline is not None
         written = updated(request.baseline, report)
-        found = _noting(found, f"This report is the baseline of its key from now on: {written}.")
-    return found, report
+        result = _noting(result, f"This report is the baseline of its key from now on: {written}.")
+    return result, report
 
 
 def _remember(history: Path, entry: HistoryEntry) -> None:
@@ -215,11 +215,11 @@ def _confirm(
     report: ComparisonReport,
     baseline: BaselineMatch | None,
     history: History,
-    found: CheckReport,
+    value: CheckReport,
     remeasure: Callable[[ComparisonReport], Remeasure] | None,
 ) -> CheckReport:
-    if not request.confirm or not is_in_doubt(found):
-        return found
+    if not request.confirm or not is_in_doubt(value):
+        return value
     if remeasure is None:
         raise UsageError("There is nothing to measure again with.")
     measure = remeasure(report)
@@ -230,7 +230,7 @@ def _confirm(
             measure(), limits, baseline=baseline, history=history, name="the new measurement"
         )
 
-    return confirmed(found, again, measurements=request.confirm)
+    return confirmed(value, again, measurements=request.confirm)
 
 
 def _time_only(limits: Limits, baseline: BaselineMatch | None) -> Limits:
@@ -242,5 +242,5 @@ def _time_only(limits: Limits, baseline: BaselineMatch | None) -> Limits:
     )
 
 
-def _noting(found: CheckReport, note: str) -> CheckReport:
-    return found.model_copy(update={"notes": [*found.notes, note]})
+def _noting(report: CheckReport, note: str) -> CheckReport:
+    return report.model_copy(update={"notes": [*report.notes, note]})

@@ -53,9 +53,9 @@ def _refuse_row(row: LatencyRow, path: str) -> None:
 
 def _refuse_contradictions(accuracy: Accuracy) -> None:
     """Figures that stand twice, or that follow from others."""
-    for path, told, found, source in _told_twice(accuracy):
-        if told is not None and found is not None:
-            _refuse_other(told, found, f"$.accuracy.{path}", source)
+    for path, item, value, source in _told_twice(accuracy):
+        if item is not None and value is not None:
+            _refuse_other(item, value, f"$.accuracy.{path}", source)
 
 
 _ToldTwice = tuple[str, float | None, float | None, str]
@@ -64,17 +64,17 @@ _ToldTwice = tuple[str, float | None, float | None, str]
 def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
     """JSON path, what stands there, what should, and what that follows from."""
     for field, interval in (("kl_divergence", "kl_interval"), ("top1_agreement", "top1_interval")):
-        told = getattr(accuracy, interval)
-        if told is not None:
-            yield f"{interval}.value", told.value, getattr(accuracy, field), field
+        value = getattr(accuracy, interval)
+        if value is not None:
+            yield f"{interval}.value", value.value, getattr(accuracy, field), field
     texts = accuracy.embeddings
     for field, interval in (("cosine", "cosine_interval"), ("rank_agreement", "rank_interval")):
-        told = None if texts is None else getattr(texts, interval)
-        if told is not None:
-            yield f"embeddings.{interval}.value", told.value, getattr(texts, field), field
+        value = None if texts is None else getattr(texts, interval)
+        if value is not None:
+            yield f"embeddings.{interval}.value", value.value, getattr(texts, field), field
     for number, task in enumerate(accuracy.tasks):
-        found = task.candidate - task.baseline
-        yield f"tasks[{number}].difference.value", task.difference.value, found, "both scores"
+        candidate = task.candidate - task.baseline
+        yield f"tasks[{number}].difference.value", task.difference.value, candidate, "both scores"
     yield from _perplexity_told_twice(accuracy)
 
 
@@ -85,9 +85,9 @@ def _perplexity_told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
     if accuracy.log_perplexity_increase is not None:
         # A perplexity above the largest number is infinite; the increase still has its value then.
         most = math.log(sys.float_info.max) - math.log(pair.baseline)
-        found = min(math.log(pair.candidate) - math.log(pair.baseline), most)
-        told = min(accuracy.log_perplexity_increase.value, most)
-        yield "log_perplexity_increase.value", told, found, "perplexity"
+        smallest = min(math.log(pair.candidate) - math.log(pair.baseline), most)
+        value = min(accuracy.log_perplexity_increase.value, most)
+        yield "log_perplexity_increase.value", value, smallest, "perplexity"
     if losses is None or not sum(losses.tokens):
         return
     for arm in ("baseline", "candidate"):
@@ -96,10 +96,10 @@ def _perplexity_told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
             yield f"perplexity.{arm}", getattr(pair, arm), math.exp(mean), "sample_losses"
 
 
-def _refuse_other(told: float, found: float, path: str, source: str) -> None:
-    if not math.isclose(told, found, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE / 10):
+def _refuse_other(value: float, content: float, path: str, source: str) -> None:
+    if not math.isclose(value, content, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE / 10):
         raise RegressionError(
-            f"{path} is {told:.6g}, but {source} give {found:.6g}.", _AGAIN, code="contradiction"
+            f"{path} is {value:.6g}, but {source} give {content:.6g}.", _AGAIN, code="contradiction"
         )
 
 

@@ -74,10 +74,10 @@ def measured_text(
             befores.append(before)
             afters.append(after)
             task.advance()
-            found = _told(role, text.rows(slice(0, start + batch_size)), befores, afters)
-            if lost is not None and lost(found):
+            measured = _told(role, text.rows(slice(0, start + batch_size)), befores, afters)
+            if lost is not None and lost(measured):
                 break
-    return found
+    return measured
 
 
 def _both(
@@ -98,13 +98,13 @@ def _told(
 ) -> Measured:
     before, after = (joined(parts).by_document(text.clusters) for parts in (befores, afters))
     if isinstance(before, EmbeddingDamage):
-        found: Measured = _healed_embeddings(role, text, before, after)
+        measured: Measured = _healed_embeddings(role, text, before, after)
         counts = after.texts
     else:
         make = _healed_classes if isinstance(before, ClassDamage) else _healed_text
-        found, counts = make(role, text, before, after), after.positions
+        measured, counts = make(role, text, before, after), after.positions
     known = np.count_nonzero(counts) > 1
-    return found.model_copy(update={"degrees": degrees_of_freedom(counts) if known else None})
+    return measured.model_copy(update={"degrees": degrees_of_freedom(counts) if known else None})
 
 
 def _healed_embeddings(
@@ -196,8 +196,8 @@ def predicted_by(healing: Healing) -> dict[str, float]:
             }
     for embedded in healing.embeddings:
         if embedded.role == "calibration":
-            told = {"cosine": embedded.healed, SIMILARITY: embedded.healed_correlation}
-            return {name: value for name, value in told.items() if value is not None}
+            values = {"cosine": embedded.healed, SIMILARITY: embedded.healed_correlation}
+            return {name: value for name, value in values.items() if value is not None}
     for classes in healing.classes:
         if classes.role == "calibration":
             return {"kl": classes.healed_kl, "top1_agreement": classes.healed_same}
@@ -209,9 +209,9 @@ def gain_warnings(texts: Sequence[HealedEmbeddings | HealedClasses]) -> list[str
     if not texts:
         return []
     roles = {text.role for text in texts}
-    found = [f"Healing gained almost nothing on {each.text.source}." for each in texts
-             if each.gain <= _STD_ERRORS * (each.gain_std_error or 0.0)]  # fmt: skip
-    return found if "other" in roles else [_ONE_DOMAIN, *found]
+    names = [f"Healing gained almost nothing on {embeddings.text.source}." for embeddings in texts
+             if embeddings.gain <= _STD_ERRORS * (embeddings.gain_std_error or 0.0)]  # fmt: skip
+    return names if "other" in roles else [_ONE_DOMAIN, *names]
 
 
 _ONE_DOMAIN = "The gain was measured in the calibration's domain only; others may gain nothing."
@@ -227,13 +227,13 @@ def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
         return [_ONE_DOMAIN]
     unsure = [gain for gain in (own, other) if gain.seems and not gain.is_sure]
     if unsure and own.seems and other.seems:
-        told = " and ".join(
+        result = " and ".join(
             f"on {gain.name} ({gain.text.gain:+.3f} ± {gain.text.gain_std_error or 0.0:.3f} nats)"
             for gain in unsure
         )
         return [
-            f"The gain may be chance {told}. Measure on more {read.much}: more --samples, or for a "
-            "budget more samples of the scores."
+            f"The gain may be chance {result}. Measure on more {read.much}: more --samples, or for "
+            "a budget more samples of the scores."
         ]
     if not own.is_sure and not other.is_sure:
         return ["Healing gained almost nothing in either domain."]

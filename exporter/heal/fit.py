@@ -75,8 +75,8 @@ def _hooks(part: SublayerModules, shape: tuple[int, ...], listener: Branch) -> I
 
     def tell(_module: Any, _inputs: Any, output: Any) -> None:
         x, y = (
-            each if part.reads_sources else each.reshape(*shape, -1)
-            for each in (read.pop(), first_tensor(output))
+            item if part.reads_sources else item.reshape(*shape, -1)
+            for item in (read.pop(), first_tensor(output))
         )
         listener(part, x, y * part.multiplier)
 
@@ -122,17 +122,17 @@ def held_out_tokens(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
     numbers = np.arange(1, len(mask) + 1)
     chosen = np.floor(numbers * share) > np.floor((numbers - 1) * share)
     if len(mask) >= _FEWEST_SAMPLES and 0 < chosen.sum() < len(mask):
-        found: NDArray[np.bool_] = mask & chosen[:, None]
+        array: NDArray[np.bool_] = mask & chosen[:, None]
     else:
         order, lengths = mask.cumsum(1), mask.sum(1, keepdims=True)
-        found = mask & (order > np.ceil(lengths * (1 - share)))
-    if not found.any() or not (mask & ~found).any():
+        array = mask & (order > np.ceil(lengths * (1 - share)))
+    if not array.any() or not (mask & ~array).any():
         raise HealingError(
             f"{int(mask.sum())} tokens are too few to fit a replacement and to judge it on others.",
             "Give more to calibrate on (--samples).",
             code="too-few-tokens",
         )
-    return found
+    return array
 
 
 MEMORY_LIMIT_BYTES = 4 << 30
@@ -203,14 +203,14 @@ def _collected(
     progress: Progress,
 ) -> dict[SublayerRef, tuple[Sums, Sums]]:
     """One pass over the text: for each branch its sums over the first and the later tokens."""
-    found: dict[SublayerRef, tuple[Sums, Sums]] = {}
+    results: dict[SublayerRef, tuple[Sums, Sums]] = {}
     device = loaded.model.device
     with progress.task("collect activations", total=len(text.input_ids), unit="samples") as task:
         for batch in text.batches(batch_size):
-            with observing(parts, batch.ids.shape, Adding(found, batch, later, device)):
+            with observing(parts, batch.ids.shape, Adding(results, batch, later, device)):
                 run_backbone(loaded.model, batch.inputs(device))
             task.advance(len(batch.ids))
-    return found
+    return results
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,8 +71,8 @@ class Fitting:
         """The same kind everywhere."""
         held = [name for name in self.names if kind in places_of(self.options.server, name)]
         fits = self._alone(held, uses_maps=kind != "bias")
-        found = {name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()}
-        return {name: found.get(name, NOTHING) for name in self.names}, fits
+        bias = {name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()}
+        return {name: bias.get(name, NOTHING) for name in self.names}, fits
 
     def _choices(self, fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, Choices]:
         """What the server holds in each place, the simplest first."""
@@ -120,9 +120,9 @@ def _by_damage(
             others = [one for one in options if one is not taken]
             cuts = [{**current, name: one} for one in others]
             damages = meter.measure_many(current, cuts)
-            found = zip([taken, *others], damages, strict=True)
+            pairs = zip([taken, *others], damages, strict=True)
             # Of two that are equal the simpler one.
-            best = min(found, key=lambda pair: (pair[1].distance, options.index(pair[0])))
+            best = min(pairs, key=lambda pair: (pair[1].distance, options.index(pair[0])))
             current[name] = best[0]
             task.advance()
     return current

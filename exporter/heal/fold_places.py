@@ -49,18 +49,18 @@ def places_of(
     parts = {part.ref: part for part in sublayers_of(layers)}
     runs = [*_runs(layers, cut)]
     products = products_of(model, [parts[run.kept] for run in runs if run.kept is not None])
-    found, without = [], []
+    places, without = [], []
     lacking = False
     for run in runs:
         if not (run.gap or lacking):
             continue
         if run.kept in products:
             name, product = products[run.kept]
-            found.append(Place(parts[run.kept], name, product, run.until, run.gap))
+            places.append(Place(parts[run.kept], name, product, run.until, run.gap))
         elif run.kept is not None:
             without.append(run.kept)
         lacking = run.kept not in products
-    return found, without
+    return places, without
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def products_of(
 ) -> dict[SublayerRef, tuple[str, torch.nn.Module]]:
     """The product that gives what a branch adds, as a few tokens show; a weight of its own."""
     names = {id(module): name for name, module in model.named_modules()}
-    uses = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
-    found: dict[SublayerRef, tuple[str, torch.nn.Module]] = {}
+    uses = Counter(id(item) for _, item in model.named_parameters(remove_duplicate=False))
+    results: dict[SublayerRef, tuple[str, torch.nn.Module]] = {}
     outputs: dict[int, torch.Tensor] = {}
 
     def keep(module: Any, _inputs: Any, output: Any) -> None:
@@ -118,18 +118,18 @@ def products_of(
     def look(part: SublayerModules, products: Any, _module: Any, _in: Any, output: Any) -> None:
         for product in products:
             if _are_alike(outputs.get(id(product)), first_tensor(output)):
-                found[part.ref] = names[id(product)], product
+                results[part.ref] = names[id(product)], product
 
     def hooks() -> Iterator[Any]:
         for part in parts:
-            inside = [each for each in part.contribution.modules() if is_product(each)]
-            own = [each for each in inside if uses[id(each.weight)] == 1]
-            yield from (each.register_forward_hook(keep) for each in own)
+            inside = [item for item in part.contribution.modules() if is_product(item)]
+            own = [item for item in inside if uses[id(item.weight)] == 1]
+            yield from (item.register_forward_hook(keep) for item in own)
             yield part.contribution.register_forward_hook(partial(look, part, own))
 
     with hooked(hooks()):
         run_backbone(model, probe_inputs(model))
-    return found
+    return results
 
 
 def _are_alike(given: torch.Tensor | None, wanted: torch.Tensor) -> bool:
@@ -174,7 +174,7 @@ def writers_of(
         return []
     for ref, (name, product) in products.items():
         named = product.named_parameters(prefix=name, recurse=False)
-        writers += (Writer(ref, each, parameter) for each, parameter in named)
+        writers += (Writer(ref, item, parameter) for item, parameter in named)
     return writers if _double(model, layers[last], cut, writers) else []
 
 
@@ -182,7 +182,7 @@ def embeddings_of(model: Any) -> Iterator[Writer]:
     """Those whose weight nothing else reads."""
     import torch
 
-    uses = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
+    uses = Counter(id(item) for _, item in model.named_parameters(remove_duplicate=False))
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and uses[id(module.weight)] == 1:
             yield Writer(None, f"{name}.weight", module.get_parameter("weight"))
@@ -195,10 +195,10 @@ def _double(
     import torch
 
     def stream() -> torch.Tensor:
-        found: list[LayerStates] = []
-        with branches_replaced(model, dict.fromkeys(cut, NOTHING)), tapped([layer], found.append):
+        states: list[LayerStates] = []
+        with branches_replaced(model, dict.fromkeys(cut, NOTHING)), tapped([layer], states.append):
             run_backbone(model, probe_inputs(model))
-        return found[0].leaving
+        return states[0].leaving
 
     wanted = 2 * stream()
     with torch.no_grad(), _doubled(writers):

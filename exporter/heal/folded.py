@@ -83,18 +83,18 @@ def _replaced(
 ) -> tuple[dict[SublayerRef, BranchReplacement], Mapping[SublayerRef, Fit]]:
     """What takes the places of branches that no product before them makes up for, if asked for."""
     kind, layers = fitting.options.replacements, layer_modules(fitting.loaded.model)
-    found: dict[SublayerRef, BranchReplacement] = dict.fromkeys(fitting.names, NOTHING)
+    replacements: dict[SublayerRef, BranchReplacement] = dict.fromkeys(fitting.names, NOTHING)
     if kind == "none":
-        return found, {}
+        return replacements, {}
     places, _ = _places_of(fitting, layers)
     without = [ref for ref in fitting.names if all(ref not in place.gap for place in places)]
     if not without:
-        return found, {}
+        return replacements, {}
     replaced, fits = replace(fitting, names=without).alike(kind)
     for ref in without:
         what = "nothing" if replaced[ref] is NOTHING else kind
         fitting.progress.say(f"heal: {ref}: no weight to fold into; in its place: {what}")
-    return found | replaced, fits
+    return replacements | replaced, fits
 
 
 def _places_of(
@@ -159,5 +159,5 @@ def _loses(
     size = fitting.options.batch_size
     meter = meter_here(fitting.loaded, text, size, positions=1)
     bare = meter.measure(cut, fitting.progress)
-    found = meter.inside(lambda: swapped(values)).measure(replaced, fitting.progress)
-    return found.distance >= bare.distance
+    result = meter.inside(lambda: swapped(values)).measure(replaced, fitting.progress)
+    return result.distance >= bare.distance

@@ -86,7 +86,7 @@ def _refuse_server(options: HealOptions, plan: PruningPlan) -> None:
     server = options.server
     if server is None or is_plain(plan.deletions):
         return
-    refs = [ref for each in plan.deletions for ref in each.sublayers]
+    refs = [ref for deletion in plan.deletions for ref in deletion.sublayers]
     refuse_needed(server, refs)
     wanted = {"bias", "linear"} if options.kind == "best" else {options.kind}
     held = {place for ref in refs for place in places_of(server, ref)}
@@ -138,7 +138,7 @@ def heal(
     nothing takes the branches' places, and kept weights are fitted anew or trained. What an earlier
     healing put into the plan is replaced.
     """
-    asked, ref = options or HealOptions(), loaded.ref
+    heal_options, ref = options or HealOptions(), loaded.ref
     validate_for(plan, ref, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
     names = healed_sublayers(plan, ref)
@@ -147,7 +147,7 @@ def heal(
     def attempt(options: HealOptions) -> Healed:
         return _healed(loaded, plan, names, options, parents, work, texts, lost, progress)
 
-    *others, last = in_turn(asked, loaded, progress)
+    *others, last = in_turn(heal_options, loaded, progress)
     for way in others:
         try:
             return attempt(way)
@@ -256,13 +256,13 @@ def measured_healing(
     is_lost = lost is not None and lost(measured[0])
     if other is not None and not is_lost:
         measured.append(measure("other", other))
-    answers = [each for each in measured if isinstance(each, HealedText)]
-    embeddings = [each for each in measured if isinstance(each, HealedEmbeddings)]
-    classes = [each for each in measured if isinstance(each, HealedClasses)]
-    told = list(warnings)
+    answers = [healed_text for healed_text in measured if isinstance(healed_text, HealedText)]
+    embeddings = [item for item in measured if isinstance(item, HealedEmbeddings)]
+    classes = [item for item in measured if isinstance(item, HealedClasses)]
+    result = list(warnings)
     if not is_lost:
-        told += [*warnings_of(answers, own.read), *gain_warnings([*embeddings, *classes])]
-    for warning in told:
+        result += [*warnings_of(answers, own.read), *gain_warnings([*embeddings, *classes])]
+    for warning in result:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, replaced[name], (fits or {}).get(name)) for name in sorted(replaced)]
     return Healing(
@@ -276,7 +276,7 @@ def measured_healing(
         texts=answers,
         embeddings=embeddings,
         classes=classes,
-        warnings=told,
+        warnings=result,
     )
 
 
@@ -326,7 +326,7 @@ def heal_stacks(
         loaded, chosen, (held_out, None), options, [fitted.ref], fits, progress=progress
     )
     parents = {"model": loaded.ref.sha256, "calibration_0": text.ref.sha256}
-    told = {
+    result = {
         "deletions": [
             PlannedDeletion(layer=n.layer, kind=n.kind, replacement=kind_of(chosen[n]))
             for n in names
@@ -336,7 +336,7 @@ def heal_stacks(
         "made_from": {**plan.made_from, **parents},
     }
     report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
-    return Healed(plan.model_copy(update=told), chosen, report)
+    return Healed(plan.model_copy(update=result), chosen, report)
 
 
 def _parts(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:

@@ -71,6 +71,6 @@ def training_device(model: Any) -> torch.device:
     import torch
 
     if model.device.type != "cpu" or not torch.cuda.is_available():
-        found: torch.device = model.device
-        return found
+        result: torch.device = model.device
+        return result
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -25,7 +25,7 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
     """Rules that refuse options of one kind of healing for the others."""
 
     def broken(name: str, usual: Any) -> Callable[[Any], bool]:
-        return lambda told: told.kind not in (kind, "auto") and getattr(told, name) != usual
+        return lambda item: item.kind not in (kind, "auto") and getattr(item, name) != usual
 
     return tuple(
         Rule(

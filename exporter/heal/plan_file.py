@@ -39,9 +39,9 @@ def report_of(plan: PruningPlan, path: Path) -> Path | None:
     digest = plan.made_from.get(_REPORT_ROLE)
     if digest is None:
         return None
-    places = [files_of(each)[2] for each in (path, *numbers_of(plan, path))]
-    found = (each for each in (*places, path.with_name(FOLDER_REPORT)) if each.is_file())
-    return next((each for each in found if sha256_file(each) == digest), None)
+    places = [files_of(item)[2] for item in (path, *numbers_of(plan, path))]
+    paths = (item for item in (*places, path.with_name(FOLDER_REPORT)) if item.is_file())
+    return next((item for item in paths if sha256_file(item) == digest), None)
 
 
 def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
@@ -67,10 +67,10 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
         )
     kept = [*inputs, model]
     refuse_overwriting(path, kept, "pruning_plan")
-    for each in files_of(path):
-        if each.is_dir():
-            raise UsageError(f"{each} is a folder.", "Write the plan under another name.")
-        refuse_overwriting(each, kept)
+    for item in files_of(path):
+        if item.is_dir():
+            raise UsageError(f"{item} is a folder.", "Write the plan under another name.")
+        refuse_overwriting(item, kept)
 
 
 def write_healed_plan(
@@ -92,7 +92,10 @@ def write_healed_plan(
     plan = plan.model_copy(update=noted)
     with telling_full_disk(path.parent), staging(path) as staged:
         stage, moves = staged.folder, []
-        fitted = any(each.bias is not None or each.maps for each in branch_replacements.values())
+        fitted = any(
+            replacement.bias is not None or replacement.maps
+            for replacement in branch_replacements.values()
+        )
         if fitted or weights:
             reference = _write(stage / numbers.name, branch_replacements, weights)
             plan = plan.model_copy(update={"replacements": reference})
@@ -101,13 +104,13 @@ def write_healed_plan(
             plan = plan.model_copy(update={"replacements": None})
         if report is not None:
             place_of_report = report_path or usual
-            told = report.write(stage / place_of_report.name)
-            made_from = {**plan.made_from, _REPORT_ROLE: sha256_file(told)}
+            result = report.write(stage / place_of_report.name)
+            made_from = {**plan.made_from, _REPORT_ROLE: sha256_file(result)}
             plan = plan.model_copy(update={"made_from": made_from})
-            moves.append((told, place_of_report))
+            moves.append((result, place_of_report))
         moves.append((plan.write(stage / path.name), path))
         written = {final for _, final in moves}
-        staged.place(moves, [each for each in _earlier(path) if each not in written])
+        staged.place(moves, [item for item in _earlier(path) if item not in written])
     return plan
 
 
@@ -131,12 +134,12 @@ def _earlier(path: Path) -> Iterator[Path]:
 
 def _others(numbers: Path, path: Path) -> list[Path]:
     """Other plans in the folder, such as copies, that name the same file of numbers."""
-    found = []
+    paths = []
     for other in sorted(path.parent.glob("*.json")) if numbers.is_file() else ():
         with contextlib.suppress(DepthcutError, OSError):
             if other != path and numbers in numbers_of(PruningPlan.read(other), other):
-                found.append(other)
-    return found
+                paths.append(other)
+    return paths
 
 
 def healed_deletions(
@@ -144,12 +147,12 @@ def healed_deletions(
     branch_replacements: Mapping[SublayerRef, BranchReplacement],
 ) -> list[PlannedDeletion]:
     """The deletions with what takes each one's place; a block becomes its two sublayers."""
-    found = []
+    result = []
     for deletion in deletions:
         for ref in deletion.sublayers:
             replacement = kind_of(branch_replacements.get(ref, NOTHING))
-            found.append(PlannedDeletion(layer=ref.layer, kind=ref.kind, replacement=replacement))
-    return found
+            result.append(PlannedDeletion(layer=ref.layer, kind=ref.kind, replacement=replacement))
+    return result
 
 
 def kind_of(branch_replacement: BranchReplacement) -> Replacement:

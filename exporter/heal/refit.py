@@ -55,10 +55,10 @@ class LayerWalk:
     def run(self, layer: int, batch: Batch, stream: int) -> LayerStates:
         """Takes a batch over a layer: from what the stream has kept, or else the embedding."""
         given = self.kept(stream, batch) if (stream, batch.number) in self._kept else None
-        found: list[LayerStates] = []
-        with self._runner.only(layer), tapped([self._layers[layer]], found.append):
+        states: list[LayerStates] = []
+        with self._runner.only(layer), tapped([self._layers[layer]], states.append):
             self._runner.run(batch.inputs(self._model.device), given)
-        return found[0]
+        return states[0]
 
     def keep(self, stream: int, batch: Batch, tensor: torch.Tensor) -> None:
         """Keeps ``[batch, tokens, hidden]`` in the place of what the stream had for the batch."""
@@ -271,7 +271,7 @@ class _Pair:
         """
         import torch
 
-        found: dict[SublayerRef, tuple[Sums, Sums]] = {}
+        results: dict[SublayerRef, tuple[Sums, Sums]] = {}
         read: list[torch.Tensor] = []
 
         def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -286,10 +286,10 @@ class _Pair:
                 wanted = self._walk.kept(kept, batch).to(now)
                 counts = 1 / wanted.float().square().mean(-1).clamp(min=1e-30)
                 u = read.pop().reshape(*batch.ids.shape, -1)
-                adding = Adding(found, batch, later, self._model.device)
+                adding = Adding(results, batch, later, self._model.device)
                 beside = (now, wanted) if self._writers else ()
                 adding(place.part, u, torch.cat([wanted - now, *beside], -1), counts)
-        pair = found[place.part.ref]
+        pair = results[place.part.ref]
         if place.product.bias is None:
             for sums in pair:
                 sums.through_origin()

@@ -104,9 +104,9 @@ Two = tuple["torch.Tensor", "torch.Tensor"]
 
 def _about(products: torch.Tensor, sums: Two, origins: Two, tokens: float) -> torch.Tensor:
     """A sum of products, each factor counted from another origin; one matrix is made, no more."""
-    found = products.addr(sums[0], origins[1], alpha=-1)
-    found.addr_(origins[0], sums[1], alpha=-1)
-    return found.addr_(origins[0], origins[1], alpha=tokens)
+    result = products.addr(sums[0], origins[1], alpha=-1)
+    result.addr_(origins[0], sums[1], alpha=-1)
+    return result.addr_(origins[0], origins[1], alpha=tokens)
 
 
 def sums_bytes(inputs: int, outputs: int) -> int:

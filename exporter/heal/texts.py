@@ -53,11 +53,11 @@ def text_behind(
 ) -> CalibrationText | None:
     """As much again of the same texts, of other documents; sampled text anew."""
     others = []
-    for each in text.apart:
-        read = QUIET if spec_of(each.ref.source) not in SAMPLED else progress
-        rest = _apart(loaded, [each], len(each.input_ids), cache_dir, read)
-        others.append(rest.first_tokens(each.ref.tokens))
-        if len(rest.input_ids) < min(2, len(each.input_ids)) or is_less(rest, [each.ref]):
+    for item in text.apart:
+        read = QUIET if spec_of(item.ref.source) not in SAMPLED else progress
+        rest = _apart(loaded, [item], len(item.input_ids), cache_dir, read)
+        others.append(rest.first_tokens(item.ref.tokens))
+        if len(rest.input_ids) < min(2, len(item.input_ids)) or is_less(rest, [item.ref]):
             return None
     return joined(others)
 
@@ -282,14 +282,14 @@ class _Split(NamedTuple):
         rest = text.whole.rows(~np.isin(text.whole.documents, held.documents))
         return _Parts(rest, held, again=True)
 
-    def _held(self, text: CalibrationText, asked: _Read) -> int:
+    def _held(self, text: CalibrationText, read: _Read) -> int:
         """How many samples are held out: of a short text a fifth.
 
         Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well;
         where there is to be room for so many, what isn't wanted to fit on, or a half, or what is
         needed.
         """
-        number, wanted, more = len(text.input_ids), asked.wanted, asked.held
+        number, wanted, more = len(text.input_ids), read.wanted, read.held
         if number < 2:
             raise _one_sample(text)
         held = more if number == wanted + more else max(1, min(number // 5, _MOST_PASSAGES))
@@ -323,7 +323,7 @@ def _other_text(
     length = options.sequence_length
     if few_sampled and options.check_text is None and _other_spec(loaded, specs) == SELF:
         samples, length = _FEW_SAMPLED, min(length, _SAMPLED_LENGTH)
-    found = other_domain(
+    result = other_domain(
         loaded,
         specs,
         samples,
@@ -332,15 +332,15 @@ def _other_text(
         seed=options.seed,
         progress=progress,
     )
-    if found is not None:
+    if result is not None:
         refuse_same_text(
-            found.ref,
+            result.ref,
             [text.ref for text in fitted],
             "what is fitted on, and no other domain",
             "Give --check-text another text.",
             HealingError,
         )
-    return found
+    return result
 
 
 def _with_fresh_seed(options: HealOptions, chosen_on: Sequence[CalibrationRef]) -> HealOptions:
@@ -372,7 +372,7 @@ def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int,
     To sample a text takes as long as to train on it: beside others it is a quarter of the mixture.
     """
     if options.trains:
-        alike = [each for each in specs if (each in SAMPLED) == (spec in SAMPLED)]
+        alike = [text for text in specs if (text in SAMPLED) == (spec in SAMPLED)]
         share = 1.0
         if len(alike) < len(specs):
             share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
@@ -453,20 +453,20 @@ def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
 
 def choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
     """What a reader must know where one text serves for two parts."""
-    found, much = [], texts.fitting.read.much
+    names, much = [], texts.fitting.read.much
     if short := _short(options, texts):
-        found.append(
+        names.append(
             f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
             f"measured on the same one: the gain looks better than it is. Give more {much}."
         )
     if chose := texts.chose:
-        found.append(
+        names.append(
             f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
             f"model looks better than it is. Give more {much}, or heal on other {much}."
         )
     if again := [source for source in texts.again if source not in chose]:
-        found.append(
+        names.append(
             f"{', '.join(again)}: too short for four parts, so healing is fitted on samples that "
             "also decided what to drop. Those that judge it are others."
         )
-    return found
+    return names

@@ -63,10 +63,10 @@ def layer_modules(model: Any) -> list[LayerModules]:
             code="two-stacks",
         )
     if model_type in FAMILIES:
-        found = _resolve(model, FAMILIES[model_type])
-        if found is None:
+        modules = _resolve(model, FAMILIES[model_type])
+        if modules is None:
             raise layers_elsewhere(model_type)
-        return found
+        return modules
     return _discover(model)
 
 
@@ -76,13 +76,13 @@ def stacked_layers(model: Any) -> list[LayerModules]:
     if rows is None:
         raise unknown_layers(model)
     depths = Stacks.of(model.config)
-    found: list[LayerModules] = []
+    modules: list[LayerModules] = []
     for row, depth in zip(rows, (depths.encoder, depths.decoder), strict=True):
-        layers = _resolve(model, row, depth, first=len(found))
+        layers = _resolve(model, row, depth, first=len(modules))
         if layers is None:
             raise layers_elsewhere(model.config.model_type)
-        found += layers
-    return found
+        modules += layers
+    return modules
 
 
 def every_sublayer(model: Any) -> list[SublayerModules]:
@@ -90,8 +90,8 @@ def every_sublayer(model: Any) -> list[SublayerModules]:
     if not model.config.is_encoder_decoder:
         return sublayers(model)
     encoder = Stacks.of(model.config).encoder
-    found = sublayers_of(stacked_layers(model))
-    return [replace(part, reads_sources=part.layer < encoder) for part in found]
+    modules = sublayers_of(stacked_layers(model))
+    return [replace(part, reads_sources=part.layer < encoder) for part in modules]
 
 
 def sublayers(model: Any) -> list[SublayerModules]:
@@ -101,16 +101,16 @@ def sublayers(model: Any) -> list[SublayerModules]:
 
 def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
     """The attention and the MLP of given layers, and a cross-attention between, in their order."""
-    found = []
+    result = []
     for modules in layers:
         number, multiplier = modules.number, modules.multiplier
         attention, mlp, cross = modules.attention, modules.mlp, modules.cross_attention
         reads = modules.attention_reads or attention, modules.mlp_reads or mlp
-        found.append(SublayerModules(number, "attention", attention, multiplier, reads[0]))
+        result.append(SublayerModules(number, "attention", attention, multiplier, reads[0]))
         if cross is not None:
-            found.append(SublayerModules(number, "cross_attention", cross, multiplier, cross))
-        found.append(SublayerModules(number, "mlp", mlp, multiplier, reads[1]))
-    return found
+            result.append(SublayerModules(number, "cross_attention", cross, multiplier, cross))
+        result.append(SublayerModules(number, "mlp", mlp, multiplier, reads[1]))
+    return result
 
 
 def known_families() -> str:
@@ -143,8 +143,8 @@ def named_in(model: Any, deletions: Iterable[LayerPart | tuple[int, str]]) -> li
     if not model.config.is_encoder_decoder:
         return named_sublayers(deletions, len(layer_modules(model)))
     stacks, names = Stacks.of(model.config), set[SublayerRef]()
-    for each in deletions:
-        layer, kind = each if isinstance(each, tuple) else (each.layer, each.kind)
+    for part in deletions:
+        layer, kind = part if isinstance(part, tuple) else (part.layer, part.kind)
         names.update(stacks.named(layer, kind))
     return sorted(names)
 
@@ -158,9 +158,9 @@ def candidate_layers(model: Any) -> Iterator[list[LayerModules]]:
     runs = model.main_input_name in ("input_ids", "pixel_values")
     runs = runs and not model.config.is_encoder_decoder
     for family in dict.fromkeys(FAMILIES.values()) if runs else ():
-        found = _resolve(model, family)
-        if found is not None:
-            yield found
+        modules = _resolve(model, family)
+        if modules is not None:
+            yield modules
 
 
 def unknown_layers(model: Any) -> UnknownArchitectureError:
@@ -193,9 +193,9 @@ def refuse_differing(verdict: ProbeVerdict, model: Any) -> None:
 
 
 def _discover(model: Any) -> list[LayerModules]:
-    for found in candidate_layers(model):
-        if probe(model, found) == "adds_up":
-            return found
+    for module in candidate_layers(model):
+        if probe(model, module) == "adds_up":
+            return module
     raise unknown_layers(model)
 
 
@@ -215,7 +215,7 @@ def _resolve(
     reads = [family.attention_reads or family.attention, family.mlp_reads or family.mlp]
     paths += [family.attention_norm, family.mlp_norm] if form == "post_norm" else []
     crossing = [path for path in (family.cross_attention, family.cross_attention_norm) if path]
-    found = []
+    modules = []
     for number, layer in enumerate(layers, first):
         attention, mlp, *norms = (_follow(layer, path) for path in paths)
         read = [_follow(layer, path) for path in reads]
@@ -223,10 +223,10 @@ def _resolve(
         if None in (attention, mlp, *norms, *read, *cross):
             return None
         norms = norms or [None, None]
-        found.append(
+        modules.append(
             LayerModules(number, layer, attention, mlp, form, multiplier, *norms, *read, *cross)
         )
-    return found
+    return modules
 
 
 def _form(config: Any, family: Family) -> ResidualForm:

@@ -116,7 +116,7 @@ class ReplacementModule(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The contribution, as the module that was here gave it: bare, or first in a tuple."""
         record = self._record
-        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
         x = kwargs.get("hidden_states", tensors[0])
         y = self._contribution(x) / record.multiplier
         if record.adds_residual:
@@ -141,7 +141,7 @@ def _residual(
     named = kwargs.get("residual")
     if isinstance(named, torch.Tensor):
         return named
-    return next(each for each in tensors[1:] if each.shape == x.shape)
+    return next(tensor for tensor in tensors[1:] if tensor.shape == x.shape)
 
 
 def _keep_length(x: torch.Tensor, layer: int, given: Iterable[Any]) -> None:

@@ -69,7 +69,7 @@ def is_transposed(module: Any) -> bool:
 def refuse_quantized(model: Any) -> None:
     """Refuses weights that are no floating-point numbers."""
     quantized = getattr(model, "is_quantized", False) or any(
-        not each.is_floating_point() for each in model.parameters()
+        not item.is_floating_point() for item in model.parameters()
     )
     if quantized:
         raise HealingError(
@@ -107,7 +107,7 @@ def weights_changed(model: Any, changes: Mapping[str, ChangedWeight]) -> Iterato
 def _own_values(model: Any, changes: Mapping[str, ChangedWeight]) -> list[OwnValue]:
     if changes and model.device.type == "meta":
         refuse_streamed_changes()
-    parameters, found = dict(model.named_parameters()), []
+    parameters, own_values = dict(model.named_parameters()), []
     for name, change in changes.items():
         if name not in parameters:
             raise PlanError(
@@ -116,13 +116,13 @@ def _own_values(model: Any, changes: Mapping[str, ChangedWeight]) -> list[OwnVal
                 code="unknown-weight",
             )
         old = parameters[name]
-        found.append(OwnValue(name, old, _changed(name, old.data, change)))
-    return found
+        own_values.append(OwnValue(name, old, _changed(name, old.data, change)))
+    return own_values
 
 
 def _changed(name: str, old: torch.Tensor, change: ChangedWeight) -> torch.Tensor:
-    held = [_tensor(each).to(old.device) for each in change.numbers]
-    shapes = [tuple(each.shape) for each in held]
+    held = [_tensor(number).to(old.device) for number in change.numbers]
+    shapes = [tuple(item.shape) for item in held]
     if len(held) == 2 and _fit(shapes, tuple(old.shape)):
         new = old.float() + held[1] @ held[0]
     elif shapes == [tuple(old.shape)]:

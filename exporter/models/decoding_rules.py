@@ -120,24 +120,27 @@ class DecodingRules:
         A speech model's language is that of its generation config, else English; it is told as
         transformers takes it: ``de``, ``<|de|>`` or ``german``.
         """
-        given = {**config, **{name: each for name, each in generation.items() if each is not None}}
-        told = settings_of(_Told, given, "config.json or generation_config.json")
-        if told.decoder_start_token_id is None:
+        given = {
+            **config,
+            **{name: value for name, value in generation.items() if value is not None},
+        }
+        result = settings_of(_Told, given, "config.json or generation_config.json")
+        if result.decoder_start_token_id is None:
             raise ModelSourceError(
                 "The model's configs don't say with which token a target begins.",
                 "Set decoder_start_token_id in generation_config.json.",
                 code="no-start-token",
             )
-        end = told.eos_token_id
+        end = result.eos_token_id
         ends = [end] if isinstance(end, int) else end or []
-        pad, forced = told.pad_token_id, _forced(told)
-        own = 1 + len(forced) * (told.forced_bos_token_id is None)
+        pad, forced = result.pad_token_id, _forced(result)
+        own = 1 + len(forced) * (result.forced_bos_token_id is None)
         return cls(
-            prompt=(told.decoder_start_token_id, *forced),
+            prompt=(result.decoder_start_token_id, *forced),
             end_ids=frozenset(ends),
             pad_id=next(iter(ends), 0) if pad is None else pad,
-            never=tuple(told.suppress_tokens or ()),
-            never_first=tuple(told.begin_suppress_tokens or ()),
+            never=tuple(result.suppress_tokens or ()),
+            never_first=tuple(result.begin_suppress_tokens or ()),
             # As in transformers: where generation has a file, the model's says nothing of it.
             **_steered(generation or config, ends, own),
         )
@@ -157,42 +160,42 @@ class DecodingRules:
         never = {*self.never, *(self.never_first if begins else ())}
         never |= self.end_ids if short else frozenset()
         ends = so_far.shape[1] + 1 == self.longest
-        for row, told in zip(logits, so_far.tolist(), strict=True):
+        for row, item in zip(logits, so_far.tolist(), strict=True):
             if self.penalty != 1:
-                seen = [token for token in {*told} if token < len(row)]
-                found = row[seen]
-                row[seen] = np.where(found < 0, found * self.penalty, found / self.penalty)
+                seen = [token for token in {*item} if token < len(row)]
+                result = row[seen]
+                row[seen] = np.where(result < 0, result * self.penalty, result / self.penalty)
             if ends and self.last:  # whatever else forbids them
                 row[:] = -np.inf
                 row[[token for token in self.last if token < len(row)]] = 0
                 continue
-            banned = never | self._completing(told)
+            banned = never | self._completing(item)
             row[[token for token in banned if token < len(row)]] = -np.inf
 
-    def _completing(self, told: list[int]) -> set[int]:
+    def _completing(self, items: list[int]) -> set[int]:
         """Tokens that would complete a sequence that may not come, or not once more."""
-        found = {row[-1] for row in self.never_in_row if _ends_with(told, row[:-1])}
+        numbers = {row[-1] for row in self.never_in_row if _ends_with(items, row[:-1])}
         size = self.no_repeat
-        if 0 < size <= len(told):
-            last = told[len(told) - size + 1 :]
-            windows = (told[at : at + size] for at in range(len(told) - size + 1))
-            found |= {window[-1] for window in windows if window[:-1] == last}
-        return found
+        if 0 < size <= len(items):
+            last = items[len(items) - size + 1 :]
+            windows = (items[at : at + size] for at in range(len(items) - size + 1))
+            numbers |= {window[-1] for window in windows if window[:-1] == last}
+        return numbers
 
 
 def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, Any]:
     """What of :class:`DecodingRules` a generation config says of tokens behind the prompt."""
-    said = {name: each for name, each in given.items() if each is not None}
-    told = settings_of(_Steering, said, "generation_config.json")
-    words = (tuple(row) for row in told.bad_words_ids or ())
-    last = told.forced_eos_token_id
-    longest = None if told.max_length in (None, _USUAL_LENGTH) else told.max_length
+    said = {name: value for name, value in given.items() if value is not None}
+    result = settings_of(_Steering, said, "generation_config.json")
+    words = (tuple(row) for row in result.bad_words_ids or ())
+    last = result.forced_eos_token_id
+    longest = None if result.max_length in (None, _USUAL_LENGTH) else result.max_length
     return {
-        "never_in_row": tuple(row for row in words if row not in {(each,) for each in ends}),
-        "no_repeat": told.no_repeat_ngram_size or 0,
-        "penalty": told.repetition_penalty or 1.0,
-        "fewest": max(told.min_length or 0, own + (told.min_new_tokens or 0)),
-        "longest": longest if told.max_new_tokens is None else own + told.max_new_tokens,
+        "never_in_row": tuple(row for row in words if row not in {(number,) for number in ends}),
+        "no_repeat": result.no_repeat_ngram_size or 0,
+        "penalty": result.repetition_penalty or 1.0,
+        "fewest": max(result.min_length or 0, own + (result.min_new_tokens or 0)),
+        "longest": longest if result.max_new_tokens is None else own + result.max_new_tokens,
         "last": (last,) if isinstance(last, int) else tuple(last or ()),
         "ignored": tuple(
             f"{name} {said[name]}"
@@ -202,20 +205,20 @@ def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, A
     }
 
 
-def _ends_with(told: list[int], row: tuple[int, ...]) -> bool:
-    return len(row) < len(told) and tuple(told[len(told) - len(row) :]) == row
+def _ends_with(numbers: list[int], row: tuple[int, ...]) -> bool:
+    return len(row) < len(numbers) and tuple(numbers[len(numbers) - len(row) :]) == row
 
 
-def _forced(told: _Told) -> list[int]:
+def _forced(value: _Told) -> list[int]:
     """What comes behind the start token whatever the source is."""
-    pairs = sorted(pair for pair in told.forced_decoder_ids or () if pair[1] is not None)
+    pairs = sorted(pair for pair in value.forced_decoder_ids or () if pair[1] is not None)
     gap = [place for place, _ in pairs] != [*range(1, len(pairs) + 1)]
-    found = [told.forced_bos_token_id]
-    if told.lang_to_id and told.task_to_id:
-        task = told.task or "transcribe"
-        found = [_language(told.language, told.lang_to_id), told.task_to_id.get(task)]
-        if found[1] is None:
-            raise _unknown("task", task, told.task_to_id)
+    tokens = [value.forced_bos_token_id]
+    if value.lang_to_id and value.task_to_id:
+        task = value.task or "transcribe"
+        tokens = [_language(value.language, value.lang_to_id), value.task_to_id.get(task)]
+        if tokens[1] is None:
+            raise _unknown("task", task, value.task_to_id)
     elif gap:
         raise ModelSourceError(
             "forced_decoder_ids leaves a place behind the start token open, such as the language.",
@@ -223,14 +226,14 @@ def _forced(told: _Told) -> list[int]:
             code="open-prompt",
         )
     elif pairs:
-        found = [token for _, token in pairs]
-    untimed = told.no_timestamps_token_id
-    return [each for each in dict.fromkeys([*found, untimed]) if each is not None]
+        tokens = [token for _, token in pairs]
+    untimed = value.no_timestamps_token_id
+    return [fromkey for fromkey in dict.fromkeys([*tokens, untimed]) if fromkey is not None]
 
 
-def _language(told: str | None, tokens: Mapping[str, int]) -> int:
+def _language(text: str | None, tokens: Mapping[str, int]) -> int:
     """A language's token; it is told as ``de``, ``<|de|>`` or ``german``."""
-    language = (told or "en").lower()
+    language = (text or "en").lower()
     for name in (language, f"<|{language}|>"):
         if name in tokens:
             return tokens[name]
@@ -241,9 +244,9 @@ def _language(told: str | None, tokens: Mapping[str, int]) -> int:
     return token
 
 
-def _unknown(entry: str, told: str, known: Mapping[str, int]) -> ModelSourceError:
+def _unknown(entry: str, text: str, known: Mapping[str, int]) -> ModelSourceError:
     return ModelSourceError(
-        f"The model's configs know no {entry} {told}.",
+        f"The model's configs know no {entry} {text}.",
         f"Set {entry} in generation_config.json to one of: {', '.join(known)}.",
         code=f"unknown-{entry}",
     )
@@ -263,14 +266,14 @@ def greedy(
 ) -> NDArray[np.int64]:
     """Generates targets, at each step the likeliest token."""
     tokens = np.tile(np.array(rules.prompt, np.int64), (batch, 1))
-    found, done = [tokens], np.zeros(batch, np.bool_)
+    arrays, done = [tokens], np.zeros(batch, np.bool_)
     for _ in range(new_tokens):
         logits, state = step(state, tokens)
         last = np.array(logits, np.float32)
-        rules.weigh(last, np.concatenate(found, axis=1))
+        rules.weigh(last, np.concatenate(arrays, axis=1))
         tokens = np.where(done, rules.pad_id, last.argmax(axis=-1))[:, None].astype(np.int64)
-        found.append(tokens)
+        arrays.append(tokens)
         done |= np.isin(tokens[:, 0], list(rules.end_ids))
         if done.all():
             break
-    return np.concatenate(found, axis=1)
+    return np.concatenate(arrays, axis=1)

@@ -118,7 +118,7 @@ class StackModule(torch.nn.Module):
         )
         kept = caches if self.graph == FIRST_STEP else caches[:1]
         layers = [cache.layers[n] for n in range(self.interface.stacks.decoder) for cache in kept]
-        return [output.logits, *(value for each in layers for value in (each.keys, each.values))]
+        return [output.logits, *(value for layer in layers for value in (layer.keys, layer.values))]
 
     def _states(self, inputs: Tensors) -> torch.Tensor:
         """What the encoder gave; with both caches filled nothing reads more of it than its size."""

@@ -160,8 +160,8 @@ def _formats(decoder: dict[str, Any]) -> list[re.Pattern[str]]:
 
 
 def _number(formats: Iterable[re.Pattern[str]], name: str) -> int | None:
-    found = (pattern.fullmatch(name) for pattern in formats)
-    return next((int(match[1]) for match in found if match is not None), None)
+    matches = (pattern.fullmatch(name) for pattern in formats)
+    return next((int(match[1]) for match in matches if match is not None), None)
 
 
 def _refuse_gaps(config: GenaiConfig, layers: _Layers) -> None:

@@ -129,7 +129,7 @@ class Entry:
         kind, elements = self.element_kind, self.elements
         if kind not in _INTEGERS or elements is None:
             return None
-        return [int(self._unpacked(kind, each)) for each in elements]
+        return [int(self._unpacked(kind, element)) for element in elements]
 
     def string(self, number: int) -> str | None:
         """One string of an array of them; None where there is none, or it is no UTF-8."""
@@ -205,12 +205,12 @@ def read_header(path: Path, folder: Path | None = None) -> GgufFile:
     with opened(path, folder, named=folder is None) as file:
         reader = _Reader(path, file, os.fstat(file.fileno()).st_size)
         version, tensors, entries = reader.beginning()
-        found = reader.entries(entries)
-        alignment = _alignment(path, found.get(ALIGNMENT_KEY))
+        result = reader.entries(entries)
+        alignment = _alignment(path, result.get(ALIGNMENT_KEY))
         described = reader.tensors(tensors)
         data = -(-reader.at // alignment) * alignment
     placed = _placed(path, described, data, alignment, reader.nbytes)
-    return GgufFile(path, version, found, tuple(placed), alignment, reader.nbytes)
+    return GgufFile(path, version, result, tuple(placed), alignment, reader.nbytes)
 
 
 def broken(path: Path, what: str, code: str, hint: str = _HINT) -> GgufFileError:
@@ -232,10 +232,10 @@ class _Reader:
         version = self._number("<I", "its version")
         if version not in _VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
-            told = "it is written for big-endian machines" if swapped else f"version {version}"
+            text = "it is written for big-endian machines" if swapped else f"version {version}"
             raise broken(
                 self.path,
-                told,
+                text,
                 "big-endian" if swapped else "unknown-version",
                 "Versions 2 and 3, little-endian, can be read: convert the model anew.",
             )
@@ -244,21 +244,21 @@ class _Reader:
 
     def entries(self, count: int) -> dict[str, Entry]:
         """The metadata."""
-        found: dict[str, Entry] = {}
+        results: dict[str, Entry] = {}
         for _ in range(count):
             key = self._name("the key of an entry", _KEY_BYTES)
-            if key in found:
+            if key in results:
                 raise broken(self.path, f"it has {key} twice", "entry-twice")
             kind = self._number("<I", f"the type of {key}")
-            found[key] = Entry(key, kind, self._value(kind, key))
-        return found
+            results[key] = Entry(key, kind, self._value(kind, key))
+        return results
 
     def tensors(self, count: int) -> list[tuple[str, tuple[int, ...], int, int]]:
         """Each tensor's name, shape, type and offset."""
-        found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+        results: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
         for _ in range(count):
             name = self._name("a tensor's name", _KEY_BYTES)
-            if name in found:
+            if name in results:
                 raise broken(self.path, f"it has the tensor {name} twice", "tensor-twice")
             dimensions = self._number("<I", f"the shape of {name}")
             if not 1 <= dimensions <= _MOST_DIMENSIONS:
@@ -267,8 +267,8 @@ class _Reader:
             if not 0 < math.prod(shape) <= _MOST_ELEMENTS:
                 raise broken(self.path, f"{name} has the shape {list(shape)}", "wrong-shape")
             kind = self._number("<I", f"the type of {name}")
-            found[name] = (name, shape, kind, self._number("<Q", f"the offset of {name}"))
-        return list(found.values())
+            results[name] = (name, shape, kind, self._number("<Q", f"the offset of {name}"))
+        return list(results.values())
 
     def _value(self, kind: int, key: str) -> bytes:
         if kind in _SCALARS:
@@ -348,10 +348,10 @@ def _placed(
 ) -> list[Tensor]:
     """The tensors with the places of their bytes, which neither overlap nor leave the file."""
     offsets = sorted({offset for *_, offset in described})
-    ends = dict(zip(offsets, [*(data + each for each in offsets[1:]), nbytes], strict=True))
+    ends = dict(zip(offsets, [*(data + item for item in offsets[1:]), nbytes], strict=True))
     if len(offsets) != len(described):
         raise broken(path, "two tensors lie at one place", "overlap")
-    found = []
+    tensors = []
     for name, shape, kind, offset in described:
         start = data + offset
         room = ends[offset] - start
@@ -360,8 +360,8 @@ def _placed(
             raise broken(path, f"{name} lies at the offset {offset}", "wrong-offset")
         if size > room:
             raise broken(path, f"{name} takes {size} bytes, and there are {room}", "beyond-end")
-        found.append(Tensor(name, shape, kind, path, start, size))
-    return found
+        tensors.append(Tensor(name, shape, kind, path, start, size))
+    return tensors
 
 
 def _size(path: Path, name: str, shape: tuple[int, ...], kind: int, room: int) -> int:

@@ -63,15 +63,15 @@ class GgufModel:
 
     def said(self, names: Sequence[str]) -> Entry | None:
         """The first of the architecture's entries that is there and isn't 0; None: none is."""
-        found = map(self.entry, names)
-        return next((each for each in found if each is not None and each.whole != 0), None)
+        result = map(self.entry, names)
+        return next((entry for entry in result if entry is not None and entry.whole != 0), None)
 
     def whole(self, name: str) -> int:
         """The architecture's entry of this name as a whole number."""
         entry = self.entry(name)
         if entry is None or entry.whole is None:
-            told = f"it has no whole number {self.architecture}.{name}"
-            raise broken(self.path, told, "entry-missing")
+            text = f"it has no whole number {self.architecture}.{name}"
+            raise broken(self.path, text, "entry-missing")
         return entry.whole
 
 
@@ -90,8 +90,8 @@ def shard_path(path: Path, number: int, count: int) -> Path:
 
 
 def _shards(named: GgufFile, count: int) -> Iterator[GgufFile]:
-    told = _SHARD.fullmatch(named.path.name)
-    if told is None or int(told["count"]) != count or count > _MOST_SHARDS:
+    match = _SHARD.fullmatch(named.path.name)
+    if match is None or int(match["count"]) != count or count > _MOST_SHARDS:
         raise GgufFileError(
             f"{named.path} is one of {count} shards, but its name does not say so: they end in "
             f"-00001-of-{count:05}.gguf.",
@@ -101,7 +101,7 @@ def _shards(named: GgufFile, count: int) -> Iterator[GgufFile]:
     names: set[str] = set()
     for number in range(count):
         shard = _shard(
-            named, shard_path(named.path.with_name(told["stem"] + ".gguf"), number, count)
+            named, shard_path(named.path.with_name(match["stem"] + ".gguf"), number, count)
         )
         if (_whole(shard, SPLIT_NUMBER, -1), _whole(shard, SPLIT_COUNT, 1)) != (number, count):
             told_of = f"it is not shard {number} of {count} by its {SPLIT_NUMBER}, {SPLIT_COUNT}"
@@ -161,8 +161,8 @@ def layers_of(model: GgufModel) -> int:
     count = model.whole(BLOCK_COUNT)
     if not 0 < count <= MOST_LAYERS:
         entry = f"{model.architecture}.{BLOCK_COUNT}"
-        told = f"{entry} is {count}, and no model has more than {MOST_LAYERS} layers"
-        raise broken(model.path, told, "layer-count")
+        text = f"{entry} is {count}, and no model has more than {MOST_LAYERS} layers"
+        raise broken(model.path, text, "layer-count")
     return count
 
 
@@ -171,7 +171,7 @@ def sizes_of(model: GgufModel) -> list[LayerSizes]:
     heads = _of_layers(model, HEADS)
     kv_heads = heads if model.entry(KV_HEADS) is None else _of_layers(model, KV_HEADS)
     widths = _of_layers(model, MLP_WIDTH)
-    return [LayerSizes(*each) for each in zip(heads, kv_heads, widths, strict=True)]
+    return [LayerSizes(*pair) for pair in zip(heads, kv_heads, widths, strict=True)]
 
 
 def _of_layers(model: GgufModel, name: str) -> list[int]:
@@ -215,16 +215,16 @@ def gguf_folder(path: Path) -> ModelFolder:
     That is ``tokenizer.json`` where it stands beside the file, else the file itself.
     """
     model = _read(path)
-    found = ModelFolder.beside(model.path, model.path.parent, gguf_config(model))
-    return found if found.tokenizer else ModelFolder(model.path, model.path, found.config)
+    folder = ModelFolder.beside(model.path, model.path.parent, gguf_config(model))
+    return folder if folder.tokenizer else ModelFolder(model.path, model.path, folder.config)
 
 
 def gguf_config(model: GgufModel) -> dict[str, Any]:
     """The metadata in the words of ``config.json``, as far as they are asked for."""
-    told = {key: _facts_whole(model, name) for key, name in _CONFIG.items()}
+    numbers = {key: _facts_whole(model, name) for key, name in _CONFIG.items()}
     vocabulary = _vocabulary(model)
     ends = [end for name in _ENDS if (end := _facts_whole(model, name)) is not None]
-    known = {**told, "eos_token_id": ends or None, "vocab_size": vocabulary}
+    known = {**numbers, "eos_token_id": ends or None, "vocab_size": vocabulary}
     return {"architectures": [f"{model.architecture}ForCausalLM"]} | {
         key: value for key, value in known.items() if value is not None
     }
@@ -249,8 +249,8 @@ def gguf_facts(path: Path) -> GraphFacts:
 
 def _read(path: Path) -> GgufModel:
     if path.is_dir():
-        found = sorted(path.glob("*.gguf"))
-        path = found[0] if len(found) == 1 else path
+        paths = sorted(path.glob("*.gguf"))
+        path = paths[0] if len(paths) == 1 else path
     return read_model(path)
 
 
@@ -279,4 +279,4 @@ def _cache_bytes(model: GgufModel) -> int:
     except (GgufFileError, SurgeryError):
         return 0
     widths = [_facts_whole(model, f"{{}}.{name}") or usual for name in _WIDTHS]
-    return CACHE_BYTES * sum(each.kv_heads for each in sizes) * sum(widths)
+    return CACHE_BYTES * sum(size.kv_heads for size in sizes) * sum(widths)

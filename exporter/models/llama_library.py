@@ -34,8 +34,8 @@ def said() -> str:
 
     Empty for neither.
     """
-    told = next((texts[0] for texts in _SAID.values() if texts), "")
-    return f": {told.rstrip('.')}" if told else ""
+    text = next((texts[0] for texts in _SAID.values() if texts), "")
+    return f": {text.rstrip('.')}" if text else ""
 
 
 def _hear(level: int, text: bytes, _user: Any) -> None:

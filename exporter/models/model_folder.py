@@ -49,15 +49,15 @@ class ModelFolder:
         """A model whose tokenizer lies in ``home``, and so does its config unless it is given."""
         tokenizer = home / "tokenizer.json"
         check_file(tokenizer, limit=TABLE_BYTES)
-        told = read_config(home) if config is None else config
-        for part in nested_configs(told):
+        result = read_config(home) if config is None else config
+        for part in nested_configs(result):
             if (layers_in(part) or 0) > MOST_LAYERS:
                 raise UnsafeModelError(
                     f"{home / 'config.json' if config is None else model} tells of "
                     f"{layers_in(part)} layers; no model has more than {MOST_LAYERS}.",
                     "Fetch the model again, or correct its config.",
                 )
-        return cls(model, tokenizer if tokenizer.is_file() else None, told)
+        return cls(model, tokenizer if tokenizer.is_file() else None, result)
 
     @property
     def home(self) -> Path:
@@ -120,7 +120,7 @@ def longest_sequence(config: dict[str, Any]) -> int | None:
 def token_ids(entry: object) -> list[int]:
     """The tokens that a config's entry names: one or a list; no other value is one."""
     values = entry if isinstance(entry, list) else [entry]
-    return [each for each in values if isinstance(each, int)]
+    return [number for number in values if isinstance(number, int)]
 
 
 def _unused_positions(config: dict[str, Any]) -> int:
@@ -141,7 +141,7 @@ def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     colours, size = config.get("num_channels", 3), config.get("image_size")
     sides = [*size] if isinstance(size, list | tuple) else [size, size]
     shape = (colours, *sides)
-    whole = all(isinstance(each, int) and each > 0 for each in shape)
+    whole = all(isinstance(number, int) and number > 0 for number in shape)
     if len(shape) != 3 or not whole or math.prod(shape) > _MOST_COLOURS:
         raise ModelSourceError(
             f"The config says {size!r:.60} for image_size and {colours!r:.60} for num_channels; an "
@@ -176,12 +176,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a folder, or what onnxruntime-genai's config tells in the same words."""
-    found = read_object(folder / "config.json")
-    told = {} if found else read_object(folder / CONFIG_FILE).get("model")
-    if not isinstance(told, dict):
-        return found
-    words = {key: told.get(name) for key, name in _GENAI_WORDS.items()}
-    return found | {key: value for key, value in words.items() if value is not None}
+    config = read_object(folder / "config.json")
+    result = {} if config else read_object(folder / CONFIG_FILE).get("model")
+    if not isinstance(result, dict):
+        return config
+    words = {key: result.get(name) for key, name in _GENAI_WORDS.items()}
+    return config | {key: value for key, value in words.items() if value is not None}
 
 
 def find_model(path: Path) -> ModelFolder:
@@ -201,14 +201,14 @@ def find_onnx(path: Path) -> Path:
             code="file-missing",
         )
     default = path / "model.onnx"
-    found = [default] if default.is_file() else sorted(path.glob("*.onnx"))
-    if len(found) != 1:
-        told = f"{len(found)} ONNX files and no model.onnx" if found else "no ONNX file"
+    paths = [default] if default.is_file() else sorted(path.glob("*.onnx"))
+    if len(paths) != 1:
+        text = f"{len(paths)} ONNX files and no model.onnx" if paths else "no ONNX file"
         raise OnnxFileError(
-            f"{path} holds {told}.", "Name the ONNX file itself.", code="not-one-file"
+            f"{path} holds {text}.", "Name the ONNX file itself.", code="not-one-file"
         )
-    check_file(found[0], path)
-    return found[0]
+    check_file(paths[0], path)
+    return paths[0]
 
 
 Graph = Literal["encoder_model", "decoder_model", "decoder_with_past_model"]

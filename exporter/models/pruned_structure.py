@@ -62,8 +62,8 @@ def _emptied(model: Any, paths: Sequence[str]) -> list[str]:
     None of experts': those are put together or taken apart when a model is loaded or saved.
     """
     names = [name for name, _ in model.named_parameters() if "expert" not in name]
-    found = (next((n for n in names if n.startswith(f"{path}.")), None) for path in paths)
-    return [name for name in found if name is not None]
+    result = (next((n for n in names if n.startswith(f"{path}.")), None) for path in paths)
+    return [name for name in result if name is not None]
 
 
 def _record(
@@ -76,7 +76,7 @@ def _record(
         layer=part.layer,
         kind=part.kind,
         bias=None if replacement.bias is None else len(replacement.bias),
-        maps=[(each.shape[0], each.shape[1]) for each in replacement.maps],
+        maps=[(item.shape[0], item.shape[1]) for item in replacement.maps],
         multiplier=part.multiplier,
         returns=returns,
     )
@@ -107,8 +107,8 @@ def _between(model: Any, path: str) -> list[torch.nn.Module]:
 
     if not path.endswith(".fc2"):
         return []
-    found = getattr(model.get_submodule(path.rpartition(".")[0]), "activation_fn", None)
-    return [found] if isinstance(found, torch.nn.Module) else []
+    value = getattr(model.get_submodule(path.rpartition(".")[0]), "activation_fn", None)
+    return [value] if isinstance(value, torch.nn.Module) else []
 
 
 def _returned(
@@ -197,4 +197,4 @@ def _length_layers(model: Any) -> set[int]:
     if not model.can_generate():
         return set()
     types = getattr(model.config.get_text_config(), "layer_types", None) or ["all"]
-    return {types.index(each) for each in set(types)} | {0}
+    return {types.index(item) for item in set(types)} | {0}

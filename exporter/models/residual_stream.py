@@ -378,8 +378,8 @@ def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     config = model.config.get_text_config()
     with _padding_known(config, ids, mask) as padding:
         given = {**inputs, "input_ids": ids.masked_fill(mask == 0, padding)}
-        found: torch.Tensor = model(**given).logits
-    return found
+        tensor: torch.Tensor = model(**given).logits
+    return tensor
 
 
 @contextlib.contextmanager
@@ -391,7 +391,7 @@ def _padding_known(config: Any, ids: torch.Tensor, mask: torch.Tensor) -> Iterat
         return
     lengths = mask.long().sum(-1, keepdim=True)
     last = set(ids.gather(1, lengths - 1).flatten().tolist())
-    config.pad_token_id = next(each for each in itertools.count() if each not in last)
+    config.pad_token_id = next(number for number in itertools.count() if number not in last)
     try:
         yield config.pad_token_id
     finally:

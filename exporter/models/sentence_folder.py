@@ -55,7 +55,7 @@ class Dense:
             return _ARRAYS[self.activation](vectors @ layer.weight.T + bias)
         import torch
 
-        weight, added = (torch.from_numpy(each).to(vectors) for each in (layer.weight, bias))
+        weight, added = (torch.from_numpy(array).to(vectors) for array in (layer.weight, bias))
         product = vectors @ weight.T + added
         name = self.activation.lower()
         return product if name == "identity" else getattr(torch, name)(product)
@@ -78,9 +78,9 @@ def read_dense(folder: Path, config: Mapping[str, Any]) -> Dense:
             "Fetch the whole folder; pickled weights (pytorch_model.bin) are not read.",
             code="dense-missing",
         )
-    found = Dense(str(file), _ACTIVATIONS[named], sha256_file(file))
-    _ = found.layer
-    return found
+    dense = Dense(str(file), _ACTIVATIONS[named], sha256_file(file))
+    _ = dense.layer
+    return dense
 
 
 @cache
@@ -90,7 +90,7 @@ def _layer(file: str, activation: Activation, _sha256: str) -> DenseLayer:
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, first_line(error)) from error
     weight, bias = numbers.get("linear.weight"), numbers.get("linear.bias")
-    shapes = [None if each is None else each.shape for each in (weight, bias)]
+    shapes = [None if array is None else array.shape for array in (weight, bias)]
     if weight is None or weight.ndim != 2 or shapes[1] not in (None, weight.shape[:1]):
         raise _unreadable(file, f"linear.weight and linear.bias have the shapes {shapes}")
     return DenseLayer(
@@ -145,8 +145,8 @@ class Pooling:
         states: `[..., tokens, hidden]`, floats.
         mask: `[..., tokens]`, 1 or True at tokens, 0 at padding; at least one a token.
         """
-        found = [_vector(mode, states, mask) for mode in self.modes]
-        joined = found[0] if len(found) == 1 else _joined(found)
+        result = [_vector(mode, states, mask) for mode in self.modes]
+        joined = result[0] if len(result) == 1 else _joined(result)
         for product in self.dense:
             joined = product(joined)
         return joined / (joined**2).sum(-1)[..., None] ** 0.5 if self.normalised else joined
@@ -195,13 +195,13 @@ def sentence_files(folder: Path) -> list[str]:
         modules = _modules(folder)
     except ModelSourceError:
         return []
-    found = [name for name in _BESIDE if (folder / name).is_file()]
+    names = [name for name in _BESIDE if (folder / name).is_file()]
     for module in modules:
         files = _module_files(folder, module)
         if files is None:
             return []
-        found += files
-    return found if modules else []
+        names += files
+    return names if modules else []
 
 
 def read_pooling(folder: Path) -> Pooling:
@@ -275,21 +275,21 @@ class Prompts:
 
     def of(self, *names: str) -> str:
         """The first of these that is there, else the default."""
-        return next((self.by_name[each] for each in names if each in self.by_name), self.default)
+        return next((self.by_name[name] for name in names if name in self.by_name), self.default)
 
 
 def read_prompts(folder: Path) -> Prompts:
     """A folder's prompts; none where it has none."""
     path = folder / PROMPTS
-    told = _read(path, folder) if path.is_file() else {}
-    told = told if isinstance(told, dict) else {}
-    listed = told.get("prompts")
+    result = _read(path, folder) if path.is_file() else {}
+    result = result if isinstance(result, dict) else {}
+    listed = result.get("prompts")
     known = {
         str(name): text
         for name, text in (listed.items() if isinstance(listed, dict) else ())
         if isinstance(text, str)
     }
-    default = told.get("default_prompt_name")
+    default = result.get("default_prompt_name")
     if default is not None and (not isinstance(default, str) or default not in known):
         raise ModelSourceError(
             f"{path} has no prompt {default!r}, its default; it has {', '.join(known) or 'none'}.",
@@ -302,8 +302,8 @@ def read_prompts(folder: Path) -> Prompts:
 def longest_text(folder: Path) -> int | None:
     """The tokens at which sentence-transformers cuts a text; None where the folder doesn't say."""
     path = folder / _SETTINGS
-    told = _read(path, folder) if path.is_file() else {}
-    longest = told.get("max_seq_length") if isinstance(told, dict) else None
+    result = _read(path, folder) if path.is_file() else {}
+    longest = result.get("max_seq_length") if isinstance(result, dict) else None
     return longest if type(longest) is int and longest > 0 else None  # true is an int, too
 
 
@@ -311,14 +311,18 @@ def _modules(folder: Path) -> list[Mapping[str, Any]]:
     """What ``modules.json`` lists; empty where there is none."""
     if not (folder / MODULES).is_file():
         return []
-    told = _read(folder / MODULES, folder)
-    if not isinstance(told, list) or not told or not all(isinstance(each, dict) for each in told):
+    results = _read(folder / MODULES, folder)
+    if (
+        not isinstance(results, list)
+        or not results
+        or not all(isinstance(result, dict) for result in results)
+    ):
         raise ModelSourceError(
             f"{folder / MODULES} holds no list of modules.",
             "Fetch the model again.",
             code="modules-unreadable",
         )
-    return told
+    return results
 
 
 def _read(path: Path, folder: Path) -> Any:
@@ -354,7 +358,7 @@ def _module_files(folder: Path, module: Mapping[str, Any]) -> list[str] | None:
         return None
     if kind == "Pooling" and not _is_file(folder / place / _CONFIG):
         raise _no_pooling(folder / place / _CONFIG)
-    needed = [f"{place}/{each}" for each in _NEEDED[kind]]
+    needed = [f"{place}/{item}" for item in _NEEDED[kind]]
     if not all(_is_file(folder / file) for file in needed):
         return None
     also = [f"{place}/{_CONFIG}"] if kind == "Normalize" else []
@@ -377,7 +381,7 @@ def _listed_pooling(folder: Path, modules: Sequence[Mapping[str, Any]], *, whole
         )
     modes = _modes(folder / place / _CONFIG, folder, whole=whole)
     try:
-        dense = tuple(_dense(folder, each) for each in modules if _kind(each) == "Dense")
+        dense = tuple(_dense(folder, item) for item in modules if _kind(item) == "Dense")
     except ModelSourceError:
         if whole:
             raise
@@ -393,23 +397,23 @@ def _dense(folder: Path, module: Mapping[str, Any]) -> Dense:
             "Fetch the whole folder.",
             code="dense-missing",
         )
-    told = _read(folder / place / _CONFIG, folder)
-    return read_dense(folder / place, told if isinstance(told, dict) else {})
+    result = _read(folder / place / _CONFIG, folder)
+    return read_dense(folder / place, result if isinstance(result, dict) else {})
 
 
 def _modes(config: Path, folder: Path, *, whole: bool) -> tuple[PoolingMode, ...]:
     if not _is_file(config):
         raise _no_pooling(config)
-    told = _read(config, folder)
-    told = told if isinstance(told, dict) else {}
-    named = tuple(_named_modes(told)) or ("mean",)
-    if unknown := [each for each in named if each not in MODES]:
+    result = _read(config, folder)
+    result = result if isinstance(result, dict) else {}
+    named = tuple(_named_modes(result)) or ("mean",)
+    if unknown := [item for item in named if item not in MODES]:
         raise ModelSourceError(
             f"{config} names the pooling {unknown[0]!r}; known are {', '.join(MODES)}.",
             "Correct it, or let sentence-transformers pool.",
             code="unknown-pooling",
         )
-    if whole and told.get("include_prompt") is False:
+    if whole and result.get("include_prompt") is False:
         raise ModelSourceError(
             f"{config} leaves a prompt's tokens out of the pooling; where they end is not among a "
             "graph's inputs.",
@@ -419,10 +423,10 @@ def _modes(config: Path, folder: Path, *, whole: bool) -> tuple[PoolingMode, ...
     return named
 
 
-def _named_modes(told: Mapping[str, Any]) -> Iterator[Any]:
-    mode = told.get("pooling_mode")
+def _named_modes(items: Mapping[str, Any]) -> Iterator[Any]:
+    mode = items.get("pooling_mode")
     if mode is None:
-        yield from (name for key, name in _SWITCHES.items() if told.get(key) is True)
+        yield from (name for key, name in _SWITCHES.items() if items.get(key) is True)
     else:
         yield from mode if isinstance(mode, list) else [mode]
 

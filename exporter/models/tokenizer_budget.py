@@ -78,8 +78,8 @@ def refuse_growing(content: bytes, where: str) -> None:
     if len(content) < _LARGE and not any(name in content for name in _GROWING):
         return
     try:
-        told = parse_json(content, where)
-        parts = [told.get(name) for name in ("normalizer", "decoder", "post_processor")]
+        result = parse_json(content, where)
+        parts = [result.get(name) for name in ("normalizer", "decoder", "post_processor")]
         growth = max(map(_growth, parts))
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         return  # no tokenizer, as the library will say
@@ -93,7 +93,7 @@ def _growth(part: Any) -> float:
     """How much longer a part of a tokenizer can make a text, at most."""
     if not isinstance(part, dict):
         return 1
-    steps = [each for value in part.values() if isinstance(value, list) for each in value]
+    steps = [item for value in part.values() if isinstance(value, list) for item in value]
     if part.get("type") == "TemplateProcessing":
         return len(steps)
     if part.get("type") == "Precompiled":

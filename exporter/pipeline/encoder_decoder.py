@@ -51,7 +51,7 @@ def refuse_unfit(request: ExportRequest) -> None:
     budget = request.drops.budget
     if budget is not None:
         refuse_more_than_scores(budget, request.search)
-    asked = {
+    result = {
         "target": request.target != "portable",
         "exporter": request.exporter == "optimum",
         "pooling": request.pooling,
@@ -62,12 +62,12 @@ def refuse_unfit(request: ExportRequest) -> None:
         "quantize": request.quantize is not None,
         "engine": request.engines is not None,
     }
-    found = next((name for name, given in asked.items() if given), None)
-    if found is not None:
+    outcome = next((name for name, given in result.items() if given), None)
+    if outcome is not None:
         raise UsageError(
-            f"{flag(found)} is for models of one graph; {request.source} is an encoder-decoder, "
+            f"{flag(outcome)} is for models of one graph; {request.source} is an encoder-decoder, "
             "which becomes three.",
-            f"Leave {flag(found)} out.",
+            f"Leave {flag(outcome)} out.",
             code="one-graph-option",
         )
     if request.load.dtype == "bfloat16":
@@ -106,7 +106,7 @@ def _unset(options: _O, *names: str) -> _O:
         if rest:
             options = replace(options, **{head: _unset(value, rest)})
         elif value == QUICK.get(key):
-            default = next(each.default for each in fields(options) if each.name == head)
+            default = next(field.default for field in fields(options) if field.name == head)
             options = replace(options, **{head: default})
     return options
 
@@ -121,8 +121,8 @@ def refuse_other_pairs(run: Run) -> None:
     if len(scored) > 1 or (run.hears and named == PYDOC):  # told later, and noise
         return
     judged = read_pairs(named, part="evaluation", sound=run.hears)
-    found = [read_pairs(each, part="calibration", sound=run.hears) for each in scored]
-    for pairs in found:
+    result = [read_pairs(item, part="calibration", sound=run.hears) for item in scored]
+    for pairs in result:
         refuse_same_text(as_text(judged), [as_text(pairs)], "what importance would be measured on")
     given = run.given_plan
     refuse_deciding(judged, None, PlanParts() if given is None else given.plan.parts)
@@ -233,8 +233,8 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     healed = heal_stacks(run.choosing, run.chosen_plan.plan, text, wanted, run.progress)
     with staged_directory(folder) as stage:
         healed.write(stage)
-    told = healed.report
-    run.progress.say(f"heal: {healing_words(told.healing, told.reads)}")
+    report = healed.report
+    run.progress.say(f"heal: {healing_words(report.healing, report.reads)}")
     return files_below(folder), None
 
 

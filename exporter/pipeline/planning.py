@@ -154,15 +154,19 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
         progress=run.progress,
     )
-    found = planner.plan()
+    outcome = planner.plan()
     path = run.ledger.work / "plan.json"
     plan = write_healed_plan(
-        path, found.plan, found.branch_replacements, weights=found.weights, report=found.healing
+        path,
+        outcome.plan,
+        outcome.branch_replacements,
+        weights=outcome.weights,
+        report=outcome.healing,
     )
     if budget.only_counts and not settings.weighs_replacements:
         remove_tree(work)  # nothing in it that another plan could use
     run.progress.say("plan: drop " + plan.describe())
-    if words := found.words():
+    if words := outcome.words():
         run.progress.say(f"plan: {words}")
     report = report_of(plan, path)
     return [path, *numbers_of(plan, path), *([] if report is None else [report])]
@@ -219,6 +223,6 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     with staged_directory(folder) as stage:
         healed.write(stage)
     remove_tree(work)
-    told = healed.report
-    run.progress.say(f"heal: {healing_words(told.healing, told.reads)}")
+    report = healed.report
+    run.progress.say(f"heal: {healing_words(report.healing, report.reads)}")
     return files_below(folder), None

@@ -96,9 +96,9 @@ def take_or_make(
         return make(), True
     shared = SharedStages(root)
     with shared.turn(stage, key):
-        found = shared.take(stage, key, work)
-        if found is not None:
-            return found, False
+        result = shared.take(stage, key, work)
+        if result is not None:
+            return result, False
         made = make()
         shared.keep(stage, key, work, *made)
         return made, True

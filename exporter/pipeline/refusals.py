@@ -118,8 +118,8 @@ def _refuse_deciding_text(request: ExportRequest) -> None:
     decided: dict[str, list[TextSource | CalibrationRef]] = {}
     for spec, what in named.items():
         if spec not in SAMPLED:
-            found = read_source(spec, part="calibration", images=images)
-            decided.setdefault(what, []).append(found)
+            source = read_source(spec, part="calibration", images=images)
+            decided.setdefault(what, []).append(source)
     known = {} if given is None else decided_on(read_plan(given).parts)
     evaluation_texts(request.compare, {**decided, **known}, images=images)
 
@@ -200,7 +200,9 @@ def refuse_lost_caches(run: Run) -> None:
     Who runs it reads that length from a cache; the graph alone doesn't say it.
     """
     dropped = {
-        each.layer for each in run.plan.plan.deletions if each.kind in ("attention", "block")
+        deletion.layer
+        for deletion in run.plan.plan.deletions
+        if deletion.kind in ("attention", "block")
     }
     if len(dropped) < run.num_layers:
         return
@@ -236,11 +238,11 @@ def _useful_share(plan: PruningPlan, run: Run) -> tuple[float, str]:
     """What of a cut's damage a useful model may have; the damage in words."""
     rise, cosine = (plan.predicted.get(name) for name in ("log_perplexity_increase", "cosine"))
     if rise is not None:
-        told = f"its perplexity is {math.exp(min(rise, 50.0)):.1f} times as high"
-        return _USELESS / max(rise, 1e-9), told
+        text = f"its perplexity is {math.exp(min(rise, 50.0)):.1f} times as high"
+        return _USELESS / max(rise, 1e-9), text
     if cosine is not None:
-        told = f"the mean cosine of the embeddings is {cosine:.3f}, less than {USELESS_COSINE}"
-        return (1 - USELESS_COSINE) / max(1 - cosine, 1e-9), told
+        text = f"the mean cosine of the embeddings is {cosine:.3f}, less than {USELESS_COSINE}"
+        return (1 - USELESS_COSINE) / max(1 - cosine, 1e-9), text
     return _useful_share_of_classes(plan, run)
 
 
@@ -253,11 +255,11 @@ def _useful_share_of_classes(plan: PruningPlan, run: Run) -> tuple[float, str]:
     # Half as many orders as texts were seen; the model is asked last, since it may be read for it.
     if has_single_logit(run.choosing.model) and _may_keep(same, math.ceil(texts / 2)):
         return math.inf, ""
-    told = (
+    text = (
         f"{same:.0%} of the {nouns_of(type(run.choosing.model).__name__).several} keep their "
         f"likeliest class, or of two their order, less than {USELESS_AGREEMENT:.0%}"
     )
-    return (1 - USELESS_AGREEMENT) / max(1 - same, 1e-9), told
+    return (1 - USELESS_AGREEMENT) / max(1 - same, 1e-9), text
 
 
 def _may_keep(same: float, number: int) -> bool:
@@ -271,12 +273,12 @@ def _smaller(budget: Budget, share: float) -> list[str]:
     """The options that ask for a share of a budget; damage grows faster than what is dropped."""
     short = {"attention": "attn"}
     fewer = {kind: int(share * number + _SLACK) for kind, number in budget.counts.items()}
-    found = [f"--drop-{short.get(kind, kind)} {number}" for kind, number in fewer.items() if number]
+    names = [f"--drop-{short.get(kind, kind)} {number}" for kind, number in fewer.items() if number]
     if budget.parameters is not None:
-        found.append(f"--parameters {100 * share * budget.parameters:.1f}%")
+        names.append(f"--parameters {100 * share * budget.parameters:.1f}%")
     if budget.target_speedup is not None:
-        found.append(f"--faster {1 + share * (budget.target_speedup - 1):.2f}x")
-    return found
+        names.append(f"--faster {1 + share * (budget.target_speedup - 1):.2f}x")
+    return names
 
 
 def refuse_foreign_results(run: Run) -> None:

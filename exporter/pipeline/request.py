@@ -255,15 +255,15 @@ class ExportRequest(Options):
 
         A model that is a GGUF file is itself the one whose blocks the method gguf keeps.
         """
-        found = dict(settled_heal(told))
+        results = dict(settled_heal(told))
         text, source = told.get("calibration"), told.get("source")
-        if found.get("heal") not in (None, "none") and text:
-            found.setdefault("heal_calibration", text)
-        if found.get("heal") not in (None, "none") and told.get("other_text"):
-            found.setdefault("check_text", told["other_text"])
+        if results.get("heal") not in (None, "none") and text:
+            results.setdefault("heal_calibration", text)
+        if results.get("heal") not in (None, "none") and told.get("other_text"):
+            results.setdefault("check_text", told["other_text"])
         if told.get("quantize_method") == "gguf" and str(source).endswith(".gguf"):
-            found.setdefault("gguf", Path(str(source)))
-        return found
+            results.setdefault("gguf", Path(str(source)))
+        return results
 
     def __post_init__(self) -> None:
         if self.quantize is not None and set(self.quantize.calibration).intersection(SAMPLED):

@@ -180,7 +180,7 @@ def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:
         return
     shared = run.request.shared if name in SHARED else None
     run.progress.detail(f"{name}: begins")
-    found, made = take_or_make(shared, name, key, run.ledger.work, lambda: make(run))
+    result, made = take_or_make(shared, name, key, run.ledger.work, lambda: make(run))
     if not made:
         run.progress.say(f"{name}: shared, it was made from the same before")
-    run.ledger.record(name, key, *found)
+    run.ledger.record(name, key, *result)

@@ -97,8 +97,8 @@ class Run:
                 allow_any_model_type=options.allow_any_model_type,
             )
         twice = self.request.choosing != self.request.load
-        told = f" in {options.dtype}, {what_for}" if twice else ""
-        with self.progress.task(f"load {self.request.source}{told}"):
+        text = f" in {options.dtype}, {what_for}" if twice else ""
+        with self.progress.task(f"load {self.request.source}{text}"):
             return load_model(self.request.source, **vars(options))
 
     def healed_model(self) -> LoadedModel:
@@ -240,15 +240,15 @@ def measure_key(run: Run) -> Key:
 
 def request_key(request: ExportRequest, source_sha256: str, plan: str | None) -> Key:
     """Everything that a whole run depends on, but for the machine that it is measured on."""
-    asked = asdict(request) | {"out": None, "redo": None, "shared": None}
-    asked["drops"] = asked["drops"] | {"plan": None}
+    result = asdict(request) | {"out": None, "redo": None, "shared": None}
+    result["drops"] = result["drops"] | {"plan": None}
     heal, quantize = request.heal, request.quantize
     texts: list[str | None] = [*request.score.calibration, *request.compare.texts]
     texts += () if heal is None else (*heal.calibration, heal.check_text)
     texts += () if quantize is None else (*quantize.calibration, str(quantize.gguf))
     return {
         "model": source_sha256,
-        "asked": asked,
+        "asked": result,
         "plan": plan,
         "texts": [file_hash(text) for text in texts],
         "tasks": _question_hashes(request.compare.quality),

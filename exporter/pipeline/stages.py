@@ -162,13 +162,13 @@ _ARMS = ("candidate", "baseline")
 def folder_uses(run: Run) -> list[FolderUses]:
     """For each folder that this run has written, the pruned model's before the whole one's."""
     names = [QUANTIZED[arm] for arm in _ARMS] if run.request.quantize is not None else []
-    found = [
+    uses = [
         graph_uses(run.ledger.path(name) / "model.onnx", folder=name) for name in (*names, *_ARMS)
     ]
     if run.request.checkpoint:
         facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
-        found.append(checkpoint_uses(facts, folder=f"candidate/{CHECKPOINT}"))
-    return found
+        uses.append(checkpoint_uses(facts, folder=f"candidate/{CHECKPOINT}"))
+    return uses
 
 
 WRITTEN_ANEW = ("model.onnx", "model.onnx*.data", USE_FILE)
@@ -330,8 +330,8 @@ def measure(run: Run) -> tuple[list[Path], None]:
         resume=run.request.out,
         progress=run.progress,
     )
-    told = {"healing": run.healing, "uses": folder_uses(run)}
-    report = published(run, report.model_copy(update=told))
+    result = {"healing": run.healing, "uses": folder_uses(run)}
+    report = published(run, report.model_copy(update=result))
     paths = write_reports(report, run.ledger.work, importance)
     forget(run.request.out, report)
     return paths, None

@@ -20,13 +20,13 @@ def refuse_unstreamable(request: ExportRequest) -> None:
     if not request.stream:
         return
     budget, search = request.drops.budget, request.search.search
-    for option, asked in (
+    for option, item in (
         ("--heal", request.heal is not None),
         ("a budget", budget is not None and not budget.only_counts),
         (f"--search {search}", search not in (None, "one-shot")),
         ("--exporter optimum", request.exporter == "optimum"),
     ):
-        if asked:
+        if item:
             raise UsageError(
                 f"{option} needs the whole model in memory, and --stream never has it there.",
                 "Make the plan on a machine that holds the model and give it with --plan, or "

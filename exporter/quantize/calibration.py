@@ -100,11 +100,11 @@ def _of_texts(
 
 
 def _refuse_short(samples: Sequence[CalibrationText], length: int) -> None:
-    for each in samples:
-        if each.ref.tokens < length:
+    for calibration_text in samples:
+        if calibration_text.ref.tokens < length:
             raise CalibrationError(
-                f"{each.ref.source} is too short to calibrate on: it gives fewer than {length} "
-                "tokens.",
+                f"{calibration_text.ref.source} is too short to calibrate on: it gives fewer "
+                f"than {length} tokens.",
                 "Name a longer text, or take a method that needs none: --quantize-method rtn.",
                 code="text-too-short",
             )
@@ -166,13 +166,13 @@ def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
         given["token_type_ids"] = batch.types
     if batch.sources is not None:
         given.update(batch.sources.arrays)
-    found = {name: each for name, each in given.items() if name in made}
-    return made | {name: each.astype(made[name].dtype) for name, each in found.items()}
+    arrays = {name: array for name, array in given.items() if name in made}
+    return made | {name: array.astype(made[name].dtype) for name, array in arrays.items()}
 
 
 def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str, Any]]:
     """A model's inputs for one sample after the other, without padding at the end."""
-    return (feed(runner.inputs, each.trimmed()) for each in text.batches(1))
+    return (feed(runner.inputs, batch.trimmed()) for batch in text.batches(1))
 
 
 _MODULE = "onnxruntime.quantization"

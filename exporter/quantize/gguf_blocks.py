@@ -171,13 +171,13 @@ class GgufBlocks:
         """
         dtype = np.dtype(np.float32) if dtype is None else dtype
         places = self._index(dtype)
-        found: list[tuple[int, int]] = []
+        results: list[tuple[int, int]] = []
         for row in _rows(np.ascontiguousarray(matrix.T), dtype):
             place = places.get(row)
             if place is None:
-                return f"its row {len(found)} is not in {self.path.name}"
-            found.append(place)
-        return self._gathered(found)
+                return f"its row {len(results)} is not in {self.path.name}"
+            results.append(place)
+        return self._gathered(results)
 
     def _gathered(self, places: Sequence[tuple[int, int]]) -> KeptBlocks | str:
         numbers = np.array(places, np.int64).reshape(-1, 2)

@@ -115,7 +115,7 @@ class Quantised:
         left = find_products(result)
         in_float = found.in_float | left.in_float
         in_float |= {product.name: reason(product) for product in left.products}
-        had_head, has_head = (any(p.head for p in each.products) for each in (found, left))
+        had_head, has_head = (any(p.head for p in products.products) for products in (found, left))
         count = len(found.products) - len(left.products)
         return cls({bits: count}, bits if had_head and not has_head else None, None, in_float)
 
@@ -126,7 +126,7 @@ def find_products(model: ir.Model) -> Products:
     A product of two activations, as attention has them, is none.
     """
     last = _last_product(model)
-    found: list[Product] = []
+    products: list[Product] = []
     in_float: dict[str, str] = {}
     for node in model.graph.all_nodes():
         if node.op_type in _HOLDERS and any(map(_is_weight, node.inputs)):
@@ -139,10 +139,10 @@ def find_products(model: ir.Model) -> Products:
             continue
         weight, transposed = _weight_of(node)
         assert weight is not None
-        found.append(Product(node, name_of(node), weight, transposed, node is last))
+        products.append(Product(node, name_of(node), weight, transposed, node is last))
     tables = [table for node in model.graph if (table := _as_table(node)) is not None]
     largest = max(tables, key=lambda table: table.tokens, default=None)
-    return Products(tuple(found), largest, in_float)
+    return Products(tuple(products), largest, in_float)
 
 
 def name_of(node: ir.Node) -> str:

@@ -130,7 +130,7 @@ def rounding_difference(source: Path, result: Path, *, threads: int) -> Rounding
     kl = None
     if "logits" in name and rows.any():
         no_targets = np.empty(0, np.int64)
-        arms = (Distributions(each[rows], no_targets, "The logits") for each in (before, after))
+        arms = (Distributions(array[rows], no_targets, "The logits") for array in (before, after))
         kl = float(divergence(*arms).mean())
     return RoundingDifference(float(gap), float(largest), kl)
 
@@ -235,15 +235,15 @@ class _Quantisation:
 
     def run(self, stage: Path, tokens: CalibrationText | None) -> tuple[ir.Model, Quantised]:
         """The quantised graph, and what was done."""
-        model, found, settings = self.model, self.found, self.settings
+        model, products, settings = self.model, self.found, self.settings
         if settings.weight_only:
             gguf = GgufBlocks(settings.gguf) if settings.gguf else None
-            return model, WeightOnly(model, found, settings, gguf).run(stage, self.progress)
+            return model, WeightOnly(model, products, settings, gguf).run(stage, self.progress)
         if settings.modelopt is not None and tokens is not None:
             return quantise_with_modelopt(
-                model, found, stage, settings.scheme, tokens, settings.modelopt, self.progress
+                model, products, stage, settings.scheme, tokens, settings.modelopt, self.progress
             )
-        return quantise_activations(model, found, stage, tokens, default_threads())
+        return quantise_activations(model, products, stage, tokens, default_threads())
 
 
 def _record(

@@ -165,8 +165,8 @@ class QuantizeSettings(Options):
         """Refuses what can't be done without a calibration text where none is named."""
         if self.needs_calibration and not self.calibration:
             hint = "Name a text or, for a model of images, a folder of them: --calibration."
-            told = f"The scheme {self.scheme} needs something to calibrate on."
-            raise OptionError(told, hint, ["calibration"], code="no-calibration")
+            text = f"The scheme {self.scheme} needs something to calibrate on."
+            raise OptionError(text, hint, ["calibration"], code="no-calibration")
 
     rules = (
         Rule(

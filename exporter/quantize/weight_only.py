@@ -126,9 +126,9 @@ def _summing(depth: int, block: int, copies: int, width: int) -> Blocks:
     blocks = depth // block
     middle = 1 << (_SUM_BITS - 1)
     quants = np.full((width, blocks, block), middle, np.uint8)
-    each = width // copies
+    result = width // copies
     for number in range(blocks):
-        quants[number::each, number] = middle + 1
+        quants[number::result, number] = middle + 1
     scales = np.ones((width, blocks), np.float32)
     return Blocks(quants, scales, np.full_like(scales, middle), _SUM_BITS)
 
@@ -273,12 +273,12 @@ class _Packer:
             return None
         if key not in self._packed:
             assert value.const_value is not None
-            found = gguf.find(matrix(), value.const_value.dtype.numpy())
-            if isinstance(found, str):
-                self.rounded_anew[name] = found
+            blocks = gguf.find(matrix(), value.const_value.dtype.numpy())
+            if isinstance(blocks, str):
+                self.rounded_anew[name] = blocks
                 return None
-            self.kept["+".join(found.kinds)] += 1
-            self._packed[key] = self._written(value, found.blocks)
+            self.kept["+".join(blocks.kinds)] += 1
+            self._packed[key] = self._written(value, blocks.blocks)
         weight = self._packed[key]
         if whole and weight.sums:
             self.rounded_anew[name] = "a table takes no fractional offsets"

@@ -49,8 +49,8 @@ class Intervals:
         left = longest * _CHARACTER + 12 if beside else 8
         step = 24.0 if beside else 36.0
         bottom = 4.0 + len(self.lines) * step
-        told = "; ".join(f"{line.label}: {line.words}" for line in self.lines)
-        drawing = Drawing(key, bottom + 20, title=self.title, description=told)
+        text = "; ".join(f"{line.label}: {line.words}" for line in self.lines)
+        drawing = Drawing(key, bottom + 20, title=self.title, description=text)
         scale = scale_over(self._values(), left, WIDTH - words - 12)
         axis_below(drawing, scale, bottom, unit=self.unit)
         for index, line in enumerate(self.lines):

@@ -105,10 +105,10 @@ class TradeOff:
             drawing.add("path", cls="front", d=polyline(line))
 
     def _words(self) -> str:
-        told = "; ".join(
+        text = "; ".join(
             f"{p.letter or p.tip}: {p.gain:.4g}, {p.cost:.4g}{self.cost[1]}" for p in self.points
         )
-        return f"{self.whole}: {self.start:g}, 0. {told}."
+        return f"{self.whole}: {self.start:g}, 0. {text}."
 
 
 def _draw_point(drawing: Drawing, right: Scale, point: Candidate, x: float, y: float) -> None:

@@ -153,8 +153,8 @@ def step_words(point: ChangePoint) -> str:
     slower = point.size > 1
     sign = 1 if slower else -1
     ends = sorted(sign * 100 * (bound - 1) for bound in point.ci95 or ())
-    told = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
-    return f"{sign * 100 * (point.size - 1):.1f} % {'slower' if slower else 'faster'}{told}"
+    text = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
+    return f"{sign * 100 * (point.size - 1):.1f} % {'slower' if slower else 'faster'}{text}"
 
 
 def history_grid(found: CheckReport) -> Grid:
@@ -196,11 +196,11 @@ def run_name(commit: str | None, time: str) -> str:
 def conclusion(found: CheckReport) -> str:
     """All checks in one line."""
     counts = Counter(check.verdict for check in found.checks)
-    told = ", ".join(
+    text = ", ".join(
         f"{counts[word]} {VERDICT_WORDS[word]}" for word in VERDICT_WORDS if counts[word]
     )
     openings = {"regressed": "Regression", "inconclusive": "Can't tell"}
-    return f"{openings.get(found.verdict, 'Passed')}: {told}."
+    return f"{openings.get(found.verdict, 'Passed')}: {text}."
 
 
 def _value(check: Check, value: float) -> str:

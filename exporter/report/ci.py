@@ -62,13 +62,13 @@ def junit(found: CheckReport, *, inconclusive_fails: bool = False) -> str:
     return printable_xml(root)
 
 
-def _case(suite: Xml.Element, found: CheckReport, check: Check, *, fails: bool) -> None:
+def _case(suite: Xml.Element, report: CheckReport, check: Check, *, fails: bool) -> None:
     seconds = (check.after or 0) / 1000 if check.unit == "ms" else 0
     case = Xml.SubElement(
         suite,
         "testcase",
         {
-            "classname": f"depthcut.{found.key.backend}.{check.quantity}",
+            "classname": f"depthcut.{report.key.backend}.{check.quantity}",
             "name": check_name(check),
             "time": f"{seconds:.6f}",
         },
@@ -82,11 +82,11 @@ def _case(suite: Xml.Element, found: CheckReport, check: Check, *, fails: bool) 
     Xml.SubElement(case, "system-out").text = sentence
 
 
-def _properties(found: CheckReport) -> dict[str, str]:
-    key = found.key
+def _properties(report: CheckReport) -> dict[str, str]:
+    key = report.key
     return {
-        "verdict": found.verdict,
-        "against": found.against,
+        "verdict": report.verdict,
+        "against": report.against,
         "model": key.model,
         "provider": key.provider,
         "precision": key.precision,
@@ -142,11 +142,11 @@ def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) ->
     return [*lines, *(_command("warning", *warning) for warning in _warnings(found))]
 
 
-def _warnings(found: CheckReport) -> Iterator[tuple[str, str]]:
+def _warnings(report: CheckReport) -> Iterator[tuple[str, str]]:
     """Titles and messages; of steps those of the last runs, for the worse."""
-    for drift in found.drift:
+    for drift in report.drift:
         yield f"{drift.subject}: drift", drift_sentence(drift)
-    for curve, point in steps_of(found):
+    for curve, point in steps_of(report):
         if is_new(curve, point) and point.size > 1:
             yield f"{curve.subject}: step", point_sentence(curve, point)
 

@@ -252,11 +252,11 @@ def _is_narrow(grid: Grid) -> bool:
 def _inline(text: str) -> Markup:
     """A paragraph's text, with what stands between backticks as code, between asterisks leaning."""
     parts, end = [], 0
-    for found in _MARKED.finditer(text):
-        code, leaning = found.groups()
+    for match in _MARKED.finditer(text):
+        code, leaning = match.groups()
         tag, words = ("code", code) if code else ("em", leaning)
-        parts += [escape(text[end : found.start()]), Markup(f"<{tag}>{{}}</{tag}>").format(words)]  # noqa: S704
-        end = found.end()
+        parts += [escape(text[end : match.start()]), Markup(f"<{tag}>{{}}</{tag}>").format(words)]  # noqa: S704
+        end = match.end()
     return Markup("").join([*parts, escape(text[end:])])
 
 

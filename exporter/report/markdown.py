@@ -70,8 +70,8 @@ def table_lines(grid: Grid) -> list[str]:
     """A table of GitHub's."""
     rule = ["---:" if column in grid.right else "---" for column in range(len(grid.header))]
     rows = [grid.header, *grid.rows]
-    told = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    return [told[0], "| " + " | ".join(rule) + " |", *told[1:]]
+    names = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return [names[0], "| " + " | ".join(rule) + " |", *names[1:]]
 
 
 def _block(block: Block) -> Iterator[str]:
@@ -79,8 +79,8 @@ def _block(block: Block) -> Iterator[str]:
         case Grid():
             yield from table_lines(block)
         case Note(text, lead):
-            told = escaped(text, own_marks=True)
-            yield f"**{escaped(lead)}** {told}" if lead else told
+            result = escaped(text, own_marks=True)
+            yield f"**{escaped(lead)}** {result}" if lead else result
         case Bullets(lines):
             yield from (f"- {escaped(line, own_marks=True)}" for line in lines)
         case Command(text, language):
@@ -96,9 +96,9 @@ def _cell(cell: Cell) -> str:
 def escaped(text: str, *, own_marks: bool = False) -> str:
     """A text on one line."""
     line = one_line(" ".join(text.split()))
-    told = (_OWN if own_marks else _FOREIGN).sub(_without_effect, line)
-    block = _BLOCK.match(told)
-    return f"{told[: block.end()]}\\{told[block.end() :]}" if block else told
+    result = (_OWN if own_marks else _FOREIGN).sub(_without_effect, line)
+    block = _BLOCK.match(result)
+    return f"{result[: block.end()]}\\{result[block.end() :]}" if block else result
 
 
 def code(text: str) -> str:
@@ -119,11 +119,11 @@ def _target(path: str) -> str:
     return f"<{urllib.parse.quote(path, safe='/ .,+=@()[]', errors='backslashreplace')}>"
 
 
-def _without_effect(found: re.Match[str]) -> str:
+def _without_effect(match: re.Match[str]) -> str:
     kinds = {
-        "mark": f"\\{found[0]}",
+        "mark": f"\\{match[0]}",
         "tag": "&lt;",
         "entity": "&amp;",
-        "cut": f"{found[0]}<!-- -->",
+        "cut": f"{match[0]}<!-- -->",
     }
-    return kinds.get(found.lastgroup or "", found[0])
+    return kinds.get(match.lastgroup or "", match[0])

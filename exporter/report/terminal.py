@@ -35,9 +35,9 @@ def comparison_grids(report: ComparisonReport) -> list[Grid]:
     for section in filter(None, (part(report) for part in parts)):
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
-    found = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
+    grids = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
     corners = _narrow(corners_grid(report)) if report.corners else []
-    return [*found, *corners, *answer_grids(report, brief=True)]
+    return [*grids, *corners, *answer_grids(report, brief=True)]
 
 
 def _narrow(grid: Grid) -> list[Grid]:
@@ -60,11 +60,11 @@ def _narrow(grid: Grid) -> list[Grid]:
 def comparison_title(report: ComparisonReport) -> str:
     """What the table compares, and where it was measured."""
     dropped = "; ".join(dropped_lines(report.plan))
-    told = f"Dropped {dropped}" if dropped else "No deletions on record"
+    text = f"Dropped {dropped}" if dropped else "No deletions on record"
     arm, threads = report.arms.baseline, counted(report.environment.threads, "thread")
     weights = arm.quantization.scheme if arm.quantization else arm.precision
     where = one_line(f"{arm.backend}, {arm.provider}, {weights}, {threads}.")
-    return f"{told}.\n{where}"
+    return f"{text}.\n{where}"
 
 
 def drawn_table(grid: Grid) -> Table:

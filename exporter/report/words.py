@@ -47,11 +47,11 @@ _GENERATION = {
 
 def kinds_and_layers(plan: Iterable[PlannedDeletion]) -> dict[str, list[str]]:
     """The dropped layers by kind, each with what takes its place: ``7 (linear)``."""
-    kinds, found = list(KINDS), dict[str, list[str]]()
+    kinds, names = list(KINDS), dict[str, list[str]]()
     for deletion in sorted(plan, key=lambda d: (kinds.index(d.kind), d.layer)):
         place = "" if deletion.replacement == "none" else f" ({deletion.replacement})"
-        found.setdefault(deletion.kind, []).append(f"{deletion.layer}{place}")
-    return found
+        names.setdefault(deletion.kind, []).append(f"{deletion.layer}{place}")
+    return names
 
 
 def counted_kind(kind: str, number: int) -> str:
@@ -80,7 +80,7 @@ def read_by(report: ComparisonReport) -> Nouns:
     if report.accuracy is not None and report.accuracy.images is not None:
         return IMAGES
     timed = {row.counts for row in report.latency}
-    return next((each for each in (IMAGES, RECORDINGS) if each.parts in timed), TEXTS)
+    return next((nouns for nouns in (IMAGES, RECORDINGS) if nouns.parts in timed), TEXTS)
 
 
 def shape_words(row: LatencyRow) -> str:
@@ -122,8 +122,8 @@ def speedup_words(ratio: float, ci95: tuple[float, float], *, digits: int = 3) -
 
 def speedup_range(ratios: Iterable[float], between: str = " to ") -> str:
     """From the least to the greatest ratio: ``1.09 to 1.11``."""
-    told = sorted({f"{ratio:.2f}" for ratio in ratios}, key=float)
-    return told[0] if len(told) == 1 else f"{told[0]}{between}{told[-1]}"
+    names = sorted({f"{ratio:.2f}" for ratio in ratios}, key=float)
+    return names[0] if len(names) == 1 else f"{names[0]}{between}{names[-1]}"
 
 
 def interval_words(ci95: tuple[float, float]) -> str:

@@ -99,9 +99,9 @@ def _check_same_series(reports: Mapping[str, ImportanceReport]) -> None:
         for name, r in reports.items()
     }
     if len(models) > 1 and len(texts) > 1:
-        told = [f"{name}: {reports[name].calibration.source}" for name in texts.values()]
+        names = [f"{name}: {reports[name].calibration.source}" for name in texts.values()]
         raise ScoringError(
-            f"The models differ, and so do the texts ({'; '.join(told)}): it is unknown which of "
+            f"The models differ, and so do the texts ({'; '.join(names)}): it is unknown which of "
             "the two moved a rank.",
             "Score all checkpoints on one text (--calibration pydoc, or a file; self is another "
             "for each model), or one model on several texts.",

@@ -13,7 +13,7 @@ SCORING = "How importance is scored"
 MetricName = one_of(METRICS)
 NAMED_ONCE = Rule(
     ("calibration",),
-    lambda told: len(set(told.calibration)) != len(told.calibration),
+    lambda item: len(set(item.calibration)) != len(item.calibration),
     "{0} names a text twice.",
     "Name each text once.",
 )

@@ -65,11 +65,11 @@ def stream_scores(scored: ScoredModel, metrics: Sequence[StreamMetric]) -> dict[
     sums = [StreamSums(len(stack.layers), metrics, stack) for stack in stacks]
     with scored.progress.task("score", total=len(scored.text.input_ids), unit="samples") as task:
         for batch in scored.batches:
-            for own, found in zip(sums, _stack_sums(scored, stacks, metrics, batch), strict=True):
-                own.add(*found)
+            for own, item in zip(sums, _stack_sums(scored, stacks, metrics, batch), strict=True):
+                own.add(*item)
             task.advance(len(batch.ids))
     parts = [own.scores() for own in sums]
-    return {name: [each for part in parts for each in part[name]] for name in parts[0]}
+    return {name: [score for part in parts for score in part[name]] for name in parts[0]}
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,18 @@ def _stack_sums(
 ) -> list[tuple[Floats, Floats]]:
     """The same of each stack, all from one pass."""
     device = scored.model.device
-    found = [
+    batches = [
         StreamBatch(
             len(stack.layers), metrics, stack.mask(batch).to(device), batch.first_sample, stack
         )
         for stack in stacks
     ]
     with contextlib.ExitStack() as tapping:
-        for stack, collected in zip(stacks, found, strict=True):
+        for stack, collected in zip(stacks, batches, strict=True):
             layers = scored.layers[stack.layers.start : stack.layers.stop]
             tapping.enter_context(tapped(layers, collected))
         run_backbone(scored.model, batch.inputs(device))
-    return [(each.sums, each.counts) for each in found]
+    return [(item.sums, item.counts) for item in batches]
 
 
 def refuse_not_finite(scored: ScoredModel, batches: Iterable[Batch]) -> None:
@@ -222,8 +222,8 @@ class StreamSums:
 
     def scores(self) -> dict[str, list[Score]]:
         """The scores so far by each metric's name, layer by layer."""
-        found = zip(self._metrics, self._sums, strict=True)
-        return {metric.name: scores_of(sums, self._stack) for metric, sums in found}
+        pairs = zip(self._metrics, self._sums, strict=True)
+        return {metric.name: scores_of(sums, self._stack) for metric, sums in pairs}
 
 
 def scores_of(sums: RatioSums, stack: ScoredStack | None = None) -> list[Score]:
@@ -291,14 +291,14 @@ def scores_of_damages(
     damages: Sequence[Damage],
 ) -> dict[str, list[Score]]:
     """The scores by each metric's name."""
-    found: dict[str, list[Score]] = {}
+    scores: dict[str, list[Score]] = {}
     for metric in metrics:
         judged = [(*unit, *metric.of(damage)) for unit, damage in zip(units, damages, strict=True)]
-        found[metric.name] = [
+        scores[metric.name] = [
             Score(layer=layer, kind=kind, score=value, std_error=error)
             for layer, kind, value, error in judged
         ]
-    return found
+    return scores
 
 
 _NO_GRADIENTS_HINT = "Score the model from before its quantisation, or take another metric."
@@ -342,8 +342,8 @@ def gradient_scores(
                 yield gradient_sums(scored, metrics, sample)
                 task.advance()
 
-    with contextlib.closing(followed()) as found:  # else its task outlives an interruption
-        return scores_of_gradients(scored.text, len(scored.layers), metrics, found)
+    with contextlib.closing(followed()) as arrays:  # else its task outlives an interruption
+        return scores_of_gradients(scored.text, len(scored.layers), metrics, arrays)
 
 
 def refuse_without_targets(text: CalibrationText) -> None:

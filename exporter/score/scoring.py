@@ -75,9 +75,9 @@ def score(
             has no room for the hidden states.
         UnknownArchitectureError: It is not known where the model keeps its sublayers.
     """
-    asked = options or ScoreOptions()
-    scored = scored_model(loaded, asked, cache_dir=cache_dir, progress=progress)
-    return _scored(loaded, scored, metrics_named(asked.metrics), stream_dir)
+    result = options or ScoreOptions()
+    scored = scored_model(loaded, result, cache_dir=cache_dir, progress=progress)
+    return _scored(loaded, scored, metrics_named(result.metrics), stream_dir)
 
 
 def score_on(
@@ -278,25 +278,25 @@ def _scored(
     stream_dir: Path | None,
 ) -> ImportanceReport:
     if isinstance(loaded, MetaModel):
-        found = layer_by_layer_scores(loaded, scored, metrics, stream_dir)
+        scores = layer_by_layer_scores(loaded, scored, metrics, stream_dir)
     else:
-        found = _scores_in_memory(scored, metrics)
-    found |= order_scores(scored, of_kind(metrics, OrderMetric))
-    return report_of(loaded.ref, scored.text.part, metrics, found)
+        scores = _scores_in_memory(scored, metrics)
+    scores |= order_scores(scored, of_kind(metrics, OrderMetric))
+    return report_of(loaded.ref, scored.text.part, metrics, scores)
 
 
 def _scores_in_memory(scored: ScoredModel, metrics: Sequence[Metric]) -> dict[str, list[Score]]:
     of_stream = of_kind(metrics, StreamMetric)
     of_gradients = of_kind(metrics, GradientMetric)
     of_answers = of_kind(metrics, AnswerMetric)
-    found = stream_scores(scored, of_stream) if of_stream else {}
+    scores = stream_scores(scored, of_stream) if of_stream else {}
     try:
-        found |= gradient_scores(scored, of_gradients) if of_gradients else {}
-        found |= answer_scores(scored, of_answers) if of_answers else {}
+        scores |= gradient_scores(scored, of_gradients) if of_gradients else {}
+        scores |= answer_scores(scored, of_answers) if of_answers else {}
     except ScoringError:
         refuse_not_finite(scored, scored.batches)
         raise
-    return found
+    return scores
 
 
 def order_scores(scored: ScoredModel, metrics: Sequence[OrderMetric]) -> dict[str, list[Score]]:

@@ -160,15 +160,15 @@ def _made(folder: Path) -> Iterator[None]:
     new: list[Path] = []
     try:
         try:
-            new += [each for each in (folder, *folder.parents) if not each.exists()]
+            new += [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _told(error, folder, 0) from error
         yield
     finally:
-        for each in new:
+        for path in new:
             with contextlib.suppress(OSError):
-                each.rmdir()
+                path.rmdir()
 
 
 def _nameless(folder: Path) -> IO[bytes]:
@@ -304,7 +304,7 @@ class AnswerCuts:
                     if stream:
                         parts[stream - 1].append(damage)
                     task.advance()
-        return [joined(found) for found in parts]
+        return [joined(part) for part in parts]
 
     def _begun(
         self, stream: int, batch: Batch, kept: Streams, states: HiddenStates
@@ -406,12 +406,12 @@ def layer_by_layer_scores(
 ) -> dict[str, list[Score]]:
     """The scores by the names of the metrics of stream and answers; others are left out."""
     before = meta.shards.bytes_read
-    found = _LayerWalk(meta, scored, metrics, stream_dir).scores()
+    scores = _LayerWalk(meta, scored, metrics, stream_dir).scores()
     read, whole = meta.shards.bytes_read - before, meta.shards.nbytes
     scored.progress.detail(
         f"weights read: {read / 1e9:.3g} GB, {read / whole:.2f} times what the shards hold"
     )
-    return found
+    return scores
 
 
 class _LayerWalk:
@@ -450,13 +450,13 @@ class _LayerWalk:
             for name in parts.rest:
                 stack.enter_context(self._meta.held(name))
             states = self._through_layers(parts, stack, task)
-            found = self._stream_scores()
+            result = self._stream_scores()
             if self._cuts and states:
                 for name in parts.head:
                     stack.enter_context(self._meta.held(name))
                 damages = self._cuts.damages(states, task)
-                found |= scores_of_damages(self._of_answers, self._cuts.units, damages)
-        return found
+                result |= scores_of_damages(self._of_answers, self._cuts.units, damages)
+        return result
 
     def _through_layers(
         self, parts: Parts, stack: contextlib.ExitStack, task: Task

@@ -26,12 +26,12 @@ _EARLIER = ".earlier"
 def identity(path: Path) -> Identity | None:
     """What tells a file or folder from every other; None where there is none."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if stat.S_ISREG(found.st_mode):
-        return [found.st_ino, found.st_size, found.st_mtime_ns]
-    return [found.st_ino]
+    if stat.S_ISREG(status.st_mode):
+        return [status.st_ino, status.st_size, status.st_mtime_ns]
+    return [status.st_ino]
 
 
 def absolute(path: Path) -> Path:
@@ -163,5 +163,5 @@ def _renameat2() -> Callable[..., int] | None:
     except (OSError, AttributeError):
         return None
     call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
-    found: Callable[..., int] = call
-    return found
+    result: Callable[..., int] = call
+    return result

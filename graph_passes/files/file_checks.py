@@ -88,11 +88,11 @@ def check_external(path: Path, tensors: Iterable[ir.ExternalTensor]) -> None:
 
 def _refuse_holes(path: Path, data: Path, end: int) -> None:
     """Refuses a file of nothing behind the last weight: hashing it would take for ever."""
-    found = data.stat()
-    empty = found.st_blocks * _BLOCK_BYTES < found.st_size // 2
-    if empty and found.st_size > max(2 * end, end + _MOST_BEHIND_BYTES):
+    status = data.stat()
+    empty = status.st_blocks * _BLOCK_BYTES < status.st_size // 2
+    if empty and status.st_size > max(2 * end, end + _MOST_BEHIND_BYTES):
         raise UnsafeOnnxFileError(
-            f"{path}: its external data {data.name!r} has {found.st_size} bytes, most of them "
+            f"{path}: its external data {data.name!r} has {status.st_size} bytes, most of them "
             f"holes, and the weights end at byte {end}.",
             AGAIN,
         )

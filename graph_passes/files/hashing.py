@@ -41,8 +41,8 @@ def sha256_files(paths: Iterable[Path], root: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(paths):
         name = path.relative_to(root).as_posix()
-        told = f"{name}\0{content_sha256(path)}\n"
-        total.update(told.encode("utf-8", "surrogateescape"))  # a name need not be UTF-8
+        text = f"{name}\0{content_sha256(path)}\n"
+        total.update(text.encode("utf-8", "surrogateescape"))  # a name need not be UTF-8
     return total.hexdigest()
 
 

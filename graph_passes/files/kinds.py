@@ -63,11 +63,11 @@ def _kind_of_text(head: bytes) -> str | None:
 
 def refuse_foreign(path: Path, kind: str) -> None:
     """Refuses a result's place where a file of another kind stands."""
-    found = kind_of(path)
-    if kind and found and found != kind:
+    result = kind_of(path)
+    if kind and result and result != kind:
         raise UsageError(
-            f"{path} is there and holds something else ({found.replace('_', ' ')}) than what is to "
-            f"be written ({kind.replace('_', ' ')}).",
+            f"{path} is there and holds something else ({result.replace('_', ' ')}) than what is "
+            f"to be written ({kind.replace('_', ' ')}).",
             "Write under another name, or remove that file.",
             code="foreign-file",
         )

@@ -144,20 +144,20 @@ def prepared(path: Path, home: Path) -> PreparedFolderError:
 
 def _ours(home: Path) -> Path:
     """The uppermost folder of ours that holds ``home``."""
-    found = [path for path in (home, *home.parents) if path.name == FOLDER]
-    return found[-1] if found else home
+    paths = [path for path in (home, *home.parents) if path.name == FOLDER]
+    return paths[-1] if paths else home
 
 
 def _ours_above(home: Path) -> list[Path]:
     """The folders of ours between ``home`` and where the results are."""
-    found = []
+    paths = []
     for path in home.parents:
         if home.name == FOLDER or FOLDER not in path.parts:
             break
-        found.append(path)
+        paths.append(path)
         if path.name == FOLDER:
             break
-    return found
+    return paths
 
 
 def _takes(handle: int) -> bool:
@@ -216,7 +216,7 @@ def _opened(home: Path) -> int:
 
 def _sign(handle: int) -> None:
     """Writes down who holds the lock, for those who find it held."""
-    told = {
+    result = {
         "process": os.getpid(),
         "host": socket.gethostname(),
         "command": " ".join(Path(sys.argv[0]).name.split() + sys.argv[1:2]) if sys.argv else "",
@@ -224,14 +224,14 @@ def _sign(handle: int) -> None:
     with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
         if os.fstat(handle).st_size:  # ext4 writes what was emptied to the disk when it is closed
             os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(told).encode()[:_HOLDER_BYTES], 0)
+        os.pwrite(handle, json.dumps(result).encode()[:_HOLDER_BYTES], 0)
 
 
 def _holder(handle: int) -> str:
     """Who holds it, in words; a lock's file says what anybody wrote, so little is believed."""
     try:
-        told = json.loads(os.pread(handle, _HOLDER_BYTES, 0))
-        number, host, command = told["process"], str(told["host"]), str(told["command"])
+        content = json.loads(os.pread(handle, _HOLDER_BYTES, 0))
+        number, host, command = content["process"], str(content["host"]), str(content["command"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
     if not isinstance(number, int) or abs(number) > 1 << 31:

@@ -97,13 +97,13 @@ def parse_json(text: bytes | str, where: str) -> Any:
             )
         return int(digits)
 
-    told = text.decode("utf-8") if isinstance(text, bytes) else text
-    if sum(map(told.count, "[{,")) > _MOST_VALUES:
+    result = text.decode("utf-8") if isinstance(text, bytes) else text
+    if sum(map(result.count, "[{,")) > _MOST_VALUES:
         raise UnsafeInputError(
             f"{where} holds more than {_MOST_VALUES:,} values.", code="too-many-values"
         )
     try:
-        content = json.loads(told, parse_int=whole)
+        content = json.loads(result, parse_int=whole)
         deep = _is_deep(content)
     except RecursionError:
         deep = True
@@ -111,7 +111,7 @@ def parse_json(text: bytes | str, where: str) -> Any:
         raise UnsafeInputError(
             f"{where} is nested more than {DEEPEST} deep.", code="nested-too-deep"
         )
-    if _SURROGATE.search(told) and not _is_text(content):
+    if _SURROGATE.search(result) and not _is_text(content):
         raise UnsafeInputError(f"{where} holds halves of characters (escapes such as \\ud800).")
     return content
 
@@ -135,11 +135,11 @@ def check_file(path: Path, folder: Path | None = None, *, limit: int | None = No
     """Looks at a file that a library is going to open by itself; only its entry is read."""
     _refuse_elsewhere(path, Path(os.path.realpath(path)), folder or path.parent)
     try:
-        found = _stat(path)
+        status = _stat(path)
     except FileNotFoundError:
         return
-    _refuse_special(path, found)
-    if limit is not None and found.st_size > limit:
+    _refuse_special(path, status)
+    if limit is not None and status.st_size > limit:
         raise UnsafeInputError(
             f"{path} is larger than the {limit >> 20} MB that such a file may have.",
             "It may be broken: fetch or write it again.",
@@ -160,8 +160,8 @@ def _stat(path: Path) -> os.stat_result:
         raise
 
 
-def _refuse_special(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _refuse_special(path: Path, value: os.stat_result) -> None:
+    if not stat.S_ISREG(value.st_mode):
         raise _special(path)
 
 

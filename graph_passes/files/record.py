@@ -81,18 +81,18 @@ def read_record(home: Path) -> ChangeRecord:
     """Reads a record, and checks every name and number in it."""
     refuse_other_users(home / RECORD, home)
     try:
-        told = read_json(home / RECORD)
+        result = read_json(home / RECORD)
         changes = [
             Change(
                 *_changed_path(home, entry),
                 _identity(entry["new"]),
                 None if entry["old"] is None else _identity(entry["old"]),
             )
-            for entry in told["changes"]
+            for entry in result["changes"]
         ]
         removals = [
             Removal(_path(home, e["final"]), None if e["old"] is None else _identity(e["old"]))
-            for e in told["removals"]
+            for e in result["removals"]
         ]
     except (OSError, ValueError, KeyError, TypeError, UnsafeInputError) as error:
         raise InterruptedResultError(
@@ -145,11 +145,11 @@ def _path(home: Path, name: str | Path) -> Path:
     return base / relative
 
 
-def _identity(told: Any) -> Identity:
-    plain = isinstance(told, list) and all(type(number) is int for number in told)
-    if not plain or len(told) not in (1, 3):
-        raise TypeError(told)
-    return list(told)
+def _identity(value: Any) -> Identity:
+    plain = isinstance(value, list) and all(type(number) is int for number in value)
+    if not plain or len(value) not in (1, 3):
+        raise TypeError(value)
+    return list(value)
 
 
 GONE = "gone"

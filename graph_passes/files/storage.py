@@ -60,14 +60,14 @@ def _deserialised(path: Path) -> ir.Model:
     except MemoryError:
         raise
     except Exception as error:  # onnx_ir wraps whatever happens into classes of its own
-        told = f"{path} is not a valid ONNX model: {_innermost(error)}."
-        raise OnnxFileError(told, "Export it again.", code="invalid-onnx") from error
+        text = f"{path} is not a valid ONNX model: {_innermost(error)}."
+        raise OnnxFileError(text, "Export it again.", code="invalid-onnx") from error
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
     if path.is_dir():
-        told = f"{path} can't be read: it is a folder."
-        raise OnnxFileError(told, "Name the file in it.", code="is-a-folder")
+        text = f"{path} can't be read: it is a folder."
+        raise OnnxFileError(text, "Name the file in it.", code="is-a-folder")
     try:
         proto = read_graph(path)
     except FileNotFoundError:
@@ -84,9 +84,9 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 
 def _incomplete(path: Path, reason: str) -> OnnxFileError:
-    told = f"{path} is not a complete ONNX file ({reason})."
+    text = f"{path} is not a complete ONNX file ({reason})."
     gguf = f"A GGUF file is llama.cpp:{path} in compare, and is cut by depthcut gguf."
-    return OnnxFileError(told, gguf if path.suffix == ".gguf" else AGAIN, code="incomplete-onnx")
+    return OnnxFileError(text, gguf if path.suffix == ".gguf" else AGAIN, code="incomplete-onnx")
 
 
 def _innermost(error: BaseException) -> str:
@@ -229,9 +229,9 @@ def write_error(path: Path, error: OSError) -> OnnxFileError:
     """What went wrong while a model was written, in one line."""
     reason = error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    told = f"{path} can't be written: {reason}. Nothing was left behind."
+    text = f"{path} can't be written: {reason}. Nothing was left behind."
     hint = "Free some space, or choose another place." if full else "Choose another place."
-    return OnnxFileError(told, hint, code="write-failed")
+    return OnnxFileError(text, hint, code="write-failed")
 
 
 def write_files(

@@ -164,14 +164,14 @@ def nodes_between(
     Where ``start`` dominates ``end``, these are the nodes between the two.
     """
     first = _place(index, start)
-    found: set[ir.Node] = set()
+    nodes: set[ir.Node] = set()
     queue = [end]
     while queue:
         value = queue.pop()
         node = value.producer()
-        if node is None or node in found or value is start or not dominators.descends(value):
+        if node is None or node in nodes or value is start or not dominators.descends(value):
             continue
         if index.position[node] > first:
-            found.add(node)
+            nodes.add(node)
             queue.extend(index.data_reads(node))
-    return found
+    return nodes

@@ -59,13 +59,13 @@ def shown_keys(
     index: GraphIndex, branch: Set[ir.Node], dominators: Dominators
 ) -> dict[ir.Value, ir.Value]:
     """The graph outputs that show the keys and values of a cross attention as they are."""
-    found: dict[ir.Value, ir.Value] = {}
+    results: dict[ir.Value, ir.Value] = {}
     for node in branch:
         for value in _keys_and_values(index, node):
             origin = None if dominators.descends(value) else _origin(index, value)
             if origin is not None:
-                found |= dict.fromkeys(_shown(index, origin), origin)
-    return {value: found[value] for value in sorted(found, key=index.output_place.__getitem__)}
+                results |= dict.fromkeys(_shown(index, origin), origin)
+    return {value: results[value] for value in sorted(results, key=index.output_place.__getitem__)}
 
 
 def goes(index: GraphIndex, origin: ir.Value, dying: Set[ir.Node]) -> bool:
@@ -168,9 +168,9 @@ def _keys_and_values(index: GraphIndex, node: ir.Node) -> Iterator[ir.Value]:
     if is_fused_attention(node):
         yield from (value for value in node.inputs[1:3] if value is not None)
     elif node.op_type in CONTRACTIONS:
-        found = factors(node)
-        if all(value in index.varying for value in found):
-            yield from found
+        values = factors(node)
+        if all(value in index.varying for value in values):
+            yield from values
 
 
 def _only_moves(index: GraphIndex, node: ir.Node) -> bool:

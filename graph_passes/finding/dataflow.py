@@ -109,11 +109,11 @@ class GraphIndex:
 
     def _descend(self, sources: Iterable[ir.Value]) -> set[ir.Value]:
         """Every value that depends on a graph input, shapes included."""
-        found = {value for value in sources if not value.is_initializer()}
+        result = {value for value in sources if not value.is_initializer()}
         for node in self.nodes:
-            if any(value in found for value in self.reads(node)):
-                found.update(node.outputs)
-        return found
+            if any(value in result for value in self.reads(node)):
+                result.update(node.outputs)
+        return result
 
 
 def is_scale(value: ir.Value) -> bool:
@@ -142,8 +142,8 @@ def factors(node: ir.Node) -> list[ir.Value]:
     if node.op_type == "Einsum":
         return [value for value in node.inputs if value is not None]
     places = (0, _SECOND_FACTOR.get(node.op_type, 1))
-    found = [node.inputs[i] for i in places if i < len(node.inputs)]
-    return [value for value in found if value is not None]
+    inputs = [node.inputs[i] for i in places if i < len(node.inputs)]
+    return [value for value in inputs if value is not None]
 
 
 def has_weight(index: GraphIndex, node: ir.Node) -> bool:

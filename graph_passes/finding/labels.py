@@ -46,8 +46,8 @@ def _attention_operands(
     for node in sorted(nodes, key=index.position.__getitem__):
         if is_fused_attention(node):
             return [value for value in node.inputs[:3] if value in index.varying]
-        if node.op_type in _SOFTMAX and (found := _score_operands(index, node, branch or nodes)):
-            return found
+        if node.op_type in _SOFTMAX and (operands := _score_operands(index, node, branch or nodes)):
+            return operands
     return None
 
 
@@ -67,8 +67,8 @@ def _chained_products(index: GraphIndex, nodes: Set[ir.Node]) -> Sequence[ir.Val
     """
     for node in sorted(nodes, key=index.position.__getitem__):
         is_product = node.op_type in CONTRACTIONS and len(_activations(index, node)) > 1
-        if is_product and (found := _score_operands(index, node, nodes)):
-            return found
+        if is_product and (operands := _score_operands(index, node, nodes)):
+            return operands
     return None
 
 

@@ -21,13 +21,13 @@ def dims(value: ir.Value) -> tuple[Dim, ...] | None:
 
 def carried_dims(value: ir.Value) -> tuple[Dim, ...] | None:
     """A value's dimensions, taken from further up where an operator only passes them on."""
-    found = dims(value)
+    result = dims(value)
     node = value.producer()
-    while found is None and node is not None and _keeps_shape(node):
+    while result is None and node is not None and _keeps_shape(node):
         above = node.inputs[0]
         assert above is not None
-        found, node = dims(above), above.producer()
-    return found
+        result, node = dims(above), above.producer()
+    return result
 
 
 def _keeps_shape(node: ir.Node) -> bool:
@@ -79,8 +79,8 @@ def head_size(cache: ir.Value) -> int | None:
     """
     if cache.shape is not None and isinstance(cache.shape[-1], int):
         return cache.shape[-1]
-    found = (_head_size_at(node) for node, _ in cache.uses())
-    return next((size for size in found if size is not None), None)
+    numbers = (_head_size_at(node) for node, _ in cache.uses())
+    return next((size for size in numbers if size is not None), None)
 
 
 def head_count(cache: ir.Value) -> int | None:

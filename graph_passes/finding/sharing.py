@@ -39,9 +39,9 @@ def results(index: GraphIndex, leaf: Leaf, own: Set[ir.Node]) -> set[ir.Node]:
     for node in sorted(own, key=index.position.__getitem__):
         above = max((products.get(v.producer(), 0) for v in index.data_reads(node)), default=0)
         products[node] = above + _step(node, above)
-    found = {node for node, count in products.items() if node is not None and count > 1}
+    nodes = {node for node, count in products.items() if node is not None and count > 1}
     last = leaf.value.producer()
-    return found if last is None else found | {last}
+    return nodes if last is None else nodes | {last}
 
 
 def _step(node: ir.Node, above: int) -> int:

@@ -207,15 +207,15 @@ class Stream:
     @cached_property
     def _depending(self) -> set[ir.Value]:
         """Every value that depends on the source, be it by a truth value; shapes excluded."""
-        found = {self.source}
+        values = {self.source}
         for node in self.index.nodes:
-            if not is_shape_read(node) and any(v in found for v in self.index.reads(node)):
-                found.update(node.outputs)
-        return found
+            if not is_shape_read(node) and any(v in values for v in self.index.reads(node)):
+                values.update(node.outputs)
+        return values
 
     def own_outputs(self, branch: Set[ir.Node]) -> list[ir.Value]:
         """The graph outputs that a branch feeds beside the sum: caches, a router's logits."""
-        found = {value: None for node in branch for value in node.outputs}
+        result = {value: None for node in branch for value in node.outputs}
         seen = set(branch)
         queue = list(branch)
         while queue:
@@ -224,10 +224,10 @@ class Stream:
                     continue
                 seen.add(reader)
                 if not any(self.reaches_output(value) for value in reader.outputs):
-                    found.update(dict.fromkeys(reader.outputs))
+                    result.update(dict.fromkeys(reader.outputs))
                     queue.append(reader)
         places = self.index.output_place
-        return sorted((value for value in found if value in places), key=places.__getitem__)
+        return sorted((value for value in result if value in places), key=places.__getitem__)
 
     def _readers(self, nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
         for node in nodes:
@@ -252,19 +252,19 @@ def streams(index: GraphIndex) -> list[Stream]:
     reaching = _reaching(output, others, index.reads)
     reach = dict(zip(inputs, _contractions_reached(index, inputs), strict=True))
     candidates = sorted(inputs, key=lambda value: -reach[value])[:_MAX_CANDIDATES]
-    found = [Stream(index, source, reaching) for source in candidates]
-    return sorted(found, key=lambda stream: -len(stream.trees))
+    result = [Stream(index, source, reaching) for source in candidates]
+    return sorted(result, key=lambda stream: -len(stream.trees))
 
 
 def _reaching(
     output: ir.Value, nodes: list[ir.Node], reads: Callable[[ir.Node], Iterable[ir.Value]]
 ) -> set[ir.Value]:
     """Every value from which something flows to ``output`` through what ``nodes`` read."""
-    found = {output}
+    values = {output}
     for node in reversed(nodes):
-        if any(value in found for value in node.outputs):
-            found.update(reads(node))
-    return found
+        if any(value in values for value in node.outputs):
+            values.update(reads(node))
+    return values
 
 
 def _contractions_reached(index: GraphIndex, inputs: list[ir.Value]) -> list[int]:

@@ -132,14 +132,14 @@ FLOATS = frozenset(
 
 def float_type(values: Iterable[ir.Value]) -> ir.DataType | None:
     """The floating type of values that have one type; None where none of them tells it."""
-    found = (_dtype(value) for value in values)
-    return next((dtype for dtype in found if dtype in FLOATS), None)
+    result = (_dtype(value) for value in values)
+    return next((dtype for dtype in result if dtype in FLOATS), None)
 
 
 def width(values: Iterable[ir.Value]) -> int | None:
     """The last dimension of values of one shape; None where none of them tells it."""
-    found = (_last_dim(value) for value in values)
-    return next((size for size in found if size is not None), None)
+    numbers = (_last_dim(value) for value in values)
+    return next((size for size in numbers if size is not None), None)
 
 
 def _dtype(value: ir.Value | None) -> ir.DataType | None:
@@ -152,9 +152,9 @@ def _dtype(value: ir.Value | None) -> ir.DataType | None:
         if node.op_type == "Cast":
             return ir.DataType(node.attributes.get_int("to", 0))
         if node.op_type in _ONE_TYPE:
-            told = [v.dtype for v in node.inputs if v is not None and v.dtype is not None]
-            if told:
-                return told[0]
+            dtypes = [v.dtype for v in node.inputs if v is not None and v.dtype is not None]
+            if dtypes:
+                return dtypes[0]
         slot = _TYPE_OPERAND.get(node.op_type, 0)
         value = node.inputs[slot] if slot < len(node.inputs) else None
     return None if value is None else value.dtype

@@ -85,11 +85,11 @@ def _core_of_softmax(softmax: ir.Node) -> _Core | None:
     scores, mask = _without_mask(softmax.inputs[0])
     scores, softcap = _without_softcap(scores)
     scores, scale = _without_factor(scores)
-    found = made_by(scores, "MatMul")
-    if found is None:
+    node = made_by(scores, "MatMul")
+    if node is None:
         return None
-    query, query_factor = _without_factor(found.inputs[0])
-    keys, key_factor = _without_factor(found.inputs[1])
+    query, query_factor = _without_factor(node.inputs[0])
+    keys, key_factor = _without_factor(node.inputs[1])
     keys = _untransposed(keys)
     values = product.inputs[1]
     if query is None or keys is None or values is None or query.is_initializer():
@@ -162,8 +162,8 @@ def _site(core: _Core) -> AttentionSite:
     if _size(past_value, 3) != size or _size(core.query, 3) not in (None, size):
         raise _refused(core.node, "has values of another size than its keys", "value-size")
     if size % 8:
-        told = f"has heads of {size} numbers, no multiple of 8"
-        raise _refused(core.node, told, "head-size")
+        text = f"has heads of {size} numbers, no multiple of 8"
+        raise _refused(core.node, text, "head-size")
     return AttentionSite(
         core=core.node,
         output=core.node.outputs[0],

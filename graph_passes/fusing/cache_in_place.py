@@ -70,8 +70,8 @@ class _Places:
         self._begin = op("Expand", begin, op("Shape", ids, start=0, end=1))  # [batch]
         steps = op("Range", integers(0), op("Squeeze", new), integers(1))
         self._rows = op("Unsqueeze", op("Add", begin, steps), integers([0, 1, 3]))
-        told = op("Unsqueeze", op("Cast", mask, to=ir.DataType.BOOL.value), integers([1, 2]))
-        self._earlier = op("And", op("Less", self._columns, self._rows), told)
+        value = op("Unsqueeze", op("Cast", mask, to=ir.DataType.BOOL.value), integers([1, 2]))
+        self._earlier = op("And", op("Less", self._columns, self._rows), value)
         self._nodes.put_before(self._start)
 
     def seen(self, window: int | None) -> ir.Value:
@@ -80,9 +80,9 @@ class _Places:
         if window is not None:
             oldest = op("Sub", self._rows, self._nodes.integers([window]))
             earlier = op("And", earlier, op("Greater", self._columns, oldest))
-        found = op("Or", earlier, op("Equal", self._columns, self._rows))
+        value = op("Or", earlier, op("Equal", self._columns, self._rows))
         self._nodes.put_before(self._start)
-        return found
+        return value
 
     def scatter(self, site: AttentionSite, seen: ir.Value) -> None:
         """Rewrites one attention and its two caches."""
@@ -110,8 +110,8 @@ def sees_whole_past(mask: ir.Value) -> bool:
     if earlier is None or itself is None or before is None:
         return False
     turned = made_by(earlier.inputs[1], "Unsqueeze")
-    told = made_by(turned.inputs[0], "Cast") if turned is not None else None
-    source = told.inputs[0] if told is not None else None
+    node = made_by(turned.inputs[0], "Cast") if turned is not None else None
+    source = node.inputs[0] if node is not None else None
     return (
         source is not None
         and (source.is_graph_input() and source.name == MASK)
@@ -152,10 +152,10 @@ def _set_size(value: ir.Value, axis: int, size: int) -> None:
 
 def graph_input(graph: ir.Graph, name: str) -> ir.Value:
     """The input of a name."""
-    found = next((value for value in graph.inputs if value.name == name), None)
-    if found is None:
+    result = next((value for value in graph.inputs if value.name == name), None)
+    if result is None:
         raise FusionError(f"The graph has no input {name!r}.")
-    return found
+    return result
 
 
 _SELF, _CROSS = ".decoder.", ".encoder."

@@ -80,10 +80,10 @@ def _find(graph: ir.Graph, positions: int) -> tuple[list[_Finding], tuple[str, .
     for site in sites:
         if site.mask not in windows:
             windows[site.mask] = window_of(graph, site.mask, positions)
-        found = rotaries.tables(site)
-        if isinstance(found, str) and found:
-            remarks[f"Queries and keys are rotated before the attention: {found}."] = None
-        tables = None if isinstance(found, str) else found
+        result = rotaries.tables(site)
+        if isinstance(result, str) and result:
+            remarks[f"Queries and keys are rotated before the attention: {result}."] = None
+        tables = None if isinstance(result, str) else result
         findings.append(_Finding(site, tables, windows[site.mask]))
     return findings, tuple(remarks)
 
@@ -102,10 +102,10 @@ def _check_caches(graph: ir.Graph, sites: list[AttentionSite]) -> None:
 
 def _check_types(sites: list[AttentionSite]) -> None:
     for site in sites:
-        found = _dtype(site)
-        if found not in _DTYPES:
+        result = _dtype(site)
+        if result not in _DTYPES:
             raise FusionError(
-                f"The attention at node {site.core.name!r} keeps its cache in {found.name}; "
+                f"The attention at node {site.core.name!r} keeps its cache in {result.name}; "
                 "GroupQueryAttention takes FLOAT or FLOAT16 here."
             )
 

@@ -32,14 +32,18 @@ def fuse_embedding(graph: ir.Graph) -> int:
 
 def _fuse(graph: ir.Graph, norm: ir.Node) -> bool:
     leaves = _leaves(norm.inputs[0])
-    found = [embedding for value in leaves if (embedding := _embedding(value)) is not None]
-    if len(found) != len(leaves) or not _LEAST <= len(found) <= _MOST or len(norm.inputs) != 3:
+    embeddings = [embedding for value in leaves if (embedding := _embedding(value)) is not None]
+    if (
+        len(embeddings) != len(leaves)
+        or not _LEAST <= len(embeddings) <= _MOST
+        or len(norm.inputs) != 3
+    ):
         return False
-    words = [each for each in found if each.numbers.name == IDS]
-    rest = [each for each in found if each not in words]
+    words = [item for item in embeddings if item.numbers.name == IDS]
+    rest = [item for item in embeddings if item not in words]
     whole = dims(words[0].numbers) if len(words) == 1 else None
-    types = next((each for each in rest if dims(each.numbers) == whole), None)
-    positions = next((each for each in rest if each is not types), types)
+    types = next((item for item in rest if dims(item.numbers) == whole), None)
+    positions = next((item for item in rest if item is not types), types)
     if len(rest) == 1:
         types = None
     if whole is None or positions is None or not _fits(positions, whole):

@@ -165,7 +165,7 @@ class GroupedWriter:
 def _attributes(
     site: AttentionSite, tables: RotaryTables | None, window: int | None
 ) -> Sequence[ir.Attr]:
-    found = [
+    result = [
         ir.AttrInt64("num_heads", site.heads),
         ir.AttrInt64("kv_num_heads", site.kv_heads),
         ir.AttrFloat32("scale", site.scale),
@@ -173,7 +173,7 @@ def _attributes(
         ir.AttrInt64("rotary_interleaved", int(tables is not None and tables.interleaved)),
         ir.AttrInt64("local_window_size", -1 if window is None else window),
     ]
-    return [*found, ir.AttrFloat32("softcap", site.softcap)] if site.softcap else found
+    return [*result, ir.AttrFloat32("softcap", site.softcap)] if site.softcap else result
 
 
 def _turns(node: ir.Node) -> bool:

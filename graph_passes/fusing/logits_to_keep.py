@@ -58,7 +58,7 @@ def _head(logits: ir.Value) -> list[ir.Node]:
                 None, _ACTIVATION_RANK
             )  # fmt: skip
             return path if fits and all(map(_is_constant, node.inputs[1:])) else []
-        moving = [each for each in node.inputs if each is not None and not _is_constant(each)]
+        moving = [item for item in node.inputs if item is not None and not _is_constant(item)]
         if node.op_type not in _POSITIONWISE or len(moving) != 1:
             return []
         value = moving[0]

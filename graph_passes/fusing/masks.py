@@ -33,9 +33,9 @@ def window_of(graph: ir.Graph, mask: ir.Value, positions: int) -> int | None:
         total = past + new
         if total > positions:
             continue
-        for told in _paddings(total):
-            seen, wanted = _seen(probe, told, new), _wanted(told, new, window)
-            real = told[:, past:].astype(bool)
+        for array in _paddings(total):
+            seen, wanted = _seen(probe, array, new), _wanted(array, new, window)
+            real = array[:, past:].astype(bool)
             if not np.array_equal(seen[real], wanted[real]):
                 raise FusionError(
                     f"The mask {mask.name!r} is none of past, window and padding alone.",
@@ -45,44 +45,44 @@ def window_of(graph: ir.Graph, mask: ir.Value, positions: int) -> int | None:
 
 
 def _paddings(total: int) -> list[NDArray[Any]]:
-    told = np.ones((_BATCH, total), np.int64)
-    left, right = told.copy(), told.copy()
+    ones = np.ones((_BATCH, total), np.int64)
+    left, right = ones.copy(), ones.copy()
     left[1, : total // 3] = 0
     right[1, total - total // 3 :] = 0
-    return [told, left, right]
+    return [ones, left, right]
 
 
-def _wanted(told: NDArray[Any], new: int, window: int | None) -> NDArray[np.bool_]:
-    total = told.shape[1]
+def _wanted(value: NDArray[Any], new: int, window: int | None) -> NDArray[np.bool_]:
+    total = value.shape[1]
     keys, queries = np.arange(total), np.arange(total - new, total)[:, None]
     seen = keys <= queries
     if window is not None:
         seen &= keys > queries - window
-    found: NDArray[np.bool_] = seen & told.astype(bool)[:, None, :]
-    return found
+    array: NDArray[np.bool_] = seen & value.astype(bool)[:, None, :]
+    return array
 
 
-def _seen(probe: Probe, told: NDArray[Any], new: int) -> NDArray[np.bool_]:
+def _seen(probe: Probe, value: NDArray[Any], new: int) -> NDArray[np.bool_]:
     """What each query sees, ``[batch, new, total]``."""
-    batch, total = told.shape
-    found = probe.run(_feed(probe.inputs, told, new))
-    if found.dtype != np.bool_:
-        plain, hidden = found == 0, found <= _HIDDEN
+    batch, total = value.shape
+    array = probe.run(_feed(probe.inputs, value, new))
+    if array.dtype != np.bool_:
+        plain, hidden = array == 0, array <= _HIDDEN
         if not np.all(plain | hidden):
             raise FusionError(
                 "An attention adds a bias to its scores that is no mask.", code="score-bias"
             )
-        found = plain
-    if found.ndim != _CACHE_RANK or found.shape[1] != 1:
+        array = plain
+    if array.ndim != _CACHE_RANK or array.shape[1] != 1:
         raise FusionError("An attention has a mask of its own for each head.")
-    return np.broadcast_to(found[:, 0], (batch, new, total))
+    return np.broadcast_to(array[:, 0], (batch, new, total))
 
 
-def _feed(inputs: Mapping[str, ir.Value], told: NDArray[Any], new: int) -> dict[str, NDArray[Any]]:
-    batch, total = told.shape
+def _feed(inputs: Mapping[str, ir.Value], array: NDArray[Any], new: int) -> dict[str, NDArray[Any]]:
+    batch, total = array.shape
     past = total - new
     known: dict[str, NDArray[Any]] = {
-        MASK: told,
+        MASK: array,
         IDS: np.ones((batch, new), np.int64),
         POSITIONS: np.broadcast_to(np.arange(past, total), (batch, new)),
     }
@@ -123,11 +123,11 @@ class Probe:
             if self._evaluator is None:
                 self._evaluator = _evaluator(self._graph, self._value, self.inputs)
             feed = {name: values[name] for name in self.inputs}
-            found = self._evaluator.run(None, feed)[0]
+            result = self._evaluator.run(None, feed)[0]
         # The reference implementation has no error class of its own.
         except Exception as error:
             raise FusionError(f"What {self._value.name!r} holds can't be told: {error}.") from error
-        return np.asarray(found)
+        return np.asarray(result)
 
 
 def _evaluator(graph: ir.Graph, value: ir.Value, inputs: Mapping[str, ir.Value]) -> Any:
@@ -139,7 +139,7 @@ def _evaluator(graph: ir.Graph, value: ir.Value, inputs: Mapping[str, ir.Value])
 
 def _checked_inputs(value: ir.Value) -> dict[str, ir.Value]:
     """The graph's inputs that a value is made of, by name."""
-    found: dict[str, ir.Value] = {}
+    results: dict[str, ir.Value] = {}
     seen: set[ir.Value] = set()
     queue, nodes, size = [value], 0, 0
     while queue:
@@ -152,9 +152,9 @@ def _checked_inputs(value: ir.Value) -> dict[str, ir.Value]:
             nodes += 1
             queue.extend(operand for operand in node.inputs if operand is not None)
         elif above.is_graph_input():
-            found[above.name or ""] = above
+            results[above.name or ""] = above
         elif above.const_value is not None:
             size += above.const_value.nbytes
         if nodes > _MOST_NODES or size > _MOST_BYTES:
             raise FusionError(f"{value.name!r} is made by a large part of the model.")
-    return found
+    return results

@@ -79,9 +79,9 @@ def _see_filled(graph: ir.Graph, attentions: list[ir.Node]) -> None:
     nodes = NewNodes(graph, "decode")
     op, integers = nodes.op, nodes.integers
     new = op("Shape", graph_input(graph, IDS), start=1, end=2)
-    told = op("Cast", graph_input(graph, MASK), to=ir.DataType.INT64.value)
+    value = op("Cast", graph_input(graph, MASK), to=ir.DataType.INT64.value)
     # A new token sees itself, whatever the mask tells.
-    lengths = op("Max", op("ReduceSum", told, integers([1]), keepdims=0), new)
+    lengths = op("Max", op("ReduceSum", value, integers([1]), keepdims=0), new)
     lengths.name = LENGTHS
     _begin_at(graph, nodes, op("Sub", lengths, new))
     for node in attentions:

@@ -70,8 +70,8 @@ def _whole(parts: Sequence[ir.Value]) -> ir.Value | None:
 def _slice(node: ir.Node | None, whole: ir.Value) -> tuple[int, int] | None:
     if node is None or node.op_type != "Slice" or node.inputs[0] is not whole:
         return None
-    found = [ir.convenience.get_const_tensor(value) for value in node.inputs[1:] if value]
-    numbers = [int(t.numpy().item()) for t in found if t is not None and t.size == 1]
+    const_tensors = [ir.convenience.get_const_tensor(value) for value in node.inputs[1:] if value]
+    numbers = [int(t.numpy().item()) for t in const_tensors if t is not None and t.size == 1]
     rank = len(whole.shape) if whole.shape is not None else 0
     if len(numbers) != len(node.inputs) - 1 or len(numbers) < 3 or numbers[3:] not in ([], [1]):
         return None

@@ -64,10 +64,10 @@ class SentencePoolingPass(ir.passes.InPlacePass):
                 code="not-poolable",
             )
         pooled = _Pooling(graph, states, mask, graph.opset_imports.get("", 0))
-        found = pooled.vector(self.modes)
+        value = pooled.vector(self.modes)
         for layer in self.dense:
-            found = pooled.through(layer, found)
-        pooled.append(pooled.normalised(found) if self.normalised else found)
+            value = pooled.through(layer, value)
+        pooled.append(pooled.normalised(value) if self.normalised else value)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -92,8 +92,8 @@ class _Pooling:
         """``[batch, size]``."""
         if isinstance(self._width, int):
             self._size = self._width * len(modes)
-        found = [self._largest() if mode == "max" else self._weighted(mode) for mode in modes]
-        return found[0] if len(found) == 1 else self._new.op("Concat", *found, axis=-1)
+        values = [self._largest() if mode == "max" else self._weighted(mode) for mode in modes]
+        return values[0] if len(values) == 1 else self._new.op("Concat", *values, axis=-1)
 
     def through(self, layer: DenseLayer, vector: ir.Value) -> ir.Value:
         """A product and what follows it, ``[batch, out]``."""
@@ -104,11 +104,11 @@ class _Pooling:
                 "Pool a graph of the model that the product was trained with.",
                 code="not-poolable",
             )
-        found = self._new.op("MatMul", vector, self._new.floats(layer.weight.T))
+        value = self._new.op("MatMul", vector, self._new.floats(layer.weight.T))
         if layer.bias is not None:
-            found = self._new.op("Add", found, self._new.floats(layer.bias))
+            value = self._new.op("Add", value, self._new.floats(layer.bias))
         self._size = len(layer.weight)
-        return self._new.op(layer.activation, found)
+        return self._new.op(layer.activation, value)
 
     def normalised(self, vector: ir.Value) -> ir.Value:
         """The same of length 1."""
@@ -129,8 +129,8 @@ class _Pooling:
         weights, divisor = self._weights(mode)
         flat = self._new.op("Unsqueeze", weights, self._new.integers([_TOKENS]))
         row = self._new.op("MatMul", flat, self._states)
-        found = self._new.op("Squeeze", row, self._new.integers([_TOKENS]))
-        return found if divisor is None else self._new.op("Div", found, divisor)
+        value = self._new.op("Squeeze", row, self._new.integers([_TOKENS]))
+        return value if divisor is None else self._new.op("Div", value, divisor)
 
     def _weights(self, mode: PoolingMode) -> tuple[ir.Value, ir.Value | None]:
         """Of each token in a sum, ``[batch, tokens]``, 0 at padding; and the sum's divisor."""

@@ -71,12 +71,12 @@ class RotaryFinder:
     def _table(self, value: ir.Value, doubled: bool) -> NDArray[Any] | str:
         if (value, doubled) not in self._tables:
             try:
-                found: NDArray[Any] | str = _computed(self._graph, value, self._positions)
-                if doubled and not isinstance(found, str):
-                    found = _once(found)
+                array: NDArray[Any] | str = _computed(self._graph, value, self._positions)
+                if doubled and not isinstance(array, str):
+                    array = _once(array)
             except FusionError as error:
-                found = error.message.rstrip(".")
-            self._tables[value, doubled] = found
+                array = error.message.rstrip(".")
+            self._tables[value, doubled] = array
         return self._tables[value, doubled]
 
 
@@ -94,8 +94,8 @@ def _computed(graph: ir.Graph, value: ir.Value, positions: int) -> NDArray[Any] 
 
 
 def _rows(probe: Probe, positions: NDArray[np.int64]) -> NDArray[Any]:
-    found = probe.run({POSITIONS: positions[None]})
-    return found.reshape(len(positions), -1)
+    array = probe.run({POSITIONS: positions[None]})
+    return array.reshape(len(positions), -1)
 
 
 def _once(table: NDArray[Any]) -> NDArray[Any] | str:

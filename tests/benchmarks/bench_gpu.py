@@ -445,7 +445,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if problem := ask_driver().problem:
         sys.exit(f"{problem}: nothing was measured")
-    there = [each.backend for each in LIBRARIES.values() if importlib.util.find_spec(each.module)]
+    there = [
+        library.backend
+        for library in LIBRARIES.values()
+        if importlib.util.find_spec(library.module)
+    ]
     usual = min(there, key=lambda name: name != usual_backend())
     bench = Bench(options.folder, options.engine or usual)
     failed = []

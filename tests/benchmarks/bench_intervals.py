@@ -59,9 +59,9 @@ def dependent_texts(
     parts = range(0, runs, max(1, _AT_ONCE // (windows * tokens)))
     rows = [slice(start, start + parts.step) for start in parts]
     if quantity == "KL":
-        found = [_divergences(rng, levels[part], tokens) for part in rows]
+        floats = [_divergences(rng, levels[part], tokens) for part in rows]
         counts = np.full((runs, windows), float(tokens))
-        return Texts(np.concatenate(found), counts, documents, _MEAN_KL, positive=True)
+        return Texts(np.concatenate(floats), counts, documents, _MEAN_KL, positive=True)
     rises = np.concatenate([_rises(rng, levels[part], tokens) for part in rows])
     if quantity == "log-perplexity":
         counts = np.full((runs, windows), float(tokens))
@@ -89,8 +89,8 @@ def _documents(
 def _tokens(rng: np.random.Generator, levels: Floats, tokens: int) -> Floats:
     """``[texts, windows, tokens]``, each normal, and like the one before."""
     fresh = rng.standard_normal((*levels.shape, tokens))
-    found: Floats = lfilter([np.sqrt(1 - _FOLLOWS**2)], [1, -_FOLLOWS], fresh, axis=2)
-    return found
+    floats: Floats = lfilter([np.sqrt(1 - _FOLLOWS**2)], [1, -_FOLLOWS], fresh, axis=2)
+    return floats
 
 
 def _divergences(rng: np.random.Generator, levels: Floats, tokens: int) -> Floats:
@@ -109,8 +109,15 @@ def _rises(rng: np.random.Generator, levels: Floats, tokens: int) -> Floats:
 
 def held(texts: Texts) -> float:
     """The share of texts whose interval by the library holds the truth."""
-    found = [mean_interval(*text, positive=texts.positive) for text in texts]
-    return float(np.mean([each and each.ci95[0] <= texts.truth <= each.ci95[1] for each in found]))
+    intervals = [mean_interval(*text, positive=texts.positive) for text in texts]
+    return float(
+        np.mean(
+            [
+                interval and interval.ci95[0] <= texts.truth <= interval.ci95[1]
+                for interval in intervals
+            ]
+        )
+    )
 
 
 def held_by_percentiles(texts: Texts, draws: int = 500) -> float:

@@ -68,8 +68,8 @@ class Bench:
 
     def _about(self) -> list[object]:
         texts = [text.ids_sha256 for text in (self._fitting, *self._texts.values())]
-        asked = self._options.items if self._options.tasks else 0
-        return ["by document", self._loaded.ref.sha256, *texts, asked, self._options.search_samples]
+        items = self._options.items if self._options.tasks else 0
+        return ["by document", self._loaded.ref.sha256, *texts, items, self._options.search_samples]
 
     @cached_property
     def _work(self) -> Workplace:
@@ -97,11 +97,11 @@ class Bench:
 
     def whole(self) -> dict[str, Any]:
         """The whole model's answers."""
-        found = self.kept.find(WHOLE_ROW)
-        if found is None:
-            found = {"answers": self._answers(WHOLE), "layers": self._loaded.ref.num_layers}
-            self.kept.keep(WHOLE_ROW, found)
-        return found
+        results = self.kept.find(WHOLE_ROW)
+        if results is None:
+            results = {"answers": self._answers(WHOLE), "layers": self._loaded.ref.num_layers}
+            self.kept.keep(WHOLE_ROW, results)
+        return results
 
     def run(self, row: Row) -> None:
         """Makes, measures and keeps a row."""
@@ -129,23 +129,23 @@ class Bench:
         with candidate.within(self._loaded.model):
             answers = self._asked.answers(candidate.cut)
         return {
-            task: {"right": each.right.tolist(), "log_p": each.log_p.tolist()}
-            for task, each in answers.items()
+            task: {"right": answer.right.tolist(), "log_p": answer.log_p.tolist()}
+            for task, answer in answers.items()
         }
 
     def _speed(self, candidate: Candidate) -> dict[str, Any]:
         name = f"speed without {structure(candidate)}, {self._options.rounds} rounds"
-        found = self.kept.find(name)
-        if found is None:
+        results = self.kept.find(name)
+        if results is None:
             measured = speedup(self._loaded.model, candidate, self._options.rounds)
-            found = measured.model_dump(mode="json")
-            self.kept.keep(name, found)
-        return found
+            results = measured.model_dump(mode="json")
+            self.kept.keep(name, results)
+        return results
 
     def page(self, table: Sequence[Row]) -> str:
         """All finished rows as Markdown."""
-        found = {row.name: self.kept.find(row.name) for row in table}
-        done = {name: row for name, row in found.items() if row is not None}
+        result = {row.name: self.kept.find(row.name) for row in table}
+        done = {name: row for name, row in result.items() if row is not None}
         return render(table, done, self.whole(), self._setting(done))
 
     def _setting(self, done: dict[str, Any]) -> Setting:
@@ -169,7 +169,7 @@ class Bench:
                 searched,
                 damage,
                 *([tasks] if self._options.tasks else []),
-                *(f"machine: {each}" for each in sorted(machines)),
+                *(f"machine: {machine}" for machine in sorted(machines)),
             ],
         )
 

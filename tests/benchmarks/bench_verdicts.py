@@ -55,7 +55,7 @@ def recorded_steps(path: Path) -> dict[str, np.ndarray]:
 
 def noises() -> dict[str, tuple[Callable[[int], Noise], float]]:
     """Makers of noise by name, and the milliseconds of a quiet step."""
-    found: dict[str, tuple[Callable[[int], Noise], float]] = {
+    results: dict[str, tuple[Callable[[int], Noise], float]] = {
         f"{what}, {name.replace('_', ' ')}": (
             lambda seed, own=own: Replayed(own, seed, stretch=len(own) / _STRETCHES),
             29.0,
@@ -63,7 +63,7 @@ def noises() -> dict[str, tuple[Callable[[int], Noise], float]]:
         for what, path in (("recorded", RECORDED), ("held out", HELD_OUT))
         for name, own in recorded_steps(path).items()
     }
-    return found
+    return results
 
 
 def trial(
@@ -109,9 +109,9 @@ def power_table(trials: int, only: str = "", limit_s: float = 600.0) -> None:
             for factor in (SLOWDOWN, 1.0)
         )
         reached = [row for row in slower if row.power is not None and row.power.is_reached]
-        found = sum(row.verdict == "slower" for row in reached)
+        total = sum(row.verdict == "slower" for row in reached)
         false = sum(row.verdict in ("slower", "faster") for row in equal)
-        print(f"{name:28} {len(reached):8} {found:8} {false:12} "
+        print(f"{name:28} {len(reached):8} {total:8} {false:12} "
               f"{np.median([row.seconds or 0 for row in slower]):8.0f}",
               flush=True)  # fmt: skip
 
@@ -143,7 +143,7 @@ def history_table(trials: int, *, noise: float = 0.02, runs: int = 60, after: in
         soon = _found_by_run(late, after, 1.0)
         beside = soon if shapes == 1 else _found_by_run(late, after, SHARE_OF_ALL)
         whole = [[one.at for one in steps(values)] for values in middle]
-        named = np.mean([any(abs(at - runs // 2) <= 2 for at in found) for found in whole])
+        named = np.mean([any(abs(at - runs // 2) <= 2 for at in item) for item in whole])
         bound = _bound(spread, after, rng)
         print(f"mean of {shapes} shapes: found within {after} runs {soon.any(axis=1).mean():.0%} "
               f"(by the last alone {soon[:, -1].mean():.0%}, beside the shapes' own curves "
@@ -190,15 +190,15 @@ def _false_points(
         values = noise * ALONE[kind](rng, runs + 140)
         known: set[int] = set()
         for end in range(runs, len(values)):
-            found = {end - runs + one.at for one in steps(values[end - runs : end])}
-            new += sum(all(abs(at - other) > 3 for other in known) for at in found)
-            known |= found
+            ends = {end - runs + one.at for one in steps(values[end - runs : end])}
+            new += sum(all(abs(at - other) > 3 for other in known) for at in ends)
+            known |= ends
             looked += 1
     print(f"noise alone, {kind}: {new} points in {looked} runs, {1000 * new / looked:.2f} in 1,000")
 
 
-def _share(found: list[list[int]]) -> float:
-    return float(np.mean([bool(each) for each in found]))
+def _share(numbers: list[list[int]]) -> float:
+    return float(np.mean([bool(number) for number in numbers]))
 
 
 def _bound(noise: float, after: int, rng: np.random.Generator, error: float = 0.001) -> float:
@@ -224,14 +224,14 @@ def _bound(noise: float, after: int, rng: np.random.Generator, error: float = 0.
 def _print_row(name: str, equal: list[LatencyRow], slower: list[LatencyRow]) -> None:
     times = [np.array(row.baseline.samples_ms) for row in equal]
     ratio = np.median([np.median(own) / own.min() for own in times])
-    words, found = Counter(r.verdict for r in equal), Counter(r.verdict for r in slower)
+    words, result = Counter(r.verdict for r in equal), Counter(r.verdict for r in slower)
     false = words["faster"] + words["slower"]
     seconds = np.median([row.seconds or 0 for row in slower])
     covered = [_covered(equal, 1.0), _covered(slower, 1 / SLOWDOWN)]
     print(f"{name:28} {ratio:10.2f} {false:6} ({100 * false / len(equal):3.1f} %)"
-          f" {found['slower']:4} ({100 * found['slower'] / len(slower):3.0f} %) {seconds:8.0f}"
+          f" {result['slower']:4} ({100 * result['slower'] / len(slower):3.0f} %) {seconds:8.0f}"
           f" {covered[0]:6.1f} {covered[1]:6.1f} %"
-          f"  {dict(words)} / {dict(found)}", flush=True)  # fmt: skip
+          f"  {dict(words)} / {dict(result)}", flush=True)  # fmt: skip
 
 
 def _covered(rows: list[LatencyRow], truth: float) -> float:

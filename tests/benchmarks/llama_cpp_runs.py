@@ -47,20 +47,20 @@ def times(rounds: int, paths: list[str]) -> None:
     models = [opened(path, logits=False) for path in paths]
     for model in models:
         seconds(model, PROMPTS[0])
-    found: dict[str, list[list[float]]] = {}
+    results: dict[str, list[list[float]]] = {}
     for number in range(rounds):
         for prompt in PROMPTS:
             turn = models if number % 2 == 0 else models[::-1]
             took = [seconds(model, prompt) for model in turn][:: 1 if number % 2 == 0 else -1]
             for name, place in ((f"prompt {prompt}", 0), (f"step at {prompt}", 1)):
-                found.setdefault(name, []).append([each[place] for each in took])
+                results.setdefault(name, []).append([item[place] for item in took])
     medians = {
         name: [statistics.median(pair[arm] for pair in pairs) for arm in range(len(paths))]
-        for name, pairs in found.items()
+        for name, pairs in results.items()
     }
     ratios = {
         name: statistics.median(pair[0] / pair[1] for pair in pairs)
-        for name, pairs in found.items()
+        for name, pairs in results.items()
     }
     print(json.dumps({"seconds": medians, "ratios": ratios}))
 

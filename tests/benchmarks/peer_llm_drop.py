@@ -28,8 +28,10 @@ def similarities(checkout: Path, model: Any, ids: torch.Tensor, target: str) -> 
     )  # fmt: skip
     layers = len(model.model.layers)
     stand_in = _stand_in(recorded, layers, samples)
-    found = code.get_layer_similarities(stand_in, None, accelerator, samples, True, target)
-    return [float(value) for value in found]
+    layer_similarities = code.get_layer_similarities(
+        stand_in, None, accelerator, samples, True, target
+    )
+    return [float(value) for value in layer_similarities]
 
 
 def _loaded(checkout: Path) -> Any:
@@ -48,14 +50,14 @@ def _loaded(checkout: Path) -> Any:
 
 def _recorded(model: Any, ids: torch.Tensor) -> Recorded:
     """Each layer's streams and branch outputs, a tensor ``[1, tokens, hidden]`` a sample."""
-    found: Recorded = {}
+    recorded: Recorded = {}
     handles = []
 
     def keep(layer: int, name: str, output: bool) -> Any:
         def hook(_module: Any, args: Any, kwargs: Any, result: Any) -> None:
             first = result[0] if isinstance(result, tuple) else result
             given = args[0] if args else kwargs.get("hidden_states")
-            found.setdefault((layer, name), []).append((first if output else given).clone())
+            recorded.setdefault((layer, name), []).append((first if output else given).clone())
 
         return hook
 
@@ -72,7 +74,7 @@ def _recorded(model: Any, ids: torch.Tensor) -> Recorded:
             model.model(row[None], use_cache=False)
     for handle in handles:
         handle.remove()
-    return found
+    return recorded
 
 
 class _Replay(nn.Module):

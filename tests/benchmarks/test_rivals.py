@@ -44,8 +44,8 @@ def _output(work: Workplace, candidate: Any) -> Any:
 
     from tests.benchmarks.rivals.work import layer_states
 
-    found = layer_states(work.model, work.text, candidate)
-    return torch.cat([states[-1].output for states in found])
+    result = layer_states(work.model, work.text, candidate)
+    return torch.cat([states[-1].output for states in result])
 
 
 def _weakened(layer: int, factor: float) -> Any:
@@ -66,12 +66,12 @@ def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace
     with torch.inference_mode():
         states = work.model(ids, output_hidden_states=True).hidden_states
     for span in (1, 3):
-        found = span_distances(work.model, work.text, span)
-        assert len(found) == LAYERS - span + 1
+        array = span_distances(work.model, work.text, span)
+        assert len(array) == LAYERS - span + 1
         for first in range(LAYERS - span):  # the last of these states is behind the model's norm
             pair = states[first].double(), states[first + span].double()
             expected = 1 - torch.cosine_similarity(*pair, dim=-1).mean()
-            assert found[first] == pytest.approx(float(expected), rel=1e-5)
+            assert array[first] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_block_that_adds_nothing_goes_first(tmp_path: Path) -> None:
@@ -116,28 +116,30 @@ def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace)
     from tests.benchmarks.rivals.patching import prune_and_comp
     from tests.benchmarks.rivals.work import Candidate
 
-    found = prune_and_comp(work, 1)
-    (layer,) = _blocks(found)
-    factor = found.patches[layer].factor
+    candidate = prune_and_comp(work, 1)
+    (layer,) = _blocks(candidate)
+    factor = candidate.patches[layer].factor
     assert float(factor) != pytest.approx(1.0, abs=1e-3)
     parameters = dict(work.model.named_parameters())
     written = ["model.embed_tokens.weight"]
     for n in range(layer):
         written += [f"model.layers.{n}.{p}.weight" for p in ("self_attn.o_proj", "mlp.down_proj")]
     weights = {name: parameters[name].data * factor.float() for name in written}
-    folded = Candidate(found.cut, weights=weights)
-    torch.testing.assert_close(_output(work, folded), _output(work, found), rtol=2e-3, atol=2e-3)
-    bare = _output(work, Candidate(found.cut))
-    assert float((bare - _output(work, found)).abs().max()) > 0.05
+    folded = Candidate(candidate.cut, weights=weights)
+    torch.testing.assert_close(
+        _output(work, folded), _output(work, candidate), rtol=2e-3, atol=2e-3
+    )
+    bare = _output(work, Candidate(candidate.cut))
+    assert float((bare - _output(work, candidate)).abs().max()) > 0.05
 
 
 def test_each_drop_is_judged_on_the_compensated_model(work: Workplace) -> None:
     from tests.benchmarks.rivals.patching import prune_and_comp
     from tests.benchmarks.rivals.work import between_layers, layer_states
 
-    found = prune_and_comp(work, 2)
-    assert len(_blocks(found)) == 2
-    assert set(found.patches) == set(_blocks(found))
+    candidate = prune_and_comp(work, 2)
+    assert len(_blocks(candidate)) == 2
+    assert set(candidate.patches) == set(_blocks(candidate))
     # Behind the first gap the channels are as large as they were behind the block that is gone.
     first = prune_and_comp(work, 1)
     (layer,) = _blocks(first)
@@ -154,9 +156,9 @@ def test_each_drop_is_judged_on_the_compensated_model(work: Workplace) -> None:
 def test_a_rotation_is_orthonormal_with_entries_of_one_size(size: int) -> None:
     from tests.benchmarks.rivals.patching import rotation_of
 
-    found = rotation_of(size)
-    np.testing.assert_allclose(found @ found.T, np.eye(size), atol=1e-12)
-    np.testing.assert_allclose(np.abs(found), size**-0.5)
+    array = rotation_of(size)
+    np.testing.assert_allclose(array @ array.T, np.eye(size), atol=1e-12)
+    np.testing.assert_allclose(np.abs(array), size**-0.5)
 
 
 def test_a_size_without_a_rotation_is_refused() -> None:
@@ -172,12 +174,12 @@ def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> Non
     from tests.benchmarks.rivals.patching import linear_patch, rotation_of
     from tests.benchmarks.rivals.work import between_layers, layer_states
 
-    found = linear_patch(work, 2)
-    first, last = _blocks(found)
+    candidate = linear_patch(work, 2)
+    first, last = _blocks(candidate)
     assert last == first + 1
     assert first > 0
-    (patch,) = found.patches.values()
-    assert list(found.patches) == [last]
+    (patch,) = candidate.patches.values()
+    assert list(candidate.patches) == [last]
     assert patch.is_matrix
     torch.testing.assert_close(patch.factor, patch.factor.T)
     rotation = torch.from_numpy(rotation_of(32)).float()
@@ -185,7 +187,7 @@ def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> Non
     torch.testing.assert_close(scales, torch.diag(scales.diag()), rtol=0, atol=1e-5)
     ratios = []
     for states in layer_states(work.model, work.text):
-        stream = [each @ rotation for each in between_layers(states)]
+        stream = [tensor @ rotation for tensor in between_layers(states)]
         ratios.append(stream[last + 1].abs().mean(1) / stream[first].abs().mean(1))
     torch.testing.assert_close(scales.diag(), torch.cat(ratios).mean(0), rtol=1e-4, atol=1e-5)
 
@@ -196,9 +198,9 @@ def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
     from tests.benchmarks.rivals.patching import replace_me
     from tests.benchmarks.rivals.work import WHOLE, Candidate
 
-    found = replace_me(work, 2)
-    first, last = _blocks(found)
-    (name,) = found.weights
+    result = replace_me(work, 2)
+    first, last = _blocks(result)
+    (name,) = result.weights
     assert name == f"model.layers.{first - 1}.mlp.down_proj.weight"
     assert last == first + 1
 
@@ -217,12 +219,12 @@ def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
         ]
         return float(torch.stack(gaps).mean())
 
-    best = error(found)
-    assert best < 0.9 * error(Candidate(found.cut))
-    noise = torch.randn(found.weights[name].shape, generator=torch.Generator().manual_seed(0))
+    best = error(result)
+    assert best < 0.9 * error(Candidate(result.cut))
+    noise = torch.randn(result.weights[name].shape, generator=torch.Generator().manual_seed(0))
     for step in (1e-2, -1e-2):
-        other = {name: found.weights[name] + step * noise}
-        assert error(Candidate(found.cut, weights=other)) > best
+        other = {name: result.weights[name] + step * noise}
+        assert error(Candidate(result.cut, weights=other)) > best
 
 
 def test_the_bound_is_none_for_a_linear_branch_and_all_of_it_for_a_random_one() -> None:
@@ -247,16 +249,16 @@ def test_nbl_replaces_the_attentions_of_the_lowest_bound_by_maps(work: Workplace
     from tests.benchmarks.rivals.patching import _estimators, nbl
     from tests.benchmarks.rivals.work import layer_states
 
-    found = nbl(work, 2)
-    bounds = [each.bound for each in _estimators(work)]
+    candidate = nbl(work, 2)
+    bounds = [estimator.bound for estimator in _estimators(work)]
     layers = sorted(np.argsort(bounds)[:2].tolist())
-    assert sorted(found.cut) == [(layer, "attention") for layer in layers]
-    assert sorted(found.patches) == layers
+    assert sorted(candidate.cut) == [(layer, "attention") for layer in layers]
+    assert sorted(candidate.patches) == layers
     # The error of least squares is orthogonal to what the map reads, and has no mean.
-    patch = found.patches[layers[0]]
-    states = [each[layers[0]] for each in layer_states(work.model, work.text)]
-    x = torch.cat([each.entering for each in states]).flatten(0, 1)
-    error = torch.cat([each.attended for each in states]).flatten(0, 1) - patch(x)
+    patch = candidate.patches[layers[0]]
+    states = [state[layers[0]] for state in layer_states(work.model, work.text)]
+    x = torch.cat([state.entering for state in states]).flatten(0, 1)
+    error = torch.cat([state.attended for state in states]).flatten(0, 1) - patch(x)
     assert float((error.T @ x).abs().max()) < 1e-3 * float((x.T @ x).abs().max())
     assert float(error.mean(0).abs().max()) < 1e-4
 
@@ -282,13 +284,13 @@ def test_what_is_timed_computes_the_cut_model(work: Workplace) -> None:
     from tests.benchmarks.rivals.patching import nbl
 
     ids = torch.from_numpy(work.text.input_ids)
-    found = nbl(work, 2)
+    candidate = nbl(work, 2)
     with torch.inference_mode():
-        timed = really_cut(work.model, found)(ids, use_cache=False).logits
-        with branches_replaced(work.model, found.cut):
+        timed = really_cut(work.model, candidate)(ids, use_cache=False).logits
+        with branches_replaced(work.model, candidate.cut):
             expected = work.model(ids, use_cache=False).logits
     torch.testing.assert_close(timed, expected)
-    low, high = speedup(work.model, found, 2).ci95
+    low, high = speedup(work.model, candidate, 2).ci95
     assert 0 < low <= high
 
 
@@ -308,9 +310,9 @@ def test_the_last_layer_may_be_kept(work: Workplace) -> None:
 
     weak = _weakened(LAYERS - 1, 1e-4)
     assert least_turning_span(weak.model, work.text, 1) == LAYERS - 1
-    found = least_turning_span(weak.model, work.text, 1, last=False)
+    number = least_turning_span(weak.model, work.text, 1, last=False)
     distances = span_distances(weak.model, work.text, 1)
-    assert found == 1 + int(distances[1:-1].argmin()) < LAYERS - 1
+    assert number == 1 + int(distances[1:-1].argmin()) < LAYERS - 1
 
 
 def test_a_page_names_the_call_that_makes_it(tmp_path: Path) -> None:

@@ -42,13 +42,13 @@ def _lines(page: str, method: str) -> list[list[str]]:
 
 def test_a_page_has_the_finished_rows_and_marks_the_best() -> None:
     table = [Row("blocks", 4, "SLEB"), Row("blocks", 4, "ours"), Row("blocks", 7, "ours")]
-    found = {
+    result = {
         table[0].name: _finished(table[0], 1.0, [0.0, 0.0, 1.0, 1.0]),
         table[1].name: _finished(table[1], 0.5, [1.0, 1.0, 1.0, 1.0]),
     }
     answers = {"quiz": {"right": [1.0, 1.0, 1.0, 0.0], "log_p": [0.0, 0.0, -1.0, -2.0]}}
     whole = {"answers": answers, "layers": 30}
-    page = render(table, found, whole, SETTING)
+    page = render(table, result, whole, SETTING)
     worse, worse_tasks, published = _lines(page, "SLEB")
     best, best_tasks = _lines(page, "ours")
     assert published[1] == "2402.09025"
@@ -79,13 +79,13 @@ def test_bold_is_what_only_chance_tells_from_the_best_on_the_same_samples(
     spread, shift = np.array([-8.0, 8.0, -3.0, 3.0]), np.array([1.0, -1.0, 1.0, -1.0])
     sums = {**first["domains"]["test"], "nll_sums": (30 + spread).tolist()}
     other = {**sums, "nll_sums": (30 + spread + 10 * (better + noise * shift)).tolist()}
-    first["domains"], second["domains"] = ({"test": each, "docs": each} for each in (sums, other))
-    found = dict(zip([row.name for row in table], (first, second), strict=True))
-    page = render(table, found, {"answers": {}, "layers": 30}, SETTING)
+    first["domains"], second["domains"] = ({"test": item, "docs": item} for item in (sums, other))
+    outcome = dict(zip([row.name for row in table], (first, second), strict=True))
+    page = render(table, outcome, {"answers": {}, "layers": 30}, SETTING)
     assert _bold(page, "SLEB")[3]
     assert _bold(page, "ours")[3] == is_bold
-    (told,) = [line for line in page.splitlines() if line.startswith("Columns in which no row")]
-    assert ("excess" in told) != is_bold
+    (result,) = [line for line in page.splitlines() if line.startswith("Columns in which no row")]
+    assert ("excess" in result) != is_bold
 
 
 def test_samples_of_one_document_count_as_one() -> None:
@@ -106,11 +106,11 @@ def test_items_are_paired_too() -> None:
     best, alike, worse = [1.0] * 30 + [0.0] * 10, [0.0] + [1.0] * 28 + [0.0] * 11, [0.0] * 40
     answers = {"quiz": {"right": best, "log_p": best}}
     for right, is_bold in ((alike, True), (worse, False)):
-        found = {}
-        for row, each in zip(table, (best, right), strict=True):
-            found[row.name] = _finished(row, 1.0, each)
-            found[row.name]["answers"]["quiz"]["log_p"] = each
-        page = render(table, found, {"answers": answers, "layers": 30}, SETTING)
+        result = {}
+        for row, item in zip(table, (best, right), strict=True):
+            result[row.name] = _finished(row, 1.0, item)
+            result[row.name]["answers"]["quiz"]["log_p"] = item
+        page = render(table, result, {"answers": answers, "layers": 30}, SETTING)
         assert _bold(page, "ours")[-2:] == [is_bold] * 2
 
 
@@ -129,7 +129,7 @@ def test_every_method_has_rows_of_every_number_of_its_unit() -> None:
             assert {n for u, m, n in made if (u, m) == (unit, method)} == set(NUMBERS[unit])
     assert len({row.name for row in rows(1000)}) == len(list(rows(1000)))
     rivals = {method for _, method in METHODS if not method.startswith("ours")}
-    assert {each.method for each in PUBLISHED} == rivals
+    assert {item.method for item in PUBLISHED} == rivals
 
 
 def test_rows_that_train_are_kept_by_how_much() -> None:
@@ -139,10 +139,10 @@ def test_rows_that_train_are_kept_by_how_much() -> None:
 
 
 def test_answers_are_right_where_the_likeliest_choice_is(tmp_path: Path) -> None:
-    found = Answers.of([[-1.0, -1.0 - np.log(3.0)], [-5.0, -4.0, -9.0]], [0, 2])
-    np.testing.assert_array_equal(found.right, [1.0, 0.0])
+    result = Answers.of([[-1.0, -1.0 - np.log(3.0)], [-5.0, -4.0, -9.0]], [0, 2])
+    np.testing.assert_array_equal(result.right, [1.0, 0.0])
     others = np.exp([-5.0, -4.0, -9.0])
-    np.testing.assert_allclose(found.log_p, [np.log(0.75), -9.0 - np.log(others.sum())])
+    np.testing.assert_allclose(result.log_p, [np.log(0.75), -9.0 - np.log(others.sum())])
 
 
 def test_rows_are_found_by_what_they_hang_on(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.browser
 def test_a_full_page_has_no_problem(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text(as_page(full_report(), full_importance()), encoding="utf-8")
-    found = check_page(page, tmp_path)
-    assert found.problems == []
-    assert len(found.pictures) == 5
+    findings = check_page(page, tmp_path)
+    assert findings.problems == []
+    assert len(findings.pictures) == 5
 
 
 def test_the_longest_sign_fits_a_narrow_screen(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:
         "<div style='width: 3000px'>x</div>",
         encoding="utf-8",
     )
-    told = "\n".join(check_page(page).problems)
-    assert "asked for http://127.0.0.1:9/x.png" in told
-    assert "console: 1" in told
-    assert "px wide on a screen of 390" in told
+    text = "\n".join(check_page(page).problems)
+    assert "asked for http://127.0.0.1:9/x.png" in text
+    assert "console: 1" in text
+    assert "px wide on a screen of 390" in text

@@ -49,18 +49,18 @@ def check(dialect: Dialect, shop: Workshop, *, depth: bool = True, random_sets: 
     """Makes the dialect's graph, cuts it in many ways, and judges each result."""
     path = shop.make(dialect.name, dialect.make, LAYERS)
     model = load_model(path)
-    found = find_sites(model)
+    result = find_sites(model)
     facts = {"nodes": len(model.graph), "opset": model.graph.opset_imports.get("", 0)}
     if dialect.refused:
-        (refusal,) = found
+        (refusal,) = result
         assert isinstance(refusal, Refusal), "a graph that must be refused was searched"
         return Outcome(**facts, reason=refusal.reason)
-    sites = [site for site in found if isinstance(site, ResidualSite)]
-    assert sites == found, f"refused: {[str(site) for site in found if site not in sites]}"
+    sites = [site for site in result if isinstance(site, ResidualSite)]
+    assert sites == result, f"refused: {[str(site) for site in result if site not in sites]}"
     assert [(site.layer, site.kind) for site in sites] == _EXPECTED
     bench = _Bench(path, model, dialect)
     sets = list(_deletions(sites, random_sets))
-    worst = max(bench.error(asked, alone=len(asked) == 1) for asked in sets)
+    worst = max(bench.error(item, alone=len(item) == 1) for item in sets)
     assert worst <= dialect.tolerance, f"worst relative error {worst:.1e}"
     counted = depth and dialect.runs and dialect.stays is not None
     counts = _runtime_nodes(dialect, shop, bench) if counted else None

@@ -313,12 +313,12 @@ def flat_encoder(made: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def axes(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, dict[int, str]]:
     """Named dimensions, as TorchScript's exporter takes them."""
-    found: dict[str, dict[int, str]] = {}
+    lines: dict[str, dict[int, str]] = {}
     for name in (*inputs, *outputs):
         if name.startswith("past"):
-            found[name] = {0: "batch", 2: "past"}
+            lines[name] = {0: "batch", 2: "past"}
         elif name.startswith("present") or name == "attention_mask":
-            found[name] = {0: "batch", 2 if name.startswith("present") else 1: "total"}
+            lines[name] = {0: "batch", 2 if name.startswith("present") else 1: "total"}
         else:
-            found[name] = {0: "batch", 1: "sequence"}
-    return found
+            lines[name] = {0: "batch", 1: "sequence"}
+    return lines

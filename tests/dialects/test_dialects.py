@@ -51,8 +51,8 @@ def test_sublayers_are_found_and_cut(dialect: Dialect, shop: Workshop) -> None:
 def test_the_wrong_layer_is_caught(
     name: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: ir.Model, asked: list[Deletion]) -> Any:
-        return prune_graph(model, [Deletion((d.layer + 1) % LAYERS, d.kind) for d in asked])
+    def wrong(model: ir.Model, deletions: list[Deletion]) -> Any:
+        return prune_graph(model, [Deletion((d.layer + 1) % LAYERS, d.kind) for d in deletions])
 
     monkeypatch.setattr(checks, "prune_graph", wrong)
     with pytest.raises(AssertionError):

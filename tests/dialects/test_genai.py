@@ -72,11 +72,11 @@ def runtime_logits(folder: Path, steps: Sequence[Sequence[int]]) -> np.ndarray[A
     parameters = runtime.GeneratorParams(model)
     parameters.set_search_options(max_length=sum(map(len, steps)) + 16)
     generator = runtime.Generator(model, parameters)
-    found = []
+    result = []
     for step in steps:
         generator.append_tokens(step)
-        found.append(np.array(generator.get_logits()).reshape(-1))
-    return np.stack(found)
+        result.append(np.array(generator.get_logits()).reshape(-1))
+    return np.stack(result)
 
 
 def shortfalls(model: ir.Model, folder: Path, tokens: Sequence[int]) -> list[float]:
@@ -98,16 +98,16 @@ def shortfalls(model: ir.Model, folder: Path, tokens: Sequence[int]) -> list[flo
         for value in session.get_inputs()
         if value.name.startswith("past")
     }
-    step, length, found = list(PROMPT), 0, []
+    step, length, values = list(PROMPT), 0, []
     for token in tokens:
         length += len(step)
         feed = {"input_ids": np.array([step]), "attention_mask": np.ones((1, length), np.int64)}
         outputs = dict(zip(names, session.run(names, feed | caches), strict=True))
         caches = {name: outputs[name.replace("past_key_values", "present")] for name in caches}
         logits = outputs["logits"][0, -1]
-        found.append(float((logits.max() - logits[token]) / np.abs(logits).max()))
+        values.append(float((logits.max() - logits[token]) / np.abs(logits).max()))
         step = [token]
-    return found
+    return values
 
 
 @pytest.mark.parametrize("renumber", [False, True], ids=["gaps", "dense"])
@@ -166,8 +166,8 @@ def test_a_layer_for_each_cache_is_declared(source: Path, tmp_path: Path) -> Non
 def test_cuts_in_which_a_rounding_shows_are_verified(source: Path, tmp_path: Path) -> None:
     """Joined sums round in another place; int4 products made a step of a quantiser of that."""
     plan = [(1, "mlp"), (2, "attention"), (0, "attention"), (0, "mlp")]
-    asked = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in plan]
-    assert prune_file(source, tmp_path / "cut.onnx", asked).verification.passed
+    deletions = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in plan]
+    assert prune_file(source, tmp_path / "cut.onnx", deletions).verification.passed
 
 
 @pytest.mark.parametrize("cut", [None, "attention", "first attention and an MLP"])
@@ -184,11 +184,11 @@ def test_depthcut_generates_what_the_runtime_does(
     ends = frozenset(_ends(folder))
     with open_decoder(folder, threads=1) as decoder:
         assert isinstance(decoder, OnnxRuntimeDecoder)
-        found = generate(decoder, PROMPT, new_tokens=NEW, stop_ids=ends)
+        result = generate(decoder, PROMPT, new_tokens=NEW, stop_ids=ends)
         assert isinstance(decoder.cache, SharedCache)
-        assert [*found.token_ids] == [token for token in wanted if token not in ends]
+        assert [*result.token_ids] == [token for token in wanted if token not in ends]
         other = generate(decoder, PROMPT[::-1], new_tokens=NEW, stop_ids=ends)
-    assert other.token_ids != found.token_ids
+    assert other.token_ids != result.token_ids
     limit = read_cache_form(next(folder.glob("*.onnx"))).positions
     assert limit is not None
     with pytest.raises(BackendError, match=f"room for {limit} positions"):
@@ -200,17 +200,17 @@ def test_a_window_s_cache_has_room_for_the_whole_text(shop: Workshop) -> None:
     """Twice the window; the runtime keeps a window's worth, with the same logits."""
     source = shop.make("windowed", genai("fp32", "gemma2"), LAYERS)
     with OnnxRuntimeDecoder(source, threads=1) as decoder:
-        found = [decoder.prefill(np.array([PROMPT]), context=len(PROMPT) + NEW)]
-        found += [decoder.step(np.array([[token]])) for token in PROMPT[:NEW]]
+        result = [decoder.prefill(np.array([PROMPT]), context=len(PROMPT) + NEW)]
+        result += [decoder.step(np.array([[token]])) for token in PROMPT[:NEW]]
         short = decoder.prefill(np.array([PROMPT[:3]]), context=3)  # less than a window
         assert isinstance(decoder.cache, SharedCache)
         whole = decoder.prefill(np.array([PROMPT + PROMPT[:NEW]]))
-        assert not np.allclose(whole, found[0], rtol=0, atol=0.1)
+        assert not np.allclose(whole, result[0], rtol=0, atol=0.1)
     wanted = runtime_logits(source.parent, [PROMPT, *([token] for token in PROMPT[:NEW])])
     limit = 1e-4 * max(1.0, np.abs(wanted).max())
-    assert np.abs(np.concatenate(found) - wanted).max() <= limit
+    assert np.abs(np.concatenate(result) - wanted).max() <= limit
     assert np.abs(whole - wanted[-1]).max() <= limit
     assert np.abs(short - runtime_logits(source.parent, [PROMPT[:3]])).max() <= limit
     with OnnxRuntimeRunner(source, threads=1) as runner:
         feed = make_inputs(runner.inputs, Shape("prefill", 1, len(PROMPT), 0), np.array([PROMPT]))
-        assert np.abs(runner.run(feed)["logits"][:, -1] - found[0]).max() <= limit
+        assert np.abs(runner.run(feed)["logits"][:, -1] - result[0]).max() <= limit

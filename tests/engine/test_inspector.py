@@ -40,9 +40,9 @@ def engine(information: str) -> Any:
 def test_it_tells_its_layers_and_its_memory() -> None:
     listener: Any = SimpleNamespace(log=None)
     one = engine(json.dumps({"Layers": LAYERS, "Bindings": []}))
-    found = inspected(library(one), listener, memoryview(b""), TOLD)
-    assert found.layers == {"attention": 1, "gemm": 1, "kgen": 1}
-    assert found.memory_bytes == {"activation": 300, "host_persistent": 7, "weights": 2000}
+    table = inspected(library(one), listener, memoryview(b""), TOLD)
+    assert table.layers == {"attention": 1, "gemm": 1, "kgen": 1}
+    assert table.memory_bytes == {"activation": 300, "host_persistent": 7, "weights": 2000}
 
 
 def test_what_does_not_load_stays_as_the_log_has_it() -> None:

@@ -28,5 +28,5 @@ def test_the_largest_memory_of_a_kind_is_told() -> None:
 
 
 def test_another_log_gives_an_empty_table() -> None:
-    found = read_layers(["Layer x of kind y", "Total memory: much"])
-    assert (found.layers, found.memory_bytes) == ({}, {})
+    table = read_layers(["Layer x of kind y", "Total memory: much"])
+    assert (table.layers, table.memory_bytes) == ({}, {})

@@ -35,16 +35,16 @@ def text(samples: int = 24, length: int = 16, seed: int = 0) -> CalibrationText:
 def fitting(loaded: Any, work: Path | None = None, **options: Any) -> Fitting:
     usual = {"kind": "distill", "tokens": 12 * 64, "step_tokens": 64, "sequence_length": 16}
     rate = {"learning_rate": RATES[options.get("train", "adapters")]}
-    asked = HealOptions(**usual | rate | options)
+    heal_options = HealOptions(**usual | rate | options)
     first = text()
     texts = HealingTexts(first, (first.ref,), (text(8, seed=1),), None)
-    return Fitting(loaded, texts, DROPPED, asked, work, QUIET)
+    return Fitting(loaded, texts, DROPPED, heal_options, work, QUIET)
 
 
 def answer(model: Any) -> Any:
     with torch.inference_mode():
-        found = model(IDS)
-        return (found.logits if hasattr(found, "logits") else found[0]).clone()
+        result = model(IDS)
+        return (result.logits if hasattr(result, "logits") else result[0]).clone()
 
 
 def student_of(loaded: Any, train: Any = "adapters") -> Student:

@@ -71,12 +71,12 @@ def write_source(folder: Path, family: str) -> Path:
     made_model(family).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     if family == "whisper":
-        told = {
+        result = {
             "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 8,
             "sampling_rate": RATE, "hop_length": 160, "chunk_length": 1, "n_fft": 400,
             "padding_value": 0.0,
         }  # fmt: skip
-        (folder / "preprocessor_config.json").write_text(json.dumps(told))
+        (folder / "preprocessor_config.json").write_text(json.dumps(result))
     return folder
 
 

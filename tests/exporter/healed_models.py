@@ -29,7 +29,7 @@ def random_replacements(
     def normal(*shape: int, scale: float = 1.0) -> Any:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
-    found = {}
+    result = {}
     for deletion in deletions:
         kinds = ("attention", "mlp") if deletion.kind == "block" else (deletion.kind,)
         for kind in kinds if deletion.replacement != "none" else ():
@@ -40,8 +40,8 @@ def random_replacements(
             elif deletion.replacement == "linear" and rank is not None:
                 factors = normal(rank, hidden, scale=one), normal(hidden, rank, scale=rank**-0.5)
                 tensors = ReplacementTensors(bias, factors=factors)
-            found[SublayerRef(deletion.layer, kind)] = tensors
-    return Replacements(Path("replacements.safetensors"), "0" * 64, found)
+            result[SublayerRef(deletion.layer, kind)] = tensors
+    return Replacements(Path("replacements.safetensors"), "0" * 64, result)
 
 
 def ids_of(batch: int = 2, tokens: int = 12) -> Any:

@@ -39,8 +39,8 @@ def _hang(_signal: int, _frame: object) -> None:
 def _run(arguments: list[str]) -> dict[str, Any]:
     from exporter.cli import run
 
-    for found in _seen.values():
-        found.clear()
+    for item in _seen.values():
+        item.clear()
     said = io.StringIO()
     signal.signal(signal.SIGALRM, _hang)
     signal.alarm(_LONGEST_S)
@@ -56,5 +56,5 @@ def _run(arguments: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.addaudithook(_note)
-    told = [_run(each) for each in json.loads(Path(sys.argv[1]).read_text())]
+    told = [_run(item) for item in json.loads(Path(sys.argv[1]).read_text())]
     print(json.dumps(told))

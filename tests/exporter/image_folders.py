@@ -26,8 +26,8 @@ def write_image(path: Path, seed: int, size: tuple[int, int] = (20, 24)) -> Path
     pixels[:, 0] = 0  # rows without a filter
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        told = name + content
-        return struct.pack(">I", len(content)) + told + struct.pack(">I", zlib.crc32(told))
+        result = name + content
+        return struct.pack(">I", len(content)) + result + struct.pack(">I", zlib.crc32(result))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = [("IHDR", header), ("IDAT", zlib.compress(pixels.tobytes())), ("IEND", b"")]
@@ -51,8 +51,8 @@ def write_classifier(folder: Path, model_type: str = "vit", **changes: Any) -> P
     from tests.exporter.tiny_families import tiny_model
 
     names = dict(enumerate(KINDS))
-    told = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    model = tiny_model(model_type, head="ImageClassification", **told | changes)
+    result = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    model = tiny_model(model_type, head="ImageClassification", **result | changes)
     model.save_pretrained(folder)
     write_processor(folder)
     return folder
@@ -60,5 +60,5 @@ def write_classifier(folder: Path, model_type: str = "vit", **changes: Any) -> P
 
 def write_processor(folder: Path, **changes: Any) -> None:
     """Its settings beside a model; an entry that is None is left out."""
-    told = {name: value for name, value in (PROCESSOR | changes).items() if value is not None}
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    values = {name: value for name, value in (PROCESSOR | changes).items() if value is not None}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))

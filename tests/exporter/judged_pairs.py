@@ -16,5 +16,5 @@ def compare_pair(
     """What ``compare_predictions`` says of a pair alone."""
     arms = {"baseline": baseline, "candidate": candidate}
     tokens = EvaluationTokens(token_ids, "text", "0" * 64, is_text=True, overlap=overlap)
-    (found,) = compare_predictions(arms, [("baseline", "candidate")], tokens, causal=causal)
-    return found
+    (accuracy,) = compare_predictions(arms, [("baseline", "candidate")], tokens, causal=causal)
+    return accuracy

@@ -40,7 +40,7 @@ class MadeMeter:
 
     def measure_many(self, cut: Any, others: Sequence[Any], progress: Any = None) -> list[Damage]:
         self.calls += 1 + len(others)
-        return [self._damage(self.kl(each)) for each in (cut, *others)]
+        return [self._damage(self.kl(item)) for item in (cut, *others)]
 
     @staticmethod
     def _damage(kl: float) -> Damage:
@@ -90,6 +90,6 @@ def every_walk(options: Sequence[Any]) -> Iterator[list[Any]]:
     for option in options:
         by_name.setdefault(option.names, []).append(option)
     for picked in product(*([None, *own] for own in by_name.values())):
-        found = [option for option in picked if option is not None]
-        if 0 < len(found) < len(NAMES):
-            yield found
+        result = [option for option in picked if option is not None]
+        if 0 < len(result) < len(NAMES):
+            yield result

@@ -12,10 +12,10 @@ from exporter.options import Options
 def leaves_of(kind: type, begin: str = "") -> Iterator[str]:
     """The options of a class and of its parts."""
     hints = get_type_hints(kind)
-    for each in dataclasses.fields(kind):
-        told = [hints[each.name], *get_args(hints[each.name])]
-        parts = [one for one in told if isinstance(one, type) and issubclass(one, Options)]
+    for field in dataclasses.fields(kind):
+        result = [hints[field.name], *get_args(hints[field.name])]
+        parts = [one for one in result if isinstance(one, type) and issubclass(one, Options)]
         if parts:
-            yield from leaves_of(parts[0], f"{begin}{each.name}.")
+            yield from leaves_of(parts[0], f"{begin}{field.name}.")
         else:
-            yield begin + each.name
+            yield begin + field.name

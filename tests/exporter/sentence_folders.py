@@ -38,8 +38,8 @@ def write_sentence_files(
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     if prompts is not None:
-        told = json.dumps({"prompts": prompts, "default_prompt_name": default_prompt})
-        (folder / "config_sentence_transformers.json").write_text(told)
+        text = json.dumps({"prompts": prompts, "default_prompt_name": default_prompt})
+        (folder / "config_sentence_transformers.json").write_text(text)
 
 
 def write_dense(
@@ -55,8 +55,8 @@ def write_dense(
     (folder / "2_Dense").mkdir(exist_ok=True)
     numbers = {"linear.weight": weight, "linear.bias": bias}
     save_file(numbers, folder / "2_Dense" / "model.safetensors")
-    told = {"activation_function": f"torch.nn.modules.activation.{activation}"}
-    (folder / "2_Dense" / "config.json").write_text(json.dumps(told))
+    result = {"activation_function": f"torch.nn.modules.activation.{activation}"}
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(result))
     return weight, bias
 
 
@@ -73,9 +73,9 @@ def write_encoder(folder: Path, head: str = "Model", **config: Any) -> None:
     made = getattr(transformers, f"Bert{head}")(transformers.BertConfig(**sizes | config))
     made.save_pretrained(folder)
     write_tokenizer(folder)
-    told = {"model_input_names": ["input_ids", "attention_mask"], "pad_token": "[UNK]"}
+    result = {"model_input_names": ["input_ids", "attention_mask"], "pad_token": "[UNK]"}
     file = str(folder / "tokenizer.json")
-    transformers.PreTrainedTokenizerFast(tokenizer_file=file, **told).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_file=file, **result).save_pretrained(folder)
 
 
 def write_bert_tokenizer(folder: Path) -> None:

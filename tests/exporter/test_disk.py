@@ -79,9 +79,9 @@ limited(lambda: save_pretrained_files(loaded, folder), 2_000)
 limited(lambda: save_checkpoint(loaded, folder), 5_000)
 limited(lambda: save_checkpoint(loaded, folder), 2_000_000)
 """
-    *told, fits = told_by(code, tmp_path)
+    *result, fits = told_by(code, tmp_path)
     one_line = f"{errno.EFBIG}|File too large|{tmp_path}"
-    assert told == [f"{one_line}|{name}" for name in ("OSError", "Exception", "SafetensorError")]
+    assert result == [f"{one_line}|{name}" for name in ("OSError", "Exception", "SafetensorError")]
     assert fits == "written"
 
 
@@ -113,9 +113,9 @@ limited(lambda: export_with_optimum(loaded, folder), size + 10_000)
 with scratch_folder("test") as place:
     print(place.parent)
 """
-    *told, place = told_by(code, tmp_path)
+    *result, place = told_by(code, tmp_path)
     one_line = f"{errno.EFBIG}|File too large|{place}"
-    assert told == [f"{one_line}|OSError", f"{one_line}|ExportError"]
+    assert result == [f"{one_line}|OSError", f"{one_line}|ExportError"]
     assert not list(tmp_path.iterdir())
 
 

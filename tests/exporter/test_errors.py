@@ -30,9 +30,9 @@ def test_the_first_line(error: Exception, told: str) -> None:
 def test_memory_that_ran_out_is_nobodys_file(error: Exception) -> None:
     wrapped = ExportError("It can't be exported.")
     wrapped.__cause__ = error
-    for told in (error, wrapped):
+    for item in (error, wrapped):
         with pytest.raises(MemoryError, match="17 GiB"):
-            pass_on_memory_error(told)
+            pass_on_memory_error(item)
 
 
 def test_other_errors_are_left_to_the_handler() -> None:

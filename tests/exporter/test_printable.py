@@ -75,10 +75,10 @@ def test_what_only_looks_like_one_stays(text: str) -> None:
 
 @given(texts)
 def test_whatever_the_text_nothing_is_obeyed_and_once_is_enough(text: str) -> None:
-    told = printable(text)
-    assert not any(begins_a_command(line) for line in told.split("\n"))
-    assert not set(told) & (set(ACTIVE) - {"\n", "\t"})
-    assert printable(told) == told
+    result = printable(text)
+    assert not any(begins_a_command(line) for line in result.split("\n"))
+    assert not set(result) & (set(ACTIVE) - {"\n", "\t"})
+    assert printable(result) == result
     assert one_line(one_line(text)) == one_line(text)
 
 
@@ -95,16 +95,16 @@ def test_json_says_the_same_and_is_safe(data: dict[str, str]) -> None:
         (data, json.dumps(data, indent=2)),
         (safe, json.dumps(safe, ensure_ascii=False)),
     ):
-        told = printable_json(text)
-        assert json.loads(told) == content
-        assert not any(begins_a_command(line) for line in told.split("\n"))
+        result = printable_json(text)
+        assert json.loads(result) == content
+        assert not any(begins_a_command(line) for line in result.split("\n"))
 
 
 def test_json_escapes_what_json_leaves() -> None:
     text = json.dumps({"name": "\x9b31m\u202e\x7f"}, ensure_ascii=False)
-    told = printable_json(text)
-    assert told.isascii()
-    assert json.loads(told) == json.loads(text)
+    result = printable_json(text)
+    assert result.isascii()
+    assert json.loads(result) == json.loads(text)
 
 
 def test_what_libraries_print_passes_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,9 +116,9 @@ def test_what_libraries_print_passes_it(capsys: pytest.CaptureFixture[str]) -> N
         assert sys.stderr.isatty() is before[1].isatty()
         raw_output(sys.stdout).write("\x1b[0m")
     assert (sys.stdout, sys.stderr) == before
-    told = capsys.readouterr()
-    assert told.out == "\\x1b[31mred\n:\\x3aerror::x\n\x1b[0m"
-    assert told.err == ":\\x3aerror::x\n\r 10%\r 20%\r:\\x3aerror::x"
+    printed = capsys.readouterr()
+    assert printed.out == "\\x1b[31mred\n:\\x3aerror::x\n\x1b[0m"
+    assert printed.err == ":\\x3aerror::x\n\r 10%\r 20%\r:\\x3aerror::x"
 
 
 def test_a_stream_that_nobody_wrapped_is_its_own_raw_one() -> None:

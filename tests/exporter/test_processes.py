@@ -130,9 +130,9 @@ def test_the_kernel_s_line_is_read_by_its_columns(
     (tmp_path / "stat").write_text("cpu  10 20 30 400 50 1 2 7 9 9\ncpu0 1 1 1 1\n")
     monkeypatch.setattr(processes, "_KERNEL_COUNTERS", tmp_path / "stat")
     monkeypatch.setattr(os, "sysconf", lambda _: 10)
-    found = cpu_times()
-    assert found is not None
-    assert (found.total, found.busy) == (52.0, 7.0)
+    times = cpu_times()
+    assert times is not None
+    assert (times.total, times.busy) == (52.0, 7.0)
 
 
 def test_a_busy_neighbour_is_seen() -> None:

@@ -107,8 +107,8 @@ class TinyGguf:
 
     @property
     def alignment(self) -> int:
-        told = self.entries.get("general.alignment", ("I", 32))
-        return int(told[1]) if told[1] in (8, 16, 32, 64, 128) else 32
+        value = self.entries.get("general.alignment", ("I", 32))
+        return int(value[1]) if value[1] in (8, 16, 32, 64, 128) else 32
 
     def data(self) -> bytes:
         head = [
@@ -123,9 +123,9 @@ class TinyGguf:
         head += [text(key) + value_of(value) for key, value in self.entries.items()]
         body, offset = [], 0
         for name, (shape, kind, content) in self.tensors.items():
-            told = self.offsets.get(name, offset)
+            result = self.offsets.get(name, offset)
             head.append(
-                text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, told)
+                text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, result)
             )
             padding = b"\0" * (-len(content) % self.alignment)
             body.append(content + padding)
@@ -143,12 +143,12 @@ class TinyGguf:
         paths = []
         for number in range(count):
             own = names[number * len(names) // count : (number + 1) * len(names) // count]
-            told = {
+            result = {
                 "split.no": ("H", number),
                 "split.count": ("H", count),
                 "split.tensors.count": ("i", len(names)),
             }
-            entries = {**(self.entries if number == 0 else {}), **told}
+            entries = {**(self.entries if number == 0 else {}), **result}
             part = TinyGguf(entries, {name: self.tensors[name] for name in own})
             paths.append(part.write(folder / f"{stem}-{number + 1:05}-of-{count:05}.gguf"))
         return paths
@@ -165,12 +165,12 @@ def tensors_of(path: Path) -> dict[str, bytes]:
 
 
 def _numbers(file: GgufFile) -> dict[str, Floats]:
-    found = {}
+    floats = {}
     for tensor in file.tensors:
         dtype = {0: np.float32, 1: np.float16}[tensor.kind]
         flat = np.frombuffer(bytes_of(tensor), dtype)
-        found[tensor.name] = flat.reshape(tensor.shape[::-1]).astype(np.float64)
-    return found
+        floats[tensor.name] = flat.reshape(tensor.shape[::-1]).astype(np.float64)
+    return floats
 
 
 def llama_cpp_logits(

@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"^## (?P<library>[^\n]+?)$" + _CODE, re.M | re.S)
 def lines_of(text: str) -> dict[str, str]:
     """The blocks of code of such a file, or of a card, by the libraries that they are for."""
     pattern = _LED if _LED.search(text) else _BLOCK
-    return {found["library"].replace("\\", ""): found["text"] for found in pattern.finditer(text)}
+    return {item["library"].replace("\\", ""): item["text"] for item in pattern.finditer(text)}
 
 
 def run_lines(text: str, folder: Path) -> tuple[str, dict[str, Any]]:

@@ -23,13 +23,13 @@ def main(arguments: list[str]) -> int:
     logging.disable(logging.CRITICAL)
     chosen = [s for s in SUBJECTS if not options.names or s.name in options.names]
     page = options.write.read_text() if options.write and options.write.exists() else ""
-    found = read_lines(page) | {subject.name: [] for subject in chosen}
+    lines = read_lines(page) | {subject.name: [] for subject in chosen}
     with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
         for row in rows(chosen, Path(folder)):
             print(row.line(), flush=True)
-            found[row.subject].append(row.line())
+            lines[row.subject].append(row.line())
             if options.write:
-                write_text(options.write, render(found))
+                write_text(options.write, render(lines))
     return 0
 
 

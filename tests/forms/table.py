@@ -63,18 +63,18 @@ def rows(subjects: Iterable[Subject], folder: Path) -> Iterable[Row]:
 
 def read_lines(page: str) -> dict[str, list[str]]:
     """An earlier page's lines by architecture."""
-    found: dict[str, list[str]] = {}
+    lines: dict[str, list[str]] = {}
     for line in [line for line in page.splitlines() if line.count("|") == len(COLUMNS) + 1][2:]:
-        found.setdefault(line.split("|")[1].strip(), []).append(line)
-    return found
+        lines.setdefault(line.split("|")[1].strip(), []).append(line)
+    return lines
 
 
 def render(found: Mapping[str, list[str]]) -> str:
     """The whole page, from lines by architecture."""
-    told = ", ".join(f"{tool} {version(tool).partition('+')[0]}" for tool in _TOOLS)
+    text = ", ".join(f"{tool} {version(tool).partition('+')[0]}" for tool in _TOOLS)
     head = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
     body = [line for subject in SUBJECTS for line in found.get(subject.name, [])]
-    lines = [f"Versions: {told}.", "", *head, *body]
+    lines = [f"Versions: {text}.", "", *head, *body]
     return INTRODUCTION + "\n".join(lines) + "\n"
 
 

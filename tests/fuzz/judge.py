@@ -68,9 +68,9 @@ def check_file(path: Path, cut: Cut, *, run: bool = True) -> Outcome:
         _clear(error.message, error.hint)
         return "no file"
     before = _bytes(model)
-    found = find_sites(model)
-    sites = [item for item in found if isinstance(item, ResidualSite)]
-    for refusal in found:
+    result = find_sites(model)
+    sites = [item for item in result if isinstance(item, ResidualSite)]
+    for refusal in result:
         if isinstance(refusal, Refusal):
             _clear(refusal.reason)
     deletions = cut.deletions(sites) if sites else [Deletion(0, "attention")]
@@ -127,9 +127,9 @@ def _compare(
     expected = [{renamed.get(k, k): v for k, v in run.items() if k not in gone} for run in masked]
     if _ranks(expected) != _ranks(actual) and _hides_a_rank(model):
         return "shapes undeclared"
-    told = [_equal(want, have) for want, have in zip(expected, actual, strict=True)]
+    flags = [_equal(want, have) for want, have in zip(expected, actual, strict=True)]
     _check_as_the_original(model, pruned)
-    return "equal" if all(told) else "says nothing"
+    return "equal" if all(flags) else "says nothing"
 
 
 def _ranks(runs: Sequence[Arrays]) -> list[dict[str, int]]:
@@ -172,7 +172,7 @@ def _equal(expected: Arrays, actual: Arrays) -> bool:
     """Whether there was anything finite to compare; raises where it differs."""
     if set(expected) != set(actual):
         raise WrongModel(f"other outputs: {sorted(set(expected) ^ set(actual))}")
-    told = False
+    flag = False
     for name, want in expected.items():
         have = actual[name]
         if not isinstance(want, np.ndarray) or want.dtype.kind in "OSU":
@@ -187,5 +187,5 @@ def _equal(expected: Arrays, actual: Arrays) -> bool:
         difference = np.abs(want[finite] - have[finite])
         if difference.size and not difference.max() <= _RELATIVE * scale:
             raise WrongModel(f"{name!r} differs by {difference.max():.2e} of {scale:.2e}")
-        told = told or bool(difference.size)
-    return told
+        flag = flag or bool(difference.size)
+    return flag

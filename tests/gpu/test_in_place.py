@@ -34,8 +34,8 @@ STEPS = np.array([[9, 2, 6], [8, 1, 8], [3, 3, 9], [1, 2, 3]])  # the third is o
 
 
 def steps(decoder: TensorRtDecoder | OnnxRuntimeDecoder, rows: int) -> list[np.ndarray]:  # type: ignore[type-arg]
-    found = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
-    return found + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
+    result = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
+    return result + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
 
 
 def built(folder: Path, backend: Backend, *, split: bool = True) -> tuple[Path, Path]:
@@ -67,8 +67,8 @@ def test_it_continues_as_on_onnx_runtime(
     with open_engine(engines) as runner, decoder_on(runner) as borrowed:
         assert isinstance(borrowed, TensorRtDecoder)
         shared = steps(borrowed, rows)
-    for found in (first, again, shared):
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    for item in (first, again, shared):
+        np.testing.assert_allclose(item, wanted, rtol=1e-3, atol=1e-3)
 
 
 @BACKENDS
@@ -93,8 +93,8 @@ def test_rows_with_padding_before_them_are_as_on_onnx_runtime(
         inputs = given(runner, shape)
         inputs["attention_mask"][1, :3] = 0
         inputs["position_ids"][1] = np.maximum(inputs["position_ids"][1] - 3, 0)
-        found, wanted = (each.run(inputs, ["logits"])["logits"] for each in (runner, other))
-    np.testing.assert_allclose(found[:, -1], wanted[:, -1], rtol=1e-3, atol=1e-3)
+        result, wanted = (item.run(inputs, ["logits"])["logits"] for item in (runner, other))
+    np.testing.assert_allclose(result[:, -1], wanted[:, -1], rtol=1e-3, atol=1e-3)
 
 
 @BACKENDS

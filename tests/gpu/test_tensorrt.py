@@ -82,13 +82,13 @@ def expected(onnx: Path, inputs: dict[str, Any]) -> dict[str, Any]:
 def test_it_computes_what_onnx_runtime_computes(shape: Shape, onnx: Path, engines: Path) -> None:
     with open_engine(engines) as runner:
         inputs = make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY))
-        found = runner.run(inputs)
+        result = runner.run(inputs)
     wanted = expected(onnx, inputs)
-    assert found.keys() == wanted.keys()
+    assert result.keys() == wanted.keys()
     # A prompt's engine gives the logits of its last position.
-    wanted["logits"] = wanted["logits"][:, -found["logits"].shape[1] :]
+    wanted["logits"] = wanted["logits"][:, -result["logits"].shape[1] :]
     for name in wanted:  # fp32 without TF32: sums in another order
-        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(result[name], wanted[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("fused_attention", [False, True])
@@ -100,10 +100,10 @@ def test_half_precision_computes_the_same_to_its_own_precision(
     shape = Shape("decode", 2, 1, 64)
     with open_engine(folder) as runner:
         inputs = make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY))
-        found = runner.run(inputs, ["logits"])["logits"].astype(np.float32)
+        result = runner.run(inputs, ["logits"])["logits"].astype(np.float32)
     wanted = expected(onnx, inputs)["logits"].astype(np.float32)
     # fp16 has 10 bits; the largest logit tells how large a sum was rounded.
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-2 * np.abs(wanted).max())
+    np.testing.assert_allclose(result, wanted, rtol=0, atol=2e-2 * np.abs(wanted).max())
 
 
 def test_it_generates_the_tokens_of_onnx_runtime(onnx: Path, engines: Path) -> None:
@@ -119,10 +119,10 @@ def test_it_generates_the_tokens_of_onnx_runtime(onnx: Path, engines: Path) -> N
 def test_two_sequences_stay_apart(onnx: Path, engines: Path) -> None:
     prompts, step = np.array([[3, 1, 4], [2, 7, 1]]), np.array([[5], [6]])
     with TensorRtDecoder(find_engines(engines)) as decoder:
-        found = [decoder.prefill(prompts), decoder.step(step)]
+        result = [decoder.prefill(prompts), decoder.step(step)]
     with OnnxRuntimeDecoder(onnx, threads=1) as reference:
         wanted = [reference.prefill(prompts), reference.step(step)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(result, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_the_cache_stays_on_the_device(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,8 +118,8 @@ class _Builder(GraphBuilder):
             self._publish(cache, f"present.{layer}.{part}", "batch", KV_HEADS, "total", SIZE)
             self._outputs.append(cache)
         keys, values = (self._repeated(cache) for cache in caches)
-        found = self._attended(query, keys, values, mask)
-        turned = self._op("Transpose", found, perm=[0, 2, 1, 3])
+        result = self._attended(query, keys, values, mask)
+        turned = self._op("Transpose", result, perm=[0, 2, 1, 3])
         flat = self._op("Reshape", turned, self._constant([0, 0, HEADS * SIZE]))
         return self._project(flat, HIDDEN, HEADS * SIZE)
 
@@ -223,9 +223,9 @@ class _Builder(GraphBuilder):
         if self._spec.window is not None:
             first = self._op("Sub", rows, self._constant(self._spec.window))
             seen = self._op("And", seen, self._op("Greater", keys, first))
-        told = self._op("Cast", self._told, to=ir.DataType.BOOL.value)
-        told = self._op("Unsqueeze", told, self._constant([1, 2]))
-        seen = self._op("And", seen, told)
+        value = self._op("Cast", self._told, to=ir.DataType.BOOL.value)
+        value = self._op("Unsqueeze", value, self._constant([1, 2]))
+        seen = self._op("And", seen, value)
         declare(seen, ir.DataType.BOOL, "batch", 1, "sequence", "total")
         if self._spec.mask != "alibi":
             return seen

@@ -27,7 +27,7 @@ def numbers(
     """Random numbers for every replacement that is asked for; linear maps as factors of a rank."""
     rng = np.random.default_rng(seed)
     hidden = 32 if model.graph.name == "fused" else 8
-    found = {}
+    given = {}
     for deletion in deletions:
         for site in sites_of(model):
             meant = site.layer == deletion.layer and deletion.kind in (site.kind, "block")
@@ -35,15 +35,15 @@ def numbers(
                 continue
             bias = rng.standard_normal(hidden).astype(dtype)
             if deletion.replacement == "bias":
-                found[site.ref] = ReplacementTensors(bias)
+                given[site.ref] = ReplacementTensors(bias)
             elif rank is None:
                 weight = (rng.standard_normal((hidden, hidden)) / hidden**0.5).astype(dtype)
-                found[site.ref] = ReplacementTensors(bias, weight)
+                given[site.ref] = ReplacementTensors(bias, weight)
             else:
                 down = (rng.standard_normal((rank, hidden)) / hidden**0.5).astype(dtype)
                 up = (rng.standard_normal((hidden, rank)) / rank**0.5).astype(dtype)
-                found[site.ref] = ReplacementTensors(bias, factors=(down, up))
-    return found
+                given[site.ref] = ReplacementTensors(bias, factors=(down, up))
+    return given
 
 
 def plan(*entries: tuple[DeletionKind, int, Replacement]) -> list[Deletion]:

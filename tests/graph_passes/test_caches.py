@@ -93,8 +93,8 @@ class _CrossAttention(_Builder):
         x = self._op("Add", x, attention)
         query, key, value = self._heads(x), self._keys(layer, "key"), self._keys(layer, "value")
         scores = self._op("MatMul", query, self._op("Transpose", key, perm=[0, 1, 3, 2]))
-        found = self._op("MatMul", self._op("Softmax", scores), value)
-        flat = self._op("Transpose", found, perm=[0, 2, 1, 3])
+        result = self._op("MatMul", self._op("Softmax", scores), value)
+        flat = self._op("Transpose", result, perm=[0, 2, 1, 3])
         flat = self._op("Reshape", flat, self._constant(np.array([0, 0, HIDDEN])))
         x = self._op("Add", x, self._op("MatMul", flat, self._weight(HIDDEN, HIDDEN)))
         (mlp,) = self._mlp(self._norm(x), layer)
@@ -182,8 +182,8 @@ class _DerivedKeys(_Published):
 
 
 def test_an_output_that_is_made_of_the_keys_keeps_cross_attention_in_place() -> None:
-    found = find_sites(_DerivedKeys(TinySpec(layers=2), 0).build())
-    refused = [item for item in found if isinstance(item, Refusal)]
+    sites = find_sites(_DerivedKeys(TinySpec(layers=2), 0).build())
+    refused = [item for item in sites if isinstance(item, Refusal)]
     assert [(r.layer, r.kind) for r in refused] == [(n, "cross_attention") for n in range(2)]
     assert refused[0].code == "public-keys"
 
@@ -278,8 +278,8 @@ class _MeanSkip(_Builder):
 
 
 def test_an_undeclared_skip_that_may_broadcast_is_refused() -> None:
-    found = find_sites(_MeanSkip(TinySpec(cache=False, annotated=False), 0).build())
-    refused = [item for item in found if isinstance(item, Refusal)]
+    sites = find_sites(_MeanSkip(TinySpec(cache=False, annotated=False), 0).build())
+    refused = [item for item in sites if isinstance(item, Refusal)]
     assert [(r.layer, r.kind) for r in refused] == [(1, "attention")]
     assert refused[0].code == "unknown-shape"
 

@@ -91,8 +91,8 @@ def skip_norms(model: ir.Model) -> list[ir.Node]:
 def test_every_sublayer_is_found_in_the_graphs_own_names(name: str) -> None:
     model = fused_model(FUSED[name])
     before = text(model)
-    found = find_sites(model)
-    assert [site.ref for site in found] == EXPECTED  # type: ignore[union-attr]
+    sites = find_sites(model)
+    assert [site.ref for site in sites] == EXPECTED  # type: ignore[union-attr]
     joints = {node.name: node for node in skip_norms(model)}
     assert {site.residual_add for site in sites_of(model)} == set(joints)
     for site in sites_of(model):

@@ -54,11 +54,11 @@ def difference(original: ir.Model, fused: ir.Model, call: dict[str, int]) -> flo
     """The largest of the logits and caches of real tokens, relative to the largest logit."""
     feed = decoder_feed(original, **call)
     wanted = run(session(original, optimise=False), feed)
-    found = run(session(fused, optimise=False), feed)
-    assert list(found) == list(wanted)
+    result = run(session(fused, optimise=False), feed)
+    assert list(result) == list(wanted)
     real = feed["attention_mask"].astype(bool)
     worst = 0.0
-    for name, have in found.items():
+    for name, have in result.items():
         want = wanted[name]
         rows = real[:, -have.shape[1] :] if name == "logits" else real
         if name != "logits":
@@ -136,8 +136,8 @@ def test_the_cache_lies_in_place() -> None:
         binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
     binding.bind_output("logits")
     running.run_with_iobinding(binding)
-    found = binding.get_outputs()[-1].numpy()
-    assert np.abs(found - wanted["logits"]).max() <= 1e-5
+    result = binding.get_outputs()[-1].numpy()
+    assert np.abs(result - wanted["logits"]).max() <= 1e-5
     for name, buffer in buffers.items():
         present = wanted[name.replace("past_key_values", "present")]
         assert np.abs(buffer.numpy()[:, :, :7] - present).max() <= 1e-6
@@ -146,13 +146,13 @@ def test_the_cache_lies_in_place() -> None:
 def _buffers(feed: dict[str, Any], length: int) -> dict[str, Any]:
     import onnxruntime as ort
 
-    found = {}
+    results = {}
     for name, past in feed.items():
         if name.startswith("past"):
             room = np.zeros((*past.shape[:2], length, past.shape[3]), np.float32)
             room[:, :, : past.shape[2]] = past
-            found[name] = ort.OrtValue.ortvalue_from_numpy(room)
-    return found
+            results[name] = ort.OrtValue.ortvalue_from_numpy(room)
+    return results
 
 
 @pytest.mark.parametrize("name", ["llama", "looked_up", "norm_without_bias"])

@@ -68,8 +68,8 @@ def test_they_become_one_operator(lines: str) -> None:
     CleanupPass()(model)
     assert sum(node.op_type == "EmbedLayerNormalization" for node in model.graph) == 1
     assert not any(node.op_type in ("Gather", "Add") for node in model.graph)
-    found = answers(model)
-    assert all(np.abs(found[name] - wanted[name]).max() <= 1e-5 for name in wanted)
+    result = answers(model)
+    assert all(np.abs(result[name] - wanted[name]).max() <= 1e-5 for name in wanted)
 
 
 @pytest.mark.parametrize("name", OTHERWISE)

@@ -48,8 +48,8 @@ def embedded(
 ) -> Floats:
     SentencePoolingPass(modes, normalised=how.get("normalised", False))(model)
     feed = {"states": states, "attention_mask": MASKS}
-    found: Floats = session(model, optimise=True).run([EMBEDDING], feed)[0]
-    return found
+    floats: Floats = session(model, optimise=True).run([EMBEDDING], feed)[0]
+    return floats
 
 
 def wanted(mode: str) -> Floats:
@@ -60,16 +60,16 @@ def wanted(mode: str) -> Floats:
 @pytest.mark.parametrize("opset", [14, 20])
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_on_either_side_is_left_out(mode: PoolingMode, opset: int) -> None:
-    found = embedded(encoder(opset=opset), [mode])
-    assert found == pytest.approx(wanted(mode), abs=1e-6)
+    result = embedded(encoder(opset=opset), [mode])
+    assert result == pytest.approx(wanted(mode), abs=1e-6)
     others = [other for other in MODES if other != mode]
-    assert not any(np.allclose(found, wanted(other), atol=1e-3) for other in others)
+    assert not any(np.allclose(result, wanted(other), atol=1e-3) for other in others)
 
 
 def test_vectors_of_several_modes_stand_one_after_the_other() -> None:
     model = encoder()
-    found = embedded(model, ["max", "cls"])
-    assert found == pytest.approx(np.hstack([wanted("max"), wanted("cls")]), abs=1e-6)
+    result = embedded(model, ["max", "cls"])
+    assert result == pytest.approx(np.hstack([wanted("max"), wanted("cls")]), abs=1e-6)
     assert model.graph.outputs[-1].shape == ir.Shape(["batch", 6])
 
 
@@ -81,7 +81,7 @@ def test_products_follow_the_pooling(activation: Activation) -> None:
     bias = rng.normal(size=5).astype(np.float32)
     layers = [DenseLayer(weights[0], bias, activation), DenseLayer(weights[1], None, "Identity")]
     SentencePoolingPass(["max", "cls"], normalised=False, dense=layers)(model)
-    found = session(model, optimise=True).run(
+    result = session(model, optimise=True).run(
         [EMBEDDING], {"states": STATES, "attention_mask": MASKS}
     )[0]
     inner = np.hstack([wanted("max"), wanted("cls")]) @ weights[0].T + bias
@@ -89,7 +89,7 @@ def test_products_follow_the_pooling(activation: Activation) -> None:
         "Identity": inner, "Tanh": np.tanh(inner), "Relu": np.maximum(inner, 0),
         "Sigmoid": 1 / (1 + np.exp(-inner)),
     }  # fmt: skip
-    assert found == pytest.approx(after[activation] @ weights[1].T, abs=1e-5)
+    assert result == pytest.approx(after[activation] @ weights[1].T, abs=1e-5)
     assert model.graph.outputs[-1].shape == ir.Shape(["batch", 2])
 
 
@@ -100,15 +100,15 @@ def test_a_product_of_another_size() -> None:
 
 
 def test_a_normalised_vector_has_length_1() -> None:
-    found = embedded(encoder(), ["mean"], normalised=True)
-    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-6)
+    result = embedded(encoder(), ["mean"], normalised=True)
+    assert np.linalg.norm(result, axis=1) == pytest.approx(1, abs=1e-6)
     assert np.linalg.norm(embedded(encoder(), ["mean"]), axis=1) != pytest.approx(1, abs=1e-2)
 
 
 def test_a_vector_of_half_precision_is_made_in_single() -> None:
-    found = embedded(encoder(kind="float16"), ["mean"], STATES.astype(np.float16))
-    assert found.dtype == np.float32
-    assert found == pytest.approx(wanted("mean"), abs=1e-3)
+    result = embedded(encoder(kind="float16"), ["mean"], STATES.astype(np.float16))
+    assert result.dtype == np.float32
+    assert result == pytest.approx(wanted("mean"), abs=1e-3)
 
 
 def test_what_the_graph_gave_before_it_gives_still() -> None:

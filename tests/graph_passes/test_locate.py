@@ -15,8 +15,8 @@ EXPECTED = [SublayerRef(layer, kind) for layer in range(3) for kind in ("attenti
 
 @pytest.mark.parametrize("name", SPECS)
 def test_every_form_shows_each_sublayer_once(name: str) -> None:
-    found = find_sites(tiny(name))
-    assert [site.ref for site in found] == EXPECTED  # type: ignore[union-attr]
+    sites = find_sites(tiny(name))
+    assert [site.ref for site in sites] == EXPECTED  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -107,9 +107,9 @@ def test_what_was_cut_from_both_sides_of_a_boundary_leaves_its_places() -> None:
 
 
 def test_deep_graphs_are_found_whole() -> None:
-    found = sites_of(tiny_model(TinySpec(layers=24, annotated=False)))
-    assert len(found) == 48
-    assert found[-1].layer == 23
+    sites = sites_of(tiny_model(TinySpec(layers=24, annotated=False)))
+    assert len(sites) == 48
+    assert sites[-1].layer == 23
 
 
 def test_weights_are_not_read() -> None:

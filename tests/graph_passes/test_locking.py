@@ -71,8 +71,8 @@ def test_a_second_process_says_who_is_there_and_changes_nothing(tmp_path: Path) 
         with pytest.raises(TargetInUseError) as caught, staging(target, wait_s=0.2):
             pass
         assert time.monotonic() - begin < 10
-        for told in (str(process.pid), "depthcut prune", str(target)):
-            assert told in caught.value.message
+        for item in (str(process.pid), "depthcut prune", str(target)):
+            assert item in caught.value.message
         with staging(target.with_name("other")):  # another target of the same folder
             pass
         assert ended(process) == 0
@@ -188,11 +188,11 @@ def test_a_folder_of_ours_that_is_none_is_refused(tmp_path: Path, place: str, ki
     else:
         (out / place).symlink_to(tmp_path / ("elsewhere" if kind == "link" else "nowhere"))
     before = contents(tmp_path)
-    found = sorted(tmp_path.rglob("*"))
+    result = sorted(tmp_path.rglob("*"))
     with pytest.raises(PreparedFolderError):
         enter(out / "m")
     assert contents(tmp_path) == before
-    assert sorted(tmp_path.rglob("*")) == found
+    assert sorted(tmp_path.rglob("*")) == result
 
 
 def test_a_lock_that_was_removed_meanwhile_is_none(

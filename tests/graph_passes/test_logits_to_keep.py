@@ -90,9 +90,9 @@ def test_without_a_choice_it_gives_a_fixed_number(name: str, count: int) -> None
     assert {v.name for v in model.graph.inputs} == {v.name for v in plain.graph.inputs}
     assert model.graph.outputs[0].shape[1] == count
     feed = fused_feed(plain, seq=SEQ)
-    found, everything = logits(model, feed), logits(plain, feed)
-    assert found.shape[1] == count < everything.shape[1]
-    assert np.abs(found - everything[:, -count:]).max() <= 1e-5
+    result, everything = logits(model, feed), logits(plain, feed)
+    assert result.shape[1] == count < everything.shape[1]
+    assert np.abs(result - everything[:, -count:]).max() <= 1e-5
 
 
 def test_the_cut_keeps_the_choice() -> None:

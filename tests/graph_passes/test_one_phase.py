@@ -26,9 +26,9 @@ def in_place(**spec: Any) -> ir.Model:
 
 
 def for_phase(model: ir.Model, phase: str) -> ir.Model:
-    found = model.clone()
-    assert OnePhasePass(phase)(found).modified  # type: ignore[arg-type]
-    return found
+    result = model.clone()
+    assert OnePhasePass(phase)(result).modified  # type: ignore[arg-type]
+    return result
 
 
 def answers(model: ir.Model, feed: Feed) -> Feed:
@@ -66,15 +66,15 @@ def test_a_prefill_reads_no_cache() -> None:
 def test_a_prefill_is_none_for_filled_caches() -> None:
     model = in_place()
     feed = roomy(decoder_feed(decoder_model(), seq=3, past=4, batch=1), POSITIONS)
-    found, wanted = answers(for_phase(model, "prefill"), feed), answers(model, feed)
-    assert np.abs(found["logits"] - wanted["logits"]).max() > 1e-2
+    result, wanted = answers(for_phase(model, "prefill"), feed), answers(model, feed)
+    assert np.abs(result["logits"] - wanted["logits"]).max() > 1e-2
 
 
 def test_a_decode_step_is_none_for_several_tokens() -> None:
     model = in_place()
     feed = roomy(decoder_feed(decoder_model(), seq=3, past=4, batch=1), POSITIONS)
-    found, wanted = answers(for_phase(model, "decode"), feed), answers(model, feed)
-    assert np.abs(found["logits"] - wanted["logits"]).max() > 1e-2
+    result, wanted = answers(for_phase(model, "decode"), feed), answers(model, feed)
+    assert np.abs(result["logits"] - wanted["logits"]).max() > 1e-2
 
 
 def test_each_row_has_its_own_length() -> None:
@@ -95,8 +95,8 @@ def test_a_cut_graph_is_rewritten_too() -> None:
     whole = roomy(decoder_feed(decoder_model(DecoderSpec(layers=3)), seq=1, past=5), POSITIONS)
     feed = {value.name or "": whole[value.name or ""] for value in cut.graph.inputs}
     assert len(feed) == len(whole) - 2
-    found, wanted = answers(for_phase(cut, "decode"), feed), answers(cut, feed)
-    np.testing.assert_allclose(found["logits"], wanted["logits"], atol=1e-5)
+    result, wanted = answers(for_phase(cut, "decode"), feed), answers(cut, feed)
+    np.testing.assert_allclose(result["logits"], wanted["logits"], atol=1e-5)
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])

@@ -49,14 +49,14 @@ def left_padded(feed: Feed) -> Feed:
 
 def roomy(feed: Feed, room: int, *, rest: float = 0.0) -> Feed:
     """The same with caches and mask at full length; ``rest`` lies where nothing is filled."""
-    found = dict(feed)
+    result = dict(feed)
     for name, array in feed.items():
         axis = {"attention_mask": 1}.get(name, 2 if name.startswith("past") else None)
         if axis is not None:
             widths = [(0, room - n if place == axis else 0) for place, n in enumerate(array.shape)]
             filler = 0.0 if axis == 1 else rest
-            found[name] = np.pad(array, widths, constant_values=filler)
-    return found
+            result[name] = np.pad(array, widths, constant_values=filler)
+    return result
 
 
 def assert_alike(feed: Feed, found: Feed, wanted: Feed) -> None:
@@ -69,7 +69,7 @@ def assert_alike(feed: Feed, found: Feed, wanted: Feed) -> None:
         if name == "logits":
             rows = real[:, -want.shape[1] :]
         else:
-            have, want = (each[:, :, :total].swapaxes(1, 2) for each in (have, want))
+            have, want = (item[:, :, :total].swapaxes(1, 2) for item in (have, want))
             rows = real
         assert np.isfinite(have).all()
         assert float(np.abs(have - want)[rows].max()) <= 1e-5 * scale, name
@@ -149,19 +149,19 @@ def test_a_cut_takes_the_caches_along(in_place: bool) -> None:
         f"past_key_values.{n}.{part}" for n in (0, 2) for part in ("key", "value")
     ]
     wanted = run(session(masked_model(model, plan), optimise=False), feed)
-    found = run(session(cut, optimise=False), {name: feed[name] for name in names})
-    for name, array in found.items():
+    result = run(session(cut, optimise=False), {name: feed[name] for name in names})
+    for name, array in result.items():
         np.testing.assert_allclose(array, wanted[name], rtol=0, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_attention_of_another_kind_is_refused(name: str) -> None:
     spec, code = REFUSED[name]
-    for each in (GroupedAttentionPass(), CacheInPlacePass(POSITIONS)):
+    for item in (GroupedAttentionPass(), CacheInPlacePass(POSITIONS)):
         model = decoder_model(spec)
         before = ir.to_onnx_text(model, exclude_initializers=True)
         with raises(FusionError, code):
-            each.call(model)
+            item.call(model)
         assert ir.to_onnx_text(model, exclude_initializers=True) == before
 
 

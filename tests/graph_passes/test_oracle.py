@@ -106,9 +106,9 @@ def test_any_model_any_subset(spec: TinySpec, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_oracle_catches_the_wrong_layer(name: str) -> None:
     model = smaller(name)
-    for asked, done in ((0, 1), (1, 0)):
+    for item, done in ((0, 1), (1, 0)):
         for kind in ("attention", "mlp"):
-            expected = session(masked_model(model, [Deletion(asked, kind)]), optimise=False)
+            expected = session(masked_model(model, [Deletion(item, kind)]), optimise=False)
             wrong = session(prune_graph(model, [Deletion(done, kind)])[0], optimise=False)
             for feed in feeds(model):
                 want, have = run(expected, feed), run(wrong, feed)

@@ -87,18 +87,18 @@ def test_spare_caches_grow_by_a_number_a_token() -> None:
     feeds = {name: cross for name in names(model.graph.inputs) if ".encoder." in name}
     feeds |= {name: cross[:, :, :5] for name in names(model.graph.inputs) if ".1.decoder." in name}
     feeds |= dict.fromkeys(spare, np.zeros((3, 1, 5, 1), np.float32))
-    found = run(model, {**feeds, "input_ids": np.ones((3, 2), np.int64)})
+    result = run(model, {**feeds, "input_ids": np.ones((3, 2), np.int64)})
     for name in spare:
-        assert found[name.replace("past_key_values", "present")].shape == (3, 1, 7, 1)
+        assert result[name.replace("past_key_values", "present")].shape == (3, 1, 7, 1)
 
 
 def test_the_first_step_begins_spare_caches() -> None:
     model = step(own=(), cross=(0,), takes=False)
     pair_caches(model)
-    found = run(model, {"input_ids": np.ones((2, 3), np.int64)})
+    result = run(model, {"input_ids": np.ones((2, 3), np.int64)})
     for part in ("key", "value"):
-        assert found[f"present.0.decoder.spare.{part}"].shape == (2, 1, 3, 1)
-        assert not found[f"present.0.decoder.spare.{part}"].any()
+        assert result[f"present.0.decoder.spare.{part}"].shape == (2, 1, 3, 1)
+        assert not result[f"present.0.decoder.spare.{part}"].any()
 
 
 def test_a_graph_without_caches_stays_as_it_is() -> None:

@@ -126,9 +126,9 @@ def test_a_cache_output_shared_by_layers_is_refused() -> None:
     model.graph.append(stacked)
     del model.graph.outputs[1:]
     model.graph.outputs.append(stacked.outputs[0])
-    found = refusals(model)
-    assert [(r.layer, r.kind) for r in found] == [(n, "attention") for n in range(3)]
-    assert all(r.code == "shared-output" and "'presents'" in r.reason for r in found)
+    result = refusals(model)
+    assert [(r.layer, r.kind) for r in result] == [(n, "attention") for n in range(3)]
+    assert all(r.code == "shared-output" and "'presents'" in r.reason for r in result)
 
 
 def test_a_past_length_that_no_survivor_has_is_an_error() -> None:
@@ -183,8 +183,8 @@ def test_several_streams_are_refused() -> None:
         other = ir.node("Tanh", [second])
         model.graph.insert_after(second.producer(), other)  # type: ignore[arg-type]
         second = other.outputs[0]
-    found = find_sites(model)
-    assert all(isinstance(item, Refusal) for item in found)
+    sites = find_sites(model)
+    assert all(isinstance(item, Refusal) for item in sites)
 
 
 def _wrap_in_if(model: ir.Model, name: str, *, work: bool = False) -> None:
@@ -360,9 +360,9 @@ def test_parallel_branches_whose_sum_is_public_are_not_taken_for_one() -> None:
         if {value.name for value in node.inputs if value} == {*attention.branches, *mlp.branches}
     )
     model.graph.outputs.append(inner)
-    (found,) = (refusal for refusal in refusals(model) if refusal.layer == 0)
-    assert (found.code, found.node) == ("sum-of-branches", inner.producer().name)  # type: ignore[union-attr]
-    assert repr(inner.name) in found.reason
+    (result,) = (refusal for refusal in refusals(model) if refusal.layer == 0)
+    assert (result.code, result.node) == ("sum-of-branches", inner.producer().name)  # type: ignore[union-attr]
+    assert repr(inner.name) in result.reason
     assert [site.layer for site in sites_of(model)] == [1, 1, 2, 2]
     with raises(SurgeryError, "sum-of-branches"):
         prune_graph(model, [Deletion(0, "attention")])

@@ -84,16 +84,16 @@ def test_whole_pages_are_copied_apart_from_the_rest(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only ranges of whole blocks can be shared between files."""
-    asked = []
+    result = []
     copy = os.copy_file_range
 
     def noted(*arguments: Any) -> int:
-        asked.append((arguments[3], arguments[2]))
+        result.append((arguments[3], arguments[2]))
         return copy(*arguments)
 
     monkeypatch.setattr(os, "copy_file_range", noted)
     written(tmp_path, [stored(source, 64, LARGE + 100)])
-    assert asked == [(64, PAGE - 64), (PAGE, LARGE - PAGE), (LARGE, 164)]
+    assert result == [(64, PAGE - 64), (PAGE, LARGE - PAGE), (LARGE, 164)]
 
 
 def test_holes_stay_holes(tmp_path: Path) -> None:

@@ -68,14 +68,15 @@ def _run(folder: Path, seeds: Sequence[int], options: argparse.Namespace) -> lis
     jobs = []
     count = min(options.jobs, len(seeds))
     for number in range(count):
-        told = folder / f"told{number}"
-        asked = {
+        outcome = folder / f"told{number}"
+        result = {
             "seeds": seeds[number::count], "place": str(folder / f"place{number}"),
             "template": str(folder / "template"),
-            "told": str(told), "sound": options.sound, "only": options.only, "kinds": options.kinds,
+            "told": str(outcome), "sound": options.sound, "only": options.only,
+            "kinds": options.kinds,
             "make": number == 0,
         }  # fmt: skip
-        call = [sys.executable, "-P", "-m", "tests.hostile.job", json.dumps(asked)]
+        call = [sys.executable, "-P", "-m", "tests.hostile.job", json.dumps(result)]
         if options.strace:
             call = [*system_calls.command(options.keep / f"calls{number}"), *call]
         home = folder / f"place{number}" / "home"
@@ -84,13 +85,13 @@ def _run(folder: Path, seeds: Sequence[int], options: argparse.Namespace) -> lis
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", "HF_TOKEN": "hf_x",
         }  # fmt: skip
-        jobs.append((subprocess.Popen(call, env=environment, cwd=folder), told))
+        jobs.append((subprocess.Popen(call, env=environment, cwd=folder), outcome))
     broken = [job for job, _ in jobs if job.wait()]
     if broken:
         print(f"a job ended with {broken[0].returncode}", file=sys.stderr)
     lines: list[Try] = []
-    for number, (_, told) in enumerate(jobs):
-        mine = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+    for number, (_, item) in enumerate(jobs):
+        mine = [json.loads(line) for line in item.read_text().splitlines()] if item.exists() else []
         if options.strace:
             _add_calls(options.keep / f"calls{number}", mine, Place(folder / f"place{number}"))
         lines += mine
@@ -109,8 +110,8 @@ def _add_calls(log: Path, lines: Sequence[Try], place: Place) -> None:
             place, place.work / line["folder"], own_code="--trust-remote-code" in line["arguments"]
         )
         line["calls"] = len(calls)
-        found = sorted(set(system_calls.faults(calls, rules)))
-        line["faults"] += without_races(found, line["kinds"], line["code"])[:20]
+        texts = sorted(set(system_calls.faults(calls, rules)))
+        line["faults"] += without_races(texts, line["kinds"], line["code"])[:20]
 
 
 if __name__ == "__main__":

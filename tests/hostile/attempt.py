@@ -127,13 +127,13 @@ def _child(place: Place, task: Callable[[], int], rules: Rules) -> None:
             os.dup2(handle, number)
             os.close(handle)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))  # under pytest
-        told = os.open(place.root / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        file = os.open(place.root / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.environ.clear()
         os.environ.update(place.environment())
         tempfile.tempdir = None
         os.chdir(place.work)
         _limit()
-        Watch(rules, lambda line: os.write(told, f"{line}\n".encode(errors="replace"))).begin()
+        Watch(rules, lambda line: os.write(file, f"{line}\n".encode(errors="replace"))).begin()
         code = task()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -129,8 +129,8 @@ def _write_encoder(folder: Path, config: str, model: str) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(f"llama/{name}", folder / name)
     else:
-        told = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
-        (folder / "preprocessor_config.json").write_text(json.dumps(told))
+        result = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+        (folder / "preprocessor_config.json").write_text(json.dumps(result))
 
 
 def _write_graph(work: Path) -> None:
@@ -146,8 +146,8 @@ def _write_graph(work: Path) -> None:
                    "past_value_names": "past_key_values.%d.value"},
         "outputs": {"logits": "logits"},
     }  # fmt: skip
-    told = {"model": {"type": "llama", "decoder": decoder, "vocab_size": 64}, "search": {}}
-    Path("onnx/genai_config.json").write_text(json.dumps(told))
+    result = {"model": {"type": "llama", "decoder": decoder, "vocab_size": 64}, "search": {}}
+    Path("onnx/genai_config.json").write_text(json.dumps(result))
     _write_encoder_graph(Path("encoder"))
 
 
@@ -190,12 +190,12 @@ def _write_healed(folder: Path) -> None:
     from exporter.files import sha256_file
 
     save_file({"attention.1.bias": np.zeros(32, np.float32)}, folder / "healed.safetensors")
-    told = json.loads(Path("in/plan.json").read_text())
-    told["deletions"] = [{"layer": 1, "kind": "attention", "replacement": "bias"}]
-    told["replacements"] = {
+    content = json.loads(Path("in/plan.json").read_text())
+    content["deletions"] = [{"layer": 1, "kind": "attention", "replacement": "bias"}]
+    content["replacements"] = {
         "path": "healed.safetensors", "sha256": sha256_file(folder / "healed.safetensors"),
     }  # fmt: skip
-    (folder / "plan.json").write_text(json.dumps(told))
+    (folder / "plan.json").write_text(json.dumps(content))
 
 
 def in_a_child(task: Callable[[], None]) -> None:

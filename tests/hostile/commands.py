@@ -138,7 +138,7 @@ COMMANDS: list[Command] = [
 
 def chosen(rng: random.Random, commands: Sequence[Command]) -> tuple[Command, list[str]]:
     """A command, and the options that it is given beside its own."""
-    command = rng.choices(commands, [each.weight for each in commands])[0]
+    command = rng.choices(commands, [item.weight for item in commands])[0]
     options = []
     if command.name not in ("inspect", "generate", "package", "check"):
         options += rng.choice((["-q"], ["-q"], ["-q"], []))

@@ -179,8 +179,8 @@ def layers(spoilt: Spoilt, rng: random.Random) -> None:
 @mutation("config values")
 def value(spoilt: Spoilt, rng: random.Random) -> None:
     name = rng.choice(CONFIGS)
-    told = spoilt.json(name) or spoilt.json("config.json")
-    spoilt.change(name, rng.choice(sorted(told) or ["x"]), rng.choice(ODD))
+    result = spoilt.json(name) or spoilt.json("config.json")
+    spoilt.change(name, rng.choice(sorted(result) or ["x"]), rng.choice(ODD))
 
 
 @mutation("config values")
@@ -191,10 +191,10 @@ def several_values(spoilt: Spoilt, rng: random.Random) -> None:
 
 @mutation("config values")
 def without(spoilt: Spoilt, rng: random.Random) -> None:
-    told = spoilt.json("config.json")
-    key = rng.choice(sorted(told) or ["x"])
+    result = spoilt.json("config.json")
+    key = rng.choice(sorted(result) or ["x"])
     spoilt.note(f"without {key}")
-    spoilt.put_json("config.json", {k: v for k, v in told.items() if k != key})
+    spoilt.put_json("config.json", {k: v for k, v in result.items() if k != key})
 
 
 @mutation("config values")

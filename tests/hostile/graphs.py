@@ -14,8 +14,8 @@ from tests.hostile.spoilt import Spoilt, mutation, read
 
 @mutation("genai config")
 def genai(spoilt: Spoilt, rng: random.Random) -> None:
-    told = spoilt.json("genai_config.json")
-    spots = list(spots_of(told))
+    result = spoilt.json("genai_config.json")
+    spots = list(spots_of(result))
     if not spots:
         return
     for _ in range(rng.choice((1, 2))):
@@ -24,23 +24,23 @@ def genai(spoilt: Spoilt, rng: random.Random) -> None:
             (*ODD, "../beside/secret.txt", "%d%d%s", "/etc/hostname", "past.%n")
         )
         spoilt.note(f"{key}={str(holder[key])[:50]!r}")
-    spoilt.put_json("genai_config.json", told)
+    spoilt.put_json("genai_config.json", result)
 
 
 @mutation("genai config")
 def genai_entry(spoilt: Spoilt, rng: random.Random) -> None:
-    told = spoilt.json("genai_config.json")
+    result = spoilt.json("genai_config.json")
     options = {
         "provider_options": [{"x": {"shared_lib_path": "../beside/evil.so"}}],
         "custom_ops_library": "custom_ops.so",
         "config_entries": {"x": "y"},
     }
     with_options = {
-        **told.get("model", {}).get("decoder", {}),
+        **result.get("model", {}).get("decoder", {}),
         "session_options": options,
         "filename": rng.choice(("model.onnx", "../beside/x.onnx")),
     }
-    spoilt.put_json("genai_config.json", {**told, "model": {**told.get("model", {}), "decoder":
+    spoilt.put_json("genai_config.json", {**result, "model": {**result.get("model", {}), "decoder":
     with_options, rng.choice(("vision", "x")): {"filename": "../x"}}},)  # fmt: skip
 
 

@@ -60,14 +60,14 @@ def attempt(
     own_code = "--trust-remote-code" in arguments
     rules = Rules(place, spoilt.folder, own_code=own_code)
     ended = run(place, lambda: _called(arguments), rules, spoilt.meanwhile)
-    found = list(faults(ended, command, spoilt, before, earlier, own_code=own_code))
+    texts = list(faults(ended, command, spoilt, before, earlier, own_code=own_code))
     kinds = [mutation.kind for mutation in spoilt.done]
     return {
         "seed": seed, "arguments": arguments, "code": ended.code, "folder": command.folder,
         "seconds": round(ended.seconds, 2), "pid": ended.pid,
         "kinds": kinds,
         "mutations": [mutation.name for mutation in spoilt.done],
-        "notes": spoilt.notes[:12], "faults": without_races(found, kinds, ended.code),
+        "notes": spoilt.notes[:12], "faults": without_races(texts, kinds, ended.code),
         "said": _said(ended),
     }  # fmt: skip
 
@@ -86,19 +86,19 @@ def _said(ended: Ended) -> str:
 def main() -> int:
     """Does the tries that the caller names, and writes a line of JSON for each."""
     sys.dont_write_bytecode = True
-    asked = json.loads(sys.argv[1])
-    template, place = Path(asked["template"]), Place(Path(asked["place"]))
+    content = json.loads(sys.argv[1])
+    template, place = Path(content["template"]), Place(Path(content["place"]))
     place.root.mkdir(parents=True, exist_ok=True)
     warm_up()
-    _have_template(template, make=asked["make"])
-    commands = _commands(asked["only"], asked["kinds"])
+    _have_template(template, make=content["make"])
+    commands = _commands(content["only"], content["kinds"])
     gc.collect()
     gc.freeze()
-    with Path(asked["told"]).open("w") as told:
-        for seed in asked["seeds"]:
-            line = attempt(seed, place, template, commands, sound=asked["sound"])
-            told.write(json.dumps(line) + "\n")
-            told.flush()
+    with Path(content["told"]).open("w") as file:
+        for seed in content["seeds"]:
+            line = attempt(seed, place, template, commands, sound=content["sound"])
+            file.write(json.dumps(line) + "\n")
+            file.flush()
     clear(place.root)
     return 0
 
@@ -111,13 +111,13 @@ def _commands(only: str | None, kinds: str | None) -> list[Command]:
     if unknown:
         raise SystemExit(f"not known: {sorted(unknown)}; kinds are {', '.join(sorted(KINDS))}")
     is_new = int(version("transformers").partition(".")[0]) >= 5  # older ones can't --stream
-    found = [
+    changeds = [
         dataclasses.replace(command, kinds=[kind for kind in command.kinds if kind in wanted])
         for command in COMMANDS
         if command.name in names and importlib.util.find_spec(command.needs)
         if is_new or "--stream" not in command.arguments
     ]
-    return [command for command in found if command.kinds]
+    return [command for command in changeds if command.kinds]
 
 
 def _have_template(template: Path, *, make: bool) -> None:

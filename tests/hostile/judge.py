@@ -54,8 +54,8 @@ def faults(
 ) -> Iterator[str]:
     """All that is wrong, a line each, which begins with its class."""
     allowed = _ALLOWED_CODE if own_code else ()
-    found = _faults(ended, command, spoilt, before, earlier)
-    yield from (fault for fault in found if not any(part in fault for part in allowed))
+    texts = _faults(ended, command, spoilt, before, earlier)
+    yield from (fault for fault in texts if not any(part in fault for part in allowed))
 
 
 def without_races(found: Iterable[str], kinds: Sequence[str], code: int) -> list[str]:

@@ -118,29 +118,29 @@ Told = tuple[Any, ...]
 
 def entries(folder: Path, leave_out: Callable[[str], bool] = lambda _: False) -> dict[str, Told]:
     """All that is below a folder, and what tells whether it was changed."""
-    found: dict[str, Told] = {}
+    tolds: dict[str, Told] = {}
     for path, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             full = f"{path}/{name}"
             relative = os.path.relpath(full, folder)
             if not leave_out(relative):
-                found[relative] = _told(full)
+                tolds[relative] = _told(full)
         folders[:] = [
             name for name in folders if not leave_out(os.path.relpath(f"{path}/{name}", folder))
         ]
-    return found
+    return tolds
 
 
 def _told(path: str) -> Told:
-    found = os.lstat(path)
-    kind, mode = stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)
-    if stat.S_ISLNK(found.st_mode):
+    result = os.lstat(path)
+    kind, mode = stat.S_IFMT(result.st_mode), stat.S_IMODE(result.st_mode)
+    if stat.S_ISLNK(result.st_mode):
         return (kind, os.readlink(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(result.st_mode):
         return (kind, mode)
-    few = found.st_size < 1 << 22
-    content = hashlib.sha256(_content(path)).hexdigest() if few else found.st_mtime_ns
-    return (kind, mode, found.st_size, content)
+    few = result.st_size < 1 << 22
+    content = hashlib.sha256(_content(path)).hexdigest() if few else result.st_mtime_ns
+    return (kind, mode, result.st_size, content)
 
 
 def _content(path: str) -> bytes:

@@ -15,12 +15,12 @@ from tests.hostile.spoilt import Spoilt, mutation, read
 
 def _ours(spoilt: Spoilt, rng: random.Random) -> list[Path]:
     """Folders of depthcut's that the command will look at."""
-    out, found = spoilt.place.out, [spoilt.place.out / ".depthcut"]
+    out, paths = spoilt.place.out, [spoilt.place.out / ".depthcut"]
     for name in spoilt.command.results:
-        found += [out / ".depthcut" / "results" / (name.rstrip(".") or "model.onnx")] * 3
+        paths += [out / ".depthcut" / "results" / (name.rstrip(".") or "model.onnx")] * 3
         if name == "res" and spoilt.command.name in ("export", "compare", "sweep"):
-            found += [out / "res" / ".depthcut"] * 3
-    return found
+            paths += [out / "res" / ".depthcut"] * 3
+    return paths
 
 
 def _made(path: Path) -> Path:
@@ -28,11 +28,11 @@ def _made(path: Path) -> Path:
     return path
 
 
-def _put(path: Path, told: Any) -> None:
+def _put(path: Path, value: Any) -> None:
     """Writes JSON in the place of whatever another mutation has put there."""
     if os.path.lexists(path):
         path.unlink()
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(value))
 
 
 @mutation("prepared output", hostile=True)
@@ -89,7 +89,7 @@ def stages(spoilt: Spoilt, rng: random.Random) -> None:
     "..", "x/../../../beside/secret.txt", "link/mine.txt",)  # fmt: skip
     files = {name: _sha(out, name) for name in rng.sample(names, 4)}
     entry = {"key": "0" * 64, "files": files, "value": rng.choice((None, {"x": 1}, []))}
-    told = rng.choice((
+    result = rng.choice((
         {"stages": {"score": entry, "plan": entry, "export": entry}, "published": files},
         {"score": entry, "x\n::error::": entry},
         {"stages": {}, "published": files}, {"stages": [], "published": 7}, {"stages": {"score": 7},
@@ -98,8 +98,8 @@ def stages(spoilt: Spoilt, rng: random.Random) -> None:
         "published": {"../letters/letter.txt": hashlib.sha256(b"x").hexdigest()}},
     ))  # fmt: skip
     for home in {out / ".depthcut", out / "res" / ".depthcut"}:
-        _put(_made(home) / "stages.json", told)
-    spoilt.note(str(told)[:150])
+        _put(_made(home) / "stages.json", result)
+    spoilt.note(str(result)[:150])
     if rng.random() < 0.3:
         (out / "res" / "link").symlink_to(victim)
 
@@ -127,10 +127,10 @@ def half_changed(spoilt: Spoilt, rng: random.Random) -> None:
         "old": rng.choice((None, _identity(out, final)))}] * rng.choice((0, 1)),
         "removals": [{"final": other, "old": _identity(out, other)}] * rng.choice((0, 1)),
     }  # fmt: skip
-    told = rng.choice((record, record, record, [], {"changes": 7}, {"changes": [7], "removals":
+    result = rng.choice((record, record, record, [], {"changes": 7}, {"changes": [7], "removals":
     []}, {"changes": [{"final": 7}], "removals": [{}]},))  # fmt: skip
-    spoilt.note(f"{home}: {str(told)[:150]}")
-    _put(home / "changing.json", told)
+    spoilt.note(f"{home}: {str(result)[:150]}")
+    _put(home / "changing.json", result)
 
 
 def _identity(base: Path, name: str) -> list[int]:

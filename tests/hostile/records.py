@@ -18,18 +18,18 @@ _LEADING_OUT = ("../beside/secret.txt", "/etc/hostname", "../../beside/evil/mode
 
 @mutation("plan", hostile=True)
 def replacements_elsewhere(spoilt: Spoilt, rng: random.Random) -> None:
-    told = spoilt.json("plan.json")
-    told["replacements"]["path"] = path = rng.choice(_LEADING_OUT[:5])
+    result = spoilt.json("plan.json")
+    result["replacements"]["path"] = path = rng.choice(_LEADING_OUT[:5])
     target = (spoilt.folder / path).resolve()
     if target.is_file():
-        told["replacements"]["sha256"] = hashlib.sha256(target.read_bytes()).hexdigest()
+        result["replacements"]["sha256"] = hashlib.sha256(target.read_bytes()).hexdigest()
     spoilt.note(path)
-    spoilt.put_json("plan.json", told)
+    spoilt.put_json("plan.json", result)
 
 
 @mutation("plan")
 def odd_plan(spoilt: Spoilt, rng: random.Random) -> None:
-    told = spoilt.json("plan.json")
+    result = spoilt.json("plan.json")
     deletion = {
         "layer": rng.choice((*ODD, 1, 2)),
         "kind": rng.choice(("attention", "mlp", "block", "x", "attention\x1b[2J", 7)),
@@ -49,7 +49,7 @@ def odd_plan(spoilt: Spoilt, rng: random.Random) -> None:
         {"num_hidden_layers": 10**9, "drop_mlp_list": [1]},
     ))  # fmt: skip
     spoilt.note(str(change)[:100])
-    spoilt.put_json("plan.json", {**told, **change})
+    spoilt.put_json("plan.json", {**result, **change})
 
 
 @mutation("plan")
@@ -73,18 +73,18 @@ def spoilt_replacements(spoilt: Spoilt, rng: random.Random) -> None:
     if rng.random() < 0.3:
         content[:8] = rng.choice((2**63, 10**9, 0)).to_bytes(8, "little")
     path.write_bytes(content)
-    told = spoilt.json("plan.json")
-    told["replacements"]["sha256"] = hashlib.sha256(content).hexdigest()
-    spoilt.put_json("plan.json", told)
+    result = spoilt.json("plan.json")
+    result["replacements"]["sha256"] = hashlib.sha256(content).hexdigest()
+    spoilt.put_json("plan.json", result)
 
 
 @mutation("records")
 def any_value(spoilt: Spoilt, rng: random.Random) -> None:
     """Anything anywhere in one of the folder's JSON files."""
     name = rng.choice(spoilt.files(".json")).name
-    told = spoilt.json(name)
+    result = spoilt.json(name)
     for _ in range(rng.choice((1, 1, 2, 5))):
-        spots = list(spots_of(told))
+        spots = list(spots_of(result))
         if not spots:
             return
         holder, key = rng.choice(spots)
@@ -92,20 +92,20 @@ def any_value(spoilt: Spoilt, rng: random.Random) -> None:
         odd = rng.choice((*ODD, "../beside/secret.txt", "/etc/hostname", "attacker/model",
         "<script>", "![x](http://attacker/x)", "=cmd()",))  # fmt: skip
         holder[key] = copy.deepcopy(odd)  # which may be spoilt, too
-    spoilt.put_json(name, told)
+    spoilt.put_json(name, result)
 
 
 @mutation("records")
 def any_key(spoilt: Spoilt, rng: random.Random) -> None:
     name = rng.choice(spoilt.files(".json")).name
-    told = spoilt.json(name)
-    spots = [(holder, key) for holder, key in spots_of(told) if isinstance(holder, dict)]
+    result = spoilt.json(name)
+    spots = [(holder, key) for holder, key in spots_of(result) if isinstance(holder, dict)]
     holder, key = rng.choice(spots)
     value = holder.pop(key)
     if rng.random() < 0.6:
         holder[f"{key}{rng.choice(ACTIVE)}"] = value
     spoilt.note(f"{name}: {key}")
-    spoilt.put_json(name, told)
+    spoilt.put_json(name, result)
 
 
 def spots_of(told: Any) -> Iterator[tuple[Any, Any]]:

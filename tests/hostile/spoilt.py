@@ -75,8 +75,8 @@ class Spoilt:
 
     def files(self, *suffixes: str) -> list[Path]:
         """The folder's files, by their names; all, or those with these endings."""
-        found = [path for path in self.folder.iterdir() if path.is_file()]
-        return sorted(path for path in found if not suffixes or path.suffix in suffixes)
+        result = [path for path in self.folder.iterdir() if path.is_file()]
+        return sorted(path for path in result if not suffixes or path.suffix in suffixes)
 
     def write(self, name: str, told: bytes | str) -> Path:
         """Writes a file of the folder; a link into blobs becomes a plain file."""
@@ -103,6 +103,6 @@ class Spoilt:
 
     def change(self, name: str, key: str, value: Any) -> None:
         """Sets an entry of a JSON file."""
-        told = self.json(name)
-        self.put_json(name, {**(told if isinstance(told, dict) else {}), key: value})
+        result = self.json(name)
+        self.put_json(name, {**(result if isinstance(result, dict) else {}), key: value})
         self.note(f"{name}: {key}={str(value)[:80]!r}")

@@ -39,12 +39,12 @@ _READERS: dict[str, tuple[Any, ...]] = {
 _ITEM = {"query": "the", "choices": ["a", "b"], "gold": 0}
 
 
-def _any_of(told: Any, rng: random.Random) -> Any:
+def _any_of(value: Any, rng: random.Random) -> Any:
     """The same with one or two values that no file of ours has."""
     for _ in range(rng.choice((1, 1, 2))):
-        holder, key = rng.choice(list(spots_of(told)))
+        holder, key = rng.choice(list(spots_of(value)))
         holder[key] = copy.deepcopy(rng.choice((*_HUGE, *ODD)))
-    return told
+    return value
 
 
 @mutation("template")
@@ -60,15 +60,15 @@ def a_template(spoilt: Spoilt, rng: random.Random) -> None:
 @mutation("tokenizer")
 def an_endless_tokenizer(spoilt: Spoilt, rng: random.Random) -> None:
     replace = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * rng.choice((2, 50))}
-    part, told = rng.choice((
+    part, result = rng.choice((
         ("normalizer", {"type": "Sequence", "normalizers": [replace] * rng.choice((1, 6, 30))}),
         ("normalizer", {"type": "Prepend", "prepend": "e" * rng.choice((1, 1 << 20))}),
         ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": rng.choice((
             "(?:[a-z ]+)+$", r"[\s\S]*(?<=Q)", "(a|a|e)*z"))}, "behavior": "Isolated",
             "invert": False}),
     ))  # fmt: skip
-    spoilt.note(str(told)[:80])
-    spoilt.change("tokenizer.json", part, told)
+    spoilt.note(str(result)[:80])
+    spoilt.change("tokenizer.json", part, result)
 
 
 @mutation("media settings")
@@ -113,8 +113,8 @@ def a_file(spoilt: Spoilt, rng: random.Random) -> None:
 
 @mutation("task files")
 def a_line(spoilt: Spoilt, rng: random.Random) -> None:
-    told = json.dumps(_any_of(json.loads(json.dumps(_ITEM)), rng))
-    line = rng.choice((told, told, told, "[" * 100_000, "\xff", "{}", '{"query": "\ud800"}'))
+    text = json.dumps(_any_of(json.loads(json.dumps(_ITEM)), rng))
+    line = rng.choice((text, text, text, "[" * 100_000, "\xff", "{}", '{"query": "\ud800"}'))
     name = rng.choice(("mine", "mine", f"x{rng.choice(ACTIVE[:5])}".replace("\0", "")))
     spoilt.write(f"{name}.jsonl", f"{json.dumps(_ITEM)}\n{line}\n")
     spoilt.note(line[:80].encode("utf-8", "backslashreplace"))
@@ -129,9 +129,9 @@ def numbers_and_names(spoilt: Spoilt, rng: random.Random) -> None:
 @mutation("history")
 def an_earlier_run(spoilt: Spoilt, rng: random.Random) -> None:
     path = spoilt.place.out / "history.jsonl"
-    told = {"schema_version": 1, "kind": "history_entry", "commit": "a", "verdict": "passed",
+    result = {"schema_version": 1, "kind": "history_entry", "commit": "a", "verdict": "passed",
     "metrics": {"speedup": 1.0}, "time": "2026-01-01T00:00:00Z"}  # fmt: skip
-    line = rng.choice((json.dumps(_any_of(told, rng)), "[" * 9999, "{", "\0", "null"))
+    line = rng.choice((json.dumps(_any_of(result, rng)), "[" * 9999, "{", "\0", "null"))
     if rng.random() < 0.2:
         path.symlink_to(spoilt.place.victim / "mine.txt")
     else:
@@ -145,6 +145,6 @@ def a_noted_plan(spoilt: Spoilt, rng: random.Random) -> None:
     path = spoilt.folder / "model.onnx"
     model = onnx.load(path, load_external_data=False)
     entry = model.metadata_props.add()
-    told = [{"layer": 1, "kind": "attention", "replacement": "none"}]
-    entry.key, entry.value = "depthcut.plan", json.dumps(_any_of(told, rng))
+    result = [{"layer": 1, "kind": "attention", "replacement": "none"}]
+    entry.key, entry.value = "depthcut.plan", json.dumps(_any_of(result, rng))
     spoilt.write("model.onnx", model.SerializeToString())

@@ -94,13 +94,13 @@ def _opened(line: str, rest: str, failed: bool, rules: Rules) -> Iterator[str]:
 
 def _paths(rest: str, here: str) -> list[str]:
     """The paths that a call names, from the root on."""
-    found = []
+    texts = []
     for _, folder, name in _PATH.findall(rest):
         path = _text(name)
         if not path.startswith("/"):
             path = os.path.join(_text(folder) if folder else here, path)
-        found.append(os.path.normpath(path))
-    return found
+        texts.append(os.path.normpath(path))
+    return texts
 
 
 def _text(quoted: str) -> str:

@@ -19,9 +19,9 @@ _TOLD = 4  # faults of a try
 def table(tries: Sequence[Try]) -> Iterator[str]:
     """A row for each kind of mutation, and one for all; a try counts once for each of its kinds."""
     rows: dict[str, Counter[str]] = {}
-    for each in tries:
-        for kind in [*sorted(set(each["kinds"])), "all"]:
-            rows.setdefault(kind, Counter()).update(_counts(each))
+    for item in tries:
+        for kind in [*sorted(set(item["kinds"])), "all"]:
+            rows.setdefault(kind, Counter()).update(_counts(item))
     names = [*_ALWAYS, *(name for name in _FURTHER if any(row[name] for row in rows.values()))]
     yield f"| mutation | tries | {' | '.join(names)} |"
     yield f"|---|{'---:|' * (len(names) + 1)}"
@@ -30,16 +30,16 @@ def table(tries: Sequence[Try]) -> Iterator[str]:
         yield f"| {kind} | {row['tries']} | {' | '.join(str(row[name]) for name in names)} |"
 
 
-def _counts(each: Try) -> set[str]:
-    classes = {fault.partition(":")[0] for fault in each["faults"]}
-    return {"tries", _CODES.get(each["code"], "other error"), *classes}
+def _counts(value: Try) -> set[str]:
+    classes = {fault.partition(":")[0] for fault in value["faults"]}
+    return {"tries", _CODES.get(value["code"], "other error"), *classes}
 
 
 def summary(tries: Sequence[Try]) -> str:
     """How many failed, and how long they took."""
-    seconds = [each["seconds"] for each in tries] or [0.0]
-    failed = sum(bool(each["faults"]) for each in tries)
-    calls = sum(each.get("calls", 0) for each in tries)
+    seconds = [item["seconds"] for item in tries] or [0.0]
+    failed = sum(bool(item["faults"]) for item in tries)
+    calls = sum(item.get("calls", 0) for item in tries)
     seen = f"; {calls} system calls were looked at" if calls else ""
     return (
         f"{len(tries)} tries, {failed} failed; {sum(seconds):.0f} s in commands, the longest "

@@ -32,9 +32,9 @@ QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,repo
     ],
 )
 def test_nothing_comes_of_hostile_folders(tmp_path: Path, tries: int, commands: str) -> None:
-    told = _campaign(tmp_path, "--tries", str(tries), "--seed", "1", "--only", commands)
+    process = _campaign(tmp_path, "--tries", str(tries), "--seed", "1", "--only", commands)
     lines = [json.loads(line) for line in (tmp_path / "tries.jsonl").read_text().splitlines()]
-    assert told.returncode == 0, told.stdout[-6000:] + told.stderr[-2000:]
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
     assert len(lines) == tries
     assert sum(line["code"] == judge.REFUSED for line in lines) > tries / 5
     assert any(line["code"] == 0 for line in lines)
@@ -180,10 +180,10 @@ def test_code_that_may_run_is_not_found_wrong(place: Place) -> None:
 
 
 def test_a_link_that_came_in_between_is_refused_at_most() -> None:
-    told = ["outside: opened /secret", "outside: open /secret", "outside: os.remove /secret"]
-    assert judge.without_races(told, ["changing"], judge.REFUSED) == told[2:]
-    assert judge.without_races(told, ["changing"], 0) == told
-    assert judge.without_races(told, ["links"], judge.REFUSED) == told
+    result = ["outside: opened /secret", "outside: open /secret", "outside: os.remove /secret"]
+    assert judge.without_races(result, ["changing"], judge.REFUSED) == result[2:]
+    assert judge.without_races(result, ["changing"], 0) == result
+    assert judge.without_races(result, ["links"], judge.REFUSED) == result
 
 
 def test_what_runs_on_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

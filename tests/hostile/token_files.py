@@ -77,14 +77,14 @@ def odd_entry(spoilt: Spoilt, rng: random.Random) -> None:
 
 @mutation("tokenizer")
 def odd_value(spoilt: Spoilt, rng: random.Random) -> None:
-    told = spoilt.json(_CONFIG)
-    spoilt.change(_CONFIG, rng.choice(sorted(told) or ["x"]), rng.choice(ODD))
+    result = spoilt.json(_CONFIG)
+    spoilt.change(_CONFIG, rng.choice(sorted(result) or ["x"]), rng.choice(ODD))
 
 
 @mutation("tokenizer")
 def part(spoilt: Spoilt, rng: random.Random) -> None:
     """Another part of tokenizer.json, which a library in Rust reads."""
-    key, told = rng.choice((
+    key, result = rng.choice((
         ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]] * 1000}), ("model",
         {"type": "x"}), ("model", None),
         ("model", {"type": "WordLevel", "vocab": {"the": 10**9, "[UNK]": 5}, "unk_token": "[UNK]"}),
@@ -124,8 +124,8 @@ def part(spoilt: Spoilt, rng: random.Random) -> None:
         "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}]),
     ))  # fmt: skip
     whole = spoilt.json(_FAST)
-    spoilt.note(f"{key}: {str(told)[:100]}")
-    spoilt.put_json(_FAST, {**(whole if isinstance(whole, dict) else {}), key: told})
+    spoilt.note(f"{key}: {str(result)[:100]}")
+    spoilt.put_json(_FAST, {**(whole if isinstance(whole, dict) else {}), key: result})
 
 
 @mutation("tokenizer")

@@ -62,22 +62,22 @@ def odd_shard(spoilt: Spoilt, rng: random.Random) -> None:
 def odd_index(spoilt: Spoilt, rng: random.Random) -> None:
     if rng.random() < 0.7:
         (spoilt.folder / _SINGLE).rename(spoilt.folder / "model-1.safetensors")
-    told = rng.choice((
+    result = rng.choice((
         {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": {"b": "c"}}}, [], 7, None,
         {"weight_map": "x"},
         {"weight_map": {"a" * 100_000: "b"}}, {"weight_map": {"model.norm.weight": _INDEX}},
         {"weight_map": {str(n): f"m{n}.safetensors" for n in range(20_000)}},
     ))  # fmt: skip
-    spoilt.note(str(told)[:80])
-    spoilt.put_json(rng.choice((_INDEX, _INDEX, "pytorch_model.bin.index.json")), told)
+    spoilt.note(str(result)[:80])
+    spoilt.put_json(rng.choice((_INDEX, _INDEX, "pytorch_model.bin.index.json")), result)
 
 
 @mutation("safetensors")
 def length(spoilt: Spoilt, rng: random.Random) -> None:
     header, data = _header(spoilt.folder / _SINGLE)
-    told = rng.choice((2**63, 2**64 - 1, 10**9, 100_000_001, 0, 1, len(data), 8))
-    spoilt.note(told)
-    spoilt.write(_SINGLE, _file(header, data, length=told))
+    result = rng.choice((2**63, 2**64 - 1, 10**9, 100_000_001, 0, 1, len(data), 8))
+    spoilt.note(result)
+    spoilt.write(_SINGLE, _file(header, data, length=result))
 
 
 @mutation("safetensors")
@@ -148,9 +148,9 @@ def not_finite(spoilt: Spoilt, rng: random.Random) -> None:
 def whole_terabyte(spoilt: Spoilt, rng: random.Random) -> None:
     """A valid header over a hole in the file."""
     size = rng.choice((1 << 40, 3 << 30))
-    told = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [size // 4 // 32, 32],
+    result = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [size // 4 // 32, 32],
     "data_offsets": [0, size]}}  # fmt: skip
-    path = spoilt.write(_SINGLE, _file(told, b""))
+    path = spoilt.write(_SINGLE, _file(result, b""))
     os.truncate(path, path.stat().st_size + size)
     if rng.random() < 0.5:
         spoilt.change("config.json", "vocab_size", size // 4 // 32)
@@ -221,15 +221,15 @@ def other_pickles(spoilt: Spoilt, rng: random.Random) -> None:
 @mutation("adapter", hostile=True)
 def adapter(spoilt: Spoilt, rng: random.Random) -> None:
     base = rng.choice(("attacker/model", "../beside/evil", str(spoilt.place.beside / "evil")))
-    told = rng.choice((
+    result = rng.choice((
         {"peft_type": "LORA", "base_model_name_or_path": base, "r": 1,
         "target_modules": ["q_proj"]},
         {"peft_type": "LORA", "base_model_name_or_path": base,
         "auto_mapping": {"base_model_class": "Model", "parent_library": "payload"}},
         {"base_model_name_or_path": base}, {}, [], {"peft_type": "../x"},
     ))  # fmt: skip
-    spoilt.note(str(told)[:80])
-    spoilt.put_json("adapter_config.json", told)
+    spoilt.note(str(result)[:80])
+    spoilt.put_json("adapter_config.json", result)
     if rng.random() < 0.5:
         spoilt.write("adapter_model.bin", _pickle(spoilt, rng))
 

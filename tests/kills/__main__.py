@@ -54,8 +54,8 @@ def _work(options: argparse.Namespace) -> Work:
     if options.replay:
         command, _, what = options.replay.partition(":")
         return [(command, int(what))]
-    asked = options.commands.split(",") if options.commands else names()
-    shares = {name: int(share or 1) for name, _, share in (each.partition("=") for each in asked)}
+    parts = options.commands.split(",") if options.commands else names()
+    shares = {name: int(share or 1) for name, _, share in (item.partition("=") for item in parts)}
     rounds = -(-options.kills // sum(shares.values()))
     return [
         (name, number * share + part + options.seed)
@@ -68,10 +68,10 @@ def _work(options: argparse.Namespace) -> Work:
 def _run(root: Path, work: Work, options: argparse.Namespace) -> int:
     commands = [name for name in SCENARIOS if name in dict(work)]
     counts = {command: Counter[str]() for command in commands}
-    with Path(options.told or os.devnull).open("w", encoding="utf-8", buffering=1) as told:
+    with Path(options.told or os.devnull).open("w", encoding="utf-8", buffering=1) as file:
         for entry in _shared(root, commands, work, options):
             seconds = entry.pop("seconds")
-            told.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry) + "\n")
             outcome = Outcome(**entry)
             count = counts[outcome.command]
             count.update({kind for kind, _ in outcome.problems})
@@ -93,11 +93,11 @@ def _shared(
         if not os.fork():
             code = 1
             try:
-                with os.fdopen(write, "w", encoding="utf-8") as told:
+                with os.fdopen(write, "w", encoding="utf-8") as result:
                     killing = Killing(root / str(job), commands, most_beginnings=options.states)
                     for command, number in work[job :: options.jobs]:
-                        told.write(json.dumps(_done(killing, command, number)) + "\n")
-                        told.flush()
+                        result.write(json.dumps(_done(killing, command, number)) + "\n")
+                        result.flush()
                 code = 0
             except Exception:
                 sys.excepthook(*sys.exc_info())
@@ -133,7 +133,7 @@ def _heard(pipes: Sequence[TextIO]) -> Iterator[dict[str, Any]]:
 
 def _words(outcome: Outcome) -> str:
     lines = [f"{outcome.command}:{outcome.seed}: {'; '.join(outcome.story)}"]
-    return "\n".join([*lines, *(f"  {kind}: {each}" for kind, each in outcome.problems)])
+    return "\n".join([*lines, *(f"  {kind}: {item}" for kind, item in outcome.problems)])
 
 
 def _table(counts: dict[str, Counter[str]]) -> str:

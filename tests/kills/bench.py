@@ -184,14 +184,14 @@ class ForkedWorker:
         from exporter.pipeline.sweep import worker
         from exporter.processes import end_with_parent
 
-        asked, told, parent = os.pipe(), os.pipe(), os.getpid()
+        result, outcome, parent = os.pipe(), os.pipe(), os.getpid()
         self.pid = os.fork()
         if not self.pid:
             code = 1
             try:
-                os.dup2(asked[0], 0)
-                os.dup2(told[1], 1)
-                for handle in (*asked, *told):
+                os.dup2(result[0], 0)
+                os.dup2(outcome[1], 1)
+                for handle in (*result, *outcome):
                     os.close(handle)
                 sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
                 end_with_parent(parent)
@@ -199,10 +199,10 @@ class ForkedWorker:
                 sys.stderr.flush()
             finally:
                 os._exit(code)
-        os.close(asked[0])
-        os.close(told[1])
-        self.stdin = os.fdopen(asked[1], "w", encoding="utf-8")
-        self.stdout = os.fdopen(told[0], encoding="utf-8")
+        os.close(result[0])
+        os.close(outcome[1])
+        self.stdin = os.fdopen(result[1], "w", encoding="utf-8")
+        self.stdout = os.fdopen(outcome[0], encoding="utf-8")
         self.returncode: int | None = None
 
     def __enter__(self) -> ForkedWorker:

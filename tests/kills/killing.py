@@ -53,7 +53,7 @@ class Outcome:
 
     def blame(self, kind: str, told: Iterable[str]) -> None:
         """Notes what is wrong."""
-        self.problems += [(kind, each) for each in told]
+        self.problems += [(kind, text) for text in told]
 
 
 class Killing:
@@ -158,14 +158,14 @@ class Killing:
             assert ended.code == 0, ended.said
         _write(self.bench.work / "out" / "res", scenario.inside if number else {})
         shutil.copytree(self.bench.work, template, symlinks=True)
-        trees, found = [], set(pairs(template).values())
+        trees, outcome = [], set(pairs(template).values())
         texts: dict[str, bytes] = {}
         for _ in range(_RUNS):
             self.bench.reset(template)
             ended = self.bench.run(scenario.new)
             assert ended.code == 0, ended.said
             trees.append(tree(self.bench.work))
-            found |= set(pairs(self.bench.work).values())
+            outcome |= set(pairs(self.bench.work).values())
             texts = texts or {
                 name: (self.bench.work / name).read_bytes()
                 for name in trees[0]
@@ -173,7 +173,7 @@ class Killing:
             }
         assert not trees[0].keys() ^ trees[1].keys(), trees[0].keys() ^ trees[1].keys()
         sizes = [(self.bench.work / n).stat().st_size for n in trees[0].keys() - FOREIGN.keys()]
-        result = Result(trees, texts, sizes, found, scenario.may_vary)
+        result = Result(trees, texts, sizes, outcome, scenario.may_vary)
         return Beginning(template, tree(template), result, ended)
 
 
@@ -207,14 +207,14 @@ class _Check:
         """Nobody who knows nothing of depthcut may meet a mixed pair."""
         start, result = self.beginning.start, self.beginning.result
         try:
-            found = pairs(self.work)
+            outcome = pairs(self.work)
         except ValueError as error:
             self.outcome.blame("mixed", [f"at once: {error}"])
             return
-        odd = (name for name, pair in found.items() if pair not in result.pairs)
+        odd = (name for name, pair in outcome.items() if pair not in result.pairs)
         self.outcome.blame("mixed", (f"at once: {name} and its weights" for name in odd))
         kept = {n for n in result.names(start) if n.endswith(".onnx") and n in shown(start)}
-        self.outcome.blame("lost", (f"at once: {name}" for name in kept - found.keys()))
+        self.outcome.blame("lost", (f"at once: {name}" for name in kept - outcome.keys()))
         self._untouched()
 
     def read(self, name: str, ended: Ended) -> None:
@@ -250,10 +250,10 @@ class _Check:
         self.outcome.blame("lost", sorted(lost))
         self.outcome.blame("stale", sorted(now.keys() - old.keys() - new.keys()))
         changed = sorted(n for n in now if now[n] not in (old.get(n), new.get(n)))
-        told = {
+        texts = {
             n: "old" if now[n] == old.get(n) else "new" for n in now if old.get(n) != new.get(n)
         }
-        self.outcome.blame("mixed", [f"{told}, changed: {changed}, missing: {sorted(lost)}"])
+        self.outcome.blame("mixed", [f"{texts}, changed: {changed}, missing: {sorted(lost)}"])
 
     def _is_new(self, now: Tree, old: Tree, new: Tree) -> bool:
         varying = self.beginning.result.varying
@@ -379,8 +379,17 @@ def _write_plans(folder: Path) -> None:
     here = Path.cwd()
     os.chdir(folder.parent)
     try:
-        asked = ("score", "in/llama", "-o", "in/importance.json", *SCORING, "--samples", "16", "-q")
-        assert run(asked) == 0
+        result = (
+            "score",
+            "in/llama",
+            "-o",
+            "in/importance.json",
+            *SCORING,
+            "--samples",
+            "16",
+            "-q",
+        )
+        assert run(result) == 0
     finally:
         os.chdir(here)
     for name, drops in {

@@ -56,7 +56,7 @@ class Campaign:
     printed: str
 
     def of(self, command: str) -> list[dict[str, Any]]:
-        return [each for each in self.told if each["command"] == command]
+        return [item for item in self.told if item["command"] == command]
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,14 @@ def test_a_killed_command_leaves_the_old_result_or_the_new_one(
     command: str, campaign: Campaign
 ) -> None:
     killed = campaign.of(command)
-    assert sum(each["kills"] for each in killed) >= _kills(command)
+    assert sum(item["kills"] for item in killed) >= _kills(command)
     replay = f"python -m tests.kills --states {_STATES} --replay {command}:"
-    bad = {f"{replay}{each['seed']}": each["problems"] for each in killed if each["problems"]}
+    bad = {f"{replay}{item['seed']}": item["problems"] for item in killed if item["problems"]}
     assert not bad
 
 
 def test_kills_are_seen_to_do_harm_where_no_record_is_kept(campaign: Campaign) -> None:
-    problems = [kind for each in campaign.of(_UNRECORDED) for kind, _ in each["problems"]]
+    problems = [kind for item in campaign.of(_UNRECORDED) for kind, _ in item["problems"]]
     assert "mixed" in problems
     assert campaign.code == 1
     assert f"{_UNRECORDED}:" in campaign.printed

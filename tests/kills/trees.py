@@ -26,16 +26,16 @@ Pair = tuple[str, ...]
 
 def tree(folder: Path) -> Tree:
     """Everything below a folder but the inputs."""
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     for place, folders, files in os.walk(folder):
         here = Path(place)
         if here == folder and _INPUTS in folders:
             folders.remove(_INPUTS)
         for name in files:
-            found[(here / name).relative_to(folder).as_posix()] = _content(here / name)
+            lines[(here / name).relative_to(folder).as_posix()] = _content(here / name)
         if not folders and not files and here != folder:
-            found[here.relative_to(folder).as_posix() + "/"] = "an empty folder"
-    return found
+            lines[here.relative_to(folder).as_posix() + "/"] = "an empty folder"
+    return lines
 
 
 def _content(path: Path) -> str:
@@ -53,12 +53,12 @@ def shown(found: Tree) -> Tree:
 
 def pairs(folder: Path) -> dict[str, Pair]:
     """Every graph below a folder, as onnxruntime would find it there."""
-    found = {}
+    results = {}
     for path in sorted(folder.rglob("*.onnx")):
         name = path.relative_to(folder)
         if path.is_file() and OURS not in name.parts and name.parts[0] != _INPUTS:
-            found[name.as_posix()] = _pair(path)
-    return found
+            results[name.as_posix()] = _pair(path)
+    return results
 
 
 def _pair(path: Path) -> Pair:
@@ -77,7 +77,7 @@ def _locations(content: bytes) -> tuple[str, ...]:
     model = onnx.ModelProto.FromString(content)
     if not model.graph.node:
         raise ValueError("a graph is empty")
-    entries = (entry for each in model.graph.initializer for entry in each.external_data)
+    entries = (entry for item in model.graph.initializer for entry in item.external_data)
     return tuple(sorted({entry.value for entry in entries if entry.key == "location"}))
 
 
@@ -97,7 +97,7 @@ class Result:
         return {
             name
             for name in self.trees[0]
-            if len({each.get(name) for each in self.trees}) > 1 or re.match(self.may_vary, name)
+            if len({item.get(name) for item in self.trees}) > 1 or re.match(self.may_vary, name)
         }
 
     def names(self, names: Iterable[str]) -> set[str]:
@@ -121,8 +121,8 @@ def _fields(value: Any) -> Any:
 
 def parents(text: bytes) -> set[str]:
     """The names of what a text says that it was made from."""
-    told = json.loads(text)
-    return set(told.get("made_from", ())) if isinstance(told, dict) else set()
+    content = json.loads(text)
+    return set(content.get("made_from", ())) if isinstance(content, dict) else set()
 
 
 def broken_promises(folder: Path) -> Iterator[str]:

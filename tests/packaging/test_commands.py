@@ -39,19 +39,19 @@ def blocks(text: str) -> list[tuple[str, str]]:
     """Every block of commands, and why it isn't run; empty where it is."""
     page = re.search(r"<!-- none is run: (.+?) -->", text, flags=re.DOTALL)
     pattern = r"(?:<!-- not run: ((?:(?!-->).)+) -->\n)?```sh\n(.*?)```"
-    found = re.findall(pattern, text, flags=re.DOTALL)
-    return [(block, why or (page[1] if page else "")) for why, block in found]
+    matches = re.findall(pattern, text, flags=re.DOTALL)
+    return [(block, why or (page[1] if page else "")) for why, block in matches]
 
 
 def calls(text: str) -> list[list[str]]:
     """The words of each call of depthcut that is to be run."""
-    found = []
+    texts = []
     for block, why in blocks(text):
         for line in [] if why else block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             assert words[:1] in ([], ["depthcut"]), f"only depthcut can be run here: {line}"
-            found += [words[1:]] if words else []
-    return found
+            texts += [words[1:]] if words else []
+    return texts
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))

@@ -51,13 +51,13 @@ def shell_lines(text: str) -> list[str]:
 
 def depthcut_calls(text: str) -> list[list[str]]:
     """The arguments of every `depthcut`, also as the command of its image."""
-    found = []
+    texts = []
     for line in shell_lines(text):
         words = shlex.split(line, comments=True)
         starts = [i for i, word in enumerate(words) if word in ("depthcut", "depthcut:cpu")]
         if starts and not any(word == "build" for word in words[: starts[0]]):
-            found.append(words[starts[0] + 1 :])
-    return found
+            texts.append(words[starts[0] + 1 :])
+    return texts
 
 
 def parse(arguments: list[str]) -> None:
@@ -98,21 +98,23 @@ def test_a_wrong_call_would_be_found(line: str) -> None:
 
 
 def schema_commands() -> list[SchemaCommand[Any]]:
-    found = (command_line.cli.get_command(None, name) for name in command_line.cli.list_commands())
-    return [command for command in found if isinstance(command, SchemaCommand)]
+    commands = (
+        command_line.cli.get_command(None, name) for name in command_line.cli.list_commands()
+    )
+    return [command for command in commands if isinstance(command, SchemaCommand)]
 
 
 def test_every_option_stands_in_a_document_or_sample() -> None:
     samples = [path for path in (ROOT / "samples").rglob("*") if path.suffix in (".sh", ".yml")]
     paths = {*WRITTEN, *samples} - {ROOT / "CHANGELOG.md"}
-    told = "\n".join(path.read_text(encoding="utf-8") for path in sorted(paths))
-    named = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", told))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(paths))
+    named = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))
     unnamed = {
         f"{command.name} {leaf.key}"
         for command in schema_commands()
         for leaf in command.leaves.values()
         if not (leaf.look.argument or leaf.look.config_only)
-        and named.isdisjoint(each for name in leaf.names for each in name.split("/"))
+        and named.isdisjoint(part for name in leaf.names for part in name.split("/"))
     }
     assert unnamed == set()
 
@@ -137,8 +139,8 @@ def test_every_option_that_is_named_exists(path: Path) -> None:
 def test_no_message_names_an_option_that_is_gone() -> None:
     sources = [*(ROOT / "exporter").rglob("*.py"), *(ROOT / "graph_passes").rglob("*.py")]
     assert sources
-    found = {str(path): gone_options(path.read_text(encoding="utf-8")) for path in sources}
-    assert {path: names for path, names in found.items() if names} == {}
+    texts = {str(path): gone_options(path.read_text(encoding="utf-8")) for path in sources}
+    assert {path: names for path, names in texts.items() if names} == {}
 
 
 def gone_options(source: str) -> set[str]:
@@ -160,13 +162,13 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 def dead_links(path: Path) -> list[str]:
     """Links to files that aren't there, and to headings that the file doesn't have."""
-    found = []
+    texts = []
     for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", path.read_text(encoding="utf-8")):
         name, _, heading = link.partition("#")
         target = path.parent / name if name else path
         if not target.exists() or (heading and heading not in anchors(target)):
-            found.append(link)
-    return found
+            texts.append(link)
+    return texts
 
 
 def anchors(path: Path) -> set[str]:

@@ -83,44 +83,44 @@ def site(request: pytest.FixtureRequest) -> Path | None:
 
 
 def test_its_tests_run(project: Path, site: Path | None) -> None:
-    code, told = outcome(project, "test_own.py", wheel=site)
-    assert "1 passed" in told
+    code, result = outcome(project, "test_own.py", wheel=site)
+    assert "1 passed" in result
     assert code == 0
-    _, told = outcome(project, "--fixtures", "test_own.py", wheel=site)
-    assert "\ndepthcut --" in told  # the plugin was there
+    _, result = outcome(project, "--fixtures", "test_own.py", wheel=site)
+    assert "\ndepthcut --" in result  # the plugin was there
 
 
 def test_what_needs_depthcut_says_what_hides_it(project: Path, site: Path | None) -> None:
-    code, told = outcome(project, wheel=site)
+    code, result = outcome(project, wheel=site)
     assert code == 1
-    assert "1 passed, 1 error" in told
-    assert f"The package exporter at {project / 'exporter'} hides" in told
-    assert "Traceback" not in told
+    assert "1 passed, 1 error" in result
+    assert f"The package exporter at {project / 'exporter'} hides" in result
+    assert "Traceback" not in result
 
 
 @pytest.mark.parametrize("name", ["exporter", "graph_passes"])
 def test_one_of_them_is_enough(project: Path, name: str) -> None:
     other = {"exporter": "graph_passes", "graph_passes": "exporter"}[name]
     (project / other / "__init__.py").unlink()  # a folder without code hides nothing
-    code, told = outcome(project, "test_gate.py")
+    code, result = outcome(project, "test_gate.py")
     assert code == 1
-    assert f"The package {name} at" in told
+    assert f"The package {name} at" in result
 
 
 def test_a_module_in_one_file_hides_it_too(tmp_path: Path) -> None:
     (tmp_path / "test_gate.py").write_text("def test_gate(depthcut):\n    assert depthcut\n")
     assert outcome(tmp_path)[0] == 0
     (tmp_path / "exporter.py").write_text("")
-    code, told = outcome(tmp_path)
+    code, result = outcome(tmp_path)
     assert code == 1
-    assert f"The package exporter at {tmp_path / 'exporter.py'} hides" in told
+    assert f"The package exporter at {tmp_path / 'exporter.py'} hides" in result
 
 
 def test_folders_of_that_name_without_code_hide_nothing(project: Path, site: Path | None) -> None:
     for name in ("exporter", "graph_passes"):
         (project / name / "__init__.py").unlink()
-    code, told = outcome(project, "test_gate.py", wheel=site)
-    assert (code, "1 passed" in told) == (0, True)
+    code, result = outcome(project, "test_gate.py", wheel=site)
+    assert (code, "1 passed" in result) == (0, True)
 
 
 def test_the_command_says_so_too(project: Path, site: Path | None) -> None:
@@ -139,8 +139,8 @@ def test_the_command_says_so_too(project: Path, site: Path | None) -> None:
 
 
 def test_the_wheel_has_no_other_names(wheel: Path) -> None:
-    found = {path.name.removesuffix(".py") for path in wheel.iterdir()}
-    assert {name for name in found if not name.endswith(".dist-info")} == TOP
+    result = {path.name.removesuffix(".py") for path in wheel.iterdir()}
+    assert {name for name in result if not name.endswith(".dist-info")} == TOP
     assert not (wheel / "exporter" / "cli" / "entry_points").exists()
     points = configparser.ConfigParser()
     (info,) = wheel.glob("*.dist-info")

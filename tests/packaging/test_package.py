@@ -63,11 +63,11 @@ def test_an_onnx_file_becomes_a_model_of_the_repository(folder: Path, tmp_path: 
 def test_requests_to_an_onnx_file_are_put_together_up_to_the_batch_that_is_asked_for(
     folder: Path, tmp_path: Path
 ) -> None:
-    for most, told in ((16, 16), (1, 0)):
+    for most, item in ((16, 16), (1, 0)):
         home = package_triton(folder / "model.onnx", tmp_path / "repo", max_batch=most)
         text = (home / "config.pbtxt").read_text()
-        assert f"max_batch_size: {told}\n" in text
-        assert ("dynamic_batching { }" in text) is (told > 1)
+        assert f"max_batch_size: {item}\n" in text
+        assert ("dynamic_batching { }" in text) is (item > 1)
     assert 'name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ]' in text
 
 

@@ -122,8 +122,8 @@ def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
     from exporter.export.parity import check_export
 
     path, _ = cut("two blocks")
-    told = [PlannedDeletion(layer=layer, kind="attention") for layer in (3, 7)]
-    assert not all(check.passed for check in check_export(shallow, path, deletions=told))
+    result = [PlannedDeletion(layer=layer, kind="attention") for layer in (3, 7)]
+    assert not all(check.passed for check in check_export(shallow, path, deletions=result))
 
 
 @pytest.mark.long

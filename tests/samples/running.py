@@ -40,16 +40,16 @@ def run_sample(
 
 def _served(here: Path, call: list[str]) -> subprocess.CompletedProcess[str]:
     with (
-        _pipe(here / "asked") as asked,
-        _pipe(here / "told") as told,
+        _pipe(here / "asked") as result,
+        _pipe(here / "told") as outcome,
         (here / "out").open("w+") as out,
         (here / "err").open("w+") as err,
     ):
         process = subprocess.Popen(call, stdout=out, stderr=err)
         while process.poll() is None:
-            if select.select([asked], [], [], 0.02)[0]:
-                os.read(asked, 1)
-                os.write(told, f"{_answered(here)}\n".encode())
+            if select.select([result], [], [], 0.02)[0]:
+                os.read(result, 1)
+                os.write(outcome, f"{_answered(here)}\n".encode())
     said = ((here / name).read_text() for name in ("out", "err"))
     return subprocess.CompletedProcess(call, process.returncode, *said)
 

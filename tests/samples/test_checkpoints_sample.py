@@ -14,8 +14,8 @@ pytestmark = pytest.mark.torch
 
 @pytest.mark.long
 def test_a_training_is_followed_and_its_last_model_pruned(tmp_path: Path) -> None:
-    asked = ("32", "-n", "1,2", "--eval-tokens", "512")
-    done = run_sample(tmp_path, "04_checkpoints/run.sh", tmp_path / "out", *asked)
+    result = ("32", "-n", "1,2", "--eval-tokens", "512")
+    done = run_sample(tmp_path, "04_checkpoints/run.sh", tmp_path / "out", *result)
     assert done.returncode == 0, done.stderr
     report = ScoreComparison.read(tmp_path / "out" / "training.json")
     assert [Path(name).stem for name in report.models] == ["1", "2", "4", "8", "16", "32"]

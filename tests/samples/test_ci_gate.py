@@ -44,8 +44,8 @@ def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
     assert {"limits.xml", "baseline.xml", "comment.md", "github-benchmark"} <= written
     assert gate(tmp_path, gate_row(), machine="Another CPU") == 2
     assert not (tmp_path / "results" / "baseline.xml").exists()
-    told = (tmp_path / "results" / "comment.md").read_text()
-    assert told != (tmp_path / "results" / "limits.md").read_text()  # it tells the error, too
+    text = (tmp_path / "results" / "comment.md").read_text()
+    assert text != (tmp_path / "results" / "limits.md").read_text()  # it tells the error, too
     assert (kept / "baseline.json").read_text() == accepted
     assert len((kept / "history.jsonl").read_text().splitlines()) == 3
 
@@ -103,12 +103,12 @@ def test_a_call_shows_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
 def test_github_s_summary_has_each_check_once(tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
-    told = []
+    result = []
     for ms in (80.0, 79.9):  # the first has no baseline to be held against
         summary.unlink(missing_ok=True)
         assert gate(tmp_path, gate_row(candidate_ms=ms), accept=True, env=env) == 0
-        told.append(summary.read_text().count("## depthcut check"))
-    assert told == [1, 2]
+        result.append(summary.read_text().count("## depthcut check"))
+    assert result == [1, 2]
 
 
 def gates(folder: Path, *reports: str, codes: tuple[int, ...] = ()) -> int:
@@ -153,8 +153,8 @@ def test_each_report_has_a_folder_of_its_own_name(
     here.mkdir()
     for _ in range(2):  # a second call uses the same folders
         assert gates(here, *reports) == 0
-        found = {path.name: (path / "of").read_text() for path in (here / "out").iterdir()}
-        assert found == {n: f"{r}\n" for n, r in zip(names, reports, strict=True)}
+        texts = {path.name: (path / "of").read_text() for path in (here / "out").iterdir()}
+        assert texts == {n: f"{r}\n" for n, r in zip(names, reports, strict=True)}
         for name in names:  # cuts of one model have one key: each has a baseline of its own
             assert (here / "out" / name / "kept").read_text() == f"kept/{name}\n"
 
@@ -209,8 +209,8 @@ def test_a_comment_is_written_over_the_one_of_the_same_model(
     file.write_text(f"{MARK}\n$(touch {tmp_path}/run) `id`\n")
     env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **HOSTS[host]}
     subprocess.run(["sh", SAMPLE / "comment.sh", file], env=env, check=True)
-    *asked, written = log.read_text().splitlines()
-    assert 1 <= len(asked) <= len(pages) + 1
+    *result, written = log.read_text().splitlines()
+    assert 1 <= len(result) <= len(pages) + 1
     assert f" {method} " in written
     assert place in written
     assert f"body@{file}" in written or f"body=@{file}" in written
@@ -280,9 +280,9 @@ def test_the_commands_of_the_workflows_exist(
     assert calls
     for call in calls:
         command, *arguments = shlex.split(call)
-        found = command_line.cli.get_command(None, command)
-        assert found is not None
-        found.make_context(command, arguments, obj=ConsoleProgress())
+        result = command_line.cli.get_command(None, command)
+        assert result is not None
+        result.make_context(command, arguments, obj=ConsoleProgress())
 
 
 @pytest.mark.parametrize("name", ["github.yml", "gitlab-ci.yml"])
@@ -304,7 +304,7 @@ def test_every_action_is_pinned_by_its_commit() -> None:
     commits: dict[str, set[str]] = {}
     for repository, commit in re.findall(r"uses: (actions/[\w-]+)\S*@(\S+)", text):
         commits.setdefault(repository, set()).add(commit)
-    assert {len(found) for found in commits.values()} == {1}
+    assert {len(item) for item in commits.values()} == {1}
 
 
 def test_a_fork_s_pull_request_does_not_run_on_our_machine() -> None:

@@ -63,9 +63,9 @@ def git(folder: Path, *arguments: str) -> str:
     names = [
         f"-c{key}" for key in ("user.name=a", "user.email=a@b.invalid", "commit.gpgsign=false")
     ]
-    told = [part for name in names for part in (name[:2], name[2:])]
+    parts = [part for name in names for part in (name[:2], name[2:])]
     rest = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    call = ["git", *told, *arguments]
+    call = ["git", *parts, *arguments]
     done = subprocess.run(
         call, cwd=folder, env=rest | _OWN_GIT, check=True, stdout=subprocess.PIPE, text=True
     )
@@ -105,7 +105,7 @@ def workflow(name: str) -> Any:
 def resolved(settings: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, str]:
     """GitHub's expressions by their values; one that isn't known here fails the test."""
     return {
-        name: re.sub(r"\$\{\{ (.*?) \}\}", lambda found: values[found[1]], str(value))
+        name: re.sub(r"\$\{\{ (.*?) \}\}", lambda item: values[item[1]], str(value))
         for name, value in settings.items()
     }
 
@@ -124,10 +124,10 @@ def run_job(
     checkout: Path, job: Mapping[str, Any], values: Mapping[str, str], **env: str
 ) -> tuple[dict[str, int], list[str]]:
     """The steps that run a shell, until one fails; their codes by name, and what was noted."""
-    found = workflow("github.yml")
+    result = workflow("github.yml")
     codes, noted = {}, []
-    for step in (each for each in job["steps"] if "run" in each):
-        settings = resolved({**found["env"], **step.get("env", {})}, values)
+    for step in (item for item in job["steps"] if "run" in item):
+        settings = resolved({**result["env"], **step.get("env", {})}, values)
         runner = {"GITHUB_ACTIONS": "true", "GITHUB_REPOSITORY": "o/r", "GITHUB_RUN_ID": "5"}
         codes[step["name"]], lines = shell(checkout, step["run"], {**runner, **settings, **env})
         noted += lines
@@ -179,7 +179,7 @@ def test_a_target_without_the_script_gets_no_comment_and_no_failure(checkout: Pa
 
 def test_the_action_runs_for_several_reports(checkout: Path) -> None:
     action = workflow("action.yml")
-    given = {name: str(each.get("default", "")) for name, each in action["inputs"].items()}
+    given = {name: str(item.get("default", "")) for name, item in action["inputs"].items()}
     given |= {"reports": "a/report.json b/report.json", "accept": "1"}
     values = {f"inputs.{name}": value for name, value in given.items()}
     for name in ("a", "b"):
@@ -198,10 +198,10 @@ def gitlab(
     checkout: Path, job: Mapping[str, Any], *parts: str, **env: str
 ) -> tuple[int, list[str]]:
     """All lines of the parts in one shell, as GitLab's runner has them."""
-    found = {name: str(value) for name, value in workflow("gitlab-ci.yml")["variables"].items()}
-    found["HF_HOME"] = found["HF_HOME"].replace("$CI_PROJECT_DIR", str(checkout))
+    result = {name: str(value) for name, value in workflow("gitlab-ci.yml")["variables"].items()}
+    result["HF_HOME"] = result["HF_HOME"].replace("$CI_PROJECT_DIR", str(checkout))
     lines = [line for part in parts for line in job[part]]
-    return shell(checkout, "\n".join(lines), {**found, "DEPTHCUT": "depthcut @ file:///x", **env})
+    return shell(checkout, "\n".join(lines), {**result, "DEPTHCUT": "depthcut @ file:///x", **env})
 
 
 @pytest.mark.parametrize("accepted", [False, True])

@@ -40,5 +40,5 @@ def test_the_corpus_is_searched_before_and_after_the_cut(tmp_path: Path) -> None
 def test_every_question_has_its_answer_among_the_texts() -> None:
     lines = (SAMPLES / "12_embeddings" / "tasks" / "help.jsonl").read_text().splitlines()
     read = [json.loads(line) for line in lines]
-    answers = [name for each in read for name in each.get("relevant", [])]
-    assert sorted(answers) == sorted(each["id"] for each in read if "id" in each)
+    answers = [name for item in read for name in item.get("relevant", [])]
+    assert sorted(answers) == sorted(item["id"] for item in read if "id" in item)

@@ -17,9 +17,9 @@ def run(folder: Path, script: str, *arguments: str) -> str:
 
 
 def assert_verified(report: Path, cut: int) -> None:
-    found = PruneReport.read(report)
-    assert [entry.kind for entry in found.deleted] == ["attention"] * cut
-    assert found.verification.passed is True
+    result = PruneReport.read(report)
+    assert [entry.kind for entry in result.deleted] == ["attention"] * cut
+    assert result.verification.passed is True
 
 
 @pytest.mark.real_model

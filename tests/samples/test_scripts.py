@@ -26,11 +26,11 @@ def calls(script: Path) -> list[list[str]]:
     text = script.read_text(encoding="utf-8").replace("\\\n", " ")
     known = dict(re.findall(r"^(\w+)=\$\{\w+:-([^}]*)\}", text, flags=re.MULTILINE))
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text.replace('"$@"', ""))
-    found = []
+    texts = []
     for line in re.findall(r"^[^#\n]*?\bdepthcut ((?!\$)[a-z].*)$", text, flags=re.MULTILINE):
         words = [re.sub(r"\$(\w+)", lambda m: known.get(m[1], m[0]), w) for w in shlex.split(line)]
-        found.append(_of_depthcut(words, script.parent))
-    return found
+        texts.append(_of_depthcut(words, script.parent))
+    return texts
 
 
 def _of_depthcut(words: list[str], here: Path) -> list[str]:
@@ -42,16 +42,16 @@ def _of_depthcut(words: list[str], here: Path) -> list[str]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_call_is_one_that_depthcut_has(script: Path) -> None:
-    found = calls(script)
-    assert found
-    for name, *rest in found:
+    result = calls(script)
+    assert result
+    for name, *rest in result:
         command = cli.get_command(None, name)
         assert command is not None, name
         known = {
             option for param in command.get_params(click.Context(command)) for option in param.opts
         }
-        asked = {word.split("=")[0] for word in rest if word.startswith("--")}
-        assert asked <= known, (name, asked - known)
+        parts = {word.split("=")[0] for word in rest if word.startswith("--")}
+        assert parts <= known, (name, parts - known)
         for file in map(Path, rest):
             if file.suffix == ".yaml" and file.is_file() and isinstance(command, SchemaCommand):
                 keys = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -67,8 +67,12 @@ class CudaRuntime:
                 return (_NOT_NOW,)
             if name in machine.fails:
                 return (cudaError_t(machine.fails[name]), None)
-            found = call(machine, *arguments)
-            return found if isinstance(found, tuple) else (_OK, *([] if found is None else [found]))
+            result = call(machine, *arguments)
+            return (
+                result
+                if isinstance(result, tuple)
+                else (_OK, *([] if result is None else [result]))
+            )
 
         return made
 
@@ -154,11 +158,11 @@ class _Calls:
 
     @staticmethod
     def EventRecord(machine: Machine, event: int, stream: int) -> None:
-        found, on = machine.handles[event], machine.streams[stream]
-        found.passed = False
+        result, on = machine.handles[event], machine.streams[stream]
+        result.passed = False
 
         def passes() -> None:
-            found.passed, found.at_us = True, on.free_us
+            result.passed, result.at_us = True, on.free_us
 
         machine.put(on, Work(passes))
 
@@ -194,11 +198,11 @@ class _Calls:
 
         def run() -> float:
             machine.in_graph = True
-            taken = sum(each.run() or 0.0 for each in work)
+            taken = sum(item.run() or 0.0 for item in work)
             machine.in_graph = False
             return taken
 
-        total = Work(run, sum(each.device_us for each in work))
+        total = Work(run, sum(item.device_us for item in work))
         machine.put(machine.streams[stream], total, host_us=machine.launch_us)
 
     @staticmethod

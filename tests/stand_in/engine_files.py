@@ -46,13 +46,13 @@ def write_engine(
     inputs, outputs = graph_inputs(onnx), graph_outputs(onnx)
     entries = [profile(inputs, phase, fitting(inputs, ranges)) for phase in phases]
     shapes = [
-        {name: [list(span.low), list(span.high)] for name, span in each.shapes.items()}
-        for each in entries
+        {name: [list(span.low), list(span.high)] for name, span in entry.shapes.items()}
+        for entry in entries
     ]
     engine.parent.mkdir(parents=True, exist_ok=True)
     attention = _attention(onnx, phases)
-    told = {"reads": attention.reads, **facts} if attention else facts
-    engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **told))))
+    result = {"reads": attention.reads, **facts} if attention else facts
+    engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **result))))
     given, made = ([EngineTensor.of(spec) for spec in ends] for ends in (inputs, outputs))
     weights = data_files(load_model(onnx))
     hashes = {"model": sha256_file(onnx)}
@@ -110,8 +110,8 @@ class GraphEnds:
         sizes: dict[Any, int] = {}
         for given, (_, dims) in self.inputs.items():
             sizes.update(zip(dims, shapes[given], strict=True))
-        found = [d if isinstance(d, int) else sizes.get(d, -1) for d in self.outputs[name][1]]
-        if name.startswith("present") and found[2] < 0:
+        values = [d if isinstance(d, int) else sizes.get(d, -1) for d in self.outputs[name][1]]
+        if name.startswith("present") and values[2] < 0:
             past = name.replace("present", "past_key_values")
-            found[2] = shapes[past][2] + shapes["input_ids"][1]
-        return tuple(found)
+            values[2] = shapes[past][2] + shapes["input_ids"][1]
+        return tuple(values)

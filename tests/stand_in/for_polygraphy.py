@@ -74,8 +74,8 @@ def _outputs(context: Any) -> dict[str, Any]:
         size = byte_count(dtype, shape)
         place = context._machine.on_device(context._addresses[name], max(1, size))
         feed[name] = place[:size].view(dtype).reshape(shape).copy()
-    found: dict[str, Any] = context.engine.graph.run(feed)
-    return found
+    results: dict[str, Any] = context.engine.graph.run(feed)
+    return results
 
 
 class _Engine:
@@ -87,8 +87,8 @@ class _Engine:
 
     @staticmethod
     def get_tensor_dtype(engine: Any, name: str) -> Type:
-        told = _ends(engine)[name][0].name
-        return Type[_NAMES.get(told, told)]
+        result = _ends(engine)[name][0].name
+        return Type[_NAMES.get(result, result)]
 
     @staticmethod
     def get_tensor_shape(engine: Any, name: str) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ def polygraphy_on(machine: Machine, library: str = "tensorrt_rtx") -> Iterator[N
     for name, kind in {
         "ICudaEngine": trt.ICudaEngine, "IExecutionContext": trt.IExecutionContext,
         "TensorIOMode": Mode, "TensorFormat": Format, "IOutputAllocator": Allocator,
-        **{each.name: each for each in Type},
+        **{item.name: item for item in Type},
     }.items():  # fmt: skip
         for module in ("tensorrt", "tensorrt_rtx"):  # it may have looked for either before
             setattr(sys.modules[module], name, kind)
@@ -144,7 +144,7 @@ def polygraphy_on(machine: Machine, library: str = "tensorrt_rtx") -> Iterator[N
         profile = property(lambda context: context.profile)
         more = [(trt.IExecutionContext, "active_optimization_profile", profile)]
         for kind, own in calls:
-            more += [(kind, n, each.__func__) for n, each in vars(own).items() if n[0] != "_"]
-        for kind, name, each in more:
-            stack.enter_context(mock.patch.object(kind, name, each, create=True))
+            more += [(kind, n, var.__func__) for n, var in vars(own).items() if n[0] != "_"]
+        for kind, name, item in more:
+            stack.enter_context(mock.patch.object(kind, name, item, create=True))
         yield

@@ -68,8 +68,8 @@ def stand_in(**facts: Any) -> Iterator[Machine]:
 
     def job(library: Any, request: dict[str, Any], *_: Any) -> dict[str, Any]:
         machine.calls["processes"] += 1
-        told = json.loads(json.dumps({"backend": library.backend, **request}))
-        return worker._JOBS[request["job"]](told)
+        content = json.loads(json.dumps({"backend": library.backend, **request}))
+        return worker._JOBS[request["job"]](content)
 
     modules = {
         "cuda.bindings.runtime": CudaRuntime(machine),

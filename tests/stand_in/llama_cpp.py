@@ -98,8 +98,8 @@ class LlamaCpp:
         del self.alive[context]
 
     def llama_get_memory(self, context: int) -> _Context:
-        found: _Context = self.alive[context]
-        return found
+        result: _Context = self.alive[context]
+        return result
 
     def llama_memory_seq_rm(self, memory: _Context, sequence: int, start: int, _end: int) -> bool:
         held = memory.held.setdefault(sequence, [])
@@ -138,8 +138,8 @@ class LlamaCpp:
             self.run_tokens += 1
             if batch.logits[place]:
                 wanted.append((sequence, len(held) - 1))
-        found = {n: self._logits(known.model, tuple(known.held[n])) for n, _ in wanted}
-        known.logits = np.array([found[n][at] for n, at in wanted], np.float32)
+        logits = {n: self._logits(known.model, tuple(known.held[n])) for n, _ in wanted}
+        known.logits = np.array([logits[n][at] for n, at in wanted], np.float32)
         return 0
 
     def llama_synchronize(self, context: int) -> None:
@@ -163,11 +163,11 @@ class LlamaCpp:
     def llama_detokenize(
         self, _vocab: int, tokens: Any, count: int, text: Any, room: int, _own: bool, _names: bool
     ) -> int:
-        found = "".join(f" t{token}" for token in tokens[:count]).encode()
-        if len(found) > room:
-            return -len(found)
-        ctypes.memmove(text, found, len(found))
-        return len(found)
+        data = "".join(f" t{token}" for token in tokens[:count]).encode()
+        if len(data) > room:
+            return -len(data)
+        ctypes.memmove(text, data, len(data))
+        return len(data)
 
     def _logits(self, model: Path, tokens: tuple[int, ...]) -> Any:
         """Of all tokens; what is timed asks for the same again and again."""

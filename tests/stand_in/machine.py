@@ -85,7 +85,7 @@ class Machine:
     @property
     def left_over(self) -> dict[str, int]:
         """What nobody gave back, by kind; empty where all is well."""
-        kinds = Counter(type(each).__name__ for each in self.handles.values())
+        kinds = Counter(type(handle).__name__ for handle in self.handles.values())
         kinds.update({what: size for what, size in self.used.items() if size})
         kinds.update({"Stream": len(self.streams), "pinned": len(self.pinned)})
         return {what: count for what, count in kinds.items() if count}
@@ -164,7 +164,7 @@ class Machine:
 
     def break_captures(self) -> bool:
         """What a call does that no capture allows; whether there was one."""
-        capturing = [each for each in self.streams.values() if each.captured is not None]
+        capturing = [item for item in self.streams.values() if item.captured is not None]
         for stream in capturing:
             stream.broken = True
         return bool(capturing)

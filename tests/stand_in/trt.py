@@ -144,12 +144,12 @@ class IRuntimeCache:
 
     def deserialize(self, blob: Any) -> bool:
         try:
-            told = json.loads(bytes(blob))
+            content = json.loads(bytes(blob))
         except ValueError:
             return False
-        if told["place"] != self._place:
+        if content["place"] != self._place:
             return False
-        self.known = set(told["known"])
+        self.known = set(content["known"])
         return True
 
     def serialize(self) -> bytes:

@@ -112,7 +112,7 @@ class Floors(Options):
     )
 
     def __bool__(self) -> bool:
-        return any(getattr(self, each.name) is not None for each in fields(self))
+        return any(getattr(self, item.name) is not None for item in fields(self))
 
     def of_model(self, judged: Judged) -> Floors:
         """Those that a model of this kind can be held to; others beside them are left out."""
@@ -121,29 +121,29 @@ class Floors(Options):
             "classes": Floors(top1_agreement=self.top1_agreement),
             "embeddings": replace(self, perplexity_increase=None, top1_agreement=None),
         }
-        found = of_kind[judged]
+        floors = of_kind[judged]
         if self == USUAL_FLOORS and judged == "classes":
             return Floors(top1_agreement=_USUAL_AGREEMENT)
-        if self and not found and judged == "classes":
+        if self and not floors and judged == "classes":
             raise PlanError(
                 "This model gives texts classes: it has no perplexity and is not judged by "
                 "embeddings.",
                 "Limit how many texts get another class: --min-top1-agreement 0.98.",
                 code="only-classes",
             )
-        if self and not found and judged == "tokens":
+        if self and not floors and judged == "tokens":
             raise PlanError(
                 "This model predicts next tokens, so it is not judged by its embeddings.",
                 "Give --at-most 5% or --min-top1-agreement 0.95.",
                 code="no-embeddings",
             )
-        if self and not found:
+        if self and not floors:
             raise PlanError(
                 "This model predicts no next token: it has no perplexity and no top-1 agreement.",
                 "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
                 code="no-next-token",
             )
-        return found
+        return floors
 
     @property
     def log_perplexity_increase(self) -> float:
@@ -153,16 +153,16 @@ class Floors(Options):
 
     def used_up(self, figures: Mapping[str, float]) -> float:
         """The share of the limits that a cut uses up: 0 for none, 1 for all of one of them."""
-        found = [0.0]
+        values = [0.0]
         if self.perplexity_increase is not None:
-            found.append(figures["log_perplexity_increase"] / self.log_perplexity_increase)
+            values.append(figures["log_perplexity_increase"] / self.log_perplexity_increase)
         if self.top1_agreement is not None:
-            found.append((1 - figures["top1_agreement"]) / (1 - self.top1_agreement))
+            values.append((1 - figures["top1_agreement"]) / (1 - self.top1_agreement))
         if self.embedding_cosine is not None:
-            found.append((1 - figures["cosine"]) / (1 - self.embedding_cosine))
+            values.append((1 - figures["cosine"]) / (1 - self.embedding_cosine))
         if self.similarity is not None:
-            found.append((1 - figures.get(SIMILARITY, -math.inf)) / (1 - self.similarity))
-        return max(found)
+            values.append((1 - figures.get(SIMILARITY, -math.inf)) / (1 - self.similarity))
+        return max(values)
 
 
 NO_FLOORS = Floors()
@@ -177,8 +177,8 @@ _FLOORS = tuple(f"floors.{field.name}" for field in fields(Floors))
 
 
 def _leaves_out(kind: SublayerKind) -> Rule:
-    def broken(told: Any) -> bool:
-        return kind not in told.kinds and bool(getattr(told, kind) or told.block)
+    def broken(value: Any) -> bool:
+        return kind not in value.kinds and bool(getattr(value, kind) or value.block)
 
     return Rule(
         ("kinds", kind),
@@ -277,7 +277,7 @@ class Budget(Options):
 
     def asked(self) -> dict[str, int | float | str]:
         """What was asked for, as a plan notes it."""
-        found: dict[str, int | float | str | None] = {
+        numbers: dict[str, int | float | str | None] = {
             **self.counts,
             "keep_first": self.keep_first,
             "parameters": self.parameters,
@@ -289,14 +289,14 @@ class Budget(Options):
             "min_similarity": self.floors.similarity,
         }
         if self.fits is not None:
-            found |= {
+            numbers |= {
                 "fits_bytes": self.fits.limit_bytes,
                 "context": self.fits.context,
                 "batch": self.fits.batch,
             }
         if self.kinds != BLOCK_KINDS:
-            found["kinds"] = ",".join(self.kinds)
-        return {name: value for name, value in found.items() if value is not None}
+            numbers["kinds"] = ",".join(self.kinds)
+        return {name: value for name, value in numbers.items() if value is not None}
 
 
 def asks_for_more_than_numbers(told: Mapping[str, Any]) -> bool:

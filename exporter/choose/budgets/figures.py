@@ -52,23 +52,23 @@ class Outcome:
         if self.damage is None:
             made = self.healing
             return "" if made is None else healing_words(made.healing, made.reads)
-        told = damage_words(self.damage)
+        text = damage_words(self.damage)
         if self.speedup is not None:
             low, high = self.speedup.ci95
-            told = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] measured; {told}"
+            text = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] measured; {text}"
         elif "speedup" in figures:
-            told = (
-                f"speedup {figures['speedup']:.3f} predicted from the costs, not measured; {told}"
+            text = (
+                f"speedup {figures['speedup']:.3f} predicted from the costs, not measured; {text}"
             )
         if "other_cosine" in figures:
-            told += f" (in the other domain {figures['other_cosine']:.3f})"
+            text += f" (in the other domain {figures['other_cosine']:.3f})"
         if "other_log_perplexity_increase" in figures:
-            told += f" (perplexity in the other domain {_rise(figures, 'other_')})"
-        for each in self.plan.judged_apart:
-            told += f"; on {each.text.source} {_change(each.figures)}"
+            text += f" (perplexity in the other domain {_rise(figures, 'other_')})"
+        for judged_text in self.plan.judged_apart:
+            text += f"; on {judged_text.text.source} {_change(judged_text.figures)}"
         if self.plan.predicted_on != "unseen":
-            told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: probably too optimistic)"
-        return told + self._parameters()
+            text += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: probably too optimistic)"
+        return text + self._parameters()
 
     def _parameters(self) -> str:
         """What is left of them, and the share that went."""
@@ -98,12 +98,12 @@ def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:
     """Its figures on each text of a mixture; none for a single text."""
     if text.owners is None:
         return []
-    owners, found = text.owners, []
+    owners, judged_texts = text.owners, []
     for number, one in enumerate(text.apart):
         if len(one.mask):
             figures = damage_figures(damage.of(owners == number), one.clusters)
-            found.append(JudgedText(text=one.part, figures=figures))
-    return found
+            judged_texts.append(JudgedText(text=one.part, figures=figures))
+    return judged_texts
 
 
 def size_figures(
@@ -117,7 +117,7 @@ def size_figures(
     room = budget.fits
     context, batch = (room.context, room.batch) if room else (0, 1)
     choices = candidate.choices
-    found = {
+    values = {
         "parameters": float(sizes.total_parameters(choices)),
         "parameters_before": float(sizes.parameters),
         "bytes": float(sizes.total_bytes(choices, context=context, batch=batch)),
@@ -125,12 +125,12 @@ def size_figures(
     }
     if speedup is not None:
         low, high = speedup.ci95
-        found |= {
+        values |= {
             "measured_speedup": speedup.ratio,
             "measured_speedup_low": low,
             "measured_speedup_high": high,
         }
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _foretold(costs: CostTable | None, choices: Mapping[SublayerRef, Replacement]) -> float | None:
@@ -153,7 +153,10 @@ def healing_of(
     progress: Progress = QUIET,
 ) -> HealingReport | None:
     """Measures them; None where nothing was put in any branch's place."""
-    if not any(each.bias is not None or each.maps for each in branch_replacements.values()):
+    if not any(
+        replacement.bias is not None or replacement.maps
+        for replacement in branch_replacements.values()
+    ):
         return None
     fitted, reported = texts[0].ref, texts[1]
     other = other_domain(

@@ -65,7 +65,7 @@ def module_sizes(loaded: LoadedModel) -> GraphSizes:
     A cut takes the norms too: it removes a few thousandths more than this says. Weights that
     several modules share belong to none of them.
     """
-    owners = {each.number: each.layer for each in layer_modules(loaded.model)}
+    owners = {module.number: module.layer for module in layer_modules(loaded.model)}
     uses = Counter(id(p) for m in loaded.model.modules() for p in m._parameters.values())
     everything = list(loaded.model.parameters())
     width = loaded.model.config.get_text_config().hidden_size
@@ -171,16 +171,16 @@ class PlanInputs:
         judged, search = judged_by(self.loaded.model), self.settings.search
         if judged == "classes" and search.objective == "perplexity":
             refuse_headless(self.loaded.model)
-        found = search.for_model(embeds=judged == "embeddings")
-        by_embeddings = found.kept_small in OF_EMBEDDINGS
+        search_options = search.for_model(embeds=judged == "embeddings")
+        by_embeddings = search_options.kept_small in OF_EMBEDDINGS
         if self.settings.limits_healed(self.budget) and by_embeddings != (judged == "embeddings"):
             raise PlanError(
-                f"--objective {found.kept_small} and the limits on quality of this model, which is "
-                f"judged by its {judged}, don't go together.",
+                f"--objective {search_options.kept_small} and the limits on quality of this model, "
+                f"which is judged by its {judged}, don't go together.",
                 "Leave --objective out, or the limits.",
                 code="other-objective",
             )
-        return found
+        return search_options
 
     @property
     def embeds(self) -> bool:
@@ -252,13 +252,15 @@ class PlanInputs:
     def further_text(self) -> CalibrationText | None:
         """As much again of the same texts, on which nothing was chosen; None if it isn't there."""
         kept = self._cache_dir
-        found = text_behind(self.loaded, self.text, kept, self._progress)
-        if not leaves_judges(self.judges, self.settings, self.loaded, (self.text, found), kept):
-            found = None
-        if found is None:
+        calibration_text = text_behind(self.loaded, self.text, kept, self._progress)
+        if not leaves_judges(
+            self.judges, self.settings, self.loaded, (self.text, calibration_text), kept
+        ):
+            calibration_text = None
+        if calibration_text is None:
             short = f"{self.text.ref.source} is too short for four parts"
             self._progress.say(f"plan: warning: {short}: what chooses serves two ends")
-        return found
+        return calibration_text
 
     @property
     def _fitted_apart(self) -> list[CalibrationText]:
@@ -279,7 +281,9 @@ class PlanInputs:
         if heal is None:
             return {}
         names = {
-            name for each in subjects(self.report.model.num_layers, self.budget) for name in each
+            name
+            for subject in subjects(self.report.model.num_layers, self.budget)
+            for name in subject
         }
         return fit_branches(
             self.loaded,

@@ -43,10 +43,10 @@ class TextParts:
 
     def refuse_short(self, what_for: str, samples: int = 1) -> None:
         """Refuses a text of which too little is held out."""
-        found = 0 if self.checked is self.searched else len(self.checked.input_ids)
-        if found < samples:
+        count = 0 if self.checked is self.searched else len(self.checked.input_ids)
+        if count < samples:
             raise CalibrationError(
-                f"Of {self.searched.ref.source} {found} samples are held out for checks, too "
+                f"Of {self.searched.ref.source} {count} samples are held out for checks, too "
                 f"few for {what_for}.",
                 "Score on a longer text or with more --samples, or ask for a shorter "
                 "--sequence-length when scoring.",
@@ -163,12 +163,14 @@ def judging_text(
     cache_dir: Path | None = None,
 ) -> CalibrationText:
     """Samples to check limits on and to report on, of documents that aren't used otherwise."""
-    found = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
-    there = sum(len(part.input_ids) for part in (*used, found))
+    calibration_text = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
+    there = sum(len(part.input_ids) for part in (*used, calibration_text))
     all_read = _reads_no_more(loaded, there, len(used[0].apart))
     read = nouns_of(type(loaded.model).__name__)
-    judges.refuse_fewer(len(found.input_ids), used[0].ref.source, read, all_read=all_read)
-    return found
+    judges.refuse_fewer(
+        len(calibration_text.input_ids), used[0].ref.source, read, all_read=all_read
+    )
+    return calibration_text
 
 
 def leaves_judges(
@@ -184,8 +186,8 @@ def leaves_judges(
     if further is None or not settings.weighs_replacements or judges.fewest <= held_out:
         return True
     parts = (chosen_on, further)
-    found = text_beyond(loaded, parts, judges.fewest, cache_dir)
-    return len(found.input_ids) >= judges.fewest
+    calibration_text = text_beyond(loaded, parts, judges.fewest, cache_dir)
+    return len(calibration_text.input_ids) >= judges.fewest
 
 
 def _reads_no_more(loaded: LoadedModel, there: int, texts: int) -> bool:

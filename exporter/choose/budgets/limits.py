@@ -54,10 +54,10 @@ def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, fl
         names = _EMBEDDING_FIGURES
     elif isinstance(damage, ClassDamage):
         names = {name: name for name in _CLASS_FIGURES}
-    found = {name: getattr(damage, of) for name, of in names.items()}
+    values = {name: getattr(damage, of) for name, of in names.items()}
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in values.items()
         if value is not None and not math.isnan(value)
     }
 
@@ -74,16 +74,16 @@ def ends_of(intervals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
 def held_figures(damage: AnyDamage) -> dict[str, float]:
     """What limits are held against: a damage's figures, with the ends of their intervals."""
     if isinstance(damage, EmbeddingDamage):
-        found = {
+        intervals = {
             "cosine": mean_interval(damage.cosines, damage.texts),
             SIMILARITY: mean_interval(damage.correlations, damage.texts),
         }
     else:
-        found = {"top1_agreement": share_interval(damage.agreements, damage.positions)}
+        intervals = {"top1_agreement": share_interval(damage.agreements, damage.positions)}
     if isinstance(damage, Damage):
         rise = damage.nll_sums - damage.baseline_nll_sums
-        found["log_perplexity_increase"] = mean_interval(rise, damage.positions)
-    known = {name: interval.ci95 for name, interval in found.items() if interval is not None}
+        intervals["log_perplexity_increase"] = mean_interval(rise, damage.positions)
+    known = {name: interval.ci95 for name, interval in intervals.items() if interval is not None}
     figures = damage_figures(damage)
     if isinstance(damage, EmbeddingDamage):
         figures.setdefault("cosine", -1.0)  # what is not a number keeps no limit
@@ -177,16 +177,16 @@ class QualityLimits:
         return (self._of_embeddings if "cosine" in figures else self._of_classes)(figures, by)
 
     def _of_embeddings(self, figures: Mapping[str, float], by: str) -> str:
-        asked = {"cosine": self.floors.embedding_cosine, SIMILARITY: self.floors.similarity}
-        told = [
+        values = {"cosine": self.floors.embedding_cosine, SIMILARITY: self.floors.similarity}
+        names = [
             f"the {_OF_EMBEDDINGS[name]} is {figures[name]:.3f}{by}"
             f"{_until('down', figures, ENDS[name], '{:.3f}'.format)}, {self._least(f'{floor:.3f}')}"
-            for name, floor in asked.items()
+            for name, floor in values.items()
             if floor is not None and name in figures
         ]
         if self.floors.similarity is not None and SIMILARITY not in figures:
-            told.append(f"all texts are equally similar{by}, so there is no correlation")
-        return "; ".join(told)
+            names.append(f"all texts are equally similar{by}, so there is no correlation")
+        return "; ".join(names)
 
     def _of_classes(self, figures: Mapping[str, float], by: str) -> str:
         several, floor = self.read.several, self.floors.top1_agreement or 0.5
@@ -210,8 +210,8 @@ class QualityLimits:
         return "is the usual limit without a number" if self.usual else "allowed"
 
     def _least(self, floor: str) -> str:
-        told = "is the usual limit without a number" if self.usual else "is asked for"
-        return f"at least {floor} {told}"
+        text = "is the usual limit without a number" if self.usual else "is asked for"
+        return f"at least {floor} {text}"
 
     def allowing(self, healed: Mapping[str, float]) -> str:
         """The options that would allow a cut; empty where none can."""

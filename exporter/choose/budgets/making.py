@@ -62,18 +62,18 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
 def _write_plan(
     request: PlanRequest, report: ImportanceReport, planner: Planner, progress: Progress
 ) -> PruningPlan:
-    found = planner.plan()
-    told = {} if request.metric is None else {"metric": report.metric}
-    noted = found.plan.model_copy(update={"budget": {**found.plan.budget, **told}})
+    outcome = planner.plan()
+    result = {} if request.metric is None else {"metric": report.metric}
+    noted = outcome.plan.model_copy(update={"budget": {**outcome.plan.budget, **result}})
     # Takes along what an earlier plan had beside it.
     made = write_healed_plan(
         request.output,
         noted,
-        found.branch_replacements,
-        weights=found.weights,
-        report=found.healing,
+        outcome.branch_replacements,
+        weights=outcome.weights,
+        report=outcome.healing,
     )
-    if words := found.words():
+    if words := outcome.words():
         progress.say(f"plan: {words}")
     return made
 

@@ -93,14 +93,14 @@ class Planner(PlanInputs):
             )
         method = self.settings.search.search
         if self.budget.keep_first is not None:
-            found = Outcome(self._noted(self._first_layers(self.budget.keep_first)))
+            outcome = Outcome(self._noted(self._first_layers(self.budget.keep_first)))
         elif method == "one-shot":
-            found = Outcome(self._noted(self._lowest_scores()))
+            outcome = Outcome(self._noted(self._lowest_scores()))
         else:
-            found = self._by_damage()
-        validate_for(found.plan, self.report.model, allow_all=self._allow_all)
+            outcome = self._by_damage()
+        validate_for(outcome.plan, self.report.model, allow_all=self._allow_all)
         done = self.settings.limits_healed(self.budget)
-        return self._healed(found) if self.settings.heals_afterwards and not done else found
+        return self._healed(outcome) if self.settings.heals_afterwards and not done else outcome
 
     def _of_stacks(self) -> Outcome:
         """Of an encoder-decoder: by scores, or by damage where that is asked for or affordable."""
@@ -118,13 +118,13 @@ class Planner(PlanInputs):
             allow_all=self._allow_all,
             progress=self._progress,
         )
-        told = {
+        result = {
             "encoder_layers": stacks.encoder,
             "predicted": damage_figures(damage, text.clusters),
             "predicted_on": "searched",
             "chosen_on": text.parts,
         }
-        plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=told)
+        plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=result)
         validate_for(plan, self.report.model, allow_all=self._allow_all)
         return Outcome(plan, damage=damage)
 
@@ -140,7 +140,7 @@ class Planner(PlanInputs):
 
     def _first_layers(self, number: int) -> PruningPlan:
         plan = keep_first(self.report, number, importance_sha256=self.importance_sha256)
-        kept = {ref for each in plan.deletions for ref in each.sublayers} & self._protected
+        kept = {ref for deletion in plan.deletions for ref in deletion.sublayers} & self._protected
         if kept:
             layer, kind = min(kept)
             raise PlanError(
@@ -199,7 +199,7 @@ class Planner(PlanInputs):
         if target is None or stopwatch is None:
             return self._solved(self.goals), None
         first, *others = self.goals
-        found = reach_speedup(
+        candidate = reach_speedup(
             target,
             first.amount,
             lambda goal_ms: self._solved([replace(first, amount=goal_ms), *others]),
@@ -207,7 +207,7 @@ class Planner(PlanInputs):
             rounds=self.settings.rounds,
             progress=self._progress,
         )
-        return found.candidate, found.speedup
+        return candidate.candidate, candidate.speedup
 
     def _refuse_nothing(self, candidate: PlanCandidate) -> None:
         if not candidate.options:
@@ -234,16 +234,16 @@ class Planner(PlanInputs):
             usual=self.budget.floors == USUAL_FLOORS,
         )
         runs.begin(time.monotonic() - self._began)
-        found = largest_within(candidates, limits, runs, self._chosen_plan, self._progress)
-        if found.best is None:
-            reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
-            smaller = min(rung.number for rung in found.tried) > 0
-            gains = [candidates[rung.number][0].gain(self._used_up) for rung in found.tried]
+        ladder = largest_within(candidates, limits, runs, self._chosen_plan, self._progress)
+        if ladder.best is None:
+            reach = self._in_reach(candidates[0], ladder.tried[0]) if self.goals else ""
+            smaller = min(rung.number for rung in ladder.tried) > 0
+            gains = [candidates[rung.number][0].gain(self._used_up) for rung in ladder.tried]
             gained = [self._used_up.words(gain) for gain in gains]
-            tried = [each.tried for each in runs.cuts]
+            tried = [healed_cut.tried for healed_cut in runs.cuts]
             refuse_all(tried, limits, self.goals, reach, smaller, gained)
-        candidate, _ = candidates[found.best.number]
-        cut = runs.cuts[found.tried.index(found.best)]
+        candidate, _ = candidates[ladder.best.number]
+        cut = runs.cuts[ladder.tried.index(ladder.best)]
         figures = size_figures(self.budget, candidate, self.sizes, self.costs, speedup)
         return Outcome(
             runs.noted(cut, figures | elsewhere(cut.report)),
@@ -296,7 +296,7 @@ class Planner(PlanInputs):
         ]
         if not allowed:
             return "Within the limits on quality nothing is in reach. "
-        gained = gains_of(max(allowed, key=lambda each: each.gain(unit)), self.goals)
+        gained = gains_of(max(allowed, key=lambda item: item.gain(unit)), self.goals)
         return f"Within the limits on quality, {gained} may be in reach. "
 
     def _chosen_plan(self, candidate: PlanCandidate) -> PruningPlan:
@@ -333,14 +333,14 @@ class Planner(PlanInputs):
             settings = replace(settings, search=self.searching)
         return plan.model_copy(update={"budget": {**plan.budget, **settings.told()}})
 
-    def _healed(self, found: Outcome) -> Outcome:
+    def _healed(self, outcome: Outcome) -> Outcome:
         """The plan with what is fitted for it, by the same text as its scores."""
         assert self.settings.heal is not None
         healed = heal(
             self.loaded,
-            found.plan,
+            outcome.plan,
             on_text_of(self.settings.heal, self.report.calibration, self.settings.calibration),
-            made_from=found.plan.made_from,
+            made_from=outcome.plan.made_from,
             allow_all=self._allow_all,
             work=self._work / "healing",
             progress=self._progress,
@@ -348,8 +348,8 @@ class Planner(PlanInputs):
         return Outcome(
             healed.plan,
             healed.branch_replacements,
-            found.damage,
-            found.speedup,
+            outcome.damage,
+            outcome.speedup,
             healed.report,
             healed.weights,
         )
@@ -376,14 +376,14 @@ class Planner(PlanInputs):
                 progress=self._progress,
             )
         judged = self._judged(branch_replacements)
-        told = {
+        result = {
             "predicted": figures | elsewhere(healing) | (task_figures(judged) if judged else {}),
             "predicted_on": self.texts.figures_from,
             "predicted_tasks": task_results(judged),
             "judged_apart": judged_apart(damage, self.texts.reported),
             **self._parts(),
         }
-        plan = self._plan_of(candidate).model_copy(update=told)
+        plan = self._plan_of(candidate).model_copy(update=result)
         return Outcome(plan, branch_replacements, damage, speedup, healing)
 
     def _judged(

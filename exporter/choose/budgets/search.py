@@ -105,9 +105,9 @@ class Search:
         options = by_prior([o for o in self._with_gains(unit) if o.gain > 0], self._prior)
         looked_at = options[: FIRST * self._shortlist] if self._shortlist else options
         candidates = [PlanCandidate().plus([unmeasured_step(option)]) for option in looked_at]
-        damages = self._meter.measure_many({}, [each.cut for each in candidates])[1:]
-        found = zip(candidates, damages, strict=True)
-        return min(found, key=lambda each: objective_of(each[1], self._objective))
+        damages = self._meter.measure_many({}, [candidate.cut for candidate in candidates])[1:]
+        pairs = zip(candidates, damages, strict=True)
+        return min(pairs, key=lambda item: objective_of(item[1], self._objective))
 
     def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other."""
@@ -130,11 +130,11 @@ class Search:
         except PlanError as error:
             # Greedy steps kept the wrong one, or maps that are too large; what is idle comes back.
             begun = candidate, self._strongest(goal.unit, candidate)
-            everything = [self._everything(goal.unit, each) for each in begun]
-            for found in everything:
-                if _reached(goal, found):
-                    return found
-            refuse_goal(goal, max(found.gain(goal.unit) for found in everything), error)
+            everything = [self._everything(goal.unit, item) for item in begun]
+            for item in everything:
+                if _reached(goal, item):
+                    return item
+            refuse_goal(goal, max(item.gain(goal.unit) for item in everything), error)
 
     def _until_broken(self, unit: Unit) -> PlanCandidate:
         """Greedy steps up to the first that breaks a floor."""
@@ -153,13 +153,13 @@ class Search:
 
     def _filled(self, unit: Unit, candidate: PlanCandidate) -> PlanCandidate:
         """What room the floors leave is filled, by the cheapest steps or by the smallest."""
-        found = []
+        candidates = []
         for by_gain in (True, False):
             filled = candidate
             while (further := self._one_more(unit, filled, by_gain)) is not None:
                 filled = further
-            found.append(filled)
-        return max(found, key=lambda each: each.gain(unit))
+            candidates.append(filled)
+        return max(candidates, key=lambda item: item.gain(unit))
 
     def _one_more(
         self, unit: Unit, candidate: PlanCandidate, by_gain: bool
@@ -235,7 +235,7 @@ class Search:
         """A candidate, and all that may go beside it; one sublayer stays."""
         taken = set(candidate.choices)
         added: list[Option] = []
-        for option in sorted(self._with_gains(unit), key=lambda each: -each.gain):
+        for option in sorted(self._with_gains(unit), key=lambda item: -item.gain):
             if not taken & set(option.names) and len(taken) + len(option.names) <= self._most:
                 added.append(option)
                 taken.update(option.names)

@@ -153,35 +153,35 @@ class PlanSettings(Options):
         search = self.search
         if search.search == "one-shot" and not search.protect and self.server is None:
             return {}
-        found: dict[str, int | float | str | None] = {
+        numbers: dict[str, int | float | str | None] = {
             "search": search.search,
             "objective": self._objective if search.by_damage else None,
             "heal": None if self.weighed is None else self.weighed.kind,
             "protect": ", ".join(search.protect) or None,
             "for": self.server,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in numbers.items() if value is not None}
 
 
 def idle_rules(budget: str, search: str) -> tuple[Rule, ...]:
     """Rules that refuse what a choice by scores alone has no use for."""
     names = (f"{budget}.at", f"{budget}.kinds", *(f"{search}.{name}" for name in OF_SEARCHES))
-    return tuple(idle_rule(name, lambda told: _by_scores(told, budget, search)) for name in names)
+    return tuple(idle_rule(name, lambda item: _by_scores(item, budget, search)) for name in names)
 
 
 def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
     """Refuses an option that a choice by scores alone has no use for."""
     return Rule(
         (name,),
-        lambda told: is_given(told, name) and by_scores(told),
+        lambda item: is_given(item, name) and by_scores(item),
         "{0} is for searches by damage, and for budgets other than numbers.",
         "Give such a budget: --faster 1.2x or --parameters 10%.",
     )
 
 
-def _by_scores(told: Any, budget: str, search: str) -> bool:
-    asked, method = value_at(told, budget), value_at(told, search)
-    return asked is not None and asked.only_counts and not method.by_damage
+def _by_scores(value: Any, budget: str, search: str) -> bool:
+    result, method = value_at(value, budget), value_at(value, search)
+    return result is not None and result.only_counts and not method.by_damage
 
 
 def settled_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -194,7 +194,7 @@ def settled_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
 def _timed(name: str) -> Rule:
     return Rule(
         (name, "onnx", "budget.at"),
-        lambda told: is_given(told, name) and not (told.onnx and told.budget.at),
+        lambda item: is_given(item, name) and not (item.onnx and item.budget.at),
         "{0} is for times measured on the exported graph.",
         "Give the graph with {1} and the request with {2}, or leave {0} out.",
     )
@@ -209,7 +209,7 @@ _OF_MODELS = (
 def _running(name: str) -> Rule:
     return Rule(
         (name,),
-        lambda told: is_given(told, name) and not told.runs_model,
+        lambda item: is_given(item, name) and not item.runs_model,
         "{0} is for plans that run the model; dropping the lowest scores doesn't run it.",
         "Leave it out, or give --search, --heal, or a budget other than numbers.",
     )

@@ -80,10 +80,10 @@ def reach_speedup(
         try:
             candidate = solve(goal_ms)
         except PlanError as error:
-            if any(each.reaches(target) for each in tried):
+            if any(item.reaches(target) for item in tried):
                 break
             _refuse_target(target, tried, error)
-        if any(candidate.choices == each.candidate.choices for each in tried):
+        if any(candidate.choices == item.candidate.choices for item in tried):
             break  # one sublayer more or less is all there is between
         tried.append(TimedCandidate(candidate, measure(candidate)))
         _tell(tried[-1], target, progress)
@@ -100,11 +100,11 @@ def _best(tried: list[TimedCandidate], target: float) -> TimedCandidate:
 
     Those come first whose whole interval reaches it.
     """
-    reaching = [each for each in tried if each.surely_reaches(target)]
-    reaching = reaching or [each for each in tried if each.reaches(target)]
+    reaching = [candidate for candidate in tried if candidate.surely_reaches(target)]
+    reaching = reaching or [candidate for candidate in tried if candidate.reaches(target)]
     if reaching:
-        return min(reaching, key=lambda each: each.speedup.ratio)
-    return min(tried, key=lambda each: each.miss(target))
+        return min(reaching, key=lambda candidate: candidate.speedup.ratio)
+    return min(tried, key=lambda candidate: candidate.miss(target))
 
 
 def _refuse_target(target: float, tried: list[TimedCandidate], error: PlanError) -> NoReturn:
@@ -128,11 +128,11 @@ def _correction(target: float, measured: float) -> float:
     return min(max(factor, 1 / _MOST_CHANGE), _MOST_CHANGE)
 
 
-def _tell(found: TimedCandidate, target: float, progress: Progress) -> None:
-    low, high = found.speedup.ci95
+def _tell(candidate: TimedCandidate, target: float, progress: Progress) -> None:
+    low, high = candidate.speedup.ci95
     progress.say(
-        f"plan: a candidate without {counted(len(found.candidate.choices), 'sublayer')} measures "
-        f"{found.speedup.ratio:.3f} [{low:.3f}, {high:.3f}]; the target is {target:g}"
+        f"plan: a candidate without {counted(len(candidate.candidate.choices), 'sublayer')} "
+        f"measures {candidate.speedup.ratio:.3f} [{low:.3f}, {high:.3f}]; the target is {target:g}"
     )
 
 

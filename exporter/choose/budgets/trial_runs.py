@@ -129,9 +129,9 @@ def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
 
 def held_out_of(healing: Healing) -> Measured:
     """What was measured on text like that which was fitted on."""
-    for each in healing.measured:
-        if each.role == "calibration":
-            return each
+    for item in healing.measured:
+        if item.role == "calibration":
+            return item
     raise HealingError(
         "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
     )
@@ -169,26 +169,26 @@ def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
             {"kl": dropped, "top1_agreement": measured.dropped_same},
             {"kl": healed, "top1_agreement": measured.healed_same},
         )
-    bare, found = {"cosine": measured.dropped}, {"cosine": measured.healed}
+    bare, values = {"cosine": measured.dropped}, {"cosine": measured.healed}
     if measured.dropped_correlation is not None:
         bare[SIMILARITY] = measured.dropped_correlation
     if measured.healed_correlation is not None:
-        found[SIMILARITY] = measured.healed_correlation
-    return bare, found
+        values[SIMILARITY] = measured.healed_correlation
+    return bare, values
 
 
 def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
     """By figure the 95 % interval of what the healed cut costs."""
     if isinstance(measured, HealedText):
-        found = {
+        result = {
             "log_perplexity_increase": measured.healed.log_perplexity_increase_ci95,
             "top1_agreement": measured.healed.top1_agreement_ci95,
         }
     elif isinstance(measured, HealedClasses):
-        found = {"top1_agreement": measured.healed_same_ci95}
+        result = {"top1_agreement": measured.healed_same_ci95}
     else:
-        found = {"cosine": measured.healed_ci95, SIMILARITY: measured.healed_correlation_ci95}
-    return {name: ends for name, ends in found.items() if ends is not None}
+        result = {"cosine": measured.healed_ci95, SIMILARITY: measured.healed_correlation_ci95}
+    return {name: ends for name, ends in result.items() if ends is not None}
 
 
 def _of_answers(damage: AnswerDamage) -> dict[str, float]:
@@ -301,7 +301,7 @@ class TrialRuns:
         """What is fitted on, stopped by and judged on: the same for all cuts."""
         judged = min(JUDGED, self._options.samples or JUDGED)
         judges = Judges.of(self._floors, self._loaded.model)
-        found = healing_texts(
+        result = healing_texts(
             self._loaded,
             self.first,
             self._progress,
@@ -309,10 +309,10 @@ class TrialRuns:
             judging=judges.usual or judged,
             fewest=judges.fewest,
         )
-        judging = found.halves[1]
+        judging = result.halves[1]
         read = nouns_of(type(self._loaded.model).__name__)
         chosen = {ref.sha256 for ref in self._chosen_on}
-        is_own = chosen.isdisjoint(ref.sha256 for ref in found.sources)
+        is_own = chosen.isdisjoint(ref.sha256 for ref in result.sources)
         judges.refuse_fewer(len(judging.input_ids), judging.ref.source, read, healing_text=is_own)
         if self._floors.similarity is not None and len(judging.input_ids) < _FEWEST_OF_PAIRS:
             raise CalibrationError(
@@ -325,10 +325,10 @@ class TrialRuns:
             raise CalibrationError(
                 f"One sample of {judging.ref.source} judges the healed cut, and an interval, by "
                 "which limits are held, takes two.",
-                f"Give more {found.fitting.read.much}.",
+                f"Give more {result.fitting.read.much}.",
                 code="too-few-samples",
             )
-        return found
+        return result
 
     @property
     def judging(self) -> CalibrationText:
@@ -360,7 +360,7 @@ class TrialRuns:
                 "predicted": {**plan.predicted, **figures},
                 "predicted_on": "checked",
                 "stopped_on": [*plan.stopped_on, *self.judging.parts],
-                "tried": [each.tried for each in self.cuts],
+                "tried": [healed_cut.tried for healed_cut in self.cuts],
             }
         )
 
@@ -504,9 +504,9 @@ def largest_within(
             f"(bare: {damage_words(bare)})"
         )
         ladder.tried.append(runs.run(number, plan))
-        told = runs.cuts[-1].tried
-        outcome = limits.outcome(told.healed, healed_words(told))
-        progress.say(f"plan: {'holds' if told.holds else 'fails'}: {outcome}")
+        tried = runs.cuts[-1].tried
+        outcome = limits.outcome(tried.healed, healed_words(tried))
+        progress.say(f"plan: {'holds' if tried.holds else 'fails'}: {outcome}")
     return ladder
 
 

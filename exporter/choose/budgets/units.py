@@ -183,12 +183,12 @@ def with_context(budget: Budget, sizes: GraphSizes | None, progress: Progress = 
 
 def with_request(budget: Budget, sizes: GraphSizes | None, progress: Progress = QUIET) -> Budget:
     """The usual request is one that users send: an encoder decodes nothing, and may cut texts."""
-    asked = budget.at
-    if asked is None or asked != USUAL_REQUEST or sizes is None:
+    shape = budget.at
+    if shape is None or shape != USUAL_REQUEST or sizes is None:
         return budget
     known = (sizes.longest, sizes.longest_text)
-    longest = min((limit for limit in known if limit is not None), default=asked.longest)
-    new = min(asked.new, longest // 2) if sizes.has_cache else 0
-    found = replace(asked, prompt=min(asked.prompt, longest - new), new=new)
-    progress.say(f"plan: the request that is timed is {found} (--at)")
-    return replace(budget, at=found)
+    longest = min((limit for limit in known if limit is not None), default=shape.longest)
+    new = min(shape.new, longest // 2) if sizes.has_cache else 0
+    changed = replace(shape, prompt=min(shape.prompt, longest - new), new=new)
+    progress.say(f"plan: the request that is timed is {changed} (--at)")
+    return replace(budget, at=changed)

@@ -196,10 +196,10 @@ class GgufCostRunner:
 
     @cached_property
     def _vocabulary(self) -> int:
-        told = gguf_facts(self.model).vocabulary
-        if told is None:
+        vocabulary = gguf_facts(self.model).vocabulary
+        if vocabulary is None:
             raise CostError(f"{self.model} has no table of tokens.", code="no-vocabulary")
-        return told
+        return vocabulary
 
     def _plan(self, variant: Variant, place: Path) -> LoadedPlan:
         deletions = [
@@ -221,8 +221,8 @@ class GgufCostRunner:
 
 def _sized(ref: SublayerRef, tensors: Sequence[Tensor], cached: int) -> SublayerSize:
     norms = [tensor for tensor in tensors if tensor.name.endswith("_norm.weight")]
-    count, norm_count = (sum(math.prod(t.shape) for t in each) for each in (tensors, norms))
-    held, norms_held = (sum(t.nbytes for t in each) for each in (tensors, norms))
+    count, norm_count = (sum(math.prod(t.shape) for t in item) for item in (tensors, norms))
+    held, norms_held = (sum(t.nbytes for t in item) for item in (tensors, norms))
     shapes = sorted((place_in_layer(t.name), t.shape, t.kind) for t in tensors)
     alike = [(place[1], *rest) for place, *rest in shapes if place is not None]
     attention = ref.kind == "attention"

@@ -112,13 +112,13 @@ class OnnxCostRunner:
         """How many tokens it knows; 1 where it reads images."""
         if PIXELS in self._facts.inputs:
             return 1
-        told = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
-        if not isinstance(told, int):
+        result = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
+        if not isinstance(result, int):
             raise CostError(
                 f"{self.onnx} doesn't say how many tokens its vocabulary has.",
                 "Put the model's config.json next to it.",
             )
-        return told
+        return result
 
     @cached_property
     def _facts(self) -> GraphFacts:

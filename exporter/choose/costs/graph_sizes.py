@@ -80,7 +80,9 @@ class GraphSizes:
     @property
     def has_cache(self) -> bool:
         """Whether the graph takes a cache or a state."""
-        return bool(self.rest_caches) or any(each.caches for each in self.sublayers.values())
+        return bool(self.rest_caches) or any(
+            sublayer.caches for sublayer in self.sublayers.values()
+        )
 
     def replacement_parameters(self, replacement: Replacement) -> int:
         """Numbers that a replacement brings at most; a bias may find one that it is added to."""
@@ -120,7 +122,7 @@ class GraphSizes:
     def total_parameters(self, choices: Mapping[Any, Replacement] | None = None) -> int:
         """Parameters that are left, at most."""
         cut = (choices or {}).items()
-        return self.parameters - sum(self.saved_parameters(*each) for each in cut)
+        return self.parameters - sum(self.saved_parameters(*item) for item in cut)
 
     def total_bytes(
         self,
@@ -136,8 +138,8 @@ class GraphSizes:
                 "Ask for a shorter context.",
                 code="context-too-long",
             )
-        owners = (each.caches for each in self.sublayers.values())
+        owners = (sublayer.caches for sublayer in self.sublayers.values())
         caches = self.rest_caches + tuple(cache for own in owners for cache in own)
         whole = self.weight_bytes + cache_bytes(caches, context, batch)
         cut = (choices or {}).items()
-        return whole - sum(self.saved_bytes(*each, context=context, batch=batch) for each in cut)
+        return whole - sum(self.saved_bytes(*item, context=context, batch=batch) for item in cut)

@@ -49,8 +49,8 @@ def conditions(cost_runner: CostRunner, at: RequestShape, threads: int | None) -
     """What costs are measured under on a cost_runner, here and now."""
     here = environment(threads=threads or cost_runner.threads, gpu=cost_runner.on_gpu)
     model, engine = cost_runner.sha256, (cost_runner.backend, cost_runner.provider)
-    told = _conditions(model, at, engine, here, library_versions())
-    return told | ({} if threads is None else {"threads": threads})
+    result = _conditions(model, at, engine, here, library_versions())
+    return result | ({} if threads is None else {"threads": threads})
 
 
 def _conditions(
@@ -259,10 +259,10 @@ class CostRun:
 
     def _tell_time(self, seconds: float, left: int, *, first: bool) -> None:
         """What a variant took, where that is more than it should, and what is still to come."""
-        asked = self.settings.effort
-        if asked.rounds is None and seconds > _LATE * asked.seconds:
+        effort = self.settings.effort
+        if effort.rounds is None and seconds > _LATE * effort.seconds:
             self.progress.say(
-                f"costs: a variant took {seconds:.0f} s, not {asked.seconds:.0f} s: loading the "
+                f"costs: a variant took {seconds:.0f} s, not {effort.seconds:.0f} s: loading the "
                 "models and two rounds take that long. It was stopped there, so its figure is rough"
             )
         if first and left:
@@ -308,7 +308,7 @@ class CostRun:
         )
 
     def _tell(self, table: CostTable, variant: Variant) -> None:
-        group = next(each for each in table.groups if each.signature == variant.group)
+        group = next(item for item in table.groups if item.signature == variant.group)
         trial = group.trials[-1]
         self.progress.say(
             f"costs: without {variant}: {trial.saved_ms_each:.3g} ± "
@@ -322,12 +322,12 @@ def _trial(
     counts: Sequence[float],
     baselines_ms: Sequence[float],
 ) -> Trial:
-    found = of_rows(rows, counts, baselines_ms)
+    estimate = of_rows(rows, counts, baselines_ms)
     return Trial(
         replacement=variant.replacement,
         treated=list(variant.members),
-        saved_ms=found.saved_ms,
-        std_error_ms=found.std_error_ms,
+        saved_ms=estimate.saved_ms,
+        std_error_ms=estimate.std_error_ms,
         rows=rows,
     )
 

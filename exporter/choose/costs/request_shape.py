@@ -39,23 +39,23 @@ class RequestShape:
     def parse(cls, text: str) -> Self:
         """Reads ``batch=1,prompt=512,new=128``; what isn't named is as it is there."""
         known = [field.name for field in fields(cls)]
-        found: dict[str, int] = {}
+        numbers: dict[str, int] = {}
         for part in text.split(","):
-            told = _PART.fullmatch(part)
-            if told is None:
+            match = _PART.fullmatch(part)
+            if match is None:
                 raise UsageError(
                     f"{part!r} is not part of a request.", _HINT, code="malformed-request"
                 )
-            if told["key"] not in known:
+            if match["key"] not in known:
                 raise UsageError(
-                    f"{told['key']!r} is not part of a request; the parts are {', '.join(known)}.",
+                    f"{match['key']!r} is not part of a request; the parts are {', '.join(known)}.",
                     _HINT,
                     code="unknown-part",
                 )
-            if told["key"] in found:
-                raise UsageError(f"{text!r} names {told['key']} twice.", _HINT, code="named-twice")
-            found[told["key"]] = int(told["number"])
-        return cls(**found)
+            if match["key"] in numbers:
+                raise UsageError(f"{text!r} names {match['key']} twice.", _HINT, code="named-twice")
+            numbers[match["key"]] = int(match["number"])
+        return cls(**numbers)
 
     @property
     def longest(self) -> int:
@@ -79,10 +79,10 @@ class RequestShape:
                     code="no-kv-cache",
                 )
             return [(Shape("encode", self.batch, self.prompt), 1.0)]
-        found = [(Shape("prefill", self.batch, self.prompt), 1.0)]
+        results = [(Shape("prefill", self.batch, self.prompt), 1.0)]
         for past, count in self._steps().items():
-            found.append((Shape("decode", self.batch, 1, past), count))
-        return found
+            results.append((Shape("decode", self.batch, 1, past), count))
+        return results
 
     def _steps(self) -> dict[int, float]:
         """The cache lengths at which a step is timed, and for how many steps each stands."""

@@ -65,18 +65,18 @@ class CostGroup(Record):
 
     def trials_of(self, replacement: Replacement) -> list[Trial]:
         """Those with this replacement, the smallest first."""
-        found = [trial for trial in self.trials if trial.replacement == replacement]
-        return sorted(found, key=lambda trial: trial.work)
+        trials = [trial for trial in self.trials if trial.replacement == replacement]
+        return sorted(trials, key=lambda trial: trial.work)
 
     def each_ms(self, replacement: Replacement) -> tuple[float, float] | None:
         """What an average member saves, and the standard error; None where it wasn't measured.
 
         By the largest trial: its difference is the clearest.
         """
-        found = self.trials_of(replacement)
-        if not found:
+        trials = self.trials_of(replacement)
+        if not trials:
             return None
-        return found[-1].saved_ms_each, found[-1].std_error_ms / found[-1].work
+        return trials[-1].saved_ms_each, trials[-1].std_error_ms / trials[-1].work
 
     def saved_ms(self, work: Mapping[Replacement, float]) -> float:
         """What is saved by so much work cut, by what takes its place.
@@ -92,8 +92,8 @@ class CostGroup(Record):
         return self._without_replacement(sum(work.values())) - extra
 
     def _each(self, replacement: Replacement) -> float:
-        found = self.each_ms(replacement)
-        if found is None:
+        result = self.each_ms(replacement)
+        if result is None:
             first = self.members[0]
             known = ", ".join(sorted({trial.replacement for trial in self.trials}))
             raise CostError(
@@ -102,7 +102,7 @@ class CostGroup(Record):
                 "Measure the costs again with it.",
                 code="replacement-not-measured",
             )
-        return found[0]
+        return result[0]
 
     def _without_replacement(self, work: float) -> float:
         below = (0.0, 0.0)
@@ -196,9 +196,9 @@ class CostTable(Artifact):
 
 
 def _cell_of(trial: Trial, number: int, baseline_ms: float) -> Trial:
-    found = of_rows([trial.rows[number]], [1.0], [baseline_ms])
-    told = {"saved_ms": found.saved_ms, "std_error_ms": found.std_error_ms}
-    return trial.model_copy(update={**told, "rows": [trial.rows[number]]})
+    estimate = of_rows([trial.rows[number]], [1.0], [baseline_ms])
+    values = {"saved_ms": estimate.saved_ms, "std_error_ms": estimate.std_error_ms}
+    return trial.model_copy(update={**values, "rows": [trial.rows[number]]})
 
 
 def _summary(names: Iterable[SublayerRef]) -> str:
@@ -243,13 +243,15 @@ def groups_of(sizes: GraphSizes, names: Collection[SublayerRef]) -> list[CostGro
     kinds: dict[str, dict[str, list[SublayerRef]]] = {}
     for name, size in sorted(sizes.sublayers.items()):
         kinds.setdefault(name[1], {}).setdefault(size.signature, []).append(name)
-    found = []
+    groups = []
     for kind, own in kinds.items():
         if len(own) > _MOST_GROUPS and wanted & own.keys():
-            found.append(_by_weight(kind, [name for each in own.values() for name in each], sizes))
+            groups.append(
+                _by_weight(kind, [name for sublayers in own.values() for name in sublayers], sizes)
+            )
         else:
-            found += [_alike(key, each) for key, each in own.items() if key in wanted]
-    return sorted(found, key=lambda group: (group.members[0].layer, group.members[0].kind))
+            groups += [_alike(key, sublayers) for key, sublayers in own.items() if key in wanted]
+    return sorted(groups, key=lambda group: (group.members[0].layer, group.members[0].kind))
 
 
 def _alike(signature: str, names: Iterable[SublayerRef]) -> CostGroup:
@@ -277,16 +279,16 @@ def variants(
     About half of them are cut, evenly spread, once with each replacement. Without a replacement,
     which is always among them, half of that number is cut too.
     """
-    found = []
+    result = []
     for replacement in dict.fromkeys(("none", *replacements)):
         fitting = [m for m in group.members if _fits(sizes, m, replacement)]
         if fitting:
             chosen = _spread(fitting, max(1, len(fitting) // 2))
-            found.append(Variant(group.signature, replacement, chosen))
-    half = len(found[0].members)
+            result.append(Variant(group.signature, replacement, chosen))
+    half = len(result[0].members)
     if half >= _SEVERAL:
-        found.append(Variant(group.signature, "none", _spread(group.members, half // 2)))
-    return found
+        result.append(Variant(group.signature, "none", _spread(group.members, half // 2)))
+    return result
 
 
 def _fits(sizes: GraphSizes, member: Member, replacement: str) -> bool:

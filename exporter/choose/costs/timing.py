@@ -96,13 +96,13 @@ def of_rows(
 
 
 def _ratio(row: LatencyRow) -> SpeedupEstimate:
-    found = estimate_between(row)
+    estimate = estimate_between(row)
     if row.rounds >= FEWEST_ROUNDS:
-        return found
+        return estimate
     # What is trimmed of so few may be all of their spread: two rounds would look certain.
     spread = float(ratios_between(row).std(ddof=1))
-    error = max(found.std_error, spread / math.sqrt(row.rounds))
-    return SpeedupEstimate(found.log_ratio, error, min(max(found.degrees, 1), row.rounds - 1))
+    error = max(estimate.std_error, spread / math.sqrt(row.rounds))
+    return SpeedupEstimate(estimate.log_ratio, error, min(max(estimate.degrees, 1), row.rounds - 1))
 
 
 _WARM_UP_SECONDS = 10.0

@@ -64,34 +64,36 @@ def measure_together(
     chosen = {str(v): v for g in groups for v in variants(g, sizes, ("none",))[:1]}
     with cost_runner.arms_of(chosen, beside) as arms:
         effort = replace(settings.effort, reload=False)
-        found = time_request(arms, cells, effort, lambda _: False, progress)
-    run.rows |= {variant: [_against(row, arm) for row in found] for arm, variant in chosen.items()}
+        latency_rows = time_request(arms, cells, effort, lambda _: False, progress)
+    run.rows |= {
+        variant: [_against(row, arm) for row in latency_rows] for arm, variant in chosen.items()
+    }
     table = run.table()
     _tell(table, progress)
     if settings.kept is not None:
         table.write(settings.kept)
-    return table, {name: [_against(row, name) for row in found] for name in beside}
+    return table, {name: [_against(row, name) for row in latency_rows] for name in beside}
 
 
 def _against(row: LatencyRow, arm: str) -> LatencyRow:
     """A row of several arms as one of the baseline and another one."""
     samples = row.references.get(arm, row.candidate)
     second = arm if arm in row.references else "candidate"
-    told = {
+    result = {
         "candidate": samples,
         "speedup": estimate_between(row, second=second).speedup(),
         "references": {},
     }
-    return row.model_copy(update=told)
+    return row.model_copy(update=result)
 
 
 def _tell(table: CostTable, progress: Progress) -> None:
-    each = ", ".join(
+    text = ", ".join(
         f"{group.members[0].kind} {trial.saved_ms_each:.3g} ms"
         for group in table.groups
         for trial in group.trials
     )
     progress.say(
         f"costs: of a request's {table.baseline_ms:,.0f} ms, each one that is dropped saves about: "
-        f"{each}"
+        f"{text}"
     )

@@ -112,9 +112,9 @@ class TorchCostRunner:
         """What takes the branches' place: random numbers."""
         if variant.replacement == "none":
             return BranchReplacement()
-        found = random_replacement(self.sizes.hidden or 0, variant.replacement)
-        tensors = (torch.tensor(each) for each in (found.bias, *found.maps.values()))
-        bias, *maps = (each.to(self.device, self.loaded.model.dtype) for each in tensors)
+        result = random_replacement(self.sizes.hidden or 0, variant.replacement)
+        tensors = (torch.tensor(item) for item in (result.bias, *result.maps.values()))
+        bias, *maps = (tensor.to(self.device, self.loaded.model.dtype) for tensor in tensors)
         return BranchReplacement(bias, tuple(maps))
 
     def _variant(self, variant: Variant) -> TorchRunner:
@@ -134,8 +134,8 @@ class TorchCostRunner:
 
 def caches(interface: OnnxInterface) -> tuple[Any, ...]:
     """What all caches take."""
-    each = (slot.heads * size for slot in interface.cache for _, size in slot.parts)
-    return tuple(CacheSize(per_token=count * interface.dtype.itemsize) for count in each)
+    heads = (slot.heads * size for slot in interface.cache for _, size in slot.parts)
+    return tuple(CacheSize(per_token=count * interface.dtype.itemsize) for count in heads)
 
 
 def sharing_copy(model: Any) -> Any:
@@ -163,8 +163,8 @@ def leave_out(model: Any, part: SublayerModules, branch_replacement: BranchRepla
 
     def end(*args: Any, **kwargs: Any) -> Any:
         x = first_input(args, kwargs) if first is last else read.pop()
-        found = branch_replacement.contribution(x)
-        return form(torch.zeros_like(x) if found is None else found)
+        tensor = branch_replacement.contribution(x)
+        return form(torch.zeros_like(x) if tensor is None else tensor)
 
     if first is not last:
         begun = _output_form(model, first)
@@ -200,7 +200,7 @@ def _sized(part: SublayerModules, window: str) -> SublayerSize:
         own = {id(weight) for weight in weights}
         weights += [w for w in part.contribution.parameters() if id(w) not in own]
     shapes = sorted(str((tuple(w.shape), str(w.dtype))) for w in weights)
-    told = repr((part.kind, shapes, window)).encode()
+    data = repr((part.kind, shapes, window)).encode()
     count, held = sum(w.numel() for w in weights), sum(w.nbytes for w in weights)
-    signature = sha256_bytes(told)[:_LETTERS]
+    signature = sha256_bytes(data)[:_LETTERS]
     return SublayerSize(count, count, held, held, signature=signature)

@@ -37,8 +37,8 @@ _WORK = frozenset({"local_window_size", "sliding_window_cache", "num_heads", "kv
 def sizes(onnx: Path) -> GraphSizes:
     """Weighs every sublayer of an ONNX file."""
     windows = read_cache_form(onnx).windows
-    found = weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
-    return replace(found, longest_text=sentence_folder.longest_text(find_model(onnx).home))
+    result = weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
+    return replace(result, longest_text=sentence_folder.longest_text(find_model(onnx).home))
 
 
 def longest_text(onnx: Path) -> int | None:
@@ -156,8 +156,8 @@ def signature_of(site: FoundSite) -> str:
     weights = sorted(_matrices(site).values())
     work = sorted(filter(None, map(_product, site.dying)))
     caches = [_numbers(value) for value in site.caches]
-    told = repr((site.kind, weights, work, caches))
-    return sha256_bytes(told.encode())[:_LETTERS]
+    result = repr((site.kind, weights, work, caches))
+    return sha256_bytes(result.encode())[:_LETTERS]
 
 
 def _matrices(site: FoundSite) -> dict[ir.Value, tuple[str, str, str]]:
@@ -179,9 +179,9 @@ def _numbers(cache: ir.Value) -> list[int]:
 def _product(node: ir.Node) -> str:
     if not is_fused_attention(node) and node.op_type not in CONTRACTIONS:
         return ""
-    told = {
+    values = {
         name: attribute.value
         for name, attribute in node.attributes.items()
         if name in _WORK and not attribute.is_ref()
     }
-    return f"{node.domain}.{node.op_type}{sorted(told.items())}"
+    return f"{node.domain}.{node.op_type}{sorted(values.items())}"

@@ -74,8 +74,8 @@ def search_runs(candidates: int, drops: int, shortlist: int) -> float:
 
 def affordable_tokens(parameters: int, runs: float, operations_per_s: float) -> int:
     """On how many tokens a search of so many runs takes :data:`SEARCH_S`; 0 for too few."""
-    found = int(SEARCH_S * operations_per_s / (2 * parameters * runs))
-    return found if found >= FEWEST_TOKENS else 0
+    number = int(SEARCH_S * operations_per_s / (2 * parameters * runs))
+    return number if number >= FEWEST_TOKENS else 0
 
 
 def affordable_shortlist(
@@ -86,9 +86,9 @@ def affordable_shortlist(
     affords = partial(affordable_tokens, parameters, operations_per_s=operations_per_s)
     return next(
         (
-            each
-            for each in range(most, 1, -1)
-            if affords(search_runs(candidates, USUAL_DROPS, each))
+            number
+            for number in range(most, 1, -1)
+            if affords(search_runs(candidates, USUAL_DROPS, number))
         ),
         1,
     )
@@ -119,10 +119,14 @@ def affordable(
         tokens = min(tokens, search.tokens)
         progress.say(f"plan: chosen by measured damage, on up to {tokens:,} tokens")
         return replace(search, search="greedy", tokens=tokens)
-    found = by_scores_inside(search, report, counts, allow_all)
-    kept = f", without the {' and '.join(found.protect)} layer" if found.protect else ""
+    search_options = by_scores_inside(search, report, counts, allow_all)
+    kept = (
+        f", without the {' and '.join(search_options.protect)} layer"
+        if search_options.protect
+        else ""
+    )
     progress.say(f"plan: chosen by scores{kept}; measuring the damage would take too long here")
-    return found
+    return search_options
 
 
 def by_scores_inside(
@@ -132,11 +136,11 @@ def by_scores_inside(
 
     Scores say little of these two: what reads the embedding, and what writes the answer.
     """
-    found = replace(search, search="one-shot")
+    changed = replace(search, search="one-shot")
     for ends in ((), ("last",), ("first", "last")) if not search.protect else ():
         if _suffices(report, counts, ends, allow_all):
-            found = replace(found, protect=ends)
-    return found
+            changed = replace(changed, protect=ends)
+    return changed
 
 
 def _suffices(

@@ -124,20 +124,20 @@ class _Greedy:
 
     def step(self, candidates: Sequence[Option], progress: Progress) -> Step:
         """Measures the candidates, then those that still looked better, and takes the best."""
-        found = self._measured(candidates, progress)
-        lowest = min(self._price[option] for option in found)
+        result = self._measured(candidates, progress)
+        lowest = min(self._price[option] for option in result)
         missed = [
             option
             for option, price in self._price.items()
-            if price < lowest and option not in found and self._may_follow(option)
+            if price < lowest and option not in result and self._may_follow(option)
         ]
         missed.sort(key=self._price.__getitem__)
         if missed:
-            found |= self._measured(missed[: len(candidates)], progress)
+            result |= self._measured(missed[: len(candidates)], progress)
         order = {option: place for place, option in enumerate(self._options)}
-        best = min(found, key=lambda o: (self._price[o], order[o]))
+        best = min(result, key=lambda o: (self._price[o], order[o]))
         self._standing = self._after(best)
-        return Step(best, found[best], self.gain)
+        return Step(best, result[best], self.gain)
 
     def _measured(self, options: Sequence[Option], progress: Progress) -> dict[Option, AnyDamage]:
         """The damage with each of them, and so their prices on the model as it is now."""
@@ -234,11 +234,11 @@ def options_in_stacks(
     group: Group, stacks: Stacks, kept: Collection[SublayerRef] = ()
 ) -> list[Option]:
     """An option of gain 1 for each sublayer, or block, that may go, in the layers' order."""
-    found = []
+    options = []
     for layer in range(stacks.layers):
         refs = stacks.named(layer, "block")
         if group == "block":
-            found.append(Option(tuple(refs)))
+            options.append(Option(tuple(refs)))
         else:
-            found += [Option((ref,)) for ref in refs if group in ("joint", ref.kind)]
-    return [option for option in found if not {*kept} & {*option.names}]
+            options += [Option((ref,)) for ref in refs if group in ("joint", ref.kind)]
+    return [option for option in options if not {*kept} & {*option.names}]

@@ -112,16 +112,16 @@ class RememberingMeter(Generic[D]):
         progress: Progress = QUIET,
     ) -> list[D]:
         """The damage of a cut, and of several others, measured only where it is not known."""
-        keys = [_key(each) for each in (cut, *others)]
-        for key, each in zip(keys, (cut, *others), strict=True):
-            self._recall(key, each)
+        keys = [_key(replacements) for replacements in (cut, *others)]
+        for key, item in zip(keys, (cut, *others), strict=True):
+            self._recall(key, item)
         missing = {k: c for k, c in zip(keys[1:], others, strict=True) if k not in self._known}
         missing.pop(keys[0], None)
         if missing or keys[0] not in self._known:
             for group in self._groups(list(missing.values())):
-                found = self._meter.measure_many(cut, group, progress)
-                for each, damage in zip((cut, *group), found, strict=True):
-                    self._keep(each, damage)
+                many = self._meter.measure_many(cut, group, progress)
+                for replacements, damage in zip((cut, *group), many, strict=True):
+                    self._keep(replacements, damage)
         return [self._known[key] for key in keys]
 
     def _groups(self, cuts: list[BranchReplacements]) -> list[list[BranchReplacements]]:
@@ -143,9 +143,9 @@ class RememberingMeter(Generic[D]):
     def _recall(self, key: Key, cut: BranchReplacements) -> None:
         if self._store is None or key in self._known:
             return
-        told = self._store.find(_name(cut))
+        result = self._store.find(_name(cut))
         with contextlib.suppress(ValueError, TypeError, AttributeError):
-            self._known[key] = cast("D", damage_of_numbers(told))
+            self._known[key] = cast("D", damage_of_numbers(result))
 
 
 def _key(cut: BranchReplacements) -> Key:

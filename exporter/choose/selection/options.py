@@ -93,12 +93,12 @@ def options_for(
     wanted = [groups[kind]] if kind in groups else [(k,) for k in BLOCK_KINDS]
     if kind == "block":
         wanted = [BLOCK_KINDS]
-    found = [
+    options = [
         Option(tuple(SublayerRef(layer, part) for part in parts))
         for layer in range(num_layers)
         for parts in wanted
     ]
-    return [option for option in found if not kept & set(option.names)]
+    return [option for option in options if not kept & set(option.names)]
 
 
 def standing_options(steps: Iterable[Step]) -> list[Option]:
@@ -181,7 +181,7 @@ def protected_names(
         if text in ends:
             named: list[tuple[int, str]] = [(layer, "block") for layer in ends[text]]
         elif ":" in text:
-            named = [(each.layer, each.kind) for each in parse_drops([text]).deletions]
+            named = [(deletion.layer, deletion.kind) for deletion in parse_drops([text]).deletions]
         else:
             raise UsageError(
                 f"--protect {text}: this is not a set of sublayers.",

@@ -41,7 +41,7 @@ ObjectiveName = Annotated[
 def _of_tasks(name: str) -> Rule:
     return Rule(
         (name, "objective"),
-        lambda told: is_given(told, name) and not told.task_files,
+        lambda item: is_given(item, name) and not item.task_files,
         "{0} is for {1} tasks:FILE.",
         "Give both, or neither.",
     )

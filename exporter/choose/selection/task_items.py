@@ -42,21 +42,21 @@ class TaskParts:
 
 def read_tasks(files: Sequence[Path]) -> list[TaskItems]:
     """Reads the files of an objective."""
-    found: dict[str, TaskItems] = {}
+    items: dict[str, TaskItems] = {}
     for path in files:
         if path.suffix != ".jsonl":
             raise TaskError(
                 f"{path} is no .jsonl file.", "Name a file of items.", code="no-task-file"
             )
         task = read_task(path.parent, path.stem)
-        if task.sha256 in found:
+        if task.sha256 in items:
             raise TaskError(
-                f"{path} holds the items of {found[task.sha256].name}, too.",
+                f"{path} holds the items of {items[task.sha256].name}, too.",
                 "Name each file once.",
                 code="task-named-twice",
             )
-        found[task.sha256] = task
-    return list(found.values())
+        items[task.sha256] = task
+    return list(items.values())
 
 
 def part_items(
@@ -78,21 +78,21 @@ def part_items(
     shortest = min(map(len, fresh))
     steer = max(_LEAST, min(shortest // 2, options.items // len(tasks)))
     judge = max(_LEAST, min(shortest - steer, options.judged_items // len(tasks)))
-    found = []
+    results = []
     for items in fresh:
         order = np.random.default_rng(options.seed).permutation(len(items))
         drawn = [items[number] for number in order[: steer + judge]]
-        found.append((tuple(drawn[:steer]), tuple(drawn[steer:])))
-    return found
+        results.append((tuple(drawn[:steer]), tuple(drawn[steer:])))
+    return results
 
 
 def _distinct(tasks: Sequence[TaskItems]) -> list[list[Item]]:
     seen: set[Item] = set()
-    found = []
+    items = []
     for task in tasks:
-        found.append([item for item in dict.fromkeys(task.items) if item not in seen])
+        items.append([item for item in dict.fromkeys(task.items) if item not in seen])
         seen.update(task.items)
-    return found
+    return items
 
 
 def task_parts(
@@ -115,9 +115,9 @@ def task_parts(
 def _as_tokens(
     file: Path, task: TaskItems, items: Sequence[Item], texts: TextModel, room: int | None
 ) -> ChoiceItems:
-    found = [ChoiceItem(tuple(_rows(item, file, texts, room)), item.gold) for item in items]
-    found.sort(key=lambda item: -item.longest)  # so that runs have little padding
-    return ChoiceItems(str(file), task.sha256, tuple(found))
+    choice_items = [ChoiceItem(tuple(_rows(item, file, texts, room)), item.gold) for item in items]
+    choice_items.sort(key=lambda item: -item.longest)  # so that runs have little padding
+    return ChoiceItems(str(file), task.sha256, tuple(choice_items))
 
 
 def _rows(item: Item, file: Path, texts: TextModel, room: int | None) -> Iterator[ChoiceRow]:
@@ -138,12 +138,15 @@ def judged_tasks(
     Those are the share of right answers, and the right one's mean log-probability against the
     others, in nats.
     """
-    found = []
+    results = []
     for task in parts.judged:
         meter = ChoiceMeter(loaded.model, task.items)
-        whole, other = (_scores(task, meter.log_likelihoods(each, progress)) for each in ({}, cut))
-        found.append((whole, other))
-    return found
+        whole, other = (
+            _scores(task, meter.log_likelihoods(replacements, progress))
+            for replacements in ({}, cut)
+        )
+        results.append((whole, other))
+    return results
 
 
 def _scores(task: ChoiceItems, log_likelihoods: list[list[float]]) -> TaskScores:
@@ -159,8 +162,8 @@ def _scores(task: ChoiceItems, log_likelihoods: list[list[float]]) -> TaskScores
 def _log_prob(values: Sequence[float]) -> Floats:
     """Log-probabilities against each other."""
     wide = np.asarray(values, np.float64)
-    found: Floats = wide - np.logaddexp.reduce(wide)
-    return found
+    floats: Floats = wide - np.logaddexp.reduce(wide)
+    return floats
 
 
 def task_results(pairs: Sequence[tuple[TaskScores, TaskScores]]) -> list[TaskResult]:
@@ -170,20 +173,20 @@ def task_results(pairs: Sequence[tuple[TaskScores, TaskScores]]) -> list[TaskRes
 
 def task_figures(pairs: Sequence[tuple[TaskScores, TaskScores]]) -> dict[str, float]:
     """The same as means over the tasks, with the standard errors of the changes, paired by item."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for metric, name in ((LOG_PROB, "task_log_prob"), (RIGHT, "task_accuracy")):
         whole, cut = (
             [scores.metrics[metric] for scores in arm] for arm in zip(*pairs, strict=True)
         )
         changes = [after - before for before, after in zip(whole, cut, strict=True)]
         errors = [change.var(ddof=1) / len(change) for change in changes]
-        found |= {
+        values |= {
             f"{name}_baseline": _mean(whole),
             name: _mean(cut),
             f"{name}_change": _mean(changes),
             f"{name}_change_std_error": math.sqrt(sum(errors)) / len(errors),
         }
-    return found
+    return values
 
 
 def _mean(tasks: Sequence[Floats]) -> float:

@@ -29,8 +29,8 @@ def hidden_by() -> str | None:
 def _place(name: str) -> Path | None:
     """The folder or the file that is imported, or was, under a name."""
     loaded = getattr(sys.modules.get(name), "__file__", None)
-    found = None if loaded else importlib.util.find_spec(name)
-    origin = loaded or (found.origin if found else None)
+    spec = None if loaded else importlib.util.find_spec(name)
+    origin = loaded or (spec.origin if spec else None)
     if origin is None:
         return None
     path = Path(origin).resolve()

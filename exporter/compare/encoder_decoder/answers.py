@@ -100,8 +100,8 @@ def _edits(
         if not wanted:  # jiwer takes no empty reference: all that was heard is too much
             edits[number] = len(had.split())
             continue
-        found = jiwer.process_words(wanted, had)
-        edits[number] = found.substitutions + found.deletions + found.insertions
+        result = jiwer.process_words(wanted, had)
+        edits[number] = result.substitutions + result.deletions + result.insertions
     return words, edits
 
 
@@ -151,20 +151,20 @@ def judge_answers(
     with progress.task("judge answers", total=judged.samples, unit="samples") as task:
         for sample in range(judged.samples):
             encoded = {name: arms[name].encode(judged.source(sample)) for name in ARMS}
-            found = _teacher_forced(arms, encoded, judged, sample)
-            by_sample[:, sample] = found.sum(axis=1)
-            by_position[:, : found.shape[1]] += found
+            floats = _teacher_forced(arms, encoded, judged, sample)
+            by_sample[:, sample] = floats.sum(axis=1)
+            by_position[:, : floats.shape[1]] += floats
             for name in ARMS:
                 row = arms[name].answer(encoded[name], judged.reader.rules, most)[0]
                 answers[name].append([int(token) for token in row[prompt:]])
             task.advance()
     # Of targets and order, too: samples of two reports with this hash are the same questions.
     known = accuracy_of(by_sample, by_position, judged.pairs.source, judged.pairs.content_sha256)
-    told = {
+    result = {
         "generation": _agreement(answers, prompt, most),
         "tasks": _transcribed(answers, judged),
     }
-    return known.model_copy(update=told)
+    return known.model_copy(update=result)
 
 
 def _teacher_forced(
@@ -176,12 +176,12 @@ def _teacher_forced(
     """The figures at each position behind the prompt, ``[len(COLUMNS), positions]``."""
     target, first = judged.target(sample), len(judged.reader.rules.prompt) - 1
     targets = target[0, first + 1 :] if judged.pairs.has_targets else target[0, :0]
-    found = []
+    distributions = []
     for name in ARMS:
         logits = arms[name].step(encoded[name], target)[0][0, first:-1].astype(np.float64)
         what = f"The {name}'s logits in sample {sample}"
-        found.append(Distributions(logits, targets, what))
-    return figures(*found)
+        distributions.append(Distributions(logits, targets, what))
+    return figures(*distributions)
 
 
 def _agreement(

@@ -53,14 +53,14 @@ class StackFolder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """``config.json``."""
-        found = read_object(self.path / "config.json")
-        if not found:
+        result = read_object(self.path / "config.json")
+        if not result:
             raise ComparisonError(
                 f"{self.path} has no config.json.",
                 "Give a folder that depthcut export has written.",
                 code="no-config",
             )
-        return found
+        return result
 
     @cached_property
     def rules(self) -> DecodingRules:
@@ -80,14 +80,14 @@ class StackFolder:
     @property
     def vocabulary(self) -> int:
         """How many tokens it knows."""
-        found = self.config.get("vocab_size")
-        if not isinstance(found, int) or found < 1:
+        number = self.config.get("vocab_size")
+        if not isinstance(number, int) or number < 1:
             raise ComparisonError(
                 f"{self.path / 'config.json'} doesn't say how many tokens the vocabulary has.",
                 "Take the file that belongs to the model.",
                 code="no-vocabulary",
             )
-        return found
+        return number
 
     @cached_property
     def facts(self) -> dict[Graph, GraphFacts]:
@@ -98,29 +98,29 @@ class StackFolder:
         """What its graphs note that was cut, by the numbers of both stacks."""
         first = self.stacks.encoder
         return [
-            each.model_copy(update={"layer": each.layer + offset})
+            deletion.model_copy(update={"layer": deletion.layer + offset})
             for graph, offset in ((ENCODER, 0), (NEXT_STEP, first))
-            for each in noted_plan(self.facts[graph], str(graph_file(self.path, graph)))
+            for deletion in noted_plan(self.facts[graph], str(graph_file(self.path, graph)))
         ]
 
     def record(self, runner: EncoderDecoderRunner) -> Arm:
         """What the report says of it; parameters count the decoder once."""
         facts, own, able = self.facts, runner.graphs[ENCODER], runner.capabilities
         note = facts[ENCODER].metadata.get(FORM_KEY)
-        widened = RUN_IN_FP32 if any(each.widened for each in able) else ""
+        widened = RUN_IN_FP32 if any(capabilities.widened for capabilities in able) else ""
         return Arm(
             backend=own.backend,
             provider=own.provider,
             precision=f"{facts[FIRST_STEP].precision}{widened}",
             path=str(self.path),
             sha256=self.sha256,
-            file_bytes=sum(each.file_bytes for each in facts.values()),
+            file_bytes=sum(fact.file_bytes for fact in facts.values()),
             parameters=facts[ENCODER].parameters + facts[FIRST_STEP].parameters,
-            nodes=sum(each.nodes for each in facts.values()),
+            nodes=sum(fact.nodes for fact in facts.values()),
             kv_cache_bytes_per_token=_bytes_per_token(runner),
             layers=self.stacks.layers,
             form=None if note is None else FormRecord.model_validate_json(note),
-            device_memory_bytes=_together(each.gpu_memory_bytes for each in able),
+            device_memory_bytes=_together(capabilities.gpu_memory_bytes for capabilities in able),
             notes=self._told(),
         )
 
@@ -132,11 +132,11 @@ class StackFolder:
     @property
     def sha256(self) -> str:
         """Of all three graphs with their weights."""
-        return sha256_bytes("\n".join(each.sha256 for each in self.facts.values()).encode())
+        return sha256_bytes("\n".join(fact.sha256 for fact in self.facts.values()).encode())
 
 
 def _together(bytes_: Iterable[int | None]) -> int | None:
-    known = [each for each in bytes_ if each is not None]
+    known = [number for number in bytes_ if number is not None]
     return sum(known) if known else None
 
 

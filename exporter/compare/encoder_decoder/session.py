@@ -86,7 +86,9 @@ def refuse_of_other_source(options: CompareOptions, *, hears: bool) -> None:
     broken: dict[str, tuple[Callable[[CompareOptions], bool], str]] = {
         "prefill_lengths": (partial(is_given, name="prefill_lengths"), hint),
         "timing.generate": (
-            lambda told: any(source != 1 for source, _ in told.timing.generate),
+            lambda compare_options: any(
+                source != 1 for source, _ in compare_options.timing.generate
+            ),
             "Say 1 for a recording: {0} 1x32.",
         ),
     }
@@ -146,8 +148,8 @@ def compare_stacks(
         refuse_noted(as_text(pairs), facts.metadata)
     threads = options.threads or default_threads()
     runners = {
-        name: EncoderDecoderRunner(each.path, provider=options.provider, threads=threads)
-        for name, each in folders.items()
+        name: EncoderDecoderRunner(folder.path, provider=options.provider, threads=threads)
+        for name, folder in folders.items()
     }
     first = reader.sources(pairs, 1, part="evaluation").arrays
     store = open_stack_store(folders, first, options, resume, progress)
@@ -155,11 +157,13 @@ def compare_stacks(
     with ExitStack() as stack:
         for runner in runners.values():
             stack.enter_context(runner)
-        tell_notes((each for arm in runners.values() for each in arm.capabilities), progress)
+        tell_notes(
+            (capability for arm in runners.values() for capability in arm.capabilities), progress
+        )
         judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
         accuracy = judge_answers(runners, judged, progress)
         timed = time_stacks(folders, runners, first, options, store, progress)
-        arms = Arms(**{name: each.record(runners[name]) for name, each in folders.items()})  # type: ignore[arg-type]
+        arms = Arms(**{name: folder.record(runners[name]) for name, folder in folders.items()})  # type: ignore[arg-type]
     parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
     return ComparisonReport(
         made_from={**parents, "evaluation_text": accuracy.text_sha256},
@@ -177,7 +181,7 @@ def compare_stacks(
 def _dropped(folders: Mapping[str, StackFolder]) -> list[PlannedDeletion]:
     """What the candidate's graphs note that was cut, and the baseline's don't."""
     already = folders["baseline"].dropped()
-    return [each for each in folders["candidate"].dropped() if each not in already]
+    return [deletion for deletion in folders["candidate"].dropped() if deletion not in already]
 
 
 def reader_of(folder: StackFolder) -> PairReader:
@@ -213,8 +217,8 @@ def _judged(
     if pairs.has_targets:
         number = reader.within(pairs, tokens)
         if number < len(pairs.pairs):
-            told = f"on {number:,} of {len(pairs.pairs):,} pairs, whose targets"
-            progress.say(f"accuracy: {told} have the {tokens:,} tokens of --eval-tokens")
+            result = f"on {number:,} of {len(pairs.pairs):,} pairs, whose targets"
+            progress.say(f"accuracy: {result} have the {tokens:,} tokens of --eval-tokens")
 
     def generate(sources: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         return baseline.generate(sources, reader.rules, reader.new_tokens(OWN_TOKENS))

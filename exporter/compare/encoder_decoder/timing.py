@@ -53,10 +53,10 @@ def open_stack_store(
     """What an earlier run of the same comparison has left in a folder, or a new store."""
     provider = options.provider
     read = [
-        f"{name} {each.dtype} {each.shape} {sha256_bytes(each.tobytes())}"
-        for name, each in sorted(source.items())
+        f"{name} {array.dtype} {array.shape} {sha256_bytes(array.tobytes())}"
+        for name, array in sorted(source.items())
     ]
-    arms = {name: [provider, each.sha256, *read] for name, each in folders.items()}
+    arms = {name: [provider, folder.sha256, *read] for name, folder in folders.items()}
     return store_of(arms, options, resume, gpu=provider == "cuda", progress=progress)
 
 
@@ -73,13 +73,13 @@ class Cells:
 
     def all(self) -> list[TimedCell]:
         """Graph by graph of each batch."""
-        found: list[TimedCell] = []
+        cells: list[TimedCell] = []
         for batch in self.options.batches:
-            found += self._sources(batch)
-            found.append(Shape("prefill", batch, self._prompt))
-            found += [Shape("decode", batch, 1, past) for past in self._pasts()]
-            found += [cell for cell in self._generations(batch) if not self._is_too_long(cell)]
-        return found
+            cells += self._sources(batch)
+            cells.append(Shape("prefill", batch, self._prompt))
+            cells += [Shape("decode", batch, 1, past) for past in self._pasts()]
+            cells += [cell for cell in self._generations(batch) if not self._is_too_long(cell)]
+        return cells
 
     def shortened(self) -> Iterator[str]:
         """In words, what is asked for and the model doesn't reach."""

@@ -66,8 +66,8 @@ def task_versions(asked: TaskOptions) -> list[str]:
     if not asked.tasks:
         return []
     files = local_tasks(asked)
-    found = [version("lm_eval")] if files is None else [file.sha256 for file in files]
-    return [*found, mteb_version()] if mteb_names(asked.tasks) else found
+    sha256s = [version("lm_eval")] if files is None else [file.sha256 for file in files]
+    return [*sha256s, mteb_version()] if mteb_names(asked.tasks) else sha256s
 
 
 def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
@@ -82,9 +82,9 @@ def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
     return [encoder_task(file, limit) or choice_task(file, limit) for file in files]
 
 
-def _others(asked: TaskOptions) -> list[str]:
+def _others(task_options: TaskOptions) -> list[str]:
     """The tasks that are not mteb's."""
-    return [name for name in asked.tasks if not name.startswith(PREFIX)]
+    return [name for name in task_options.tasks if not name.startswith(PREFIX)]
 
 
 def only_for_encoders(asked: TaskOptions) -> bool:
@@ -106,20 +106,20 @@ def score_tasks(
     by_mteb = _by_mteb(mteb_names(asked.tasks), runner, folder, vocabulary, progress)
     if files is None:
         chooser, limit = _Chooser(runner, folder, vocabulary), asked.task_limit
-        found = run_lm_eval(
+        scores = run_lm_eval(
             _others(asked), chooser.scorer, chooser.text_model, limit=limit, progress=progress
         )
-        return [*found, *by_mteb]
-    found = []
+        return [*scores, *by_mteb]
+    scores = []
     for task in files:
         progress.say(f"{task.name}: {len(task.items)} items")
         if isinstance(task, EncoderTask):
             encoder = TaskEncoder(runner, folder, vocabulary=vocabulary, progress=progress)
-            found.append(score_encoder_task(task, encoder))
+            scores.append(score_encoder_task(task, encoder))
         else:
             chooser = _Chooser(runner, folder, vocabulary)
-            found.append(evaluate(task, chooser.scorer, chooser.text_model, progress=progress))
-    return [*found, *by_mteb]
+            scores.append(evaluate(task, chooser.scorer, chooser.text_model, progress=progress))
+    return [*scores, *by_mteb]
 
 
 def _by_mteb(
@@ -157,7 +157,7 @@ def evaluate(
     """Scores one arm on a local task's items; raises as :func:`score_tasks` does."""
     requests = task_requests(task, text_model)
     flat = iter(scorer.score([*itertools.chain(*requests)], progress=progress))
-    values = [[next(flat).log_likelihood for _ in each] for each in requests]
+    values = [[next(flat).log_likelihood for _ in request] for request in requests]
     pairs = list(zip(task.items, values, strict=True))
     return TaskScores(
         task=task.name,
@@ -172,12 +172,12 @@ def evaluate(
 
 def task_requests(task: TaskItems, text_model: TextModel) -> list[list[ContinuationRequest]]:
     """The choices of each item as tokens."""
-    found = []
+    requests = []
     for number, item in enumerate(task.items, 1):
-        found.append([ContinuationRequest.of(text_model, *pair) for pair in item.pairs])
-        if not all(request.context and request.continuation for request in found[-1]):
+        requests.append([ContinuationRequest.of(text_model, *pair) for pair in item.pairs])
+        if not all(request.context and request.continuation for request in requests[-1]):
             raise TaskError(f"{task.name}, item {number}: a choice or its text has no token.")
-    return found
+    return requests
 
 
 def _right(item: Item, values: Sequence[float]) -> float:
@@ -238,9 +238,9 @@ def check_known(name: str, known: Sequence[str]) -> None:
     """Refuses a task that lm-eval doesn't know."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
-        told = f" Did you mean {' or '.join(near)}?" if near else ""
+        text = f" Did you mean {' or '.join(near)}?" if near else ""
         raise TaskError(
-            f"lm-eval has no task {name!r}.{told}",
+            f"lm-eval has no task {name!r}.{text}",
             f"It has {len(known)}: lm-eval ls tasks lists them. Local files: --task-data DIR.",
             code="unknown-task",
         )
@@ -301,7 +301,7 @@ def evaluate_model(
             backend=runner.backend,
             provider=runner.provider,
             threads=runner.threads,
-            scores=[score for found in scores for score in _records(found)],
+            scores=[score for item in scores for score in _records(item)],
         )
 
 

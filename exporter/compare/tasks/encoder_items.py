@@ -103,16 +103,16 @@ def encoder_task(file: TaskFile, limit: int | None) -> EncoderTask | None:
     """The items of a file; None where its first line is for another kind of model."""
     [(_, first)] = file.records(1)
     if "passages" in first:
-        asked: Asked = Ranking(tuple(_ranked(*each) for each in file.records(limit)))
+        result: Asked = Ranking(tuple(_ranked(*record) for record in file.records(limit)))
     elif "id" in first or "relevant" in first:
-        asked = _retrieval(file, limit)
+        result = _retrieval(file, limit)
     elif "label" in first:
-        asked = Labels(tuple(_labelled(*each) for each in file.records(limit)))
+        result = Labels(tuple(_labelled(*record) for record in file.records(limit)))
     elif "sentence1" in first or "sentence2" in first:
-        asked = _similarities(file, limit)
+        result = _similarities(file, limit)
     else:
         return None
-    return EncoderTask(file.name, file.source, asked, file.sha256)
+    return EncoderTask(file.name, file.source, result, file.sha256)
 
 
 def _retrieval(file: TaskFile, limit: int | None) -> Retrieval:
@@ -128,8 +128,8 @@ def _retrieval(file: TaskFile, limit: int | None) -> Retrieval:
             )
         corpus[name] = text_in(record, "text", where, RETRIEVAL_HINT)
     places = {name: place for place, name in enumerate(corpus)}
-    asking = [each for each in records if "query" in each[1]][:limit]
-    items = tuple(_query(*each, places) for each in asking)
+    asking = [item for item in records if "query" in item[1]][:limit]
+    items = tuple(_query(*item, places) for item in asking)
     if not items:
         raise TaskError(f"{file.source} holds no query.", RETRIEVAL_HINT, code="no-items")
     return Retrieval(tuple(corpus.values()), items)
@@ -152,9 +152,9 @@ def _query(where: str, record: Mapping[str, Any], places: Mapping[str, int]) -> 
 def _ranked(where: str, record: Mapping[str, Any]) -> RankedQuery:
     query = text_in(record, "query", where, RANKING_HINT)
     passages = texts_in(record, "passages", where, RANKING_HINT)
-    told = record.get("relevant")
-    places: list[Any] = told if isinstance(told, list) and told else [None]
-    wrong = [each for each in places if type(each) is not int or not 0 <= each < len(passages)]
+    value = record.get("relevant")
+    places: list[Any] = value if isinstance(value, list) and value else [None]
+    wrong = [place for place in places if type(place) is not int or not 0 <= place < len(passages)]
     if wrong:
         raise TaskError(
             f'{where}: "relevant" names {wrong[0]!r}, which is none of the {len(passages)} places.',
@@ -165,14 +165,14 @@ def _ranked(where: str, record: Mapping[str, Any]) -> RankedQuery:
 
 
 def _similarities(file: TaskFile, limit: int | None) -> Similarities:
-    found = Similarities(tuple(_scored(*each) for each in file.records(limit)))
-    if len({pair.score for pair in found.items}) < 2:
+    similarities = Similarities(tuple(_scored(*record) for record in file.records(limit)))
+    if len({pair.score for pair in similarities.items}) < 2:
         raise TaskError(
             f"{file.source}: all pairs have the same score, so there is no order.",
             PAIR_HINT,
             code="one-score",
         )
-    return found
+    return similarities
 
 
 def _scored(where: str, record: Mapping[str, Any]) -> ScoredPair:

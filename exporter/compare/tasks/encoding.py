@@ -112,7 +112,7 @@ class TaskEncoder:
                 "Leave this task out, or name a classifier of texts.",
                 code="no-classes",
             )
-        ids, types = zip(*(self._encoded(*each) for each in texts), strict=True)
+        ids, types = zip(*(self._encoded(*names) for names in texts), strict=True)
         rows = class_log_probabilities(
             self._runner, ids, arm="model", types=types, progress=self._progress
         )
@@ -123,8 +123,8 @@ class TaskEncoder:
         if len(texts) == 1:
             ids = self._ids(texts[0])
             return ids, np.zeros_like(ids)
-        found, types = self._tokenizer.pair(texts[0], texts[1], self._fitting(LONGEST_PAIR))
-        return self._checked(found), np.array(types, np.int64)
+        numbers, types = self._tokenizer.pair(texts[0], texts[1], self._fitting(LONGEST_PAIR))
+        return self._checked(numbers), np.array(types, np.int64)
 
     @property
     def classifies(self) -> bool:
@@ -135,44 +135,44 @@ class TaskEncoder:
     @property
     def labels(self) -> Mapping[str, int]:
         """The classes' numbers by name, as the config has them; a single one's is the yes, 1."""
-        told = self._folder.config.get("id2label")
-        named = told.items() if isinstance(told, dict) else ()
+        value = self._folder.config.get("id2label")
+        named = value.items() if isinstance(value, dict) else ()
         numbered = ((str(name), number_in(str(number))) for number, name in named)
-        found = {name: number for name, number in numbered if number is not None}
-        return dict.fromkeys(found, 1) if len(found) == 1 else found
+        numbers = {name: number for name, number in numbered if number is not None}
+        return dict.fromkeys(numbers, 1) if len(numbers) == 1 else numbers
 
 
 def score_encoder_task(task: EncoderTask, encoder: TaskEncoder) -> TaskScores:
     """One arm's scores."""
-    asked = task.asked
-    if isinstance(asked, Retrieval):
-        metrics = _retrieved(asked, encoder)
-    elif isinstance(asked, Ranking):
-        metrics = _ranked(asked, encoder)
-    elif isinstance(asked, Similarities):
-        metrics = _alike(asked, encoder)
+    result = task.asked
+    if isinstance(result, Retrieval):
+        metrics = _retrieved(result, encoder)
+    elif isinstance(result, Ranking):
+        metrics = _ranked(result, encoder)
+    elif isinstance(result, Similarities):
+        metrics = _alike(result, encoder)
     else:
-        metrics = _classified(task.name, asked, encoder)
-    told = f"{task.source}, {len(asked.items)} items (SHA-256 {task.sha256[:12]})"
-    return TaskScores(task=task.name, source=told, metrics=metrics)
+        metrics = _classified(task.name, result, encoder)
+    text = f"{task.source}, {len(result.items)} items (SHA-256 {task.sha256[:12]})"
+    return TaskScores(task=task.name, source=text, metrics=metrics)
 
 
-def _retrieved(asked: Retrieval, encoder: TaskEncoder) -> dict[str, Floats]:
-    corpus = encoder.embed(asked.corpus, "passage")
-    queries = encoder.embed([query.text for query in asked.items], "query")
+def _retrieved(retrieval: Retrieval, encoder: TaskEncoder) -> dict[str, Floats]:
+    corpus = encoder.embed(retrieval.corpus, "passage")
+    queries = encoder.embed([query.text for query in retrieval.items], "query")
     hits = [
         best_hits(cosines, query.relevant)
-        for query, cosines in zip(asked.items, queries @ corpus.T, strict=True)
+        for query, cosines in zip(retrieval.items, queries @ corpus.T, strict=True)
     ]
-    shares = [each.sum() / len(q.relevant) for each, q in zip(hits, asked.items, strict=True)]
-    return {f"ndcg@{_BEST}": discounted_gains(asked, hits), f"recall@{_BEST}": np.array(shares)}
+    shares = [hit.sum() / len(q.relevant) for hit, q in zip(hits, retrieval.items, strict=True)]
+    return {f"ndcg@{_BEST}": discounted_gains(retrieval, hits), f"recall@{_BEST}": np.array(shares)}
 
 
-def _ranked(asked: Ranking, encoder: TaskEncoder) -> dict[str, Floats]:
-    found = zip(asked.items, _relevances(asked.items, encoder), strict=True)
-    hits = [best_hits(scores, query.relevant) for query, scores in found]
-    first = [1 / (each.argmax() + 1) if each.any() else 0.0 for each in hits]
-    return {f"ndcg@{_BEST}": discounted_gains(asked, hits), f"mrr@{_BEST}": np.array(first)}
+def _ranked(ranking: Ranking, encoder: TaskEncoder) -> dict[str, Floats]:
+    pairs = zip(ranking.items, _relevances(ranking.items, encoder), strict=True)
+    hits = [best_hits(scores, query.relevant) for query, scores in pairs]
+    first = [1 / (hit.argmax() + 1) if hit.any() else 0.0 for hit in hits]
+    return {f"ndcg@{_BEST}": discounted_gains(ranking, hits), f"mrr@{_BEST}": np.array(first)}
 
 
 def _relevances(queries: Sequence[RankedQuery], encoder: TaskEncoder) -> list[Floats]:
@@ -182,8 +182,8 @@ def _relevances(queries: Sequence[RankedQuery], encoder: TaskEncoder) -> list[Fl
     if encoder.classifies:
         return np.split(reranked(encoder, pairs), ends)
     asking = encoder.embed([query.text for query in queries], "query")
-    told = np.split(encoder.embed([passage for _, passage in pairs], "passage"), ends)
-    return [passages @ query for passages, query in zip(told, asking, strict=True)]
+    parts = np.split(encoder.embed([passage for _, passage in pairs], "passage"), ends)
+    return [passages @ query for passages, query in zip(parts, asking, strict=True)]
 
 
 def reranked(encoder: TaskEncoder, pairs: Sequence[tuple[str, str]]) -> Floats:
@@ -210,18 +210,20 @@ def discounted_gains(asked: Retrieval | Ranking, hits: Sequence[NDArray[np.bool_
     """The discounted gain of each query, as a share of the best that there is."""
     gain = 1 / np.log2(np.arange(2, _BEST + 2))
     best = np.array([gain[: len(query.relevant)].sum() for query in asked.items])
-    found: Floats = np.array([gain[: len(hit)][hit].sum() for hit in hits]) / best
-    return found
+    floats: Floats = np.array([gain[: len(hit)][hit].sum() for hit in hits]) / best
+    return floats
 
 
-def _alike(asked: Similarities, encoder: TaskEncoder) -> dict[str, Floats]:
-    people = np.array([pair.score for pair in asked.items])
+def _alike(similarities: Similarities, encoder: TaskEncoder) -> dict[str, Floats]:
+    people = np.array([pair.score for pair in similarities.items])
     if encoder.classifies:
-        found = reranked(encoder, [pair.texts for pair in asked.items])
+        floats = reranked(encoder, [pair.texts for pair in similarities.items])
     else:
-        first, second = (encoder.embed([pair.texts[at] for pair in asked.items]) for at in (0, 1))
-        found = (first * second).sum(axis=1)
-    return {"spearman": correlation_influences(found, people)}
+        first, second = (
+            encoder.embed([pair.texts[at] for pair in similarities.items]) for at in (0, 1)
+        )
+        floats = (first * second).sum(axis=1)
+    return {"spearman": correlation_influences(floats, people)}
 
 
 def correlation_influences(first: Floats, second: Floats) -> Floats:
@@ -234,13 +236,13 @@ def correlation_influences(first: Floats, second: Floats) -> Floats:
         return np.zeros(len(first))
     one, other = (stats.zscore(stats.rankdata(values)) for values in (first, second))
     whole = (one * other).mean()
-    found: Floats = whole + one * other - whole * (one**2 + other**2) / 2
-    return found
+    floats: Floats = whole + one * other - whole * (one**2 + other**2) / 2
+    return floats
 
 
-def _classified(name: str, asked: Labels, encoder: TaskEncoder) -> dict[str, Floats]:
-    likely = encoder.log_probabilities([each.texts for each in asked.items])
-    right = np.array([_number(name, each.label, encoder, likely.shape[1]) for each in asked.items])
+def _classified(name: str, labels: Labels, encoder: TaskEncoder) -> dict[str, Floats]:
+    likely = encoder.log_probabilities([item.texts for item in labels.items])
+    right = np.array([_number(name, item.label, encoder, likely.shape[1]) for item in labels.items])
     said = likely.argmax(axis=1)
     return {"acc": (said == right).astype(np.float64), "f1": f1_influences(said, right)}
 
@@ -266,11 +268,11 @@ def f1_influences(said: NDArray[np.int64], right: NDArray[np.int64]) -> Floats:
     said: `[items]`, the classes that the model gives.
     right: `[items]`, the right ones; each that either has counts.
     """
-    found = []
-    for each in np.union1d(said, right):
-        hits = 2.0 * ((said == each) & (right == each))
-        either = (said == each).astype(np.float64) + (right == each)
+    result = []
+    for item in np.union1d(said, right):
+        hits = 2.0 * ((said == item) & (right == item))
+        either = (said == item).astype(np.float64) + (right == item)
         score = hits.sum() / either.sum()
-        found.append(score + (hits - score * either) / either.mean())
-    mean: Floats = np.mean(found, axis=0)
+        result.append(score + (hits - score * either) / either.mean())
+    mean: Floats = np.mean(result, axis=0)
     return mean

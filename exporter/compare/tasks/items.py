@@ -118,9 +118,9 @@ def _refuse_unknown(folder: Path, name: str) -> None:
     known = known_tasks(folder)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        told = f" Did you mean {near[0]}?" if near else ""
+        text = f" Did you mean {near[0]}?" if near else ""
         raise TaskError(
-            f"{folder} has no task {name!r}.{told}",
+            f"{folder} has no task {name!r}.{text}",
             f"It has: {', '.join(known)}." if known else "It holds no NAME.jsonl file.",
             code="unknown-task",
         )

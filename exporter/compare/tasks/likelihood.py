@@ -119,11 +119,11 @@ class LikelihoodScorer:
         longest: int | None = None,
     ) -> LikelihoodScorer:
         """A scorer with what the model's config says."""
-        told = vocabulary or folder.config.get("vocab_size")
+        result = vocabulary or folder.config.get("vocab_size")
         return cls(
             runner,
             longest=longest or folder.longest_sequence or UNLIMITED,
-            vocabulary=told if isinstance(told, int) else None,
+            vocabulary=result if isinstance(result, int) else None,
             batch_size=rows or runner.capabilities.batch_size or BATCH_SIZE,
             shares=runner.capabilities.batch_size is None,
         )
@@ -136,16 +136,16 @@ class LikelihoodScorer:
             check_tokens(_largest(requests), self.vocabulary)
         wanted = [_row(request, self.longest) for request in requests]
         rows = distinct(wanted)
-        found: dict[TokenRow, Likelihood] = {}
+        likelihoods: dict[TokenRow, Likelihood] = {}
         targets = defaultdict(set)
         for row in wanted:
             targets[row.tokens].add(row.targets)
         with progress.task("likelihoods", total=len(rows), unit="answers") as task:
             for tokens, logits in self._answers(rows):
-                for each in targets[tokens]:
-                    found[TokenRow(tokens, each)] = _likelihood(logits, each)
+                for numbers in targets[tokens]:
+                    likelihoods[TokenRow(tokens, numbers)] = _likelihood(logits, numbers)
                 task.advance()
-        return [found[row] for row in wanted]
+        return [likelihoods[row] for row in wanted]
 
     def _answers(self, rows: list[TokenRow]) -> Iterator[tuple[tuple[int, ...], Array]]:
         """Each row's tokens, and the logits of its last positions, ``[targets, vocabulary]``."""
@@ -189,8 +189,8 @@ class LikelihoodScorer:
         cache = before.repeated(len(ids)).cache
         shape = Shape("prefill", len(ids), ids.shape[1], before.length)
         inputs = make_inputs(self.runner.inputs, shape, ids, cache=cache)
-        found = self.runner.run(inputs, list(caches.values()), phase="prefill")
-        after = {past: found[present] for past, present in caches.items()}
+        arrays = self.runner.run(inputs, list(caches.values()), phase="prefill")
+        after = {past: arrays[present] for past, present in caches.items()}
         return _Begun(before.length + ids.shape[1], after)
 
 
@@ -224,12 +224,12 @@ def _likelihood(logits: Array, targets: Sequence[int]) -> Likelihood:
 
 def distinct(rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows of which no two have the same tokens: of those that do, the one with most targets."""
-    found: dict[tuple[int, ...], TokenRow] = {}
+    token_rows: dict[tuple[int, ...], TokenRow] = {}
     for row in rows:
-        known = found.get(row.tokens)
+        known = token_rows.get(row.tokens)
         if known is None or len(known.targets) < len(row.targets):
-            found[row.tokens] = row
-    return list(found.values())
+            token_rows[row.tokens] = row
+    return list(token_rows.values())
 
 
 def opening_of(rows: Sequence[TokenRow]) -> tuple[int, ...]:
@@ -244,14 +244,14 @@ def opening_of(rows: Sequence[TokenRow]) -> tuple[int, ...]:
 
 def groups(rows: Sequence[TokenRow], *, share: bool) -> list[Group]:
     """Joins neighbours in dictionary order where that saves enough tokens."""
-    found: list[Group] = []
+    results: list[Group] = []
     for number in sorted(range(len(rows)), key=lambda number: rows[number].tokens):
-        joined = _joined(found[-1], number, rows) if share and found else None
+        joined = _joined(results[-1], number, rows) if share and results else None
         if joined is None:
-            found.append(Group((number,), 0))
+            results.append(Group((number,), 0))
         else:
-            found[-1] = joined
-    return found
+            results[-1] = joined
+    return results
 
 
 def _joined(group: Group, number: int, rows: Sequence[TokenRow]) -> Group | None:

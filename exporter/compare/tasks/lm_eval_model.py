@@ -70,23 +70,23 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        asked = [
+        result = [
             ContinuationRequest(tuple(context), tuple(answer)) for _, context, answer in requests
         ]
-        found = self._scorer.score(asked)
-        for (texts, *_ids), likelihood in zip(requests, found, strict=True):
+        likelihoods = self._scorer.score(result)
+        for (texts, *_ids), likelihood in zip(requests, likelihoods, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, tuple(likelihood))
-        return [(each.log_likelihood, each.greedy) for each in found]
+        return [(item.log_likelihood, item.greedy) for item in likelihoods]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, each token predicted once."""
         texts = [request.args[0] for request in requests]
         windows = [self._windows(text) for text in texts]
         flat = iter(self._scorer.score([*itertools.chain(*windows)]))
-        found = [_total(itertools.islice(flat, len(each))) for each in windows]
-        for text, value in zip(texts, found, strict=True):
+        values = [_total(itertools.islice(flat, len(window))) for window in windows]
+        for text, value in zip(texts, values, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
-        return found
+        return values
 
     def _windows(self, text: str) -> list[ContinuationRequest]:
         pairs = get_rolling_token_windows(
@@ -99,13 +99,13 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations, cut before the first text that ends them."""
-        found = []
+        names = []
         with decoder_on(self._scorer.runner) as decoder:
             for context, how in (request.args for request in requests):
                 text = self._continue(decoder, context, dict(how))
                 self.cache_hook.add_partial("generate_until", (context, how), text)
-                found.append(text)
-        return found
+                names.append(text)
+        return names
 
     def _continue(self, decoder: Decoder, context: str, how: dict[str, Any]) -> str:
         _refuse_drawing(how)
@@ -167,16 +167,16 @@ class PathLM(RunnerLM):
 
 
 def _total(likelihoods: Sequence[Likelihood] | itertools.islice[Likelihood]) -> float:
-    return sum(each.log_likelihood for each in likelihoods)
+    return sum(likelihood.log_likelihood for likelihood in likelihoods)
 
 
 def _refuse_drawing(how: dict[str, Any]) -> None:
     if how.get("do_sample") and float(how.get("temperature", 1.0)) > 0:
-        told = "The task draws tokens (do_sample); depthcut's model in lm-eval is greedy."
-        raise TaskError(told, code="not-greedy")
+        text = "The task draws tokens (do_sample); depthcut's model in lm-eval is greedy."
+        raise TaskError(text, code="not-greedy")
     if int(how.get("num_beams", 1)) > 1:
-        told = "The task asks for several beams (num_beams); depthcut's model in lm-eval is greedy."
-        raise TaskError(told, code="not-greedy")
+        text = "The task asks for several beams (num_beams); depthcut's model in lm-eval is greedy."
+        raise TaskError(text, code="not-greedy")
 
 
 def _before(text: str, ends: list[str]) -> str:

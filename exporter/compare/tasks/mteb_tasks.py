@@ -45,8 +45,8 @@ class MtebEncoder(MtebModel):
     ) -> Vectors:
         """Embeddings as the model's folder makes them, ``[texts, size]``."""
         names = prompt_names(str(task_metadata.name), str(task_metadata.type), prompt_type)
-        found = self.encoder.embed_with(names, _texts(inputs), unit_length=False)
-        return found.astype(np.float32)
+        floats = self.encoder.embed_with(names, _texts(inputs), unit_length=False)
+        return floats.astype(np.float32)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Floats:
         """Cosines of all with all, ``[first, second]``."""
@@ -76,8 +76,8 @@ def mteb_model(encoder: TaskEncoder, name: str) -> MtebModel:
 
 def prompt_names(task: str, kind: str, prompt_type: Any) -> list[str]:
     """The names under which a folder may have a prompt for a text, the most special first."""
-    told = str(getattr(prompt_type, "value", prompt_type)) if prompt_type is not None else ""
-    sides = [*(_DOCUMENTS if told in _DOCUMENTS else [told])] if told else []
+    text = str(getattr(prompt_type, "value", prompt_type)) if prompt_type is not None else ""
+    sides = [*(_DOCUMENTS if text in _DOCUMENTS else [text])] if text else []
     special = [*(f"{task}-{side}" for side in sides), task]
     return [*special, *(f"{kind}-{side}" for side in sides), kind, *sides]
 
@@ -120,9 +120,9 @@ def mteb_task(name: str) -> Any:
         return library.get_task(name)
     except KeyError as error:
         near = str(error.args[0] if error.args else "").partition("Did you mean")[2]
-        told = f" Did you mean{near}" if near else ""
+        text = f" Did you mean{near}" if near else ""
         raise TaskError(
-            f"mteb has no task {name!r}.{told}",
+            f"mteb has no task {name!r}.{text}",
             "mteb available-tasks lists them.",
             code="unknown-task",
         ) from None
@@ -145,7 +145,7 @@ def _scored(task: Any, name: str, model: Any, progress: Progress) -> TaskScores:
         "retrieval and reranking alone. Local files need no mteb: --task-data DIR."
     )
     with failing_as_task("mteb", name, hint):
-        found = library.evaluate(
+        outcome = library.evaluate(
             model,
             task,
             cache=None,
@@ -153,9 +153,9 @@ def _scored(task: Any, name: str, model: Any, progress: Progress) -> TaskScores:
             show_progress_bar=False,
             encode_kwargs={"batch_size": _ITEMS_AT_ONCE, "show_progress_bar": False},
         )
-        [result] = found.task_results
+        [result] = outcome.task_results
     metric = str(task.metadata.main_score)
-    whole = [float(each["main_score"]) for rows in result.scores.values() for each in rows]
+    whole = [float(row["main_score"]) for rows in result.scores.values() for row in rows]
     items = kept.scores(metric, whole)
     of = "items" if items is not None else "data sets, of which mteb tells no items"
     values = np.array(whole) if items is None else items
@@ -179,16 +179,16 @@ class _Items:
 
     def scores(self, metric: str, whole: Sequence[float]) -> Floats | None:
         """Each item's score; None where they aren't known, or don't make the figure."""
-        found = self._of_queries(metric) if self._queries else self._of_pairs(metric)
-        if found is None or len(whole) != 1 or abs(float(found.mean()) - whole[0]) > _ROUNDING:
+        floats = self._of_queries(metric) if self._queries else self._of_pairs(metric)
+        if floats is None or len(whole) != 1 or abs(float(floats.mean()) - whole[0]) > _ROUNDING:
             return None
-        return found
+        return floats
 
     def _of_queries(self, metric: str) -> Floats | None:
         kind, _, depth = metric.partition("_at_")
         key = f"{_PER_QUERY.get(kind)}_{depth}"
         [queries, *more] = self._queries
-        if more or not queries or not all(key in each for each in queries.values()):
+        if more or not queries or not all(key in query for query in queries.values()):
             return None
         return np.array([queries[name][key] for name in sorted(queries)])
 
@@ -198,12 +198,12 @@ class _Items:
         return correlation_influences(*self._pairs[0])
 
     def _keep_queries(self, scores: Any, *_: Any, **__: Any) -> None:
-        self._queries.append({str(name): dict(each) for name, each in scores.items()})
+        self._queries.append({str(name): dict(score) for name, score in scores.items()})
 
     def _keep_pairs(self, scores: Any, right: Any, *_: Any, **__: Any) -> None:
         if isinstance(scores, dict) and scores.get("similarity_scores") is not None:
-            found = (scores["similarity_scores"], right)
-            self._pairs.append((np.array(found[0], np.float64), np.array(found[1], np.float64)))
+            result = (scores["similarity_scores"], right)
+            self._pairs.append((np.array(result[0], np.float64), np.array(result[1], np.float64)))
 
     def _watch(self, task: Any, name: str, keep: Any) -> None:
         own = getattr(task, name, None)

@@ -261,8 +261,10 @@ class _Measurement:
             return kept
         del kept  # what it holds is given back before others are bound
         probes = [self._arms[name].probe(cell) for name in names]
-        told = self.together or all(getattr(arm, "on_device", False) for arm in self._arms.values())
-        clock = one_clock(probes, device=told)
+        together = self.together or all(
+            getattr(arm, "on_device", False) for arm in self._arms.values()
+        )
+        clock = one_clock(probes, device=together)
         bound = _Bound(cell, names, probes, clock, self._warm_up(probes, cell, number))
         stays = self.together and self._builds == 1 and not reloading
         self._bound = bound if stays else None
@@ -274,10 +276,10 @@ class _Measurement:
         if number:  # the model's files, the threads and the processor are warm by then
             part = 0.0 if budget.rounds is not None else budget.seconds / self._chunks
             limits |= {"seconds": min(budget.warmup_seconds, part), "fewest": 1}
-        found = warm_up(probes, clock=self._clocks.now, **limits)
-        if not found.stable and not number:
-            self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
-        return found
+        warmup = warm_up(probes, clock=self._clocks.now, **limits)
+        if not warmup.stable and not number:
+            self._progress.say(f"{cell}: times had not settled after {warmup.calls} warm-up calls")
+        return warmup
 
     def _wanted(self, like: Chunk | None, number: int, call_ms: float, calls: int) -> int:
         """Rounds in a chunk."""
@@ -294,9 +296,9 @@ class _Measurement:
         dropped = 0
         with self._progress.task(label, total=wanted, unit="rounds of timing") as task:
             while len(taken) < wanted:
-                found = rounds.take()
-                if found is not None:
-                    taken.append(found)
+                array = rounds.take()
+                if array is not None:
+                    taken.append(array)
                     task.advance()
                     continue
                 dropped += 1

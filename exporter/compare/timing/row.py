@@ -103,14 +103,14 @@ class Chunk:
         try:
             times = np.array(data["times_ms"], np.float64)
             launches = tuple(map(str, data.get("launches", ())))
-            found = cls(**{**data, "times_ms": times, "launches": launches})
+            chunk = cls(**{**data, "times_ms": times, "launches": launches})
         except (TypeError, KeyError) as error:
             raise ValueError("this is no chunk") from error
         if times.ndim != 4 or not times.size or not np.isfinite(times).all() or (times <= 0).any():
             raise ValueError("these are no times")
         if launches and len(launches) != times.shape[1]:
             raise ValueError("it isn't told which arm's launches these are")
-        return found
+        return chunk
 
 
 def joined(parts: Sequence[Chunk]) -> Chunk:
@@ -209,8 +209,8 @@ class MeasuredRow:
 
     def _has_power(self) -> bool:
         phases = range(len(self.cell.phases))
-        found = [self.outlook(phase) for phase in phases]
-        return all(each is not None and each.is_reached for each in found)
+        reacheds = [self.outlook(phase) for phase in phases]
+        return all(reached is not None and reached.is_reached for reached in reacheds)
 
     def outlook(self, phase: int = 0) -> PowerReached | None:
         """How surely it finds what it must; None where nothing was asked."""
@@ -224,14 +224,14 @@ class MeasuredRow:
         Rows end at the first look that has the power. Of a few chunks some agree by chance: rows
         that ended for that found the slowdown in half of the tries only.
         """
-        found = self.estimate(phase)
+        result = self.estimate(phase)
         between, within = spreads(self._ratios(phase), **self._grouping)
         degrees = between.degrees + within.degrees
         if not degrees:
-            return found
+            return result
         squares = between.variance * between.degrees + within.variance * within.degrees
         error = math.sqrt(squares / degrees)
-        return found if found.std_error >= error else replace(found, std_error=error)
+        return result if result.std_error >= error else replace(result, std_error=error)
 
     def end(self, why: Stop = "narrow") -> None:
         """Ends it here, where someone else has found it narrow enough, or the time is up."""
@@ -241,7 +241,7 @@ class MeasuredRow:
     @property
     def has_estimate(self) -> bool:
         """Whether its rounds are enough for an interval."""
-        return sum(len(each.times_ms) for each in self.chunks) >= _FEWEST
+        return sum(len(chunk.times_ms) for chunk in self.chunks) >= _FEWEST
 
     def _is_clear(self) -> bool:
         return all(self._verdict(phase) != "inconclusive" for phase in range(len(self.cell.phases)))
@@ -293,7 +293,7 @@ class MeasuredRow:
     def _launches(self) -> dict[str, str]:
         """By arm; where its chunks differ, each way once."""
         ways = zip(*(chunk.launches for chunk in self.chunks if chunk.launches), strict=True)
-        joined = [" or ".join(sorted(set(each))) for each in ways]
+        joined = [" or ".join(sorted(set(way))) for way in ways]
         return dict(zip(self._arms, joined, strict=bool(joined)))
 
     def _record(self, phase: int, timer_overhead_ns: float) -> LatencyRow:

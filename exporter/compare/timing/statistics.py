@@ -77,8 +77,8 @@ def log_ratios(
         if times.shape[1] % turns:
             raise ValueError(f"{times.shape[1]} calls are not {turns} equal turns")
         medians.append(np.median(times.reshape(len(times), turns, -1), axis=2))
-    found: NDArray[np.float64] = np.log(medians[0] / medians[1])
-    return found
+    array: NDArray[np.float64] = np.log(medians[0] / medians[1])
+    return array
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ def estimate(
     # The strata's mean: their order is no part of the spread.
     centre = float(np.mean([_midmean(grouped[n::strata].ravel()) for n in range(strata)]))
     between, within = spreads(ratios, groups=groups, alternating=alternating)
-    found = within if groups == 1 else _pooled(between, within, groups)
-    error = math.sqrt(found.variance)
+    result = within if groups == 1 else _pooled(between, within, groups)
+    error = math.sqrt(result.variance)
     # Zero for times that agree to the last bits of a double.
-    return SpeedupEstimate(centre, 0.0 if error < 1e-13 else error, found.degrees)
+    return SpeedupEstimate(centre, 0.0 if error < 1e-13 else error, result.degrees)
 
 
 def spreads(
@@ -152,10 +152,10 @@ def _grouped(ratios: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
     if not 1 <= groups <= len(ratios):
         raise ValueError(f"{len(ratios)} rounds are not {groups} groups")
     by_round = ratios.reshape(len(ratios), -1)
-    found = np.full((groups, -(-len(ratios) // groups), by_round.shape[1]), np.nan)
-    for group, part in zip(found, np.array_split(by_round, groups), strict=True):
+    array = np.full((groups, -(-len(ratios) // groups), by_round.shape[1]), np.nan)
+    for group, part in zip(array, np.array_split(by_round, groups), strict=True):
         group[: len(part)] = part
-    return found
+    return array
 
 
 def _strata(groups: int, *, alternating: bool) -> int:

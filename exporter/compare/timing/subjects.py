@@ -57,11 +57,11 @@ def timer_overhead_ns(clock: Clock) -> float:
 
     The median of many pairs of readings with nothing between them.
     """
-    found = []
+    numbers = []
     for _ in range(_READINGS):
         begin = clock()
-        found.append(clock() - begin)
-    return float(statistics.median(found))
+        numbers.append(clock() - begin)
+    return float(statistics.median(numbers))
 
 
 @contextlib.contextmanager
@@ -205,8 +205,8 @@ def one_clock(probes: Sequence[Probe], *, device: bool = True) -> Literal["host"
 def launches_of(probes: Sequence[Probe]) -> tuple[str, ...]:
     """How each arm's last run got to the device; see :class:`BoundCall`."""
     calls = [probe for probe in probes if isinstance(probe, CallProbe)]
-    found = tuple(call.launches() for call in calls)
-    return found if any(found) else ()
+    launches = tuple(call.launches() for call in calls)
+    return launches if any(launches) else ()
 
 
 class Loadable(Protocol):
@@ -319,9 +319,9 @@ def warm_up(
         taken = (clock() - begin) / 1e9
         stable = all(map(_settled, windows))
         if stable or (len(windows[0]) >= fewest and taken > seconds):
-            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in taken_ms)
+            call_ms = max(statistics.median(values[-_AGREEING_WINDOWS:]) for values in taken_ms)
             return Warmup(calls, call_ms, stable, taken)
-        per_window = calls_per_visit(max(found[-1] for found in taken_ms))
+        per_window = calls_per_visit(max(values[-1] for values in taken_ms))
 
 
 def calls_per_visit(call_ms: float) -> int:

@@ -49,10 +49,10 @@ def _sections(command: SchemaCommand, context: click.Context) -> Iterable[str]: 
 def _option(leaf: Leaf, param: click.Parameter | None, context: click.Context) -> str:
     record = param.get_help_record(context) if param is not None else None
     name = record[0] if record is not None and not leaf.look.config_only else leaf.key
-    told = _words(help_of(leaf))
+    words = _words(help_of(leaf))
     if leaf.look.config_only:
-        told = f"Only in a `--config` file. {told}"
-    return "\n".join([f"```{{option}} {name}", told, "```", ""])
+        words = f"Only in a `--config` file. {words}"
+    return "\n".join([f"```{{option}} {name}", words, "```", ""])
 
 
 def _words(text: str | None) -> str:

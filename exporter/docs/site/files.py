@@ -33,9 +33,9 @@ def file_reference() -> str:
 
 
 def _artifacts() -> list[type[Artifact]]:
-    found = [*Artifact.__subclasses__()]
-    assert all(each in found for each in _ALONE)
-    return [model for model in found if "const" in _kind_field(model.model_json_schema())]
+    result = [*Artifact.__subclasses__()]
+    assert all(item in result for item in _ALONE)
+    return [model for model in result if "const" in _kind_field(model.model_json_schema())]
 
 
 def _kind_field(schema: Schema) -> Schema:
@@ -49,24 +49,24 @@ def _kind(schema: Schema) -> str:
 
 def _described(heading: str, schema: Schema) -> list[str]:
     words, _, attributes = inspect.cleandoc(schema.get("description", "")).partition("Attributes:")
-    return [heading, "", words.strip(), "", _table(schema, told=_told(attributes)), ""]
+    return [heading, "", words.strip(), "", _table(schema, texts=_told(attributes)), ""]
 
 
 def _told(attributes: str) -> dict[str, str]:
     """What a docstring says of each attribute."""
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE)
-    return {name: " ".join(words.split()) for name, words in found}
+    matches = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in matches}
 
 
-def _table(schema: Schema, only: Sequence[str] = (), told: Mapping[str, str] = _NOTHING) -> str:
+def _table(schema: Schema, only: Sequence[str] = (), texts: Mapping[str, str] = _NOTHING) -> str:
     if "properties" not in schema:
         return f"{_type(schema)}\n"
-    head = ["field", "value", "if absent", *(["meaning"] if told else [])]
+    head = ["field", "value", "if absent", *(["meaning"] if texts else [])]
     rows = [head, ["---"] * len(head)]
     for name, field in schema["properties"].items():
         if name in only or not (only or name in (*_HEAD, "kind")):
             absent = "refused" if name in schema.get("required", []) else _default(field)
-            cells = [f"`{name}`", _type(field), absent, told.get(name, "")]
+            cells = [f"`{name}`", _type(field), absent, texts.get(name, "")]
             rows.append(cells[: len(head)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -85,12 +85,12 @@ def _alternatives(field: Schema) -> Iterator[str]:
         name = field["$ref"].rpartition("/")[2]
         yield f"[{name}](#record-{name.lower()})"
     elif "anyOf" in field:
-        for each in field["anyOf"]:
-            yield from _alternatives(each)
+        for item in field["anyOf"]:
+            yield from _alternatives(item)
     elif "const" in field or "enum" in field:
         yield ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     elif "prefixItems" in field:
-        yield f"[{', '.join(_type(each) for each in field['prefixItems'])}]"
+        yield f"[{', '.join(_type(prefixitem) for prefixitem in field['prefixItems'])}]"
     elif field.get("type") == "array":
         yield f"list of {_type(field.get('items', {}))}"
     elif isinstance(field.get("additionalProperties"), Mapping):

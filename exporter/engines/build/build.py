@@ -137,12 +137,12 @@ def _keep_logits(
 
 def let_decompose(model: onnx.ModelProto) -> bool:
     """Lets a builder write out each Attention that it has no kernel for; the model is changed."""
-    found = list(attentions(model.graph))
-    for node in found:
+    nodes = list(attentions(model.graph))
+    for node in nodes:
         if all(attribute.name != _DECOMPOSABLE for attribute in node.attribute):
             attribute = onnx.AttributeProto(name=_DECOMPOSABLE, type=onnx.AttributeProto.INT, i=1)
             node.attribute.append(attribute)
-    return bool(found)
+    return bool(nodes)
 
 
 def attentions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -245,8 +245,8 @@ class _BuiltGraph:
             path = place.with_name(name)
             for made in (path, sidecar_path(path)):
                 self._refuse_own_source(made)
-            told = {"engine": name, "total_s": time.perf_counter() - begun}
-            record = record.model_copy(update=told)
+            result = {"engine": name, "total_s": time.perf_counter() - begun}
+            record = record.model_copy(update=result)
             sidecar = record.write(staged.folder / "engine.json")
             staged.place([(sidecar, sidecar_path(path)), (staged.folder / _NEW_ENGINE, path)])
         return path, record
@@ -305,7 +305,7 @@ class _BuiltGraph:
         """A file name that says what an engine is: ``smollm2-attn8-fp16-sm80-rtx1.7.1.engine``."""
         onnx = self.onnx
         stem = onnx.stem if onnx.stem != "model" else onnx.parent.resolve().name
-        cuts = Counter(_SHORT.get(each["kind"], each["kind"]) for each in self.source.plan)
+        cuts = Counter(_SHORT.get(item["kind"], item["kind"]) for item in self.source.plan)
         here = _this_card().get("compute_capability", "")
         cards = "+".join(self.settings.compute_capabilities) or here
         library = self.library.short + ".".join(version.split(".")[:3])
@@ -333,7 +333,7 @@ def _groups(
     refuse_unknown_axes(inputs, ranges)
     wanted = [profile(inputs, phase, ranges) for phase in names]
     for_each = has_fixed_caches(inputs) if split is None else split
-    return [[each] for each in wanted] if for_each else [wanted]
+    return [[item] for item in wanted] if for_each else [wanted]
 
 
 def _this_card() -> dict[str, str]:

@@ -75,33 +75,37 @@ def check_engine(
     }
     result = run_job(library, request, progress, f"check for {backend}")
     domains = {_without_domain(name): name for name in operators if "." in name}
-    told = [
-        _finding(each["node"], domains.get(each["operator"], each["operator"]), each["reason"])
-        for each in result["obstacles"]
+    findings = [
+        _finding(
+            obstacle["node"],
+            domains.get(obstacle["operator"], obstacle["operator"]),
+            obstacle["reason"],
+        )
+        for obstacle in result["obstacles"]
     ]
-    if told:  # the parser stops at the first: list the rest of the same sort
-        told += _further(told, operators, result["unknown_operators"])
+    if findings:  # the parser stops at the first: list the rest of the same sort
+        findings += _further(findings, operators, result["unknown_operators"])
     else:
         ignored = ignored_inputs(read_graph(onnx))
-        told = [_finding(node.name, node.op_type, PASSED_OVER) for node in ignored]
-    return EngineCheck(backend, result["version"], tuple(sorted(told, key=_place)))
+        findings = [_finding(node.name, node.op_type, PASSED_OVER) for node in ignored]
+    return EngineCheck(backend, result["version"], tuple(sorted(findings, key=_place)))
 
 
 def _further(
-    told: Sequence[Finding], operators: Mapping[str, Sequence[str]], unknown: Sequence[str]
+    items: Sequence[Finding], operators: Mapping[str, Sequence[str]], unknown: Sequence[str]
 ) -> list[Finding]:
     """Nodes whose operator is unknown, or foreign and refused at another node already."""
-    known = {each.node for each in told}
-    reasons = {each.operator: each.reason for each in told}
-    found = []
+    known = {finding.node for finding in items}
+    reasons = {finding.operator: finding.reason for finding in items}
+    findings = []
     for operator, nodes in operators.items():
         name = _without_domain(operator)
         reason = reasons.get(name, "") if name != operator else ""
         if name in unknown:
             reason = f"the parser does not know {operator}"
         if reason:
-            found += [_finding(node, operator, reason) for node in nodes if node not in known]
-    return found
+            findings += [_finding(node, operator, reason) for node in nodes if node not in known]
+    return findings
 
 
 def _without_domain(operator: str) -> str:

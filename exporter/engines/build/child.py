@@ -43,7 +43,7 @@ def run_job(
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
         try:
-            told, _ = child.communicate(
+            data, _ = child.communicate(
                 json.dumps({"backend": library.backend, **request}).encode() + b"\n"
             )
         finally:
@@ -53,7 +53,7 @@ def run_job(
         words = said.read().decode(errors="replace")[-_LAST_WORDS:].strip()
         if words:
             progress.detail(words)
-        outcome: dict[str, Any] = json.loads(told) if told else {}
+        outcome: dict[str, Any] = json.loads(data) if data else {}
         if "result" in outcome and child.returncode == 0:
             result: dict[str, Any] = outcome["result"]
             return result
@@ -63,8 +63,8 @@ def run_job(
 def _failure(outcome: dict[str, Any], code: int, library: EngineLibrary, words: str) -> EngineError:
     """Why a process gave no result."""
     if "error" in outcome:
-        told = outcome["error"]
-        return EngineError(told["message"], told["hint"], code=told["code"])
+        error = outcome["error"]
+        return EngineError(error["message"], error["hint"], code=error["code"])
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
         hint = "Memory may have run out." if code == -signal.SIGKILL else "See depthcut doctor."
@@ -97,7 +97,7 @@ def has_fixed_addresses() -> bool:
 def _personality() -> Callable[[int], int]:
     """The kernel's call; one that does nothing where there is none."""
     try:
-        found: Callable[[int], int] = ctypes.CDLL(None).personality
+        result: Callable[[int], int] = ctypes.CDLL(None).personality
     except (OSError, AttributeError):
         return lambda _: 0
-    return found
+    return result

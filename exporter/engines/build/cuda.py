@@ -78,7 +78,7 @@ class Cuda:
     def back_to(self, before: Collection[tuple[str, int]]) -> None:
         """Gives back what was taken since, once the stream has done what uses it."""
         self.finish()
-        for since in [each for each in reversed(self._held) if each not in before]:
+        for since in [item for item in reversed(self._held) if item not in before]:
             self._give_back(*since)
 
     def pinned(self, size: int) -> Bytes:
@@ -192,15 +192,15 @@ class Cuda:
 
     def _do(self, what: str, call: str, *arguments: Any) -> Any:
         """Calls the runtime and gives what it returns besides its code."""
-        code, *found = getattr(self._rt, call)(*arguments)
+        code, *result = getattr(self._rt, call)(*arguments)
         self._refuse(code, what)
-        return found[0] if len(found) == 1 else found
+        return result[0] if len(result) == 1 else result
 
     def _refuse(self, code: Any, what: str) -> None:
         if code != self._rt.cudaError_t.cudaSuccess:
             _, text = self._rt.cudaGetErrorString(code)
             said = text.decode() if isinstance(text, bytes) else text
-            told = f"CUDA can't {what}: {said} ({int(code)})."
+            result = f"CUDA can't {what}: {said} ({int(code)})."
             if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
-                raise BackendError(told, LESS_MEMORY, code=OUT_OF_MEMORY)
-            raise BackendError(told, code="cuda-failed")
+                raise BackendError(result, LESS_MEMORY, code=OUT_OF_MEMORY)
+            raise BackendError(result, code="cuda-failed")

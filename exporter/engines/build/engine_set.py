@@ -88,11 +88,11 @@ class EngineRecord(Artifact):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_removed(cls, told: Any) -> Any:
-        if not isinstance(told, dict) or not isinstance(told.get("settings"), dict):
-            return told
-        settings = {name: told["settings"][name] for name in told["settings"].keys() - _REMOVED}
-        return {n: v for n, v in told.items() if n not in _REMOVED} | {"settings": settings}
+    def _without_removed(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
+            return value
+        settings = {name: value["settings"][name] for name in value["settings"].keys() - _REMOVED}
+        return {n: v for n, v in value.items() if n not in _REMOVED} | {"settings": settings}
 
     @property
     def phases(self) -> list[Phase]:
@@ -179,7 +179,8 @@ _OF_ONE_MODEL: dict[str, Callable[[EngineRecord], object]] = {
     "library versions": lambda record: record.backend_version,
     "graphs": lambda record: record.made_from,
     "inputs or outputs": lambda record: [
-        (each.name, each.dtype, len(each.shape)) for each in (*record.inputs, *record.outputs)
+        (tensor.name, tensor.dtype, len(tensor.shape))
+        for tensor in (*record.inputs, *record.outputs)
     ],
 }
 _OF_ONE_BUILD: dict[str, Callable[[EngineRecord], object]] = {
@@ -240,16 +241,16 @@ class EngineSet:
         Decode steps on caches of fixed length, and runs without a cache, since nobody knows other
         shapes. Prompts differ, and a cache that grows brings a new shape at every step.
         """
-        caches = [each for each in self.inputs if CACHE_INPUT.fullmatch(each.name)]
-        grows = any(min(each.shape[_LENGTH:]) < 0 for each in caches)
+        caches = [tensor for tensor in self.inputs if CACHE_INPUT.fullmatch(tensor.name)]
+        grows = any(min(cache.shape[_LENGTH:]) < 0 for cache in caches)
         return frozenset({"encode"} if grows else {"encode", "decode"})
 
     def shapes(self, slot: Slot, end: End) -> dict[str, Shape]:
         """By input, the smallest, usual or largest shape that a profile takes."""
         spans = slot.profile.shapes
         return {
-            each.name: spans[each.name].at(end) if each.name in spans else each.shape
-            for each in self.inputs
+            tensor.name: spans[tensor.name].at(end) if tensor.name in spans else tensor.shape
+            for tensor in self.inputs
         }
 
 
@@ -278,7 +279,7 @@ def find_engines(path: Path | Sequence[Path]) -> EngineSet:
             raise EngineError(f"{path} holds no engine.", _NONE_BUILT, code="no-engine")
     else:
         paths = [path]
-    engines = EngineSet(tuple(paths), tuple(read_sidecar(each) for each in paths))
+    engines = EngineSet(tuple(paths), tuple(read_sidecar(item) for item in paths))
     _refuse_strangers(engines)
     return engines
 
@@ -303,8 +304,8 @@ def find_builds(path: Path) -> list[EngineSet]:
     different = "numbers of engines"
     if all(len(other) == len(first) for other in others):
         alike = (
-            _difference(each, _OF_ONE_MODEL | _OF_ONE_BUILD)
-            for each in zip(first, *others, strict=True)
+            _difference(pair, _OF_ONE_MODEL | _OF_ONE_BUILD)
+            for pair in zip(first, *others, strict=True)
         )
         different = next(filter(None, alike), "")
     if different:
@@ -322,12 +323,12 @@ def is_pattern(path: Path) -> bool:
 
 
 def _build_number(engine: Path) -> int:
-    found = _NUMBERED.search(engine.stem)
-    return int(found[1]) if found else 0
+    match = _NUMBERED.search(engine.stem)
+    return int(match[1]) if match else 0
 
 
 def _engine_files(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.iterdir() if each.suffix in SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
 
 
 def _refuse_strangers(engines: EngineSet) -> None:
@@ -377,17 +378,17 @@ def choose_profile(
     That is the one with the fewest free sizes, and among equals the smaller one: a decode profile
     serves a step better than a prefill profile that holds it, too.
     """
-    asked = [number for number, each in enumerate(profiles) if phase in (None, each.phase)]
-    outside = {number: profiles[number].outside(shapes) for number in asked}
-    fitting = [number for number in asked if not outside[number]]
+    numbers = [number for number, item in enumerate(profiles) if phase in (None, item.phase)]
+    outside = {number: profiles[number].outside(shapes) for number in numbers}
+    fitting = [number for number in numbers if not outside[number]]
     if fitting:
         return min(fitting, key=lambda number: profiles[number].looseness)
-    if not asked:
+    if not numbers:
         raise no_phase(name, str(phase))
     first = min(outside.values(), key=len)[0]
     held = ", ".join(
         f"{profile.phase} takes {profile.shapes[first]}"
-        for profile in (profiles[number] for number in asked)
+        for profile in (profiles[number] for number in numbers)
         if first in profile.shapes
     )
     raise BackendError(

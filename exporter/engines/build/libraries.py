@@ -70,20 +70,20 @@ def _device(cuda: ctypes.CDLL, number: int) -> Device:
     name = ctypes.create_string_buffer(_NAME_BYTES)
     cuda.cuDeviceGetName(name, _NAME_BYTES, handle)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
-    told, capability = name.value.decode(errors="replace"), "sm"
+    result, capability = name.value.decode(errors="replace"), "sm"
     for which in (_MAJOR, _MINOR):
         part = ctypes.c_int(0)
         cuda.cuDeviceGetAttribute(ctypes.byref(part), which, handle)
         capability += str(part.value)
-    return Device(told, capability, memory.value, _uuid(cuda, handle))
+    return Device(result, capability, memory.value, _uuid(cuda, handle))
 
 
 def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str:
-    found = ctypes.create_string_buffer(_UUID_BYTES)
+    array = ctypes.create_string_buffer(_UUID_BYTES)
     ask = getattr(cuda, "cuDeviceGetUuid_v2", None)
-    if ask is None or ask(found, device) != 0:
+    if ask is None or ask(array, device) != 0:
         return ""
-    return f"GPU-{uuid.UUID(bytes=found.raw)}"
+    return f"GPU-{uuid.UUID(bytes=array.raw)}"
 
 
 BINDINGS, ONNX_RUNTIME = "cuda-bindings", "onnxruntime-gpu"
@@ -95,8 +95,12 @@ def version_of(package: str) -> str | None:
 
     ``tensorrt`` may be installed as ``tensorrt-cu12`` alone.
     """
-    found = [each for each in metadata.distributions() if _form(each.name, package) is not None]
-    return found[0].version if found else None
+    distributions = [
+        distribution
+        for distribution in metadata.distributions()
+        if _form(distribution.name, package) is not None
+    ]
+    return distributions[0].version if distributions else None
 
 
 def built_for_cuda(package: str) -> int | None:
@@ -110,17 +114,17 @@ def built_for_cuda(package: str) -> int | None:
         return int(version.partition(".")[0]) if version else None
     if package == ONNX_RUNTIME:
         needs = " ".join(metadata.requires(package) or []) if version_of(package) else ""
-        found = _RUNTIME.search(needs)
-        return int(found[1]) if found else None
-    forms = (_form(each.name, package) for each in metadata.distributions())
+        match = _RUNTIME.search(needs)
+        return int(match[1]) if match else None
+    forms = (_form(distribution.name, package) for distribution in metadata.distributions())
     return max((int(form) for form in forms if form), default=None)
 
 
 def _form(name: str, package: str) -> str | None:
     """The CUDA in a package's name, empty where it names none; None for another package."""
     plain = re.sub(r"[-_.]+", "-", name).lower()
-    found = re.fullmatch(rf"{re.escape(package)}(?:-cu(\d+))?", plain)
-    return None if found is None else found[1] or ""
+    match = re.fullmatch(rf"{re.escape(package)}(?:-cu(\d+))?", plain)
+    return None if match is None else match[1] or ""
 
 
 def too_old(driver: Driver, package: str) -> str:
@@ -206,7 +210,7 @@ def usual_backend(
     if asked is not None:
         return asked
     cards = () if compute_capabilities else ask_driver().devices
-    served = all(LIBRARIES["tensorrt-rtx"].supports(each.compute_capability) for each in cards[:1])
+    served = all(LIBRARIES["tensorrt-rtx"].supports(card.compute_capability) for card in cards[:1])
     return "tensorrt-rtx" if served else "tensorrt"
 
 

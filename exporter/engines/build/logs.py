@@ -69,7 +69,7 @@ def read_layers(lines: Iterable[str]) -> LayerTable:
     kinds: Counter[str] = Counter()
     memory: dict[str, int] = {}
     for line in lines:
-        kinds.update(layer_kind(each["name"], each["kind"]) for each in _LAYER.finditer(line))
+        kinds.update(layer_kind(match["name"], match["kind"]) for match in _LAYER.finditer(line))
         for kind, amount in _MEMORY.findall(line):
             key = kind.lower().replace(" ", "_")
             memory[key] = max(memory.get(key, 0), int(amount))
@@ -117,7 +117,7 @@ def read_inspected(text: str) -> dict[str, int]:
     """Counts layers by type; none where the text has none, or their names alone."""
     try:
         layers = json.loads(text)["Layers"]
-        kinds = Counter(layer_kind(each["Name"], each["LayerType"]) for each in layers)
+        kinds = Counter(layer_kind(layer["Name"], layer["LayerType"]) for layer in layers)
     except (ValueError, KeyError, TypeError):  # another version's
         return {}
     return real_layers(kinds)

@@ -95,13 +95,13 @@ def set_lengths(network: Any, module: ModuleType, name: str) -> int:
     lengths = next((tensor for tensor in outputs if tensor.name == name), None)
     if lengths is None:
         raise RuntimeError(f"the parsed network has no tensor {name}")
-    told = network.add_cast(lengths, module.DataType.INT32).get_output(0)
-    found = [each for each in layers if each.type == module.LayerType.ATTENTION_INPUT]
-    for layer in found:
+    output = network.add_cast(lengths, module.DataType.INT32).get_output(0)
+    result = [item for item in layers if item.type == module.LayerType.ATTENTION_INPUT]
+    for layer in result:
         layer.__class__ = module.IAttentionInputLayer  # the bindings give the base class alone
-        layer.attention.key_value_lengths = told
+        layer.attention.key_value_lengths = output
         layer.attention.causal_kind = module.CausalMaskKind.NONE
-    return len(found)
+    return len(result)
 
 
 _NO_CARD = frozenset({"NONE", "CURRENT"})

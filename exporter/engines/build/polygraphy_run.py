@@ -35,8 +35,8 @@ def polygraphy(extra: str = "rtx") -> Iterator[None]:
         try:
             yield
         except PolygraphyException as error:
-            told = f"Polygraphy: {first_line(error)}"
-            raise EngineError(told, "-v shows its log.", code="polygraphy-failed") from error
+            text = f"Polygraphy: {first_line(error)}"
+            raise EngineError(text, "-v shows its log.", code="polygraphy-failed") from error
 
 
 def run_engine(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,20 +71,20 @@ def _show_cuda_runtime() -> None:
     """Polygraphy looks for CUDA's runtime along a variable; pip puts it elsewhere."""
     pathfinder = require("cuda.pathfinder", extra="rtx")
     with contextlib.suppress(Exception):  # it then looks by itself, and tells what is missing
-        found = pathfinder.load_nvidia_dynamic_lib("cudart").abs_path
+        abs_path = pathfinder.load_nvidia_dynamic_lib("cudart").abs_path
         before = os.environ.get("LD_LIBRARY_PATH", "")
-        os.environ["LD_LIBRARY_PATH"] = os.pathsep.join([str(Path(found).parent), before])
+        os.environ["LD_LIBRARY_PATH"] = os.pathsep.join([str(Path(abs_path).parent), before])
 
 
 def _as_engine_takes(record: EngineRecord, feed: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """The inputs in the engine's types; Polygraphy takes bfloat16 as PyTorch's tensors alone."""
-    dtypes = {each.name: numpy_dtype(each.dtype) for each in record.inputs}
+    dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in record.inputs}
     halves = {name for name, dtype in dtypes.items() if dtype == np.dtype("bfloat16")}
     if not halves:
         return {name: np.ascontiguousarray(feed[name], dtype) for name, dtype in dtypes.items()}
     torch = require("torch", extra="torch")
-    found = {name: torch.from_numpy(np.array(feed[name])) for name in dtypes}
-    return {name: each.bfloat16() if name in halves else each for name, each in found.items()}
+    result = {name: torch.from_numpy(np.array(feed[name])) for name in dtypes}
+    return {name: value.bfloat16() if name in halves else value for name, value in result.items()}
 
 
 def _to_numpy(results: Any) -> None:

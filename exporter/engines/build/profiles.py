@@ -167,17 +167,26 @@ def _is_cache(given: TensorSpec) -> bool:
 
 def phases_of(inputs: Sequence[TensorSpec]) -> tuple[Phase, ...]:
     """What a graph can do: prefill and decode with a cache, else encode."""
-    return ("prefill", "decode") if any(_is_cache(each) for each in inputs) else ("encode",)
+    return (
+        ("prefill", "decode")
+        if any(_is_cache(tensor_spec) for tensor_spec in inputs)
+        else ("encode",)
+    )
 
 
 def has_fixed_caches(inputs: Sequence[TensorSpec]) -> bool:
     """Whether caches have lengths that the graph fixes, as those have that are updated in place."""
-    return any(_is_cache(each) and isinstance(each.shape[_PAST_AXIS], int) for each in inputs)
+    return any(
+        _is_cache(tensor_spec) and isinstance(tensor_spec.shape[_PAST_AXIS], int)
+        for tensor_spec in inputs
+    )
 
 
 def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
     """Keeps a range from being passed over."""
-    known = sorted({size for each in inputs for size in each.shape if isinstance(size, str)})
+    known = sorted(
+        {size for tensor_spec in inputs for size in tensor_spec.shape if isinstance(size, str)}
+    )
     unknown = next((name for name in ranges.axes if name not in known), None)
     if unknown is not None:
         raise UsageError(
@@ -206,7 +215,11 @@ def fitting(inputs: Sequence[TensorSpec], ranges: Ranges) -> Ranges:
 
 def _unused(inputs: Sequence[TensorSpec], ranges: Ranges) -> list[str]:
     """By name, the ranges that are given and that no input has an axis for."""
-    axes = {_meaning(each, axis) for each in inputs for axis in range(len(each.shape))}
+    axes = {
+        _meaning(tensor_spec, axis)
+        for tensor_spec in inputs
+        for axis in range(len(tensor_spec.shape))
+    }
     serve: dict[str, set[Axis]] = {
         "batch": {"batch"}, "prompt": {"sequence", "total"}, "context": {"past"},
     }  # fmt: skip
@@ -222,7 +235,7 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
 
     A prefill begins with an empty cache, a decode step takes one token.
     """
-    known = next((each for each in phases_of(inputs) if each == phase), None)
+    known = next((item for item in phases_of(inputs) if item == phase), None)
     if known is None:
         has = " and ".join(phases_of(inputs))
         raise UsageError(f"This graph has no phase {phase!r}: it has {has}.", code="phase-missing")
@@ -235,16 +248,19 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
         "total": past + sequence,
     }
     return Profile(
-        phase=known, shapes={each.name: _shape(each, spans, ranges.axes) for each in inputs}
+        phase=known,
+        shapes={
+            tensor_spec.name: _shape(tensor_spec, spans, ranges.axes) for tensor_spec in inputs
+        },
     )
 
 
 def _shape(given: TensorSpec, spans: Mapping[Axis, Span], dims: Mapping[str, Span]) -> ShapeRange:
     sizes = [_axis(given, axis, spans, dims) for axis in range(len(given.shape))]
     return ShapeRange(
-        low=tuple(each.low for each in sizes),
-        usual=tuple(each.usual for each in sizes),
-        high=tuple(each.high for each in sizes),
+        low=tuple(size.low for size in sizes),
+        usual=tuple(size.usual for size in sizes),
+        high=tuple(size.high for size in sizes),
     )
 
 
@@ -302,8 +318,8 @@ def read_source(path: Path) -> EngineSource:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         operators.setdefault(name, []).append(node.name or numbers.get(node, ""))
     plan: list[dict[str, Any]] = [
-        {"kind": ref.kind, "layer": ref.layer, "replacement": found.kind}
-        for ref, found in sorted(recorded_replacements(model).items())
+        {"kind": ref.kind, "layer": ref.layer, "replacement": replacement.kind}
+        for ref, replacement in sorted(recorded_replacements(model).items())
     ]
     return EngineSource(
         precision=_precision(model),

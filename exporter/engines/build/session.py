@@ -75,8 +75,8 @@ class ReadyProfile:
             self.forget_run()
             if not self.context.set_input_shape(name, tuple(shape)):
                 self._shapes.pop(name, None)
-                told = f"refuses the shape {written_shape(shape)} for {name}"
-                raise self._failed(told, "wrong-shape")
+                text = f"refuses the shape {written_shape(shape)} for {name}"
+                raise self._failed(text, "wrong-shape")
             self._shapes[name] = tuple(shape)
 
     def output_shape(self, name: str) -> tuple[int, ...]:
@@ -152,8 +152,8 @@ class RuntimeCache:
 
     def keep(self) -> None:
         """Writes what was compiled since, where that can be."""
-        told = self.cache.serialize()
-        content = b"" if told is None else bytes(memoryview(told))
+        data = self.cache.serialize()
+        content = b"" if data is None else bytes(memoryview(data))
         if content in (b"", self._read):
             return
         with contextlib.suppress(OSError, DepthcutError):
@@ -181,11 +181,11 @@ def refuse_invalid(module: ModuleType, runtime: Any, path: Path) -> None:
         return
     with path.open("rb") as file:
         header = file.read(runtime.engine_header_size)
-    validity, told = runtime.get_engine_validity(header)
+    validity, result = runtime.get_engine_validity(header)
     if validity != module.EngineValidity.INVALID:
         return
     flags = module.EngineInvalidityDiagnostics.__members__.items()
-    reasons = [name for name, flag in flags if int(told) & int(flag)]
+    reasons = [name for name, flag in flags if int(result) & int(flag)]
     raise EngineError(
         f"{path} is not valid here: {module.__name__} {module.__version__} says "
         f"{', '.join(reasons) or 'nothing more'}.",
@@ -255,7 +255,7 @@ class Session:
         Each profile is then set to these shapes.
         """
         plan = plan_buffers([self._bytes(profile, end) for profile in self.profiles])
-        aliases = {n: source for each in self.profiles for n, source in each.aliases.items()}
+        aliases = {n: source for item in self.profiles for n, source in item.aliases.items()}
         own = {name: self.cuda.allocate(plan[name], name) for name in plan if name not in aliases}
         for name, address in own.items():
             self.cuda.clear(address, plan[name])
@@ -266,7 +266,7 @@ class Session:
         engines = self.engines
         shapes = engines.shapes(profile.slot, end)
         profile.set_shapes(shapes)
-        shapes |= {each.name: profile.output_shape(each.name) for each in engines.outputs}
+        shapes |= {output.name: profile.output_shape(output.name) for output in engines.outputs}
         tensors = (*engines.inputs, *engines.outputs)
         return {t.name: byte_count(numpy_dtype(t.dtype), shapes[t.name]) for t in tensors}
 
@@ -342,10 +342,10 @@ class Session:
 
     def _no_context(self, slot: Slot, listener: Listener) -> BackendError:
         path = self.engines.paths[slot.engine]
-        asked = self._scratch_bytes(slot)
+        number = self._scratch_bytes(slot)
         free, total = (bytes_in_words(size) for size in self.cuda.free_bytes())
         return BackendError(
-            f"{path}: the {slot.profile.phase} profile takes {bytes_in_words(asked)} of scratch "
+            f"{path}: the {slot.profile.phase} profile takes {bytes_in_words(number)} of scratch "
             f"memory; {free} of {total} are free: {listener.last_error()}",
             LESS_MEMORY,
             code=listener.code("no-context"),
@@ -358,14 +358,14 @@ def weight_bytes(module: ModuleType, engine: Any, record: EngineRecord) -> int:
     The library says how large they are. Its file tells more where each of several profiles has its
     own: with TensorRT-RTX 1.7.1 a second profile doubled it.
     """
-    told = int(engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
-    return max(told, record.engine_bytes)
+    number = int(engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
+    return max(number, record.engine_bytes)
 
 
 def _aliases(engine: Any, names: Iterable[str]) -> dict[str, str]:
     """By output that shares its memory with an input, that input."""
-    found = {name: engine.get_aliased_input_tensor(name) for name in names}
-    return {name: source for name, source in found.items() if source}
+    aliased_input_tensors = {name: engine.get_aliased_input_tensor(name) for name in names}
+    return {name: source for name, source in aliased_input_tensors.items() if source}
 
 
 def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Path) -> Any:
@@ -416,8 +416,8 @@ def try_engines(engines: EngineSet) -> None:
     try:
         run_job(engines.library, request, QUIET, "try the engine")
     except EngineError as error:
-        told = f"{engines.name} can't be run: {error.message}"
-        raise EngineError(told, error.hint, code=error.code) from error
+        text = f"{engines.name} can't be run: {error.message}"
+        raise EngineError(text, error.hint, code=error.code) from error
 
 
 def run_once(paths: list[Path]) -> dict[str, Any]:

@@ -31,20 +31,20 @@ def main() -> int:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print is not for the one who listens
     request = json.loads(sys.stdin.readline())
-    told: dict[str, Any]
+    results: dict[str, Any]
     try:
         result = _JOBS[request["job"]](request)
-        told = {"result": {**result, "fixed_addresses": has_fixed_addresses()}}
+        results = {"result": {**result, "fixed_addresses": has_fixed_addresses()}}
     except DepthcutError as error:
-        told = {"error": {"message": error.message, "hint": error.hint, "code": error.code}}
+        results = {"error": {"message": error.message, "hint": error.hint, "code": error.code}}
     except Exception as error:  # whatever the library's bindings raise
         traceback.print_exc()
         line = f"{request['backend']} failed: {type(error).__name__}: {first_line(error)}."
         hint = "-v shows the traceback."
-        told = {"error": {"message": line, "hint": hint, "code": "library-failed"}}
-    events.write(json.dumps(told) + "\n")
+        results = {"error": {"message": line, "hint": hint, "code": "library-failed"}}
+    events.write(json.dumps(results) + "\n")
     events.flush()
-    return int("error" in told)
+    return int("error" in results)
 
 
 def _check(request: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
     unknown = [name for name in request["operators"] if not builder.supports(name)]
     return {
         "version": module.__version__,
-        "obstacles": [vars(each) for each in obstacles],
+        "obstacles": [vars(obstacle) for obstacle in obstacles],
         "unknown_operators": unknown,
     }
 
@@ -67,7 +67,7 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     graph = request["graph"] and Path(request["graph"])
     parsed = builder.parse(Path(request["onnx"]), graph, request["lengths"])
     if parsed.obstacles:
-        obstacles = [vars(each) for each in parsed.obstacles]
+        obstacles = [vars(obstacle) for obstacle in parsed.obstacles]
         return {"obstacles": obstacles, "backend_version": module.__version__}
     network = parsed.network
     settings: Any = SimpleNamespace(**request["settings"])
@@ -107,10 +107,10 @@ def _profiles(request: dict[str, Any]) -> list[Any]:
     """By the names of their parts; they were checked before they came."""
     return [
         SimpleNamespace(
-            phase=each["phase"],
-            shapes={name: SimpleNamespace(**span) for name, span in each["shapes"].items()},
+            phase=profile["phase"],
+            shapes={name: SimpleNamespace(**span) for name, span in profile["shapes"].items()},
         )
-        for each in request["profiles"]
+        for profile in request["profiles"]
     ]
 
 

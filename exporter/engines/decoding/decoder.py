@@ -51,7 +51,7 @@ class Decoder(ABC):
 
 def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str]:
     """By cache input, the output that is its next content, by the names that exporters give."""
-    found = {}
+    texts = {}
     for past in pasts:
         names = [past.replace("past_key_values", new, 1) for new in ("present", "cache")]
         names.append(past.replace("past", "present", 1))
@@ -60,8 +60,8 @@ def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str
             raise BackendError(
                 f"No output continues the cache {past!r}.", code="cache-not-continued"
             )
-        found[past] = present
-    return found
+        texts[past] = present
+    return texts
 
 
 def runner_caches(runner: Runner) -> dict[str, str]:

@@ -115,8 +115,8 @@ class EncoderDecoderRunner:
         token_ids: `[batch, tokens]`.
         """
         graph = NEXT_STEP if encoded.caches else FIRST_STEP
-        found = self.run(graph, {"input_ids": token_ids, **encoded.given, **encoded.caches})
-        return found[LOGITS], encoded.after(found)
+        arrays = self.run(graph, {"input_ids": token_ids, **encoded.given, **encoded.caches})
+        return arrays[LOGITS], encoded.after(arrays)
 
     def logits(
         self, source: Mapping[str, Array], token_ids: NDArray[np.int64]

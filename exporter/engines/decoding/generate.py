@@ -44,18 +44,18 @@ def generate(
     prompts = np.array([prompt_ids], np.int64)
     stream = _tokens(decoder, prompts, len(prompt_ids) + new_tokens)
     begin = time.perf_counter()
-    found: list[int] = []
+    numbers: list[int] = []
     times: list[float] = []
     for token in islice(stream, new_tokens):
         times.append(time.perf_counter())
         if int(token[0]) in stop_ids:
             break
-        found.append(int(token[0]))
+        numbers.append(int(token[0]))
         if on_token is not None:
-            on_token(found[-1])
+            on_token(numbers[-1])
     later = (times[-1] - times[0]) / (len(times) - 1) * 1e3 if len(times) > 1 else None
-    ended = len(times) > len(found)
-    return Generation(tuple(found), ended, (times[0] - begin) * 1e3, later)
+    ended = len(times) > len(numbers)
+    return Generation(tuple(numbers), ended, (times[0] - begin) * 1e3, later)
 
 
 def refuse_too_long(decoder: Decoder, prompt: int, new_tokens: int, positions: int | None) -> None:
@@ -86,13 +86,13 @@ def continuations(
     """
     rows = batch_size or len(prompts)
     starts = range(0, len(prompts), rows)
-    context, found = prompts.shape[1] + new_tokens, []
+    context, arrays = prompts.shape[1] + new_tokens, []
     with progress.task(f"greedy generation, {arm}", total=len(starts), unit="batches") as task:
         for start in starts:
             stream = _tokens(decoder, prompts[start : start + rows], context)
-            found.append(np.stack(list(islice(stream, new_tokens)), axis=1))
+            arrays.append(np.stack(list(islice(stream, new_tokens)), axis=1))
             task.advance()
-    tokens = np.concatenate(found)
+    tokens = np.concatenate(arrays)
     stops = np.isin(tokens, list(stop_ids))
     after = np.cumsum(stops, axis=1) - stops > 0
     return np.where(after, _END, tokens)

@@ -84,9 +84,9 @@ class HostCache(Cache):
         outputs = [LOGITS, *self._pairs.values()]
         new = tokens[IDS].shape[1]
         phase: Phase = "prefill" if new == total else "decode"
-        found = self._runner.run({**tokens, **self._arrays}, outputs, phase=phase)
-        self._arrays = {past: found[present] for past, present in self._pairs.items()}
-        return found[LOGITS]
+        arrays = self._runner.run({**tokens, **self._arrays}, outputs, phase=phase)
+        self._arrays = {past: arrays[present] for past, present in self._pairs.items()}
+        return arrays[LOGITS]
 
     def free(self) -> None:
         """Drops it."""
@@ -281,8 +281,10 @@ class RunnerDecoder(Decoder):
 
     def _refuse_too_long(self, prompt: int, new_tokens: int) -> None:
         runner = self._runner
-        told = runner.cache_form.longest if isinstance(runner, OnnxRuntimeRunner) else None
-        longest = min((each for each in (self._context, told) if each is not None), default=None)
+        result = runner.cache_form.longest if isinstance(runner, OnnxRuntimeRunner) else None
+        longest = min(
+            (number for number in (self._context, result) if number is not None), default=None
+        )
         needed = prompt + new_tokens - 1
         if longest is not None and needed > longest:
             raise BackendError(

@@ -82,10 +82,10 @@ class CachePlan:
 
     def offsets(self, row: int, length: int) -> dict[str, int]:
         """By cache input, where a sequence begins in its buffer, in bytes; the mask's too."""
-        each = self.room or length
-        found = {MASK: row * self.mask_bytes} if self.room else {}
-        return found | {
-            name: row * byte_count(self.cache_dtypes[name], (shape[1], each, shape[3]))
+        room = self.room or length
+        numbers = {MASK: row * self.mask_bytes} if self.room else {}
+        return numbers | {
+            name: row * byte_count(self.cache_dtypes[name], (shape[1], room, shape[3]))
             for name, shape in self.cache_shapes.items()
         }
 
@@ -142,12 +142,12 @@ class DeviceCache:
         """By input and output, its address in the next step."""
         read, written = self._banks[0], self._banks[-1]
         in_place = len(self._banks) == 1
-        found = {}
+        numbers = {}
         for past, present in self._pairs.items():
             offset = offsets.get(past, 0)
-            found[past] = read[past] + (offset if in_place else 0)
-            found[present] = written[past] + offset
-        return found
+            numbers[past] = read[past] + (offset if in_place else 0)
+            numbers[present] = written[past] + offset
+        return numbers
 
     def swap(self) -> None:
         """After a step: what was written is the next one's past."""
@@ -156,8 +156,10 @@ class DeviceCache:
 
 def plan_cache(engines: EngineSet, *, batch: int | None = None, begins: bool = True) -> CachePlan:
     """Reckons a decoder's plan."""
-    caches = {each.name: each for each in engines.inputs if CACHE_INPUT.fullmatch(each.name)}
-    outputs = {each.name: len(each.shape) for each in engines.outputs}
+    caches = {
+        tensor.name: tensor for tensor in engines.inputs if CACHE_INPUT.fullmatch(tensor.name)
+    }
+    outputs = {output.name: len(output.shape) for output in engines.outputs}
     if not caches or outputs.get(LOGITS) != _LOGITS_AXES:
         raise no_decoder(engines.name)
     decode = _slot(engines, "decode")
@@ -170,9 +172,9 @@ def plan_cache(engines: EngineSet, *, batch: int | None = None, begins: bool = T
     rows = rows if batch is None else Span(*(min(batch, size) for size in vars(rows).values()))
     prompt, context = _lengths(engines, prefill, decode, past, room)
     longest = room or max(prompt.high, context.high + 1)
-    shapes = {name: _cache_shape(each, rows.high, longest) for name, each in caches.items()}
-    dtypes = {name: numpy_dtype(each.dtype) for name, each in caches.items()}
-    mask = next((each for each in engines.inputs if each.name == MASK), None)
+    shapes = {name: _cache_shape(cache, rows.high, longest) for name, cache in caches.items()}
+    dtypes = {name: numpy_dtype(cache.dtype) for name, cache in caches.items()}
+    mask = next((tensor for tensor in engines.inputs if tensor.name == MASK), None)
     return CachePlan(
         name=engines.name,
         prefill=prefill,
@@ -197,16 +199,16 @@ def plan_cache(engines: EngineSet, *, batch: int | None = None, begins: bool = T
 
 def _room(engines: EngineSet, caches: Iterable[EngineTensor]) -> int | None:
     """The positions of caches whose length is fixed; None where they grow."""
-    masks = {each.shape[_SEQUENCE] for each in engines.inputs if each.name == MASK}
-    found = {each.shape[_PAST] for each in caches}
-    if all(size < 0 for size in found | masks):
+    masks = {tensor.shape[_SEQUENCE] for tensor in engines.inputs if tensor.name == MASK}
+    numbers = {tensor.shape[_PAST] for tensor in caches}
+    if all(size < 0 for size in numbers | masks):
         return None
-    if not masks or len(found | masks) != 1:
+    if not masks or len(numbers | masks) != 1:
         raise BackendError(
             f"{engines.name}: its caches and its mask have no length in common.",
             code="cache-lengths-differ",
         )
-    return found.pop()
+    return numbers.pop()
 
 
 def _lengths(
@@ -221,7 +223,7 @@ def _lengths(
 
 
 def _tokens(engines: EngineSet, caches: Collection[str]) -> tuple[str, ...]:
-    names = tuple(each.name for each in engines.inputs if each.name not in caches)
+    names = tuple(tensor.name for tensor in engines.inputs if tensor.name not in caches)
     unknown = next((name for name in names if name not in (IDS, MASK, POSITIONS)), None)
     if unknown:
         raise BackendError(
@@ -238,10 +240,10 @@ def _cache_shape(cache: EngineTensor, batch: int, length: int) -> tuple[int, ...
 
 
 def _slot(engines: EngineSet, phase: str) -> Slot:
-    found = next((slot for slot in engines.slots if slot.profile.phase == phase), None)
-    if found is None:
+    result = next((slot for slot in engines.slots if slot.profile.phase == phase), None)
+    if result is None:
         raise no_phase(engines.name, phase)
-    return found
+    return result
 
 
 def _span(engines: EngineSet, slot: Slot, name: str, axis: int) -> Span:
@@ -273,7 +275,7 @@ class TensorRtDecoder(OnEngines, Decoder):
         super().__init__(engines, trial=trial and on is None, on=on)
         self.plan = plan_cache(engines, batch=batch, begins=begins)
         self._dtypes = {
-            each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)
+            tensor.name: numpy_dtype(tensor.dtype) for tensor in (*engines.inputs, *engines.outputs)
         }
         self._profiles: dict[str, ReadyProfile] = {}
         self._buffers: dict[str, int] = {}
@@ -295,11 +297,11 @@ class TensorRtDecoder(OnEngines, Decoder):
         self.plan.refuse_unfit(batch, prompt, new_tokens=1)
         self._batch, self._length = batch, 0
         self._tell_filled(prompt)
-        found = [
+        arrays = [
             self._run("prefill", token_ids[rows], rows.start) for rows in self.plan.groups(batch)
         ]
         self._advance(prompt)
-        return np.concatenate(found)
+        return np.concatenate(arrays)
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence."""
@@ -399,8 +401,8 @@ class TensorRtDecoder(OnEngines, Decoder):
                 last = (number + 1) * length - 1
                 session.cuda.fetch(row, self._buffers[LOGITS] + last * width)
         session.cuda.wait()
-        found: NDArray[Any] = rows.view(dtype).astype(np.float32)
-        return found
+        array: NDArray[Any] = rows.view(dtype).astype(np.float32)
+        return array
 
     def _take_memory(self, session: Session) -> None:
         plan, cuda = self.plan, session.cuda

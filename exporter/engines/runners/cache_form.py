@@ -54,14 +54,14 @@ class CacheForm:
 
     def fixed_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """By input, the shape of a call whose caches and mask have their full length."""
-        found = dict(shapes)
+        numbers = dict(shapes)
         if self.mask is None or shapes[_MASK][1] > self.mask:
-            return found
-        found[_MASK] = (shapes[_MASK][0], self.mask)
+            return numbers
+        numbers[_MASK] = (shapes[_MASK][0], self.mask)
         for past in self.shared:
             batch, heads, _, size = shapes[past]
-            found[past] = (batch, heads, self.mask, size)
-        return found
+            numbers[past] = (batch, heads, self.mask, size)
+        return numbers
 
     def with_room(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The caches that are past and present in one buffer, with room for a call's new tokens."""
@@ -71,8 +71,8 @@ class CacheForm:
         if self.mask is not None and inputs[_MASK].shape[1] == self.mask:
             return {past: inputs[past] for past in pasts}
         new = inputs["input_ids"].shape[1]
-        found = {past: self._longer(past, inputs[past], new) for past in pasts}
-        return found if self.mask is None else {**found, _MASK: self.masked(inputs[_MASK])}
+        arrays = {past: self._longer(past, inputs[past], new) for past in pasts}
+        return arrays if self.mask is None else {**arrays, _MASK: self.masked(inputs[_MASK])}
 
     def filled_part(
         self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]
@@ -91,9 +91,9 @@ class CacheForm:
                 "Ask for a shorter text.",
                 code="cache-too-short",
             )
-        found = np.zeros((batch, heads, length, size), cache.dtype)
-        found[:, :, :filled] = cache
-        return found
+        tensor = np.zeros((batch, heads, length, size), cache.dtype)
+        tensor[:, :, :filled] = cache
+        return tensor
 
     def sized(self, spec: TensorSpec) -> TensorSpec:
         """With the heads and the head size of a cache, where the graph only names them."""
@@ -214,8 +214,8 @@ def padded_before(inputs: Mapping[str, Array]) -> bool:
     """Whether padding stands before a row's tokens, or among them."""
     if MASK not in inputs:
         return False
-    told = inputs[MASK].astype(bool)
-    return bool(np.any(told[:, 1:] & ~told[:, :-1]))
+    array = inputs[MASK].astype(bool)
+    return bool(np.any(array[:, 1:] & ~array[:, :-1]))
 
 
 def run_packed(
@@ -234,13 +234,13 @@ def run_packed(
         )
     alone = 1 < new < total
     groups = [slice(row, row + 1) for row in range(batch)] if alone else [slice(0, batch)]
-    found = []
+    arrays = []
     for rows in groups:
         part = {name: array[rows] if array.ndim else array for name, array in inputs.items()}
         order = _Packing.of(part[MASK], new)
         answer = run(order.packed(part, caches), outputs)
-        found.append(order.restored(answer, set(caches.values())))
-    return {name: np.concatenate([part[name] for part in found]) for name in outputs}
+        arrays.append(order.restored(answer, set(caches.values())))
+    return {name: np.concatenate([part[name] for part in arrays]) for name in outputs}
 
 
 def packed(inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
@@ -266,15 +266,17 @@ class _Packing:
     def packed(self, inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
         """The same call with each row's real positions in front."""
         mask = inputs[MASK]
-        told = np.arange(mask.shape[1]) < (self.filled + self.new.shape[1])[:, None]
-        found: dict[str, Array] = {**inputs, MASK: told.astype(mask.dtype)}
+        result = np.arange(mask.shape[1]) < (self.filled + self.new.shape[1])[:, None]
+        arrays: dict[str, Array] = {**inputs, MASK: result.astype(mask.dtype)}
         for name in ALONG_TOKENS:
             if name in inputs:
-                found[name] = np.take_along_axis(inputs[name], self.new, axis=1)
+                arrays[name] = np.take_along_axis(inputs[name], self.new, axis=1)
         for name in caches:
             if name in inputs:
-                found[name] = np.take_along_axis(inputs[name], _along_cache(self.past), _CACHE_AXIS)
-        return found
+                arrays[name] = np.take_along_axis(
+                    inputs[name], _along_cache(self.past), _CACHE_AXIS
+                )
+        return arrays
 
     def restored(self, outputs: Mapping[str, Array], caches: set[str]) -> dict[str, Array]:
         """The outputs of such a call with each position back in its place."""

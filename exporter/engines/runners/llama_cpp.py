@@ -81,12 +81,12 @@ class LlamaContext:
             for last in [len(piece.tokens) - 1]
             for place, token in enumerate(piece.tokens)
         ]
-        found = []
+        results = []
         remaining = iter(rows)
         while part := list(islice(remaining, BATCH_TOKENS)):
-            found.append(self._batch(part))
-        self._batches += found
-        return found
+            results.append(self._batch(part))
+        self._batches += results
+        return results
 
     def run(self, batches: Sequence[Any]) -> None:
         """Runs batches, one after the other, and waits."""
@@ -102,15 +102,15 @@ class LlamaContext:
 
     def logits(self, pieces: Sequence[Piece], which: Literal["all", "last"] = "all") -> Array:
         """Runs tokens once: the logits of each, ``[tokens, vocabulary]``, float32."""
-        batches, found = self.batches(pieces, which), []
+        batches, arrays = self.batches(pieces, which), []
         for batch in batches:
             self._decode(batch)
             count = sum(map(bool, batch.logits[: batch.n_tokens]))
             if count:
                 pointer = self._library.llama_get_logits(self._context)
-                found.append(np.ctypeslib.as_array(pointer, (count, self._vocabulary)).copy())
+                arrays.append(np.ctypeslib.as_array(pointer, (count, self._vocabulary)).copy())
         self._free(batches)
-        return np.concatenate(found)
+        return np.concatenate(arrays)
 
     def close(self) -> None:
         """Gives the memory back; does nothing the second time."""
@@ -229,13 +229,13 @@ class LlamaCppRunner(Runner):
         """Runs one row after the other; masked positions are no tokens, and their logits are 0."""
         past, new, mask = self._tokens(inputs)
         wanted = {LOGITS, PRESENT} if outputs is None else set(outputs)
-        found: dict[str, Array] = {}
+        arrays: dict[str, Array] = {}
         if PRESENT in wanted:
-            found[PRESENT] = np.concatenate([past, new], axis=1)[:, None, :, None]
+            arrays[PRESENT] = np.concatenate([past, new], axis=1)[:, None, :, None]
         if LOGITS in wanted:
-            rows = [self._row(*each) for each in zip(past, new, mask, strict=True)]
-            found[LOGITS] = np.stack(rows)
-        return found
+            rows = [self._row(*pair) for pair in zip(past, new, mask, strict=True)]
+            arrays[LOGITS] = np.stack(rows)
+        return arrays
 
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Fills the caches of a context of its own; a call runs the new tokens of all rows.
@@ -293,10 +293,10 @@ class LlamaCppRunner(Runner):
         real = mask[len(past) :]
         before, tokens = past[mask[: len(past)]].tolist(), new[real].tolist()
         length = 1 if self._last_logits else len(new)
-        found = np.zeros((length, self._vocabulary), np.float32)
+        tensor = np.zeros((length, self._vocabulary), np.float32)
         if tokens:
-            found[real[-length:]] = self._continued(before, tokens)
-        return found
+            tensor[real[-length:]] = self._continued(before, tokens)
+        return tensor
 
     def _continued(self, before: list[int], tokens: list[int]) -> Array:
         """The logits of tokens behind others, of which the context may hold the first ones."""

@@ -284,8 +284,8 @@ class OnnxRuntimeRunner(Runner):
         with self._run_errors():
             session.run_with_iobinding(bound.binding)
             arrays = [host_array(value) for value in bound.binding.get_outputs()]
-        found = dict(zip(names, arrays, strict=True))
-        return form.filled_part(found, inputs) if roomy else found
+        result = dict(zip(names, arrays, strict=True))
+        return form.filled_part(result, inputs) if roomy else result
 
     def value(self, array: Array) -> Any:
         """An array as a value where the model runs."""
@@ -353,10 +353,10 @@ class OnnxRuntimeRunner(Runner):
             try:
                 return self._open(self.model)
             except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
-                told = str(error)
-                narrow = self._short_name == "cpu" and lacks_a_kernel(told)
+                result = str(error)
+                narrow = self._short_name == "cpu" and lacks_a_kernel(result)
                 if not (narrow and is_bfloat16(self.model)):
-                    raise load_failure(self.model, told, self._ort.__version__) from error
+                    raise load_failure(self.model, result, self._ort.__version__) from error
             self._copy = WidenedCopy(self.model)
         try:
             return self._open(self._copy.file)

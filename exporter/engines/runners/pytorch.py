@@ -105,9 +105,9 @@ class TorchRunner(Runner):
         """Runs once and returns the named outputs, or all of them, as arrays on the host."""
         call = self._call(inputs)
         with self._errors():
-            found = dict(zip(self.interface.output_names, call(), strict=True))
+            result = dict(zip(self.interface.output_names, call(), strict=True))
             names = self.interface.output_names if outputs is None else outputs
-            return {name: _to_numpy(found[name]) for name in names}
+            return {name: _to_numpy(result[name]) for name in names}
 
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Puts the inputs on the device, and runs until everything is compiled."""
@@ -155,14 +155,14 @@ class TorchRunner(Runner):
 
     def _error(self, error: Exception) -> BackendError:
         pass_on_memory_error(error)
-        name, told = type(self._module.model).__name__, first_line(error)
-        if "ompiler" in told:  # PyTorch's words for a machine without one
+        name, result = type(self._module.model).__name__, first_line(error)
+        if "ompiler" in result:  # PyTorch's words for a machine without one
             return BackendError(
-                f"torch.compile can't compile {name}: {told}.",
+                f"torch.compile can't compile {name}: {result}.",
                 "It needs a C++ compiler such as g++ on the CPU; or take torch: for eager PyTorch.",
                 code="compiler-missing",
             )
-        return BackendError(f"{self.backend} failed on {name}: {told}.", code="run-failed")
+        return BackendError(f"{self.backend} failed on {name}: {result}.", code="run-failed")
 
 
 def _compiling() -> contextlib.AbstractContextManager[None]:

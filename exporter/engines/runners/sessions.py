@@ -150,8 +150,8 @@ def new_session(
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()
     given = model if isinstance(model, bytes) else str(model)
-    told = [_PROVIDER_OPTIONS.get(name, {}) for name in providers]
-    return ort.InferenceSession(given, options, providers=list(providers), provider_options=told)
+    values = [_PROVIDER_OPTIONS.get(name, {}) for name in providers]
+    return ort.InferenceSession(given, options, providers=list(providers), provider_options=values)
 
 
 def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> dict[str, int]:
@@ -170,9 +170,9 @@ def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> 
     on_cpu = placed[CPU]
     computing = {name: count for name, count in on_cpu.items() if name not in _SHAPE_OPERATORS}
     if computing:
-        told = ", ".join(f"{count} {name}" for name, count in sorted(computing.items()))
+        text = ", ".join(f"{count} {name}" for name, count in sorted(computing.items()))
         raise BackendError(
-            f"{wanted} was asked for, but these nodes of {model} would run on the CPU: {told}.",
+            f"{wanted} was asked for, but these nodes of {model} would run on the CPU: {text}.",
             "There is no GPU kernel for their type or opset: export in another precision or at "
             "another opset; depthcut doesn't fall back.",
             code="nodes-on-cpu",
@@ -201,8 +201,8 @@ def load_failure(path: Path, text: str, version: str) -> BackendError:
     reason = first_sentence(text)
     for code, pattern, message, hint in _LOAD_FAILURES:
         if pattern.search(text):
-            told = message.format(path=path, reason=reason, version=version)
-            return BackendError(told, hint, code=code)
+            result = message.format(path=path, reason=reason, version=version)
+            return BackendError(result, hint, code=code)
     return BackendError(f"ONNX Runtime can't load {path}: {reason}", code="load-failed")
 
 

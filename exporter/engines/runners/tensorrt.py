@@ -73,8 +73,8 @@ def fit_together(load: Callable[[], object], engines: Sequence[OnEngines]) -> bo
     else:
         return True
     turns = Turns()
-    for each in engines:
-        each.turns = turns
+    for item in engines:
+        item.turns = turns
     return False
 
 
@@ -193,9 +193,11 @@ class TensorRtRunner(OnEngines, Runner):
         self._bound = 0
         self.provider = f"{self.backend} {engines.records[0].backend_version}"
         self.threads = 1
-        self._inputs = tuple(each.spec for each in engines.inputs)
-        self._outputs = tuple(each.spec for each in engines.outputs)
-        sums = any(each.attention and each.attention.reads != "room" for each in engines.records)
+        self._inputs = tuple(tensor.spec for tensor in engines.inputs)
+        self._outputs = tuple(output.spec for output in engines.outputs)
+        sums = any(
+            record.attention and record.attention.reads != "room" for record in engines.records
+        )
         self._form = _cache_form(self._inputs, self._outputs, sums_mask=sums)
 
     def _take_memory(self, session: Session) -> None:
@@ -248,11 +250,11 @@ class TensorRtRunner(OnEngines, Runner):
         profile.enqueue()
         cuda.wait()
         dtypes = {spec.name: spec.dtype for spec in self.outputs}
-        found = {}
+        arrays = {}
         for name in dtypes if outputs is None else outputs:
-            found[name] = np.empty(profile.output_shape(name), dtypes[name])
-            cuda.download(found[name], self._buffers[name])
-        return found if self._form.mask is None else self._form.filled_part(found, inputs)
+            arrays[name] = np.empty(profile.output_shape(name), dtypes[name])
+            cuda.download(arrays[name], self._buffers[name])
+        return arrays if self._form.mask is None else self._form.filled_part(arrays, inputs)
 
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Fills the inputs on the device; each call runs the engine on them, and waits.
@@ -378,12 +380,10 @@ def _cache_form(
     inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], *, sums_mask: bool
 ) -> CacheForm:
     """What is known of caches whose length the engine fixes."""
-    pasts, presents = (
-        [each for each in ends if has_fixed_length(each)] for ends in (inputs, outputs)
-    )
-    rooms = [each.shape[2] for each in pasts]
+    pasts, presents = ([end for end in ends if has_fixed_length(end)] for ends in (inputs, outputs))
+    rooms = [past.shape[2] for past in pasts]
     if not rooms or not isinstance(rooms[0], int):
         return CacheForm()
-    names = [[each.name for each in ends] for ends in (pasts, presents)]
+    names = [[end.name for end in ends] for ends in (pasts, presents)]
     shared = dict(zip(*names, strict=False))
     return CacheForm(shared=shared, buffer=rooms[0], mask=rooms[0], sums_mask=sums_mask)

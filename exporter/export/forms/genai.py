@@ -119,10 +119,10 @@ def require_windows(path: Path, config: Any) -> None:
     """
     wanted = windowed_layers(config)
     nodes = [node for node in ir.load(path).graph if node.op_type == "GroupQueryAttention"]
-    found = sum(node.attributes.get_int("local_window_size", -1) > 0 for node in nodes)
-    if found != wanted:
+    total = sum(node.attributes.get_int("local_window_size", -1) > 0 for node in nodes)
+    if total != wanted:
         raise ExportError(
-            f"onnxruntime-genai's model builder wrote a window into {found} of {len(nodes)} "
+            f"onnxruntime-genai's model builder wrote a window into {total} of {len(nodes)} "
             f"attentions, where the model has one in {wanted}.",
             code="wrong-windows",
         )
@@ -188,10 +188,10 @@ def genai_config(model: Any, inputs: list[str], form: CacheForm) -> dict[str, An
         "num_hidden_layers": len({_layer(name) for name in inputs} - {None}),
         "num_key_value_heads": heads,
     }
-    told = {"context_length": positions, "decoder": decoder, "vocab_size": config.vocab_size}
+    result = {"context_length": positions, "decoder": decoder, "vocab_size": config.vocab_size}
     in_place = len(form.shared) == sum(_layer(name) is not None for name in inputs)
     search = {"max_length": positions, "past_present_share_buffer": in_place}
-    return {"model": {**told, **_token_ids(model), "type": "decoder"}, "search": search}
+    return {"model": {**result, **_token_ids(model), "type": "decoder"}, "search": search}
 
 
 def _inputs(names: list[str]) -> dict[str, str]:
@@ -201,20 +201,20 @@ def _inputs(names: list[str]) -> dict[str, str]:
 
 
 def _layer(name: str) -> str | None:
-    found = CACHE_INPUT.fullmatch(name)
-    return None if found is None else found[1]
+    match = CACHE_INPUT.fullmatch(name)
+    return None if match is None else match[1]
 
 
 def _token_ids(model: Any) -> dict[str, Any]:
     """Where a text begins and ends; the runtime pads with the end where nothing else is known."""
-    found = {}
+    results = {}
     for name in _IDS:
         for source in (model.generation_config, model.config.get_text_config()):
             value = getattr(source, name, None)
             if value is not None:
-                found[name] = value
+                results[name] = value
                 break
-    end = found.get("eos_token_id")
-    if "pad_token_id" not in found and end is not None:
-        found["pad_token_id"] = end[0] if isinstance(end, list) else end
-    return found
+    end = results.get("eos_token_id")
+    if "pad_token_id" not in results and end is not None:
+        results["pad_token_id"] = end[0] if isinstance(end, list) else end
+    return results

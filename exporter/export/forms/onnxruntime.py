@@ -166,8 +166,8 @@ def _keeping_logits(written: WrittenForm, folder: Path) -> WrittenForm:
     if LogitsToKeepPass()(model).modified:
         save_graph(model, folder)
         return replace(written, passes=(*written.passes, KEEP))
-    told = "its logits are of all positions always, since its head is no plain product"
-    return replace(written, remark="; ".join(filter(None, (written.remark, told))))
+    text = "its logits are of all positions always, since its head is no plain product"
+    return replace(written, remark="; ".join(filter(None, (written.remark, text))))
 
 
 SOURCE_OPSET = 20
@@ -198,8 +198,8 @@ def write_encoder(
             weights.unlink()
         for file in Path(name).iterdir():
             file.replace(folder / file.name)
-    told = None if _ATTENTION & counts.keys() else "its attentions are in no form that is fused"
-    return replace(written, passes=(version_of("onnxscript"), "fuse_encoder"), remark=told)
+    text = None if _ATTENTION & counts.keys() else "its attentions are in no form that is fused"
+    return replace(written, passes=(version_of("onnxscript"), "fuse_encoder"), remark=text)
 
 
 def _fused_copy(loaded: LoadedModel, source: Path, folder: Path) -> dict[str, int]:

@@ -68,14 +68,14 @@ def note_form(
 
 def fused_operators(model: ir.Model) -> dict[str, int]:
     """By name, how many nodes do at once what takes several of ONNX's basic operators."""
-    found = Counter(
+    counter = Counter(
         node.op_type
         for node in model.graph.all_nodes()
         if node.op_type in _FUSED_NORMS
         or node.domain in _FUSED_DOMAINS
         or (node.domain in ("", "ai.onnx") and node.op_type in _FUSED_IN_ONNX)
     )
-    return dict(sorted(found.items()))
+    return dict(sorted(counter.items()))
 
 
 def form_in_words(record: FormRecord) -> str:
@@ -145,9 +145,9 @@ def _task(loaded: LoadedModel) -> str:
 
 def _only_graph(folder: Path) -> ir.Model:
     if not (folder / MODEL_FILE).is_file():
-        found = ", ".join(sorted(path.name for path in folder.glob("*.onnx"))) or "nothing"
+        text = ", ".join(sorted(path.name for path in folder.glob("*.onnx"))) or "nothing"
         raise ExportError(
-            f"optimum wrote {found} where one {MODEL_FILE} was expected.",
+            f"optimum wrote {text} where one {MODEL_FILE} was expected.",
             "Models of several graphs can be cut one by one with depthcut prune.",
         )
     model = ir.load(folder / MODEL_FILE)

@@ -83,8 +83,8 @@ def refuse_options(
 ) -> None:
     """Refuses what contradicts a target, before anything is done."""
     form, name = TARGETS[target], f"--target {target}"
-    fixed = [other for other, each in TARGETS.items() if each.fixed_caches]
-    builders = [other for other, each in TARGETS.items() if engine in each.engines]
+    fixed = [other for other, item in TARGETS.items() if item.fixed_caches]
+    builders = [other for other, item in TARGETS.items() if engine in item.engines]
     decides = f"{name} decides exporter and opset itself; {{}} contradicts it."
     rules = (
         ("decided-by-target",

@@ -86,14 +86,16 @@ def _few(fitting: Fitting, tokens: int) -> CalibrationText:
     """
     text = fitting.texts.fitting
     every = slice(None, None, max(1, text.ref.tokens // tokens))
-    return joined([each.rows(every) for each in text.apart])
+    return joined([calibration_text.rows(every) for calibration_text in text.apart])
 
 
 def _folded(fitting: Fitting) -> list[OwnValue]:
     """The weights to begin with, folded by the first process; none if that can't be done."""
     parameters = dict(fitting.loaded.model.named_parameters())
-    found = Workers().once(lambda: {each.name: each.other.cpu() for each in _fold(fitting)})
-    return [OwnValue(name, parameters[name], value) for name, value in found.items()]
+    result = Workers().once(
+        lambda: {own_value.name: own_value.other.cpu() for own_value in _fold(fitting)}
+    )
+    return [OwnValue(name, parameters[name], value) for name, value in result.items()]
 
 
 def _fold(fitting: Fitting) -> list[OwnValue]:
@@ -118,7 +120,7 @@ _FREE = ("check_text", "time_s")
 
 def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     """All that a state of the training hangs on."""
-    asked = vars(fitting.options)
+    result = vars(fitting.options)
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
@@ -126,5 +128,5 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,
-        "options": {name: asked[name] for name in sorted(asked) if name not in _FREE},
+        "options": {name: result[name] for name in sorted(result) if name not in _FREE},
     }

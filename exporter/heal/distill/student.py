@@ -66,12 +66,12 @@ class Student:
         refuse_quantized(model)
         _refuse_narrow(model, train)
         self.model = model
-        self.cut = {name: _trainable(each) for name, each in cut.items()}
+        self.cut = {name: _trainable(replacement) for name, replacement in cut.items()}
         self._answers_with: BranchReplacements = self.cut
         self._own: list[OwnValue] = []
         self._folded = list(folded)
         self._adapters: dict[str, Any] = {}
-        self._trained_before = [(each, each.requires_grad) for each in model.parameters()]
+        self._trained_before = [(item, item.requires_grad) for item in model.parameters()]
         try:
             self._build(train, rank)
         except BaseException:
@@ -86,8 +86,8 @@ class Student:
         # A step is lost in the rounding of 16 bits beside a norm's weight of 1.
         if train == "all" or model.dtype.itemsize > 2:
             self._own = [
-                OwnValue(name, each, each.detach().clone())
-                for name, each in _own_parameters(model, dropped, train)
+                OwnValue(name, item, item.detach().clone())
+                for name, item in _own_parameters(model, dropped, train)
             ]
         if train == "adapters" and rank is not None:
             self._adapters = _with_adapters(model, layers, dropped, rank)
@@ -107,20 +107,20 @@ class Student:
     @property
     def trained(self) -> dict[str, torch.Tensor]:
         """What is trained, by name: leaves that hold the student's values within :meth:`healed`."""
-        found: dict[str, torch.Tensor] = {f"value:{own.name}": own.parameter for own in self._own}
+        tensors: dict[str, torch.Tensor] = {f"value:{own.name}": own.parameter for own in self._own}
         for name, adapter in self._adapters.items():
-            found[f"down:{name}"] = adapter.lora_A["default"].weight
-            found[f"up:{name}"] = adapter.lora_B["default"].weight
-        return found | self.replacing
+            tensors[f"down:{name}"] = adapter.lora_A["default"].weight
+            tensors[f"up:{name}"] = adapter.lora_B["default"].weight
+        return tensors | self.replacing
 
     @property
     def replacing(self) -> dict[str, torch.Tensor]:
         """Those of :attr:`trained` that are in the branches' places."""
-        found: dict[str, torch.Tensor] = {}
-        for ref, each in self.cut.items():
-            numbers = [*([] if each.bias is None else [each.bias]), *each.maps]
-            found |= {f"branch:{ref}.{place}": tensor for place, tensor in enumerate(numbers)}
-        return found
+        tensors: dict[str, torch.Tensor] = {}
+        for ref, replacement in self.cut.items():
+            numbers = [*([] if replacement.bias is None else [replacement.bias]), *replacement.maps]
+            tensors |= {f"branch:{ref}.{place}": tensor for place, tensor in enumerate(numbers)}
+        return tensors
 
     @contextlib.contextmanager
     def healed(self) -> Iterator[None]:
@@ -135,7 +135,9 @@ class Student:
     @property
     def is_fitted(self) -> bool:
         """Whether the student begins with folded weights, or with fitted replacements."""
-        replaced = (each.bias is not None or each.maps for each in self.cut.values())
+        replaced = (
+            replacement.bias is not None or replacement.maps for replacement in self.cut.values()
+        )
         return bool(self._folded) or any(replaced)
 
     @contextlib.contextmanager
@@ -154,8 +156,11 @@ class Student:
 
         self._folded = []
         with torch.no_grad():
-            for each in self.cut.values() if empties else ():
-                for tensor in [*([] if each.bias is None else [each.bias]), *each.maps[-1:]]:
+            for replacement in self.cut.values() if empties else ():
+                for tensor in [
+                    *([] if replacement.bias is None else [replacement.bias]),
+                    *replacement.maps[-1:],
+                ]:
                     tensor.zero_()
 
     def teach(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
@@ -172,19 +177,19 @@ class Student:
 
     def changes(self) -> dict[str, ChangedWeight]:
         """The student's weights, as changes of the whole model's."""
-        found = changes_of([*self._own, *self._folded])
+        weights = changes_of([*self._own, *self._folded])
         for name, adapter in self._adapters.items():
             down = adapter.lora_A["default"].weight.detach().clone()
             up = adapter.lora_B["default"].weight.detach() * adapter.scaling["default"]
             if is_transposed(adapter.get_base_layer()):
                 down, up = up.T, down.T
             if bool(up.any()) and bool(down.any()):
-                found[f"{name}.weight"] = _added(found.get(f"{name}.weight"), down, up)
-        return found
+                weights[f"{name}.weight"] = _added(weights.get(f"{name}.weight"), down, up)
+        return weights
 
     def branch_replacements(self) -> dict[SublayerRef, BranchReplacement]:
         """What is in the branches' places, as it was trained."""
-        return {name: _detached(each) for name, each in self.cut.items()}
+        return {name: _detached(replacement) for name, replacement in self.cut.items()}
 
     def close(self) -> None:
         """Takes the adapters out of the model again; its weights are those that it came with."""
@@ -201,19 +206,19 @@ class Student:
         self._adapters, self._own = {}, []
 
     def _run(self, inputs: dict[str, torch.Tensor], states: bool) -> Answer:
-        found: list[torch.Tensor] = []
+        tensors: list[torch.Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            found.append(first_tensor(output))
+            tensors.append(first_tensor(output))
 
         layers = self._layers if states else []
-        with hooked(each.layer.register_forward_hook(keep) for each in layers):
+        with hooked(layer.layer.register_forward_hook(keep) for layer in layers):
             judged = judged_by(self.model)
             if judged == "classes":
-                return Answer(class_logits(self.model, inputs), found)
+                return Answer(class_logits(self.model, inputs), tensors)
             if judged == "tokens":
-                return Answer(self.model(**inputs, use_cache=False).logits, found)
-            return Answer(self.model.base_model(**inputs).last_hidden_state, found)
+                return Answer(self.model(**inputs, use_cache=False).logits, tensors)
+            return Answer(self.model.base_model(**inputs).last_hidden_state, tensors)
 
     def _switch_adapters(self, *, on: bool) -> None:
         for adapter in self._adapters.values():
@@ -261,12 +266,12 @@ def _trainable(replacement: BranchReplacement) -> BranchReplacement:
         return tensor.detach().float().clone().requires_grad_(True)
 
     bias = None if replacement.bias is None else leaf(replacement.bias)
-    return BranchReplacement(bias, tuple(leaf(each) for each in replacement.maps))
+    return BranchReplacement(bias, tuple(leaf(item) for item in replacement.maps))
 
 
 def _detached(replacement: BranchReplacement) -> BranchReplacement:
     bias = None if replacement.bias is None else replacement.bias.detach()
-    return BranchReplacement(bias, tuple(each.detach() for each in replacement.maps))
+    return BranchReplacement(bias, tuple(item.detach() for item in replacement.maps))
 
 
 def _dropped_modules(layers: list[LayerModules], cut: Collection[SublayerRef]) -> set[int]:
@@ -297,7 +302,7 @@ def _with_adapters(
 
 def _kept_products(model: Any, layers: list[LayerModules], dropped: set[int]) -> list[str]:
     """The names of the kept branches' products."""
-    inside = {id(module) for each in layers for module in each.layer.modules()} - dropped
+    inside = {id(module) for item in layers for module in item.layer.modules()} - dropped
     modules = model.named_modules()
     return [name for name, module in modules if id(module) in inside and is_product(module)]
 
@@ -307,13 +312,13 @@ def trained_numbers(
 ) -> int:
     """How many numbers a student of a model would train; see :class:`Student`."""
     layers = layer_modules(model)
-    dropped, found = _dropped_modules(layers, cut), 0
+    dropped, total = _dropped_modules(layers, cut), 0
     if train == "all" or model.dtype.itemsize > 2:
-        found = sum(each.numel() for _, each in _own_parameters(model, dropped, train))
+        total = sum(item.numel() for _, item in _own_parameters(model, dropped, train))
     if train == "adapters" and rank is not None:
         names = _kept_products(model, layers, dropped)
-        found += sum(rank * sum(model.get_parameter(f"{n}.weight").shape) for n in names)
-    return found
+        total += sum(rank * sum(model.get_parameter(f"{n}.weight").shape) for n in names)
+    return total
 
 
 def _kept_adapters(model: Any, wanted: set[str]) -> dict[str, Any]:
@@ -321,22 +326,22 @@ def _kept_adapters(model: Any, wanted: set[str]) -> dict[str, Any]:
     from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found = {}
+    linears = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear) and name in wanted:
-            found[name] = module
+            linears[name] = module
             module.lora_A.float()
             module.lora_B.float()
         elif isinstance(module, BaseTunerLayer):
             put_module(model, name, module.get_base_layer())
-    return found
+    return linears
 
 
 def _own_parameters(
     model: Any, dropped: set[int], train: Train
 ) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The parameters of which the student has its own: norms and biases, or all."""
-    seen = {id(each) for each in _embedding_parameters(model)}
+    seen = {id(item) for item in _embedding_parameters(model)}
     for path, module in model.named_modules():
         if id(module) in dropped:
             continue

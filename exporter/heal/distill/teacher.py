@@ -178,12 +178,12 @@ class Teacher:
             given = self._student.teach(
                 lesson.inputs(self._student.model.device), states=self.wants_states
             )
-        found = [given.given, *given.states]
-        size = sum(each.numel() * each.element_size() for each in found)
+        tensors = [given.given, *given.states]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if self._keeps and size <= self._free_bytes:
-            self._kept[lesson.rows] = found
+            self._kept[lesson.rows] = tensors
             self._free_bytes -= size
-        return found
+        return tensors
 
     def loss(self, given: Answer, answers: list[torch.Tensor], lesson: Lesson) -> torch.Tensor:
         """How far what the student gave is from what :meth:`answers` gave, over real tokens."""
@@ -204,8 +204,8 @@ class Teacher:
             return None
         if self.judged == "tokens" or self.answers(lessons[0])[0].shape[-1] > 1:
             return loss
-        logits = [self.answers(each)[0] for each in lessons]
-        variance = float(torch.cat([each.flatten() for each in logits]).float().var(correction=0))
+        logits = [self.answers(lesson)[0] for lesson in lessons]
+        variance = float(torch.cat([logit.flatten() for logit in logits]).float().var(correction=0))
         return loss / variance if variance else loss
 
     def weight(self, lesson: Lesson) -> float:

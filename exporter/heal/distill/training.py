@@ -46,8 +46,8 @@ def moments_of(
 
 def named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
     """Tensors as arrays, each name behind a prefix."""
-    return {f"{prefix}:{name}": each.detach().float().cpu().numpy()
-            for name, each in tensors.items()}  # fmt: skip
+    return {f"{prefix}:{name}": tensor.detach().float().cpu().numpy()
+            for name, tensor in tensors.items()}  # fmt: skip
 
 
 def tensor_like(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
@@ -269,7 +269,7 @@ class Trainer:
                 self._check(0.0)
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
             self._student.begin_bare(empties=not resumed)
-        begins = min(each.held_out_loss for each in checks if not each.tokens)
+        begins = min(check.held_out_loss for check in checks if not check.tokens)
         near = self._workers.from_first(self._judge.nearness(begins, self._judges))
         self._rate = self._options.learning_rate or usual_rate(
             self._options.train, near, encodes=self._teacher.judged != "tokens"
@@ -300,13 +300,13 @@ class Trainer:
 
     def _fraction(self, began: float | None = None) -> float:
         """How much of the training is done, by tokens or by time, whichever is further; 0 to 1."""
-        found: float = self._state.steps / self._total_steps
+        value: float = self._state.steps / self._total_steps
         if self._options.time_s is not None:
             more = 0.0 if began is None else time.monotonic() - began
             # The last check is within the time, too.
             steps_s = max(self._options.time_s - self._check_s, self._options.time_s / 2)
-            found = max(found, (self._state.seconds + more) / steps_s)
-        return min(1.0, found)
+            value = max(value, (self._state.seconds + more) / steps_s)
+        return min(1.0, value)
 
     def _is_check_due(self, done: float) -> bool:
         made = sum(check.tokens > 0 for check in self._state.checks)
@@ -326,8 +326,8 @@ class Trainer:
                 )
                 loss = self._teacher.loss(given, answers, lesson)
             loss.backward()  # type: ignore[no-untyped-call]
-            tensors = [each for each in self._tensors.values() if each.grad is not None]
-            self._workers.average(each.grad for each in tensors if each.grad is not None)
+            tensors = [tensor for tensor in self._tensors.values() if tensor.grad is not None]
+            self._workers.average(tensor.grad for tensor in tensors if tensor.grad is not None)
             length = torch.nn.utils.clip_grad_norm_(tensors, _LONGEST_GRADIENT)
             usable = bool(length.isfinite())  # in all processes, or in none
             if usable:
@@ -354,7 +354,7 @@ class Trainer:
         )
         if held_out < state.best_loss:
             state.best_loss = held_out
-            state.best = {name: each.clone() for name, each in self._values().items()}
+            state.best = {name: value.clone() for name, value in self._values().items()}
         self._progress.say(self._words(tokens, seconds, held_out))
 
     def _words(self, tokens: int, seconds: float, held_out: float) -> str:
@@ -394,7 +394,7 @@ class Trainer:
     def _values(self) -> dict[str, torch.Tensor]:
         """The student's tensors."""
         with self._student.healed():
-            return {name: each.detach() for name, each in self._tensors.items()}
+            return {name: tensor.detach() for name, tensor in self._tensors.items()}
 
     def _take_best(self) -> None:
         with self._student.healed(), torch.no_grad():
@@ -407,7 +407,7 @@ class Trainer:
         return Training(
             train=options.train,
             loss=_LOSSES[self._teacher.judged],
-            trained_parameters=sum(each.numel() for each in self._tensors.values()),
+            trained_parameters=sum(tensor.numel() for tensor in self._tensors.values()),
             steps=state.steps,
             tokens=tokens,
             seconds=state.seconds,
@@ -429,7 +429,7 @@ class Trainer:
     def _save(self) -> None:
         assert self._store is not None
         state = self._state
-        told: dict[str, Any] = {
+        results: dict[str, Any] = {
             "steps": state.steps,
             "seconds": state.seconds,
             "best_loss": state.best_loss,
@@ -441,10 +441,10 @@ class Trainer:
         for name, tensor in self._tensors.items():
             moments = dict(self._optimizer.state.get(tensor, {}))
             if moments:  # a weight without a gradient in a step has fewer updates than steps
-                told["updates"][name] = float(moments.pop("step"))
+                results["updates"][name] = float(moments.pop("step"))
             arrays |= named(f"moments:{name}", moments)
         # Two names in turn: a kill while one is written leaves the other.
-        self._store.keep_arrays(f"state-{self._saves % 2}", told, arrays)
+        self._store.keep_arrays(f"state-{self._saves % 2}", results, arrays)
         self._saves += 1
 
     def _resume(self) -> None:
@@ -452,37 +452,37 @@ class Trainer:
         kept = {} if store is None else {
             number: store.find_arrays(f"state-{number}") for number in range(2)
         }  # fmt: skip
-        found = self._workers.from_first({name: each for name, each in kept.items() if each})
-        if not found:
+        result = self._workers.from_first({name: value for name, value in kept.items() if value})
+        if not result:
             if store is not None and any(store.is_stale(f"state-{n}") for n in range(2)):
                 self._progress.say("heal: an interrupted run had other settings: begun again")
             return
         with contextlib.suppress(KeyError, TypeError, ValueError):  # anybody may have written it
-            newest = max(found, key=lambda number: found[number][0]["steps"])
-            self._take(*found[newest])
+            newest = max(result, key=lambda number: result[number][0]["steps"])
+            self._take(*result[newest])
             self._saves = newest + 1  # the next one is written over the older one
             self._progress.say(
                 f"heal: resuming from step {self._state.steps} of an interrupted run"
             )
 
-    def _take(self, told: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def _take(self, items: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         state = _State(
-            int(told["steps"]),
-            float(told["seconds"]),
-            float(told["best_loss"]),
+            int(items["steps"]),
+            float(items["seconds"]),
+            float(items["best_loss"]),
             {
-                name: tensor_like(arrays[f"best:{name}"], each)
-                for name, each in self._tensors.items()
+                name: tensor_like(arrays[f"best:{name}"], item)
+                for name, item in self._tensors.items()
             },
-            [TrainingCheck.model_validate(each) for each in told["checks"]],
+            [TrainingCheck.model_validate(check) for check in items["checks"]],
         )
-        self._check_s = float(told["check_s"])
+        self._check_s = float(items["check_s"])
         now = {
-            name: tensor_like(arrays[f"now:{name}"], each) for name, each in self._tensors.items()
+            name: tensor_like(arrays[f"now:{name}"], item) for name, item in self._tensors.items()
         }
         moments = {
-            name: moments_of(arrays, name, each, told["updates"].get(name, state.steps))
-            for name, each in self._tensors.items()
+            name: moments_of(arrays, name, item, items["updates"].get(name, state.steps))
+            for name, item in self._tensors.items()
         }
         with self._student.healed(), torch.no_grad():
             for name, tensor in self._tensors.items():

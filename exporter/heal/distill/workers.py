@@ -81,5 +81,5 @@ class Workers:
 def _mean(tensor: torch.Tensor) -> torch.Tensor:
     from accelerate.utils import reduce
 
-    found: torch.Tensor = reduce(tensor, reduction="mean")
-    return found
+    result: torch.Tensor = reduce(tensor, reduction="mean")
+    return result

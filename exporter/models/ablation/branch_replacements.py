@@ -37,9 +37,9 @@ class BranchReplacement:
     def sha256(self) -> str:
         """Of its numbers: equal for what an earlier run has fitted alike."""
         tensors = [*([] if self.bias is None else [self.bias]), *self.maps]
-        told = [(tuple(t.shape), str(t.dtype)) for t in tensors]
+        result = [(tuple(t.shape), str(t.dtype)) for t in tensors]
         numbers = (t.detach().cpu().contiguous().view(-1).numpy().tobytes() for t in tensors)
-        return sha256_bytes(b"".join([repr(told).encode(), *numbers]))
+        return sha256_bytes(b"".join([repr(result).encode(), *numbers]))
 
     def contribution(self, x: torch.Tensor) -> torch.Tensor | None:
         """What joins the stream, ``[..., hidden]`` in the dtype of ``x``; None for nothing.

@@ -61,8 +61,9 @@ class ChoiceItems:
     @property
     def part(self) -> CalibrationRef:
         """What is said of just these items, by which they are known again."""
-        told = [
-            [each.gold, *((row.context, row.answer) for row in each.rows)] for each in self.items
+        result = [
+            [choice_item.gold, *((row.context, row.answer) for row in choice_item.rows)]
+            for choice_item in self.items
         ]
         return CalibrationRef(
             source=self.source,
@@ -70,7 +71,7 @@ class ChoiceItems:
             sequence_length=max(item.longest for item in self.items),
             tokens=sum(len(row.tokens) for item in self.items for row in item.rows),
             sha256=self.sha256,
-            ids_sha256=sha256_bytes(repr(told).encode()),
+            ids_sha256=sha256_bytes(repr(result).encode()),
             unit="item",
         )
 
@@ -93,14 +94,14 @@ class ChoiceMeter(CutMeter[Damage]):
         self, cut: BranchReplacements, progress: Progress = QUIET
     ) -> list[list[float]]:
         """A cut model's log-likelihoods of each item's answers, in nats."""
-        found: list[list[float]] = []
+        values: list[list[float]] = []
         with progress.task("answer items", total=len(self._runs), unit="batches") as task:
-            for asked in self._runs:
-                answers = self._record(asked, cut)[1]
+            for run in self._runs:
+                answers = self._record(run, cut)[1]
                 rows = answers[:, 0].double().cpu().tolist()
-                found += [row[: len(one.rows)] for row, one in zip(rows, asked.items, strict=True)]
+                values += [row[: len(one.rows)] for row, one in zip(rows, run.items, strict=True)]
                 task.advance()
-        return found
+        return values
 
 
 def _runs(items: Sequence[ChoiceItem]) -> list[_Choices]:
@@ -139,8 +140,8 @@ class _Choices:
 
         tokens = _distinct_tokens(self._rows)
         width = max(map(len, tokens))
-        ids = [[*each, *[each[-1]] * (width - len(each))] for each in tokens]
-        mask = [[1] * len(each) + [0] * (width - len(each)) for each in tokens]
+        ids = [[*token, *[token[-1]] * (width - len(token))] for token in tokens]
+        mask = [[1] * len(token) + [0] * (width - len(token)) for token in tokens]
         return {
             "input_ids": torch.tensor(ids, device=device),
             "attention_mask": torch.tensor(mask, device=device),

@@ -112,13 +112,13 @@ class BySample:
 
     def of(self, samples: NDArray[np.bool_]) -> Self:
         """On some of the samples, those that are True, ``[samples]``."""
-        return type(self)(*(getattr(self, each.name)[samples] for each in fields(self)))
+        return type(self)(*(getattr(self, field.name)[samples] for field in fields(self)))
 
     def by_document(self, clusters: NDArray[np.int64]) -> Self:
         """Numbers of documents, `[samples]` or more, in place of samples: errors are then those."""
         number = len(self.finite)
         own = clusters[:: max(1, len(clusters) // number)][:number]
-        return type(self)(*(by_cluster(getattr(self, each.name), own) for each in fields(self)))
+        return type(self)(*(by_cluster(getattr(self, field.name), own) for field in fields(self)))
 
     @property
     def distance(self) -> float:
@@ -128,9 +128,9 @@ class BySample:
     @property
     def finite(self) -> NDArray[np.bool_]:
         """``[samples]``, whether the cut model's answers are finite."""
-        numbers = [np.isfinite(getattr(self, each.name)) for each in fields(self)]
-        found: NDArray[np.bool_] = np.logical_and.reduce(numbers)
-        return found
+        numbers = [np.isfinite(getattr(self, field.name)) for field in fields(self)]
+        array: NDArray[np.bool_] = np.logical_and.reduce(numbers)
+        return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,10 +244,10 @@ class EmbeddingDamage(BySample):
             x2 = xx - 2 * mx * x + count * mx**2
             y2 = yy - 2 * my * y + count * my**2
             both = xy - mx * y - my * x + count * mx * my
-            found = both.sum() / np.sqrt(x2.sum() * y2.sum())
+            total = both.sum() / np.sqrt(x2.sum() * y2.sum())
             own = both / np.sqrt(x2.sum() * y2.sum())
-            own = own - found * (x2 / x2.sum() + y2 / y2.sum()) / 2
-            influences: Floats = self.texts * found + 2 * self.texts.sum() * own
+            own = own - total * (x2 / x2.sum() + y2 / y2.sum()) / 2
+            influences: Floats = self.texts * total + 2 * self.texts.sum() * own
         return influences
 
     @property
@@ -271,7 +271,7 @@ D_co = TypeVar("D_co", bound=BySample, covariant=True)
 def joined(parts: Sequence[D]) -> D:
     """The damage over several batches of samples, one at least."""
     first = parts[0]
-    names = [each.name for each in fields(first)]
+    names = [field.name for field in fields(first)]
     return type(first)(*(np.concatenate([getattr(part, n) for part in parts]) for n in names))
 
 

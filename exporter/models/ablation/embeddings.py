@@ -41,8 +41,8 @@ def classifies_tokens(model: Any) -> bool:
 
 def has_separate_labels(model: Any) -> bool:
     """Whether a classifier answers yes or no for each of its labels, which don't exclude others."""
-    told = getattr(model.config, "problem_type", None)
-    return told == MULTI_LABEL and type(model).__name__.endswith(_OF_WHOLES)
+    value = getattr(model.config, "problem_type", None)
+    return value == MULTI_LABEL and type(model).__name__.endswith(_OF_WHOLES)
 
 
 def by_position(
@@ -90,8 +90,8 @@ class ClassReference:
 
     def __init__(self, logits: torch.Tensor, mask: torch.Tensor, *, separate: bool = False) -> None:
         self._tokens, self._separate = mask, separate
-        found, self._mask = by_position(logits.double(), mask, separate=separate)
-        self._log_p = found.log_softmax(-1)
+        result, self._mask = by_position(logits.double(), mask, separate=separate)
+        self._log_p = result.log_softmax(-1)
 
     @property
     def nbytes(self) -> int:
@@ -105,8 +105,8 @@ class ClassReference:
 
     def damage(self, logits: torch.Tensor) -> ClassDamage:
         """Holds a cut model's logits against these; of the same shape."""
-        found, _ = by_position(logits.double(), self._tokens, separate=self._separate)
-        log_q = found.log_softmax(-1)
+        result, _ = by_position(logits.double(), self._tokens, separate=self._separate)
+        log_q = result.log_softmax(-1)
         kl = (self._log_p.exp() * (self._log_p - log_q)).sum(-1)
         same = log_q.argmax(-1) == self._log_p.argmax(-1)
         return ClassDamage(
@@ -134,10 +134,10 @@ class ClassMeter(CutMeter[ClassDamage]):
         sources: Sources | None = None,
     ) -> None:
         separate, size = has_separate_labels(model), max(batch_size, TWO_TEXTS)
-        found = batches_of(input_ids, mask, size + size % TWO_TEXTS, sources, types)
-        batches = (each.trimmed() for each in found)
-        asked = [_Classified(each, separate) for each in batches]
-        super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="all")
+        result = batches_of(input_ids, mask, size + size % TWO_TEXTS, sources, types)
+        batches = (batch.trimmed() for batch in result)
+        classifieds = [_Classified(batch, separate) for batch in batches]
+        super().__init__(model, classifieds, kept_bytes=kept_bytes, within=within, runs="all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +201,7 @@ def _pair_sums(whole: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
 
     others = 1 - torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
     sums = (others, whole, cut, whole * whole, cut * cut, whole * cut)
-    return torch.stack([(each * others).sum(-1) for each in sums], -1)
+    return torch.stack([(item * others).sum(-1) for item in sums], -1)
 
 
 class EmbeddingMeter(CutMeter[EmbeddingDamage]):
@@ -219,8 +219,8 @@ class EmbeddingMeter(CutMeter[EmbeddingDamage]):
     ) -> None:
         pooling = pooling_of_model(model)
         batches = batches_of(input_ids, mask, max(batch_size, TEXTS_TOGETHER))
-        asked = [_Embedded(each.trimmed(), pooling) for each in batches]
-        super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="states")
+        embeddeds = [_Embedded(batch.trimmed(), pooling) for batch in batches]
+        super().__init__(model, embeddeds, kept_bytes=kept_bytes, within=within, runs="states")
 
 
 AnyMeter = DamageMeter | ClassMeter | EmbeddingMeter

@@ -83,7 +83,7 @@ class CutMeter(Generic[D]):
     ) -> None:
         self._model, self._within = model, within or nullcontext
         self._same_weights = within is None
-        self._asked: dict[int, Asked[D]] = {each.first_sample: each for each in asked}
+        self._asked: dict[int, Asked[D]] = {item.first_sample: item for item in asked}
         self._runner = StreamRunner(model, runs)
         self._kept: dict[int, Answers[D]] = {}
         self._free_bytes = kept_bytes
@@ -95,9 +95,9 @@ class CutMeter(Generic[D]):
 
     def inside(self, within: Within) -> Self:
         """The same for cut models that run in something else, beside these whole answers."""
-        found = copy.copy(self)
-        found._within, found._same_weights = within, False
-        return found
+        result = copy.copy(self)
+        result._within, result._same_weights = within, False
+        return result
 
     def measure(self, cut: BranchReplacements, progress: Progress = QUIET) -> D:
         """What one cut costs."""
@@ -123,28 +123,28 @@ class CutMeter(Generic[D]):
         self, start: int, cut: BranchReplacements, others: Sequence[BranchReplacements]
     ) -> Iterator[D]:
         """What :meth:`measure_many` measures, of one run."""
-        asked = self._asked[start]
+        result = self._asked[start]
         reference = self._kept.get(start)
         if reference is None and (cut or not self._same_weights):
-            reference = self._reference(asked, self._record(asked, {})[1])
+            reference = self._reference(result, self._record(result, {})[1])
         with self._within():
-            streams, answers = self._record(asked, cut)
-        reference = reference or self._reference(asked, answers)
+            streams, answers = self._record(result, cut)
+        reference = reference or self._reference(result, answers)
         yield damage_of(reference, answers, cut, start)
         for other in others:
             with self._within():
-                answers = asked.answers(self._runner.resume(streams, asked.places, other))
+                answers = result.answers(self._runner.resume(streams, result.places, other))
             yield damage_of(reference, answers, other, start)
 
-    def _record(self, asked: Asked[D], cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
-        inputs = asked.inputs(self._model.device)
-        streams, logits = self._runner.record(inputs, asked.places, cut)
-        return streams, asked.answers(logits)
+    def _record(self, value: Asked[D], cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
+        inputs = value.inputs(self._model.device)
+        streams, logits = self._runner.record(inputs, value.places, cut)
+        return streams, value.answers(logits)
 
-    def _reference(self, asked: Asked[D], answers: torch.Tensor) -> Answers[D]:
-        reference = asked.reference(answers)
+    def _reference(self, value: Asked[D], answers: torch.Tensor) -> Answers[D]:
+        reference = value.reference(answers)
         if reference.nbytes <= self._free_bytes:
-            self._kept[asked.first_sample] = reference
+            self._kept[value.first_sample] = reference
             self._free_bytes -= reference.nbytes
         return reference
 
@@ -166,8 +166,8 @@ class DamageMeter(CutMeter[Damage]):
     ) -> None:
         refuse_unmeasurable(model, mask, positions)
         batches = batches_of(input_ids, mask, batch_size, sources)
-        asked = [_NextTokens(each, positions) for each in batches]
-        super().__init__(model, asked, kept_bytes=kept_bytes, within=within)
+        tokens = [_NextTokens(batch, positions) for batch in batches]
+        super().__init__(model, tokens, kept_bytes=kept_bytes, within=within)
 
 
 @dataclass(frozen=True, eq=False)

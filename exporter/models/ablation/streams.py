@@ -114,7 +114,7 @@ class StreamRunner:
         return layer + 1, without_mlp(streams.attended[layer], mlp, streams.outputs[layer])
 
     def _run(
-        self, inputs: dict[str, torch.Tensor], asked: Places, stack: contextlib.ExitStack
+        self, inputs: dict[str, torch.Tensor], places: Places, stack: contextlib.ExitStack
     ) -> torch.Tensor:
         import torch
 
@@ -124,8 +124,8 @@ class StreamRunner:
         if self._head is None:
             states = run_backbone(self._model, inputs).last_hidden_state
             with torch.inference_mode():
-                return asked(states)
-        stack.enter_context(head_at(self._head, asked))
+                return places(states)
+        stack.enter_context(head_at(self._head, places))
         with torch.inference_mode():
             given = in_own_dtype(self._model, inputs)
             logits: torch.Tensor = self._model(**given, use_cache=False).logits

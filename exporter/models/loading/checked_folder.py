@@ -123,8 +123,8 @@ def refuse_words_for_numbers(content: Any, path: Path) -> None:
 
 def quantization_in(content: Any) -> Any:
     """What a config says of how its weights, or those of a model inside it, are quantized."""
-    found = (value for _, key, value in _entries(content) if key == "quantization_config")
-    return next((value for value in found if value), None)
+    values = (value for _, key, value in _entries(content) if key == "quantization_config")
+    return next((value for value in values if value), None)
 
 
 def _entries(content: Any, place: str = "") -> Iterator[_Entry]:
@@ -236,12 +236,12 @@ def _is_text(path: Path) -> bool:
 
 def files_as_they_are(folder: Path) -> dict[str, tuple[int, ...]]:
     """What changes of a folder's files when one is written or replaced, by their names."""
-    found: dict[str, tuple[int, ...]] = {}
+    numbers: dict[str, tuple[int, ...]] = {}
     for path in _files(folder):
         if path.exists():
-            told = path.stat()
-            found[str(path)] = (told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns)
-    return found
+            status = path.stat()
+            numbers[str(path)] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return numbers
 
 
 def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
@@ -258,11 +258,11 @@ def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """All files at the top and in folders that libraries look into, but for cards."""
-    found = []
+    paths = []
     for place in (folder, *(folder / name for name in _FOLDERS)):
         if place.is_dir():
-            found += [path for path in place.iterdir() if not path.is_dir()]
-    return sorted(path for path in found if path.suffix != _CARD)
+            paths += [path for path in place.iterdir() if not path.is_dir()]
+    return sorted(path for path in paths if path.suffix != _CARD)
 
 
 def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:

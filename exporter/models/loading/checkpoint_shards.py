@@ -187,9 +187,9 @@ def _agreed(
                 )
             entries[name] = entry
     for name, shard in places.items():
-        found = entries.get(name)
-        if found is None or found.file.name != shard:
-            where = "no shard" if found is None else found.file.name
+        result = entries.get(name)
+        if result is None or result.file.name != shard:
+            where = "no shard" if result is None else result.file.name
             raise ModelSourceError(
                 f"{index} says that {name} is in {shard}, but {where} holds it.",
                 _AGAIN,
@@ -218,8 +218,8 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     start = _LENGTH_BYTES + length
     return {
         name: TensorEntry(
-            file, told["dtype"], tuple(told["shape"]), *(start + n for n in told["data_offsets"])
+            file, value["dtype"], tuple(value["shape"]), *(start + n for n in value["data_offsets"])
         )
-        for name, told in header.items()
+        for name, value in header.items()
         if name != "__metadata__"
     }

@@ -72,11 +72,11 @@ def _load(
 
 def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
     pass_on_memory_error(error)
-    told = f"{first_line(error)}."
-    if "architecture" in told or "model type" in told:
-        return UnknownArchitectureError(f"{path}: {told}", code="unknown-family")
+    text = f"{first_line(error)}."
+    if "architecture" in text or "model type" in text:
+        return UnknownArchitectureError(f"{path}: {text}", code="unknown-family")
     return ModelSourceError(
-        f"{path} can't be read as a GGUF model: {told}",
+        f"{path} can't be read as a GGUF model: {text}",
         "The file may be cut short, or hold a type that can't be dequantised; fetch it again or "
         "take another quantization.",
         code="unreadable",

@@ -183,8 +183,8 @@ class ShardedWeights:
 
     def _share(self, name: str, prefix: str) -> None:
         """Gives a parameter to all that are tied to it."""
-        found = [self._get(alias) for alias in self._aliases[name]]
-        real = next((parameter for parameter in found if not parameter.is_meta), None)
+        parameters = [self._get(alias) for alias in self._aliases[name]]
+        real = next((parameter for parameter in parameters if not parameter.is_meta), None)
         if real is None:
             raise ModelSourceError(
                 f"{self.shards.folder}: {name} is not filled by what the shards hold for "
@@ -322,16 +322,16 @@ def _sources(model: Any, shards: CheckpointShards, mapping: Any) -> dict[str, li
     renamings = [entry for entry in mapping if isinstance(entry, loading.WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, loading.WeightConverter)]
     targets = model.state_dict()
-    found: dict[str, list[str]] = defaultdict(list)
+    lines: dict[str, list[str]] = defaultdict(list)
     for source in sorted(shards.entries, key=loading.dot_natural_key):
         for changes in ((renamings, converters), ([], [])):
             target, _ = loading.rename_source_key(
                 source, *changes, model.base_model_prefix, targets
             )
             if target in targets:
-                found[target].append(source)
+                lines[target].append(source)
                 break
-    return dict(found)
+    return dict(lines)
 
 
 def _is_below(name: str, prefix: str) -> bool:

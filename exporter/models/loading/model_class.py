@@ -25,9 +25,9 @@ _TENSORS_BESIDES, _WEIGHTS_BESIDES = 1 << 10, 1 << 28
 
 def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) -> Any:
     """The class that the weights were saved from; else a language model, else the bare one."""
-    found = _whole_class(config, trust_remote_code)
+    result = _whole_class(config, trust_remote_code)
     if getattr(config, "depthcut", None) is None:
-        return found
+        return result
     from exporter.models.branch_modules import pruned_class, structure_of
 
     if not pruned:
@@ -39,14 +39,14 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
             "exporter.export.torch_export.export_onnx makes an ONNX file of it.",
             code="already-pruned",
         )
-    if not hasattr(found, "named_modules"):
+    if not hasattr(result, "named_modules"):
         raise ModelSourceError(
             f"{config.name_or_path}: the config of a pruned checkpoint must name the model's class "
             "under architectures."
         )
     structure = structure_of(config)
     assert structure is not None
-    return pruned_class(found, structure)
+    return pruned_class(result, structure)
 
 
 def _whole_class(config: Any, trust_remote_code: bool) -> Any:

@@ -118,19 +118,19 @@ def _is_reviewed_class(name: str) -> bool:
     """
     transformers = require("transformers", extra="torch")
     bare = name.removesuffix("Fast")
-    known = any(hasattr(transformers, each) for each in (bare, f"{bare}Fast"))
+    known = any(hasattr(transformers, item) for item in (bare, f"{bare}Fast"))
     return bare in _reviewed_tokenizers() or not known
 
 
 def _reviewed_tokenizers() -> set[str]:
     auto: Any = require("transformers.models.auto.tokenization_auto", extra="torch")
-    found = set(_PLAIN_TOKENIZERS)
+    plain_tokenizers = set(_PLAIN_TOKENIZERS)
     for model_type in REVIEWED:
         classes = auto.TOKENIZER_MAPPING_NAMES.get(model_type)
         # A name in transformers 5, a slow one and a fast one in 4.57.
         for name in (classes,) if isinstance(classes, str) else classes or ():
-            found.add((name or "").removesuffix("Fast"))
-    return found - {""}
+            plain_tokenizers.add((name or "").removesuffix("Fast"))
+    return plain_tokenizers - {""}
 
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -277,14 +277,14 @@ def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: boo
     model_type = str(config.get("model_type"))
     if model_type in known or (trust_remote_code and "auto_map" in config):
         return
-    told = f"{folder}: transformers does not know the model type {model_type!r}."
+    text = f"{folder}: transformers does not know the model type {model_type!r}."
     if "auto_map" in config:
         raise UnsafeModelError(
-            told,
+            text,
             "It brings its own code; allow that with --trust-remote-code if you trust it.",
             code="unknown-model-type",
         )
-    raise UnknownArchitectureError(told, "Update transformers.", code="unknown-model-type")
+    raise UnknownArchitectureError(text, "Update transformers.", code="unknown-model-type")
 
 
 def _refuse_missing(info: dict[str, Any], path: Path) -> None:

@@ -129,8 +129,8 @@ def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:
 def _check_folder(folder: Path, dangers: Dangers) -> None:
     """Refuses a folder that can't be loaded, before anything heavy is imported."""
     if not (folder / CONFIG).exists():
-        found = sorted(path.name for path in folder.glob("*.gguf"))
-        hint = f"Name the file itself: {folder / found[0]}" if found else "Is it a model's folder?"
+        names = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f"Name the file itself: {folder / names[0]}" if names else "Is it a model's folder?"
         raise ModelSourceError(f"{folder} has no config.json.", hint, code="no-config")
     quantized = quantization_in(checked_config(folder, dangers))
     if quantized:
@@ -182,8 +182,8 @@ def _weights(folder: Path, allow_pickle: bool) -> list[Path]:
 
 def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """A folder's files of such names, in order."""
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found)
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(paths)
 
 
 LOADING = "How MODEL is loaded"

@@ -29,8 +29,8 @@ def rendered(request: Mapping[str, Any]) -> dict[str, Any]:
         for said in request["said"]:
             left += _OF_A_PROMPT + _TIMES * len(said)
             messages = [{"role": "user", "content": said}]
-            told = {**request["variables"], "messages": messages}
-            written.append(_bounded(template, told, left))
+            result = {**request["variables"], "messages": messages}
+            written.append(_bounded(template, result, left))
             left -= len(written[-1])
         return {"written": written}
     except MemoryError:
@@ -47,9 +47,9 @@ def main() -> None:
     json.dump(rendered(request), sys.stdout)
 
 
-def _bounded(template: Template, told: Mapping[str, object], most: int) -> str:
+def _bounded(template: Template, items: Mapping[str, object], most: int) -> str:
     written = ""
-    for piece in template.generate(told):
+    for piece in template.generate(items):
         written += piece
         if len(written) > most:
             raise TemplateError(f"it writes more than {most:,} characters")

@@ -67,46 +67,47 @@ class ChatTemplate:
             for key, number in numbers.items()
             if table is not None and number is not None
         }
-        return cls(text, file, {key: told for key, told in tokens.items() if told is not None})
+        return cls(text, file, {key: token for key, token in tokens.items() if token is not None})
 
     def prompts(self, said: Sequence[str], **more: object) -> list[str]:
         """What the model reads when a user says something: up to where its answer begins."""
         seconds = _SECONDS + len(said) // _PROMPTS_A_SECOND
-        told = {"add_generation_prompt": True, "tools": None, "documents": None}
+        result = {"add_generation_prompt": True, "tools": None, "documents": None}
         request = {
             "template": self.text,
-            "variables": {**self.tokens, **told, **more},
+            "variables": {**self.tokens, **result, **more},
             "said": [*said],
             "seconds": seconds,
             "nbytes": _BYTES,
         }
         stopped = f"it takes more than {seconds} s or {_BYTES >> 20} MB"
-        found = run_limited(_WORKER, request, _TIMES * seconds) or {"error": stopped}
-        if "error" in found:
+        limited = run_limited(_WORKER, request, _TIMES * seconds) or {"error": stopped}
+        if "error" in limited:
             raise BackendError(
-                f"The chat template in {self.place} fails: {found['error']}.",
+                f"The chat template in {self.place} fails: {limited['error']}.",
                 "Mend it, or leave it out: the prompt is then continued as it is.",
                 code="broken-chat-template",
             )
-        written: list[str] = found["written"]
+        written: list[str] = limited["written"]
         return written
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a config names, as a text or as an object with its content."""
-    named = {key: told for key, told in config.items() if _SPECIAL_NAME.fullmatch(key)}
+    named = {key: value for key, value in config.items() if _SPECIAL_NAME.fullmatch(key)}
     texts = {
-        key: told.get("content") if isinstance(told, dict) else told for key, told in named.items()
+        key: value.get("content") if isinstance(value, dict) else value
+        for key, value in named.items()
     }
     return {key: text for key, text in texts.items() if isinstance(text, str)}
 
 
-def _usual(told: object) -> str | None:
+def _usual(value: object) -> str | None:
     """The template of a config, which may have several by name."""
-    named = told if isinstance(told, list) else [{"name": _USUAL, "template": told}]
+    named = value if isinstance(value, list) else [{"name": _USUAL, "template": value}]
     texts = (
-        each.get("template")
-        for each in named
-        if isinstance(each, dict) and each.get("name") == _USUAL
+        item.get("template")
+        for item in named
+        if isinstance(item, dict) and item.get("name") == _USUAL
     )
     return next((text for text in texts if isinstance(text, str)), None)

@@ -152,9 +152,9 @@ class Content:
 
     def is_shared(self, other: Content) -> bool:
         """Whether half of one text or more is in the other, as far as both are known."""
-        known = [each.keys for each in (self, other) if not each.is_whole]
+        known = [content.keys for content in (self, other) if not content.is_whole]
         end = min(map(max, known), default=1 << 8 * _KEY_BYTES)
-        mine, others = ({key for key in each.keys if key <= end} for each in (self, other))
+        mine, others = ({key for key in content.keys if key <= end} for content in (self, other))
         return 0 < min(len(mine), len(others)) <= 2 * len(mine & others)
 
 

@@ -148,25 +148,25 @@ def read_images(spec: str, *, part: Part) -> Images:
             "Put all images into folders named as their classes, or all side by side.",
             code="one-sided",
         )
-    found = [Picture(str(file), root=path) for file in files]
-    found += [Picture(str(file), place.name, root=path) for file, place in labelled]
-    if not found:
+    pictures = [Picture(str(file), root=path) for file in files]
+    pictures += [Picture(str(file), place.name, root=path) for file, place in labelled]
+    if not pictures:
         raise TextSourceError(
             f"{path} holds no images ({', '.join(SUFFIXES)}).", IMAGES_HINT, code="no-images"
         )
-    chosen = _mixed(found)
-    for each in chosen:
-        check_file(Path(each.name), path, limit=_LARGEST_BYTES)
-    chosen = tuple(replace(each, sha256=sha256_file(Path(each.name))) for each in chosen)
-    told = [f"{each.label}/{Path(each.name).name}" for each in chosen]
-    return _known(spec, chosen, told, len(found))
+    chosen = _mixed(pictures)
+    for picture in chosen:
+        check_file(Path(picture.name), path, limit=_LARGEST_BYTES)
+    chosen = tuple(replace(picture, sha256=sha256_file(Path(picture.name))) for picture in chosen)
+    names = [f"{picture.label}/{Path(picture.name).name}" for picture in chosen]
+    return _known(spec, chosen, names, len(pictures))
 
 
-def _known(source: str, chosen: tuple[Picture, ...], told: list[str], there: int) -> Images:
+def _known(source: str, chosen: tuple[Picture, ...], texts: list[str], there: int) -> Images:
     """Images with their hashes, each by what it shows and by what else is told of it."""
-    digests = [each.sha256 for each in chosen]
+    digests = [picture.sha256 for picture in chosen]
     shown = sha256_bytes("\n".join(sorted(set(digests))).encode())
-    lines = (" ".join(each) for each in zip(told, digests, strict=True))
+    lines = (" ".join(pair) for pair in zip(texts, digests, strict=True))
     content = sha256_bytes(os.fsencode("\n".join(lines)))  # names needn't be UTF-8
     return Images(source, (), shown, content_sha256=content, pictures=chosen, there=there)
 
@@ -199,11 +199,11 @@ def _of_hub(spec: str, part: Part) -> Images:
     column = label.rpartition(":")[2]
     rows = _undecoded(rows, features, column)
     pictures = (_of_row(row, column, features, spec) for row in islice(rows, MOST_IMAGES))
-    found = list(_read(pictures, spec))
-    if not found:
+    result = list(_read(pictures, spec))
+    if not result:
         raise TextSourceError(f"{spec} holds no images.", IMAGES_HINT, code="no-images")
-    chosen = _mixed(found)
-    return _known(label, chosen, [str(each.label) for each in chosen], len(found))
+    chosen = _mixed(result)
+    return _known(label, chosen, [str(picture.label) for picture in chosen], len(result))
 
 
 def _undecoded(rows: Any, features: Any, column: str) -> Any:
@@ -355,13 +355,13 @@ class ImageReader:
     @cached_property
     def _processor(self) -> tuple[Any, int]:
         """Transformers' own, and the pixels to which it resizes the shorter side."""
-        told, where = self._told()
-        kind = str(told.get("image_processor_type") or told.get("feature_extractor_type"))
+        result, where = self._told()
+        kind = str(result.get("image_processor_type") or result.get("feature_extractor_type"))
         family = next((f for f in _KINDS if kind in {f + end for end in _ENDS}), None)
         if family is None:
             raise ModelSourceError(
                 f"{where}: the image processor {kind[:60]} is none of those that are used here: "
-                f"{', '.join(f'{each}ImageProcessor' for each in _KINDS)}.",
+                f"{', '.join(f'{item}ImageProcessor' for item in _KINDS)}.",
                 "Write its settings as one of these, if they say the same.",
                 code="other-image-processor",
             )
@@ -372,7 +372,7 @@ class ImageReader:
                 code="other-colours",
             )
         # The fast processors write null for what they leave to their class.
-        said = {name: value for name, value in told.items() if value is not None}
+        said = {name: value for name, value in result.items() if value is not None}
         settings = settings_of(_Settings, said, where).model_dump(exclude_unset=True)
         require("PIL.Image", extra="vision")
         library = require("transformers", extra="torch")
@@ -392,10 +392,10 @@ class ImageReader:
 
     def _told(self) -> tuple[dict[str, Any], str]:
         for name in (_PREPROCESSOR, "processor_config.json"):
-            told = read_object(self.folder / name)
-            told = told.get("image_processor", told)
-            if isinstance(told, dict) and told:
-                return told, str(self.folder / name)
+            result = read_object(self.folder / name)
+            result = result.get("image_processor", result)
+            if isinstance(result, dict) and result:
+                return result, str(self.folder / name)
         raise ModelSourceError(
             f"{self.folder} has no {_PREPROCESSOR}, which says how an image becomes numbers.",
             "Put the model's own there, or give random for noise in place of images.",

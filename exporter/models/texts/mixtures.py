@@ -94,7 +94,11 @@ def specs_of(ref: CalibrationRef) -> tuple[str, ...]:
 def samples_of(ref: CalibrationRef) -> int | None:
     """How many of full length to take of each text, so that as much comes; None for none."""
     # Of padded ones the last may go beyond what was wanted, by less than a full length.
-    full = [max(1, each.tokens // each.sequence_length) for each in ref.texts if each.tokens]
+    full = [
+        max(1, calibration.tokens // calibration.sequence_length)
+        for calibration in ref.texts
+        if calibration.tokens
+    ]
     return max(full, default=None)
 
 
@@ -123,29 +127,31 @@ def joined(texts: Sequence[CalibrationText], together: int = 1) -> CalibrationTe
     order = np.lexsort(((owners + rounds) % len(texts), places))
     refs = tuple(text.ref for text in texts)
     ref = CalibrationRef(
-        source=" + ".join(each.source for each in refs),
-        samples=sum(each.samples for each in refs),
+        source=" + ".join(calibration.source for calibration in refs),
+        samples=sum(calibration.samples for calibration in refs),
         sequence_length=refs[0].sequence_length,
-        tokens=sum(each.tokens for each in refs),
+        tokens=sum(calibration.tokens for calibration in refs),
         sha256=refs[0].sha256 if len({r.sha256 for r in refs}) == 1 else _digest(refs),
         mixture=list(refs),
     )
     width = max(text.input_ids.shape[1] for text in texts)
-    told = any(text.types is not None for text in texts)
+    result = any(text.types is not None for text in texts)
     return CalibrationText(
         ref,
         _stacked([text.input_ids for text in texts], width)[order],
         _stacked([text.mask for text in texts], width)[order],
         owners=owners[order],
         sources=_joined_sources(texts, order),
-        types=_stacked([_types(text) for text in texts], width)[order] if told else None,
+        types=_stacked([_types(text) for text in texts], width)[order] if result else None,
         documents=np.concatenate([text.documents for text in texts])[order],
     )
 
 
 def _stacked(arrays: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
     """``[samples, width]``; shorter samples are padded with zeros."""
-    return np.concatenate([np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in arrays])
+    return np.concatenate(
+        [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
+    )
 
 
 def _types(text: CalibrationText) -> NDArray[np.int64]:
@@ -158,8 +164,10 @@ def _joined_sources(texts: Sequence[CalibrationText], order: NDArray[np.int64]) 
     own = [text.sources for text in texts if text.sources is not None]
     if len(own) < len(texts):
         return None
-    arrays = {name: np.concatenate([each.arrays[name] for each in own]) for name in own[0].arrays}
-    return Sources(arrays, np.concatenate([each.mask for each in own])).rows(order)
+    arrays = {
+        name: np.concatenate([sources.arrays[name] for sources in own]) for name in own[0].arrays
+    }
+    return Sources(arrays, np.concatenate([sources.mask for sources in own])).rows(order)
 
 
 def refuse_same(

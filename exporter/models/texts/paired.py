@@ -128,13 +128,13 @@ class PairReader:
         """The decoder's tokens of the first pairs: its prompt, the target, and its end."""
         room = max(1, self.longest_target - len(self.rules.prompt) - 1)
         first, *begin = reversed(self.rules.prompt)
-        found = []
+        numbers = []
         for pair in pairs.pairs[:number]:
             ids = self._target_ids(pair.target or "")[:room]
             row = [*reversed(begin), *(() if ids[:1] == [first] else (first,)), *ids]
             ends = self.rules.end_ids
-            found.append(row if row[-1] in ends or not ends else [*row, min(ends)])
-        return found
+            numbers.append(row if row[-1] in ends or not ends else [*row, min(ends)])
+        return numbers
 
     def _target_ids(self, text: str) -> list[int]:
         """A target's own tokens, as far as its end; the prompt names the language, not they.
@@ -150,8 +150,8 @@ class PairReader:
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = tokenizer(text_target=text)["input_ids"]
-        last = next((place for place, each in enumerate(ids) if each in ends), len(ids))
-        return [int(each) for each in ids[: last + 1]]
+        last = next((place for place, item in enumerate(ids) if item in ends), len(ids))
+        return [int(item) for item in ids[: last + 1]]
 
     def _refuse_no_language(self, tokenizer: Any) -> None:
         """Refuses targets whose language nothing tells."""
@@ -192,40 +192,45 @@ class PairReader:
         sounds = [read_sound(Path(pair.source), rate, longest) for pair in pairs]
         others = sorted({sound.file_rate for sound in sounds if sound.file_rate != rate})
         if others:
-            told = ", ".join(f"{other:,} Hz" for other in others)
-            progress.say(f"audio: resampled from {told} to {rate:,} Hz")
+            text = ", ".join(f"{other:,} Hz" for other in others)
+            progress.say(f"audio: resampled from {text} to {rate:,} Hz")
         return self._heard([sound.samples for sound in sounds])
 
     def _heard(self, sounds: Sequence[Samples]) -> Sources:
         extractor, rate = self.extractor, int(self.extractor.sampling_rate)
         made = extractor([*sounds], sampling_rate=rate, return_tensors="np")
         features = np.asarray(made["input_features"], np.float32)
-        positions = -(-np.array([len(each) for each in sounds]) // (2 * int(extractor.hop_length)))
+        positions = -(
+            -np.array([len(samples) for samples in sounds]) // (2 * int(extractor.hop_length))
+        )
         mask = np.arange(features.shape[-1] // 2) < positions[:, None]
         return Sources({"input_features": features}, mask)
 
     @cached_property
     def extractor(self) -> Any:
         """The feature extractor of a speech model."""
-        told, wanted = self._extractor_settings(), self._heard_shape
-        found = told.feature_size, told.chunk_length * told.sampling_rate // told.hop_length
+        features, wanted = self._extractor_settings(), self._heard_shape
+        result = (
+            features.feature_size,
+            features.chunk_length * features.sampling_rate // features.hop_length,
+        )
         # What it computes with, and of how much sound: a step may not jump over any.
-        self._refuse_large("n_fft", max(wanted), max(told.n_fft, told.hop_length))
-        if found != wanted:
+        self._refuse_large("n_fft", max(wanted), max(features.n_fft, features.hop_length))
+        if result != wanted:
             raise ModelSourceError(
-                f"{self.folder / _PREPROCESSOR} makes {found[0]} features of {found[1]} frames; "
+                f"{self.folder / _PREPROCESSOR} makes {result[0]} features of {result[1]} frames; "
                 f"the model takes {wanted[0]} of {wanted[1]}.",
                 "Take the file that belongs to the model.",
                 code="other-features",
             )
         made: Any = require("transformers", extra="torch").WhisperFeatureExtractor
-        return made(**told.model_dump())
+        return made(**features.model_dump())
 
     @cached_property
     def _heard_shape(self) -> tuple[int, int]:
         """Features and frames of a recording, as the model's config says."""
-        told = settings_of(_Heard, self.config, f"{self.name}: config.json")
-        shape = told.num_mel_bins, 2 * told.max_source_positions
+        result = settings_of(_Heard, self.config, f"{self.name}: config.json")
+        shape = result.num_mel_bins, 2 * result.max_source_positions
         self._refuse_large("num_mel_bins", *shape)
         return shape
 
@@ -240,10 +245,10 @@ class PairReader:
 
     def _extractor_settings(self) -> _Features:
         for name in (_PREPROCESSOR, "processor_config.json"):
-            told = read_object(self.folder / name)
-            told = told.get("feature_extractor", told)
-            if isinstance(told, dict) and "feature_size" in told:
-                return settings_of(_Features, told, str(self.folder / name))
+            result = read_object(self.folder / name)
+            result = result.get("feature_extractor", result)
+            if isinstance(result, dict) and "feature_size" in result:
+                return settings_of(_Features, result, str(self.folder / name))
         raise ModelSourceError(
             f"{self.folder} has no {_PREPROCESSOR}, which says how a recording becomes features.",
             "Put the model's own there, or give random as the text.",
@@ -308,7 +313,7 @@ def paired_text(
 
 def _until_end(row: NDArray[np.int64], rules: DecodingRules) -> list[int]:
     """A generated row without the padding behind its end."""
-    found = [int(token) for token in row]
+    numbers = [int(token) for token in row]
     start = len(rules.prompt)
-    ends = (n for n, token in enumerate(found) if n >= start and token in rules.end_ids)
-    return found[: next(ends, len(found)) + 1]
+    ends = (n for n, token in enumerate(numbers) if n >= start and token in rules.end_ids)
+    return numbers[: next(ends, len(numbers)) + 1]

@@ -59,8 +59,8 @@ def _at_rate(samples: NDArray[np.float64], file_rate: int, rate: int) -> Samples
 
         common = gcd(rate, file_rate)
         samples = resample_poly(samples, rate // common, file_rate // common)
-    found: Samples = samples.astype(np.float32)
-    return found
+    result: Samples = samples.astype(np.float32)
+    return result
 
 
 def _decoded(path: Path, longest_s: float) -> tuple[NDArray[np.float64], int]:
@@ -194,10 +194,10 @@ def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
         return _sounds(spec, path)
     if path.suffix.lower() in (".jsonl", ".ndjson") and _names_sources(path):
         lines = list(_lines(path))
-        found = [
-            Pair(_field(each, "source", at), _target(each, "target", at)) for each, at in lines
+        result = [
+            Pair(_field(item, "source", at), _target(item, "target", at)) for item, at in lines
         ]
-        return _whole(spec, found, [each.source.encode() for each in found], _TEXT_HINT)
+        return _whole(spec, result, [pair.source.encode() for pair in result], _TEXT_HINT)
     texts = read_texts(spec, part=part)
     pairs = tuple(map(Pair, scattered(paragraphs(texts))))
     return Pairs(texts.source, pairs, texts.sha256, texts.sha256)
@@ -213,19 +213,19 @@ def _sounds(spec: str, path: Path) -> Pairs:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         for file in files:
             check_file(file, limit=LARGEST_BYTES)
-        found = [Pair(str(file), _beside(file)) for file in files]
+        pairs = [Pair(str(file), _beside(file)) for file in files]
         if not files:
             raise TextSourceError(
                 f"{path} holds no recordings ({', '.join(SUFFIXES)}).",
                 _SOUND_HINT,
                 code="no-recordings",
             )
-        return _whole(spec, found, files, _SOUND_HINT)
+        return _whole(spec, pairs, files, _SOUND_HINT)
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         raise TextSourceError(
             f"{spec} is no recordings, which this model reads.", _SOUND_HINT, code="no-recordings"
         )
-    found = []
+    pairs = []
     for line, at in _lines(path):
         sound = path.parent / _field(line, "audio", at)
         if not sound.exists():  # nor does what has a zero byte in its name
@@ -235,8 +235,8 @@ def _sounds(spec: str, path: Path) -> Pairs:
                 code="file-missing",
             )
         check_file(sound, path.parent, limit=LARGEST_BYTES)
-        found.append(Pair(str(sound), _target(line, "text", at)))
-    return _whole(spec, found, [Path(pair.source) for pair in found], _SOUND_HINT)
+        pairs.append(Pair(str(sound), _target(line, "text", at)))
+    return _whole(spec, pairs, [Path(pair.source) for pair in pairs], _SOUND_HINT)
 
 
 def _beside(sound: Path) -> str | None:
@@ -260,8 +260,8 @@ def _whole(spec: str, pairs: Sequence[Pair], sources: Sequence[Path | bytes], hi
         for pair, source in scattered([*zip(pairs, sources, strict=True)])
     ]
     alone = "\n".join(sorted({digest for digest, _ in held})).encode()
-    told = json.dumps([[digest, pair.target] for digest, pair in held]).encode()
-    return Pairs(spec, tuple(pair for _, pair in held), sha256_bytes(alone), sha256_bytes(told))
+    data = json.dumps([[digest, pair.target] for digest, pair in held]).encode()
+    return Pairs(spec, tuple(pair for _, pair in held), sha256_bytes(alone), sha256_bytes(data))
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -269,8 +269,8 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     for record, number in json_lines(read_file(path), path):
         at = f"{path}, line {number}"
         if not isinstance(record, dict):
-            told = f"{at}: a JSON object is needed."
-            raise TextSourceError(told, _TEXT_HINT, code="not-an-object")
+            text = f"{at}: a JSON object is needed."
+            raise TextSourceError(text, _TEXT_HINT, code="not-an-object")
         yield record, at
 
 

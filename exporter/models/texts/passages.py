@@ -72,10 +72,10 @@ def drawn_paragraphs(units: Units, *, by_size: bool = False) -> Iterator[tuple[i
 
 def halves(passage: str) -> TextPair | None:
     """A passage's first sentence and the rest of it; None where there are no such."""
-    found = _SENTENCE.match(passage)
-    if found is None or len(passage) - found.end() < _SHORTEST:
+    match = _SENTENCE.match(passage)
+    if match is None or len(passage) - match.end() < _SHORTEST:
         return None
-    return found[1], passage[found.end() :]
+    return match[1], passage[match.end() :]
 
 
 def pairs_of(texts: TextSource) -> list[TextPair]:
@@ -184,8 +184,8 @@ def _first_rows(
     ids, mask = _padded([row for _, row, _ in kept], longest)
     types = [types for _, _, types in kept if types is not None]
     documents = np.array([unit for unit, _, _ in kept], np.int64)
-    told = types and len(types) == len(kept)
-    return Passages(ids, mask, _padded(types, longest)[0] if told else None, documents)
+    result = types and len(types) == len(kept)
+    return Passages(ids, mask, _padded(types, longest)[0] if result else None, documents)
 
 
 def _padded(

@@ -109,13 +109,13 @@ def batches_of(
     types: NDArray[np.int64] | None = None,
 ) -> list[Batch]:
     """A text in its order, ``size`` samples at a time."""
-    found, size = [], in_couples(size, types)
+    batches, size = [], in_couples(size, types)
     for number, start in enumerate(range(0, len(ids), size)):
         rows = slice(start, start + size)
         own = None if sources is None else sources.rows(rows)
         parted = None if types is None else types[rows]
-        found.append(Batch(number, start, ids[rows], mask[rows], own, parted))
-    return found
+        batches.append(Batch(number, start, ids[rows], mask[rows], own, parted))
+    return batches
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,10 @@ class CalibrationText:
             own = np.zeros(len(owners), np.bool_)
             own[chosen] = True
             counted = [
-                self._counted(each, own & (owners == number))
-                for number, each in enumerate(ref.mixture)
+                self._counted(calibration, own & (owners == number))
+                for number, calibration in enumerate(ref.mixture)
             ]
-            tokens = sum(each.tokens for each in counted)
+            tokens = sum(calibration.tokens for calibration in counted)
             update = {"mixture": counted, "tokens": tokens, "samples": int(own.sum())}
             ref = ref.model_copy(update=update)
         return CalibrationText(
@@ -245,10 +245,10 @@ class CalibrationText:
     @property
     def clusters(self) -> NDArray[np.int64]:
         """``[samples]``, of which document each is; of a single one each is its own."""
-        found = np.zeros_like(self.documents)
+        array = np.zeros_like(self.documents)
         for own in self._owned:
-            found[own] = found.max() + 1 + _labels(self.documents[own])
-        return found
+            array[own] = array.max() + 1 + _labels(self.documents[own])
+        return array
 
     def apart_at(self, samples: int, together: int = 1) -> tuple[CalibrationText, CalibrationText]:
         """Two parts that share no document: all but the last ones, and these, of so many samples.

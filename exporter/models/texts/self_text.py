@@ -127,8 +127,8 @@ def chat_prefix(loaded: LoadedModel) -> list[int]:
     except BackendError as error:
         hint = f"Calibrate on {SELF} or on a text file."
         raise CalibrationError(error.message, hint, code=error.code) from error
-    before, found, _ = written.partition(said)
-    return tokenizer_of(loaded).plain(before) if found else []
+    before, result, _ = written.partition(said)
+    return tokenizer_of(loaded).plain(before) if result else []
 
 
 def _sample(
@@ -224,13 +224,13 @@ def _special_ids(model: Any) -> tuple[int, torch.Tensor]:
     ends = [end for end in (getattr(p, "eos_token_id", None) for p in places) if end is not None]
     eos = ends[0] if ends else []
     eos = eos if isinstance(eos, list) else [eos]
-    found = [begin for begin in (*begins, *eos) if isinstance(begin, int)]
-    if not found:
+    numbers = [begin for begin in (*begins, *eos) if isinstance(begin, int)]
+    if not numbers:
         raise CalibrationError(
             "The model's config names no token that begins a text, so it can't sample one.",
             "Give --calibration a text file, or pydoc.",
         )
-    return found[0], torch.tensor(eos, dtype=torch.int64, device=model.device)
+    return numbers[0], torch.tensor(eos, dtype=torch.int64, device=model.device)
 
 
 def _cache_bytes_per_token(model: Any) -> int:

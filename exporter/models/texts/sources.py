@@ -33,11 +33,11 @@ _KINDS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 @cache
 def docstrings() -> tuple[str, ...]:
     """Each once, in the order of the files' names; those of tests are left out."""
-    library, found = Path(sysconfig.get_path("stdlib")), dict[str, None]()
+    library, result = Path(sysconfig.get_path("stdlib")), dict[str, None]()
     for file in sorted(library.rglob("*.py")):
         if not _LEFT_OUT & set(file.relative_to(library).parts):
-            found.update(dict.fromkeys(_docstrings_in(file)))
-    return tuple(each for each in found if len(each) >= _SHORTEST)
+            result.update(dict.fromkeys(_docstrings_in(file)))
+    return tuple(item for item in result if len(item) >= _SHORTEST)
 
 
 def _docstrings_in(file: Path) -> Iterator[str]:
@@ -82,8 +82,8 @@ def _of_query(line: Mapping[str, Any], where: str) -> Iterator[TextPair]:
     if not isinstance(passages, list) or not passages:
         raise _one_sided(where, '"passages" is no list of texts')
     for number, passage in enumerate(passages):
-        told = {"query": line.get("query"), f"passages[{number}]": passage}
-        yield _both(told, where, *told)
+        result = {"query": line.get("query"), f"passages[{number}]": passage}
+        yield _both(result, where, *result)
 
 
 def _into_corpus(lines: Sequence[Line]) -> Iterator[list[TextPair]]:
@@ -99,11 +99,11 @@ def _into_corpus(lines: Sequence[Line]) -> Iterator[list[TextPair]]:
         query, relevant = _text(line, "query", where), line.get("relevant")
         if not isinstance(relevant, list) or not relevant or not {*map(str, relevant)} <= {*names}:
             raise _one_sided(where, '"relevant" names no passages')
-        found = []
+        result = []
         for name in map(str, relevant):
             behind = names[(names.index(name) + 1) % len(names)]
-            found += [(query, corpus[name]), (query, corpus[behind])]
-        yield found
+            result += [(query, corpus[name]), (query, corpus[behind])]
+        yield result
 
 
 def _both(line: Mapping[str, Any], where: str, first: str, second: str) -> TextPair:
@@ -207,8 +207,8 @@ def refuse_same_text(
         if judged.sha256 == other.sha256 or judged.source == other.source:
             raise error(f"{judged.source} is {what}.", hint, code="same-text")
         if _content(judged).is_shared(_content(other)):
-            told = f"{judged.source} has much of its text in common with {other.source}, {what}."
-            raise error(told, hint, code="same-text")
+            text = f"{judged.source} has much of its text in common with {other.source}, {what}."
+            raise error(text, hint, code="same-text")
 
 
 def _content(text: TextSource | CalibrationRef) -> Content:
@@ -258,8 +258,8 @@ def _of_lines(spec: str, text: str, path: Path) -> TextSource:
     pairs = pairs_in(lines)
     if pairs is None:
         return _source(spec, _jsonl_documents(text, path))
-    found = _source(spec, ("\n\n".join(dict.fromkeys(chain(*each))) for each in pairs))
-    return replace(found, line_pairs=tuple(map(tuple, pairs)))
+    source = _source(spec, ("\n\n".join(dict.fromkeys(chain(*pair))) for pair in pairs))
+    return replace(source, line_pairs=tuple(map(tuple, pairs)))
 
 
 def _jsonl_documents(text: str, path: Path, field: str = "text") -> Iterator[str]:

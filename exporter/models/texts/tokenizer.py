@@ -137,14 +137,14 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
     budget = Budget.of(loaded.ref.source, getattr(tokenizer, "backend_tokenizer", None))
 
     def encode(text: str, special: bool) -> list[int]:
-        found = budget.run(len(text), lambda: tokenizer(text, add_special_tokens=special))
-        ids: list[int] = found.input_ids
+        outcome = budget.run(len(text), lambda: tokenizer(text, add_special_tokens=special))
+        ids: list[int] = outcome.input_ids
         return ids
 
     def encode_pair(first: str, second: str, longest: int) -> Encoded:
         cut = {"truncation": "longest_first", "max_length": longest}
-        found = budget.run(len(first) + len(second), lambda: tokenizer(first, second, **cut))
-        return found["input_ids"], found.get("token_type_ids")
+        result = budget.run(len(first) + len(second), lambda: tokenizer(first, second, **cut))
+        return result["input_ids"], result.get("token_type_ids")
 
     return TextTokenizer(encode, tokenizer.eos_token_id, encode_pair)
 
@@ -162,8 +162,10 @@ def tokenizer_in(path: Path) -> TextTokenizer:
     def encode_pair(first: str, second: str, longest: int) -> Encoded:
         own = cutting(longest)
         budget = Budget.of(str(path), own)
-        (found,) = budget.run(len(first) + len(second), lambda: own.encode_batch([(first, second)]))
-        return found.ids, found.type_ids
+        (result,) = budget.run(
+            len(first) + len(second), lambda: own.encode_batch([(first, second)])
+        )
+        return result.ids, result.type_ids
 
     is_gguf = path.suffix == GGUF_SUFFIX  # llama.cpp puts no two texts together
     return TextTokenizer(encode, encode_pair=None if is_gguf else encode_pair)
@@ -175,10 +177,10 @@ def encoder_of(path: Path, tokenizer: Any) -> Callable[[str, bool], list[int]]:
 
     def encode(text: str, special: bool) -> list[int]:
         # A batch leaves Python alone meanwhile, so that time can run out.
-        (found,) = budget.run(
+        (result,) = budget.run(
             len(text), lambda: tokenizer.encode_batch([text], add_special_tokens=special)
         )
-        ids: list[int] = found.ids
+        ids: list[int] = result.ids
         return ids
 
     return encode

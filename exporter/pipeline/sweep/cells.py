@@ -78,25 +78,25 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
     for model, plan, precision in product(file.models, file.plans, file.precisions):
         names = (model.label, plan.label, precision.label)
         folder = "/".join((CELLS, *names))
-        told = place.options({**_common(file), **plan.told, **_told_of(precision)})
+        options = place.options({**_common(file), **plan.told, **_told_of(precision)})
         if plan.drop:
-            told["plan"] = out / PLANS / f"{plan.label}.json"
-        asked = build(
+            options["plan"] = out / PLANS / f"{plan.label}.json"
+        result = build(
             ExportRequest,
             {
-                **told,
+                **options,
                 **vars(dangers),
                 "source": place.model(model),
                 "revision": model.revision,
                 "output": out / folder,
-                "blocks": told.get("blocks", False) or _wants_blocks(told),
+                "blocks": options.get("blocks", False) or _wants_blocks(options),
             },
         )
         request = replace(
-            asked,
+            result,
             choose_dtype=_CHOOSE_IN,
             shared=out / FOLDER / SHARED,
-            quantize=_quantize(asked.quantize, precision, place),
+            quantize=_quantize(result.quantize, precision, place),
         )
         if request.quantize is not None:
             request.quantize.refuse_missing_text()
@@ -112,9 +112,9 @@ def _told_of(precision: PrecisionEntry) -> Told:
     return {key: value for key, value in precision.told.items() if key != "calibration"}
 
 
-def _wants_blocks(told: Told) -> bool:
-    metric = told.get("metric", (DEFAULT,))[0]
-    return bool(told.get("drop_block")) and metric in _BLOCKS_ON_DEMAND
+def _wants_blocks(value: Told) -> bool:
+    metric = value.get("metric", (DEFAULT,))[0]
+    return bool(value.get("drop_block")) and metric in _BLOCKS_ON_DEMAND
 
 
 def _quantize(
@@ -141,16 +141,16 @@ class _NamedPlaces:
 
     def options(self, told: Told) -> Told:
         """Values of options, with what names a file or a folder as its path."""
-        found = dict(told)
+        result = dict(told)
         for key, value in told.items():
             if value is None:
                 continue
             if key in _TEXTS:
                 several = isinstance(value, tuple)
-                found[key] = tuple(map(self.text, value)) if several else self.text(value)
+                result[key] = tuple(map(self.text, value)) if several else self.text(value)
             elif key in _PATHS:
-                found[key] = self.existing(str(value), _PATHS[key])
-        return found
+                result[key] = self.existing(str(value), _PATHS[key])
+        return result
 
     def text(self, spec: str) -> str:
         """A text's name: a file's path, or what is no path."""
@@ -231,11 +231,11 @@ def open_store(out: Path) -> Store:
 
 def kept(store: Store, cell: Cell, key: str) -> SweepCell | None:
     """The cell as an earlier run has finished it from the same; None where it must run."""
-    told = store.find(cell.folder, key)
+    result = store.find(cell.folder, key)
     if cell.keeps_models and not (cell.request.out / "candidate" / "model.onnx").is_file():
         return None
     with contextlib.suppress(ValidationError):
-        return None if told is None else SweepCell.model_validate(told)
+        return None if result is None else SweepCell.model_validate(result)
     return None
 
 

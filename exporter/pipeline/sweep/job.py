@@ -198,8 +198,8 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Job:
         """What :meth:`to_json` gave."""
-        told = json.loads(text)
-        return cls(**{**told, "dangers": Dangers(**told["dangers"])})
+        content = json.loads(text)
+        return cls(**{**content, "dangers": Dangers(**content["dangers"])})
 
     def cell(self) -> Cell:
         """The cell, as the pipeline takes it."""
@@ -212,25 +212,25 @@ class Job:
 def run_job(job: Job, progress: Progress) -> SweepCell:
     """Walks a cell's whole road."""
     cell, begin = job.cell(), time.monotonic()
-    found = missing(cell, job.key)
+    result = missing(cell, job.key)
     try:
         with telling_full_disk(cell.request.out):
             _refuse_changed(cell, job)
             report = export_model(cell.request, progress)
-            found = _done(found, cell, report)
+            result = _done(result, cell, report)
     except OSError as error:
         if error.errno in FULL_DISK:
             raise
         where = f" at {error.filename}" if error.filename else ""
-        found = failed(found, f"{error.strerror or error}{where}.", error)
+        result = failed(result, f"{error.strerror or error}{where}.", error)
     except DepthcutError as error:
-        found = failed(found, error.message, error, error.hint)
+        result = failed(result, error.message, error, error.hint)
     except MemoryError as error:
-        found = failed(found, "The memory ran out.", error)
+        result = failed(result, "The memory ran out.", error)
     except Exception as error:  # other cells may well go on
         progress.detail(traceback.format_exc())
-        found = failed(found, f"Unexpected: {first_line(error)}.", error)
-    return found.model_copy(update={"seconds": time.monotonic() - begin})
+        result = failed(result, f"Unexpected: {first_line(error)}.", error)
+    return result.model_copy(update={"seconds": time.monotonic() - begin})
 
 
 def _refuse_changed(cell: Cell, job: Job) -> None:
@@ -263,13 +263,13 @@ def failed(
     return found.model_copy(update={"status": "failed", "failure": failure})
 
 
-def _done(found: SweepCell, cell: Cell, report: ComparisonReport) -> SweepCell:
-    told = {
+def _done(value: SweepCell, cell: Cell, report: ComparisonReport) -> SweepCell:
+    result = {
         "status": "done",
         "result": result_of(report),
         "report_sha256": sha256_file(cell.request.out / "report.json"),
     }
-    return found.model_copy(update=told)
+    return value.model_copy(update=result)
 
 
 def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[int, SweepCell]]:

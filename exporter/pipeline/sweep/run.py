@@ -136,15 +136,15 @@ class _Table:
 
 def _known(store: Store, cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
     """What earlier runs have left of each cell."""
-    sha256, found = source_hashes(), []
+    sha256, result = source_hashes(), []
     for cell in cells:
         try:
             key = cell_key(cell, sha256(cell))
         except DepthcutError as error:
-            found.append(failed(missing(cell, ""), error.message, error, error.hint))
+            result.append(failed(missing(cell, ""), error.message, error, error.hint))
             continue
-        found.append((None if force else kept(store, cell, key)) or missing(cell, key))
-    return found
+        result.append((None if force else kept(store, cell, key)) or missing(cell, key))
+    return result
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -162,12 +162,12 @@ def _refuse_foreign(out: Path) -> None:
         raise SweepError(f"This is no table of a sweep: {error.message}", hint) from error
 
 
-def _opening(found: Sequence[SweepCell], runs: int) -> str:
-    done = sum(cell.status == "done" for cell in found)
-    broken = len(found) - done - runs
-    told = [f"{done} kept from earlier runs" if done else "", f"{runs} to run"]
-    told += [f"{broken} that can't be run"] if broken else []
-    return f"sweep: {counted(len(found), 'cell')}: {', '.join(filter(None, told))}"
+def _opening(cells: Sequence[SweepCell], runs: int) -> str:
+    done = sum(cell.status == "done" for cell in cells)
+    broken = len(cells) - done - runs
+    names = [f"{done} kept from earlier runs" if done else "", f"{runs} to run"]
+    names += [f"{broken} that can't be run"] if broken else []
+    return f"sweep: {counted(len(cells), 'cell')}: {', '.join(filter(None, names))}"
 
 
 def _words(cell: SweepCell) -> str:

@@ -80,31 +80,31 @@ def _model(keys: tuple[str, ...]) -> type[BaseModel]:
 
 
 def _read(given: Any, keys: tuple[str, ...]) -> Told:
-    found = _model(keys).model_validate(given)
-    return {key: getattr(found, key) for key in keys if key in found.model_fields_set}
+    model = _model(keys).model_validate(given)
+    return {key: getattr(model, key) for key in keys if key in model.model_fields_set}
 
 
 def _split(given: Any, own: Collection[str], keys: tuple[str, ...]) -> Any:
     """An entry with its options among themselves."""
     if not isinstance(given, dict):
         return given
-    told = {key: value for key, value in given.items() if key not in own}
-    return {**{key: given[key] for key in own if key in given}, "told": _read(told, keys)}
+    values = {key: value for key, value in given.items() if key not in own}
+    return {**{key: given[key] for key in own if key in given}, "told": _read(values, keys)}
 
 
-def _check(told: Told) -> None:
+def _check(value: Told) -> None:
     """Tells as a mistake what `depthcut export` would refuse."""
     try:
-        build(ExportRequest, {"source": "MODEL", "output": Path("OUT"), **told})
+        build(ExportRequest, {"source": "MODEL", "output": Path("OUT"), **value})
     except DepthcutError as error:
         raise ValueError(f"{error.message} {error.hint or ''}".strip()) from error
 
 
 def _section(keys: tuple[str, ...]) -> BeforeValidator:
     def read(given: Any) -> Told:
-        told = _read(given, keys)
-        _check({"drop_joint": 1, **told})
-        return told
+        result = _read(given, keys)
+        _check({"drop_joint": 1, **result})
+        return result
 
     return BeforeValidator(read)
 
@@ -183,10 +183,10 @@ class PlanEntry(KeyedEntry):
 
     def described(self) -> str:
         """``attention8-cosine``, ``attention-3-4``, the file's name; what is put in follows."""
-        told = self.told
-        if told.get("heal", "none") == "none":
+        result = self.told
+        if result.get("heal", "none") == "none":
             return self._what()
-        return f"{self._what()}+{told['heal']}"
+        return f"{self._what()}+{result['heal']}"
 
     def _what(self) -> str:
         if "plan" in self.told:
@@ -228,11 +228,13 @@ class PrecisionEntry(KeyedEntry):
 
     def described(self) -> str:
         """``fp16``, ``int4``, ``int4-hqq``."""
-        told = self.told
-        scheme, block = told.get("quantize"), told.get("block_size")
-        dtype = next(name for name, long in DTYPES.items() if long == told.get("dtype", "float32"))
+        result = self.told
+        scheme, block = result.get("quantize"), result.get("block_size")
+        dtype = next(
+            name for name, long in DTYPES.items() if long == result.get("dtype", "float32")
+        )
         shown = None if scheme and dtype == "fp32" else dtype
-        words = (scheme, told.get("quantize_method"), block and f"block{block}", shown)
+        words = (scheme, result.get("quantize_method"), block and f"block{block}", shown)
         return "-".join(filter(None, words))
 
 
@@ -306,27 +308,27 @@ def parse_sweep(text: str, path: Path) -> Sweep:
     return _validated(parse_yaml(text, path, SweepError))
 
 
-def _validated(found: YamlFile) -> Sweep:
+def _validated(yaml_file: YamlFile) -> Sweep:
     try:
-        return Sweep(found.path, found.text, SweepFile.model_validate(found.data))
+        return Sweep(yaml_file.path, yaml_file.text, SweepFile.model_validate(yaml_file.data))
     except ValidationError as error:
-        raise SweepError("\n".join(_mistakes(error, found)), _HINT) from error
+        raise SweepError("\n".join(_mistakes(error, yaml_file)), _HINT) from error
 
 
 def _mistakes(error: ValidationError, file: YamlFile) -> Iterator[str]:
-    found = _deepest(error.errors(include_url=False))
-    for one in found[:_MOST_TOLD]:
+    details = _deepest(error.errors(include_url=False))
+    for one in details[:_MOST_TOLD]:
         words = mistake(one)
         yield f"{file.place(*one['loc'])}: {json_path(one['loc'])}: {words}."
-    if len(found) > _MOST_TOLD:
-        yield f"And {len(found) - _MOST_TOLD} more."
+    if len(details) > _MOST_TOLD:
+        yield f"And {len(details) - _MOST_TOLD} more."
 
 
-def _deepest(found: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+def _deepest(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """Without what is only said because something within is wrong."""
-    places = [one["loc"] for one in found]
+    places = [one["loc"] for one in details]
     return [
         one
-        for one in found
+        for one in details
         if not any(len(p) > len(one["loc"]) and p[: len(one["loc"])] == one["loc"] for p in places)
     ]

@@ -70,13 +70,13 @@ def work() -> int:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, _interrupt)
-    told = Told(events)
+    result = Told(events)
     try:
         with printable_output():
-            cell = run_job(Job.from_json(sys.stdin.readline()), told)
-            told.send(cell=cell.model_dump(mode="json"))
+            cell = run_job(Job.from_json(sys.stdin.readline()), result)
+            result.send(cell=cell.model_dump(mode="json"))
     except OSError as error:  # only a full disk comes through
-        told.send(full=str(error.filename or ""), errno=error.errno)
+        result.send(full=str(error.filename or ""), errno=error.errno)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

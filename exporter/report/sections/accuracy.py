@@ -27,30 +27,30 @@ _IMAGES = ("images", "images")
 
 def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     """Perplexity and its like, or why there is none; then what else was measured."""
-    found = report.accuracy
-    if found is None:
+    accuracy = report.accuracy
+    if accuracy is None:
         note = Note(f"Not measured: {why_no_accuracy(report)}.")
         return [Section("accuracy", "Accuracy", [note])]
     grid = accuracy_grid(report, "Accuracy on the evaluation text")
-    blocks = [grid, *_intervals(found), *_texts(report, found)]
+    blocks = [grid, *_intervals(accuracy), *_texts(report, accuracy)]
     return [
         Section("accuracy", "Accuracy", blocks),
-        _by_position(found),
-        _tasks(found),
-        _generation(found),
-        _embeddings(found),
+        _by_position(accuracy),
+        _tasks(accuracy),
+        _generation(accuracy),
+        _embeddings(accuracy),
     ]
 
 
 def _intervals(accuracy: Accuracy) -> Iterator[Block]:
-    found = {
+    intervals = {
         "log perplexity, increase in nats": accuracy.log_perplexity_increase,
         "KL divergence, nats": accuracy.kl_interval,
         _same(accuracy): accuracy.top1_interval,
     }
     rows = [
         [what, significant(interval.value, 3), interval_words(interval.ci95)]
-        for what, interval in found.items()
+        for what, interval in intervals.items()
         if interval is not None
     ]
     if rows:
@@ -169,9 +169,9 @@ def _tasks(accuracy: Accuracy) -> Section | None:
         for task in tasks
     ]
     chart = Intervals("Tasks: difference of scores", lines, neutral=0.0)
-    told = "Candidate minus baseline with its 95 % interval, paired by item."
+    text = "Candidate minus baseline with its 95 % interval, paired by item."
     first = [] if accuracy.images is None else [Note(IMAGES_NOTE)]
-    return Section("tasks", "Tasks", [*first, grid, note, *notes], [Figure(chart, told)])
+    return Section("tasks", "Tasks", [*first, grid, note, *notes], [Figure(chart, text)])
 
 
 def _task(task: TaskResult) -> list[str]:
@@ -191,14 +191,14 @@ def _task(task: TaskResult) -> list[str]:
 
 def _generation(accuracy: Accuracy) -> Section | None:
     """How long greedy continuations stay the same."""
-    found = accuracy.generation
-    if found is None:
+    generation = accuracy.generation
+    if generation is None:
         return None
-    same = sorted(found.first_divergence)
+    same = sorted(generation.first_divergence)
     rows = [
-        ["prompts", f"{found.prompts:,}, of {found.prompt_tokens:,} tokens"],
-        ["tokens generated for each", f"{found.new_tokens:,}"],
-        ["the whole continuation is the same", f"{percent(found.exact_match)} of prompts"],
+        ["prompts", f"{generation.prompts:,}, of {generation.prompt_tokens:,} tokens"],
+        ["tokens generated for each", f"{generation.new_tokens:,}"],
+        ["the whole continuation is the same", f"{percent(generation.exact_match)} of prompts"],
     ]
     if same:
         middle = (same[(len(same) - 1) // 2] + same[len(same) // 2]) / 2
@@ -209,16 +209,16 @@ def _generation(accuracy: Accuracy) -> Section | None:
 
 def _embeddings(accuracy: Accuracy) -> Section | None:
     """How near both arms' sentence embeddings are."""
-    found = accuracy.embeddings
-    if found is None:
+    embeddings = accuracy.embeddings
+    if embeddings is None:
         return None
-    interval, ranking = map(_bounds, (found.cosine_interval, found.rank_interval))
+    interval, ranking = map(_bounds, (embeddings.cosine_interval, embeddings.rank_interval))
     rows = [
-        ["texts", f"{found.texts:,}"],
-        ["cosine of both arms, mean", f"{found.cosine:.4f}"],
+        ["texts", f"{embeddings.texts:,}"],
+        ["cosine of both arms, mean", f"{embeddings.cosine:.4f}"],
         *([["its 95 % interval over texts", interval]] if interval else []),
-        ["cosine of both arms, lowest", f"{found.lowest_cosine:.4f}"],
-        ["agreement in the ranking of pairs (Spearman)", f"{found.rank_agreement:.4f}"],
+        ["cosine of both arms, lowest", f"{embeddings.lowest_cosine:.4f}"],
+        ["agreement in the ranking of pairs (Spearman)", f"{embeddings.rank_agreement:.4f}"],
         *([["its 95 % interval over texts", ranking]] if ranking else []),
     ]
     grid = Grid("Sentence embeddings of the same texts", ["what", "value"], rows, right=(1,))
@@ -226,4 +226,4 @@ def _embeddings(accuracy: Accuracy) -> Section | None:
 
 
 def _bounds(interval: Interval | None) -> str:
-    return "" if interval is None else f"[{', '.join(f'{each:.4f}' for each in interval.ci95)}]"
+    return "" if interval is None else f"[{', '.join(f'{value:.4f}' for value in interval.ci95)}]"

@@ -161,19 +161,19 @@ def parts_blocks(
 ) -> Iterator[Block]:
     """A sentence for each part that there was, and the plan's cost on each text."""
     what = read.much
-    told = [
+    names = [
         f"{_ROLES[role].format(what=what, What=what.capitalize())} {_listed(refs, shown, read)}."
         for role, refs in parts.roles.items()
     ]
-    if told:
-        yield Bullets(told)
+    if names:
+        yield Bullets(names)
     if parts.judged_apart:
         header = ["text", "perplexity", "KL, nats", "same top-1"]
-        if any("cosine" in each.figures for each in parts.judged_apart):
+        if any("cosine" in judged_text.figures for judged_text in parts.judged_apart):
             header = ["text", "mean cosine of embeddings"]
-        elif not any(_RISE in each.figures for each in parts.judged_apart):
+        elif not any(_RISE in judged_text.figures for judged_text in parts.judged_apart):
             header = [what, "KL of classes, nats", "same likeliest class"]
-        rows = [_row(each, shown) for each in parts.judged_apart]
+        rows = [_row(judged_text, shown) for judged_text in parts.judged_apart]
         right = tuple(range(1, len(header)))
         caption = f"What the plan costs on each {'text' if read == TEXTS else 'source'}, in PyTorch"
         yield Grid(caption, header, rows, right=right)

@@ -167,8 +167,8 @@ def _rise(ratio: float) -> str:
 
 
 def _least(cell: DepthCell) -> DepthDamage:
-    found = [each for each in (cell.damage, cell.healed) if each is not None]
-    return min(found, key=lambda each: each.perplexity_ratio)
+    damages = [damage for damage in (cell.damage, cell.healed) if damage is not None]
+    return min(damages, key=lambda damage: damage.perplexity_ratio)
 
 
 def _ends(damage: DepthDamage) -> str:
@@ -230,32 +230,32 @@ def _lead(report: DepthsReport) -> str:
     """What is recommended; else which way changes the answers least at each number."""
     if report.answer is not None:
         return answer_words(report, report.answer)
-    told = []
+    names = []
     for number in report.numbers:
         first, *others = [_cost_words(cell) for cell in least_kl(report, number)] or [""]
         if others:
-            told.append(f"n = {number}: can't tell {first} from {listed(others)}")
+            names.append(f"n = {number}: can't tell {first} from {listed(others)}")
         elif first:
-            told.append(f"n = {number}: {first}")
-    if not told:
+            names.append(f"n = {number}: {first}")
+    if not names:
         return "Nothing could be dropped at these numbers."
-    return f"The least KL divergence at each number. {'; '.join(told)}."
+    return f"The least KL divergence at each number. {'; '.join(names)}."
 
 
 def least_kl(report: DepthsReport, number: int) -> list[DepthCell]:
     """The ways of dropping so many whose KL divergence may be the least, by the 95 % intervals."""
-    found = [
+    result = [
         (cell.damage.kl, [*_WAYS].index(cell.way), cell.damage.kl_ci95, cell)
         for cell in report.cells
         if cell.number == number and cell.damage is not None
     ]
-    found.sort(key=lambda each: each[:2])
-    if not found:
+    result.sort(key=lambda item: item[:2])
+    if not result:
         return []
-    least = found[0][2]
+    least = result[0][2]
     return [
         cell
-        for place, (_, _, ci95, cell) in enumerate(found)
+        for place, (_, _, ci95, cell) in enumerate(result)
         if place == 0 or least is None or ci95 is None or ci95[0] <= least[1]
     ]
 
@@ -299,8 +299,8 @@ def _all_figures(report: DepthsReport) -> Section:
 
 
 def _estimate(value: float, ci95: tuple[float, float] | None, unit: str = "") -> str:
-    told = f"{significant(value, 3)}{unit}"
-    return told if ci95 is None else f"{told} {interval_words(ci95)}"
+    text = f"{significant(value, 3)}{unit}"
+    return text if ci95 is None else f"{text} {interval_words(ci95)}"
 
 
 def _chart(report: DepthsReport) -> Figure:
@@ -343,15 +343,15 @@ def _tasks(report: DepthsReport) -> list[tuple[str, str]]:
 
 def _task_blocks(report: DepthsReport) -> Iterator[Block]:
     for name, metric in _tasks(report):
-        found = {
+        tasks = {
             (cell.way, cell.number): task
             for cell in report.cells
             for task in cell.tasks
             if (task.task, task.metric) == (name, metric)
         }
-        first = next(iter(found.values()))
+        first = next(iter(tasks.values()))
         rows = [
-            [full, *(_task_cell(found.get((way, number))) for number in report.numbers)]
+            [full, *(_task_cell(tasks.get((way, number))) for number in report.numbers)]
             for way, full in _WAYS.items()
             if report.of_way(way)
         ]

@@ -31,17 +31,19 @@ def healing_section(report: ComparisonReport) -> Section | None:
     replaced = sum(deletion.replacement != "none" for deletion in report.plan)
     if not replaced:
         return None
-    told = (
+    text = (
         f"Replaced: {replaced} of {counted(len(report.plan), 'deletion')}. How that was fitted, "
         "and what it gained before the export, is not known: no report of it was beside the plan."
     )
-    return Section("healing", "Healing", [Note(told)])
+    return Section("healing", "Healing", [Note(text)])
 
 
 def healing_words(healing: Healing, read: Nouns = TEXTS) -> str:
     """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``."""
     words = _training_words(healing, read) if healing.changed_weights else _replaced_words(healing)
-    own = next((each for each in healing.embeddings if each.role == "calibration"), None)
+    own = next(
+        (embedding for embedding in healing.embeddings if embedding.role == "calibration"), None
+    )
     if own is None:
         return words
     return (
@@ -58,9 +60,9 @@ def _replaced(healing: Healing) -> str:
     """``8 replaced (7 linear, 1 bias), 2 left without``."""
     counts = Counter(branch.replacement for branch in healing.branches)
     bare = counts.pop("none", 0)
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), reverse=True))
+    text = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), reverse=True))
     left = f", {bare} left without" if bare else ""
-    parts = f" ({told})" if told else ""
+    parts = f" ({text})" if text else ""
     return f"{counts.total()} replaced{parts}{left}"
 
 
@@ -117,8 +119,8 @@ def _embedding_rows(text: HealedEmbeddings) -> Iterator[list[str]]:
     yield [name, "mean cosine of embeddings", "1", dropped, healed, gain]
     if text.dropped_correlation is not None and text.healed_correlation is not None:
         both = text.dropped_correlation, text.healed_correlation
-        told = [f"{each:.4f}" for each in both]
-        yield ["", "correlation of pairs", "1", *told, f"{both[1] - both[0]:+.4f}"]
+        names = [f"{value:.4f}" for value in both]
+        yield ["", "correlation of pairs", "1", *names, f"{both[1] - both[0]:+.4f}"]
 
 
 def _class_rows(text: HealedClasses) -> Iterator[list[str]]:
@@ -135,8 +137,8 @@ def _class_rows(text: HealedClasses) -> Iterator[list[str]]:
 
 
 def _with_error(value: float, std_error: float | None) -> str:
-    told = significant(value, 3)
-    return told if std_error is None else f"{told} ± {significant(std_error, 2)}"
+    text = significant(value, 3)
+    return text if std_error is None else f"{text} ± {significant(std_error, 2)}"
 
 
 def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
@@ -164,8 +166,8 @@ def _method(healing: Healing, read: Nouns) -> str:
     if read == IMAGES:
         texts = "; ".join(ref.describe(read) for ref in healing.calibration)
     if healing.training is not None:
-        told = training_words(healing, healing.training, read)
-        return f"{told} {read.much.capitalize()}: {texts}."
+        text = training_words(healing, healing.training, read)
+        return f"{text} {read.much.capitalize()}: {texts}."
     if healing.changed_weights:
         beside = ", replacements fitted beside them," if _is_replaced(healing) else ","
         return f"Folded by least squares into products of kept branches{beside} on {texts}."

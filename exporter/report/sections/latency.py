@@ -88,13 +88,13 @@ def _grid(rows: Sequence[LatencyRow]) -> Grid:
 
 def _lines(row: LatencyRow, with_floor: bool) -> Iterator[list[Cell]]:
     floor = [_floor(row)] if with_floor else []
-    told: list[Cell] = [
+    cells: list[Cell] = [
         speedup_words(row.speedup.ratio, row.speedup.ci95),
         *floor,
         verdict_sign(row.verdict),
     ]
-    yield [shape_words(row), "baseline", *_figures(row.baseline), *told]
-    empty = [""] * len(told)
+    yield [shape_words(row), "baseline", *_figures(row.baseline), *cells]
+    empty = [""] * len(cells)
     yield ["", "candidate", *_figures(row.candidate), *empty]
     for name, times in row.references.items():
         yield ["", name, *_figures(times), *empty]
@@ -129,12 +129,12 @@ def _texts(report: ComparisonReport) -> Iterator[Note]:
     longest = report.longest_text
     if longest is None or max(lengths, default=0) < longest:
         return
-    told = "so the longest that is timed has as many."
+    text = "so the longest that is timed has as many."
     if max(lengths) > longest:
-        told = f"longer ones, as of {max(lengths)}, are not run by its users."
+        text = f"longer ones, as of {max(lengths)}, are not run by its users."
     yield Note(
         f"sentence-transformers cuts this model's texts at {longest} tokens "
-        f"(`max_seq_length` in its sentence_bert_config.json); {told}",
+        f"(`max_seq_length` in its sentence_bert_config.json); {text}",
         lead="Length of texts:",
     )
 
@@ -189,11 +189,11 @@ def _loads(rows: Sequence[LatencyRow]) -> Iterator[Note]:
 
 def _powers(rows: Sequence[LatencyRow]) -> Iterator[Note]:
     for row in rows:
-        if (found := row.power) is not None:
+        if (power := row.power) is not None:
             yield Note(
-                f"{short_shape(row)}: a slowdown of {found.smallest:.1%} is found in "
-                f"{found.reached:.0%} of sessions like this one, {found.power:.0%} were asked for. "
-                f"By this session's noise that takes {found.needed_s:.0f} s of rounds; "
+                f"{short_shape(row)}: a slowdown of {power.smallest:.1%} is found in "
+                f"{power.reached:.0%} of sessions like this one, {power.power:.0%} were asked for. "
+                f"By this session's noise that takes {power.needed_s:.0f} s of rounds; "
                 f"{row.seconds or 0.0:.0f} s were measured.",
                 lead="Power:",
             )
@@ -201,8 +201,8 @@ def _powers(rows: Sequence[LatencyRow]) -> Iterator[Note]:
 
 def _stops(rows: Sequence[LatencyRow]) -> Iterator[str]:
     for stop, words in _STOPS.items():
-        if found := [row for row in rows if row.stopped == stop]:
-            which = "all rows" if len(found) == len(rows) else _shapes(found)
+        if result := [row for row in rows if row.stopped == stop]:
+            which = "all rows" if len(result) == len(rows) else _shapes(result)
             yield f"{words}: {which}."
 
 
@@ -211,9 +211,9 @@ def _clock(rows: Sequence[LatencyRow]) -> Iterator[Note]:
         yield Note(f"{_shapes(device)}.", lead="Timed by the device's own clock:")
     for ways in dict.fromkeys(tuple(row.launches.items()) for row in rows if row.launches):
         alike = len({way for _, way in ways}) == 1
-        told = ways[0][1] if alike else "; ".join(f"{arm}: {way}" for arm, way in ways if way)
-        found = [row for row in rows if tuple(row.launches.items()) == ways]
-        yield Note(f"{_shapes(found)}.", lead=f"Launched as {told}:")
+        text = ways[0][1] if alike else "; ".join(f"{arm}: {way}" for arm, way in ways if way)
+        result = [row for row in rows if tuple(row.launches.items()) == ways]
+        yield Note(f"{_shapes(result)}.", lead=f"Launched as {text}:")
     overheads = [row.timer_overhead_ns for row in rows if row.timer_overhead_ns is not None]
     if overheads:
         yield Note(f"Reading the timer takes {significant(max(overheads), 2)} ns at most.")
@@ -262,9 +262,9 @@ def corners_grid(report: ComparisonReport) -> Grid:
     other = report.accuracy.other if report.accuracy else None
     text = "second text" if other is None else f"on {other.name}"
     for name, field in {"perplexity": "", text: "other_"}.items():
-        columns.append((name, [_with_change(known, each, field) for each in corners]))
+        columns.append((name, [_with_change(known, item, field) for item in corners]))
     for name, (value, words) in _MORE.items():
-        columns.append((_named(name, report), [or_dash(value(each), words) for each in corners]))
+        columns.append((_named(name, report), [or_dash(value(item), words) for item in corners]))
     columns = [(name, cells) for name, cells in columns if set(cells) != {"-"}]
     names = [corner_name(report, corner) for corner in corners]
     rows = [list(row) for row in zip(names, *(cells for _, cells in columns), strict=True)]
@@ -313,13 +313,13 @@ def corners_sentence(report: ComparisonReport) -> str | None:
     whole = report.corners[0]
     both = next(corner for corner in report.corners if corner.arm == "candidate")
     names = f"The {corner_name(report, both)} model against the {corner_name(report, whole)} one"
-    told = []
+    result = []
     if both.speedups:
-        told.append(f"{speedup_range([s.value for s in both.speedups.values()])} times as fast")
-    told.append(f"{relative_change(whole.file_bytes, both.file_bytes)} bytes")
+        result.append(f"{speedup_range([s.value for s in both.speedups.values()])} times as fast")
+    result.append(f"{relative_change(whole.file_bytes, both.file_bytes)} bytes")
     if whole.perplexity is not None and both.perplexity is not None:
-        told.append(f"perplexity {relative_change(whole.perplexity, both.perplexity)}")
-    return f"{names}: {', '.join(told)}."
+        result.append(f"perplexity {relative_change(whole.perplexity, both.perplexity)}")
+    return f"{names}: {', '.join(result)}."
 
 
 def _median(times: LatencySamples) -> str:
@@ -330,14 +330,14 @@ def _corners_speedups(report: ComparisonReport) -> list[Figure]:
     lines = [
         IntervalLine(
             f"{short_shape(row)}: {corner_name(report, corner)}",
-            found.value,
-            *found.ci95,
-            speedup_words(found.value, found.ci95, digits=2),
-            _tone(row, found.ci95),
+            interval.value,
+            *interval.ci95,
+            speedup_words(interval.value, interval.ci95, digits=2),
+            _tone(row, interval.ci95),
         )
         for row in report.latency
         for corner in report.corners
-        if (found := corner.speedups.get(row.shape_name))
+        if (interval := corner.speedups.get(row.shape_name))
     ]
     if not lines:
         return []

@@ -71,7 +71,7 @@ def environment_section(report: ComparisonReport) -> Section:
     others = report.environment.other_cpu_share
     note = [Note(_BUSY.format(100 * others))] if others is not None and others > _MUCH else []
     machine = report.environment
-    note += [Note(told) for told in machine_remarks(machine.states, machine.threads)]
+    note += [Note(text) for text in machine_remarks(machine.states, machine.threads)]
     grid = Grid("Environment of the measurement", ["what", "value"], list(_facts(report)))
     return Section("environment", "Environment", [grid, *note])
 
@@ -79,25 +79,25 @@ def environment_section(report: ComparisonReport) -> Section:
 def machine_remarks(states: Sequence[MachineState], threads: int) -> list[str]:
     """What a reader should know of where it was measured, in sentences."""
     quotas = [state.quota_cpus for state in states]
-    told = []
+    names = []
     if len(set(quotas)) > 1:
-        seen = " to ".join(_cpus_words(each) for each in dict.fromkeys(quotas))
-        told.append(f"The CPU quota changed while measuring: {seen}.")
-    lowest = min((each for each in quotas if each is not None), default=None)
+        seen = " to ".join(_cpus_words(fromkey) for fromkey in dict.fromkeys(quotas))
+        names.append(f"The CPU quota changed while measuring: {seen}.")
+    lowest = min((quota for quota in quotas if quota is not None), default=None)
     if lowest is not None and lowest < threads:
-        told.append(
+        names.append(
             f"The CPU quota of {_cpus_words(lowest)} is less than the {counted(threads, 'thread')}:"
             " times depend on when it is used up."
         )
     if (steal := _mean(states, "steal_share")) > _WORTH_TELLING:
-        told.append(f"Other virtual machines took {steal:.0%} of the CPU time.")
+        names.append(f"Other virtual machines took {steal:.0%} of the CPU time.")
     if (waiting := _mean(states, "quota_waiting_share")) > _WORTH_TELLING:
-        told.append(f"The CPU quota kept the process waiting for {waiting:.0%} of the time.")
-    return told
+        names.append(f"The CPU quota kept the process waiting for {waiting:.0%} of the time.")
+    return names
 
 
 def _mean(states: Sequence[MachineState], field: str) -> float:
-    known = [found for state in states if (found := getattr(state, field)) is not None]
+    known = [value for state in states if (value := getattr(state, field)) is not None]
     return sum(known) / len(known) if known else 0.0
 
 
@@ -108,10 +108,10 @@ def _cpus_words(cpus: float | None) -> str:
 def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     machine, arms = report.environment, report.arms
     others, settings = machine.other_cpu_share, machine.gpu_settings
-    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    text = ", ".join(f"{name} {value}" for name, value in settings.items())
     yield ["processor", f"{machine.processor}, {machine.cpu_count} CPUs, {machine.machine}"]
     yield ["threads", str(machine.threads)]
-    yield ["GPU", f"{machine.gpu or 'none used'}{told and f' ({told})'}"]
+    yield ["GPU", f"{machine.gpu or 'none used'}{text and f' ({text})'}"]
     yield ["memory", f"{machine.memory_bytes / 2**30:.1f} GiB"]
     busy = "unknown" if others is None else f"{100 * others:.0f} % of all CPU time"
     yield ["other processes while timing", busy]

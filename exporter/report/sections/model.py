@@ -63,11 +63,11 @@ def _form(name: str, arm: Arm) -> list[str]:
 
 def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
     """Why an arm has no faster form, once for all of which it is true."""
-    told: dict[str, list[str]] = {}
+    lines: dict[str, list[str]] = {}
     for name, arm in arms.items():
         if arm.form and arm.form.remark:
-            told.setdefault(arm.form.remark, []).append(name)
-    for remark, names in told.items():
+            lines.setdefault(arm.form.remark, []).append(name)
+    for remark, names in lines.items():
         yield Note(remark, lead=f"Form of {', '.join(names)}:")
 
 
@@ -120,14 +120,14 @@ def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]
     def cell(layer: int, kind: str) -> Cell:
         if (score := scores.get((layer, kind))) is None:
             return "-"
-        told = f"{score:.{digits}f}"
-        return Sign(told, "cut") if gone & {(layer, kind), (layer, "block")} else told
+        text = f"{score:.{digits}f}"
+        return Sign(text, "cut") if gone & {(layer, kind), (layer, "block")} else text
 
     rows: list[list[Cell]] = [
         [str(layer), *(cell(layer, kind) for kind in kinds)]
         for layer in sorted({layer for layer, _ in scores})
     ]
-    others = [each.metric for each in report.further]
+    others = [item.metric for item in report.further]
     also = f" Also scored by {', '.join(others)}." if others else ""
     if (encoder := report.model.encoder_layers) is not None:
         words = Stacks(encoder, report.model.num_layers - encoder).words()
@@ -172,8 +172,8 @@ def _importance_words(report: ImportanceReport, gone: set[tuple[int, str]]) -> s
     dropped = [
         f"{KINDS[s.kind].short} {s.layer}" for s in report.scores if (s.layer, s.kind) in gone
     ]
-    told = ", ".join(dropped) or "none of them"
-    return f"Metric {report.metric}, from {least} to {most}. Dropped: {told}."
+    text = ", ".join(dropped) or "none of them"
+    return f"Metric {report.metric}, from {least} to {most}. Dropped: {text}."
 
 
 def _decimal_places(scores: Sequence[float]) -> int:

@@ -86,14 +86,14 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
     return [*rows, *_embedding_rows(accuracy.embeddings)]
 
 
-def _embedding_rows(found: EmbeddingAgreement | None) -> Iterator[SummaryRow]:
+def _embedding_rows(agreement: EmbeddingAgreement | None) -> Iterator[SummaryRow]:
     """Encoders: how near the sentence embeddings of both models are."""
-    if found is not None:
-        cosine, interval = f"{found.cosine:.4f}", found.cosine_interval
-        told = "" if interval is None else f"[{', '.join(f'{b:.4f}' for b in interval.ci95)}]"
-        yield ("cosine of embeddings, mean", "", cosine, told, "")
-        yield ("cosine of embeddings, lowest", "", f"{found.lowest_cosine:.4f}", "", "")
-        yield ("same ranking of pairs, Spearman", "", f"{found.rank_agreement:.4f}", "", "")
+    if agreement is not None:
+        cosine, interval = f"{agreement.cosine:.4f}", agreement.cosine_interval
+        text = "" if interval is None else f"[{', '.join(f'{b:.4f}' for b in interval.ci95)}]"
+        yield ("cosine of embeddings, mean", "", cosine, text, "")
+        yield ("cosine of embeddings, lowest", "", f"{agreement.lowest_cosine:.4f}", "", "")
+        yield ("same ranking of pairs, Spearman", "", f"{agreement.rank_agreement:.4f}", "", "")
 
 
 def task_rows(report: ComparisonReport) -> list[SummaryRow]:
@@ -111,7 +111,7 @@ def _task(task: TaskResult) -> SummaryRow:
 
 
 def _points(difference: Interval) -> str:
-    value, low, high = (100 * each for each in (difference.value, *difference.ci95))
+    value, low, high = (100 * item for item in (difference.value, *difference.ci95))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
@@ -201,35 +201,37 @@ def answers_section(report: ComparisonReport) -> Section | None:
 
 def answer_grids(report: ComparisonReport, *, brief: bool = False) -> Iterator[Grid]:
     """The same as a table alone."""
-    found = report.accuracy and report.accuracy.answers
-    if found and found.answers:
-        yield _answers(found, brief)
+    accuracy = report.accuracy and report.accuracy.answers
+    if accuracy and accuracy.answers:
+        yield _answers(accuracy, brief)
 
 
 def _blocks(report: ComparisonReport) -> Iterator[Block]:
     yield from answer_grids(report)
-    found = report.accuracy and report.accuracy.answers
-    if found and found.left_out:
-        yield Note(f"{one_line(found.left_out)}.", lead="Left out:")
-    if found and found.answers:
-        yield Note(_how_answered(found))
+    accuracy = report.accuracy and report.accuracy.answers
+    if accuracy and accuracy.left_out:
+        yield Note(f"{one_line(accuracy.left_out)}.", lead="Left out:")
+    if accuracy and accuracy.answers:
+        yield Note(_how_answered(accuracy))
 
 
-def _how_answered(found: SampleAnswers) -> str:
-    asked = "asked in the model's chat template" if found.chat else "continued as they are"
+def _how_answered(answers: SampleAnswers) -> str:
+    text = "asked in the model's chat template" if answers.chat else "continued as they are"
     return (
-        f"Prompts ({one_line(found.source)}) were {asked}, with the likeliest token each time, "
-        f"for at most {found.new_tokens} tokens; {_CUT} marks an answer that was cut there. A few "
-        "answers show what a loss looks like; they don't measure it."
+        f"Prompts ({one_line(answers.source)}) were {text}, with the likeliest token each time, "
+        f"for at most {answers.new_tokens} tokens; {_CUT} marks an answer that was cut there. A "
+        "few answers show what a loss looks like; they don't measure it."
     )
 
 
-def _answers(found: SampleAnswers, brief: bool) -> Grid:
+def _answers(answers: SampleAnswers, brief: bool) -> Grid:
     rows: list[Sequence[str]] = []
-    for each in found.answers[: _BRIEFLY if brief else None]:
+    for answer in answers.answers[: _BRIEFLY if brief else None]:
         rows += [[]] if brief and rows else []
-        rows.append([_shown(each.prompt, brief), *_pair(each.baseline, each.candidate, brief)])
-    template = ", in the chat template" if found.chat else ""
+        rows.append(
+            [_shown(answer.prompt, brief), *_pair(answer.baseline, answer.candidate, brief)]
+        )
+    template = ", in the chat template" if answers.chat else ""
     header = ["prompt", "baseline", "candidate"]
     return Grid(f"Sample answers{template}", header, rows, is_prose=True)
 

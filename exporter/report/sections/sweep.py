@@ -91,11 +91,11 @@ def sweep_lead(report: SweepReport) -> str:
     """The sweep in a sentence."""
     counts = Counter(cell.status for cell in report.cells)
     axes = ((report.models, "model"), (report.plans, "plan"), (report.precisions, "precision"))
-    told = " x ".join(counted(len(names), word) for names, word in axes)
+    text = " x ".join(counted(len(names), word) for names, word in axes)
     states = [f"{counts['done']} done"]
     states += [f"{counts['failed']} failed"] if counts["failed"] else []
     states += [f"{counts['missing']} not run"] if counts["missing"] else []
-    return f"{told}: {counted(len(report.cells), 'cell')}, {', '.join(states)}."
+    return f"{text}: {counted(len(report.cells), 'cell')}, {', '.join(states)}."
 
 
 def sweep_document(report: SweepReport) -> Document:
@@ -132,8 +132,8 @@ def _tradeoff(report: SweepReport, rows: Sequence[FinishedCell]) -> Section | No
                 gains.setdefault(shape.phase, []).append(gain(shape))
             costs = (row.perplexity_change, row.kl_divergence)
             traded.append(Traded(row.letter, gains, costs))
-        told = "" if figures else f"{HOW}{JOINED} Letters are those of the table."
-        if traded and (figure := tradeoff_figure(traded, told, model)) is not None:
+        text = "" if figures else f"{HOW}{JOINED} Letters are those of the table."
+        if traded and (figure := tradeoff_figure(traded, text, model)) is not None:
             figures.append(figure)
     return Section("tradeoff", "What speed costs", [], figures) if figures else None
 
@@ -253,30 +253,30 @@ def _machines(rows: Sequence[FinishedCell]) -> Section | None:
     if not places:
         return None
     lines = [f"{where}: {', '.join(letters)}" for where, letters in places.items()]
-    told: list[Bullets | Note] = [Bullets(lines)]
+    bullets: list[Bullets | Note] = [Bullets(lines)]
     if len({row.result.machine for row in rows}) > 1:
-        told.append(
+        bullets.append(
             Note(
                 "Times of different machines don't compare, and their speedups only with care.",
                 "Several machines.",
             )
         )
     notices = dict.fromkeys(notice for row in rows for notice in row.result.notices)
-    told += [Note(notice) for notice in notices]
-    return Section("machines", "Where it was measured", told)
+    bullets += [Note(notice) for notice in notices]
+    return Section("machines", "Where it was measured", bullets)
 
 
 def _plans(rows: Sequence[FinishedCell]) -> Section | None:
     """What each plan dropped of each model; it may differ by precision where it was chosen so."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    lines: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         dropped = "; ".join(dropped_lines(row.result.deletions))
-        found.setdefault((row.cell.model, row.cell.plan, dropped), []).append(row.letter)
-    if not found:
+        lines.setdefault((row.cell.model, row.cell.plan, dropped), []).append(row.letter)
+    if not lines:
         return None
     table = [
         [model, plan, dropped, ", ".join(letters)]
-        for (model, plan, dropped), letters in found.items()
+        for (model, plan, dropped), letters in lines.items()
     ]
     grid = Grid("What was dropped", ["model", "plan", "dropped", "cells"], table)
     return Section("dropped", "What was dropped", [grid])

@@ -57,7 +57,7 @@ def tradeoff_figure(traded: Sequence[Traded], caption: str, title: str = "") -> 
         return None
     points = []
     for one in traded:
-        gains = {phase: mean_gain(found) for phase, found in one.gains.items()}
+        gains = {phase: mean_gain(item) for phase, item in one.gains.items()}
         fastest = max(gains, key=lambda phase: gains[phase][0], default=None)
         for phase, gain in gains.items():
             name = one.letter if phase == fastest else ""
@@ -101,7 +101,7 @@ def overview_grid(reports: Mapping[str, ComparisonReport]) -> Grid:
 
 def _row(report: ComparisonReport, phases: Sequence[str]) -> list[str]:
     accuracy, arms, gains = report.accuracy, report.arms, _gains(report)
-    mean: Callable[[Sequence[Gain]], str] = lambda found: f"{mean_gain(found)[0]:.3f}x"  # noqa: E731
+    mean: Callable[[Sequence[Gain]], str] = lambda item: f"{mean_gain(item)[0]:.3f}x"  # noqa: E731
     pair = accuracy.perplexity if accuracy else None
     kl_divergence = accuracy.kl_divergence if accuracy else None
     return [
@@ -114,10 +114,10 @@ def _row(report: ComparisonReport, phases: Sequence[str]) -> list[str]:
 
 
 def _gains(report: ComparisonReport) -> dict[str, list[Gain]]:
-    found: dict[str, list[Gain]] = {}
+    gains: dict[str, list[Gain]] = {}
     for row in report.latency:
-        found.setdefault(row.phase, []).append((row.speedup.ratio, *row.speedup.ci95))
-    return found
+        gains.setdefault(row.phase, []).append((row.speedup.ratio, *row.speedup.ci95))
+    return gains
 
 
 def _costs(report: ComparisonReport) -> tuple[float, float]:

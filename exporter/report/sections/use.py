@@ -13,19 +13,19 @@ from exporter.report.sections.blocks import Block, Bullets, Command, Note, Secti
 
 def use_section(report: ComparisonReport) -> Section | None:
     """The lines for all folders, those that are alike once; None where none were recorded."""
-    folders = [each for each in report.uses if each.uses]
+    folders = [uses for uses in report.uses if uses.uses]
     if not folders:
         return None
     alike: dict[tuple[str, str], tuple[Use, list[str]]] = {}
-    for each in folders:
-        for use in each.uses:
-            alike.setdefault((use.library, use.text), (use, []))[1].append(each.folder)
+    for folder in folders:
+        for use in folder.uses:
+            alike.setdefault((use.library, use.text), (use, []))[1].append(folder.folder)
     blocks: list[Block] = [
         Note("The lines are run in the folder of this report. USE.md in each folder has its own.")
     ]
     for use, names in alike.values():
         blocks += use_blocks(use, names, lead=f"{use.library}, {', '.join(names)}:")
-    notes = dict.fromkeys(note for each in folders for note in each.notes)
+    notes = dict.fromkeys(note for folder in folders for note in folder.notes)
     return Section("use", "Use it", [*blocks, *_notes([*notes])])
 
 
@@ -41,8 +41,8 @@ def use_sections(uses: FolderUses) -> list[Section]:
 
 def use_blocks(use: Use, folders: Sequence[str], lead: str = "") -> Iterator[Block]:
     """What to install and the lines, the first of which says where the folder is."""
-    told = f"`pip install {use.needs}`." if use.needs else ""
-    words = " ".join(filter(None, (told, use.remark)))
+    text = f"`pip install {use.needs}`." if use.needs else ""
+    words = " ".join(filter(None, (text, use.remark)))
     if lead or words:
         yield Note(words, lead=lead)
     others = f"  # or {', '.join(folders[1:])}" if len(folders) > 1 else ""

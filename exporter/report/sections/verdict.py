@@ -54,8 +54,8 @@ def headline(report: ComparisonReport) -> str:
 
 def verdict_sentence(report: ComparisonReport) -> str:
     """What was done, what it does to the speed, and what it does to the answers."""
-    told = f"{headline(report)}, {_speed(report)}; {_quality(report.accuracy)}."
-    return " ".join(filter(None, [told, corners_sentence(report)]))
+    text = f"{headline(report)}, {_speed(report)}; {_quality(report.accuracy)}."
+    return " ".join(filter(None, [text, corners_sentence(report)]))
 
 
 def speed_sign(report: ComparisonReport) -> Sign:
@@ -117,8 +117,8 @@ def _speed(report: ComparisonReport) -> str:
         where = names.get(len(rows), f"all {len(rows)} shapes")
         ratios = speedup_range([row.speedup.ratio for row in rows])
         return _ALL[rows[0].verdict].format(where, ratios)
-    told = [_SOME[word].format(counts[word]) for word in _SOME if counts[word]]
-    return f"it is {listed(told)} of {len(rows)} shapes"
+    result = [_SOME[word].format(counts[word]) for word in _SOME if counts[word]]
+    return f"it is {listed(result)} of {len(rows)} shapes"
 
 
 def _quality(accuracy: Accuracy | None) -> str:
@@ -139,17 +139,17 @@ def notices(report: ComparisonReport) -> list[str]:
     arms = {"baseline": report.arms.baseline, "candidate": report.arms.candidate}
     reasons = {name: arm.not_run for name, arm in arms.items() if arm.not_run is not None}
     if len(reasons) == 2 and len(set(reasons.values())) == 1:
-        found = [f"The engines of both arms: {reasons['baseline']}."]
+        names = [f"The engines of both arms: {reasons['baseline']}."]
     else:
-        found = [f"The engines of the {name}: {reason}." for name, reason in reasons.items()]
+        names = [f"The engines of the {name}: {reason}." for name, reason in reasons.items()]
     wide = [name for name, arm in arms.items() if arm.precision.endswith(RUN_IN_FP32)]
     if wide:
         whose = "Both arms are" if len(wide) > 1 else f"The {wide[0]} is"
-        found.append(
+        names.append(
             f"{whose} in bfloat16, for which ONNX Runtime's CPU has no kernels: times and accuracy "
             "are those of the same weights in float32, and tell little of bfloat16's own speed."
         )
-    return found
+    return names
 
 
 def why_no_accuracy(report: ComparisonReport) -> str:

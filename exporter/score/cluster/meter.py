@@ -122,13 +122,13 @@ class ClusterMeter:
     ) -> list[AnyDamage]:
         """The damage of a cut, and of several others."""
         jobs = cut_jobs(self._starts, self._group.workers, _names(cut), list(map(_names, others)))
-        found: list[list[AnyDamage]] = [[] for _ in jobs]
+        results: list[list[AnyDamage]] = [[] for _ in jobs]
         runs = sum(len(job.others) + 1 for job in jobs)
         with progress.task("run with cuts", runs, "batches") as task:
             for number, damages in self._group.run(measured, jobs):
-                found[number] = damages
+                results[number] = damages
                 task.advance(len(damages))
-        return joined_damages(jobs, found)
+        return joined_damages(jobs, results)
 
 
 def cut_jobs(

@@ -58,8 +58,8 @@ def allocate(
 
 
 def _allocated(workers: int, cpus: int) -> Allocation:
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return Allocation(workers, cpus, int(told) if told.isdecimal() and int(told) else cpus)
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return Allocation(workers, cpus, int(value) if value.isdecimal() and int(value) else cpus)
 
 
 S = TypeVar("S")
@@ -265,9 +265,9 @@ def _foreign_folder() -> str | None:
 
 def _cause(error: Exception) -> str:
     """What Ray says of a worker's end, without its guesses at why."""
-    told = " ".join(str(error).partition("The actor is dead because")[2].split())
-    told = re.split(r" (?:Some common causes|There are some potential)", told)[0]
-    return told.partition("exit detail: ")[2].rstrip(". ") or told or first_line(error)
+    text = " ".join(str(error).partition("The actor is dead because")[2].split())
+    text = re.split(r" (?:Some common causes|There are some potential)", text)[0]
+    return text.partition("exit detail: ")[2].rstrip(". ") or text or first_line(error)
 
 
 def _refuse_versions(own: dict[str, str], host: str, versions: dict[str, str]) -> None:

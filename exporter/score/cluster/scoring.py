@@ -89,22 +89,22 @@ class _Scoring:
     def report(self, pool: Pool, progress: Progress) -> ImportanceReport:
         """Does all pieces on the workers, and adds them up."""
         results = self._results(pool, self._jobs(pool.workers), progress)
-        found = dict(self._found)
+        scores = dict(self._found)
         if self._of_stream:
             totals = StreamSums(self._num_layers, self._of_stream)
             for job, result in results:
                 if isinstance(job, StreamJob):
                     totals.add(*result)
-            found |= totals.scores()
+            scores |= totals.scores()
         if self._of_gradients:
             sums = [result for job, result in results if isinstance(job, GradientJob)]
             text = self._setup.text
-            found |= scores_of_gradients(text, self._num_layers, self._of_gradients, sums)
+            scores |= scores_of_gradients(text, self._num_layers, self._of_gradients, sums)
         if self._of_answers:
             cuts = [(job, result) for job, result in results if isinstance(job, CutJob)]
             _, *damages = joined_damages(*zip(*cuts, strict=True))
-            found |= scores_of_damages(self._of_answers, self._units, damages)
-        return report_of(self._model, self._setup.text.part, self._metrics, found)
+            scores |= scores_of_damages(self._of_answers, self._units, damages)
+        return report_of(self._model, self._setup.text.part, self._metrics, scores)
 
     def _jobs(self, workers: int) -> list[ScoringJob]:
         """Long pieces first: a short one at the end keeps fewer workers waiting."""
@@ -122,12 +122,12 @@ class _Scoring:
         self, pool: Pool, jobs: Sequence[ScoringJob], progress: Progress
     ) -> list[tuple[ScoringJob, Any]]:
         """Each piece with its result, in the pieces' order."""
-        found: dict[int, Any] = {}
+        results: dict[int, Any] = {}
         with progress.task("score on the cluster", total=len(jobs), unit="jobs") as task:
             for number, result in pool.run(self._setup.begin, work, jobs):
-                found[number] = result
+                results[number] = result
                 task.advance()
-        return [(job, found[number]) for number, job in enumerate(jobs)]
+        return [(job, results[number]) for number, job in enumerate(jobs)]
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ def versions() -> dict[str, str]:
 
     Of depthcut also the hash of its code: a checkout has one version for many states.
     """
-    found = {"depthcut": _own_version(), "python": platform.python_version()}
+    texts = {"depthcut": _own_version(), "python": platform.python_version()}
     for name in ("numpy", "torch", "transformers"):
         try:
-            found[name] = version(name)
+            texts[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            texts[name] = "missing"
+    return texts
 
 
 def _own_version() -> str:
@@ -42,8 +42,8 @@ def _own_version() -> str:
         return "missing"
     root, digest = Path(spec.origin).parents[1], hashlib.sha256()
     for package in ("exporter", "graph_passes"):
-        found = (root / package).rglob("*.py")
-        for path in sorted(each for each in found if each.parent.name != "entry_points"):
+        paths = (root / package).rglob("*.py")
+        for path in sorted(item for item in paths if item.parent.name != "entry_points"):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return f"{exporter.__version__} (code {digest.hexdigest()[:12]})"
 

@@ -41,11 +41,11 @@ def structure(candidate: Candidate) -> str:
 
 def really_cut(model: Any, candidate: Candidate) -> Any:
     """A copy in which the branches that go are not computed; it shares the model's weights."""
-    found = sharing_copy(model)
-    for part in sublayers(found):
+    result = sharing_copy(model)
+    for part in sublayers(result):
         if part.ref in candidate.cut:
-            leave_out(found, part, candidate.cut[part.ref])
-    return found
+            leave_out(result, part, candidate.cut[part.ref])
+    return result
 
 
 def speedup(model: Any, candidate: Candidate, rounds: int) -> Speedup:
@@ -56,8 +56,8 @@ def speedup(model: Any, candidate: Candidate, rounds: int) -> Speedup:
     matrices = {n: patch for n, patch in candidate.patches.items() if patch.is_matrix}
     ids = torch.arange(PROMPT)[None] % model.config.get_text_config().vocab_size
     with hooked(Candidate(patches=matrices).patched(cut)):
-        for each in (model, cut):
-            _milliseconds(each, ids)
+        for item in (model, cut):
+            _milliseconds(item, ids)
         taken = np.array([_round(model, cut, ids, backwards=n % 2 > 0) for n in range(rounds)])
     return estimate(log_ratios(taken[:, 0], taken[:, 1], turns=_TURNS)).speedup()
 

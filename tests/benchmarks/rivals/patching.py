@@ -73,12 +73,12 @@ def _scales(work: Workplace, first: int, span: int, rotation: torch.Tensor) -> t
     """``d``, ``[hidden]``."""
     import torch
 
-    found = []
+    result = []
     for states in layer_states(work.model, work.few):
         stream = between_layers(states)
         before, behind = ((stream[n] @ rotation).abs().mean(1) for n in (first, first + span))
-        found.append(behind / before)
-    return torch.cat(found).mean(0)
+        result.append(behind / before)
+    return torch.cat(result).mean(0)
 
 
 def rotation_of(size: int) -> NDArray[np.float64]:
@@ -129,8 +129,8 @@ def _map(work: Workplace, first: int, span: int) -> torch.Tensor:
         sums.add(x.flatten(0, 1), y.flatten(0, 1))
     ridge = _FOLD_RIDGE * sums.xx.trace() / width
     square = sums.xx + ridge * torch.eye(width).to(sums.xx)
-    found: torch.Tensor = torch.linalg.solve(square, sums.xy)
-    return found
+    tensor: torch.Tensor = torch.linalg.solve(square, sums.xy)
+    return tensor
 
 
 def _down_projection(work: Workplace, layer: int) -> tuple[str, torch.Tensor]:
@@ -147,10 +147,10 @@ _RIDGE = 1e-9
 
 def nbl(work: Workplace, dropped: int) -> Candidate:
     """Replaces the attentions of the lowest bound by their linear estimators."""
-    found = _estimators(work)
-    layers = sorted(range(len(found)), key=lambda layer: found[layer].bound)[:dropped]
+    estimators = _estimators(work)
+    layers = sorted(range(len(estimators)), key=lambda layer: estimators[layer].bound)[:dropped]
     cut = without_branches([(layer, "attention") for layer in layers], work.model)
-    patches = {layer: found[layer].patch for layer in layers}
+    patches = {layer: estimators[layer].patch for layer in layers}
     return Candidate(cut, patches, read=(len(work.text.input_ids),))
 
 
@@ -165,19 +165,19 @@ class Estimator(NamedTuple):
 def _estimators(work: Workplace) -> list[Estimator]:
     """Of every attention, by layer."""
     width = work.model.config.get_text_config().hidden_size
-    found = [Moments(width) for _ in range(work.num_layers)]
+    result = [Moments(width) for _ in range(work.num_layers)]
     for states in layer_states(work.model, work.text):
-        for moments, each in zip(found, states, strict=True):
-            moments.add(each.entering.flatten(0, 1), each.attended.flatten(0, 1))
-    return [Estimator(bound(*each.covariances()), each.estimator()) for each in found]
+        for moments, state in zip(result, states, strict=True):
+            moments.add(state.entering.flatten(0, 1), state.attended.flatten(0, 1))
+    return [Estimator(bound(*item.covariances()), item.estimator()) for item in result]
 
 
 def bound(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor) -> float:
     """The sum of ``1 - rho^2`` over all canonical correlations."""
     import torch
 
-    found = torch.linalg.solve(_firm(yy), xy.T) @ torch.linalg.solve(_firm(xx), xy)
-    return float(len(yy) - found.trace())
+    result = torch.linalg.solve(_firm(yy), xy.T) @ torch.linalg.solve(_firm(xx), xy)
+    return float(len(yy) - result.trace())
 
 
 def _firm(covariance: torch.Tensor) -> torch.Tensor:
@@ -209,9 +209,9 @@ class Moments:
     def covariances(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of X, of X and Y, of Y."""
         mean = self._sum / self._tokens
-        found = self._products / self._tokens - mean.outer(mean)
+        products = self._products / self._tokens - mean.outer(mean)
         width = len(mean) // 2
-        return found[:width, :width], found[:width, width:], found[width:, width:]
+        return products[:width, :width], products[:width, width:], products[width:, width:]
 
     def estimator(self) -> Patch:
         """The linear estimator of Y from X, of the least mean squared error."""

@@ -93,9 +93,9 @@ def render(
     rows: Sequence[Row], found: Mapping[str, Finished], whole: Finished, setting: Setting
 ) -> str:
     """The page, of the rows that are finished."""
-    told = "\n".join(f"- {line}" for line in setting.lines)
+    text = "\n".join(f"- {line}" for line in setting.lines)
     introduction = _INTRODUCTION.format(
-        calibration=setting.calibration, setting=told, command=setting.command
+        calibration=setting.calibration, setting=text, command=setting.command
     )
     parts = [introduction]
     for unit, numbers in NUMBERS.items():
@@ -113,10 +113,10 @@ def _section(
     unit: Unit,
     dropped: int,
     rows: Sequence[Row],
-    found: Mapping[str, Finished],
+    finisheds: Mapping[str, Finished],
     whole: Finished,
 ) -> Iterator[str]:
-    results = [found[row.name] for row in rows]
+    results = [finisheds[row.name] for row in rows]
     names = [_title(row) for row in rows]
     yield f"## {dropped} {unit} of {whole['layers']}\n"
     domains = [*_domain_columns(results)]
@@ -176,9 +176,9 @@ def _domain_columns(results: Sequence[Finished]) -> Iterator[list[Cell | str]]:
             {key: np.array(values) for key, values in result["domains"][name].items()}
             for result in results
         ]
-        yield [f"{_perplexity(each['nll_sums'], each['positions']):.2f}" for each in sums]
-        yield [_rise(each["nll_sums"] - each["baseline_nll_sums"], each) for each in sums]
-        yield [_rise(each["kl_sums"], each, ends=False) for each in sums]
+        yield [f"{_perplexity(item['nll_sums'], item['positions']):.2f}" for item in sums]
+        yield [_rise(item["nll_sums"] - item["baseline_nll_sums"], item) for item in sums]
+        yield [_rise(item["kl_sums"], item, ends=False) for item in sums]
 
 
 def _perplexity(nll_sums: Any, positions: Any) -> float:
@@ -209,10 +209,10 @@ def _task_columns(
     results: Sequence[Finished], whole: Finished, tasks: Sequence[str]
 ) -> Iterator[list[Cell | str]]:
     for task in tasks:
-        for key, told in (("log_p", _nats), ("right", _percent)):
+        for key, item in (("log_p", _nats), ("right", _percent)):
             base = np.array(whole["answers"][task][key])
             arms = [np.array(result["answers"][task][key]) for result in results]
-            yield [told(difference_interval(base, arm), float(base.mean()), arm) for arm in arms]
+            yield [item(difference_interval(base, arm), float(base.mean()), arm) for arm in arms]
 
 
 def _nats(change: Interval, _base: float, arm: Any) -> Cell:
@@ -257,4 +257,4 @@ def _published() -> Iterator[str]:
     yield "## What the papers say of themselves\n"
     yield "On models that are too large for this table; shares are of the whole model's score.\n"
     titles = ["method", "arXiv", "model", "cut", "figure", "where"]
-    yield _table(titles, [list(each) for each in PUBLISHED], [], [[]])
+    yield _table(titles, [list(item) for item in PUBLISHED], [], [[]])

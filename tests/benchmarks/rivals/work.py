@@ -72,8 +72,8 @@ class Patch:
     def __call__(self, stream: torch.Tensor) -> torch.Tensor:
         """The stream behind it, ``[..., hidden]``."""
         factor = self.factor.to(stream)
-        found = stream @ factor if self.is_matrix else stream * factor
-        return found if self.shift is None else found + self.shift.to(stream)
+        result = stream @ factor if self.is_matrix else stream * factor
+        return result if self.shift is None else result + self.shift.to(stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,15 +149,15 @@ def layer_states(
     """The states of all layers, a list for each batch of a text without padding."""
     layers = layer_modules(model)
     for batch in batches_of(text.input_ids, text.mask, BATCH):
-        found: list[LayerStates] = []
-        with candidate.applied(model), tapped(layers, found.append):
+        states: list[LayerStates] = []
+        with candidate.applied(model), tapped(layers, states.append):
             run_backbone(model, batch.inputs(model.device))
-        yield found
+        yield states
 
 
 def between_layers(states: list[LayerStates]) -> list[torch.Tensor]:
     """The stream before each layer and behind the last, ``[batch, tokens, hidden]`` each."""
-    return [*(each.entering for each in states), states[-1].output]
+    return [*(item.entering for item in states), states[-1].output]
 
 
 def span_distances(
@@ -168,10 +168,10 @@ def span_distances(
 
     sums, tokens = np.zeros(()), 0
     for states in layer_states(model, text, candidate):
-        stream = [each.double() for each in between_layers(states)]
+        stream = [tensor.double() for tensor in between_layers(states)]
         pairs = zip(stream, stream[span:], strict=False)
-        found = [(1 - torch.cosine_similarity(x, y, dim=-1)).sum().item() for x, y in pairs]
-        sums, tokens = sums + np.array(found), tokens + stream[0][..., 0].numel()
+        result = [(1 - torch.cosine_similarity(x, y, dim=-1)).sum().item() for x, y in pairs]
+        sums, tokens = sums + np.array(result), tokens + stream[0][..., 0].numel()
     return np.asarray(sums / tokens, np.float64)
 
 

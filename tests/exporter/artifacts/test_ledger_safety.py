@@ -76,9 +76,9 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 
 
 def mine(root: Path) -> dict[str, Any]:
-    found = contents(root)
+    result = contents(root)
     names = (*FOREIGN, "candidate/data", "candidate/latest", "candidate/broken")
-    return {name: found.get(name) for name in names}
+    return {name: result.get(name) for name in names}
 
 
 def test_a_users_files_stay_in_a_folder_that_is_replaced(tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_a_users_files_stay_in_a_folder_that_is_replaced(tmp_path: Path) -> None
     walk(tmp_path, "new")
     assert mine(tmp_path) == before
     assert (tmp_path / "candidate" / "notes.txt").stat().st_ino == inode
-    found = contents(tmp_path)
-    assert found["candidate/one"] == found["report.json"] == b"new"
-    assert "candidate/only-old" not in found
+    result = contents(tmp_path)
+    assert result["candidate/one"] == result["report.json"] == b"new"
+    assert "candidate/only-old" not in result
     assert os.listdir(tmp_path / ".depthcut") == ["stages.json"]  # noqa: PTH208
     walk(tmp_path, "new")
-    assert contents(tmp_path) == found
+    assert contents(tmp_path) == result
 
 
 @pytest.mark.parametrize("name", ["candidate/one", "candidate/below", "candidate/below/two/mine"])
@@ -105,9 +105,9 @@ def test_a_users_file_where_a_new_result_belongs_stops_it(tmp_path: Path, name: 
     assert contents(tmp_path) == before
     (tmp_path / name).rename(tmp_path / "moved")
     walk(tmp_path, "new")
-    found = contents(tmp_path)
-    assert found["candidate/one"] == found["candidate/below/two"] == b"new"
-    assert found["moved"] == b"mine"
+    result = contents(tmp_path)
+    assert result["candidate/one"] == result["candidate/below/two"] == b"new"
+    assert result["moved"] == b"mine"
 
 
 def test_what_no_run_makes_any_more_goes_unless_it_was_changed(tmp_path: Path) -> None:

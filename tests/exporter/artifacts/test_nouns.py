@@ -26,12 +26,12 @@ def test_a_models_class_says_what_it_reads(architecture: str, read: Nouns) -> No
 @pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])
 def test_a_rows_length_is_called_what_it_counts(read: Nouns) -> None:
     row = gate_row(100, phase="encode", counts=read.parts)
-    told, short = shape_words(row), short_shape(row)
-    assert ("tokens" in told) is (read == TEXTS)
-    assert ("patches" in told) is (read == IMAGES)
+    result, short = shape_words(row), short_shape(row)
+    assert ("tokens" in result) is (read == TEXTS)
+    assert ("patches" in result) is (read == IMAGES)
     # A recording has one length, which is no number that anyone gave.
-    assert ("100" in told) is ("100" in short) is (read != RECORDINGS)
-    assert ("recording" in told) is ("recording" in short) is (read == RECORDINGS)
+    assert ("100" in result) is ("100" in short) is (read != RECORDINGS)
+    assert ("recording" in result) is ("recording" in short) is (read == RECORDINGS)
 
 
 @pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])

@@ -29,8 +29,8 @@ def written(tmp_path: Path, content: Any) -> Path:
 
 def drops(tmp_path: Path, content: Any) -> Drops:
     plan = read_plan(written(tmp_path, content))
-    assert all(each.replacement == "none" for each in plan.deletions)
-    return [(each.kind, each.layer) for each in plan.deletions]
+    assert all(deletion.replacement == "none" for deletion in plan.deletions)
+    return [(deletion.kind, deletion.layer) for deletion in plan.deletions]
 
 
 def deci(*pairs: tuple[Any, Any]) -> dict[str, Any]:

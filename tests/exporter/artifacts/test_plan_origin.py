@@ -77,8 +77,8 @@ def test_prune_holds_a_plan_against_the_graphs_own_model(
         _plan(meant).write(plan)
         call = ["prune", str(tmp_path / "model.onnx"), "-o", str(output), "--plan", str(plan)]
         assert command_line.run([*call, "--verify", "none"]) == 0
-        told = capsys.readouterr()
-        assert (OTHER[:12] in told.out + told.err) is warned
+        printed = capsys.readouterr()
+        assert (OTHER[:12] in printed.out + printed.err) is warned
         assert load_model(output).metadata_props[MODEL_KEY] == OURS
 
 

@@ -66,9 +66,9 @@ def write_plan(
 
 
 def read(plan_path: Path) -> Replacements:
-    found = read_replacements(read_plan(plan_path), plan_path)
-    assert found is not None
-    return found
+    replacements = read_replacements(read_plan(plan_path), plan_path)
+    assert replacements is not None
+    return replacements
 
 
 @pytest.fixture
@@ -80,14 +80,14 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_numbers_come_as_they_were_written(tmp_path: Path) -> None:
-    found = read(write_plan(tmp_path))
-    assert found.sha256 == sha256_file(tmp_path / "numbers.safetensors")
-    assert sorted(found.tensors) == [SublayerRef(0, "mlp"), SublayerRef(1, "attention")]
-    linear = found.tensors[SublayerRef(1, "attention")]
+    result = read(write_plan(tmp_path))
+    assert result.sha256 == sha256_file(tmp_path / "numbers.safetensors")
+    assert sorted(result.tensors) == [SublayerRef(0, "mlp"), SublayerRef(1, "attention")]
+    linear = result.tensors[SublayerRef(1, "attention")]
     assert isinstance(linear.weight, ir.LazyTensor)
     assert linear.weight.dtype == ir.DataType.BFLOAT16
     assert np.array_equal(linear.weight.numpy(), TENSORS["attention.1.weight"])
-    assert found.tensors[SublayerRef(0, "mlp")].weight is None
+    assert result.tensors[SublayerRef(0, "mlp")].weight is None
 
 
 def test_the_plan_in_the_readme_is_a_whole_one(tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_a_plan_is_carried_out_from_the_command_line(
 ) -> None:
     plan, target = write_plan(tmp_path / "plan"), tmp_path / "out" / "m.onnx"
     assert command_line.run(["prune", str(source), "-o", str(target), "--plan", str(plan)]) == 0
-    told = "".join(capfd.readouterr())
-    assert tells(told, 3)
-    assert tells(told, 2)
+    text = "".join(capfd.readouterr())
+    assert tells(text, 3)
+    assert tells(text, 2)
     report = PruneReport.read(tmp_path / "out" / "prune.json")
     assert report.verification.passed
     assert report.made_from["replacements"] == read(plan).sha256
-    told = {(e.kind, e.layer): (e.replacement, e.parameters_added) for e in report.deleted}
-    assert told == {
+    text = {(e.kind, e.layer): (e.replacement, e.parameters_added) for e in report.deleted}
+    assert text == {
         ("mlp", 0): ("bias", 8), ("attention", 1): ("linear", 72), ("mlp", 2): ("none", 0),
     }  # fmt: skip
     removed = sum(entry.parameters_removed for entry in report.deleted)
@@ -128,9 +128,9 @@ def test_shared_weights_stay_where_they_are(
     monkeypatch.setattr(storage, "_MOST_INLINE_BYTES", limit)
     before = data_of(source).read_bytes()
     target = source.with_name("m.onnx")
-    found = read(write_plan(tmp_path / "plan"))
+    result = read(write_plan(tmp_path / "plan"))
     report = prune_file(
-        source, target, LoadedPlan.of(DELETIONS, found), CutOptions(weights="share")
+        source, target, LoadedPlan.of(DELETIONS, result), CutOptions(weights="share")
     )
     assert report.verification.passed
     assert [own.stat().st_size for own in all_data_of(target)] == [8 * 8 * 4] * (limit == 0)
@@ -150,9 +150,9 @@ def test_a_graph_that_holds_its_weights_shares_none_of_them(
     source, target = tmp_path / "source" / "model.onnx", tmp_path / "elsewhere" / "m.onnx"
     source.parent.mkdir()
     source.write_bytes(ir.to_proto(tiny_model(TinySpec())).SerializeToString())
-    found = read(write_plan(tmp_path / "plan"))
+    result = read(write_plan(tmp_path / "plan"))
     report = prune_file(
-        source, target, LoadedPlan.of(DELETIONS, found), CutOptions(weights="share")
+        source, target, LoadedPlan.of(DELETIONS, result), CutOptions(weights="share")
     )
     assert report.verification.passed
     assert data_of(target).stat().st_size == 8 * 8 * 4
@@ -160,7 +160,7 @@ def test_a_graph_that_holds_its_weights_shares_none_of_them(
 
 def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
     """Not even one with the name of an earlier version, in which another model's weights lie."""
-    found = read(write_plan(tmp_path / "plan"))
+    result = read(write_plan(tmp_path / "plan"))
     other, data = source.with_name("other.onnx"), source.with_name("m.onnx.data")
     save_model(load_model(source), other)
     named = data_of(other).rename(data).name
@@ -173,7 +173,7 @@ def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
     prune_file(
         source,
         source.with_name("m.onnx"),
-        LoadedPlan.of(DELETIONS, found),
+        LoadedPlan.of(DELETIONS, result),
         CutOptions(weights="share"),
     )
     assert (other.read_bytes(), data.read_bytes()) == before
@@ -181,15 +181,15 @@ def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_numbers_can_not_be_the_target(source: Path, tmp_path: Path) -> None:
-    found = read(write_plan(tmp_path))
-    with raises(UsageError, "overwrites-input", found.path):
-        prune_file(source, found.path, LoadedPlan.of(DELETIONS, found))
+    result = read(write_plan(tmp_path))
+    with raises(UsageError, "overwrites-input", result.path):
+        prune_file(source, result.path, LoadedPlan.of(DELETIONS, result))
 
 
 def test_verification_catches_other_numbers(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = read(write_plan(tmp_path / "plan"))
+    result = read(write_plan(tmp_path / "plan"))
     right = testing.masked_model
 
     def wrong(model: ir.Model, deletions: Any, given: Any) -> ir.Model:
@@ -199,7 +199,7 @@ def test_verification_catches_other_numbers(
 
     monkeypatch.setattr(testing, "masked_model", wrong)
     with raises(VerificationError, "wrong-results"):
-        prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(DELETIONS, found))
+        prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(DELETIONS, result))
     assert not (tmp_path / "out").exists()
 
 
@@ -210,9 +210,9 @@ FACTORS: dict[str, Any] = {
 
 
 def test_a_map_of_low_rank_comes_as_two_factors(source: Path, tmp_path: Path) -> None:
-    found = read(write_plan(tmp_path / "plan", without("attention.1.weight") | FACTORS))
+    result = read(write_plan(tmp_path / "plan", without("attention.1.weight") | FACTORS))
     target = tmp_path / "out" / "m.onnx"
-    report = prune_file(source, target, LoadedPlan.of(DELETIONS, found))
+    report = prune_file(source, target, LoadedPlan.of(DELETIONS, result))
     assert report.verification.passed
     assert {e.kind: e.parameters_added for e in report.deleted if e.layer == 1} == {
         "attention": 8 * 3 * 2 + 8
@@ -296,13 +296,13 @@ def test_a_plan_without_a_file_replaces_nothing(tmp_path: Path) -> None:
 def test_a_block_takes_the_numbers_of_its_sublayers(source: Path, tmp_path: Path) -> None:
     block = [PlannedDeletion(layer=1, kind="block", replacement="bias")]
     tensors = {f"{kind}.1.bias": TENSORS["mlp.0.bias"] for kind in ("attention", "mlp")}
-    found = read(write_plan(tmp_path / "plan", tensors, block))
-    report = prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(block, found))
+    result = read(write_plan(tmp_path / "plan", tensors, block))
+    report = prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(block, result))
     assert report.verification.passed
     del tensors["mlp.1.bias"]
-    found = read(write_plan(tmp_path / "plan", tensors, block))
+    result = read(write_plan(tmp_path / "plan", tensors, block))
     with raises(SurgeryError, "numbers-missing", "mlp 1"):
-        prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(block, found))
+        prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(block, result))
 
 
 @pytest.mark.parametrize("name", ["report.json", "baseline/numbers.safetensors", "healing"])

@@ -43,8 +43,8 @@ GRAPHS = {"onnxruntime", "openvino", "tensorrt"}
     ],
 )
 def test_where_a_plan_can_be_served(plan: Any, holding: set[str]) -> None:
-    found = where_served(plan)
-    assert {server for server, reason in found.items() if not reason} == holding
+    texts = where_served(plan)
+    assert {server for server, reason in texts.items() if not reason} == holding
     for server in ALL - holding:
         with pytest.raises(PlanError):
             refuse_unheld([server], plan)
@@ -106,13 +106,19 @@ def test_a_config_tells_whether_it_computes_as_llama(told: dict[str, Any], other
 
 
 def test_an_export_for_a_runtime_plans_and_heals_for_it(tmp_path: Path) -> None:
-    told = {"source": "M", "output": str(tmp_path), "drop_attn": 2, "heal": "linear", "for": "mlx"}
-    request = build(ExportRequest, told)
+    result = {
+        "source": "M",
+        "output": str(tmp_path),
+        "drop_attn": 2,
+        "heal": "linear",
+        "for": "mlx",
+    }
+    request = build(ExportRequest, result)
     assert request.plan_settings.server == "mlx"
     assert request.heal is not None
     assert request.heal.server == "mlx"
     assert not request.heal.intercept
-    free = build(ExportRequest, {key: told[key] for key in told if key != "for"})
+    free = build(ExportRequest, {key: result[key] for key in result if key != "for"})
     assert free.plan_settings.server is None
     assert free.heal is not None
     assert free.heal.intercept

@@ -102,9 +102,9 @@ def test_one_graph_is_not_cut_by_the_numbers_of_two_stacks(tmp_path: Path) -> No
 
 
 def test_a_joint_number_takes_cross_attentions_too() -> None:
-    found = plan_drop(report(), joint=7)
-    assert found.encoder_layers == 2
-    assert [(d.layer, d.kind) for d in found.deletions][4:] == [
+    plan = plan_drop(report(), joint=7)
+    assert plan.encoder_layers == 2
+    assert [(d.layer, d.kind) for d in plan.deletions][4:] == [
         (2, "attention"), (2, "cross_attention"), (2, "mlp"),
     ]  # fmt: skip
     cross = plan_drop(report(), cross_attention=2)

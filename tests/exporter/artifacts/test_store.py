@@ -91,9 +91,9 @@ def test_an_entry_whose_files_lead_out_is_none(path: Path, name: str) -> None:
 def test_arrays_are_kept_whole_or_not_at_all(path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     Store(path, ABOUT).keep_arrays("fit", {"ridge": 0.1}, {"w": array})
-    found = Store(path, ABOUT).find_arrays("fit")
-    assert found is not None
-    value, arrays = found
+    result = Store(path, ABOUT).find_arrays("fit")
+    assert result is not None
+    value, arrays = result
     assert value == {"ridge": 0.1}
     assert np.array_equal(arrays["w"], array)
     (file,) = path.with_suffix("").iterdir()
@@ -154,10 +154,10 @@ def test_what_is_found_once_is_not_made_again(path: Path) -> None:
         assert Store(path, ABOUT).once("a", numbers, make) == [1, 2]
     assert calls == ["made"]
     Store(path, ABOUT).keep("a", "of another version")
-    told: list[Any] = []
-    assert Store(path, ABOUT).once("a", numbers, make, on_found=lambda: told.append(1)) == [1, 2]
+    results: list[Any] = []
+    assert Store(path, ABOUT).once("a", numbers, make, on_found=lambda: results.append(1)) == [1, 2]
     assert calls == ["made"] * 2
-    assert not told
+    assert not results
 
 
 def test_nothing_that_is_empty_is_kept(path: Path) -> None:

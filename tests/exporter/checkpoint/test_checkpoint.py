@@ -193,12 +193,12 @@ def test_a_config_is_renumbered_where_it_names_layers() -> None:
 
 
 def test_fewer_layers_are_not_told_of_what_the_base_lacked_in_others_words(tmp_path: Path) -> None:
-    told = {"drop_attn_list": [2, 1], "drop_mlp_list": [False, True, True],
+    result = {"drop_attn_list": [2, 1], "drop_mlp_list": [False, True, True],
             "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"}}  # fmt: skip
-    facts, wanted = written(tmp_path, BLOCK, **told)
+    facts, wanted = written(tmp_path, BLOCK, **result)
     assert facts.kept == [0, 2]
     config = json.loads((tmp_path / "config.json").read_text())
-    assert not told.keys() & config.keys()
+    assert not result.keys() & config.keys()
     assert answer(plain(tmp_path)).allclose(wanted, atol=1e-6)  # the same sums, other threads
 
 
@@ -296,14 +296,14 @@ def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
                 "kept": [0, 2], "plain": True, "deletions": BLOCK},
     )  # fmt: skip
     report = full_report()
-    told = model_card(named, CardSources(PruningPlan(deletions=BLOCK), report=report))
-    assert told.startswith("---\n")
-    assert 'base_model: "owner/name"' in told
-    assert "license: apache-2.0" in told
-    assert "AutoModelForCausalLM" in told
-    assert "load_pruned" not in told
-    assert "perplexity" in told
-    assert report.environment.processor in told
+    text = model_card(named, CardSources(PruningPlan(deletions=BLOCK), report=report))
+    assert text.startswith("---\n")
+    assert 'base_model: "owner/name"' in text
+    assert "license: apache-2.0" in text
+    assert "AutoModelForCausalLM" in text
+    assert "load_pruned" not in text
+    assert "perplexity" in text
+    assert report.environment.processor in text
 
 
 def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
@@ -330,8 +330,8 @@ def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> N
     from exporter.checkpoint.model_card import CardSources, model_card
 
     def text(source: str, **more: Any) -> CalibrationRef:
-        told = {"samples": 3, "sequence_length": 4, "tokens": 1200, "sha256": "0" * 64, **more}
-        return CalibrationRef(source=source, **told)
+        result = {"samples": 3, "sequence_length": 4, "tokens": 1200, "sha256": "0" * 64, **more}
+        return CalibrationRef(source=source, **result)
 
     facts, _ = written(tmp_path / "hf", BLOCK)
     texts = [text("pydoc (half)"), text(str(tmp_path / "valid.txt"))]
@@ -342,7 +342,7 @@ def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> N
         stopped_on=texts[:1],
         judged_apart=[JudgedText(text=texts[1], figures=figures)],
     )
-    mixed = text(" + ".join(each.source for each in texts), mixture=texts)
+    mixed = text(" + ".join(item.source for item in texts), mixture=texts)
     scores = full_importance().model_copy(update={"calibration": mixed})
     card = model_card(facts, CardSources(plan, scores))
     assert str(tmp_path) not in card

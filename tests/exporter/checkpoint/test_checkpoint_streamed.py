@@ -63,8 +63,8 @@ def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> No
     assert streamed == memory
     assert config_of(tmp_path / "streamed") == config_of(tmp_path / "memory")
     wanted = load_pruned(tmp_path / "memory").model
-    found = load_pruned(tmp_path / "streamed").model
-    assert answer(found).equal(answer(wanted))
+    model = load_pruned(tmp_path / "streamed").model
+    assert answer(model).equal(answer(wanted))
     again = load_meta(str(tmp_path / "streamed"), pruned=True)
     with filled_while_running(again):
         assert answer(again.model).equal(answer(wanted))

@@ -38,17 +38,17 @@ def lines_for(source: Path, plan: Any) -> dict[str, str]:
 def test_a_checkpoint_with_gaps_is_loaded_by_depthcut(source: Path) -> None:
     lines = lines_for(source, GAPS)
     assert list(lines) == ["depthcut"]
-    _, found = run_lines(lines["depthcut"], source.with_name("hf"))
-    assert len(found["tokens"]) > 5
-    assert found["tuned"].model.training
+    _, result = run_lines(lines["depthcut"], source.with_name("hf"))
+    assert len(result["tokens"]) > 5
+    assert result["tuned"].model.training
 
 
 def test_a_plain_checkpoint_is_loaded_by_transformers(source: Path) -> None:
     lines = lines_for(source, BLOCK)
     assert list(lines) == ["transformers"]
-    _, found = run_lines(lines["transformers"], source.with_name("hf"))
-    assert len(found["tokens"]) > 5
-    assert found["model"].config.num_hidden_layers == 2
+    _, result = run_lines(lines["transformers"], source.with_name("hf"))
+    assert len(result["tokens"]) > 5
+    assert result["model"].config.num_hidden_layers == 2
 
 
 def test_an_encoder_s_files_of_sentence_transformers_go_with_it(source: Path) -> None:

@@ -25,8 +25,8 @@ NAMES = {"tensorrt-llm": ("linear_attn", "linear_mlp"), "mlx": ("linear", "linea
 
 def without_intercept(given: Replacements) -> Replacements:
     tensors = {
-        ref: ReplacementTensors(0 * each.bias, each.weight, each.factors)
-        for ref, each in given.tensors.items()
+        ref: ReplacementTensors(0 * tensor.bias, tensor.weight, tensor.factors)
+        for ref, tensor in given.tensors.items()
     }
     return Replacements(given.path, given.sha256, tensors)
 
@@ -159,8 +159,8 @@ def test_every_server_computes_the_cut(tmp_path: Path, plan: Any, family: str) -
 def test_maps_have_the_servers_names(tmp_path: Path, server: str, rank: int | None) -> None:
     plan = planned(("attention", 1, "linear"), ("mlp", 2, "linear"), ("attention", 2, "none"))
     wanted = written(tmp_path / "out", plan, server, rank=rank)
-    found = served(tmp_path / "out", NAMES[server])
-    assert float((found - wanted).abs().max()) < 1e-4
+    result = served(tmp_path / "out", NAMES[server])
+    assert float((result - wanted).abs().max()) < 1e-4
 
 
 def test_every_key_that_a_server_reads_is_there(tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> No
     plan = planned(("attention", 1, "none"), ("block", 2, "none"))
     for _ in range(2):
         written(tmp_path / "out", plan)
-    found = read_plan(tmp_path / "out" / "config.json")
-    gone = {ref for each in plan for ref in each.sublayers}
-    assert {ref for each in found.deletions for ref in each.sublayers} == gone
+    result = read_plan(tmp_path / "out" / "config.json")
+    gone = {ref for item in plan for ref in item.sublayers}
+    assert {ref for deletion in result.deletions for ref in deletion.sublayers} == gone
     (tmp_path / "out" / "mine.py").write_text("")
     with raises(UsageError, "not-ours", "mine.py"):
         written(tmp_path / "out", plan)

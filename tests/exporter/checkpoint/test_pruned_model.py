@@ -151,18 +151,18 @@ def test_it_generates_without_its_first_attention(family: str, tmp_path: Path) -
     model = load_pruned(saved(tmp_path, family, plan)[0]).model
     ids = ids_of(1, 7)
     for beams in (1, 3):
-        found = model.generate(
+        result = model.generate(
             ids, max_new_tokens=6, do_sample=False, num_beams=beams, pad_token_id=0,
             eos_token_id=None,
         )  # fmt: skip
-        assert found.shape == (1, 13)
+        assert result.shape == (1, 13)
         if beams == 1:
             alone = ids
             for _ in range(6):
                 with torch.inference_mode():
                     logits = model(alone, use_cache=False).logits
                 alone = torch.cat([alone, logits[:, -1:].argmax(-1)], dim=1)
-            assert found.equal(alone)
+            assert result.equal(alone)
 
 
 def test_only_the_length_is_kept_of_a_dropped_attention(tmp_path: Path) -> None:

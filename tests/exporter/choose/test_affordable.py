@@ -39,14 +39,14 @@ def report(layers: int) -> ImportanceReport:
 def test_the_ends_stay_as_far_as_others_are_enough(
     counts: Mapping[str, int], protect: tuple[str, ...]
 ) -> None:
-    found = by_scores_inside(SearchOptions(), report(6), counts, allow_all=False)
-    assert (found.search, found.protect) == ("one-shot", protect)
+    search_options = by_scores_inside(SearchOptions(), report(6), counts, allow_all=False)
+    assert (search_options.search, search_options.protect) == ("one-shot", protect)
 
 
 def test_what_a_user_protects_stands_alone() -> None:
-    asked = SearchOptions(protect=("attention:2",))
-    found = by_scores_inside(asked, report(6), {"attention": 2}, allow_all=False)
-    assert found.protect == ("attention:2",)
+    search_options = SearchOptions(protect=("attention:2",))
+    result = by_scores_inside(search_options, report(6), {"attention": 2}, allow_all=False)
+    assert result.protect == ("attention:2",)
 
 
 def test_a_search_gets_the_tokens_that_its_time_allows_or_none() -> None:

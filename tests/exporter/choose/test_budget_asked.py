@@ -158,8 +158,8 @@ def test_goals_are_what_has_to_go() -> None:
     budget = Budget(
         attention=1, parameters=0.2, target_speedup=1.25, at=AT, fits=Memory(4000, 10)
     )  # fmt: skip
-    found = goals_of(budget, SIZES, costs)
-    assert [goal.amount for goal in found] == pytest.approx([20.0, 200.0, 240.0, 1.0])
+    goals = goals_of(budget, SIZES, costs)
+    assert [goal.amount for goal in goals] == pytest.approx([20.0, 200.0, 240.0, 1.0])
     assert isinstance(unit_to_use_up(budget, SIZES, costs), Milliseconds)
     assert isinstance(unit_to_use_up(Budget(), SIZES, costs), Parameters)
 
@@ -224,9 +224,11 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
     done = _invoked(*call)
     (tmp_path / "keys.yaml").unlink()
     assert done.exit_code != 0
-    told = done.output + (str(done.exception) if isinstance(done.exception, DepthcutError) else "")
-    assert words in re.sub(r"\s+", " ", told)
-    assert [found.name for found in tmp_path.iterdir()] == ["importance.json"]
+    output = done.output + (
+        str(done.exception) if isinstance(done.exception, DepthcutError) else ""
+    )
+    assert words in re.sub(r"\s+", " ", output)
+    assert [item.name for item in tmp_path.iterdir()] == ["importance.json"]
 
 
 @pytest.mark.parametrize(
@@ -252,12 +254,14 @@ def test_a_search_that_weighs_replacements_fits_them_in_its_own_way() -> None:
 
 def test_a_training_with_replacements_weighs_them_before_it() -> None:
     def settings(**heal: Any) -> PlanSettings:
-        asked = PlanSettings(SearchOptions("greedy"), heal=HealOptions(kind="distill", **heal))
-        return asked.for_budget(Budget(attention=1))
+        plan_settings = PlanSettings(
+            SearchOptions("greedy"), heal=HealOptions(kind="distill", **heal)
+        )
+        return plan_settings.for_budget(Budget(attention=1))
 
-    found = settings(replacements="linear", rank=4)
-    assert found.weighed == HealOptions(kind="linear")
-    assert found.heals_afterwards
+    result = settings(replacements="linear", rank=4)
+    assert result.weighed == HealOptions(kind="linear")
+    assert result.heals_afterwards
     bare = settings()
     assert bare.weighed is None
     assert bare.heals_afterwards
@@ -398,8 +402,8 @@ def test_a_required_speedup_is_told_by_the_exit_code(
         call = ["export", "model", "-o", str(tmp_path / "out"), "--no-measure", *call]
     required = in_file(tmp_path, [*call, "require_speedup: true"])
     assert run(required) == code
-    assert words in (told := capsys.readouterr()).err
-    assert bool(told.err) == bool(code)
+    assert words in (printed := capsys.readouterr()).err
+    assert bool(printed.err) == bool(code)
     assert run(call) == 0, "only who asks for it is told by the exit code"
     for error, ends in ((PlanError, 2), (UnmetGoalError, 1), (UndecidedGoalError, 3)):
         for name in makers:
@@ -418,18 +422,18 @@ def test_a_required_speedup_is_told_by_the_exit_code(
     ],
 )
 def test_what_only_searches_heed_is_refused_where_nothing_is_searched(name: str, said: Any) -> None:
-    asked = {"importance": Path("i.json"), "drop_mlp": 1, name: said}
+    result = {"importance": Path("i.json"), "drop_mlp": 1, name: said}
     with pytest.raises(OptionError) as refused:
-        build(PlanRequest, asked)
+        build(PlanRequest, result)
     assert refused.value.keys[0] == name
-    heeded = build(PlanRequest, {**asked, "search": "greedy"})
+    heeded = build(PlanRequest, {**result, "search": "greedy"})
     assert values_of(heeded)[name] == said
 
 
 def test_the_model_is_of_use_where_something_is_fitted_or_held() -> None:
-    asked = {"importance": Path("i.json"), "model": "m"}
+    result = {"importance": Path("i.json"), "model": "m"}
     for more in ({"drop_mlp": 1, "heal": "bias"}, {"parameters": 0.1}):
-        assert build(PlanRequest, {**asked, **more}).model == "m"
+        assert build(PlanRequest, {**result, **more}).model == "m"
 
 
 def test_the_usual_request_is_made_faster_where_none_is_named() -> None:
@@ -443,9 +447,9 @@ def test_the_usual_request_is_made_faster_where_none_is_named() -> None:
 @pytest.mark.parametrize(("longest", "context"), [(None, 4096), (64, 64), (8192, 4096)])
 def test_the_usual_context_is_what_the_model_can_hold(longest: Any, context: int) -> None:
     sizes = replace(SIZES, longest=longest)
-    asked = Budget(fits=Memory(10**6)), Budget(fits=Memory(10**6, 60))
-    found = [with_context(each, sizes).fits for each in asked]
-    assert found == [Memory(10**6, context), Memory(10**6, 60)]
+    result = Budget(fits=Memory(10**6)), Budget(fits=Memory(10**6, 60))
+    fits = [with_context(item, sizes).fits for item in result]
+    assert fits == [Memory(10**6, context), Memory(10**6, 60)]
 
 
 @pytest.mark.parametrize(
@@ -464,7 +468,7 @@ def test_the_usual_request_is_one_that_the_model_can_serve(
 ) -> None:
     sizes = replace(SIZES, longest=longest)
     if not caches:
-        bare = {name: replace(each, caches=()) for name, each in SIZES.sublayers.items()}
+        bare = {name: replace(sublayer, caches=()) for name, sublayer in SIZES.sublayers.items()}
         sizes = replace(sizes, sublayers=bare)
     fitted = with_request(Budget(floors=Floors(0.02), at=USUAL_REQUEST), sizes)
     assert fitted.at == RequestShape(1, *found)
@@ -478,7 +482,7 @@ def test_the_usual_request_is_one_that_the_model_can_serve(
 def test_the_usual_request_of_an_encoder_ends_where_texts_are_cut(
     longest_text: int | None, prompt: int
 ) -> None:
-    bare = {name: replace(each, caches=()) for name, each in SIZES.sublayers.items()}
+    bare = {name: replace(sublayer, caches=()) for name, sublayer in SIZES.sublayers.items()}
     sizes = replace(SIZES, sublayers=bare, longest=512, longest_text=longest_text)
     assert with_request(Budget(at=USUAL_REQUEST), sizes).at == RequestShape(1, prompt, 0)
     assert with_request(Budget(at=AT), sizes).at == AT
@@ -515,10 +519,10 @@ def test_costs_that_can_not_be_right_foretell_nothing() -> None:
 
 
 def test_a_first_look_that_trains_nothing_takes_no_time_for_a_training() -> None:
-    asked = ["model", "-o", "out", "--quick", "--time", "5m"]
+    result = ["model", "-o", "out", "--quick", "--time", "5m"]
     with raises(OptionError, "", "--quick", "--time"):
-        export.read(asked)
-    heal = export.read([*asked, "--heal", "distill"]).request.heal
+        export.read(result)
+    heal = export.read([*result, "--heal", "distill"]).request.heal
     assert heal is not None
     assert (heal.kind, heal.time_s) == ("distill", 300.0)
     assert export.read(["model", "-o", "out", "--time", "5m"]).request.heal is not None

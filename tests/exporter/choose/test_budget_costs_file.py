@@ -68,8 +68,8 @@ def test_all_variants_and_other_graphs_are_timed_in_the_same_rounds(tmp_path: Pa
     assert len(beside) == len(trials[0].rows) == cells
     # The whole graph's times are those of the same rounds; each has its own candidate.
     arms = [beside, *(trial.rows for trial in trials)]
-    assert len({tuple(each[0].baseline.samples_ms) for each in arms}) == 1
-    assert len({tuple(each[0].candidate.samples_ms) for each in arms}) == 3
+    assert len({tuple(arm[0].baseline.samples_ms) for arm in arms}) == 1
+    assert len({tuple(arm[0].candidate.samples_ms) for arm in arms}) == 3
     assert CostTable.read(kept) == table
 
 

@@ -45,8 +45,8 @@ def _goal_ms(target: float) -> float:
 @pytest.mark.parametrize("truth", [0.6, 0.8, 1.0, 1.4, 2.0])
 def test_it_comes_within_the_tolerance(truth: float) -> None:
     machine = Machine(truth)
-    found = reach_speedup(1.25, _goal_ms(1.25), machine.solve, machine.measure)
-    assert found.miss(1.25) <= TOLERANCE
+    candidate = reach_speedup(1.25, _goal_ms(1.25), machine.solve, machine.measure)
+    assert candidate.miss(1.25) <= TOLERANCE
     assert len(machine.measured) == (1 if truth == 1.0 else 2)
 
 
@@ -66,9 +66,9 @@ def test_a_candidate_that_reaches_the_target_is_taken_before_a_nearer_one(
     def coarse(goal_ms: float) -> PlanCandidate:
         return PlanCandidate(tuple(OPTIONS[: few if goal_ms <= 12 else many]))
 
-    found = reach_speedup(1.2, _goal_ms(1.2), coarse, machine.measure)
-    assert len(found.candidate.options) == taken
-    assert found.reaches(1.2) is (taken != 10)
+    candidate = reach_speedup(1.2, _goal_ms(1.2), coarse, machine.measure)
+    assert len(candidate.candidate.options) == taken
+    assert candidate.reaches(1.2) is (taken != 10)
 
 
 @pytest.mark.parametrize(("spread", "taken"), [(0.02, 17), (0.08, 35)])
@@ -82,14 +82,14 @@ def test_a_candidate_whose_whole_interval_reaches_the_target_is_taken_first(
         ratio = 1.25 if len(candidate.options) == 17 else 1.4
         return Speedup(ratio=ratio, ci95=(ratio * (1 - spread), ratio * (1 + spread)))
 
-    found = reach_speedup(
+    result = reach_speedup(
         1.2,
         _goal_ms(1.2),
         lambda _: PlanCandidate(tuple(OPTIONS[: next(counts)])),
         measure,
         rounds=2,
     )
-    assert len(found.candidate.options) == taken
+    assert len(result.candidate.options) == taken
 
 
 def test_a_smaller_goal_that_nothing_holds_does_not_lose_the_plan_that_reached_the_target() -> None:
@@ -131,6 +131,6 @@ def test_a_disturbed_measurement_moves_the_goal_no_further_than_twice() -> None:
     ("ci95", "shown"), [((1.24, 1.27), True), ((1.20, 1.26), False), ((1.0, 1.6), False)]
 )
 def test_a_middle_near_the_target_is_not_enough(ci95: tuple[float, float], shown: bool) -> None:
-    found = TimedCandidate(PlanCandidate(), Speedup(ratio=1.25, ci95=ci95))
-    assert found.miss(1.25) == 0
-    assert found.is_shown(1.25) is shown
+    candidate = TimedCandidate(PlanCandidate(), Speedup(ratio=1.25, ci95=ci95))
+    assert candidate.miss(1.25) == 0
+    assert candidate.is_shown(1.25) is shown

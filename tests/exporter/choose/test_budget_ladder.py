@@ -53,7 +53,7 @@ def test_the_largest_cut_that_holds_is_found(
 
 def test_what_is_not_known_for_certain_does_not_hold() -> None:
     sure, unsure = (climbed(COSTS, lambda _: 0.2, reach) for reach in (0.0, 0.3))
-    assert [each.best and each.best.number for each in (sure, unsure)] == [4, 3]
+    assert [item.best and item.best.number for item in (sure, unsure)] == [4, 3]
 
 
 def test_no_more_than_a_few_are_tried_and_the_last_with_caution() -> None:

@@ -85,8 +85,8 @@ def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path, said: list[st
     def made(budget: Budget, stopwatch: Any = None, **settings: Any) -> Planner:
         given = {"costs": settings.pop("costs", None), "sizes": settings.pop("sizes", None)}
         search = SearchOptions(search="greedy", shortlist=0, tokens=4096)
-        kind, told = settings.pop("heal", "best"), settings.pop("check_text", None)
-        heal = None if kind == "none" else HealOptions(kind=kind, check_text=told)
+        kind, result = settings.pop("heal", "best"), settings.pop("check_text", None)
+        heal = None if kind == "none" else HealOptions(kind=kind, check_text=result)
         return Planner(
             report,
             lambda: loaded,
@@ -134,17 +134,17 @@ def test_a_speedup_that_is_missed_or_not_shown_is_told(
 
 
 def test_a_share_of_parameters_goes(planner: Any, loaded: Any) -> None:
-    found = planner(Budget(parameters=0.2), heal="none").plan()
+    result = planner(Budget(parameters=0.2), heal="none").plan()
     whole = sum(p.numel() for p in loaded.model.parameters())
-    assert found.plan.predicted["parameters"] <= 0.8 * whole
-    left = found.plan.predicted["parameters"] / found.plan.predicted["parameters_before"]
-    assert f"({left - 1:+.1%})" in found.words()
+    assert result.plan.predicted["parameters"] <= 0.8 * whole
+    left = result.plan.predicted["parameters"] / result.plan.predicted["parameters_before"]
+    assert f"({left - 1:+.1%})" in result.words()
     assert left <= 0.8
     least = min(_size(loaded, layer, kind) for layer, kind in NAMES)
-    assert found.plan.predicted["parameters"] > 0.8 * whole - 2 * least
-    assert {deletion.replacement for deletion in found.plan.deletions} == {"none"}
-    assert found.plan.budget["parameters"] == 0.2
-    assert found.plan.importance_sha256 == "a" * 64
+    assert result.plan.predicted["parameters"] > 0.8 * whole - 2 * least
+    assert {deletion.replacement for deletion in result.plan.deletions} == {"none"}
+    assert result.plan.budget["parameters"] == 0.2
+    assert result.plan.importance_sha256 == "a" * 64
 
 
 def _size(loaded: Any, layer: int, kind: str) -> int:
@@ -159,29 +159,29 @@ def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, load
     from exporter.models.ablation.branch_replacements import branches_replaced
 
     made = planner(Budget(attention=2), heal="linear")
-    found = made.plan()
-    assert [d.kind for d in found.plan.deletions] == ["attention"] * 2
+    result = made.plan()
+    assert [d.kind for d in result.plan.deletions] == ["attention"] * 2
     ids = torch.from_numpy(made.texts.reported.input_ids)
     logs = []
     with torch.no_grad():
-        for cut in ({}, found.branch_replacements):
+        for cut in ({}, result.branch_replacements):
             with branches_replaced(loaded.model, cut):
                 logs.append(loaded.model(ids).logits.log_softmax(-1)[:, :-1:2])
     kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()
     # float32 throughout, sums in another order
-    assert found.plan.predicted["kl"] == pytest.approx(float(kl), rel=1e-4)
-    assert found.plan.predicted["kl"] < planner(Budget(attention=2), heal="none").plan().damage.kl
+    assert result.plan.predicted["kl"] == pytest.approx(float(kl), rel=1e-4)
+    assert result.plan.predicted["kl"] < planner(Budget(attention=2), heal="none").plan().damage.kl
 
 
 def test_what_replacements_gain_is_told_of_both_domains(planner: Any, tmp_path: Path) -> None:
     made = planner(Budget(attention=2), heal="linear")
-    found = made.plan()
-    assert found.healing is not None
-    healing = found.healing.healing
+    result = made.plan()
+    assert result.healing is not None
+    healing = result.healing.healing
     own = healing.texts[0]
     assert own.text == made.texts.reported.ref
     # Every position here, every other one there.
-    assert own.healed.kl == pytest.approx(found.damage.kl, rel=0.5)
+    assert own.healed.kl == pytest.approx(result.damage.kl, rel=0.5)
     assert own.healed.kl < own.dropped.kl
     assert len(healing.texts) == 2 or len(healing.warnings) == 1
     bare = planner(Budget(attention=2), heal="none").plan()
@@ -190,10 +190,10 @@ def test_what_replacements_gain_is_told_of_both_domains(planner: Any, tmp_path: 
 
 def test_a_target_is_hit_by_measurement(planner: Any) -> None:
     watch = MadeStopwatch(truth=1.6, noise=0.001)
-    found = planner(Budget(target_speedup=1.25, at=AT), watch, heal="bias").plan()
-    assert found.plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
+    result = planner(Budget(target_speedup=1.25, at=AT), watch, heal="bias").plan()
+    assert result.plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
     assert len(watch.timed) > 1, "the costs were wrong, as the first candidate showed"
-    assert found.speedup.ratio == found.plan.predicted["measured_speedup"]
+    assert result.speedup.ratio == result.plan.predicted["measured_speedup"]
     assert watch.asked == [("bias",)]
     right = MadeStopwatch()
     planner(Budget(target_speedup=1.28, at=AT), right, heal="bias").plan()
@@ -202,10 +202,10 @@ def test_a_target_is_hit_by_measurement(planner: Any) -> None:
 
 def test_costs_alone_foretell_and_nothing_is_called_measured(planner: Any) -> None:
     costs = made_table(SAVED, at=AT)
-    found = planner(Budget(target_speedup=1.25, at=AT), costs=costs, heal="bias").plan()
-    assert found.plan.predicted["speedup"] >= 1.25
-    assert "measured_speedup" not in found.plan.predicted
-    assert "not measured" in found.words()
+    result = planner(Budget(target_speedup=1.25, at=AT), costs=costs, heal="bias").plan()
+    assert result.plan.predicted["speedup"] >= 1.25
+    assert "measured_speedup" not in result.plan.predicted
+    assert "not measured" in result.words()
 
 
 def test_floors_are_used_up_for_the_named_request_or_for_parameters(planner: Any) -> None:
@@ -235,7 +235,7 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
 
     def heard(self: Any, *given: Any, **more: Any) -> Any:
         read.append(
-            (deciding, {row.tobytes() for each in self._asked.values() for row in each.batch.ids})
+            (deciding, {row.tobytes() for item in self._asked.values() for row in item.batch.ids})
         )
         return real(self, *given, **more)
 
@@ -249,17 +249,19 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
         return outcome(*given)
 
     monkeypatch.setattr(made, "_outcome", finished)
-    found = made.plan()
+    result = made.plan()
     steered = set().union(*(rows for steers, rows in read if steers))
     reported = set().union(*(rows for steers, rows in read if not steers))
     assert steered == _rows(made.texts.searched) | _rows(made.texts.checked)
     assert reported
     assert not steered & reported
     assert not _rows(made.fitted_text) & (steered | reported)
-    assert found.plan.predicted_on == "unseen"
+    assert result.plan.predicted_on == "unseen"
     texts = made.texts
-    told = {role: [ref.ids_sha256 for ref in refs] for role, refs in found.plan.roles.items()}
-    assert told == {
+    ids_sha256s = {
+        role: [ref.ids_sha256 for ref in refs] for role, refs in result.plan.roles.items()
+    }
+    assert ids_sha256s == {
         "chosen": [texts.searched.ids_sha256],
         "fitted": [made.fitted_text.ids_sha256],
         "stopped": [texts.checked.ids_sha256],
@@ -268,9 +270,9 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
 
 
 def test_a_plan_without_fits_and_floors_was_stopped_by_nothing(planner: Any) -> None:
-    found = planner(Budget(parameters=0.1), heal="none").plan()
-    assert list(found.plan.roles) == ["chosen", "judged"]
-    assert found.plan.judged_apart == []  # a single text
+    result = planner(Budget(parameters=0.1), heal="none").plan()
+    assert list(result.plan.roles) == ["chosen", "judged"]
+    assert result.plan.judged_apart == []  # a single text
 
 
 def _words(folder: Path) -> str:
@@ -292,25 +294,25 @@ def test_a_plan_on_a_mixture_tells_of_each_text_apart(
 ) -> None:
     words = _words(tmp_path)
     made = _reading(planner(Budget(attention=1), heal="none"))
-    asked = ScoreOptions(calibration=("self", words), samples=16, sequence_length=24)
-    made.report = score(made.loaded, asked, cache_dir=cache)
+    score_options = ScoreOptions(calibration=("self", words), samples=16, sequence_length=24)
+    made.report = score(made.loaded, score_options, cache_dir=cache)
     made.settings = replace(made.settings, search=SearchOptions(search="greedy"))
     assert made.text.part == made.report.calibration  # the very samples that were scored on
-    found = made.plan()
-    for refs, samples in ((found.plan.chosen_on, 24), (found.plan.judged_on, 4)):
+    result = made.plan()
+    for refs, samples in ((result.plan.chosen_on, 24), (result.plan.judged_on, 4)):
         assert [ref.source.split(" ")[0] for ref in refs] == ["self", words]
         assert all(abs(ref.samples - samples // 2) <= 2 for ref in refs)  # documents stay whole
-    apart = found.plan.judged_apart
-    assert [each.text for each in apart] == found.plan.judged_on
-    kls = [each.figures["kl"] for each in apart]
-    tokens = [each.text.tokens for each in apart]
+    apart = result.plan.judged_apart
+    assert [item.text for item in apart] == result.plan.judged_on
+    kls = [item.figures["kl"] for item in apart]
+    tokens = [item.text.tokens for item in apart]
     mean = sum(kl * number for kl, number in zip(kls, tokens, strict=True)) / sum(tokens)
-    assert mean == pytest.approx(found.plan.predicted["kl"], rel=1e-5)
+    assert mean == pytest.approx(result.plan.predicted["kl"], rel=1e-5)
     assert kls[0] != kls[1]
     text = made.texts.reported
-    error = ratio_std_error(found.damage.kl_sums, found.damage.positions, text.clusters)
-    assert found.plan.predicted["kl_std_error"] == pytest.approx(error)  # of documents
-    assert all(f"{each.text.source} " in found.words() for each in apart)
+    error = ratio_std_error(result.damage.kl_sums, result.damage.positions, text.clusters)
+    assert result.plan.predicted["kl_std_error"] == pytest.approx(error)  # of documents
+    assert all(f"{item.text.source} " in result.words() for item in apart)
 
 
 def test_a_search_takes_as_much_of_each_text_that_is_named(
@@ -318,13 +320,13 @@ def test_a_search_takes_as_much_of_each_text_that_is_named(
 ) -> None:
     texts = (_words(tmp_path), "self")
     made = _reading(planner(Budget(attention=1), heal="bias", calibration=texts))
-    found = made.plan()
+    result = made.plan()
     assert [ref.samples for ref in made.text.parts] == [report.calibration.samples] * 2
-    roles = found.plan.roles
+    roles = result.plan.roles
     assert all(len(refs) == 2 for refs in roles.values())
     assert len({ref.ids_sha256 for refs in roles.values() for ref in refs}) == 8
-    assert found.healing is not None
-    assert len(found.healing.healing.calibration) == 2
+    assert result.healing is not None
+    assert len(result.healing.healing.calibration) == 2
 
 
 def test_of_a_short_text_the_samples_that_are_searched_on_are_fitted_on_and_that_is_said(
@@ -358,11 +360,11 @@ def test_short_texts_say_on_what_figures_rest(
     from exporter.choose.budgets.judges import parted
     from tests.exporter.scored_texts import made_text
 
-    found = parted(made_text(np.arange(samples * 4).reshape(samples, 4)), 0.25)
-    made = (found.searched, found.checked, found.reported)
+    result = parted(made_text(np.arange(samples * 4).reshape(samples, 4)), 0.25)
+    made = (result.searched, result.checked, result.reported)
     assert tuple(len(text.input_ids) for text in made) == parts
     assert tuple(text.ref.samples for text in made) == parts
-    assert found.figures_from == figures_from
+    assert result.figures_from == figures_from
     distinct = set().union(*map(_rows, made))
     assert len(distinct) == samples
 
@@ -370,28 +372,28 @@ def test_short_texts_say_on_what_figures_rest(
 def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
     watch = MadeStopwatch()
     made = planner(Budget(target_speedup=1.25, at=AT), watch, heal="best")
-    found = made.plan()
+    result = made.plan()
     assert watch.asked == [("none", "bias", "linear")]
-    assert {d.replacement for d in found.plan.deletions} - {"none"}
+    assert {d.replacement for d in result.plan.deletions} - {"none"}
     bare = planner(Budget(target_speedup=1.25, at=AT), MadeStopwatch(), heal="none").plan()
     searched = QualityCheck(meter_here(made.loaded, made.texts.searched))
-    cost = [searched.damage_of(each.branch_replacements).kl for each in (found, bare)]
+    cost = [searched.damage_of(item.branch_replacements).kl for item in (result, bare)]
     assert cost[0] < cost[1]
 
 
 def test_all_of_several_budgets_hold(planner: Any, loaded: Any) -> None:
     budget = Budget(target_speedup=1.1, at=AT, parameters=0.25, attention=1)
-    found = planner(budget, MadeStopwatch(), heal="bias").plan()
+    result = planner(budget, MadeStopwatch(), heal="bias").plan()
     whole = sum(p.numel() for p in loaded.model.parameters())
-    assert found.plan.predicted["parameters"] <= 0.75 * whole
-    assert found.plan.predicted["speedup"] >= 1.1
-    assert sum(d.kind == "attention" for d in found.plan.deletions) >= 1
+    assert result.plan.predicted["parameters"] <= 0.75 * whole
+    assert result.plan.predicted["speedup"] >= 1.1
+    assert sum(d.kind == "attention" for d in result.plan.deletions) >= 1
 
 
 def test_blocks_go_whole(planner: Any) -> None:
-    found = planner(Budget(block=1), heal="bias").plan()
-    assert [(d.kind, d.replacement) for d in found.plan.deletions] == [("block", "bias")]
-    assert len(found.branch_replacements) == 2
+    result = planner(Budget(block=1), heal="bias").plan()
+    assert [(d.kind, d.replacement) for d in result.plan.deletions] == [("block", "bias")]
+    assert len(result.branch_replacements) == 2
 
 
 def test_floors_that_nothing_keeps_name_the_nearest_plan(planner: Any) -> None:
@@ -424,10 +426,10 @@ def _short(made: Any, report: Any, samples: int) -> Any:
 
 
 def test_one_sample_serves_all_ends_and_the_plan_says_so(planner: Any, report: Any) -> None:
-    found = _short(planner(Budget(attention=1), heal="none"), report, 1).plan()
-    assert found.plan.predicted_on == "searched"
-    assert found.plan.judged_on == found.plan.chosen_on
-    assert "text of the search" in found.words()
+    result = _short(planner(Budget(attention=1), heal="none"), report, 1).plan()
+    assert result.plan.predicted_on == "searched"
+    assert result.plan.judged_on == result.plan.chosen_on
+    assert "text of the search" in result.words()
 
 
 @pytest.mark.parametrize(
@@ -478,11 +480,11 @@ def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> N
 
 
 def test_a_plan_is_judged_in_another_domain_too(planner: Any, tmp_path: Path) -> None:
-    found = planner(Budget(attention=1), heal="bias").plan()
-    assert not any(name.startswith("other") for name in found.plan.predicted), "there is none"
+    result = planner(Budget(attention=1), heal="bias").plan()
+    assert not any(name.startswith("other") for name in result.plan.predicted), "there is none"
     made = _reading(planner(Budget(attention=1), heal="bias", check_text=_words(tmp_path)))
-    told = made.plan().plan.predicted
-    assert told["other_kl"] > 0
-    rise = math.expm1(told["other_log_perplexity_increase"])
+    predicted = made.plan().plan.predicted
+    assert predicted["other_kl"] > 0
+    rise = math.expm1(predicted["other_log_perplexity_increase"])
     assert f"{rise:+.1%}" in made.plan().words()
-    assert told["other_kl"] != told["kl"]
+    assert predicted["other_kl"] != predicted["kl"]

@@ -52,9 +52,9 @@ def test_few_plans_that_reach_the_goal_cost_less(seed: int) -> None:
     candidate = search.solve([Goal(unit, 18.0)], unit)
     assert candidate.gain(unit) >= 18.0
     best = min(
-        meter.kl(PlanCandidate(tuple(found)).cut)
-        for found in every_walk(options)
-        if _gain(unit, found) >= 18.0
+        meter.kl(PlanCandidate(tuple(item)).cut)
+        for item in every_walk(options)
+        if _gain(unit, item) >= 18.0
     )
     # The worst of these cases is 1.43 times as bad as the best of all choices.
     assert best * (1 - 1e-9) <= meter.kl(candidate.cut) <= 1.5 * best
@@ -66,9 +66,9 @@ def test_floors_are_used_up_but_kept_on_other_tokens(seed: int) -> None:
     candidate = search.solve([], unit)
     assert held_out.kl(candidate.cut) <= math.log(1.2)
     most = max(
-        _gain(unit, found)
-        for found in every_walk(options)
-        if held_out.kl(PlanCandidate(tuple(found)).cut) <= math.log(1.2)
+        _gain(unit, item)
+        for item in every_walk(options)
+        if held_out.kl(PlanCandidate(tuple(item)).cut) <= math.log(1.2)
     )
     # A greedy way of filling a knapsack: the worst of these cases reaches 0.899 of the most.
     assert 0.85 * most <= candidate.gain(unit) <= most * (1 + 1e-9)
@@ -239,7 +239,7 @@ def test_the_gentlest_step_is_known_from_the_path(seed: int, monkeypatch: Any) -
     candidate, damage = search.gentlest(unit)
     monkeypatch.undo()
     alone = [PlanCandidate((option,)) for option in options if _gain(unit, [option]) > 0]
-    assert damage.kl == pytest.approx(min(meter.kl(each.cut) for each in alone))
+    assert damage.kl == pytest.approx(min(meter.kl(item.cut) for item in alone))
     assert damage.kl == pytest.approx(meter.kl(candidate.cut))
 
 

@@ -80,8 +80,8 @@ def _kl(loaded: Any, cache: Path, report: Any, names: Any, part: str = "searched
 def test_greedy_takes_the_best_of_all_single_ones(loaded: Any, cache: Path, report: Any) -> None:
     plan = _choose(report, loaded, cache, {"joint": 1}, _options("greedy", shortlist=0))
     singles = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
-    found = {name: _kl(loaded, cache, report, [name]) for name in singles}
-    assert _names(plan) == [min(found, key=found.__getitem__)]
+    values = {name: _kl(loaded, cache, report, [name]) for name in singles}
+    assert _names(plan) == [min(values, key=values.__getitem__)]
     reported = _kl(loaded, cache, report, _names(plan), "reported")
     # float32 sums over the vocabulary, in another order.
     assert plan.predicted["kl"] == pytest.approx(reported, abs=1e-5)
@@ -177,10 +177,10 @@ def test_the_command_searches(
     tmp_path: Path, loaded: Any, cache: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    asked: list[str] = []
+    lines: list[str] = []
 
     def load(source: str, **_: Any) -> Any:
-        asked.append(source)
+        lines.append(source)
         return loaded
 
     monkeypatch.setattr("exporter.choose.budgets.making.load_model", load)
@@ -196,7 +196,7 @@ def test_the_command_searches(
     assert plan["predicted"]["kl"] > 0
     assert not (tmp_path / ".depthcut").exists()
     assert cli.run([*call, "--model", "mine"]) == 0
-    assert asked == ["the-model", "mine"]
+    assert lines == ["the-model", "mine"]
     assert cli.run([*call[:-3], "--objective", "rank"]) == 2
 
 
@@ -204,12 +204,12 @@ def test_scores_fetch_no_model_that_the_user_did_not_name(
     tmp_path: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody may have written the scores; a hub id on the command line is asked for."""
-    asked: list[bool] = []
+    flags: list[bool] = []
 
     def fetch(*_: Any, **__: Any) -> str:
         from huggingface_hub import constants
 
-        asked.append(not constants.HF_HUB_OFFLINE)
+        flags.append(not constants.HF_HUB_OFFLINE)
         raise OSError("not here")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
@@ -218,7 +218,7 @@ def test_scores_fetch_no_model_that_the_user_did_not_name(
     call += ["--search", "greedy", "-q"]
     assert cli.run(call) == 2
     assert cli.run([*call, "--model", "owner/name"]) == 2
-    assert asked == [False, True]
+    assert flags == [False, True]
 
 
 def test_an_interrupted_command_leaves_its_journal(
@@ -246,7 +246,7 @@ def test_what_a_runtime_needs_stays(
 ) -> None:
     counts = {"attention": 2}
     plan = _choose(report, loaded, cache, counts, _options(search), server=server)
-    assert {each.layer for each in plan.deletions} == {1, 2}
+    assert {deletion.layer for deletion in plan.deletions} == {1, 2}
     assert plan.budget["for"] == server
     with pytest.raises(PlanError):
         _choose(report, loaded, cache, {"attention": 3}, _options(search), server=server)

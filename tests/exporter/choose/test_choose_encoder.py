@@ -71,15 +71,15 @@ def _cosine(loaded: Any, report: Any, names: Any, part: str) -> float:
     """Mean over a part's texts, one at a time."""
     text = text_of_report(loaded, report.calibration, passages=True)
     samples = getattr(parted(text, 0.25), part)
-    found = []
+    result = []
     for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
         given = torch.tensor(ids[mask])[None]
         with torch.no_grad():
             whole = loaded.model(given).last_hidden_state[0].mean(0)
             with skipped(loaded.model, names):
                 other = loaded.model(given).last_hidden_state[0].mean(0)
-        found.append(float(torch.cosine_similarity(whole, other, dim=0)))
-    return float(np.mean(found))
+        result.append(float(torch.cosine_similarity(whole, other, dim=0)))
+    return float(np.mean(result))
 
 
 def _names(plan: Any) -> list[tuple[int, str]]:
@@ -106,7 +106,7 @@ def test_a_plan_tells_the_cosine_and_the_texts(loaded: Any, report: Any, planner
     assert 0 < plan.predicted["cosine_std_error"] < 1
     assert "kl" not in plan.predicted
     assert plan.chosen_on[0].ids_sha256
-    chosen, judged = ({each.ids_sha256 for each in on} for on in (plan.chosen_on, plan.judged_on))
+    chosen, judged = ({item.ids_sha256 for item in on} for on in (plan.chosen_on, plan.judged_on))
     assert not chosen & judged
 
 
@@ -142,23 +142,23 @@ def test_as_much_goes_as_the_cosine_allows(loaded: Any, report: Any, planner: An
 def _correlation(loaded: Any, report: Any, names: Any, part: str) -> float:
     """Of the similarities of pairs among 16 texts at a time, embedded one at a time."""
     samples = getattr(parted(text_of_report(loaded, report.calibration, passages=True), 0.25), part)
-    found: list[list[Any]] = [[], []]
+    results: list[list[Any]] = [[], []]
     for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
         given = torch.tensor(ids[mask])[None]
-        for rows, cut in zip(found, ([], names), strict=True):
+        for rows, cut in zip(results, ([], names), strict=True):
             with torch.no_grad(), skipped(loaded.model, cut):
                 rows.append(loaded.model(given).last_hidden_state[0].double().mean(0))
-    units = [torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy() for rows in found]
+    units = [torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy() for rows in results]
     group = np.arange(len(units[0])) // TEXTS_TOGETHER
     together = np.triu(group[:, None] == group, 1)
-    return float(np.corrcoef(*((each @ each.T)[together] for each in units))[0, 1])
+    return float(np.corrcoef(*((unit @ unit.T)[together] for unit in units))[0, 1])
 
 
 def test_greedy_takes_what_leaves_the_highest_correlation(
     loaded: Any, report: Any, planner: Any
 ) -> None:
-    asked = {"objective": "similarity"}
-    plan = planner(Budget(joint=1), "greedy", options=asked).plan().plan
+    result = {"objective": "similarity"}
+    plan = planner(Budget(joint=1), "greedy", options=result).plan().plan
     options = list(itertools.product(range(3), ("attention", "mlp")))
     best = max(options, key=lambda name: _correlation(loaded, report, [name], "searched"))
     assert _names(plan) == [best]
@@ -168,8 +168,8 @@ def test_greedy_takes_what_leaves_the_highest_correlation(
 
 
 def test_the_correlation_is_a_limit_too(planner: Any) -> None:
-    found = planner(Budget(floors=Floors(similarity=0.2)), "greedy").plan().plan
-    assert found.deletions
+    plan = planner(Budget(floors=Floors(similarity=0.2)), "greedy").plan().plan
+    assert plan.deletions
     with raises(UndecidedGoalError, "undecided-nothing-within-floors"):
         planner(Budget(floors=Floors(similarity=0.9999999)), "greedy").plan()
 
@@ -186,15 +186,15 @@ def test_limits_of_next_tokens_are_refused_and_say_which_make_sense(
 def _divergence(loaded: Any, report: Any, names: Any, part: str) -> float:
     """Of the classes, mean over a part's texts, one at a time."""
     samples = getattr(parted(text_of_report(loaded, report.calibration, passages=True), 0.25), part)
-    found = []
+    result = []
     for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
         given = torch.tensor(ids[mask])[None]
         with torch.no_grad():
             whole = loaded.model(given).logits[0].log_softmax(0)
             with skipped(loaded.model, names):
                 other = loaded.model(given).logits[0].log_softmax(0)
-        found.append(float((whole.exp() * (whole - other)).sum()))
-    return float(np.mean(found))
+        result.append(float((whole.exp() * (whole - other)).sum()))
+    return float(np.mean(result))
 
 
 @pytest.fixture
@@ -285,11 +285,11 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
 
 def test_a_healed_encoder_is_held_by_its_embeddings(planner: Any) -> None:
     heal = HealOptions(kind="auto", samples=20, sequence_length=40, tokens=2000)
-    found = planner(Budget(floors=Floors(0.02, embedding_cosine=0.5)), "greedy", heal=heal).plan()
-    (tried, *_) = found.plan.tried
+    result = planner(Budget(floors=Floors(0.02, embedding_cosine=0.5)), "greedy", heal=heal).plan()
+    (tried, *_) = result.plan.tried
     assert tried.holds
     assert 0.5 <= tried.healed["cosine_low"] <= tried.healed["cosine"]
-    assert found.plan.predicted["cosine"] == found.plan.tried[-1].healed["cosine"]
+    assert result.plan.predicted["cosine"] == result.plan.tried[-1].healed["cosine"]
     with raises(UnmetGoalError, "nothing-within-limits", "--min-embedding-cosine"):
         planner(Budget(floors=Floors(embedding_cosine=0.999999)), "greedy", heal=heal).plan()
 

@@ -27,8 +27,8 @@ def test_a_table_is_written_and_printed(graph: Path, capfd: pytest.CaptureFixtur
     output = graph / "costs.json"
     call = ["costs", str(graph), "-o", str(output), *QUICK, *in_file(graph, ["replacement: none"])]
     assert run(call) == 0
-    told = capfd.readouterr()
-    title, header, *rows, place = told.out.splitlines()
+    printed = capfd.readouterr()
+    title, header, *rows, place = printed.out.splitlines()
     assert title.startswith("A request (batch=1,prompt=4,new=1) takes ")
     assert header.split() == ["sublayer", "layers", "alone"]
     assert [row.split()[:2] for row in rows] == [["attention", "0,1,2"], ["mlp", "0,1,2"]]

@@ -25,10 +25,10 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
     from exporter.engines.build.libraries import Driver
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 
-    found: list[tuple[str, Path, Any]] = []
+    results: list[tuple[str, Path, Any]] = []
 
     def build_engines(onnx: Path, target: Path, *, ranges: Any, **_: Any) -> list[Any]:
-        found.append((onnx.name, target, ranges))
+        results.append((onnx.name, target, ranges))
         return [(Path(shutil.copy(onnx, target / "model.engine")), None)]
 
     module = "exporter.choose.costs.backend_cost_runners"
@@ -37,7 +37,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
     monkeypatch.setattr(
         f"{module}.open_engine", lambda paths: OnnxRuntimeRunner(paths[0], threads=1)
     )
-    return found
+    return results
 
 
 def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(

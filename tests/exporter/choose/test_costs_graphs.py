@@ -45,8 +45,8 @@ def test_a_graph_s_folder_says_where_its_users_cut_texts(
     ir.save(tiny_model(TinySpec(layers=2)), tmp_path / "model.onnx")
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
     (tmp_path / "sentence_bert_config.json").write_text(told)
-    found = sizes(tmp_path / "model.onnx")
-    assert (found.longest, found.longest_text) == (64, longest)
+    result = sizes(tmp_path / "model.onnx")
+    assert (result.longest, result.longest_text) == (64, longest)
 
 
 QUICK = Effort(seconds=0.3, rounds=2, reload=False)
@@ -74,8 +74,10 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
     ]  # fmt: skip
 
     def again(model: Path, at: RequestShape, threads: int = 1) -> CostTable:
-        asked = CostSettings(at, threads=threads, effort=QUICK, kept=kept, may_replace=False)
-        return measure_costs(model, asked, folder=tmp_path / "work")
+        cost_settings = CostSettings(
+            at, threads=threads, effort=QUICK, kept=kept, may_replace=False
+        )
+        return measure_costs(model, cost_settings, folder=tmp_path / "work")
 
     assert again(graph, RequestShape(2, 4, 2)) == table
     with raises(CostError, "other-conditions", "batch=2,prompt=4,new=2", "batch=2,prompt=4,new=3"):
@@ -112,8 +114,8 @@ def test_a_candidate_is_timed_against_the_whole_graph(graph: Path, tmp_path: Pat
         watch = Stopwatch(graph, at, kept, tmp_path / "work", threads=1, candidates=QUICK)
         return watch.speedup(cut)
 
-    found = timed(RequestShape(1, 4, 3))
-    assert found.ci95[0] <= found.ratio <= found.ci95[1]
+    result = timed(RequestShape(1, 4, 3))
+    assert result.ci95[0] <= result.ratio <= result.ci95[1]
     assert list((tmp_path / "work").iterdir()) == []
     with raises(CostError, "context-too-long", 64, 65):
         timed(RequestShape(1, 60, 5))

@@ -65,19 +65,19 @@ class CostlyArm(VirtualArm):
         return CallProbe(BoundCall(call))
 
     def _call_ms(self, phase: str) -> float:
-        own = sum(LAYERS * each[phase] for each in EACH_MS.values())
+        own = sum(LAYERS * item[phase] for item in EACH_MS.values())
         for member in self.variant.members if self.variant else ():
             own -= EACH_MS[member.kind][phase] - REPLACED_MS[self.variant.replacement]
         return FIXED_MS[phase] + own
 
 
 def sizes_of(layers: int = LAYERS) -> GraphSizes:
-    each = {"attention": 40, "mlp": 90}
+    result = {"attention": 40, "mlp": 90}
     return GraphSizes(
         {
             (layer, kind): SublayerSize(size, size, 4 * size, 4 * size, signature=kind)
             for layer in range(layers)
-            for kind, size in each.items()
+            for kind, size in result.items()
         },
         10_000, 40_000, hidden=8, longest=64,
     )  # fmt: skip
@@ -164,19 +164,19 @@ def test_on_a_busy_machine_they_are_known_as_well_as_the_table_says(seed: int) -
     slower = table.baseline_ms / BASELINE_MS  # than when nothing disturbs
     assert 1.2 < slower < 4
     for replacement in ("none", "linear"):
-        found, error = table.groups[0].each_ms(replacement)
+        result, error = table.groups[0].each_ms(replacement)
         # A t of some 5 degrees of freedom is below 4.8 in 99.5 of 100 cases.
-        assert abs(found - slower * saved_ms("mlp", replacement)) <= 4.8 * error
-        assert error < 0.2 * found
+        assert abs(result - slower * saved_ms("mlp", replacement)) <= 4.8 * error
+        assert error < 0.2 * result
 
 
 def test_each_group_is_cut_by_half_once_with_each_replacement_and_by_a_quarter() -> None:
     cost_runner = VirtualBench()
     measured(cost_runner)
-    told = [
+    result = [
         (t.members[0].kind, t.replacement, [m.layer for m in t.members]) for t in cost_runner.timed
     ]
-    assert told == [
+    assert result == [
         (kind, replacement, layers)
         for kind in EACH_MS
         for replacement, layers in [

@@ -22,8 +22,8 @@ from tests.raising import raises
 def within(ratio: float, reach: float) -> DepthDamage:
     """Of a ratio that is known to so much, where it is one of several; alone to half of it."""
     ends = (ratio - reach / 2, ratio + reach / 2)
-    told = {"perplexity_ratio_ci95": ends, "perplexity_ratio_most": ratio + reach}
-    return damage(ratio, 0.1).model_copy(update=told)
+    result = {"perplexity_ratio_ci95": ends, "perplexity_ratio_most": ratio + reach}
+    return damage(ratio, 0.1).model_copy(update=result)
 
 
 def cell(
@@ -93,8 +93,8 @@ def table(candidate_ms: float) -> CostTable:
 
 def test_speeds_are_told_for_the_prompt_for_a_token_and_for_both() -> None:
     cut = {SublayerRef(3, "attention"): NOTHING}
-    found = speedups(table(80.0), cut)
-    assert found == {
+    values = speedups(table(80.0), cut)
+    assert values == {
         "prefill": pytest.approx(100 / 90, rel=1e-3),
         "decode": pytest.approx(100 / 95, rel=1e-3),
         "request": pytest.approx(200 / 185, rel=1e-3),

@@ -70,13 +70,13 @@ def test_a_healed_cut_is_judged_by_the_intervals_of_comparisons() -> None:
     for damage in (of_answers, of_texts):
         made: Any = SimpleNamespace(measured=[_told("calibration", text, [damage], [damage])])
         healed |= figures_of(made)[1]
-    found = {
+    result = {
         "log_perplexity_increase": mean_interval(rises, tokens, documents),
         "top1_agreement": share_interval(kept, tokens, documents),
         "cosine": mean_interval(of_texts.cosines, ones, documents),
         SIMILARITY: mean_interval(of_texts.correlations, ones, documents),
     }
-    for name, interval in found.items():
+    for name, interval in result.items():
         ends = sorted((healed[ENDS[name]], healed[BETTER_ENDS[name]]))
         assert interval is not None
         assert ends == pytest.approx(interval.ci95), name
@@ -140,6 +140,6 @@ def test_a_limit_that_labels_of_their_own_show_is_not_refused() -> None:
     assert Judges.of(near, classifier(5, **separate)).usual == 1024
     with raises(PlanError, "too-near-to-1"):
         Judges.of(near, classifier(5))
-    told = "1,476", "--min-top1-agreement 0.999 "  # texts of five answers each
-    with raises(PlanError, "too-near-to-1", *told):
+    result = "1,476", "--min-top1-agreement 0.999 "  # texts of five answers each
+    with raises(PlanError, "too-near-to-1", *result):
         Judges.of(Floors(top1_agreement=0.9995), classifier(5, **separate))

@@ -96,8 +96,8 @@ def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
 
 
 def test_the_largest_cut_within_the_limits_is_taken_and_says_by_what(planner: Any) -> None:
-    found = planner(Budget(floors=Floors(0.5))).plan()
-    plan = found.plan
+    result = planner(Budget(floors=Floors(0.5))).plan()
+    plan = result.plan
     assert plan.tried[-1].holds
     assert plan.tried[-1].deletions == plan.deletions
     assert plan.tried[-1].healed_by == "fold"
@@ -106,7 +106,7 @@ def test_the_largest_cut_within_the_limits_is_taken_and_says_by_what(planner: An
     assert plan.predicted["log_perplexity_increase"] <= high <= math.log(1.5)
     assert plan.predicted["parameters"] < plan.predicted["parameters_before"]
     assert plan.budget["max_perplexity_increase"] == 0.5
-    assert found.weights
+    assert result.weights
     assert plan.predicted_on == "checked"
     roles = plan.roles
     assert {*roles} == {"chosen", "fitted", "stopped", "judged"}
@@ -121,7 +121,7 @@ def test_the_largest_cut_is_that_of_a_requests_time_where_one_is_named(
 ) -> None:
     at = RequestShape(prompt=8, new=4)
     kinds: dict[str, float] = {"attention": 0.0, "mlp": 0.0, kind: 20.0}
-    saved = {(n, each): {"none": ms} for n in range(2) for each, ms in kinds.items()}
+    saved = {(n, key): {"none": ms} for n in range(2) for key, ms in kinds.items()}
     budget = Budget(floors=Floors(0.5), at=at)
     plan = planner(budget, made_table(saved, at=at)).plan().plan
     assert {deletion.kind for deletion in plan.deletions} == {kind}
@@ -137,13 +137,13 @@ def test_the_gentlest_sublayer_is_tried_where_all_that_saves_more_costs_too_much
     (name,) = gentle.choices
     at = RequestShape(prompt=8, new=4)
     names = [*counted.sizes.sublayers]
-    saved = {each: {"none": 0.01 if each == name else 20.0} for each in names}
-    found = planner(Budget(floors=Floors(0.5), at=at), made_table(saved, at=at))
-    first, second, *_ = found._candidates()[0]
+    saved = {item: {"none": 0.01 if item == name else 20.0} for item in names}
+    result = planner(Budget(floors=Floors(0.5), at=at), made_table(saved, at=at))
+    first, second, *_ = result._candidates()[0]
     assert [*first[0].choices] == [name]
     assert name not in second[0].choices
     # Where what saves most also costs least, nothing is put before it.
-    table = made_table({each: {"none": 10.0} for each in names}, at=at)
+    table = made_table({item: {"none": 10.0} for item in names}, at=at)
     even = planner(Budget(floors=Floors(0.5), at=at), table)._candidates()[0]
     assert [len(cut.choices) for cut, _ in even] == [*range(1, len(even) + 1)]
 
@@ -168,12 +168,12 @@ def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(
     loaded: Any, texts: list[str]
 ) -> None:
     options = HealOptions(calibration=(texts[0],), **{**FOLD, "check_text": texts[1]})
-    found = healing_texts(loaded, options, judging=JUDGED)
-    rows = [{tuple(row) for row in text.input_ids.tolist()} for text in found.halves]
+    result = healing_texts(loaded, options, judging=JUDGED)
+    rows = [{tuple(row) for row in text.input_ids.tolist()} for text in result.halves]
     assert 2 <= len(rows[0]) <= 4  # documents stay whole
     assert len(rows[1]) >= JUDGED
     assert not rows[0] & rows[1]
-    fitted = {tuple(row) for row in found.fitting.input_ids.tolist()}
+    fitted = {tuple(row) for row in result.fitting.input_ids.tolist()}
     assert not fitted & (rows[0] | rows[1])
     usual = healing_texts(loaded, options).halves
     assert all(2 <= len(half.input_ids) <= 6 for half in usual)
@@ -205,8 +205,8 @@ def test_limits_are_the_usual_ones_where_nobody_named_any(
 
 
 def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: Any) -> None:
-    found = planner(Budget(attention=1, floors=Floors(0.5))).plan()
-    assert [deletion.kind for deletion in found.plan.deletions] == ["attention"]
+    result = planner(Budget(attention=1, floors=Floors(0.5))).plan()
+    assert [deletion.kind for deletion in result.plan.deletions] == ["attention"]
     with raises(UnmetGoalError, "goals-beyond-limits", "1 attention dropped"):
         planner(Budget(attention=1, floors=NEVER)).plan()
 
@@ -278,7 +278,7 @@ def test_no_limit_is_held_by_a_single_sample(
 
 def cut_of(layer: int, rise: float) -> Candidate:
     """The MLPs up to a layer, with what they are said to cost."""
-    options = (Option((SublayerRef(each, "mlp"),)) for each in range(layer + 1))
+    options = (Option((SublayerRef(number, "mlp"),)) for number in range(layer + 1))
     ones = np.ones(2)
     damage = Damage(ones, rise * ones, ones, rise * ones, 0 * ones)
     return PlanCandidate(tuple(options)), damage
@@ -349,7 +349,7 @@ def test_cuts_within_their_limit_are_seldom_given_up_however_often_they_are_look
             for n in range(4, 25, 4)
         ]
         for place, looks in enumerate((6, 1)):
-            given_up[place] += any(is_lost(each, Floors(0.02), looks) for each in seen)
+            given_up[place] += any(is_lost(item, Floors(0.02), looks) for item in seen)
     assert given_up[0] / 500 < 0.03
     assert given_up[1] / 500 > 0.06
 

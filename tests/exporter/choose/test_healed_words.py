@@ -24,8 +24,8 @@ def tried_cut(
 ) -> TriedCut:
     """A cut of one MLP for each replacement that doesn't hold."""
     deletions = [
-        PlannedDeletion(layer=layer, kind="mlp", replacement=each)
-        for layer, each in enumerate(replacements or ("none",))
+        PlannedDeletion(layer=layer, kind="mlp", replacement=replacement)
+        for layer, replacement in enumerate(replacements or ("none",))
     ]
     return TriedCut(
         deletions=deletions, healed_by=healed_by, changed_weights=changed_weights,

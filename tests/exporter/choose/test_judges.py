@@ -84,7 +84,7 @@ def test_a_harmless_cut_is_found_by_more_images_than_are_scored_on(
     images: Any, heal: HealOptions | None, tmp_path: Path
 ) -> None:
     plan = planner(images, tmp_path, heal).plan().plan
-    assert (1, "mlp") in {ref for each in plan.deletions for ref in each.sublayers}
+    assert (1, "mlp") in {ref for deletion in plan.deletions for ref in deletion.sublayers}
     judged = plan.roles["stopped"][-1]
     assert judged.samples >= FEWEST
     parts = {ref.ids_sha256 for name in ("chosen", "fitted") for ref in plan.roles.get(name, [])}
@@ -102,19 +102,19 @@ def test_more_images_never_refuse_what_fewer_hold(
     """As many again are fitted on only if enough are left to judge behind them."""
     spec = str(write_images(tmp_path / "images", there))
     heal = HealOptions(kind="linear")
-    found = planner(images, tmp_path, heal, spec=spec, samples=64)
+    result = planner(images, tmp_path, heal, spec=spec, samples=64)
     if not holds:
         with raises(
             PlanError, "too-few-to-show", "--calibration", "--min-top1-agreement"
         ) as caught:
-            _ = found.texts
+            _ = result.texts
         assert "--heal-calibration" not in str(caught.value)
         return
     judging = there - (128 if is_apart else 64)
-    parts = {found.texts.checked.ids_sha256, found.texts.reported.ids_sha256}
-    numbers = [len(each.input_ids) for each in (found.texts.checked, found.texts.reported)]
+    parts = {result.texts.checked.ids_sha256, result.texts.reported.ids_sha256}
+    numbers = [len(item.input_ids) for item in (result.texts.checked, result.texts.reported)]
     assert sum(numbers) // (3 - len(parts)) == judging
-    assert (found.fitted_text is not found.texts.searched) is is_apart
+    assert (result.fitted_text is not result.texts.searched) is is_apart
 
 
 def test_of_a_mixture_the_longer_texts_judge_where_another_is_short(
@@ -176,8 +176,8 @@ def test_no_more_images_are_asked_for_than_are_ever_read(
 
 
 def words(folder: Path, paragraphs: int) -> str:
-    found = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 20 * paragraphs)]
-    parts = (" ".join(found[at : at + 20]) for at in range(0, len(found), 20))
+    texts = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 20 * paragraphs)]
+    parts = (" ".join(texts[at : at + 20]) for at in range(0, len(texts), 20))
     path = folder / f"{paragraphs}.txt"
     path.write_text("\n\n".join(parts))
     return str(path)
@@ -209,8 +209,8 @@ def classifier(labels: int) -> Any:
 def test_what_judges_is_none_of_what_was_used(images: Any) -> None:
     whole = calibration_text(images, "random", samples=20)
     used = [whole.rows(slice(0, 4)), whole.rows(slice(4, 9))]
-    found = text_beyond(images, used, 6)
-    assert found.ids_sha256 == whole.rows(slice(9, 15)).ids_sha256
+    result = text_beyond(images, used, 6)
+    assert result.ids_sha256 == whole.rows(slice(9, 15)).ids_sha256
     other = [whole.rows(np.arange(20) % 2 == 1)]
     between = whole.rows(np.arange(20) % 2 == 0)
     assert text_beyond(images, other, 10).ids_sha256 == between.ids_sha256
@@ -223,9 +223,9 @@ def test_longer_texts_judge_in_place_of_shorter_ones(
     loaded, specs = classifier(3), [words(tmp_path, 150), words(tmp_path, other)]
     options: dict[str, Any] = {"samples": 8, "sequence_length": 16, "passages": True}
     used = mixed_text(loaded, specs, **options)
-    found = text_beyond(loaded, [used], 60)
-    assert len(found.input_ids) == 60
-    counts = [len(each.input_ids) for each in found.apart]
+    result = text_beyond(loaded, [used], 60)
+    assert len(result.input_ids) == 60
+    counts = [len(item.input_ids) for item in result.apart]
     assert counts == shares or (shares is None and counts[0] > 30 > counts[1])
     assert len(text_beyond(loaded, [used], 9999).input_ids) < 9999
 
@@ -260,12 +260,12 @@ def test_a_reranker_s_search_and_mixtures_have_both_texts_of_each_answer(
     specs = []
     for number in range(texts):
         drawn = np.random.default_rng(number).integers(0, 60, (60, 30))
-        told = [[f"w{n}" for n in row] for row in drawn]
+        result = [[f"w{n}" for n in row] for row in drawn]
         specs.append(tmp_path / f"text{number}.txt")
-        lines = (f"{' '.join(p[:8])}. {' '.join(p[8:])}" for p in told)
+        lines = (f"{' '.join(p[:8])}. {' '.join(p[8:])}" for p in result)
         specs[-1].write_text("\n\n".join(lines))
     options: dict[str, Any] = {"samples": 16, "sequence_length": 35, "passages": True}
-    text = mixed_text(classifier(1), [str(each) for each in specs], **options)
+    text = mixed_text(classifier(1), [str(spec) for spec in specs], **options)
     text = replace(text, documents=np.zeros_like(text.documents))
     for part in vars(parted(text, 0.4, together=2)).values():
         ids = part.input_ids

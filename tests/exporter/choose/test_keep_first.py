@@ -22,7 +22,7 @@ def call(tmp_path: Path) -> list[str]:
 def test_all_behind_the_first_layers_goes_the_last_first(call: list[str], tmp_path: Path) -> None:
     assert command_line.run([*call, "--keep-first", "2"]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert [(each["layer"], each["kind"]) for each in plan["deletions"]] == [
+    assert [(deletion["layer"], deletion["kind"]) for deletion in plan["deletions"]] == [
         (3, "block"),
         (2, "block"),
     ]

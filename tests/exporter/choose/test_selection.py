@@ -59,8 +59,8 @@ class FakeMeter:
     def measure_many(
         self, cut: BranchReplacements, others: Any, progress: Any = None
     ) -> list[Damage]:
-        self.measured += [frozenset(each) for each in (cut, *others)]
-        return [_damage(self.value(each)) for each in (cut, *others)]
+        self.measured += [frozenset(item) for item in (cut, *others)]
+        return [_damage(self.value(item)) for item in (cut, *others)]
 
 
 def _damage(kl: float) -> Damage:
@@ -225,7 +225,7 @@ def test_replacements_are_known_again_by_their_numbers(tmp_path: Path) -> None:
 
     def measured(*replacements: BranchReplacement) -> int:
         meter = FakeMeter(2)
-        others = [{name: each} for each in replacements]
+        others = [{name: replacement} for replacement in replacements]
         RememberingMeter(meter, journal, {}).measure_many({}, others)
         return len(meter.measured)
 
@@ -295,10 +295,10 @@ def test_an_entry_that_is_no_damage_is_measured_again(tmp_path: Path, value: Any
     ],
 )
 def test_what_is_protected(texts: list[str], expected: set[Any]) -> None:
-    found = protected_names(texts, LAYERS)
-    assert found == expected
-    assert not found & set(_names(options_for("joint", LAYERS, found)))
-    assert len(options_for("joint", LAYERS, found)) == len(NAMES) - len(expected)
+    sublayers = protected_names(texts, LAYERS)
+    assert sublayers == expected
+    assert not sublayers & set(_names(options_for("joint", LAYERS, sublayers)))
+    assert len(options_for("joint", LAYERS, sublayers)) == len(NAMES) - len(expected)
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ def test_what_the_model_does_not_have_is_a_cell_that_says_so(
     assert tells(str(refused["mlp", 4]), 3)
     assert "block" in str(refused["block", 1])
     assert report.of_way("joint")[1].damage is not None
-    told = capsys.readouterr().out
-    assert "block of 1:" in told
+    printed = capsys.readouterr().out
+    assert "block of 1:" in printed
     assert "| joint | 1 |" in out.with_suffix(".md").read_text()
     page = Page(out.with_suffix(".html").read_text())
     assert "Pruning at several depths" in page.words
@@ -219,14 +219,14 @@ def test_the_command_that_is_printed_judges_on_other_text(
 
     def measured(loaded: Any, scores: Any, options: Any, **given: Any) -> DepthsReport:
         plain = replace(options, recommend=False, numbers=(1,), ways=("attention",))
-        found = measure_depths(loaded, scores, plain, **given)
-        told = DropAnswer(
-            other_text=found.text, other_baseline_perplexity=1.0, fitted_on=found.text,
+        report = measure_depths(loaded, scores, plain, **given)
+        answer = DropAnswer(
+            other_text=report.text, other_baseline_perplexity=1.0, fitted_on=report.text,
             most_increase=0.02, way="attention", number=1,
         )  # fmt: skip
-        (cell,) = found.cells
+        (cell,) = report.cells
         healed = cell.model_copy(update={"healed": cell.damage})
-        return found.model_copy(update={"answer": told, "cells": [healed]})
+        return report.model_copy(update={"answer": answer, "cells": [healed]})
 
     monkeypatch.setattr(depths, "measure_depths", measured)
     quick.write_text(f"eval_sequence_length: {LENGTH}\n")
@@ -304,14 +304,14 @@ def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
     choosing, reporting = parts
     assert len(choosing.input_ids) + len(reporting.input_ids) == 240 // LENGTH
     assert {*choosing.documents}.isdisjoint(reporting.documents)
-    found, best = report.answer, report.recommended
+    result, best = report.answer, report.recommended
     assert best is not None
-    assert found is not None
-    assert (report.text, found.reported_text) == (choosing.ref, reporting.ref)
-    assert found.looks == 2 * sum(cell.damage is not None for cell in report.cells)
-    assert found.reported is not None
-    on_the_first = [each.perplexity for each in (best.damage, best.healed) if each is not None]
-    assert found.reported.perplexity not in on_the_first
+    assert result is not None
+    assert (report.text, result.reported_text) == (choosing.ref, reporting.ref)
+    assert result.looks == 2 * sum(cell.damage is not None for cell in report.cells)
+    assert result.reported is not None
+    on_the_first = [item.perplexity for item in (best.damage, best.healed) if item is not None]
+    assert result.reported.perplexity not in on_the_first
     for cell in report.cells:
         if cell.damage is not None:
             assert cell.damage.perplexity_ratio_ci95 is not None
@@ -325,7 +325,7 @@ def test_a_fold_lowers_the_damage_that_it_is_fitted_to(
     """The healed figures are those of changed weights, and the model is as before afterwards."""
     from exporter.choose.depths import DepthOptions, measure_depths
 
-    before = {name: each.clone() for name, each in loaded.model.state_dict().items()}
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     options = DepthOptions(
         numbers=(1,), ways=("attention",), recommend=True, tokens=96, sequence_length=LENGTH
     )
@@ -334,8 +334,8 @@ def test_a_fold_lowers_the_damage_that_it_is_fitted_to(
     assert cell.damage is not None
     assert cell.healed.perplexity != cell.damage.perplexity
     assert cell.speedups == {}  # the model is too short for the usual request
-    for name, each in loaded.model.state_dict().items():
-        assert torch.equal(each, before[name])
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_an_interrupted_measurement_goes_on(
@@ -347,11 +347,11 @@ def test_an_interrupted_measurement_goes_on(
     options = DepthOptions(
         numbers=(1,), ways=("attention", "mlp"), tokens=48, sequence_length=LENGTH
     )
-    measure, asked = DamageMeter.measure_many, []
+    measure, result = DamageMeter.measure_many, []
 
     def counted(self: Any, cut: Any, others: Any, progress: Any) -> Any:
-        asked.append([sorted(kind for _, kind in other) for other in others])
-        if len(asked) == 2:
+        result.append([sorted(kind for _, kind in other) for other in others])
+        if len(result) == 2:
             raise KeyboardInterrupt
         return measure(self, cut, others, progress)
 
@@ -359,7 +359,7 @@ def test_an_interrupted_measurement_goes_on(
     with pytest.raises(KeyboardInterrupt):
         measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
     again = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
-    assert asked == [[["attention"]], [["mlp"]], [["mlp"]]]
+    assert result == [[["attention"]], [["mlp"]], [["mlp"]]]
     monkeypatch.undo()
     fresh = measure_depths(loaded, scores, options, importance_sha256="")
     # A batch's whole model is run once more where others are known: the same sums.
@@ -378,8 +378,8 @@ def test_what_was_measured_in_another_dtype_is_measured_again(
     options = DepthOptions(numbers=(1,), ways=("mlp",), tokens=48, sequence_length=LENGTH)
     narrow = load_model(str(run / "checkpoint-1000"), dtype="bfloat16")
     wide = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
-    found = measure_depths(narrow, scores, options, importance_sha256="", kept=tmp_path)
-    assert found.baseline_perplexity != wide.baseline_perplexity
+    report = measure_depths(narrow, scores, options, importance_sha256="", kept=tmp_path)
+    assert report.baseline_perplexity != wide.baseline_perplexity
 
 
 def test_depths_are_judged_on_other_text_and_by_own_scores(
@@ -391,8 +391,8 @@ def test_depths_are_judged_on_other_text_and_by_own_scores(
     text = tmp_path / "own.txt"
     text.write_text("the list of the value is a class and the call of " * 60)
     options = DepthOptions(numbers=(1,), text=str(text), tokens=48, sequence_length=LENGTH)
-    asked = ScoreOptions(calibration=(str(text),), samples=4, sequence_length=LENGTH)
-    own = score(loaded, asked)
+    score_options = ScoreOptions(calibration=(str(text),), samples=4, sequence_length=LENGTH)
+    own = score(loaded, score_options)
     with raises(CalibrationError, "same-text", "own.txt", "--eval-text"):
         measure_depths(loaded, own, options, importance_sha256="")
     stranger = scores.model.model_copy(update={"sha256": "b" * 64})
@@ -436,9 +436,9 @@ def test_tasks_are_those_of_the_cut_model(
     (cell,) = measure_depths(loaded, scores, options, importance_sha256="").cells
     names = [(deletion.layer, "mlp") for deletion in cell.deletions]
     other = dataclasses.replace(loaded, model=silenced(loaded.model, names))
-    found = compared_tasks(other, choice, {"whole": {}})["whole"]
-    assert [task.metric for task in cell.tasks] == [task.metric for task in found]
-    for task, alone in zip(cell.tasks, found, strict=True):
+    result = compared_tasks(other, choice, {"whole": {}})["whole"]
+    assert [task.metric for task in cell.tasks] == [task.metric for task in result]
+    for task, alone in zip(cell.tasks, result, strict=True):
         assert task.candidate == alone.baseline
         assert task.items == 12
     whole = compared_tasks(loaded, choice, {"whole": {}})["whole"]

@@ -49,11 +49,11 @@ def test_the_commands_stand_in_order_and_none_is_missing_or_cut_short(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command_line.run(["--help"]) == 0
-    told = capsys.readouterr().out.split("Everything in one command:")[1]
-    listed = re.findall(r"^  ([a-z-]+)  +\S", told, re.MULTILINE)
+    part = capsys.readouterr().out.split("Everything in one command:")[1]
+    listed = re.findall(r"^  ([a-z-]+)  +\S", part, re.MULTILINE)
     assert listed == command_line.cli.list_commands()
     assert listed[:3] == ["export", "sweep", "score"]
-    assert "..." not in told
+    assert "..." not in part
 
 
 @pytest.mark.parametrize("command", ["export", "compare", "build", "check"])
@@ -62,18 +62,18 @@ def test_every_option_stands_under_one_heading(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert command_line.run([command, "--help-all"]) == 0
-    told = capsys.readouterr().out
-    headings = re.findall(r"^[A-Z].*:$", told, re.MULTILINE)
+    printed = capsys.readouterr().out
+    headings = re.findall(r"^[A-Z].*:$", printed, re.MULTILINE)
     assert len(headings) == len(set(headings)) >= 3
-    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", told, re.MULTILINE)
-    found = command_line.cli.get_command(None, command)
-    assert found is not None
-    context = click.Context(found, help_option_names=["-h", "--help"])
-    options = [param for param in found.get_params(context) if isinstance(param, click.Option)]
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", printed, re.MULTILINE)
+    result = command_line.cli.get_command(None, command)
+    assert result is not None
+    context = click.Context(result, help_option_names=["-h", "--help"])
+    options = [param for param in result.get_params(context) if isinstance(param, click.Option)]
     long = [param.opts[-2 if len(param.opts) > 2 else -1] for param in options if not param.hidden]
     assert sorted(listed) == sorted(long)
-    assert max(map(len, told.splitlines())) <= 100
-    assert re.search(r"PROMPTX|INTEGER|x>=", told) is None
+    assert max(map(len, printed.splitlines())) <= 100
+    assert re.search(r"PROMPTX|INTEGER|x>=", printed) is None
 
 
 def test_options_of_every_command_are_explained_once_and_named_in_each_help(
@@ -82,14 +82,14 @@ def test_options_of_every_command_are_explained_once_and_named_in_each_help(
     assert command_line.run(["--help"]) == 0
     listed = re.findall(r"(?m)^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out)
     for name in command_line.cli.list_commands():
-        found = command_line.cli.get_command(None, name)
-        if not isinstance(found, SchemaCommand):
+        command = command_line.cli.get_command(None, name)
+        if not isinstance(command, SchemaCommand):
             continue
         assert command_line.run([name, "--help-all"]) == 0
-        told = capsys.readouterr().out
-        named = told.partition("(depthcut --help explains them): ")[2]
+        printed = capsys.readouterr().out
+        named = printed.partition("(depthcut --help explains them): ")[2]
         assert sorted(named.rstrip(".\n").replace("\n", " ").split(", ")) == sorted(listed[1:])
-        params = found.get_params(click.Context(found))
+        params = command.get_params(click.Context(command))
         hidden = [p.opts[-1] for p in params if isinstance(p, click.Option) and p.hidden]
         assert sorted(hidden) == sorted(listed[1:])
 
@@ -99,14 +99,14 @@ def test_options_of_every_command_stand_before_its_name_or_behind_it(
 ) -> None:
     (config := tmp_path / "c.yaml").write_text("quantize_method: hqq\n")
     (tmp_path / "m.onnx").touch()
-    model, told = str(tmp_path / "m.onnx"), list[str]()
+    model, result = str(tmp_path / "m.onnx"), list[str]()
     for option in (["--config", str(config)], ["--show-config"]):
         words = ["quantize", model, "-o", "x", "--config", str(config), "--show-config"]
         del words[(at := words.index(option[0])) : at + len(option)]
         assert command_line.run([*option, *words]) == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1]
-    assert "quantize_method: hqq" in told[0]
+        result.append(capsys.readouterr().out)
+    assert result[0] == result[1]
+    assert "quantize_method: hqq" in result[0]
     for words in (["--json", "doctor"], ["doctor", "--json"]):
         assert command_line.run(words) == 0
         assert json.loads(capsys.readouterr().out)["components"]
@@ -207,9 +207,9 @@ def test_what_was_cut_earlier_is_named(
     assert capsys.readouterr().err == ""
     again = str(tmp_path / "again" / "model.onnx")
     assert command_line.run(["prune", str(cut), "-o", again, *call, drop]) == 0
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     kinds = ("mlp 0", "mlp 1", "block 0", "block 2", "attention 0")
-    assert [name for name in kinds if f" {name} " in told] == named
+    assert [name for name in kinds if f" {name} " in printed] == named
 
 
 @pytest.fixture
@@ -246,10 +246,10 @@ def test_every_end_is_one_line_and_its_code(
     code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.run(["fails"]) == code
-    told = capsys.readouterr().err
-    assert line in told
-    assert "Traceback" not in told
-    assert len(told.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert "Traceback" not in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("failing", [PlanError("no.")], indirect=True)
@@ -264,8 +264,8 @@ def test_progress_off_a_terminal_is_a_plain_line(capsys: pytest.CaptureFixture[s
     with progress.task("count", 3) as task:
         task.advance()
         progress.say("found [bold]3[/bold]")
-    found, done = capsys.readouterr().err.splitlines()
-    assert found == "found [bold]3[/bold]"
+    result, done = capsys.readouterr().err.splitlines()
+    assert result == "found [bold]3[/bold]"
     assert re.fullmatch(r"count: done in \d+\.\d s", done)
 
 
@@ -311,8 +311,8 @@ def test_a_long_task_begins_with_a_line_where_no_terminal_is(
 
 @pytest.mark.parametrize("sizes", [(255_600_000, 700_000), (1_400_000,) * 200, (10**9,)])
 def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
-    told = list[str]()
-    lines = TaskLines(told.append, lambda: 1e9 * len(told))
+    result = list[str]()
+    lines = TaskLines(result.append, lambda: 1e9 * len(result))
 
     class Logged(Quiet):
         @contextmanager
@@ -324,11 +324,11 @@ def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
     with ByteCount.large(Logged(), "write", sum(sizes)) as count:
         for size in sizes:
             count.add(size)
-        told.append("")
+        result.append("")
         lines.tick()
         lines.tick()
     total = round(sum(sizes) / 1e6)
-    assert told[-1].startswith(f"write: {total} of {total} MB, after ")
+    assert result[-1].startswith(f"write: {total} of {total} MB, after ")
 
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -419,14 +419,14 @@ def test_a_path_that_is_no_text_is_a_wrong_call(
 
 
 def test_a_log_tells_how_far_long_work_is_and_leaves_short_parts_out() -> None:
-    told, now = list[str](), [0.0]
-    lines = TaskLines(told.append, lambda: now[0])
+    result, now = list[str](), [0.0]
+    lines = TaskLines(result.append, lambda: now[0])
 
     def tick_at(seconds: float) -> list[str]:
         now[0] = seconds
-        told.clear()
+        result.clear()
         lines.tick()
-        return told
+        return result
 
     search = lines.begin("search", 9)
     assert tick_at(9.0) == []
@@ -436,7 +436,7 @@ def test_a_log_tells_how_far_long_work_is_and_leaves_short_parts_out() -> None:
         assert tick_at(19.0) == []
         lines.end(failed=False)
         search.advance()
-    assert told == [], "parts of no time are not told"
+    assert result == [], "parts of no time are not told"
     lines.begin("run", 3).advance()
     assert tick_at(20.0) == ["search: 2 of 9; run: 1 of 3, after 20 s"]
     assert tick_at(39.0) == []
@@ -444,7 +444,7 @@ def test_a_log_tells_how_far_long_work_is_and_leaves_short_parts_out() -> None:
     assert tick_at(1249.0) == [], "the longer it takes, the fewer lines"
     lines.end(failed=False)
     lines.end(failed=False)
-    assert told == ["run: done in 1230.0 s", "search: done in 1249.0 s"]
+    assert result == ["run: done in 1230.0 s", "search: done in 1249.0 s"]
     lines.begin("load", None)
     lines.begin("time", 4)
     assert [*tick_at(1260.0), *tick_at(1270.0)] == ["load ...", "load; time: 0 of 4, after 21 s"]

@@ -27,8 +27,8 @@ def graph(tmp_path: Path) -> Path:
 
 def told(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
     assert run(["inspect", str(path), "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    results: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return results
 
 
 def holding(found: dict[str, Any]) -> set[str]:
@@ -41,9 +41,9 @@ def test_a_graph_can_go_where_graphs_are_read(
 ) -> None:
     if config is not None:
         (graph / "config.json").write_text(json.dumps(config))
-    found = told(capsys, graph)
-    assert len(found["sites"]) == 6
-    assert {row["runtime"] for row in found["runtimes"]} == holding(found) == ON_GRAPHS
+    result = told(capsys, graph)
+    assert len(result["sites"]) == 6
+    assert {row["runtime"] for row in result["runtimes"]} == holding(result) == ON_GRAPHS
     assert run(["inspect", str(graph)]) == 0
     *table, others = capsys.readouterr().out.splitlines()
     assert not any(line.startswith(server) for server in BY_FOLDERS for line in table)
@@ -53,11 +53,11 @@ def test_a_graph_can_go_where_graphs_are_read(
 def test_a_gguf_file_tells_its_sublayers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = told(capsys, TinyGguf.llama(layers=2).write(tmp_path / "a.gguf"))
-    named = [(each["layer"], each["kind"]) for each in found["sublayers"]]
+    result = told(capsys, TinyGguf.llama(layers=2).write(tmp_path / "a.gguf"))
+    named = [(sublayer["layer"], sublayer["kind"]) for sublayer in result["sublayers"]]
     assert named == [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
-    assert all(each["bytes"] == 4 * each["parameters"] for each in found["sublayers"])
-    assert holding(found) == set(SERVERS)
+    assert all(sublayer["bytes"] == 4 * sublayer["parameters"] for sublayer in result["sublayers"])
+    assert holding(result) == set(SERVERS)
     other = TinyGguf.llama(layers=2, architecture="qwen2").write(tmp_path / "b.gguf")
     assert holding(told(capsys, other)) == ON_GRAPHS
     assert run(["inspect", str(other)]) == 0

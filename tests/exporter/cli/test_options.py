@@ -174,10 +174,10 @@ def test_a_mistake_in_a_file_is_told_with_its_place(
 ) -> None:
     path = _config(tmp_path, text)
     assert command_line.run(["bake", "rye", "-o", "x", "--config", path]) == 2
-    told = capsys.readouterr().err
-    assert f"{path}, line {line}" in told
-    assert key in told
-    assert allowed in told
+    printed = capsys.readouterr().err
+    assert f"{path}, line {line}" in printed
+    assert key in printed
+    assert allowed in printed
     assert bake == []
 
 
@@ -198,9 +198,9 @@ def test_what_is_no_mapping_of_options_is_refused(
 ) -> None:
     path = _config(tmp_path, text)
     assert command_line.run(["bake", "rye", "-o", "x", "--config", path]) == 2
-    told = capsys.readouterr().err
-    assert path in told
-    assert "Unexpected" not in told
+    printed = capsys.readouterr().err
+    assert path in printed
+    assert "Unexpected" not in printed
 
 
 @pytest.mark.parametrize(
@@ -219,9 +219,9 @@ def test_an_option_that_is_a_key_alone_is_told_as_the_line_of_a_file(
     bake: list[Bread], capsys: pytest.CaptureFixture[str], words: tuple[str, ...], line: str
 ) -> None:
     assert command_line.run(["bake", "rye", "-o", "x", *words]) == 2
-    told = capsys.readouterr().err
-    assert ("--config" in told) == bool(line)
-    assert f"`{line}`" in told or not line
+    printed = capsys.readouterr().err
+    assert ("--config" in printed) == bool(line)
+    assert f"`{line}`" in printed or not line
     assert bake == []
 
 
@@ -341,11 +341,11 @@ def test_what_is_shown_runs_the_same(
 ) -> None:
     words = ["rye", "-o", "x", "--time", "2m", "--box", "wood", "--no-fan", "--rolls", "8x2,3x4"]
     assert command_line.run(["bake", *words, "--show-config"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert bake == []
-    path = _config(tmp_path, told)
+    path = _config(tmp_path, printed)
     assert command_line.run(["bake", "--config", path, "--show-config"]) == 0
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == printed
     assert command_line.run(["bake", *words]) == command_line.run(["bake", "--config", path]) == 0
     assert bake[0] == bake[1]
 
@@ -402,8 +402,8 @@ def test_from_the_object_to_words_and_yaml_and_back(values: dict[str, Any]) -> N
     own = {leaf.key: leaf for leaf in leaves(Bread)}
     plain = plain_values(made)
     read = yaml.safe_load(yaml.safe_dump(plain, allow_unicode=True))
-    told = {key: own[key].read(value, strict=True) for key, value in read.items()}
-    assert build(Bread, told) == made
+    result = {key: own[key].read(value, strict=True) for key, value in read.items()}
+    assert build(Bread, result) == made
     command = SchemaCommand("bake", Bread, lambda *_: None, json=False)
     config_only = {key: value for key, value in values.items() if own[key].look.config_only}
     again = values_of(command.read(words_of(made, values)))
@@ -433,8 +433,8 @@ def test_a_wrong_value_is_told_with_its_option_and_what_is_allowed(
     (tmp_path / "file").write_text("{}")
     words = [str(tmp_path / "file") if word == "FILE" else word for word in asked]
     assert command_line.run(words) == 2
-    told = capsys.readouterr().err
-    assert [word for word in named if word not in told] == []
+    printed = capsys.readouterr().err
+    assert [word for word in named if word not in printed] == []
 
 
 def test_amounts_are_read_as_they_are_written() -> None:
@@ -449,17 +449,19 @@ _OTHERWISE = {"output", "report", "also"}  # a file, or a folder; a model, or an
 
 
 def _commands() -> list[SchemaCommand[Any]]:
-    found = (command_line.cli.get_command(None, name) for name in command_line.cli.list_commands())
-    return [each for each in found if isinstance(each, SchemaCommand)]
+    commands = (
+        command_line.cli.get_command(None, name) for name in command_line.cli.list_commands()
+    )
+    return [command for command in commands if isinstance(command, SchemaCommand)]
 
 
 def test_only_lm_eval_has_no_options_of_its_own() -> None:
-    with_options = {each.name for each in _commands()}
+    with_options = {command.name for command in _commands()}
     assert set(command_line.cli.list_commands()) - with_options == {"lm-eval"}
 
 
 @pytest.mark.parametrize("columns", ["80", "100"])
-@pytest.mark.parametrize("name", [each.name for each in _commands()])
+@pytest.mark.parametrize("name", [item.name for item in _commands()])
 def test_help_is_short_and_all_of_it_is_all(
     name: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,20 +473,20 @@ def test_help_is_short_and_all_of_it_is_all(
     assert len(lines) <= 60
     assert not [line for line in lines[1:] if line.endswith("...")]
     assert command_line.run([name, "--help-all"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for key, leaf in command.leaves.items():
         if not leaf.look.argument:
             shown = f"{key}:" if leaf.look.config_only else f"--{key.replace('_', '-')}"
-            assert re.search(rf"(?m)^  (-\w, )?{shown}(?!\w)", told), shown
+            assert re.search(rf"(?m)^  (-\w, )?{shown}(?!\w)", printed), shown
 
 
 def test_a_first_look_folds_and_where_nothing_can_be_folded_fits_maps() -> None:
     export = command_line.cli.get_command(None, "export")
     assert isinstance(export, SchemaCommand)
     call = ["model", "-o", "out", "--quick"]
-    quick, told = (export.read([*call, *more]).request.heal for more in ([], ["--heal", "best"]))
+    quick, result = (export.read([*call, *more]).request.heal for more in ([], ["--heal", "best"]))
     assert (quick.kind, quick.replacements) == ("fold", "linear")
-    assert (told.kind, told.replacements) == ("best", "none")
+    assert (result.kind, result.replacements) == ("best", "none")
 
 
 @pytest.mark.parametrize("name", ["plan", "export"])
@@ -501,11 +503,11 @@ def test_each_option_of_a_brief_help_takes_one_line(
 
 def test_the_whole_help_of_all_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.run(["--help-all"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for command in _commands():
-        paragraph = re.search(rf"(?ms)^depthcut {command.name} (.*?)(^$|\Z)", told)
+        paragraph = re.search(rf"(?ms)^depthcut {command.name} (.*?)(^$|\Z)", printed)
         words = paragraph[1].split() if paragraph else []
-        own = [each for each in command.leaves.values() if not each.look.argument]
+        own = [leaf for leaf in command.leaves.values() if not leaf.look.argument]
         named = [f"{e.key}:" if e.look.config_only else f"--{e.key}" for e in own]
         assert words == [name.replace("_", "-") if name[0] == "-" else name for name in named]
 
@@ -514,10 +516,10 @@ def test_an_option_means_the_same_in_every_command() -> None:
     known: dict[str, tuple[str, Any]] = {}
     for command in _commands():
         for key, leaf in command.leaves.items():
-            told = leaf.is_flag, leaf.place
+            result = leaf.is_flag, leaf.place
             if not leaf.look.argument and key not in _OTHERWISE:
-                name, first = known.setdefault(key, (str(command.name), told))
-                assert told == first, f"--{key} of {name} and of {command.name}"
+                name, first = known.setdefault(key, (str(command.name), result))
+                assert result == first, f"--{key} of {name} and of {command.name}"
 
 
 def test_a_share_above_one_is_read_again_as_it_was_meant(
@@ -525,8 +527,8 @@ def test_a_share_above_one_is_read_again_as_it_was_meant(
 ) -> None:
     given = tmp_path / "i.json"
     given.write_text("{}")
-    asked = ["plan", str(given), "--parameters", "20%", "--at-most", "200%"]
-    assert command_line.run([*asked, "--show-config"]) == 0
+    result = ["plan", str(given), "--parameters", "20%", "--at-most", "200%"]
+    assert command_line.run([*result, "--show-config"]) == 0
     shown = capsys.readouterr().out
     path = _config(tmp_path, shown)
     assert command_line.run(["plan", str(given), "--config", path, "--show-config"]) == 0
@@ -542,6 +544,6 @@ def test_threads_are_a_number_or_auto(
     command: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.run([command, str(tmp_path), "x", "--threads", word]) == 2
-    told = capsys.readouterr().err
-    assert "'--threads'" in told
-    assert f"'{word}'" in told or word == "0"
+    printed = capsys.readouterr().err
+    assert "'--threads'" in printed
+    assert f"'{word}'" in printed or word == "0"

@@ -164,17 +164,17 @@ def test_what_a_report_says_is_no_command_to_the_log(inner: Inner, broken: bool)
     body = 'depthcut.report("report.json").assert_task_drop("1%")'
     result = inner.run(body, "--junitxml=out.xml")
     result.assert_outcomes(failed=1)
-    told = result.stdout.str() + (inner.path / "out.xml").read_text()
-    assert "error" in told
+    outcome = result.stdout.str() + (inner.path / "out.xml").read_text()
+    assert "error" in outcome
     for active in ("\x1b[31m", "\u202e", "\n::error", "##vso["):
-        assert active not in told
+        assert active not in outcome
 
 
 def test_what_a_model_says_is_no_command_to_the_log(inner: Inner) -> None:
-    told = inner.run(f"depthcut.compare({ACTIVE!a}, 'b')", "--tb=line").stdout.str()
-    assert "task.x" in told
+    result = inner.run(f"depthcut.compare({ACTIVE!a}, 'b')", "--tb=line").stdout.str()
+    assert "task.x" in result
     for active in ("\x1b[31m", "\u202e", "\n::error", "##vso["):
-        assert active not in told
+        assert active not in result
 
 
 def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
@@ -195,10 +195,10 @@ def test_results_are_properties_in_junit(inner: Inner) -> None:
     properties = {
         p.get("name"): p.get("value") for p in Xml.parse(inner.path / "out.xml").iter("property")
     }
-    told = properties["depthcut prefill 128: speedup"]
-    assert told is not None
-    assert told.startswith("1.250x [")
-    assert told.endswith(": within the limit")
+    result = properties["depthcut prefill 128: speedup"]
+    assert result is not None
+    assert result.startswith("1.250x [")
+    assert result.endswith(": within the limit")
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def encoders(folder: Path) -> list[Path]:
         write_tiny_lm(folder / name, layers=(), output="last_hidden_state", noise=noise)
         for name, noise in (("a", 0.0), ("b", 0.5))
     ]
-    for each in made:
-        write_tokenizer(each, ["guitar", "song", "tax", "law", "bread", "oven", "a", "the"])
+    for item in made:
+        write_tokenizer(item, ["guitar", "song", "tax", "law", "bread", "oven", "a", "the"])
     return made
 
 
@@ -52,9 +52,9 @@ def options(**quality: Any) -> CompareOptions:
 
 
 def accuracy(folders: list[Path], **quality: Any) -> Accuracy:
-    found = compare(*folders, options(**quality)).accuracy
-    assert found is not None
-    return found
+    result = compare(*folders, options(**quality)).accuracy
+    assert result is not None
+    return result
 
 
 def written(path: Path, text: str) -> Path:
@@ -64,24 +64,26 @@ def written(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_built_in_prompts_are_answered_by_both(tmp_path: Path, chat: bool) -> None:
-    found = accuracy(arms(tmp_path, CHAT), chat=chat).answers
-    assert found is not None
-    assert (found.chat, found.source, found.new_tokens) == (chat, "built in", 5)
-    asked = questions(None)
-    assert [each.prompt for each in found.answers] == [*(asked.texts if chat else asked.openings)]
-    assert 3 <= len(found.answers) <= 5
-    assert any(each.baseline != each.candidate for each in found.answers)
-    assert not found.left_out
+    answers = accuracy(arms(tmp_path, CHAT), chat=chat).answers
+    assert answers is not None
+    assert (answers.chat, answers.source, answers.new_tokens) == (chat, "built in", 5)
+    prompts = questions(None)
+    assert [answer.prompt for answer in answers.answers] == [
+        *(prompts.texts if chat else prompts.openings)
+    ]
+    assert 3 <= len(answers.answers) <= 5
+    assert any(answer.baseline != answer.candidate for answer in answers.answers)
+    assert not answers.left_out
 
 
 def test_the_template_decides_what_the_model_reads(tmp_path: Path) -> None:
-    asked = {"prompts": written(tmp_path / "p.txt", "of that\n")}
+    result = {"prompts": written(tmp_path / "p.txt", "of that\n")}
     (tmp_path / "chat").mkdir()
     (tmp_path / "plain").mkdir()
-    chat = accuracy(arms(tmp_path / "chat", CHAT), chat=True, **asked).answers
-    plain = accuracy(arms(tmp_path / "plain"), **asked).answers
+    chat = accuracy(arms(tmp_path / "chat", CHAT), chat=True, **result).answers
+    plain = accuracy(arms(tmp_path / "plain"), **result).answers
     (tmp_path / "p.txt").write_text("the list of that is")
-    same = accuracy([tmp_path / "plain" / name for name in "ab"], **asked).answers
+    same = accuracy([tmp_path / "plain" / name for name in "ab"], **result).answers
     assert chat is not None
     assert plain is not None
     assert same is not None
@@ -101,10 +103,10 @@ def test_the_template_decides_what_the_model_reads(tmp_path: Path) -> None:
 )
 def test_the_user_s_prompts_are_a_line_each(tmp_path: Path, name: str, text: str) -> None:
     path = written(tmp_path / name, text)
-    found = accuracy(arms(tmp_path), prompts=path).answers
-    assert found is not None
-    assert [each.prompt for each in found.answers] == ["the value", "if that"]
-    assert found.source == str(path)
+    answers = accuracy(arms(tmp_path), prompts=path).answers
+    assert answers is not None
+    assert [answer.prompt for answer in answers.answers] == ["the value", "if that"]
+    assert answers.source == str(path)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +153,11 @@ def test_what_can_t_be_answered_is_left_out_with_a_reason_or_refused_if_it_was_a
     tmp_path: Path, files: dict[str, str], config: dict[str, int], reason: str
 ) -> None:
     folders = arms(tmp_path, files, **config)
-    found = accuracy(folders, answer_tokens=90, chat=bool(files))
-    assert found.answers is not None
-    assert found.answers.answers == []
-    assert reason in found.answers.left_out
-    assert found.top1_agreement is not None
+    result = accuracy(folders, answer_tokens=90, chat=bool(files))
+    assert result.answers is not None
+    assert result.answers.answers == []
+    assert reason in result.answers.left_out
+    assert result.top1_agreement is not None
     own = written(tmp_path / "p.txt", "the value " * 4)
     with raises(ComparisonError, "prompts-unanswered", "--prompts", own, reason):
         accuracy(folders, answer_tokens=90, prompts=own, chat=bool(files))
@@ -187,10 +189,10 @@ def test_a_tokenizer_of_another_model_s_template_is_left_out(tmp_path: Path) -> 
     folders = arms(tmp_path, {"chat_template.jinja": "beyond"})
     for folder in folders:
         write_tokenizer(folder, [*WORDS, *(f"w{number}" for number in range(20)), "beyond"])
-    found = accuracy(folders, chat=True).answers
-    assert found is not None
-    assert found.left_out
-    assert not found.answers
+    answers = accuracy(folders, chat=True).answers
+    assert answers is not None
+    assert answers.left_out
+    assert not answers.answers
 
 
 def test_the_command_shows_them_in_every_form(
@@ -205,12 +207,12 @@ def test_the_command_shows_them_in_every_form(
     report = ComparisonReport.read(tmp_path / "out" / "report.json")
     assert report.accuracy is not None
     assert report.accuracy.answers is not None
-    (found,) = report.accuracy.answers.answers
-    words = found.candidate.text.split()
+    (result,) = report.accuracy.answers.answers
+    words = result.candidate.text.split()
     assert 0 < len(words) <= 3
-    for told in (capsys.readouterr().out, as_markdown(report), as_page(report)):
-        assert "the value" in told
-        assert " ".join(words) in told
+    for item in (capsys.readouterr().out, as_markdown(report), as_page(report)):
+        assert "the value" in item
+        assert " ".join(words) in item
     with ends_in(TextSourceError, "no-text", prompts):
         prompts.write_text("")
         assert run([*call, *more]) == 2

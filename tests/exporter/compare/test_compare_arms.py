@@ -83,10 +83,10 @@ def test_a_backend_is_a_class_and_a_row(
     arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RUNNERS, "other", Backend(__name__, OtherRunner.__name__))
-    found = compare(*(f"other:{arm}" for arm in arms), OPTIONS, references=[arms[0]]).arms
-    assert (found.baseline.backend, found.candidate.backend) == ("other", "other")
-    assert found.baseline.path.startswith("other:")
-    assert [arm.backend for arm in found.references.values()] == ["onnxruntime"]
+    result = compare(*(f"other:{arm}" for arm in arms), OPTIONS, references=[arms[0]]).arms
+    assert (result.baseline.backend, result.candidate.backend) == ("other", "other")
+    assert result.baseline.path.startswith("other:")
+    assert [arm.backend for arm in result.references.values()] == ["onnxruntime"]
     with pytest.raises(ComparisonError):
         compare(f"other:{arms[0]}", arms[1], OPTIONS)
 

@@ -52,21 +52,21 @@ def compared(
 ) -> ComparisonReport:
     from exporter.compare.session import compare
 
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "eval_text": str(models / "sources.txt"), "threads": 1, "rounds": 2,
         "prefill_lengths": (8,), "decode_past_lengths": (16,),
     }  # fmt: skip
-    options = CompareOptions(**told | changes)
+    options = CompareOptions(**results | changes)
     return compare(models / arms[0], models / arms[1], options, progress=heard or Heard())
 
 
 def test_what_a_cut_baseline_lacks_already_is_not_told_as_dropped(models: Path) -> None:
-    found = compared(models, ("less", "least")).plan
-    assert [(each.layer, each.kind) for each in found] == [(3, "cross_attention")]
+    plan = compared(models, ("less", "least")).plan
+    assert [(item.layer, item.kind) for item in plan] == [(3, "cross_attention")]
     rest = compared(models, ("less", "block")).plan
-    assert [(each.layer, each.kind) for each in rest] == [(2, "cross_attention"), (2, "mlp")]
+    assert [(item.layer, item.kind) for item in rest] == [(2, "cross_attention"), (2, "mlp")]
     whole = compared(models).plan
-    assert [(each.layer, each.kind) for each in whole] == CUTS["least"]
+    assert [(item.layer, item.kind) for item in whole] == CUTS["least"]
     assert compared(models, ("less", "less")).plan == []
 
 
@@ -123,8 +123,8 @@ def test_a_generation_reads_a_source_of_the_length_that_is_named(models: Path) -
     heard = Heard()
     timing = TimingOptions(generate=((7, 4), (9, 99)))
     rows = compared(models, timing=timing, heard=heard).latency
-    found = [row for row in rows if row.phase == "generate"]
-    assert [(row.sequence_length, row.new_tokens) for row in found] == [(7, 4)]
+    result = [row for row in rows if row.phase == "generate"]
+    assert [(row.sequence_length, row.new_tokens) for row in result] == [(7, 4)]
     assert any("99" in line and "left out" in line for line in heard.lines)
 
 

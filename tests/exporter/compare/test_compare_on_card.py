@@ -51,10 +51,10 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def compared(arms: tuple[Path, Path], **machine: int) -> tuple[ComparisonReport, int, int]:
-    with stand_in(**machine) as found:
+    with stand_in(**machine) as result:
         report = compare(*arms, OPTIONS)
-        assert found.left_over == {}
-    return report, found.most_used, found.calls["deserialize_cuda_engine"]
+        assert result.left_over == {}
+    return report, result.most_used, result.calls["deserialize_cuda_engine"]
 
 
 def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
@@ -64,8 +64,8 @@ def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
     clocks = {row.phase: row.clock for row in report.latency}
     assert clocks["prefill"] == clocks["decode"] == "device"
     assert clocks["generate"] == "host"
-    told = {row.phase: set(row.launches.values()) for row in report.latency}
-    assert told["decode"] == {"kernels"}  # a cache that grows has a new shape at each step
+    floats = {row.phase: set(row.launches.values()) for row in report.latency}
+    assert floats["decode"] == {"kernels"}  # a cache that grows has a new shape at each step
     assert all(check.passed for check in report.parity)
     assert "kernels" in as_markdown(report)
 
@@ -74,7 +74,7 @@ def in_place(folder: Path, backend: str, patch: pytest.MonkeyPatch, **facts: Any
     """Two arms whose caches are in place, the second with half the weights."""
 
     def judge(onnx: Path, target: Path, *, profiles: Any, **how: Any) -> list[tuple[Path, None]]:
-        write_engine(onnx, target, [each.phase for each in profiles], ROOMY, backend=backend)
+        write_engine(onnx, target, [profile.phase for profile in profiles], ROOMY, backend=backend)
         return [(target, None)]
 
     patch.setattr(engine_arm, "build_engines", judge)
@@ -93,9 +93,9 @@ def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
     with stand_in() as machine:
         report = compare(*folders, options)
         last = [run for run in machine.runs if run.as_graph][-1]  # the judges have run before
-    told = {row.phase: row.launches for row in report.latency}
-    assert set(told["decode"].values()) == {"CUDA graph"}
-    assert set(told["prefill"].values()) == {"kernels"}
+    launches = {row.phase: row.launches for row in report.latency}
+    assert set(launches["decode"].values()) == {"CUDA graph"}
+    assert set(launches["prefill"].values()) == {"kernels"}
     assert last.cache_bytes == last.filled_bytes > 0
     decode = next(row for row in report.latency if row.phase == "decode")
     assert decode.clock == "device"
@@ -112,9 +112,9 @@ def test_what_is_to_be_known_of_how_arms_ran_is_in_the_report(
         EngineRecord.read(path).model_copy(update={"built_on": built_on}).write(path)
     with stand_in() as machine:
         report = compare(*folders, replace(OPTIONS, timing=TimingOptions()))
-    told = next(row.launches for row in report.latency if row.phase == "decode")
-    assert [each.partition(",")[0] for each in told.values()] == ["kernels", "kernels"]
-    assert all("no CUDA graph" in each for each in told.values())
+    launch = next(row.launches for row in report.latency if row.phase == "decode")
+    assert [item.partition(",")[0] for item in launch.values()] == ["kernels", "kernels"]
+    assert all("no CUDA graph" in item for item in launch.values())
     notes = report.arms.baseline.notes
     assert len(notes) == 2  # one for each of its engines
     assert all("A10" in note and machine.name in note for note in notes)

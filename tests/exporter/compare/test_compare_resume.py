@@ -292,11 +292,11 @@ def test_timing_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) ->
 
 
 def test_the_machine_is_looked_at_between_chunks(arms: tuple[Path, Path]) -> None:
-    found = compare(*arms, OPTIONS).environment
-    assert len(found.states) == 1 + 8
-    seconds = [state.seconds for state in found.states]
+    environment = compare(*arms, OPTIONS).environment
+    assert len(environment.states) == 1 + 8
+    seconds = [state.seconds for state in environment.states]
     assert seconds == sorted(seconds)
-    assert found.affinity
+    assert environment.affinity
 
 
 def test_threads_are_the_cores_unless_a_number_is_asked_for(

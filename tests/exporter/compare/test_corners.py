@@ -89,9 +89,9 @@ def test_all_four_stand_in_the_report(report: ComparisonReport) -> None:
 @pytest.mark.usefixtures("no_timing")
 def test_a_pair_alone_has_no_corners(four: dict[str, Path]) -> None:
     options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=2, eval_tokens=32)
-    found = compare(four["whole-q"], four["cut-q"], options)
-    assert found.corners == []
-    assert found.accuracy is not None
+    result = compare(four["whole-q"], four["cut-q"], options)
+    assert result.corners == []
+    assert result.accuracy is not None
 
 
 @pytest.mark.usefixtures("no_timing")
@@ -122,9 +122,11 @@ def test_speedups_are_computed_as_the_pair_s_is(report: ComparisonReport) -> Non
         back = estimate_between(row, "candidate", "baseline").speedup()
         assert back.ratio == pytest.approx(1 / row.speedup.ratio, rel=1e-9)
         for corner in report.corners[1:]:
-            told = corner.speedups[row.shape_name]
-            assert told.value == estimate_between(row, "float baseline", corner.arm).speedup().ratio
-            assert told.ci95[0] <= told.value <= told.ci95[1]
+            speedup = corner.speedups[row.shape_name]
+            assert (
+                speedup.value == estimate_between(row, "float baseline", corner.arm).speedup().ratio
+            )
+            assert speedup.ci95[0] <= speedup.value <= speedup.ci95[1]
 
 
 @pytest.mark.usefixtures("no_timing")
@@ -154,11 +156,11 @@ def test_all_four_are_loaded_anew(four: dict[str, Path], monkeypatch: pytest.Mon
         return enter(self)
 
     monkeypatch.setattr(OnnxRuntimeRunner, "__enter__", heard)
-    found = compare(
+    result = compare(
         four["whole-q"], four["cut-q"], OPTIONS, floats=(four["whole"], four["cut"]),
         references=[write_tiny_lm(four["whole"].parent / "other")],
     )  # fmt: skip
-    assert found.latency[0].loads > 1
+    assert result.latency[0].loads > 1
     assert {loaded.count(name) for name in four} == {loaded.count("whole")}
     assert loaded.count("whole") > loaded.count("other") == 1
 
@@ -218,10 +220,10 @@ def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
         name: write_tiny_lm(tmp_path / name, noise=noise, **made) for name, noise in noises.items()
     }
     options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=6)
-    found = compare(
+    result = compare(
         folders["whole-q"], folders["cut-q"], options, floats=(folders["whole"], folders["cut"])
     )
-    cosines = [corner.embedding_cosine for corner in found.corners]
+    cosines = [corner.embedding_cosine for corner in result.corners]
     assert cosines[0] is None
     assert all(cosine is not None and 0 < cosine < 1 for cosine in cosines[1:])
     alone = compare(folders["whole"], folders["cut-q"], options).accuracy
@@ -238,9 +240,9 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
     }
     note(made["other-q"], EIGHT)
     floats, also = (four["whole"], four["cut"]), tuple(made.values())
-    found = compare(four["whole-q"], four["cut-q"], OPTIONS, floats=floats, also=also)
+    outcome = compare(four["whole-q"], four["cut-q"], OPTIONS, floats=floats, also=also)
     names = ("other-cut", "other-cut-int8")
-    assert [(c.arm, c.whole, c.pruned, c.quantized) for c in found.corners] == [
+    assert [(c.arm, c.whole, c.pruned, c.quantized) for c in outcome.corners] == [
         ("float baseline", None, False, False),
         ("float candidate", "float baseline", True, False),
         ("baseline", None, False, True),
@@ -248,18 +250,18 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
         ("other-cut", "float baseline", True, False),
         ("other-cut-int8", "baseline", True, True),
     ]
-    assert found.also == [str(folder / "model.onnx") for folder in also]
-    assert found.floats == tuple(str(folder / "model.onnx") for folder in floats)
-    row = found.latency[0]
-    for corner in found.corners:
+    assert outcome.also == [str(folder / "model.onnx") for folder in also]
+    assert outcome.floats == tuple(str(folder / "model.onnx") for folder in floats)
+    row = outcome.latency[0]
+    for corner in outcome.corners:
         if corner.whole is None:
             assert corner.over_whole == {}
         else:
-            told = corner.over_whole[row.shape_name]
-            assert told.value == estimate_between(row, corner.whole, corner.arm).speedup().ratio
+            result = corner.over_whole[row.shape_name]
+            assert result.value == estimate_between(row, corner.whole, corner.arm).speedup().ratio
             verdict = corner.verdicts[row.shape_name]
-            assert verdict == verdict_of_interval(told.ci95, row.rounds)
-    other, other_q = found.corners[-2:]
+            assert verdict == verdict_of_interval(result.ci95, row.rounds)
+    other, other_q = outcome.corners[-2:]
     alone = compare(four["whole"], made["other-q"], OPTIONS).accuracy
     assert alone is not None
     assert alone.perplexity is not None
@@ -268,15 +270,15 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
     quantised = compare(four["whole-q"], made["other-q"], OPTIONS).accuracy
     assert quantised is not None
     assert other_q.log_perplexity_increase == quantised.log_perplexity_increase is not None
-    assert [corner.log_perplexity_increase is None for corner in found.corners] == [
-        corner.whole is None for corner in found.corners
+    assert [corner.log_perplexity_increase is None for corner in outcome.corners] == [
+        corner.whole is None for corner in outcome.corners
     ]
-    grid = corners_grid(found)
+    grid = corners_grid(outcome)
     assert [row[0] for row in grid.rows] == [
         "whole, fp32", "cut, fp32", "other-cut, fp32",
         "whole, int8", "cut, int8", "other-cut, int8",
     ]  # fmt: skip
-    for narrow in comparison_grids(found)[1:3]:
+    for narrow in comparison_grids(outcome)[1:3]:
         assert max(map(len, plain_lines(narrow.header, narrow.rows, narrow.right))) <= 80
     verdicts, perplexities = (
         [str(plain(row[grid.header.index(name)])) for row in grid.rows]
@@ -284,18 +286,18 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
     )
     assert [bool(word) for word in verdicts] == [False, True, True] * 2
     assert [words.endswith("]") for words in perplexities] == [False, True, True] * 2
-    assert list(found.arms.references) == [*FLOATS, *names]
+    assert list(outcome.arms.references) == [*FLOATS, *names]
 
 
 @pytest.mark.usefixtures("no_timing")
 def test_a_further_cut_beside_a_pair_needs_no_floats(four: dict[str, Path]) -> None:
-    found = compare(four["whole"], four["cut"], OPTIONS, also=(four["cut-q"],))
-    assert [(c.arm, c.whole, c.quantized) for c in found.corners] == [
+    result = compare(four["whole"], four["cut"], OPTIONS, also=(four["cut-q"],))
+    assert [(c.arm, c.whole, c.quantized) for c in result.corners] == [
         ("baseline", None, False),
         ("candidate", "baseline", False),
         ("cut-q", None, True),  # no whole model is quantised so
     ]
-    assert found.floats is None
+    assert result.floats is None
 
 
 @pytest.mark.usefixtures("no_timing")
@@ -304,18 +306,18 @@ def test_a_second_text_has_a_perplexity_of_its_own(four: dict[str, Path], tmp_pa
     text.write_text("b c a a c b " * 200)
     floats = (four["whole"], four["cut"])
     options = replace(OPTIONS, other_text=str(text))
-    found = compare(four["whole-q"], four["cut-q"], options, floats=floats)
+    result = compare(four["whole-q"], four["cut-q"], options, floats=floats)
     alone = replace(OPTIONS, eval_text=str(text))
     there = compare(four["whole-q"], four["cut-q"], alone, floats=floats)
-    assert found.accuracy is not None
+    assert result.accuracy is not None
     assert there.accuracy is not None
-    assert found.accuracy.other is not None
-    assert found.accuracy.other.perplexity == there.accuracy.perplexity
-    assert found.accuracy.other.text_sha256 == there.accuracy.text_sha256
-    own = [corner.other_perplexity for corner in found.corners]
+    assert result.accuracy.other is not None
+    assert result.accuracy.other.perplexity == there.accuracy.perplexity
+    assert result.accuracy.other.text_sha256 == there.accuracy.text_sha256
+    own = [corner.other_perplexity for corner in result.corners]
     assert own == [corner.perplexity for corner in there.corners]
     without = compare(four["whole-q"], four["cut-q"], OPTIONS, floats=floats)
-    assert without.accuracy == found.accuracy.model_copy(update={"other": None})
+    assert without.accuracy == result.accuracy.model_copy(update={"other": None})
     assert {corner.other_perplexity for corner in without.corners} == {None}
 
 
@@ -327,9 +329,9 @@ def test_the_second_text_is_another_one(four: dict[str, Path]) -> None:
 def test_a_reference_can_not_take_an_arm_s_name(four: dict[str, Path], tmp_path: Path) -> None:
     reference = write_tiny_lm(tmp_path / "baseline", noise=0.1)
     options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=2, eval_tokens=32)
-    found = compare(four["whole-q"], four["cut-q"], options, references=[reference])
-    assert list(found.arms.references) == [str(reference)]
-    assert found.latency[0].baseline != found.latency[0].references[str(reference)]
+    result = compare(four["whole-q"], four["cut-q"], options, references=[reference])
+    assert list(result.arms.references) == [str(reference)]
+    assert result.latency[0].baseline != result.latency[0].references[str(reference)]
 
 
 def test_the_report_survives_its_file(report: ComparisonReport, tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def task_of(folder: Path, *lines: Any, limit: int | None = None) -> TaskOptions:
 
 
 def scored(folder: ModelFolder, runner: Any, *lines: Any) -> dict[str, list[float]]:
-    [found] = score_tasks(task_of(folder.home, *lines), runner, folder)
-    return {name: values.tolist() for name, values in found.metrics.items()}
+    [result] = score_tasks(task_of(folder.home, *lines), runner, folder)
+    return {name: values.tolist() for name, values in result.metrics.items()}
 
 
 def test_retrieval_counts_a_hit_by_its_rank(folder: ModelFolder) -> None:
@@ -102,9 +102,9 @@ def test_retrieval_counts_a_hit_by_its_rank(folder: ModelFolder) -> None:
         {"query": WORDS[2], "relevant": ["1", "11"]},
         {"query": WORDS[3], "relevant": ["11"]},
     ]
-    found = scored(folder, embedder(), *corpus, *queries)
+    result = scored(folder, embedder(), *corpus, *queries)
     both = 1 + 1 / np.log2(3)
-    assert found == {
+    assert result == {
         "ndcg@10": pytest.approx([1, 1 / both, 0]),
         "recall@10": pytest.approx([1, 0.5, 0]),
     }
@@ -150,8 +150,8 @@ def test_pairs_are_ranked_as_people_do(folder: ModelFolder) -> None:
         for (first, second), score in zip(texts, scores, strict=True)
     ]
     cosines = [1, 0.5, 0, 1]
-    found = scored(folder, embedder(), *lines)["spearman"]
-    assert np.mean(found) == pytest.approx(stats.spearmanr(cosines, scores).statistic)
+    spearman = scored(folder, embedder(), *lines)["spearman"]
+    assert np.mean(spearman) == pytest.approx(stats.spearmanr(cosines, scores).statistic)
 
 
 def test_a_cross_encoder_scores_pairs_by_its_logit(folder: ModelFolder) -> None:
@@ -180,9 +180,9 @@ def test_passages_of_each_query_are_ranked(folder: ModelFolder) -> None:
     ]
     best = 1 + 1 / np.log2(3)
     expected = [1, (1 / np.log2(3) + 1 / 2) / best, 1 / np.log2(11)]
-    found = scored(folder, embedder(), *lines)
-    assert found["ndcg@10"] == pytest.approx(expected)
-    assert found["mrr@10"] == pytest.approx([1, 1 / 2, 1 / 10])
+    result = scored(folder, embedder(), *lines)
+    assert result["ndcg@10"] == pytest.approx(expected)
+    assert result["mrr@10"] == pytest.approx([1, 1 / 2, 1 / 10])
 
 
 def test_a_reranker_reads_a_query_and_its_passage_together(folder: ModelFolder) -> None:
@@ -217,11 +217,11 @@ def test_as_many_texts_judge_a_classifier_as_a_limit_near_to_1_takes(
     texts = [" ".join(rng.choice(WORDS, 6)) + f" {n}." for n in range(400)]
     pairs = tuple(zip(texts[::2], texts[1::2], strict=True)) if logits == "one" else ()
     source = TextSource("t", tuple(texts), "0" * 64, tuple((pair,) for pair in pairs * 2))
-    found = measure_accuracy(pair, source).accuracy
-    assert found is not None
-    assert found.top1_interval is not None
-    assert found.tokens == answers
-    assert found.top1_interval.ci95[0] > 0.98
+    accuracy = measure_accuracy(pair, source).accuracy
+    assert accuracy is not None
+    assert accuracy.top1_interval is not None
+    assert accuracy.tokens == answers
+    assert accuracy.top1_interval.ci95[0] > 0.98
 
 
 def one_logit(yes: str) -> Any:
@@ -261,9 +261,9 @@ def test_classes_by_name_and_by_number(folder: ModelFolder) -> None:
         {"text": "of", "label": "bad"},
         {"text": "of in", "label": "good"},
     ]
-    found = scored(folder, classifier("the"), *lines)
-    assert found["acc"] == [1, 1, 1, 0]
-    assert np.mean(found["f1"]) == pytest.approx((0.8 + 2 / 3) / 2)
+    result = scored(folder, classifier("the"), *lines)
+    assert result["acc"] == [1, 1, 1, 0]
+    assert np.mean(result["f1"]) == pytest.approx((0.8 + 2 / 3) / 2)
 
 
 @pytest.mark.parametrize("label", ["fine", 2, -1])
@@ -351,7 +351,7 @@ def test_forty_kinds_of_bad_input_are_forty_errors() -> None:
     """Told from each other by their code and by what is wrong; of tables alone."""
     kinds = {(code, field) for _, code, field in [*BAD_LINES, *BAD_POOLINGS]}
     tables = {"modules": MODULES, "products": BAD_PRODUCTS, "places": BAD_PLACES}
-    kinds |= {(code, f"{of}: {told}") for of, table in tables.items() for told, code in table}
+    kinds |= {(code, f"{of}: {item}") for of, table in tables.items() for item, code in table}
     kinds |= {("modules-unreadable", text) for text in BAD_LISTS}
     assert len({kind for kind in kinds if kind[0]}) >= 40
 
@@ -375,13 +375,13 @@ def test_a_correlation_s_influences_have_its_spread() -> None:
     rng = np.random.default_rng(0)
     first = rng.normal(size=300)
     second = first + rng.normal(size=300)
-    found = correlation_influences(first, second)
-    assert found.mean() == pytest.approx(stats.spearmanr(first, second).statistic)
+    floats = correlation_influences(first, second)
+    assert floats.mean() == pytest.approx(stats.spearmanr(first, second).statistic)
     drawn = [
         stats.spearmanr(first[rows], second[rows]).statistic
         for rows in rng.integers(0, 300, (400, 300))
     ]
-    assert found.std() / 300**0.5 == pytest.approx(np.std(drawn), rel=0.15)
+    assert floats.std() / 300**0.5 == pytest.approx(np.std(drawn), rel=0.15)
 
 
 def test_the_influences_of_an_f1_have_its_spread() -> None:
@@ -394,10 +394,10 @@ def test_the_influences_of_an_f1_have_its_spread() -> None:
         sizes = [(said == c).sum() + (right == c).sum() for c in (0, 1)]
         return float(np.mean(np.divide(hits, sizes)))
 
-    found = f1_influences(said, right)
-    assert found.mean() == pytest.approx(macro(said, right))
+    floats = f1_influences(said, right)
+    assert floats.mean() == pytest.approx(macro(said, right))
     drawn = [macro(said[rows], right[rows]) for rows in rng.integers(0, 300, (400, 300))]
-    assert found.std() / 300**0.5 == pytest.approx(np.std(drawn), rel=0.15)
+    assert floats.std() / 300**0.5 == pytest.approx(np.std(drawn), rel=0.15)
 
 
 def test_a_long_passage_keeps_what_the_tokenizer_puts_behind_it(tmp_path: Path) -> None:
@@ -410,6 +410,6 @@ def test_a_long_passage_keeps_what_the_tokenizer_puts_behind_it(tmp_path: Path) 
 
 
 def test_roberta_has_fewer_positions_than_its_table() -> None:
-    told = {"max_position_embeddings": 514, "pad_token_id": 1}
-    assert longest_sequence({"model_type": "xlm-roberta"} | told) == 512
-    assert longest_sequence({"model_type": "bert"} | told) == 514
+    result = {"max_position_embeddings": 514, "pad_token_id": 1}
+    assert longest_sequence({"model_type": "xlm-roberta"} | result) == 512
+    assert longest_sequence({"model_type": "bert"} | result) == 514

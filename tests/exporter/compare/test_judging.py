@@ -94,10 +94,10 @@ def test_a_judge_is_built_for_the_same_shapes(
     for phase in ("prefill", "decode"):
         written_as(tmp_path / f"m-{phase}.engine", [phase], settings=settings, logits="last")
     build = find_engines(tmp_path)
-    asked: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def built(onnx: Path, target: Path, **options: Any) -> list[tuple[Path, None]]:
-        asked.update(options, onnx=onnx)
+        results.update(options, onnx=onnx)
         return [(written_as(target, ["prefill", "decode"], logits="all"), None)]
 
     heard: list[str] = []
@@ -105,10 +105,10 @@ def test_a_judge_is_built_for_the_same_shapes(
     monkeypatch.setattr(engine_arm, "TensorRtRunner", lambda engines: Loaded("judge", heard))
     with engine_arm._judge(build, tmp_path / "model.onnx", QUIET, None):
         assert heard == ["+judge"]
-    told = asked["settings"]
-    assert (told.logits, told.cache_reads, told.optimization_level) == ("all", "room", 2)
-    assert {each.phase for each in asked["profiles"]} == {"prefill", "decode"}
-    assert [slot.profile for slot in build.slots] == asked["profiles"]
+    result = results["settings"]
+    assert (result.logits, result.cache_reads, result.optimization_level) == ("all", "room", 2)
+    assert {profile.phase for profile in results["profiles"]} == {"prefill", "decode"}
+    assert [slot.profile for slot in build.slots] == results["profiles"]
 
 
 def test_without_its_graph_an_engine_has_no_judge(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_lm_eval_s_scores_of_our_model_are_our_own(folder: Path, model: Any) -> 
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    found = simple_evaluate(
+    result = simple_evaluate(
         model=model,
         tasks=[task(folder)],
         bootstrap_iters=0,
@@ -94,10 +94,10 @@ def test_lm_eval_s_scores_of_our_model_are_our_own(folder: Path, model: Any) -> 
     with ExitStack() as stack:
         scorer, codec = open_scorer(folder / "m", stack, threads=1)
         own = evaluate(read_task(folder, "words"), scorer, codec)
-    samples = sorted(found["samples"]["words"], key=lambda sample: sample["doc_id"])
+    samples = sorted(result["samples"]["words"], key=lambda sample: sample["doc_id"])
     for metric in ("acc", "acc_norm"):
         assert [sample[metric] for sample in samples] == own.metrics[metric].tolist()
-        assert found["results"]["words"][f"{metric},none"] == own.metrics[metric].mean()
+        assert result["results"]["words"][f"{metric},none"] == own.metrics[metric].mean()
     theirs = [[pair[0] for pair in sample["filtered_resps"]] for sample in samples]
     assert np.allclose(theirs, np.array(own.log_likelihoods), rtol=0, atol=1e-5)
 
@@ -108,12 +108,12 @@ def asked(*arguments: Any) -> Any:
 
 def test_whole_texts_are_predicted_token_by_token(model: Any) -> None:
     text = "the value of a list is the string " * 20  # longer than the model's 64 positions
-    found = model.loglikelihood_rolling([asked(text), asked("the value")])
+    values = model.loglikelihood_rolling([asked(text), asked("the value")])
     ids = model.tok_encode("the value")
     pairs = [((), [0], ids[:1]), ((), [0, ids[0]], ids[1:])]
     want = sum(pair[0] for pair in model._loglikelihood_tokens(pairs))
-    assert found[1] == pytest.approx(want, abs=1e-5)
-    assert found[0] < 10 * found[1]
+    assert values[1] == pytest.approx(want, abs=1e-5)
+    assert values[0] < 10 * values[1]
 
 
 def test_generation_ends_where_the_task_says(model: Any) -> None:

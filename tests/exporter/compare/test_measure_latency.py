@@ -137,16 +137,16 @@ def test_warm_up_ends_when_all_arms_have_settled_or_its_time_is_up(
 ) -> None:
     clock = FakeClock()
     probes = [clock.probe("A", call_ms), clock.probe("B", lambda _: 100.0)]
-    found = warm_up(probes, seconds=seconds, clock=clock)
-    assert (found.stable, found.calls) == (stable, calls)
+    result = warm_up(probes, seconds=seconds, clock=clock)
+    assert (result.stable, result.calls) == (stable, calls)
     assert clock.now_ns / 1e9 < seconds + 0.6
 
 
 def test_warm_up_has_two_windows_even_where_one_call_takes_too_long() -> None:
     clock = FakeClock()
     probes = [clock.probe("A", lambda _: 5000.0), clock.probe("B", lambda _: 5000.0)]
-    found = warm_up(probes, seconds=1, clock=clock)
-    assert (found.calls, found.stable) == (2, False)
+    result = warm_up(probes, seconds=1, clock=clock)
+    assert (result.calls, result.stable) == (2, False)
     assert warm_up(probes, seconds=1, clock=clock, fewest=3).stable
 
 
@@ -205,8 +205,8 @@ def test_a_budget_shorter_than_one_round_takes_two_and_settles_nothing(reload: b
 
 
 def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
-    asked = ((2, 1), (5, 1), (6, 6), (7, 7), (13, 13), (17, 16), (32, 16), (34, 16), (37, 16))
-    for rounds, loads in asked:
+    result = ((2, 1), (5, 1), (6, 6), (7, 7), (13, 13), (17, 16), (32, 16), (34, 16), (37, 16))
+    for rounds, loads in result:
         row = measured(TimingBudget(rounds=rounds))
         assert (row.rounds, row.loads, row.stopped) == (rounds, loads, "rounds")
 
@@ -323,9 +323,9 @@ def test_references_are_timed_in_the_same_rounds() -> None:
 def test_the_noise_floor_is_the_baseline_against_itself() -> None:
     rng = np.random.default_rng(0)
     times = 10 * np.exp(0.05 * rng.standard_normal((100, 2)))
-    found = noise_floor(times)
-    assert found.speedup.ci95[0] < 1 < found.speedup.ci95[1]
-    assert 1.005 < found.ratio < 1.03
+    floor = noise_floor(times)
+    assert floor.speedup.ci95[0] < 1 < floor.speedup.ci95[1]
+    assert 1.005 < floor.ratio < 1.03
     assert noise_floor(np.full((10, 4), 3.0)).ratio == 1.0
 
 
@@ -334,8 +334,8 @@ def test_equal_arms_differ_by_more_than_the_noise_floor_in_hardly_any_session() 
     beyond = 0
     for _ in range(400):
         times = 10 * np.exp(0.05 * rng.standard_normal((2, 100, 2)))
-        found = estimate(log_ratios(*times, turns=2))
-        beyond += abs(found.log_ratio) > math.log(noise_floor(times[0]).ratio)
+        result = estimate(log_ratios(*times, turns=2))
+        beyond += abs(result.log_ratio) > math.log(noise_floor(times[0]).ratio)
     assert 8 <= beyond <= 32  # 5 %: a floor that never yields would hold every word back
 
 
@@ -343,9 +343,9 @@ def test_looks_spend_no_more_than_one_look_might() -> None:
     for chunks in (6, 7, 10, CHUNKS):
         looks = SequentialTest(chunks)
         spent = [looks.spend(n) for n in range(1, chunks) if looks.due(n)] + [looks.rest()]
-        assert sum(each.equal for each in spent) == pytest.approx(ONE_LOOK.equal, rel=1e-9)
-        assert sum(each.threshold for each in spent) == pytest.approx(0.1, rel=1e-9)
-        assert all(each.equal > 0 for each in spent)
+        assert sum(item.equal for item in spent) == pytest.approx(ONE_LOOK.equal, rel=1e-9)
+        assert sum(item.threshold for item in spent) == pytest.approx(0.1, rel=1e-9)
+        assert all(item.equal > 0 for item in spent)
 
 
 class Jumping:
@@ -529,15 +529,15 @@ def test_whichever_build_is_loaded_when_it_fails_is_left(tmp_path: Path) -> None
 
 def test_rows_end_together_when_someone_has_enough() -> None:
     time, arms = virtual_pair(Quiet(), slowdown=0.8)
-    cells, asked = [VirtualCell(past_length=128), VirtualCell(past_length=256)], []
+    cells, result = [VirtualCell(past_length=128), VirtualCell(past_length=256)], []
 
     def enough(rows: Sequence[MeasuredRow]) -> bool:
-        asked.append([len(row.chunks) for row in rows])
-        return len(asked) == 3
+        result.append([len(row.chunks) for row in rows])
+        return len(result) == 3
 
     sampling = TimingBudget(seconds=60, reload=False)
     rows = measure_rows(arms, cells, sampling, clocks=time.clocks, enough=enough)
-    assert asked == [[1, 1], [2, 2], [3, 3]]
+    assert result == [[1, 1], [2, 2], [3, 3]]
     assert [row.stopped for row in rows] == ["narrow", "narrow"]
     # Nobody has: the time is used up, however clear the difference is.
     time, arms = virtual_pair(Quiet(), slowdown=0.8)

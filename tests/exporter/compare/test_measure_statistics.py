@@ -40,23 +40,23 @@ def busy_machine(
 
 
 def verdicts(slowdown: float, noise: float, trials: int = TRIALS) -> Counter[str]:
-    found: Counter[str] = Counter()
+    counter: Counter[str] = Counter()
     for trial in range(trials):
         baseline, candidate = busy_machine(np.random.default_rng(trial), slowdown, noise)
-        found[verdict(estimate(log_ratios(baseline, candidate)), rounds=ROUNDS)] += 1
-    return found
+        counter[verdict(estimate(log_ratios(baseline, candidate)), rounds=ROUNDS)] += 1
+    return counter
 
 
 def test_a_speedup_of_a_tenth_is_found_on_a_noisy_machine() -> None:
-    found = verdicts(1 / 1.1, noise=0.1)
-    assert found["faster"] >= TRIALS - 1, found
-    assert found["slower"] == 0
+    result = verdicts(1 / 1.1, noise=0.1)
+    assert result["faster"] >= TRIALS - 1, result
+    assert result["slower"] == 0
 
 
 def test_a_slowdown_lost_in_noise_is_inconclusive_not_same() -> None:
-    found = verdicts(1.03, noise=0.3)
-    assert found["same"] == 0
-    assert found["inconclusive"] >= TRIALS - 2, found
+    result = verdicts(1.03, noise=0.3)
+    assert result["same"] == 0
+    assert result["inconclusive"] >= TRIALS - 2, result
 
 
 def test_a_drift_that_both_arms_share_hardly_widens_the_interval() -> None:
@@ -80,23 +80,23 @@ def width(found: Speedup) -> float:
 
 def test_the_ratio_is_that_of_the_rounds_medians_and_lies_in_its_interval() -> None:
     baseline, candidate = busy_machine(np.random.default_rng(3), 1.2, 0.1)
-    found = speedup(baseline, candidate)
+    result = speedup(baseline, candidate)
     by_round = np.median(baseline, axis=1) / np.median(candidate, axis=1)
-    assert found.ratio == pytest.approx(np.median(by_round), rel=0.02)
-    assert found.ci95[0] < found.ratio < found.ci95[1]
+    assert result.ratio == pytest.approx(np.median(by_round), rel=0.02)
+    assert result.ci95[0] < result.ratio < result.ci95[1]
 
 
 def test_two_noisy_chunks_still_give_an_interval_that_a_report_holds() -> None:
-    found = SpeedupEstimate(log_ratio=0.1, std_error=40.0, degrees=1).speedup()
-    low, high = found.ci95
+    result = SpeedupEstimate(log_ratio=0.1, std_error=40.0, degrees=1).speedup()
+    low, high = result.ci95
     assert low < 1e-9
     assert high > 1e9
-    assert Speedup.model_validate_json(found.model_dump_json()) == found
+    assert Speedup.model_validate_json(result.model_dump_json()) == result
 
 
 def test_constant_times_have_an_interval_of_no_width() -> None:
-    found = speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0))
-    assert (found.ratio, found.ci95) == (2.0, (2.0, 2.0))
+    result = speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0))
+    assert (result.ratio, result.ci95) == (2.0, (2.0, 2.0))
 
 
 @pytest.mark.parametrize("rounds", [2, 3, 5, FEWEST_ROUNDS, 20])
@@ -113,9 +113,9 @@ def test_the_interval_misses_equal_arms_no_more_than_it_may(rounds: int) -> None
 
 
 def test_there_is_no_verdict_of_few_rounds() -> None:
-    found = SpeedupEstimate(0.5, 0.0, 1)
-    assert verdict(found, rounds=FEWEST_ROUNDS) == "faster"
-    assert verdict(found, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
+    result = SpeedupEstimate(0.5, 0.0, 1)
+    assert verdict(result, rounds=FEWEST_ROUNDS) == "faster"
+    assert verdict(result, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
 
 
 def lottery(seed: int, groups: int, *, order: float = 0.0) -> Milliseconds:
@@ -180,19 +180,19 @@ def test_saved_samples_come_back_as_rounds() -> None:
 
 
 def test_the_noise_floor_holds_words_back() -> None:
-    found = SpeedupEstimate(np.log(1.05), 0.001, 50)
+    result = SpeedupEstimate(np.log(1.05), 0.001, 50)
     for ratio, word in ((1.06, "inconclusive"), (1.04, "faster")):
         floor = NoiseFloor(ratio=ratio, rounds=9, speedup=Speedup(ratio=1, ci95=(0.9, 1.1)))
-        assert verdict(found, rounds=50, noise_floor=floor) == word
+        assert verdict(result, rounds=50, noise_floor=floor) == word
 
 
 def test_equal_arms_have_to_be_excluded_more_strictly_than_the_threshold() -> None:
-    found = SpeedupEstimate(
+    result = SpeedupEstimate(
         -0.03, 0.009, 100
     )  # 2.2 errors beyond the threshold, 3.3 from equal arms
-    assert verdict(found, rounds=50, errors=ErrorBudget(equal=0.004, threshold=0.05)) == "slower"
+    assert verdict(result, rounds=50, errors=ErrorBudget(equal=0.004, threshold=0.05)) == "slower"
     strict = ErrorBudget(equal=0.0004, threshold=0.05)
-    assert verdict(found, rounds=50, errors=strict) == "inconclusive"
+    assert verdict(result, rounds=50, errors=strict) == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_unpaired_or_single_rounds_are_refused() -> None:
 
 
 def test_summary_keeps_the_order_of_the_samples() -> None:
-    found = summarize(np.array([[5.0, 1.0], [3.0, 11.0]]))
-    assert found.samples_ms == [5.0, 1.0, 3.0, 11.0]
-    assert found.median_ms == found.p50_ms == 4.0
-    assert found.p95_ms == pytest.approx(10.1, abs=1e-9)
-    assert found.p99_ms == pytest.approx(10.82, abs=1e-9)
+    samples = summarize(np.array([[5.0, 1.0], [3.0, 11.0]]))
+    assert samples.samples_ms == [5.0, 1.0, 3.0, 11.0]
+    assert samples.median_ms == samples.p50_ms == 4.0
+    assert samples.p95_ms == pytest.approx(10.1, abs=1e-9)
+    assert samples.p99_ms == pytest.approx(10.82, abs=1e-9)

@@ -65,10 +65,10 @@ def _retrieval(kind: str) -> Any:
     from mteb.mocks.mock_tasks import reranking, retrieval
 
     base: Any = {"Retrieval": retrieval.MockRetrievalTask, "Reranking": reranking.MockRerankingTask}
-    told = base[kind].metadata.model_copy(update={"eval_splits": ["test"]})
+    result = base[kind].metadata.model_copy(update={"eval_splits": ["test"]})
 
     class Made(base[kind]):  # type: ignore[misc]
-        metadata = told
+        metadata = result
 
         def load_data(self, *_: Any, **__: Any) -> None:
             queries = [{"id": name, "text": text} for name, text in _QUERIES.items()]
@@ -92,32 +92,32 @@ def _retrieval(kind: str) -> Any:
 def test_mteb_s_correlation_is_our_own(
     folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [found] = score_tasks(_given(monkeypatch, _sts()), embedder(), folder)
-    lines = [{"sentence1": one, "sentence2": two, "score": each} for one, two, each in _PAIRS]
-    [values] = found.metrics.values()
-    assert list(found.metrics) == ["cosine_spearman"]
+    [result] = score_tasks(_given(monkeypatch, _sts()), embedder(), folder)
+    lines = [{"sentence1": one, "sentence2": two, "score": item} for one, two, item in _PAIRS]
+    [values] = result.metrics.values()
+    assert list(result.metrics) == ["cosine_spearman"]
     assert values.tolist() == pytest.approx(scored(folder, embedder(), *lines)["spearman"])
 
 
 def test_mteb_s_retrieval_is_our_own_query_by_query(
     folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [found] = score_tasks(_given(monkeypatch, _retrieval("Retrieval")), embedder(), folder)
+    [result] = score_tasks(_given(monkeypatch, _retrieval("Retrieval")), embedder(), folder)
     lines = [
         *({"id": name, "text": text} for name, text in _PASSAGES.items()),
         *({"query": text, "relevant": [*_RIGHT[name]]} for name, text in _QUERIES.items()),
     ]
     own = scored(folder, embedder(), *lines)
-    assert found.metrics["ndcg@10"].tolist() == pytest.approx(own["ndcg@10"])
-    assert "3 items" in found.source
+    assert result.metrics["ndcg@10"].tolist() == pytest.approx(own["ndcg@10"])
+    assert "3 items" in result.source
 
 
 def test_a_reranker_orders_what_mteb_gives_it(
     folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = one_logit("list")
-    [found] = score_tasks(_given(monkeypatch, _retrieval("Reranking")), runner, folder)
-    values = found.metrics["map@1000"]
+    [result] = score_tasks(_given(monkeypatch, _retrieval("Reranking")), runner, folder)
+    values = result.metrics["map@1000"]
     assert len(values) == 3
     assert values[2] == 1  # most of that word is in the passage that is right for q3
     value, string = (WORDS.index(word) + 1 for word in ("value", "string"))
@@ -129,9 +129,9 @@ def test_of_other_tasks_there_is_the_figure_alone(
 ) -> None:
     from mteb.mocks.mock_tasks.classification import MockClassificationTask
 
-    [found] = score_tasks(_given(monkeypatch, MockClassificationTask()), embedder(), folder)
-    assert found.metrics["accuracy"].shape == (1,)
-    assert 0 <= found.metrics["accuracy"][0] <= 1
+    [result] = score_tasks(_given(monkeypatch, MockClassificationTask()), embedder(), folder)
+    assert result.metrics["accuracy"].shape == (1,)
+    assert 0 <= result.metrics["accuracy"][0] <= 1
 
 
 def test_an_unknown_task_names_the_nearest(tmp_path: Path) -> None:

@@ -60,15 +60,15 @@ class Task:
             self.given = model.encode(texts, task_metadata=self.metadata, prompt_type="query")
         queries = {"b": {"ndcg_cut_10": 1.0}, "a": {"ndcg_cut_10": 0.5}}
         pairs = {"similarity_scores": [0.1, 0.4, 0.3]}
-        found = []
+        result = []
         for _ in range(self._sets):
             if self.metadata.main_score.startswith("ndcg"):
                 self.task_specific_scores(queries, {}, {}, hf_split="test", hf_subset="default")
-                found.append({"main_score": 0.75})
+                result.append({"main_score": 0.75})
             else:
                 self._calculate_scores(pairs, [1, 2, 3])
-                found.append({"main_score": 0.5})
-        return SimpleNamespace(task_results=[SimpleNamespace(scores={"test": found})])
+                result.append({"main_score": 0.5})
+        return SimpleNamespace(task_results=[SimpleNamespace(scores={"test": result})])
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Task]:
 
 
 def _scores(runner: Any, folder: ModelFolder, *names: str) -> Any:
-    asked = TaskOptions(tasks=tuple(f"mteb:{name}" for name in names))
-    return score_tasks(asked, runner, folder)
+    task_options = TaskOptions(tasks=tuple(f"mteb:{name}" for name in names))
+    return score_tasks(task_options, runner, folder)
 
 
 def test_the_items_are_queries_or_pairs_and_make_mteb_s_figure(
@@ -119,8 +119,8 @@ def test_what_has_no_items_has_mteb_s_figures(
     folder: ModelFolder, tasks: dict[str, Task], task: Task
 ) -> None:
     tasks["T"] = task
-    [found] = _scores(embedder(), folder, "T")
-    [values] = found.metrics.values()
+    [result] = _scores(embedder(), folder, "T")
+    [values] = result.metrics.values()
     assert len(values) == (2 if task.metadata.main_score == "ndcg_at_10" else 1)
 
 
@@ -174,8 +174,8 @@ def test_local_tasks_stand_beside_mteb_s(folder: ModelFolder, tasks: dict[str, T
     both = TaskOptions(tasks=(*local.tasks, "mteb:R"), task_data=local.task_data)
     assert len(local_tasks(both) or []) == 1
     assert len(task_versions(both)) == 2
-    found = score_tasks(both, classifier("the"), folder)
-    assert [each.task for each in found] == ["mine", "mteb:R"]
+    scores = score_tasks(both, classifier("the"), folder)
+    assert [score.task for score in scores] == ["mine", "mteb:R"]
     assert only_for_encoders(both)
     assert only_for_encoders(TaskOptions(tasks=("mteb:R",)))
     assert not only_for_encoders(TaskOptions(tasks=("mteb:R", "arc_easy")))

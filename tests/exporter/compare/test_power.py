@@ -57,16 +57,16 @@ def test_a_known_error_is_worked_out_by_hand() -> None:
 
 def test_twice_the_error_takes_four_times_as_long() -> None:
     wanted = GOAL.wanted_error(1e6)
-    told = GOAL.outlook(SpeedupEstimate(0.0, 2 * wanted, 1e6), chunks=20, seconds=10.0)
-    assert told.needed_s == pytest.approx(40.0, rel=1e-3)
-    assert not told.is_reached
+    result = GOAL.outlook(SpeedupEstimate(0.0, 2 * wanted, 1e6), chunks=20, seconds=10.0)
+    assert result.needed_s == pytest.approx(40.0, rel=1e-3)
+    assert not result.is_reached
     assert GOAL.outlook(SpeedupEstimate(0.0, wanted / 2, 1e6), 20, 10.0).is_reached
 
 
 def test_times_without_noise_need_no_more() -> None:
-    told = GOAL.outlook(SpeedupEstimate(0.01, 0.0, 5.0), chunks=6, seconds=9.0)
-    assert told.is_reached
-    assert math.isfinite(told.needed_s)
+    result = GOAL.outlook(SpeedupEstimate(0.01, 0.0, 5.0), chunks=6, seconds=9.0)
+    assert result.is_reached
+    assert math.isfinite(result.needed_s)
 
 
 def test_a_row_ends_once_it_has_the_power_and_says_so() -> None:
@@ -97,9 +97,9 @@ def row_of_chunks(shift: float, scatter: float) -> MeasuredRow:
 def test_chunks_that_agree_by_chance_are_not_believed() -> None:
     lucky = row_of_chunks(shift=0.0, scatter=0.1)
     assert GOAL.outlook(lucky.estimate(), 6, 18.0).is_reached
-    told = lucky.outlook()
-    assert told is not None
-    assert not told.is_reached
+    result = lucky.outlook()
+    assert result is not None
+    assert not result.is_reached
     assert lucky.stopped is None
     assert row_of_chunks(shift=0.0, scatter=0.001).stopped == "power"
 
@@ -184,27 +184,27 @@ def generated(seed: int) -> Noise:
 
 
 def verdicts(make: Callable[[int], Noise], slowdown: float, trials: int) -> Counter[str]:
-    found: Counter[str] = Counter()
+    counter: Counter[str] = Counter()
     for seed in range(trials):
         time, arms = virtual_pair(make(seed), slowdown=slowdown, seed=seed, lottery=0.002)
         (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=60), clocks=time.clocks)
         assert row.seconds is not None
         assert row.seconds < 64
-        found[row.verdict] += 1
-    return found
+        counter[row.verdict] += 1
+    return counter
 
 
 @pytest.mark.parametrize("make", [recorded, generated])
 def test_equal_arms_are_hardly_ever_told_apart(make: Callable[[int], Noise]) -> None:
-    found = verdicts(make, 1.0, 24)
-    assert found["faster"] + found["slower"] <= 2, found
+    result = verdicts(make, 1.0, 24)
+    assert result["faster"] + result["slower"] <= 2, result
 
 
 @pytest.mark.parametrize("make", [recorded, generated])
 def test_a_slowdown_of_three_percent_is_found(make: Callable[[int], Noise]) -> None:
-    found = verdicts(make, 1.03, 16)
-    assert found["slower"] >= 13, found
-    assert found["faster"] + found["same"] == 0, found
+    result = verdicts(make, 1.03, 16)
+    assert result["slower"] >= 13, result
+    assert result["faster"] + result["same"] == 0, result
 
 
 def test_six_recordings_of_five_minutes_are_held_out() -> None:

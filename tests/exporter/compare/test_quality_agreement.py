@@ -73,35 +73,35 @@ def test_all_three_agree_with_a_plain_computation(
 ) -> None:
     monkeypatch.setattr("exporter.models.ablation.damage._CHUNK_BYTES", chunk_bytes)
     first, second, ids = table(0), table(0) + table(1) / 3, tokens()
-    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    accuracy = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     want = expected(first, second, ids)
-    assert found.perplexity is not None
-    assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
-    assert found.perplexity.candidate == pytest.approx(want[1], rel=1e-10)
-    assert found.kl_divergence == pytest.approx(want[2], rel=1e-10)
-    assert found.top1_agreement == pytest.approx(want[3], rel=1e-12)
-    assert 0 < found.top1_agreement < 1
-    assert found.tokens == ids.size
+    assert accuracy.perplexity is not None
+    assert accuracy.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
+    assert accuracy.perplexity.candidate == pytest.approx(want[1], rel=1e-10)
+    assert accuracy.kl_divergence == pytest.approx(want[2], rel=1e-10)
+    assert accuracy.top1_agreement == pytest.approx(want[3], rel=1e-12)
+    assert 0 < accuracy.top1_agreement < 1
+    assert accuracy.tokens == ids.size
 
 
 def test_equal_arms_differ_by_exactly_nothing() -> None:
     arm = TableRunner(table(0))
-    found = compare_pair(arm, arm, tokens(), causal=True)
-    assert (found.kl_divergence, found.top1_agreement) == (0.0, 1.0)
-    assert found.perplexity is not None
-    assert found.perplexity.baseline == found.perplexity.candidate
+    accuracy = compare_pair(arm, arm, tokens(), causal=True)
+    assert (accuracy.kl_divergence, accuracy.top1_agreement) == (0.0, 1.0)
+    assert accuracy.perplexity is not None
+    assert accuracy.perplexity.baseline == accuracy.perplexity.candidate
 
 
 def test_half_precision_and_huge_logits_are_reduced_in_double() -> None:
     big = table(0) * 50
-    found = compare_pair(TableRunner(big), TableRunner(big), tokens(), causal=True)
-    assert found.perplexity is not None
-    assert np.isfinite(found.perplexity.baseline)
+    accuracy = compare_pair(TableRunner(big), TableRunner(big), tokens(), causal=True)
+    assert accuracy.perplexity is not None
+    assert np.isfinite(accuracy.perplexity.baseline)
     half = table(0).astype(np.float16)
-    found = compare_pair(TableRunner(half), TableRunner(half), tokens(), causal=True)
+    accuracy = compare_pair(TableRunner(half), TableRunner(half), tokens(), causal=True)
     want = expected(half, half, tokens())
-    assert found.perplexity is not None
-    assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
+    assert accuracy.perplexity is not None
+    assert accuracy.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
 
 
 def test_samples_run_one_at_a_time() -> None:
@@ -112,9 +112,9 @@ def test_samples_run_one_at_a_time() -> None:
 
 def test_a_model_that_is_not_causal_has_no_perplexity() -> None:
     arms = TableRunner(table(0)), TableRunner(table(1))
-    found = compare_pair(*arms, tokens(), causal=False)
-    assert found.perplexity is None
-    assert found.kl_divergence > 0
+    accuracy = compare_pair(*arms, tokens(), causal=False)
+    assert accuracy.perplexity is None
+    assert accuracy.kl_divergence > 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -133,15 +133,15 @@ def test_tokens_that_both_rule_out_count_nothing() -> None:
     first[:, 9] = second[:, 9] = -np.inf
     ids = tokens()
     ids[ids == 9] = 8
-    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    accuracy = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     # The same model without that token: its row and column are gone, later tokens move up by one.
     narrow = [np.delete(np.delete(arm, 9, axis=0), 9, axis=1) for arm in (first, second)]
     want = expected(narrow[0], narrow[1], ids - (ids > 9))
-    assert found.perplexity is not None
-    assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
-    assert found.perplexity.candidate == pytest.approx(want[1], rel=1e-10)
-    assert found.kl_divergence == pytest.approx(want[2], rel=1e-10)
-    assert found.top1_agreement == pytest.approx(want[3], rel=1e-12)
+    assert accuracy.perplexity is not None
+    assert accuracy.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
+    assert accuracy.perplexity.candidate == pytest.approx(want[1], rel=1e-10)
+    assert accuracy.kl_divergence == pytest.approx(want[2], rel=1e-10)
+    assert accuracy.top1_agreement == pytest.approx(want[3], rel=1e-12)
 
 
 def test_other_vocabularies_are_refused() -> None:
@@ -160,29 +160,29 @@ def test_no_tokens_are_refused() -> None:
 
 def test_five_likeliest_tokens_are_sets_and_positions_sum_up() -> None:
     first, second, ids = table(0), table(0) + table(1) / 2, tokens(samples=4, length=11)
-    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    accuracy = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     best = [np.argsort(-arm[ids], axis=-1)[..., :5] for arm in (first, second)]
     shared = [len(set(a) & set(b)) / 5 for a, b in zip(*(b.reshape(-1, 5) for b in best))]  # noqa: B905
-    assert found.top5_agreement == pytest.approx(np.mean(shared), rel=1e-12)
-    assert found.top1_agreement < found.top5_agreement < 1
-    stretches = [(each.first, each.last) for each in found.positions]
+    assert accuracy.top5_agreement == pytest.approx(np.mean(shared), rel=1e-12)
+    assert accuracy.top1_agreement < accuracy.top5_agreement < 1
+    stretches = [(position.first, position.last) for position in accuracy.positions]
     assert stretches == [(0, 0), (1, 1), (2, 3), (4, 7), (8, 10)]
     weights = [last - first + 1 for first, last in stretches]
-    kl = np.average([each.kl_divergence for each in found.positions], weights=weights)
-    assert kl == pytest.approx(found.kl_divergence, rel=1e-12)
+    kl = np.average([position.kl_divergence for position in accuracy.positions], weights=weights)
+    assert kl == pytest.approx(accuracy.kl_divergence, rel=1e-12)
     last = expected(first, second, ids[:, 8:])  # a table's logits know no context
-    assert found.positions[-1].kl_divergence == pytest.approx(last[2], rel=1e-10)
-    assert np.exp(found.positions[-1].baseline_loss or 0) == pytest.approx(last[0], rel=1e-10)
+    assert accuracy.positions[-1].kl_divergence == pytest.approx(last[2], rel=1e-10)
+    assert np.exp(accuracy.positions[-1].baseline_loss or 0) == pytest.approx(last[0], rel=1e-10)
 
 
 def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
     peaked = np.where(np.eye(VOCABULARY, k=1) > 0, 5, 0).astype(np.float32)
     ids = (np.arange(11) + np.arange(4)[:, None]) % VOCABULARY
     arms = TableRunner(peaked), TableRunner(peaked / 2 + table(1) / 50)
-    found = compare_pair(*arms, ids, causal=True).log_perplexity_increase
+    log_perplexity_increase = compare_pair(*arms, ids, causal=True).log_perplexity_increase
     back = compare_pair(*reversed(arms), ids, causal=True).log_perplexity_increase
-    assert found is not None
+    assert log_perplexity_increase is not None
     assert back is not None
-    assert found.ci95[0] > 0 > back.ci95[1]
+    assert log_perplexity_increase.ci95[0] > 0 > back.ci95[1]
     alone = compare_pair(*arms, ids[:1], causal=True)
     assert (alone.log_perplexity_increase, alone.kl_interval) == (None, None)

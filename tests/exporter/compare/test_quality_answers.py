@@ -41,10 +41,10 @@ def test_texts_agree_up_to_the_first_other_token(batch_size: int | None) -> None
         continuations(arm, PROMPTS, new_tokens=3, stop_ids={9}, batch_size=batch_size)
         for arm in (first, second)
     )
-    found = agreement(*texts, prompt_tokens=2)
-    assert found.first_divergence == [3, 1, 3]  # after the 9 nothing counts
-    assert found.exact_match == pytest.approx(2 / 3, abs=1e-12)
-    assert (found.prompts, found.prompt_tokens, found.new_tokens) == (3, 2, 3)
+    result = agreement(*texts, prompt_tokens=2)
+    assert result.first_divergence == [3, 1, 3]  # after the 9 nothing counts
+    assert result.exact_match == pytest.approx(2 / 3, abs=1e-12)
+    assert (result.prompts, result.prompt_tokens, result.new_tokens) == (3, 2, 3)
     assert first.batches == {None: [3], 1: [1, 1, 1], 2: [2, 1]}[batch_size]
     texts = (continuations(arm, PROMPTS, new_tokens=3) for arm in (first, second))
     unended = agreement(*texts, prompt_tokens=2)
@@ -131,11 +131,11 @@ def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
     assert accuracy is not None
     assert accuracy.text_source.startswith("pydoc (evaluation half")
     assert (accuracy.perplexity, accuracy.kl_divergence) == (None, None)
-    found = accuracy.embeddings
-    assert found is not None
-    assert found.texts == 64
-    assert 0 < found.lowest_cosine < found.cosine < 1
-    assert 0 < found.rank_agreement < 1
+    embeddings = accuracy.embeddings
+    assert embeddings is not None
+    assert embeddings.texts == 64
+    assert 0 < embeddings.lowest_cosine < embeddings.cosine < 1
+    assert 0 < embeddings.rank_agreement < 1
     same = compare(first, first, CompareOptions(prefill_lengths=(4,))).accuracy
     assert same is not None
     assert same.embeddings is not None
@@ -151,7 +151,7 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
         OnnxRuntimeRunner(folders[0] / "model.onnx", threads=1) as first,
         OnnxRuntimeRunner(folders[1] / "model.onnx", threads=1) as second,
     ):
-        found = compare_embeddings(*(embed(one, texts, arm="it") for one in (first, second)))
+        result = compare_embeddings(*(embed(one, texts, arm="it") for one in (first, second)))
         arms = [
             np.array(
                 [one.run({"input_ids": ids[None]})["last_hidden_state"][0].mean(0) for ids in texts]
@@ -161,25 +161,27 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
         with raises(ComparisonError, "too-few-texts", 2):
             refuse_few_texts(texts[:2])
     unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
-    assert found.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
+    assert result.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
     pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]
-    assert found.rank_agreement == pytest.approx(stats.spearmanr(*pairs).statistic, rel=1e-9)
-    assert found.rank_interval is not None
-    assert found.rank_interval.value == found.rank_agreement
+    assert result.rank_agreement == pytest.approx(stats.spearmanr(*pairs).statistic, rel=1e-9)
+    assert result.rank_interval is not None
+    assert result.rank_interval.value == result.rank_agreement
 
 
 def test_the_interval_of_the_ranking_holds_that_of_other_texts_of_the_kind() -> None:
     rng = np.random.default_rng(0)
     first = rng.standard_normal((400, 8))
     second = first + 0.5 * rng.standard_normal(first.shape)
-    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (first, second)]
-    wanted = compare_embeddings(*(each[:200] for each in unit)).rank_agreement
+    unit = [item / np.linalg.norm(item, axis=1, keepdims=True) for item in (first, second)]
+    wanted = compare_embeddings(*(item[:200] for item in unit)).rank_agreement
     held, widths = 0, []
     for start in range(200, 400, 20):
-        found = compare_embeddings(*(each[start : start + 20] for each in unit)).rank_interval
-        assert found is not None
-        held += found.ci95[0] <= wanted <= found.ci95[1]
-        widths.append(found.ci95[1] - found.ci95[0])
+        rank_interval = compare_embeddings(
+            *(item[start : start + 20] for item in unit)
+        ).rank_interval
+        assert rank_interval is not None
+        held += rank_interval.ci95[0] <= wanted <= rank_interval.ci95[1]
+        widths.append(rank_interval.ci95[1] - rank_interval.ci95[0])
     assert held >= 8
     assert max(widths) < 0.5
 
@@ -226,8 +228,8 @@ def test_what_would_be_compiled_for_each_length_is_not_asked(
     assert accuracy.kl_divergence is not None
     assert accuracy.generation is None
     (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
-    asked = QualityOptions(tasks=("mine",), task_data=tmp_path)
-    wrong = CompareOptions(eval_tokens=96, quality=asked)
+    quality_options = QualityOptions(tasks=("mine",), task_data=tmp_path)
+    wrong = CompareOptions(eval_tokens=96, quality=quality_options)
     with raises(ComparisonError, "recompiles") as caught:
         compare(*arms, wrong)
     assert "torch:DIR" in caught.value.hint

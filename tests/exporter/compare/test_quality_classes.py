@@ -29,7 +29,7 @@ from tests.raising import raises
 
 RNG = np.random.default_rng(0)
 LOGITS = [RNG.normal(size=(rows, 3)) for rows in (1, 4, 2)]
-OTHERS = [each + RNG.normal(scale=0.5, size=each.shape) for each in LOGITS]
+OTHERS = [logit + RNG.normal(scale=0.5, size=logit.shape) for logit in LOGITS]
 
 
 class Table:
@@ -54,19 +54,19 @@ def said(logits: Sequence[Any], **told: Any) -> list[Any]:
 def test_divergence_and_agreement_over_the_rows_of_all_texts() -> None:
     first, second = said(LOGITS), said(OTHERS)
     assert first[1] == pytest.approx(log_softmax(LOGITS[1], axis=1))
-    found = compare_classes(first, second, source="made", sha256="0")
+    accuracy = compare_classes(first, second, source="made", sha256="0")
     whole, cut = np.concatenate(LOGITS), np.concatenate(OTHERS)
     kl = rel_entr(softmax(whole, axis=1), softmax(cut, axis=1)).sum(1)
-    assert found.kl_divergence == pytest.approx(kl.mean())
-    assert found.top1_agreement == pytest.approx((whole.argmax(1) == cut.argmax(1)).mean())
-    assert found.tokens == 7
-    assert found.kl_interval is not None
-    assert found.kl_interval.ci95[0] <= found.kl_divergence <= found.kl_interval.ci95[1]
+    assert accuracy.kl_divergence == pytest.approx(kl.mean())
+    assert accuracy.top1_agreement == pytest.approx((whole.argmax(1) == cut.argmax(1)).mean())
+    assert accuracy.tokens == 7
+    assert accuracy.kl_interval is not None
+    assert accuracy.kl_interval.ci95[0] <= accuracy.kl_divergence <= accuracy.kl_interval.ci95[1]
 
 
 def test_a_single_logit_is_that_of_a_yes() -> None:
-    [found] = said([np.array([[2.0]])])
-    assert np.exp(found[0]) == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))])
+    [result] = said([np.array([[2.0]])])
+    assert np.exp(result[0]) == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))])
 
 
 @pytest.mark.parametrize("bias", [0.0, -50.0])
@@ -75,23 +75,23 @@ def test_rerankers_are_compared_by_the_order_of_texts(bias: float) -> None:
     before, after = in_pairs(said(first)), in_pairs(said(second))
     yes = [np.exp(rows[0, 1]) for rows in before]
     assert yes == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-1))])  # 1 - 3, 2 - 1
-    found = compare_classes(before, after, source="made", sha256="0")
-    assert (found.tokens, found.top1_agreement) == (2, 0.5)
+    accuracy = compare_classes(before, after, source="made", sha256="0")
+    assert (accuracy.tokens, accuracy.top1_agreement) == (2, 0.5)
     assert len(in_pairs(said(first[:1]))) == 1
 
 
 def test_separate_labels_are_compared_one_by_one() -> None:
-    [found] = said([np.array([[2.0, -1.0, 0.5]])], separate=True)
-    assert np.exp(found[:, 1]) == pytest.approx(1 / (1 + np.exp([-2.0, 1.0, -0.5])))
+    [result] = said([np.array([[2.0, -1.0, 0.5]])], separate=True)
+    assert np.exp(result[:, 1]) == pytest.approx(1 / (1 + np.exp([-2.0, 1.0, -0.5])))
 
 
 def test_the_same_answers_differ_by_nothing() -> None:
-    found = compare_classes(said(LOGITS), said(LOGITS), source="made", sha256="0")
-    assert (found.kl_divergence, found.top1_agreement) == (0, 1)
+    accuracy = compare_classes(said(LOGITS), said(LOGITS), source="made", sha256="0")
+    assert (accuracy.kl_divergence, accuracy.top1_agreement) == (0, 1)
 
 
 def test_answers_that_can_t_be_compared() -> None:
-    wider = [np.pad(each, ((0, 0), (0, 1))) for each in LOGITS]
+    wider = [np.pad(logit, ((0, 0), (0, 1))) for logit in LOGITS]
     for other in (said(wider), said(LOGITS[:2])):
         with raises(ComparisonError, "other-classes", 3):
             compare_classes(said(LOGITS), other, source="made", sha256="0")
@@ -112,15 +112,15 @@ def log_probabilities(number: int, classes: int) -> list[Any]:
 def test_shares_of_right_images_among_one_and_five() -> None:
     said = log_probabilities(40, 9)
     right = RNG.integers(0, 9, 40)
-    found = label_scores(said, right, "made")
+    scores = label_scores(said, right, "made")
     ranks = [sorted(-row[0]).index(-row[0][label]) for row, label in zip(said, right, strict=True)]
-    assert found.metrics["top1"].mean() == pytest.approx(np.mean([rank < 1 for rank in ranks]))
-    assert found.metrics["top5"].mean() == pytest.approx(np.mean([rank < 5 for rank in ranks]))
+    assert scores.metrics["top1"].mean() == pytest.approx(np.mean([rank < 1 for rank in ranks]))
+    assert scores.metrics["top5"].mean() == pytest.approx(np.mean([rank < 5 for rank in ranks]))
 
 
 def test_five_of_five_classes_tell_nothing() -> None:
-    found = label_scores(log_probabilities(3, 5), np.zeros(3, np.int64), "made")
-    assert set(found.metrics) == {"top1"}
+    scores = label_scores(log_probabilities(3, 5), np.zeros(3, np.int64), "made")
+    assert set(scores.metrics) == {"top1"}
 
 
 def test_a_class_that_the_head_lacks_is_refused() -> None:
@@ -142,11 +142,11 @@ def test_the_difference_is_paired() -> None:
 
 def test_the_five_likeliest_classes_are_held_against_each_other() -> None:
     first, second = log_probabilities(6, 8), log_probabilities(6, 8)
-    found = compare_classes(first, second, source="made", sha256="0")
+    accuracy = compare_classes(first, second, source="made", sha256="0")
     fives = [[set(np.argsort(-row[0])[:5]) for row in arm] for arm in (first, second)]
     shared = [len(one & two) / 5 for one, two in zip(*fives, strict=True)]
-    assert found.top5_agreement == pytest.approx(np.mean(shared))
-    few = compare_classes([each[:, :5] for each in first], [each[:, :5] for each in second],
+    assert accuracy.top5_agreement == pytest.approx(np.mean(shared))
+    few = compare_classes([item[:, :5] for item in first], [item[:, :5] for item in second],
                           source="made", sha256="0")  # fmt: skip
     assert few.top5_agreement is None
 
@@ -165,12 +165,12 @@ def test_other_labels_are_none(label: str) -> None:
 
 
 def test_a_name_of_two_classes_counts_for_neither_and_their_numbers_do() -> None:
-    found = label_numbers({"id2label": {"1": "crane, bird", "2": "crane, machine"}})
-    assert "crane" not in found
-    assert found["crane, machine"] == 2
-    found = label_numbers({"id2label": {"134": "crane", "517": "crane", "2": "cat"}})
-    assert "crane" not in found
-    assert (found["134"], found["517"], found["cat"]) == (134, 517, 2)
+    numbers = label_numbers({"id2label": {"1": "crane, bird", "2": "crane, machine"}})
+    assert "crane" not in numbers
+    assert numbers["crane, machine"] == 2
+    numbers = label_numbers({"id2label": {"134": "crane", "517": "crane", "2": "cat"}})
+    assert "crane" not in numbers
+    assert (numbers["134"], numbers["517"], numbers["cat"]) == (134, 517, 2)
 
 
 @pytest.mark.parametrize("told", [None, ["cat"], "cat", {"LABEL_0": "cat"}, {"-1": "cat"}])
@@ -179,9 +179,9 @@ def test_what_names_no_classes_by_number_gives_none(told: Any) -> None:
 
 
 def test_the_usual_text_stands_for_noise() -> None:
-    found = read_source("pydoc", part="evaluation", images=True)
-    assert isinstance(found, Images)
-    assert found.is_random
+    source = read_source("pydoc", part="evaluation", images=True)
+    assert isinstance(source, Images)
+    assert source.is_random
     assert not isinstance(read_source("pydoc", part="evaluation", images=False), Images)
 
 

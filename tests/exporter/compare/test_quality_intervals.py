@@ -29,11 +29,11 @@ from tests.benchmarks.bench_intervals import (
 def test_equal_samples_without_skew_give_student_s_interval() -> None:
     half = np.random.default_rng(0).normal(0, 0.1, 4)
     means = 0.3 + np.concatenate([half, -half, [0]])
-    found = mean_interval(means * 512, np.full(9, 512.0))
-    assert found is not None
+    interval = mean_interval(means * 512, np.full(9, 512.0))
+    assert interval is not None
     want = stats.ttest_1samp(means, 0).confidence_interval(0.95)
-    assert found.value == pytest.approx(means.mean(), rel=1e-12)
-    assert found.ci95 == pytest.approx((want.low, want.high), rel=1e-9)
+    assert interval.value == pytest.approx(means.mean(), rel=1e-12)
+    assert interval.ci95 == pytest.approx((want.low, want.high), rel=1e-9)
 
 
 @pytest.mark.parametrize("samples", [3, 16])
@@ -41,8 +41,13 @@ def test_the_truth_lies_inside_about_95_times_in_100(samples: int) -> None:
     rng = np.random.default_rng(1)
     counts = rng.integers(50, 500, (400, samples)).astype(float)
     sums = counts * rng.normal(0.2, 0.05, (400, samples))
-    found = [mean_interval(*pair) for pair in zip(sums, counts, strict=True)]
-    held = np.mean([each is not None and each.ci95[0] < 0.2 < each.ci95[1] for each in found])
+    intervals = [mean_interval(*pair) for pair in zip(sums, counts, strict=True)]
+    held = np.mean(
+        [
+            interval is not None and interval.ci95[0] < 0.2 < interval.ci95[1]
+            for interval in intervals
+        ]
+    )
     assert 0.90 < held < 0.99
 
 
@@ -63,13 +68,13 @@ def test_intervals_of_few_windows_hold_the_truth_where_percentiles_do_not(
 def test_samples_of_one_document_count_as_one(interval: Callable[..., Interval | None]) -> None:
     sums, counts = np.array([3.0, 1.0, 4.0, 1.0, 5.0]), np.full(5, 9.0)
     clusters = np.array([4, 9, 4, 0, 0])
-    found = interval(sums, counts, clusters=clusters)
+    result = interval(sums, counts, clusters=clusters)
     if interval in (mean_interval, share_interval):
-        assert found == interval(np.array([6.0, 7.0, 1.0]), np.array([18.0, 18.0, 9.0]))
+        assert result == interval(np.array([6.0, 7.0, 1.0]), np.array([18.0, 18.0, 9.0]))
         assert interval(sums, counts, clusters=np.zeros(5, np.int64)) is None
     else:
         whole = difference_interval(np.zeros(3), np.array([6.0, 7, 1]), np.array([18.0, 18, 9]))
-        assert found == whole
+        assert result == whole
 
 
 def test_one_sample_or_an_infinite_loss_gives_none() -> None:
@@ -99,9 +104,9 @@ def test_few_items_are_no_loss_where_mcnemar_sees_none() -> None:
 def test_many_items_give_student_s_interval() -> None:
     rng = np.random.default_rng(2)
     baseline, candidate = rng.integers(0, 2, (2, 200)).astype(float)
-    found = difference_interval(baseline, candidate)
+    interval = difference_interval(baseline, candidate)
     want = stats.ttest_1samp(candidate - baseline, 0).confidence_interval(0.95)
-    assert found.ci95 == pytest.approx((want.low, want.high), abs=0.01)
+    assert interval.ci95 == pytest.approx((want.low, want.high), abs=0.01)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.98])
@@ -111,9 +116,9 @@ def test_a_share_s_interval_holds_the_truth_about_95_times_in_100(share: float) 
     counts = np.full(16, 256.0)
     for _ in range(400):
         own = rng.beta(40 * share, 40 * (1 - share), 16)
-        found = share_interval(rng.binomial(256, own).astype(float), counts)
-        assert found is not None
-        missed += not found.ci95[0] <= share <= found.ci95[1]
+        interval = share_interval(rng.binomial(256, own).astype(float), counts)
+        assert interval is not None
+        missed += not interval.ci95[0] <= share <= interval.ci95[1]
     assert 0.02 <= missed / 400 <= 0.1
 
 
@@ -122,17 +127,17 @@ def test_as_many_items_are_needed_as_show_a_share_if_all_are_alike(share: float)
     number = fewest_to_show(share)
 
     def low(items: int) -> float:
-        found = share_interval(np.ones(items), np.ones(items))
-        assert found is not None
-        return found.ci95[0]
+        interval = share_interval(np.ones(items), np.ones(items))
+        assert interval is not None
+        return interval.ci95[0]
 
     assert low(number - 1) < share <= low(number)
 
 
 def test_a_share_of_all_tokens_is_as_sure_as_they_are_many() -> None:
-    found = share_interval(np.full(16, 512.0), np.full(16, 512.0))
-    assert found is not None
-    assert 0.999 < found.ci95[0] < found.ci95[1] == found.value == 1.0
+    interval = share_interval(np.full(16, 512.0), np.full(16, 512.0))
+    assert interval is not None
+    assert 0.999 < interval.ci95[0] < interval.ci95[1] == interval.value == 1.0
     none = share_interval(np.zeros(2), np.full(2, 9.0))
     assert none is not None
     assert none.ci95[0] == none.value == 0.0 < none.ci95[1] < 0.3

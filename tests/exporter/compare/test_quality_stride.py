@@ -43,23 +43,23 @@ def test_each_token_is_predicted_once_from_as_much_as_its_sample_has(tmp_path: P
         OnnxRuntimeRunner(tmp_path / "a.onnx", threads=1) as first,
         OnnxRuntimeRunner(tmp_path / "b.onnx", threads=1) as second,
     ):
-        found = compare_pair(
+        accuracy = compare_pair(
             first, second, found_ids.token_ids, causal=True, overlap=found_ids.overlap
         )
         logs = [one_by_one(runner, stream) for runner in (first, second)]
     targets = np.array(stream[1:])[:, None]
     losses = [-np.take_along_axis(log, targets, axis=1).mean() for log in logs]
-    assert found.tokens == len(stream) - 1
-    assert found.perplexity is not None
-    assert np.log(found.perplexity.baseline) == pytest.approx(losses[0], rel=1e-5)
-    assert np.log(found.perplexity.candidate) == pytest.approx(losses[1], rel=1e-5)
-    assert found.log_perplexity_increase is not None
-    assert found.log_perplexity_increase.value == pytest.approx(losses[1] - losses[0], rel=1e-3)
+    assert accuracy.tokens == len(stream) - 1
+    assert accuracy.perplexity is not None
+    assert np.log(accuracy.perplexity.baseline) == pytest.approx(losses[0], rel=1e-5)
+    assert np.log(accuracy.perplexity.candidate) == pytest.approx(losses[1], rel=1e-5)
+    assert accuracy.log_perplexity_increase is not None
+    assert accuracy.log_perplexity_increase.value == pytest.approx(losses[1] - losses[0], rel=1e-3)
     kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(1).mean()
-    assert found.kl_divergence == pytest.approx(kl, rel=1e-4)
-    whole = [position for position in found.positions if position.first >= WIDTH - STRIDE - 1]
+    assert accuracy.kl_divergence == pytest.approx(kl, rel=1e-4)
+    whole = [position for position in accuracy.positions if position.first >= WIDTH - STRIDE - 1]
     assert whole
-    assert sum(each.last - each.first + 1 for each in found.positions) == WIDTH
+    assert sum(item.last - item.first + 1 for item in accuracy.positions) == WIDTH
 
 
 def one_by_one(runner: Any, stream: list[int]) -> Array:
@@ -70,8 +70,8 @@ def one_by_one(runner: Any, stream: list[int]) -> Array:
         ids = np.array([stream[begin:target]])
         inputs = make_inputs(runner.inputs, Shape("prefill", 1, ids.shape[1]), ids)
         rows.append(runner.run(inputs, ["logits"])["logits"][0, -1])
-    found: Array = log_softmax(np.array(rows, np.float64), axis=-1)
-    return found
+    array: Array = log_softmax(np.array(rows, np.float64), axis=-1)
+    return array
 
 
 def test_samples_overlap_and_keep_their_opening_tokens(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_samples_overlap_and_keep_their_opening_tokens(tmp_path: Path) -> None:
     )
     tokenizer.save(str(path))
     texts = replace(read_texts("pydoc", part="evaluation"), documents=("the a and of " * 2,))
-    found = tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=2)
-    assert found.token_ids.tolist() == [[20, 1, 2, 3, 4], [20, 3, 4, 1, 2], [20, 1, 2, 3, 4]]
-    assert found.overlap == 3
+    tokens = tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=2)
+    assert tokens.token_ids.tolist() == [[20, 1, 2, 3, 4], [20, 3, 4, 1, 2], [20, 1, 2, 3, 4]]
+    assert tokens.overlap == 3
     with raises(ComparisonError, "stride-too-long", 4, "--stride"):
         tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=4)
     with raises(ComparisonError, "text-too-short", 10):
@@ -106,14 +106,14 @@ def test_each_token_is_predicted_from_what_stands_before_it(
     text = " ".join(map(str, range(words)))
     texts = replace(read_texts("pydoc", part="evaluation"), documents=(text,))
     path = Path("tokenizer.json")
-    found = tokenize(texts, path, sequence_length=64, tokens=tokens, separator_id=None, stride=16)
-    assert len(found.token_ids) == samples
-    assert (np.diff(found.token_ids) == 1).all()
-    scored = found.token_ids[1:, found.overlap :].ravel()
+    result = tokenize(texts, path, sequence_length=64, tokens=tokens, separator_id=None, stride=16)
+    assert len(result.token_ids) == samples
+    assert (np.diff(result.token_ids) == 1).all()
+    scored = result.token_ids[1:, result.overlap :].ravel()
     assert len(set(scored.tolist())) == len(scored)
     if words > 1000:
-        assert found.documents is not None
-        assert len(found.documents) == samples
+        assert result.documents is not None
+        assert len(result.documents) == samples
 
 
 @pytest.mark.usefixtures("no_timing")

@@ -68,11 +68,11 @@ def test_llama_cpp_is_an_arm(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_p
     with raises(ComparisonError, "one-text-at-a-time", "llama.cpp", "--batch", "--generate"):
         compare(*arms, OPTIONS)
     report = compare(*arms, replace(OPTIONS, batches=(1,)), references=[onnx])
-    found = report.arms
-    assert [arm.backend for arm in found.references.values()] == ["onnxruntime"]
-    assert (found.baseline.backend, found.candidate.backend) == ("llama.cpp", "llama.cpp")
-    assert found.baseline.path == arms[0]
-    caches = [arm.kv_cache_bytes_per_token for arm in (found.baseline, found.candidate)]
+    result = report.arms
+    assert [arm.backend for arm in result.references.values()] == ["onnxruntime"]
+    assert (result.baseline.backend, result.candidate.backend) == ("llama.cpp", "llama.cpp")
+    assert result.baseline.path == arms[0]
+    caches = [arm.kv_cache_bytes_per_token for arm in (result.baseline, result.candidate)]
     assert caches[0] == 2 * caches[1] > 0
     assert [(d.layer, d.kind) for d in report.plan] == [(1, "attention"), (3, "attention")]
     rows = {(row.phase, row.batch) for row in report.latency}
@@ -140,10 +140,10 @@ def test_commands_take_it(
     assert run(["generate", f"llama.cpp:{alone}", "one two", "-n", "3", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
     (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
-    asked = ["evaluate", arm, "--tasks", "mine", "--task-data", str(tmp_path), "--threads", "1"]
-    assert run([*asked, "-o", str(tmp_path / "scores.json")]) == 0
+    result = ["evaluate", arm, "--tasks", "mine", "--task-data", str(tmp_path), "--threads", "1"]
+    assert run([*result, "-o", str(tmp_path / "scores.json")]) == 0
     assert json.loads((tmp_path / "scores.json").read_text())["backend"] == "llama.cpp"
-    assert run([*asked, "-o", str(files[1])]) == 2
+    assert run([*result, "-o", str(files[1])]) == 2
     assert files[1].read_bytes()[:4] == b"GGUF"
 
 
@@ -163,20 +163,20 @@ def test_costs_on_llama_cpp(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_pa
 
 @pytest.fixture
 def graphs(tmp_path: Path) -> tuple[Path, Path]:
-    found = []
+    result = []
     for name, layers in (("baseline", (0, 1)), ("candidate", (1,))):
-        found.append(write_tiny_lm(tmp_path / name, layers=layers, noise=0.1 * len(found)))
-        write_tokenizer(found[-1])
-    return found[0], found[1]
+        result.append(write_tiny_lm(tmp_path / name, layers=layers, noise=0.1 * len(result)))
+        write_tokenizer(result[-1])
+    return result[0], result[1]
 
 
 @pytest.mark.openvino
 def test_openvino_is_an_arm(graphs: tuple[Path, Path]) -> None:
     quick = replace(OPTIONS, timing=TimingOptions())
     report = compare(*(f"openvino:{graph}" for graph in graphs), quick, references=[graphs[0]])
-    found = report.arms
-    assert (found.baseline.backend, found.candidate.backend) == ("openvino", "openvino")
-    assert [arm.backend for arm in found.references.values()] == ["onnxruntime"]
+    arms = report.arms
+    assert (arms.baseline.backend, arms.candidate.backend) == ("openvino", "openvino")
+    assert [arm.backend for arm in arms.references.values()] == ["onnxruntime"]
     assert {(row.phase, row.batch) for row in report.latency} == {
         ("prefill", 2), ("decode", 2),
     }  # fmt: skip

@@ -25,15 +25,15 @@ T5 = {"n_positions": 512, "relative_attention_num_buckets": 32}
 
 
 def cells(folder: Path, config: dict[str, Any]) -> Cells:
-    told = {"decoder_start_token_id": 0, "vocab_size": 64, **config}
-    (folder / "config.json").write_text(json.dumps(told))
+    result = {"decoder_start_token_id": 0, "vocab_size": 64, **config}
+    (folder / "config.json").write_text(json.dumps(result))
     return Cells(StackFolder(folder), {"input_ids": np.ones((1, 4), np.int64)}, ASKED)
 
 
 def test_relative_positions_reach_as_far_as_is_asked(tmp_path: Path) -> None:
-    found = cells(tmp_path, T5)
-    assert list(found.shortened()) == []
-    assert found.all() == [
+    result = cells(tmp_path, T5)
+    assert list(result.shortened()) == []
+    assert result.all() == [
         Shape("encode", 1, 600), Shape("prefill", 1, 1), Shape("decode", 1, 1, 700),
         GenerationCell(1, 600, 8),
     ]  # fmt: skip
@@ -41,9 +41,9 @@ def test_relative_positions_reach_as_far_as_is_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["n_positions", "max_position_embeddings"])
 def test_a_table_of_positions_ends(name: str, tmp_path: Path) -> None:
-    found = cells(tmp_path, {name: 512})
-    assert len(list(found.shortened())) == 3
-    assert found.all() == [
+    result = cells(tmp_path, {name: 512})
+    assert len(list(result.shortened())) == 3
+    assert result.all() == [
         Shape("encode", 1, 512), Shape("prefill", 1, 1), Shape("decode", 1, 1, 511),
     ]  # fmt: skip
 

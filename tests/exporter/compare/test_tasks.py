@@ -66,13 +66,13 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnnxRuntimeRunn
 
 def requests(questions: int = 5, choices: int = 4) -> list[ContinuationRequest]:
     rng = np.random.default_rng(3)
-    found = []
+    result = []
     for _ in range(questions):
         context = tuple(rng.integers(0, VOCABULARY, rng.integers(6, 20)).tolist())
         for _ in range(choices):
             answer = rng.integers(0, VOCABULARY, rng.integers(1, 6)).tolist()
-            found.append(ContinuationRequest(context, tuple(answer)))
-    return [found[at] for at in rng.permutation(len(found))]
+            result.append(ContinuationRequest(context, tuple(answer)))
+    return [result[at] for at in rng.permutation(len(result))]
 
 
 def one_by_one(runner: Any, request: ContinuationRequest) -> tuple[float, bool]:
@@ -105,12 +105,12 @@ def test_likelihoods_are_those_of_single_runs(
     wanted = [one_by_one(runner, request) for request in requests()]
     counting: Any = Counting(runner)
     scorer = LikelihoodScorer(counting, 64, VOCABULARY, batch_size=batch_size, shares=shares)
-    found = scorer.score(requests())
-    assert [each.log_likelihood for each in found] == pytest.approx(
+    result = scorer.score(requests())
+    assert [item.log_likelihood for item in result] == pytest.approx(
         [sum_ for sum_, _ in wanted], abs=1e-5
     )
-    assert [each.greedy for each in found] == [greedy for _, greedy in wanted]
-    assert any(each.greedy for each in found) != all(each.greedy for each in found)
+    assert [item.greedy for item in result] == [greedy for _, greedy in wanted]
+    assert any(item.greedy for item in result) != all(item.greedy for item in result)
     assert counting.rows <= batch_size
 
 
@@ -127,16 +127,16 @@ def test_what_all_begin_with_runs_once_and_so_do_the_same_tokens(
     runner: OnnxRuntimeRunner,
 ) -> None:
     opening = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-    asked = [
+    result = [
         ContinuationRequest((*opening, question), (answer,))
         for question in (0, 1, 2)
         for answer in (5, 6, 7)
     ]
-    asked.append(ContinuationRequest(opening, (0, 9)))  # runs the tokens of the first question
-    wanted = [one_by_one(runner, request)[0] for request in asked]
+    result.append(ContinuationRequest(opening, (0, 9)))  # runs the tokens of the first question
+    wanted = [one_by_one(runner, request)[0] for request in result]
     counting: Any = Counting(runner)
-    found = LikelihoodScorer(counting, 64, VOCABULARY).score(asked)
-    assert [each.log_likelihood for each in found] == pytest.approx(wanted, abs=1e-5)
+    outcome = LikelihoodScorer(counting, 64, VOCABULARY).score(result)
+    assert [item.log_likelihood for item in outcome] == pytest.approx(wanted, abs=1e-5)
     assert counting.tokens <= 9 + 3 * 2
     assert LikelihoodScorer(counting, 64, VOCABULARY).score([]) == []
 
@@ -152,9 +152,9 @@ def test_an_opening_that_saves_little_is_none() -> None:
 
 def test_too_long_requests_lose_their_start(runner: OnnxRuntimeRunner) -> None:
     long = ContinuationRequest(tuple([1, 2, 3, 4, 5] * 4), (6, 7))
-    found = LikelihoodScorer(runner, 8, VOCABULARY).score([long])[0]
+    result = LikelihoodScorer(runner, 8, VOCABULARY).score([long])[0]
     want = one_by_one(runner, ContinuationRequest(long.context[-7:], long.continuation))
-    assert found.log_likelihood == pytest.approx(want[0], abs=1e-5)
+    assert result.log_likelihood == pytest.approx(want[0], abs=1e-5)
     with raises(ComparisonError, "context-too-long", 2, 1):
         LikelihoodScorer(runner, 1, VOCABULARY).score([long])
 
@@ -176,10 +176,10 @@ def test_rows_are_grouped_only_where_that_saves(tmp_path: Path) -> None:
         return TokenRow(tokens, tokens[-targets:])
 
     rows = [row("question a: yes", 3), row("quartz", 2), row("question a: no", 2)]
-    found = groups(rows, share=True)
-    assert {group.members: group.shared for group in found} == {(2, 0): 12, (1,): 0}
+    result = groups(rows, share=True)
+    assert {group.members: group.shared for group in result} == {(2, 0): 12, (1,): 0}
     assert [group.shared for group in groups(rows, share=False)] == [0, 0, 0]
-    assert [len(batch) for batch in batches(found, rows, most_rows=8, most_tokens=99)] == [1, 1]
+    assert [len(batch) for batch in batches(result, rows, most_rows=8, most_tokens=99)] == [1, 1]
 
 
 ITEMS = [
@@ -207,18 +207,18 @@ def test_scores_follow_lm_eval_s_definitions(tmp_path: Path) -> None:
     codec = task_texts(folder)
     with OnnxRuntimeRunner(folder.onnx, threads=1) as runner:
         choice = TaskOptions(("words",), tmp_path)
-        found = score_tasks(choice, runner, folder, vocabulary=32)[0]
+        score = score_tasks(choice, runner, folder, vocabulary=32)[0]
         for number, item in enumerate(ITEMS):
             prompt = str(item["query"])
             prompt += "\nAnswer:" if prompt.startswith("Question:") else ""
             choices: Any = item["choices"]
             requested = [ContinuationRequest.of(codec, prompt, f" {text}") for text in choices]
-            sums = np.array([one_by_one(runner, each)[0] for each in requested])
+            sums = np.array([one_by_one(runner, entry)[0] for entry in requested])
             lengths = np.array([len(text) for text in choices])
-            assert found.log_likelihoods[number] == pytest.approx(sums, abs=1e-5)
-            assert found.metrics["acc"][number] == (sums.argmax() == item["gold"])
+            assert score.log_likelihoods[number] == pytest.approx(sums, abs=1e-5)
+            assert score.metrics["acc"][number] == (sums.argmax() == item["gold"])
             normed = (sums / lengths).argmax() == item["gold"]
-            assert found.metrics["acc_norm"][number] == normed
+            assert score.metrics["acc_norm"][number] == normed
 
 
 def test_several_contexts_of_one_continuation_have_no_acc_norm(tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_several_contexts_of_one_continuation_have_no_acc_norm(tmp_path: Path) -
     folder = model(tmp_path / "m")
     with OnnxRuntimeRunner(folder.onnx, threads=1) as runner:
         choice = TaskOptions(("schema",), tmp_path)
-        found = score_tasks(choice, runner, folder, vocabulary=32)[0]
-    assert list(found.metrics) == ["acc"]
+        score = score_tasks(choice, runner, folder, vocabulary=32)[0]
+    assert list(score.metrics) == ["acc"]
 
 
 def test_spaces_between_text_and_choice_go_with_the_choice(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_compare_scores_both_arms_on_the_same_items(tmp_path: Path) -> None:
     assert run([*call, *out, "--task-limit", "50"]) == 0
     accuracy = ComparisonReport.read(tmp_path / "out" / "report.json").accuracy
     assert accuracy is not None
-    names = [(each.task, each.metric, each.items) for each in accuracy.tasks]
+    names = [(task.task, task.metric, task.items) for task in accuracy.tasks]
     assert names == [("words", "acc", 50), ("words", "acc_norm", 50), ("schema", "acc", 1)]
     first = accuracy.tasks[0]
     lost, won = first.only_baseline_right, first.only_candidate_right
@@ -285,10 +285,10 @@ def test_the_better_side_of_a_metric_is_told(higher: bool) -> None:
         TaskScores("words", "here", {"wrong": np.array(values, np.float64)}, lower)
         for values in ([0, 1, 1, 0], [1, 0, 0, 0])
     )
-    (found,) = compare_scores(first, second)
-    assert found.higher_is_better == higher
-    assert found.difference.value == -0.25
-    rights = (found.only_baseline_right, found.only_candidate_right)
+    (result,) = compare_scores(first, second)
+    assert result.higher_is_better == higher
+    assert result.difference.value == -0.25
+    rights = (result.only_baseline_right, result.only_candidate_right)
     assert rights == ((2, 1) if higher else (1, 2))
 
 
@@ -298,10 +298,10 @@ def test_lm_eval_s_directions_are_kept_and_its_log_likelihoods_are_losses() -> N
          "perplexity": -number - 1.0, "acc": 1, "brier": 0.25, "f1": (0, 1)}
         for number in (1, 0)
     ]  # fmt: skip
-    told = {"perplexity": False, "acc": True, "brier": False, "f1": True}
-    found = lm_eval_tasks._scores("lambada", 1, samples, told, QUIET)
-    assert found.lower_is_better == {"log_perplexity", "brier"}
-    assert {name: values.tolist() for name, values in found.metrics.items()} == {
+    result = {"perplexity": False, "acc": True, "brier": False, "f1": True}
+    scores = lm_eval_tasks._scores("lambada", 1, samples, result, QUIET)
+    assert scores.lower_is_better == {"log_perplexity", "brier"}
+    assert {name: values.tolist() for name, values in scores.metrics.items()} == {
         "log_perplexity": [1.0, 2.0], "acc": [1, 1], "brier": [0.25, 0.25],
     }  # fmt: skip
 

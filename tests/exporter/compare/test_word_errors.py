@@ -35,10 +35,10 @@ def test_an_interval_holds_the_difference_and_narrows_with_items() -> None:
         words = rng.integers(5, 20, items).astype(np.float64)
         baseline = rng.binomial(words.astype(int), 0.1).astype(np.float64)
         candidate = rng.binomial(words.astype(int), 0.2).astype(np.float64)
-        found = difference_interval(baseline, candidate, words)
-        low, high = found.ci95
-        assert low < found.value < high
-        assert found.value == pytest.approx((candidate - baseline).sum() / words.sum())
+        interval = difference_interval(baseline, candidate, words)
+        low, high = interval.ci95
+        assert low < interval.value < high
+        assert interval.value == pytest.approx((candidate - baseline).sum() / words.sum())
         return high - low
 
     assert width(400) < width(20) / 2
@@ -49,9 +49,9 @@ def test_recordings_that_differ_alike_leave_as_much_doubt_as_they_are_few(
     items: int, edits: int
 ) -> None:
     words, none = np.full(items, 4.0), np.zeros(items)
-    found = difference_interval(none, none + edits, words)
-    assert found == difference_interval(none, none + edits / 4)
-    assert found.ci95[0] < 0 < found.ci95[1]
+    interval = difference_interval(none, none + edits, words)
+    assert interval == difference_interval(none, none + edits / 4)
+    assert interval.ci95[0] < 0 < interval.ci95[1]
 
 
 def test_without_jiwer_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ class Marks:
         self._names = names
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [self._names[each] for each in ids]
+        return [self._names[number] for number in ids]
 
 
 def normalizer(*names: str, model_type: str = "whisper") -> Normalizer:
@@ -101,11 +101,11 @@ def test_what_says_the_same_counts_as_the_same(
 ) -> None:
     pytest.importorskip("jiwer")
     by = normalizer("<|startoftranscript|>", *(f"<|{mark}|>" for mark in marks.split()))
-    found = word_errors([right], [right], [heard], "r", by)
-    assert (found.baseline, found.candidate) == (0.0, pytest.approx(errors))
-    assert found.difference.value == pytest.approx(errors)
-    assert not found.higher_is_better
-    assert by.name in found.source
+    task_result = word_errors([right], [right], [heard], "r", by)
+    assert (task_result.baseline, task_result.candidate) == (0.0, pytest.approx(errors))
+    assert task_result.difference.value == pytest.approx(errors)
+    assert not task_result.higher_is_better
+    assert by.name in task_result.source
 
 
 @pytest.mark.torch
@@ -117,9 +117,9 @@ def test_a_model_that_names_no_language_has_the_basic_normaliser() -> None:
 def test_words_where_nothing_was_said_are_edits() -> None:
     pytest.importorskip("jiwer")
     by = normalizer("<|startoftranscript|>")
-    found = word_errors(["", "one two"], ["", "one two"], ["uh oh", "one two"], "r", by)
-    assert found.baseline == 0
-    assert found.candidate == 1
+    task_result = word_errors(["", "one two"], ["", "one two"], ["uh oh", "one two"], "r", by)
+    assert task_result.baseline == 0
+    assert task_result.candidate == 1
     with raises(ComparisonError, "no-words", "r"):
         word_errors(["?!"], ["a"], ["a"], "r", by)
 
@@ -155,23 +155,23 @@ def hashes(*pairs: tuple[str, str | None], file: Path) -> tuple[str, str]:
     text = paired_text(speech_reader(), noise, lambda _: np.array([[1, 2, 5, 6]]), number=1)
     arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
     pairs_alone = replace(read, pairs=())  # what is asked of these arms doesn't matter
-    found = judge_answers(arms, Judged(speech_reader(), pairs_alone, text))
-    return read.sha256, found.text_sha256
+    accuracy = judge_answers(arms, Judged(speech_reader(), pairs_alone, text))
+    return read.sha256, accuracy.text_sha256
 
 
 def test_the_same_question_is_the_same_sources_with_the_same_targets_in_order(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "pairs.jsonl"
-    asked = hashes(("a", "x"), ("b", "y"), file=file)
-    assert hashes(("a", "x"), ("b", "y"), file=tmp_path / "again.jsonl") == asked
+    result = hashes(("a", "x"), ("b", "y"), file=file)
+    assert hashes(("a", "x"), ("b", "y"), file=tmp_path / "again.jsonl") == result
     for other in (
         hashes(("a", "x"), ("b", "z"), file=file),
         hashes(("b", "y"), ("a", "x"), file=file),
         hashes(("a", None), ("b", None), file=file),
     ):
-        assert other[0] == asked[0]
-        assert other[1] != asked[1]
+        assert other[0] == result[0]
+        assert other[1] != result[1]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_answers_of_speech_may_take_all_of_the_decoder(sizes: dict[str, int], mo
     pairs = read_pairs("random", part="evaluation", sound=True)
     text = paired_text(reader, pairs, lambda _: np.array([[1, 2, 5, 6]]), number=1)
     arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
-    found = judge_answers(arms, Judged(reader, pairs, text))
+    accuracy = judge_answers(arms, Judged(reader, pairs, text))
     assert [arm.most for arm in arms.values()] == [[most], [most]]
-    assert found.generation is not None
-    assert found.generation.new_tokens == most
+    assert accuracy.generation is not None
+    assert accuracy.generation.new_tokens == most

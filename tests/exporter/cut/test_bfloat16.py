@@ -227,8 +227,8 @@ def test_a_comparison_in_float32_says_nothing_of_it(tmp_path: Path) -> None:
 def test_a_text_is_continued(source: Path) -> None:
     wide = source.with_name("wide.onnx")
     save_model(in_float32(load_model(source)), wide)
-    told = []
+    result = []
     for file in (source, wide):
         with OnnxRuntimeDecoder(file, threads=1) as decoder:
-            told.append(generate(decoder, [3, 1, 4], new_tokens=6).token_ids)
-    assert told[0] == told[1]
+            result.append(generate(decoder, [3, 1, 4], new_tokens=6).token_ids)
+    assert result[0] == result[1]

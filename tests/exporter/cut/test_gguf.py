@@ -35,7 +35,7 @@ NOTHING = np.zeros((HIDDEN, HIDDEN))
 
 
 def drops(*named: str) -> LoadedPlan:
-    parts = [each.split(":") for each in named]
+    parts = [item.split(":") for item in named]
     return LoadedPlan.of([PlannedDeletion(layer=int(n), kind=kind) for kind, n in parts])  # type: ignore[arg-type]
 
 
@@ -115,11 +115,11 @@ def test_a_map_takes_an_attentions_place(
     facts = cut_gguf(source, target, plan, GgufOptions(map_type=kind))  # type: ignore[arg-type]
     masked = {}
     for ref, given in plan.tensors.items():
-        maps = [np.asarray(each, np.float64) for each in given.maps.values()]
+        maps = [np.asarray(item, np.float64) for item in given.maps.values()]
         masked[tuple(ref)] = (maps[0] if len(maps) == 1 else maps[1] @ maps[0]).T
     wanted = llama_cpp_logits(source, TOKENS, masked)  # type: ignore[arg-type]
-    found = llama_cpp_logits(target, TOKENS)
-    assert np.abs(wanted - found).max() < limit * np.abs(wanted).max()
+    floats = llama_cpp_logits(target, TOKENS)
+    assert np.abs(wanted - floats).max() < limit * np.abs(wanted).max()
     entries = read_header(target).entries
     assert entries["deci.attention.head_count"].wholes == [HEADS] * 4
     assert entries["deci.attention.head_count_kv"].wholes == [0, KV_HEADS, 0, KV_HEADS]
@@ -180,9 +180,9 @@ def test_blocks_of_any_type_are_copied(tmp_path: Path, kind: int) -> None:
     content = np.random.default_rng(0).bytes(size)
     tiny.tensors["token_embd.weight"] = ((256, 40), kind, content)
     cut_gguf(tiny.write(tmp_path / "s.gguf"), tmp_path / "cut.gguf", drops("block:1"))
-    found = tensors_of(tmp_path / "cut.gguf")["token_embd.weight"]
-    assert found[:size] == content
-    assert not any(found[size:])
+    token_embd_weight = tensors_of(tmp_path / "cut.gguf")["token_embd.weight"]
+    assert token_embd_weight[:size] == content
+    assert not any(token_embd_weight[size:])
 
 
 def test_shards_are_read_and_written(tmp_path: Path) -> None:
@@ -259,9 +259,9 @@ def test_a_plan_for_another_file_is_told(source: Path, tmp_path: Path) -> None:
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "cut.gguf"
     assert run(["gguf", str(source), "--drop", "attention:1,2", "-o", str(target), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["architecture"] == ["llama", "deci"]
-    assert told["files"] == ["cut.gguf"]
+    content = json.loads(capsys.readouterr().out)
+    assert content["architecture"] == ["llama", "deci"]
+    assert content["files"] == ["cut.gguf"]
     assert run(["gguf", str(source), "-o", str(target)]) == 2
     assert run(["gguf", str(source), "--drop", "attention:9", "-o", str(target)]) == 2
     assert run(["gguf", str(source), "--drop", "attention:1", "-o", str(source)]) == 2

@@ -49,7 +49,7 @@ def gone(name: str) -> Change:
 
 
 def drop(*named: str, replacement: str = "none") -> LoadedPlan:
-    parts = [each.split(":") for each in named]
+    parts = [item.split(":") for item in named]
     return LoadedPlan.of(
         [
             PlannedDeletion(layer=int(n), kind=kind, replacement=replacement)  # type: ignore[arg-type]
@@ -245,8 +245,8 @@ def test_what_is_not_there_can_not_go(tmp_path: Path) -> None:
         _refused(tmp_path, tiny, plan, SurgeryError, "first-attention", "attention 1")
     cut_gguf(tmp_path / "s.gguf", tmp_path / "blocks.gguf", drop("block:3"))
     cut_gguf(tmp_path / "s.gguf", tmp_path / "cut.gguf", drop("attention:2"))
-    found = read_header(tmp_path / "cut.gguf").entries["deci.attention.head_count"].wholes
-    assert found == [4, 0, 0, 4]
+    wholes = read_header(tmp_path / "cut.gguf").entries["deci.attention.head_count"].wholes
+    assert wholes == [4, 0, 0, 4]
 
 
 OTHER_PLANS: list[Any] = [
@@ -394,9 +394,9 @@ def test_shards_that_are_missing_or_do_not_belong(tmp_path: Path) -> None:
 def test_a_shard_with_a_tensor_of_another(tmp_path: Path) -> None:
     tiny = TinyGguf.llama()
     shards = tiny.write_shards(tmp_path, 2)
-    told = {"split.no": ("H", 1), "split.count": ("H", 2), "split.tensors.count": ("i", 38)}
+    result = {"split.no": ("H", 1), "split.count": ("H", 2), "split.tensors.count": ("i", 38)}
     first = next(iter(tiny.tensors))
-    TinyGguf(told, {first: tiny.tensors[first]}).write(shards[1])
+    TinyGguf(result, {first: tiny.tensors[first]}).write(shards[1])
     with raises(GgufFileError, "tensor-twice", first):
         read_model(shards[0])
 

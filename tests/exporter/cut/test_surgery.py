@@ -112,9 +112,9 @@ def test_a_wrong_cut_is_caught_and_nothing_is_written(
 
     prune = graph_passes.prune_graph
 
-    def wrong_layer(model: ir.Model, asked: Any, **options: Any) -> Any:
-        _, report = prune(model, asked, **options)
-        moved = [type(d)((d.layer + 1) % 3, d.kind) for d in asked]
+    def wrong_layer(model: ir.Model, value: Any, **options: Any) -> Any:
+        _, report = prune(model, value, **options)
+        moved = [type(d)((d.layer + 1) % 3, d.kind) for d in value]
         pruned, _ = prune(model, moved, **options)
         return pruned, report
 
@@ -131,8 +131,8 @@ def test_outputs_that_are_lost_are_caught(
 
     prune = graph_passes.prune_graph
 
-    def forgetful(model: ir.Model, asked: Any, **options: Any) -> Any:
-        pruned, report = prune(model, asked, **options)
+    def forgetful(model: ir.Model, value: Any, **options: Any) -> Any:
+        pruned, report = prune(model, value, **options)
         del pruned.graph.outputs[-1]
         return pruned, report
 

@@ -36,9 +36,9 @@ def wrong_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The surgery cuts the layer after the one that it reports."""
     right = graph_passes.prune_graph
 
-    def wrong(model: ir.Model, asked: Any, **options: Any) -> Any:
-        _, report = right(model, asked, **options)
-        moved = [type(d)((d.layer + 1) % 3, d.kind) for d in asked]
+    def wrong(model: ir.Model, value: Any, **options: Any) -> Any:
+        _, report = right(model, value, **options)
+        moved = [type(d)((d.layer + 1) % 3, d.kind) for d in value]
         return right(model, moved, **options)[0], report
 
     monkeypatch.setattr(graph_passes, "prune_graph", wrong)

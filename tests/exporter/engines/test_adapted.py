@@ -51,26 +51,30 @@ def test_an_engine_for_one_phase_reads_no_more_than_it_needs(
     phases: Sequence[Phase], has_lengths: bool, told_by: str, reads: str
 ) -> None:
     made = adapted(in_place(), *phases, has_lengths=has_lengths)
-    found = made.attention
-    assert found is not None
+    attention = made.attention
+    assert attention is not None
     assert bool(made.lengths) == (told_by == "lengths")
-    assert (found.told_by, found.reads, found.remark is None) == (told_by, reads, reads != "room")
+    assert (attention.told_by, attention.reads, attention.remark is None) == (
+        told_by,
+        reads,
+        reads != "room",
+    )
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_window_keeps_its_mask(phase: Phase) -> None:
-    found = adapted(in_place(window=8), phase)
-    assert found.attention is not None
-    assert found.attention.reads == "room"
-    assert found.attention.remark is not None
-    masks = [node.input[3] for node in found.model.graph.node if node.op_type == "Attention"]
+    result = adapted(in_place(window=8), phase)
+    assert result.attention is not None
+    assert result.attention.reads == "room"
+    assert result.attention.remark is not None
+    masks = [node.input[3] for node in result.model.graph.node if node.op_type == "Attention"]
     assert all(masks)
 
 
 def test_the_mask_can_be_asked_for() -> None:
-    found = adapted(in_place(), "decode", cache_reads="room").attention
-    assert found is not None
-    assert (found.reads, found.remark) == ("room", None)
+    attention = adapted(in_place(), "decode", cache_reads="room").attention
+    assert attention is not None
+    assert (attention.reads, attention.remark) == ("room", None)
 
 
 def test_caches_that_grow_are_told_by_nothing() -> None:
@@ -92,9 +96,9 @@ def test_caches_that_grow_are_told_by_nothing() -> None:
 def test_a_prompt_gives_the_logits_that_are_wanted(
     phases: Sequence[Phase], wanted: str, logits: str, length: int | None
 ) -> None:
-    found = adapted(in_place(), *phases, logits=wanted)
-    assert found.logits == logits
-    size = found.model.graph.output[0].type.tensor_type.shape.dim[1]
+    result = adapted(in_place(), *phases, logits=wanted)
+    assert result.logits == logits
+    size = result.model.graph.output[0].type.tensor_type.shape.dim[1]
     assert (size.dim_value or None) == length
 
 
@@ -106,10 +110,10 @@ def test_a_graph_without_logits_has_none_on_record() -> None:
 
 def test_nothing_of_a_file_that_needs_nothing_is_changed(tmp_path: Path) -> None:
     model = ir.to_proto(decoder_model(DecoderSpec(softmax=True)))
-    found = adapt(model, BuildSettings(logits="all"), ["decode"], has_lengths=True)
-    assert not found.changed
-    assert found.model is model
-    assert found.write(tmp_path / "graph.onnx") is None
+    result = adapt(model, BuildSettings(logits="all"), ["decode"], has_lengths=True)
+    assert not result.changed
+    assert result.model is model
+    assert result.write(tmp_path / "graph.onnx") is None
     assert not any(tmp_path.iterdir())
 
 
@@ -132,8 +136,8 @@ def test_lengths_begin_with_a_version(backend: str, version: str, has_lengths: b
 def test_the_installed_library_has_what_its_version_says() -> None:
     import tensorrt_rtx as trt
 
-    told = LIBRARIES["tensorrt-rtx"].has_lengths(trt.__version__)
-    assert told == hasattr(getattr(trt, "IAttention", None), "key_value_lengths")
+    flag = LIBRARIES["tensorrt-rtx"].has_lengths(trt.__version__)
+    assert flag == hasattr(getattr(trt, "IAttention", None), "key_value_lengths")
 
 
 def built(folder: Path, phase: Phase, attention: str, dtype: str = "float16") -> EngineRecord:
@@ -152,7 +156,7 @@ def built(folder: Path, phase: Phase, attention: str, dtype: str = "float16") ->
 
 @pytest.mark.rtx
 def test_a_decode_step_is_a_scatter_and_one_attention(tmp_path: Path) -> None:
-    filled, room = (built(tmp_path, "decode", each) for each in ("filled", "room"))
+    filled, room = (built(tmp_path, "decode", name) for name in ("filled", "room"))
     assert filled.attention is not None
     assert filled.attention.reads == "filled"
     assert filled.layers == {"attention": 1, "kgen": 2}  # and the lengths, once for all layers
@@ -161,7 +165,7 @@ def test_a_decode_step_is_a_scatter_and_one_attention(tmp_path: Path) -> None:
 
 @pytest.mark.rtx
 def test_a_prefill_is_one_attention_and_a_scatter(tmp_path: Path) -> None:
-    new, room = (built(tmp_path, "prefill", each) for each in ("filled", "room"))
+    new, room = (built(tmp_path, "prefill", name) for name in ("filled", "room"))
     mask_bytes = 32 * 128 * ROOM * 2
     assert new.layers == {"attention": 1, "kgen": 1}
     assert room.layers["kgen"] > 1
@@ -179,16 +183,16 @@ def test_lengths_are_set_on_every_attention_of_a_decode_step(phase: Phase, tmp_p
     graph = made.write(tmp_path / "graph.onnx")
     network = Builder(trt).parse(tmp_path / "m.onnx", graph, made.lengths).network
     layers = [network.get_layer(number) for number in range(network.num_layers)]
-    found = [each for each in layers if each.type == trt.LayerType.ATTENTION_INPUT]
-    assert len(found) == 3
-    for layer in found:
+    result = [item for item in layers if item.type == trt.LayerType.ATTENTION_INPUT]
+    assert len(result) == 3
+    for layer in result:
         layer.__class__ = trt.IAttentionInputLayer
         attention = layer.attention
         assert attention.mask is None
         assert (attention.key_value_lengths is not None) == (phase == "decode")
         causal = trt.CausalMaskKind.UPPER_LEFT if phase == "prefill" else trt.CausalMaskKind.NONE
         assert attention.causal_kind == causal
-    updates = [each for each in layers if each.type == trt.LayerType.KV_CACHE_UPDATE]
+    updates = [item for item in layers if item.type == trt.LayerType.KV_CACHE_UPDATE]
     assert len(updates) == 6
 
 
@@ -200,9 +204,9 @@ def test_of_caches_in_place_there_is_an_engine_for_each_phase(tmp_path: Path) ->
     decode, prefill = find_engines(tmp_path / "out").records
     assert (decode.attention and decode.attention.reads) == "filled"
     assert (prefill.attention and prefill.attention.reads) == "new"
-    assert [each.logits for each in (decode, prefill)] == ["last", "last"]
+    assert [item.logits for item in (decode, prefill)] == ["last", "last"]
     assert decode.layers["attention"] == 2  # one kernel for each layer's attention
-    assert {each.name: each.shape for each in prefill.outputs}["logits"][1] == 1
+    assert {output.name: output.shape for output in prefill.outputs}["logits"][1] == 1
 
 
 @pytest.mark.rtx
@@ -214,6 +218,6 @@ def test_one_engine_for_both_can_be_asked_for(grows: bool, tmp_path: Path) -> No
     split = None if grows else False
     ((path, record),) = build_engines(tmp_path / "m.onnx", target, split=split, ranges=SMALL)
     assert path == target
-    assert [each.phase for each in record.profiles] == ["prefill", "decode"]
+    assert [profile.phase for profile in record.profiles] == ["prefill", "decode"]
     assert (record.attention and record.attention.reads) == (None if grows else "room")
     assert record.logits == "last"

@@ -56,7 +56,7 @@ def test_in_place_both_phases_are_built_whole_and_cut(tmp_path: Path) -> None:
     onnx = written(tmp_path, "in_place")
     record = built(onnx, "prefill", "decode")
     assert [entry.phase for entry in record.profiles] == ["prefill", "decode"]
-    caches = [each.shape for each in record.inputs if "past" in each.name]
+    caches = [item.shape for item in record.inputs if "past" in item.name]
     assert caches == [(-1, 2, ROOM, 32)] * 4
     cut, _ = prune_graph(decoder_in_place(), [Deletion(0, "attention")])
     save_model(cut, tmp_path / "cut.onnx")

@@ -121,8 +121,8 @@ def test_converted_inputs_give_the_same_outputs(model: Path) -> None:
             for name, array in inputs.items()
         }
         for _ in range(20):
-            found = runner.run(narrow)
-            np.testing.assert_array_equal(found["logits"], expected["logits"])
+            result = runner.run(narrow)
+            np.testing.assert_array_equal(result["logits"], expected["logits"])
 
 
 def _first_address(binding: Any) -> int:
@@ -268,17 +268,17 @@ def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(
 def test_cuda_s_session_loads_its_libraries_and_has_no_tf32(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[Any] = []
+    results: list[Any] = []
     fake = fake_runtime(BOTH, BOTH)
     fake.preload_dlls = lambda: print("Failed to load libcudnn.so.9")
-    fake.InferenceSession = lambda *_a, **options: told.append(options)
+    fake.InferenceSession = lambda *_a, **options: results.append(options)
     monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
     sessions.new_session(model, providers=BOTH)
-    assert told[0]["provider_options"] == [{"use_tf32": "0"}, {}]
+    assert results[0]["provider_options"] == [{"use_tf32": "0"}, {}]
     assert "libcudnn" not in capsys.readouterr().out  # which may be a command's JSON
     monkeypatch.setattr(fake, "preload_dlls", lambda: pytest.fail("not for the CPU"))
     sessions.new_session(model)
-    assert told[1]["provider_options"] == [{}]
+    assert results[1]["provider_options"] == [{}]
 
 
 def test_cuda_with_an_old_driver_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,9 +300,9 @@ def test_bfloat16_values_are_copied_to_a_device_and_back() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).astype("bfloat16")
     value = bfloat16_copy(onnxruntime.OrtValue, array, "cpu")
     assert value.data_type() == "tensor(bfloat16)"
-    found = host_array(value)
-    assert found.dtype == array.dtype
-    np.testing.assert_array_equal(found, array)
+    result = host_array(value)
+    assert result.dtype == array.dtype
+    np.testing.assert_array_equal(result, array)
     array[:] = 0  # a copy, not a view
     assert host_array(value)[1, 2] == 5
     plain = np.ones(2, np.float32)
@@ -316,9 +316,9 @@ def test_the_record_of_a_real_session_has_every_node(model: Path) -> None:
     options.add_session_config_entry(RECORD_PLACEMENT, "1")
     providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(str(model), options, providers=providers)
-    found = placement(session)
-    assert set(found) == set(providers)
-    assert found["CPUExecutionProvider"] == {
+    counters = placement(session)
+    assert set(counters) == set(providers)
+    assert counters["CPUExecutionProvider"] == {
         "Gather": 1, "MatMul": 1, "Reshape": 1, "Transpose": 1, "Concat": 4,
     }  # fmt: skip
 

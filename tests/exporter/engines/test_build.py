@@ -72,13 +72,13 @@ def test_the_cut_engine_is_smaller_and_has_fewer_layers(engines: list[Path]) -> 
 
 
 def test_the_record_tells_profiles_and_tensors(engines: list[Path]) -> None:
-    found = read_sidecar(engines[1])
-    assert [entry.phase for entry in found.profiles] == ["decode"]
-    assert found.profiles[0].shapes["attention_mask"].high == (1, 9)
-    assert "past_key_values.1.key" not in [tensor.name for tensor in found.inputs]
-    assert found.outputs[0].name == "logits"
-    assert found.memory_bytes["weights"] > 0
-    assert set(found.made_from) == {"model"}
+    record = read_sidecar(engines[1])
+    assert [entry.phase for entry in record.profiles] == ["decode"]
+    assert record.profiles[0].shapes["attention_mask"].high == (1, 9)
+    assert "past_key_values.1.key" not in [tensor.name for tensor in record.inputs]
+    assert record.outputs[0].name == "logits"
+    assert record.memory_bytes["weights"] > 0
+    assert set(record.made_from) == {"model"}
 
 
 def test_builds_come_out_the_same_as_a_rule(
@@ -120,10 +120,10 @@ def test_a_graph_that_does_not_parse_leaves_nothing(tmp_path: Path) -> None:
     save_model(model, path)
     with raises(EngineError, "not-parsed", "(Odd)"):
         build_engines(path, tmp_path / "out.engine", ranges=SMALL, settings=SM89)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["bad.onnx"]
-    found = check_engine(path)
-    assert len(found.findings) == 1
-    assert found.findings[0].operator == "Odd"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["bad.onnx"]
+    engine = check_engine(path)
+    assert len(engine.findings) == 1
+    assert engine.findings[0].operator == "Odd"
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_what_can_t_be_built_is_refused_and_leaves_nothing(
     monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
     with raises(DepthcutError, code) as caught:
         build_engines(models[0], tmp_path, **asked)
-    told = f"{caught.value.message} {caught.value.hint}"
-    assert all(each in told for each in named.split())
+    text = f"{caught.value.message} {caught.value.hint}"
+    assert all(part in text for part in named.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,9 +164,9 @@ def test_a_file_of_a_hub_cache_is_read_where_it_is(tmp_path: Path) -> None:
         tiny_model(TinySpec()), source / "model.onnx", external_data="m.data",
         size_threshold_bytes=0,
     )  # fmt: skip
-    found = into_cache(source, tmp_path / "hub", subfolder="tiny") / "model.onnx"
-    assert check_engine(found).findings == ()
-    built = build_engines(found, tmp_path / "out", phases=["decode"], ranges=SMALL, settings=SM89)
+    path = into_cache(source, tmp_path / "hub", subfolder="tiny") / "model.onnx"
+    assert check_engine(path).findings == ()
+    built = build_engines(path, tmp_path / "out", phases=["decode"], ranges=SMALL, settings=SM89)
     assert set(built[0][1].made_from) == {"model", "weights"}
     assert built[0][0].name.startswith("tiny-fp32-")
 
@@ -190,7 +190,7 @@ def test_the_command_prints_one_json_document(
     assert one["settings"]["compute_capabilities"] == ["sm89"]
     assert run([*call, "--split"]) == 0
     both = json.loads(capsys.readouterr().out)
-    assert [each["profiles"][0]["phase"] for each in both] == ["prefill", "decode"]
+    assert [item["profiles"][0]["phase"] for item in both] == ["prefill", "decode"]
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_a_build_that_fails_is_not_called_done(
 ) -> None:
     call = ["build", str(models[0]), "-o", str(tmp_path), "--compute-capability"]
     assert run([*call, "sm90"]) == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert re.search(
-        r"^build (prefill and decode|encode) with tensorrt-rtx \.\.\.$", told, re.MULTILINE
+        r"^build (prefill and decode|encode) with tensorrt-rtx \.\.\.$", printed, re.MULTILINE
     )
-    assert "done" not in told
+    assert "done" not in printed
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -245,7 +245,7 @@ def test_a_build_that_is_ended_leaves_no_builder_behind(
     assert caller.wait(30) == (-end if end == signal.SIGKILL else 130)
     waited(lambda: not builder.exists() or "Z" in (builder / "stat").read_text().split()[2])
     if end != signal.SIGKILL:
-        assert sorted(each.name for each in tmp_path.iterdir()) == ["started"]
+        assert sorted(item.name for item in tmp_path.iterdir()) == ["started"]
 
 
 def waited(ready: Callable[[], bool]) -> None:
@@ -270,8 +270,8 @@ def test_a_sound_and_an_unsound_graph_end_with_0_and_1(
     assert run(["check-engine", str(tmp_path / "bad.onnx"), "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert len(findings) == TinySpec().layers
-    assert all("an operator of ONNX Runtime" in each["way_out"] for each in findings)
-    assert all(each["node"].startswith("number ") for each in findings)
+    assert all("an operator of ONNX Runtime" in finding["way_out"] for finding in findings)
+    assert all(finding["node"].startswith("number ") for finding in findings)
 
 
 def test_a_foreign_operator_that_the_parser_knows_is_not_called_unknown(tmp_path: Path) -> None:
@@ -282,7 +282,10 @@ def test_a_foreign_operator_that_the_parser_knows_is_not_called_unknown(tmp_path
             node.domain, node.op_type = "com.microsoft", next(names)
     model.graph.opset_imports["com.microsoft"] = 1
     save_model(model, tmp_path / "m.onnx")
-    assert [each.operator for each in check_engine(tmp_path / "m.onnx").findings] == ["Odd", "Odd"]
+    assert [finding.operator for finding in check_engine(tmp_path / "m.onnx").findings] == [
+        "Odd",
+        "Odd",
+    ]
 
 
 def test_a_record_that_is_none_does_not_stop_a_check(tmp_path: Path) -> None:

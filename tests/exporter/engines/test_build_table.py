@@ -29,13 +29,13 @@ def assert_smaller_in_proportion(whole: BuildRow, cut: BuildRow) -> None:
 
 def test_the_page_has_every_model_and_each_cut_saves_in_proportion() -> None:
     rows = read_rows(PAGE.read_text(encoding="utf-8"))
-    found = pairs(rows)
-    assert [(r.model, r.dtype, r.opset, r.card) for r, _ in found] == [
+    result = pairs(rows)
+    assert [(r.model, r.dtype, r.opset, r.card) for r, _ in result] == [
         (subject.name, subject.dtype, subject.opset, subject.card) for subject in SUBJECTS
     ]
     assert {row.alike for row in rows} == {"yes"}
     assert all(row.rest_s < row.builder_s for row in rows)
-    for whole, cut in found:
+    for whole, cut in result:
         assert_smaller_in_proportion(whole, cut)
 
 

@@ -42,24 +42,28 @@ def plan(**changes: Any) -> CachePlan:
 
 
 def test_the_plan_follows_from_the_record() -> None:
-    found = plan()
-    assert (found.prefill.number, found.decode.number) == (0, 1)
-    assert found.pairs == dict(zip(CACHE, ("present.0.key", "present.0.value"), strict=True))
-    assert (str(found.batch), str(found.prompt), str(found.context)) == ("1:1:2", "1:4:6", "1:4:8")
+    result = plan()
+    assert (result.prefill.number, result.decode.number) == (0, 1)
+    assert result.pairs == dict(zip(CACHE, ("present.0.key", "present.0.value"), strict=True))
+    assert (str(result.batch), str(result.prompt), str(result.context)) == (
+        "1:1:2",
+        "1:4:6",
+        "1:4:8",
+    )
     # 2 sequences, 2 heads, 8 + 1 positions, 4 numbers of 2 bytes, rounded up to 256
-    assert found.cache_bytes == dict.fromkeys(CACHE, 512)
-    assert found.total_bytes == 2 * 2 * 512
-    assert found.shapes(2, 1, 5) == {
+    assert result.cache_bytes == dict.fromkeys(CACHE, 512)
+    assert result.total_bytes == 2 * 2 * 512
+    assert result.shapes(2, 1, 5) == {
         "input_ids": (2, 1), "attention_mask": (2, 6), **dict.fromkeys(CACHE, (2, 2, 5, 4)),
     }  # fmt: skip
 
 
 def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
-    found = plan()
-    found.refuse_unfit(2, 6, 4)
-    assert not found.prefill.profile.outside(found.shapes(2, 6, 0))
-    assert not any(found.decode.profile.outside(found.shapes(2, 1, past)) for past in (6, 7, 8))
-    assert found.decode.profile.outside(found.shapes(2, 1, 9))
+    result = plan()
+    result.refuse_unfit(2, 6, 4)
+    assert not result.prefill.profile.outside(result.shapes(2, 6, 0))
+    assert not any(result.decode.profile.outside(result.shapes(2, 1, past)) for past in (6, 7, 8))
+    assert result.decode.profile.outside(result.shapes(2, 1, 9))
 
 
 @pytest.mark.parametrize(
@@ -81,22 +85,22 @@ def test_what_the_profiles_do_not_hold_is_refused(
 
 def grouped(prefill: int, decode: int) -> CachePlan:
     """Engines whose phases take different batches at most."""
-    found = plan()
-    return replace(found, prefill_batch=Span(1, prefill, prefill), batch=Span(1, decode, decode))
+    result = plan()
+    return replace(result, prefill_batch=Span(1, prefill, prefill), batch=Span(1, decode, decode))
 
 
 def test_prompts_run_in_groups_that_fit() -> None:
-    rows = [(each.start, each.stop) for each in grouped(2, 5).groups(5)]
+    rows = [(group.start, group.stop) for group in grouped(2, 5).groups(5)]
     assert rows == [(0, 1), (1, 3), (3, 5)]
     assert len(grouped(5, 5).groups(5)) == 1
 
 
 def test_a_group_begins_where_its_sequences_do() -> None:
-    found = grouped(2, 5)
+    result = grouped(2, 5)
     # 3 sequences of 2 heads, 4 positions, 4 numbers of 2 bytes
-    assert found.offsets(3, 4) == dict.fromkeys(CACHE, 3 * 64)
-    banks = DeviceCache(found.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
-    bound = banks.bindings(found.offsets(3, 4))
+    assert result.offsets(3, 4) == dict.fromkeys(CACHE, 3 * 64)
+    banks = DeviceCache(result.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
+    bound = banks.bindings(result.offsets(3, 4))
     assert (bound[CACHE[0]], bound["present.0.key"]) == (0, 1192)
 
 
@@ -122,7 +126,7 @@ def test_what_a_step_writes_is_the_next_one_s_past() -> None:
 
 
 def without_cache(record_inputs: list[EngineTensor]) -> list[EngineTensor]:
-    return [each for each in record_inputs if each.name not in CACHE]
+    return [tensor for tensor in record_inputs if tensor.name not in CACHE]
 
 
 @pytest.mark.parametrize(

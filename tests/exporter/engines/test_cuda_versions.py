@@ -34,7 +34,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def install(folder: Path, name: str, version: str, *needs: str) -> None:
     place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     place.mkdir()
-    lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {each}" for each in needs)]
+    lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
     (place / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(lines) + "\n")
 
 

@@ -12,7 +12,9 @@ from exporter.engines.build.libraries import Device, Driver
 
 
 def found(name: str) -> doctor.Component:
-    return next(each for each in doctor.diagnose().components if each.name.strip() == name)
+    return next(
+        component for component in doctor.diagnose().components if component.name.strip() == name
+    )
 
 
 def missing(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -24,8 +26,8 @@ def missing(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_machine_with_a_runtime_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert found("CPUExecutionProvider").found == "loads"
     assert run(["doctor", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["fit"]
+    content = json.loads(capsys.readouterr().out)
+    assert content["fit"]
 
 
 def test_without_a_runtime_it_ends_with_1_and_tells_the_extra(
@@ -33,16 +35,16 @@ def test_without_a_runtime_it_ends_with_1_and_tells_the_extra(
 ) -> None:
     missing(monkeypatch, "onnxruntime", "onnxruntime-gpu")
     assert run(["doctor"]) == 1
-    told = capsys.readouterr().out
-    assert "\nonnxruntime: pip install 'depthcut[cpu]'" in told
-    assert max(map(len, told.splitlines())) <= 100
+    printed = capsys.readouterr().out
+    assert "\nonnxruntime: pip install 'depthcut[cpu]'" in printed
+    assert max(map(len, printed.splitlines())) <= 100
 
 
 def test_a_runtime_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_PROVIDERS", "import os; os.abort()")
-    told = doctor.diagnose()
-    assert not told.fit
-    assert any("does not load" in each.remedy for each in told.components)
+    diagnosis = doctor.diagnose()
+    assert not diagnosis.fit
+    assert any("does not load" in component.remedy for component in diagnosis.components)
 
 
 def test_files_of_the_current_folder_are_not_imported(

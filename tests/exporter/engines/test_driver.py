@@ -4,9 +4,9 @@ from exporter.engines.build.libraries import ask_driver
 
 
 def test_a_missing_library_is_a_missing_driver() -> None:
-    found = ask_driver("libno_such_driver.so.1")
-    assert found.problem == "no NVIDIA driver"
-    assert found.devices == ()
+    driver = ask_driver("libno_such_driver.so.1")
+    assert driver.problem == "no NVIDIA driver"
+    assert driver.devices == ()
 
 
 def test_a_library_of_another_kind_is_no_driver() -> None:

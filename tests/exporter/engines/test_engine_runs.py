@@ -98,38 +98,38 @@ def test_what_is_timed_is_what_generate_runs(backend: str, in_place: bool, tmp_p
 def test_a_step_like_the_one_before_reckons_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: Counter[str] = Counter()
+    counter: Counter[str] = Counter()
     for name in ("shapes", "offsets"):
         real = getattr(CachePlan, name)
 
         def counted(self: Any, *given: Any, name: str = name, real: Any = real) -> Any:
-            told[name] += 1
+            counter[name] += 1
             return real(self, *given)
 
         monkeypatch.setattr(CachePlan, name, counted)
     engine = decoder_engine(tmp_path)
     with stand_in(), TensorRtDecoder(find_engines(engine)) as decoder:
         stepped(decoder, 2)
-        told.clear()
+        counter.clear()
         for _ in range(3):
             decoder.step(np.array([[1], [2]]))
-    assert told == {}
+    assert counter == {}
 
 
 @PLACES
 def test_what_a_step_tells_the_library_is_known(in_place: bool, tmp_path: Path) -> None:
     """Nothing in place; a cache that grows has a new shape and two new addresses."""
     engines = find_engines(decoder_engine(tmp_path, in_place=in_place))
-    caches = [each for each in engines.inputs if "past" in each.name]
+    caches = [item for item in engines.inputs if "past" in item.name]
     with stand_in() as machine, TensorRtDecoder(engines, trial=False) as decoder:
         stepped(decoder, 2)
         before = dict(machine.calls)
         decoder.step(np.array([[1], [2]]))
-        told = [
+        calls = [
             machine.calls[name] - before[name] for name in ("set_input_shape", "set_tensor_address")
         ]
     assert len(caches) == 4
-    assert told == ([0, 0] if in_place else [len(caches) + 1, 2 * len(caches)])  # and the mask's
+    assert calls == ([0, 0] if in_place else [len(caches) + 1, 2 * len(caches)])  # and the mask's
 
 
 @BACKENDS

@@ -27,8 +27,8 @@ def pair(folder: Path, **decode: Any) -> Path:
 def test_an_engine_for_each_phase_is_one_set(tmp_path: Path) -> None:
     engines = find_engines(pair(tmp_path))
     assert [path.name for path in engines.paths] == ["m-decode.engine", "m-prefill.engine"]
-    told = [(slot.engine, slot.number, slot.profile.phase) for slot in engines.slots]
-    assert told == [(0, 0, "decode"), (1, 0, "prefill")]
+    result = [(slot.engine, slot.number, slot.profile.phase) for slot in engines.slots]
+    assert result == [(0, 0, "decode"), (1, 0, "prefill")]
 
 
 def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_engines_can_be_named_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_type_that_numpy_lacks_is_told(tmp_path: Path) -> None:
-    inputs = [each.model_copy(update={"dtype": "fp4"}) for each in decoder_record(()).inputs]
+    inputs = [item.model_copy(update={"dtype": "fp4"}) for item in decoder_record(()).inputs]
     path = written_as(tmp_path / "m.engine", phases=("decode",), inputs=inputs)
     with raises(BackendError, "unknown-type", "fp4"):
         open_engine(path)

@@ -48,7 +48,7 @@ m (float[1, 2, 1, 32] q, float[1, 2, 8, 32] k, float[1, 2, 8, 32] v, int64[1] n)
 def test_what_the_builder_says_is_passed_on(said: list[str], code: str) -> None:
     error = no_engine(said)
     assert error.code == code
-    assert all(each in error.message for each in said[:1])
+    assert all(text in error.message for text in said[:1])
 
 
 @pytest.mark.rtx

@@ -55,14 +55,14 @@ def test_one_buffer_serves_every_profile() -> None:
 
 def test_too_little_memory_says_what_was_asked_and_what_was_free() -> None:
     error = out_of_memory("present.3.key", 2_500_000_000, 1_200_000, 80_000_000_000)
-    for told in ("present.3.key", "2.50 GB", "1.20 MB", "80.00 GB"):
-        assert told in error.message
+    for name in ("present.3.key", "2.50 GB", "1.20 MB", "80.00 GB"):
+        assert name in error.message
 
 
 def test_types_have_numpy_s_names() -> None:
     names = ("float", "half", "bf16", "int64", "bool")
-    told = [str(numpy_dtype(name)) for name in names]
-    assert told == ["float32", "float16", "bfloat16", "int64", "bool"]
+    result = [str(numpy_dtype(name)) for name in names]
+    assert result == ["float32", "float16", "bfloat16", "int64", "bool"]
     for unknown in ("fp8", "int4", "string"):
         with raises(BackendError, "unknown-type", unknown):
             numpy_dtype(unknown)

@@ -57,10 +57,10 @@ def test_a_result_is_held_to_what_the_parser_took_before(
             prune_file(*call, engine_check=checking.engine_gate())
         assert [path.name for path in source.parent.iterdir()] == ["m.onnx"]
         return
-    found = prune_file(*call, engine_check=checking.engine_gate()).engine
-    assert found is not None
-    assert (found.parsed, found.parsed_before, list(found.reasons)) == told
-    assert PruneReport.read(source.with_name("prune.json")).engine == found
+    engine = prune_file(*call, engine_check=checking.engine_gate()).engine
+    assert engine is not None
+    assert (engine.parsed, engine.parsed_before, list(engine.reasons)) == told
+    assert PruneReport.read(source.with_name("prune.json")).engine == engine
 
 
 def test_where_nobody_asked_a_library_that_fails_is_no_failure(
@@ -92,7 +92,7 @@ def test_the_command_asks_the_real_parser(
     call = ["prune", str(source), "-o", str(folder / "cut.onnx"), "--drop", "attention:1"]
     assert run([*call, "--verify", "none", "--weights", weights, "--check-engine"]) == 0
     assert "parses it" in capsys.readouterr().out
-    found = PruneReport.read(folder / "prune.json").engine
-    assert found is not None
-    assert found.parsed
-    assert not [each for each in folder.iterdir() if each.name.endswith(".part")]
+    engine = PruneReport.read(folder / "prune.json").engine
+    assert engine is not None
+    assert engine.parsed
+    assert not [item for item in folder.iterdir() if item.name.endswith(".part")]

@@ -58,8 +58,8 @@ def test_the_runtime_generates_what_depthcut_does(tmp_path: Path, cut: bool) -> 
         generator.generate_next_token()
     wanted = [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
     with open_decoder(folder, threads=1) as decoder:
-        found = [*generate(decoder, PROMPT, new_tokens=NEW).token_ids]
-    assert found[: len(wanted)] == wanted
+        result = [*generate(decoder, PROMPT, new_tokens=NEW).token_ids]
+    assert result[: len(wanted)] == wanted
     assert wanted
 
 
@@ -83,15 +83,19 @@ def test_the_runtime_is_asked_whether_it_runs_a_folder(
 def test_sizes_and_ids_are_told(tmp_path: Path) -> None:
     save_model(fused(FusedSpec()), tmp_path / "model.onnx")
     form, told_32 = read_cache_form(tmp_path / "model.onnx"), model(max_position_embeddings=32)
-    found = genai_config(told_32, ["input_ids", "attention_mask", *PASTS], form)
-    assert found is not None
-    told, decoder = found["model"], found["model"]["decoder"]
+    outcome = genai_config(told_32, ["input_ids", "attention_mask", *PASTS], form)
+    assert outcome is not None
+    result, decoder = outcome["model"], outcome["model"]["decoder"]
     assert (decoder["head_size"], decoder["num_key_value_heads"]) == (HEAD_DIM, HEADS)
     assert decoder["num_hidden_layers"] == 2
     assert "position_ids" not in decoder["inputs"]
-    assert (told["bos_token_id"], told["eos_token_id"], told["pad_token_id"]) == (1, [10, 9], 10)
-    assert found["search"]["past_present_share_buffer"]
-    assert told["context_length"] == 32
+    assert (result["bos_token_id"], result["eos_token_id"], result["pad_token_id"]) == (
+        1,
+        [10, 9],
+        10,
+    )
+    assert outcome["search"]["past_present_share_buffer"]
+    assert result["context_length"] == 32
 
 
 @pytest.mark.parametrize(
@@ -110,6 +114,6 @@ def test_what_the_runtime_can_t_be_told_gives_no_config(
     changes = {} if positions is None else {"max_position_embeddings": positions}
     assert genai_config(model(**changes), PASTS, CacheForm(heads=sizes)) is None
     usual = CacheForm(heads=dict.fromkeys(PASTS, (2, 16)))
-    told = genai_config(model(max_position_embeddings=32), PASTS, usual)
-    assert told is not None
-    assert not told["search"]["past_present_share_buffer"]
+    result = genai_config(model(max_position_embeddings=32), PASTS, usual)
+    assert result is not None
+    assert not result["search"]["past_present_share_buffer"]

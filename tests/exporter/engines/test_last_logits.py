@@ -71,10 +71,10 @@ def test_a_decoder_asks_for_the_last(
             return logits
 
         monkeypatch.setattr(decoder.cache, "run", watched)
-        found = [decoder.prefill(IDS, context=7)]
-        found += [decoder.step(IDS[:, :1]), decoder.step(IDS[:, 1:2])]
+        result = [decoder.prefill(IDS, context=7)]
+        result += [decoder.step(IDS[:, :1]), decoder.step(IDS[:, 1:2])]
     assert lengths == [1 if path[1] else 5, 1, 1]
     with OnnxRuntimeRunner(path[0], threads=1) as runner:
         ids = np.concatenate([IDS, IDS[:, :2]], axis=1)
         wanted = runner.run(make_inputs(runner.inputs, Shape("prefill", 2, 7), ids))["logits"]
-    assert np.abs(np.stack(found, axis=1) - wanted[:, 4:]).max() <= 1e-5
+    assert np.abs(np.stack(result, axis=1) - wanted[:, 4:]).max() <= 1e-5

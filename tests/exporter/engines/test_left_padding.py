@@ -43,7 +43,7 @@ def answers(
     runner: OnnxRuntimeRunner, mask: np.ndarray[Any, Any], steps: Sequence[int], ids: Any = IDS
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The logits of all steps, and the first layer's keys after the last."""
-    found, cache, done = [], {}, 0
+    result, cache, done = [], {}, 0
     for new in steps:
         shape = Shape("prefill", len(ids), new, done)
         if not done:
@@ -53,8 +53,8 @@ def answers(
         inputs["attention_mask"] = mask[:, :done].astype(np.int32)
         outputs = runner.run(inputs)
         cache = {n: outputs[n.replace("past_key_values", "present")] for n in inputs if "past" in n}
-        found.append(outputs["logits"])
-    return np.concatenate(found, axis=1), cache[PAST]
+        result.append(outputs["logits"])
+    return np.concatenate(result, axis=1), cache[PAST]
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -62,17 +62,17 @@ def answers(
 def test_a_padded_row_gives_what_it_gives_alone(path: Path, mask: str, steps: str) -> None:
     masks = np.array(MASKS[mask])
     with OnnxRuntimeRunner(path, threads=1) as runner:
-        found, keys = answers(runner, masks, STEPS[steps])
+        result, keys = answers(runner, masks, STEPS[steps])
         for row, real in enumerate(masks.astype(bool)):
             ones = np.ones((1, real.sum()))
             wanted, key = answers(runner, ones, [int(real.sum())], IDS[row : row + 1, real])
             limit = 1e-5 * max(1.0, np.abs(wanted).max())
-            assert np.abs(found[row, real] - wanted[0]).max() <= limit
+            assert np.abs(result[row, real] - wanted[0]).max() <= limit
             assert np.abs(keys[row][:, real] - key[0]).max() <= 1e-5
             assert not keys[row][:, ~real].any()
         if mask not in ("none", "right"):  # what is behind is not seen anyway
             other, _ = answers(runner, np.ones_like(masks), STEPS[steps])
-            assert np.abs(other - found)[masks.astype(bool)].max() > 1e-2
+            assert np.abs(other - result)[masks.astype(bool)].max() > 1e-2
 
 
 def test_the_runtime_alone_misreads_them(path: Path) -> None:
@@ -144,13 +144,13 @@ def test_rows_of_a_step_that_is_told_lengths_are_moved_too(tmp_path: Path) -> No
     shape = Shape("decode", 2, 1, 8)
     with (
         OnnxRuntimeRunner(masked, threads=1) as whole,
-        OnnxRuntimeRunner(tmp_path / "decode.onnx", threads=1) as told,
+        OnnxRuntimeRunner(tmp_path / "decode.onnx", threads=1) as runner,
     ):
         inputs = make_inputs(whole.inputs, shape, random_tokens(shape, 11))
         inputs["attention_mask"][1, :3] = 0
         inputs["position_ids"][1] -= 3
         wanted = whole.run(inputs, ["logits"])["logits"]
-        found = run_packed(told.run, inputs, ["logits"], told.cache_form.shared)["logits"]
-        misread = told.run(inputs, ["logits"])["logits"]
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+        logits = run_packed(runner.run, inputs, ["logits"], runner.cache_form.shared)["logits"]
+        misread = runner.run(inputs, ["logits"])["logits"]
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
     assert np.abs(misread[1] - wanted[1]).max() > 1e-2

@@ -99,12 +99,12 @@ def test_padding_stands_anywhere(library: Any, cut: Path) -> None:
     first, second = [3, 1, 4, 1], [5, 9]
     mask = [[1, 1, 1, 1], [0, 1, 0, 1]]
     with LlamaCppRunner(cut, threads=1) as runner:
-        found = runner.run(call([first, [0, 5, 0, 9]], mask=mask))
-        near(found["logits"][0], llama_cpp_logits(cut, first))
-        near(found["logits"][1, [1, 3]], llama_cpp_logits(cut, second))
-        assert not found["logits"][1, [0, 2]].any()
+        result = runner.run(call([first, [0, 5, 0, 9]], mask=mask))
+        near(result["logits"][0], llama_cpp_logits(cut, first))
+        near(result["logits"][1, [1, 3]], llama_cpp_logits(cut, second))
+        assert not result["logits"][1, [0, 2]].any()
         longer = [[*row, 1] for row in mask]
-        step = runner.run(call([[2], [6]], found[PRESENT], longer))
+        step = runner.run(call([[2], [6]], result[PRESENT], longer))
         near(step["logits"][1], llama_cpp_logits(cut, [*second, 6])[-1:])
 
 
@@ -154,8 +154,8 @@ def test_it_generates(library: Any, whole: Path) -> None:
         wanted.append(int(llama_cpp_logits(whole, [*prompt, *wanted])[-1].argmax()))
     with open_decoder(f"llama.cpp:{whole}", threads=1) as decoder:
         assert decoder.backend == "llama.cpp"
-        found = generate(decoder, prompt, new_tokens=4)
-    assert list(found.token_ids) == wanted
+        result = generate(decoder, prompt, new_tokens=4)
+    assert list(result.token_ids) == wanted
     with raises(UsageError, "wrong-backend", "--runner"):
         open_decoder(f"llama.cpp:{whole}", backend="onnxruntime")
 
@@ -164,10 +164,10 @@ def test_what_generates_for_timing_asks_for_the_last_logits(library: Any, whole:
     tokens = [3, 1, 4, 1]
     wanted = llama_cpp_logits(whole, tokens)
     with LlamaCppRunner(whole, threads=1, last_logits=True) as runner:
-        found = runner.run(call([tokens[:3], tokens[:3]], mask=[[1, 1, 1], [1, 1, 0]]))
-        assert found["logits"].shape == (2, 1, VOCABULARY)
-        near(found["logits"][0], wanted[2:3])
-        assert not found["logits"][1].any()
+        result = runner.run(call([tokens[:3], tokens[:3]], mask=[[1, 1, 1], [1, 1, 0]]))
+        assert result["logits"].shape == (2, 1, VOCABULARY)
+        near(result["logits"][0], wanted[2:3])
+        assert not result["logits"][1].any()
     decoder = own_decoder(LlamaCppRunner(whole, threads=1))
     assert decoder is not None
     with decoder:

@@ -39,12 +39,12 @@ def four_threads_two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_record_speaks_of_this_machine() -> None:
-    found = environment(threads=3, gpu=False)
-    assert found.threads == 3
-    assert found.cpu_count >= 1
-    assert found.memory_bytes > 2**28
-    assert found.gpu is None
-    assert found.processor
+    result = environment(threads=3, gpu=False)
+    assert result.threads == 3
+    assert result.cpu_count >= 1
+    assert result.memory_bytes > 2**28
+    assert result.gpu is None
+    assert result.processor
 
 
 @pytest.mark.usefixtures("four_threads_two_cores")
@@ -122,7 +122,7 @@ def test_settings_that_the_tool_does_not_know_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     knows = {"power.limit": "300.00", "ecc.mode.current": "Enabled", "persistence_mode": "[N/A]"}
-    cases = " ".join(f"--query-gpu={name}) echo '{told}';;" for name, told in knows.items())
+    cases = " ".join(f"--query-gpu={name}) echo '{know}';;" for name, know in knows.items())
     tool_that(tmp_path, monkeypatch, f'case "$1" in {cases} *) exit 2;; esac')
     assert gpu_settings() == {"power.limit": "300.00", "ecc.mode.current": "Enabled"}
 

@@ -46,7 +46,7 @@ def close(graph: Path, shape: Shape, *, padded: bool = False) -> None:
         inputs = make_inputs(other.inputs, shape, random_tokens(shape, VOCABULARY))
         if padded:
             inputs["attention_mask"][0, :2] = 0
-        got, wanted = (each.run(inputs) for each in (runner, other))
+        got, wanted = (item.run(inputs) for item in (runner, other))
         assert list(got) == [spec.name for spec in other.outputs]
         real = inputs["attention_mask"][:, -shape.sequence_length :].astype(bool)
         for name, array in wanted.items():
@@ -108,7 +108,7 @@ class _Watched:
 
     def infer(self) -> None:
         assert self._borrowed
-        assert all(each() is not None for each in self._borrowed)
+        assert all(item() is not None for item in self._borrowed)
         self._request.infer()
 
 
@@ -128,11 +128,11 @@ def test_inputs_that_must_be_copied_stay_while_it_runs(
 
 @openvino
 def test_it_generates(graph: Path) -> None:
-    found = []
+    result = []
     for name in (f"openvino:{graph}", graph):
         with open_decoder(name, threads=1) as decoder:
-            found.append(generate(decoder, [3, 1, 4], new_tokens=5).token_ids)
-    assert found[0] == found[1]
+            result.append(generate(decoder, [3, 1, 4], new_tokens=5).token_ids)
+    assert result[0] == result[1]
 
 
 @openvino

@@ -88,8 +88,8 @@ def test_a_generation_is_the_same(tmp_path: Path) -> None:
         alone, wanted, wanted_caches = generated(path, IDS, whole=True)
         assert (lengths, alone) == ([3, 4, 4], [11])
         assert largest_difference(logits, wanted) <= LIMIT
-        for found, cache in zip(caches, wanted_caches, strict=True):
-            assert largest_difference(found, cache) <= LIMIT
+        for item, cache in zip(caches, wanted_caches, strict=True):
+            assert largest_difference(item, cache) <= LIMIT
 
 
 def test_chunks_that_forget_the_former_ones_differ(
@@ -135,8 +135,8 @@ def test_a_timed_call_does_the_same(
 ) -> None:
     for path in forms(tmp_path):
         bound = timed(path, Shape("prefill", 1, 11, past), IDS, monkeypatch)
-        assert [each.values["input_ids"].shape()[1] for each in bound] == [3, 4, 4]
-        assert len({each.values[PAST].data_ptr() for each in bound}) == 1
+        assert [item.values["input_ids"].shape()[1] for item in bound] == [3, 4, 4]
+        assert len({item.values[PAST].data_ptr() for item in bound}) == 1
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ def test_forms_whose_prompts_run_whole(tmp_path: Path) -> None:
 
 def test_chunks_are_even_and_none_is_shorter_than_asked() -> None:
     for new in (1, CHUNK_TOKENS, 2 * CHUNK_TOKENS - 1, 2 * CHUNK_TOKENS, 2049):
-        found = chunks(new, CHUNK_TOKENS)
-        lengths = [span.stop - span.start for span in found]
+        result = chunks(new, CHUNK_TOKENS)
+        lengths = [span.stop - span.start for span in result]
         assert sum(lengths) == new
-        assert len(found) == max(1, new // CHUNK_TOKENS)
+        assert len(result) == max(1, new // CHUNK_TOKENS)
         assert max(lengths) - min(lengths) <= 1
     assert chunks(2048, 0) == [slice(0, 2048)]
 

@@ -35,15 +35,15 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> dict[st
 
 
 def test_a_profile_has_the_sizes_of_its_phase() -> None:
-    found = profile([IDS, MASK, CACHE], "decode", RANGES)
-    assert found["input_ids"] == [Span(1, 2, 4), Span(1, 1, 1)]
-    assert found["attention_mask"][1] == Span(1, 33, 65)
-    assert found["past_key_values.0.key"] == [
+    result = profile([IDS, MASK, CACHE], "decode", RANGES)
+    assert result["input_ids"] == [Span(1, 2, 4), Span(1, 1, 1)]
+    assert result["attention_mask"][1] == Span(1, 33, 65)
+    assert result["past_key_values.0.key"] == [
         Span(1, 2, 4), Span(2, 2, 2), Span(0, 32, 64), Span(16, 16, 16),
     ]  # fmt: skip
-    found = profile([IDS, MASK, CACHE], "prefill", RANGES)
-    assert found["input_ids"][1] == found["attention_mask"][1] == Span(1, 8, 16)
-    assert found["past_key_values.0.key"][2] == Span(0, 0, 0)
+    result = profile([IDS, MASK, CACHE], "prefill", RANGES)
+    assert result["input_ids"][1] == result["attention_mask"][1] == Span(1, 8, 16)
+    assert result["past_key_values.0.key"][2] == Span(0, 0, 0)
     assert phases_of([IDS, MASK]) == ("encode",)
     assert profile([IDS, MASK], "encode", RANGES)["attention_mask"][1] == Span(1, 8, 16)
 
@@ -58,9 +58,9 @@ def test_a_decoder_has_no_encode_and_an_encoder_no_decode() -> None:
 @pytest.mark.parametrize("name", ["batch", "prompt", "context"])
 def test_a_usual_range_for_an_axis_that_is_not_there_is_refused(name: str) -> None:
     image = TensorSpec("pixel_values", FLOAT, (1, 3, "height", 224))
-    asked = Ranges(**{name: Span(1, 2, 3)}, dims=("height=4",))
+    ranges = Ranges(**{name: Span(1, 2, 3)}, dims=("height=4",))
     with raises(UsageError, "range-without-axis", f"--{name}-range"):
-        refuse_unknown_axes([image], asked)
+        refuse_unknown_axes([image], ranges)
     refuse_unknown_axes([IDS, MASK, CACHE], Ranges(**{name: Span(1, 2, 3)}))
 
 
@@ -113,7 +113,7 @@ def test_sizes_that_are_digits_in_a_name_are_numbers(tmp_path: Path) -> None:
         if value.name == "past_key_values.0.key":
             value.shape = ir.Shape(["batch", "2", "past", "4"])
     save_model(model, tmp_path / "m.onnx")
-    found = {each.name: each for each in graph_inputs(tmp_path / "m.onnx")}
-    assert found["past_key_values.0.key"].shape == ("batch", 2, "past", 4)
-    assert phases_of([found["past_key_values.0.key"]]) == ("prefill", "decode")
-    assert phases_of([found["input_ids"]]) == ("encode",)
+    result = {spec.name: spec for spec in graph_inputs(tmp_path / "m.onnx")}
+    assert result["past_key_values.0.key"].shape == ("batch", 2, "past", 4)
+    assert phases_of([result["past_key_values.0.key"]]) == ("prefill", "decode")
+    assert phases_of([result["input_ids"]]) == ("encode",)

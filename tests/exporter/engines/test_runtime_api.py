@@ -40,14 +40,14 @@ def api() -> dict[str, Any]:
 
 def asked(source: str, names: set[str]) -> set[tuple[str, str]]:
     """Every attribute that code asks of variables, or of attributes, with these names."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
             owner = node.value.func if isinstance(node.value, ast.Call) else node.value
             name = str(getattr(owner, "id", None) or getattr(owner, "attr", None)).strip("_")
             if name in names:
-                found.add((name, node.attr))
-    return found
+                result.add((name, node.attr))
+    return result
 
 
 def test_the_library_has_every_attribute_that_is_asked_of_it() -> None:

@@ -62,8 +62,8 @@ def growing(path: Path) -> Iterator[OnnxRuntimeDecoder]:
 
 
 def logits(decoder: OnnxRuntimeDecoder, rows: int) -> list[np.ndarray[Any, Any]]:
-    found = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
-    return found + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
+    result = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
+    return result + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
 
 
 def largest_difference(first: Any, second: Any) -> float:
@@ -83,8 +83,8 @@ def test_the_logits_are_those_of_a_cache_that_grows(
         wanted = logits(decoder, rows)
     with OnnxRuntimeDecoder(path, threads=1) as decoder:
         assert isinstance(decoder.cache, SharedCache)
-        found = logits(decoder, rows)
-        assert largest_difference(found, wanted) <= 1e-4
+        result = logits(decoder, rows)
+        assert largest_difference(result, wanted) <= 1e-4
         assert (
             largest_difference(logits(decoder, rows), wanted) <= 1e-4
         )  # what is left over is dead
@@ -222,10 +222,10 @@ def test_a_past_that_others_read_grows(tmp_path: Path) -> None:
     assert PAST not in read_cache_form(path).shared
     with OnnxRuntimeDecoder(path, threads=1) as decoder:
         assert isinstance(decoder.cache, GrowingCache)
-        found = generate(decoder, [3, 1, 4], new_tokens=5).token_ids
+        token_ids = generate(decoder, [3, 1, 4], new_tokens=5).token_ids
     with OnnxRuntimeDecoder(saved(tmp_path / "alone", layers=2), threads=1) as decoder:
         assert isinstance(decoder.cache, SharedCache)
-        assert generate(decoder, [3, 1, 4], new_tokens=5).token_ids == found
+        assert generate(decoder, [3, 1, 4], new_tokens=5).token_ids == token_ids
 
 
 def test_a_plain_graph_has_a_cache_that_grows(tmp_path: Path) -> None:
@@ -236,10 +236,10 @@ def test_answers_are_judged_in_place_too(tmp_path: Path) -> None:
     with OnnxRuntimeRunner(saved(tmp_path), threads=1) as runner:
         with RunnerDecoder(runner) as decoder:
             assert isinstance(decoder.cache, SharedCache)
-            found = generate(decoder, [3, 1, 4], new_tokens=5).token_ids
+            token_ids = generate(decoder, [3, 1, 4], new_tokens=5).token_ids
         with RunnerDecoder(runner) as other:  # the runner is still entered
             other._cache = HostCache(runner, runner_caches(runner))
-            assert generate(other, [3, 1, 4], new_tokens=5).token_ids == found
+            assert generate(other, [3, 1, 4], new_tokens=5).token_ids == token_ids
     plain = written(tiny_model(TinySpec(layers=2)), tmp_path / "plain")
     with OnnxRuntimeRunner(plain, threads=1) as runner, RunnerDecoder(runner) as decoder:
         assert isinstance(decoder.cache, GrowingCache)
@@ -269,17 +269,17 @@ def windowed(folder: Path, window: int, *, kept: bool) -> Path:
 
 def run_by_run(path: Path, first: int) -> list[np.ndarray[Any, Any]]:
     """The last logits of each of several runs, whose caches are as long as what is in them."""
-    found = []
+    arrays = []
     with OnnxRuntimeRunner(path, threads=1) as runner:
         feed = make_inputs(runner.inputs, Shape("prefill", 1, first, 0), PROMPTS[:1, :first])
         for number in range(first, PROMPTS.shape[1] + 1):
             results = runner.run(feed)
-            found.append(results["logits"][:, -1])
+            arrays.append(results["logits"][:, -1])
             caches = {past: results[present] for past, present in runner_caches(runner).items()}
             assert {cache.shape[2] for cache in caches.values()} == {number}
             feed = {**feed, **caches, "input_ids": PROMPTS[:1, number : number + 1]}
             feed["attention_mask"] = np.ones((1, number + 1), np.int64)
-    return found
+    return arrays
 
 
 @pytest.mark.parametrize("first", [1, 3, 5])

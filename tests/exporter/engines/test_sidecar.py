@@ -26,8 +26,8 @@ TIED: dict[str, Any] = {
 
 def test_an_engine_and_its_record_belong_together(tmp_path: Path) -> None:
     engine = written(tmp_path)
-    told = read_sidecar(engine)
-    assert told == record().model_copy(update={"command": told.command})
+    result = read_sidecar(engine)
+    assert result == record().model_copy(update={"command": result.command})
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_an_engine_for_another_card_or_version_is_refused(
 
 def test_a_record_of_an_earlier_version_is_read_without_what_was_removed(tmp_path: Path) -> None:
     engine = written(tmp_path)
-    told = json.loads(sidecar_path(engine).read_text())
-    told["settings"] |= {"strip_weights": False, "refittable": True, "tf32": False}
-    told["timing_cache_sha256"] = "0"
-    sidecar_path(engine).write_text(json.dumps(told))
+    content = json.loads(sidecar_path(engine).read_text())
+    content["settings"] |= {"strip_weights": False, "refittable": True, "tf32": False}
+    content["timing_cache_sha256"] = "0"
+    sidecar_path(engine).write_text(json.dumps(content))
     assert read_sidecar(engine).settings == record().settings

@@ -199,8 +199,8 @@ def test_it_computes_what_the_graph_does(tmp_path: Path) -> None:
     loaded.tell()
     loaded.run()
     loaded.wait()
-    found = loaded.machine.on_device(loaded.places["logits"], wanted.nbytes)
-    assert abs(found.view(wanted.dtype) - wanted.ravel()).max() < 1e-5
+    result = loaded.machine.on_device(loaded.places["logits"], wanted.nbytes)
+    assert abs(result.view(wanted.dtype) - wanted.ravel()).max() < 1e-5
 
 
 @pytest.mark.rtx
@@ -212,7 +212,7 @@ def test_it_has_no_name_that_the_real_libraries_lack() -> None:
         assert hasattr(real, name), name
     kinds = (trt.ICudaEngine, trt.IExecutionContext, trt.IRuntimeConfig, trt.IRuntimeCache)
     for kind in kinds:
-        calls = {name for name, each in vars(kind).items() if callable(each)}
+        calls = {name for name, var in vars(kind).items() if callable(var)}
         # What the stand-in needs besides begins with _ or is no call of the library's.
         strange = {n for n in calls if n[0] != "_" and not hasattr(getattr(real, kind.__name__), n)}
         assert strange <= {"graph", "compile"}, kind
@@ -221,5 +221,5 @@ def test_it_has_no_name_that_the_real_libraries_lack() -> None:
 
     names = [f"cuda{name}" for name in vars(_Calls) if not name.startswith("_")]
     assert [name for name in names if not hasattr(runtime, name)] == []
-    for each in cudaError_t:
-        assert int(getattr(runtime.cudaError_t, each.name)) == each.value
+    for item in cudaError_t:
+        assert int(getattr(runtime.cudaError_t, item.name)) == item.value

@@ -24,8 +24,8 @@ def engines_of(folder: Path, *, in_place: bool) -> EngineSet:
 
 
 def steps(decoder: TensorRtDecoder | OnnxRuntimeDecoder, rows: int) -> list[np.ndarray]:  # type: ignore[type-arg]
-    found = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
-    return found + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
+    result = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
+    return result + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -52,8 +52,8 @@ def test_prompts_in_groups_fill_their_own_rows(
     with stand_in(), TensorRtDecoder(engines_of(tmp_path, in_place=True)) as decoder:
         wanted = steps(decoder, 3)
         monkeypatch.setattr(type(decoder.plan), "groups", lambda self, batch: GROUPS)
-        found = steps(decoder, 3)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+        result = steps(decoder, 3)
+    np.testing.assert_allclose(result, wanted, rtol=0, atol=1e-5)
 
 
 GROUPS = [slice(0, 1), slice(1, 3)]
@@ -77,9 +77,9 @@ def test_a_text_longer_than_the_caches_is_refused(tmp_path: Path) -> None:
 def test_caches_of_several_lengths_are_no_decoder(tmp_path: Path) -> None:
     engines = engines_of(tmp_path, in_place=True)
     record = engines.records[0]
-    for each in record.inputs:
-        if each.name == "attention_mask":
-            object.__setattr__(each, "shape", (-1, 16))
+    for item in record.inputs:
+        if item.name == "attention_mask":
+            object.__setattr__(item, "shape", (-1, 16))
     with raises(BackendError, "cache-lengths-differ"):
         plan_cache(engines)
 

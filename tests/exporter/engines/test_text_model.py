@@ -39,11 +39,11 @@ def test_a_character_is_written_when_it_is_whole(tmp_path: Path) -> None:
     pieces: list[str] = []
     texts = TextModel.of(tokenizer(tmp_path).parent)
     stream = texts.stream(pieces.append)
-    told = []
+    result = []
     for token in (0, 3, 4, 5, 1):
         stream.add(token)
-        told.append("".join(pieces))
-    assert told == [" a", " a", " a", " aあ", " aあ b"]
+        result.append("".join(pieces))
+    assert result == [" a", " a", " a", " aあ", " aあ b"]
     stream.finish((0, 3, 4, 5, 1))
     assert "".join(pieces) == texts.decode((0, 3, 4, 5, 1))
 

@@ -86,8 +86,8 @@ def libraries(uses: FolderUses) -> list[str]:
 def test_onnx_runtime_s_lines_generate_with_gaps_between_the_caches(cut: Path) -> None:
     pasts = {name.split(".")[1] for name in read(cut).pasts}
     assert pasts == {"0", "2"}
-    _, found = run_lines(graph_lines(cut), cut)
-    tokens = found["tokens"]
+    _, result = run_lines(graph_lines(cut), cut)
+    tokens = result["tokens"]
     new = read(cut).new_tokens
     assert tokens[-new:] == greedy(cut, tokens[:-new], new)
     assert new == 8  # the graph's tables end at 16
@@ -127,11 +127,11 @@ def test_a_config_with_values_of_other_types_hinders_no_cut(
 
 
 def test_a_text_ends_where_the_config_says(cut: Path) -> None:
-    _, found = run_lines(graph_lines(cut), cut)
-    first = found["tokens"][-8]
+    _, result = run_lines(graph_lines(cut), cut)
+    first = result["tokens"][-8]
     (cut / "generation_config.json").write_text(json.dumps({"eos_token_id": [first, 99]}))
     _, ended = run_lines(graph_lines(cut), cut)
-    assert ended["tokens"] == found["tokens"][:-8]
+    assert ended["tokens"] == result["tokens"][:-8]
 
 
 def test_depthcut_s_line_generates(cut: Path) -> None:
@@ -143,8 +143,8 @@ def test_depthcut_s_line_generates(cut: Path) -> None:
 def test_onnxruntime_genai_s_lines_generate_the_same(tmp_path: Path) -> None:
     folder = decoder(tmp_path / "whole")
     prune_file(folder / "model.onnx", tmp_path / "first" / "model.onnx", CUT)
-    _, found = run_lines(graph_lines(tmp_path / "first"), tmp_path / "first")
-    end = next(token for token in range(VOCABULARY) if token not in found["tokens"])
+    _, result = run_lines(graph_lines(tmp_path / "first"), tmp_path / "first")
+    end = next(token for token in range(VOCABULARY) if token not in result["tokens"])
     config = SimpleNamespace(
         hidden_size=HIDDEN, num_attention_heads=HEADS, vocab_size=VOCABULARY, eos_token_id=end,
         max_position_embeddings=16,
@@ -164,11 +164,11 @@ def test_onnxruntime_genai_s_lines_generate_the_same(tmp_path: Path) -> None:
 
 def test_genai_is_told_of_where_its_config_names_the_graph(cut: Path) -> None:
     assert way(read(cut), "onnxruntime-genai") is None
-    told = {"model": {"decoder": {"filename": "other.onnx"}}}
-    (cut / "genai_config.json").write_text(json.dumps(told))
+    result = {"model": {"decoder": {"filename": "other.onnx"}}}
+    (cut / "genai_config.json").write_text(json.dumps(result))
     assert way(read(cut), "onnxruntime-genai") is None
-    told["model"]["decoder"]["filename"] = "model.onnx"
-    (cut / "genai_config.json").write_text(json.dumps(told))
+    result["model"]["decoder"]["filename"] = "model.onnx"
+    (cut / "genai_config.json").write_text(json.dumps(result))
     assert way(read(cut), "onnxruntime-genai") is not None
 
 
@@ -202,8 +202,8 @@ def test_without_a_tokenizer_the_lines_take_numbers(tmp_path: Path) -> None:
     write_graph_use(folder / "model.onnx")
     lines = lines_of((folder / "USE.md").read_text())
     assert list(lines) == ["ONNX Runtime"]
-    _, found = run_lines(lines["ONNX Runtime"], folder)
-    assert len(found["tokens"]) == 3 + 20
+    _, result = run_lines(lines["ONNX Runtime"], folder)
+    assert len(result["tokens"]) == 3 + 20
 
 
 def test_a_graph_for_tensorrt_is_built_first(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +262,7 @@ def bert(folder: Path, **more: Any) -> UsedModel:
 
 def test_encoders_are_pooled_as_their_files_say(tmp_path: Path) -> None:
     mean, cls = bert(tmp_path / "a"), bert(tmp_path / "b", pooling=Pooling(("cls",)))
-    last, most = (bert(tmp_path / each, pooling=Pooling((each,))) for each in ("lasttoken", "max"))
+    last, most = (bert(tmp_path / name, pooling=Pooling((name,))) for name in ("lasttoken", "max"))
     head, pixels = bert(tmp_path / "c", outputs=["logits"]), bert(tmp_path / "d", inputs={"x": 1})
     pooled = bert(tmp_path / "e", outputs=["last_hidden_state", "sentence_embedding"])
     models = (mean, cls, last, most, head, pooled)

@@ -36,8 +36,8 @@ def test_a_decoder_generates_what_depthcut_does(tmp_path: Path) -> None:
     write_graph_use(target)
     lines = lines_of(target.with_name("USE.md").read_text())
     assert list(lines) == ["ONNX Runtime", "depthcut", "optimum"]
-    _, found = run_lines(lines["ONNX Runtime"], target.parent)
-    tokens = found["tokens"]
+    _, result = run_lines(lines["ONNX Runtime"], target.parent)
+    tokens = result["tokens"]
     with open_decoder(target.parent, threads=1) as decoder:
         wanted = generate(decoder, tokens[:5], new_tokens=len(tokens) - 5).token_ids
     assert tokens[5:] == [*wanted]
@@ -50,6 +50,6 @@ def test_an_encoder_s_sentences_have_cosines(tmp_path: Path) -> None:
     write_graph_use(graph)
     lines = lines_of(graph.with_name("USE.md").read_text())
     assert list(lines) == ["ONNX Runtime", "optimum"]
-    _, found = run_lines(lines["ONNX Runtime"], graph.parent)
-    assert found["vectors"].shape == (2, 96)
-    assert np.allclose(np.linalg.norm(found["vectors"], axis=1), 1)
+    _, result = run_lines(lines["ONNX Runtime"], graph.parent)
+    assert result["vectors"].shape == (2, 96)
+    assert np.allclose(np.linalg.norm(result["vectors"], axis=1), 1)

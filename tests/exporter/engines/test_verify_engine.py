@@ -60,8 +60,8 @@ def test_a_planted_fault_differs_and_inputs_and_results_are_written_for_polygrap
     faulty(layer, kind, tmp_path / "faulty.onnx")
     out = tmp_path / "out"
     results = verify.verify_engine(tmp_path / "faulty.onnx", sound, out, threads=1)
-    assert [each.phase for each in results] == ["prefill", "decode"]
-    assert not any(each.agrees or each.worst.passed for each in results)
+    assert [result.phase for result in results] == ["prefill", "decode"]
+    assert not any(result.agrees or result.worst.passed for result in results)
     (inputs,) = load_json(str(out / "inputs-decode.json"))
     assert verify.differences(
         verify.run_onnx(sound, inputs, 1),
@@ -73,9 +73,9 @@ def test_equal_files_agree_in_both_phases(
     sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["verify-engine", str(sound), str(sound), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [each["phase"] for each in told] == ["prefill", "decode"]
-    assert {output["max_abs_error"] for each in told for output in each["outputs"]} == {0.0}
+    content = json.loads(capsys.readouterr().out)
+    assert [item["phase"] for item in content] == ["prefill", "decode"]
+    assert {output["max_abs_error"] for item in content for output in item["outputs"]} == {0.0}
 
 
 def test_the_command_says_no(
@@ -91,9 +91,9 @@ def test_the_command_says_no(
 def results(**outputs: Any) -> Any:
     from polygraphy.comparator import RunResults
 
-    found = RunResults()
-    found.add([outputs], runner_name="one")
-    return found
+    result = RunResults()
+    result.add([outputs], runner_name="one")
+    return result
 
 
 def test_logits_of_the_last_position_are_held_against_the_last() -> None:
@@ -109,9 +109,9 @@ def test_logits_of_the_last_position_are_held_against_the_last() -> None:
 )
 def test_no_number_or_another_shape_is_an_infinite_difference(wrong: np.ndarray[Any, Any]) -> None:
     right = results(x=np.ones((1, 2), np.float32))
-    (found,) = verify.differences(right, results(x=wrong), 1e-3)
-    assert found.max_abs_error == float("inf")
-    assert not found.passed
+    (result,) = verify.differences(right, results(x=wrong), 1e-3)
+    assert result.max_abs_error == float("inf")
+    assert not result.passed
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -120,16 +120,16 @@ def test_an_engine_runs_by_polygraphys_own_runner(in_place: bool, tmp_path: Path
 
     engine = decoder_engine(tmp_path, in_place=in_place)
     with stand_in() as machine, polygraphy_on(machine):
-        found = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
-        assert [each.phase for each in found] == ["prefill", "decode"]
-        assert all(each.agrees for each in found)
+        result = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
+        assert [item.phase for item in result] == ["prefill", "decode"]
+        assert all(item.agrees for item in result)
         assert {run.profile for run in machine.runs} == {0, 1}
 
 
 def computes(engine: Path, onnx: Path) -> None:
     """Has an engine of the stand-in compute another graph than the one that it was built from."""
-    told = json.loads(engine.read_text())
-    engine.write_text(json.dumps({**told, "onnx": str(onnx)}))
+    content = json.loads(engine.read_text())
+    engine.write_text(json.dumps({**content, "onnx": str(onnx)}))
     record = EngineRecord.read(sidecar_path(engine))
     changes = {"engine_sha256": sha256_file(engine), "engine_bytes": engine.stat().st_size}
     record.model_copy(update=changes).write(sidecar_path(engine))
@@ -145,8 +145,8 @@ def test_a_wrong_engine_differs(tmp_path: Path) -> None:
     ir.save(model, tmp_path / "faulty.onnx")
     computes(engine, tmp_path / "faulty.onnx")
     with stand_in() as machine, polygraphy_on(machine):
-        found = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
-    assert not any(each.agrees for each in found)
+        result = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
+    assert not any(item.agrees for item in result)
 
 
 def test_an_engine_of_another_graph_is_refused(sound: Path, tmp_path: Path) -> None:

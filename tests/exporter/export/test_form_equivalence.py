@@ -39,13 +39,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, weight in loaded.model.named_parameters():
         if name.endswith("bias"):
             weight.normal_(std=0.3)
-    found = {}
+    paths = {}
     for target in ("portable", "onnxruntime-cpu"):
-        found[target] = tmp_path_factory.mktemp(target)
-        _, record = write_form(loaded, found[target], target=target)
+        paths[target] = tmp_path_factory.mktemp(target)
+        _, record = write_form(loaded, paths[target], target=target)
         assert isinstance(record, FormRecord)
         assert ("GroupQueryAttention" in record.fused) == (target != "portable")
-    return found
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +63,17 @@ def candidates(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     }
     numbers = Replacements(Path("replacements.safetensors"), "0" * 64, tensors)
     plan = [PlannedDeletion(kind=k, layer=n, replacement=r) for k, n, r in PLAN]
-    found = {}
+    result = {}
     for target, folder in folders.items():
-        found[target] = tmp_path_factory.mktemp(f"cut-{target}") / "model.onnx"
-        report = prune_file(folder / "model.onnx", found[target], LoadedPlan.of(plan, numbers))
+        result[target] = tmp_path_factory.mktemp(f"cut-{target}") / "model.onnx"
+        report = prune_file(folder / "model.onnx", result[target], LoadedPlan.of(plan, numbers))
         assert report.verification.passed
-    return found
+    return result
 
 
 def answers(path: Path, mask: np.ndarray[Any, Any], steps: Sequence[int]) -> Any:
     """The logits of all steps, each on the cache of those before."""
-    found, cache, done = [], {}, 0
+    result, cache, done = [], {}, 0
     with OnnxRuntimeRunner(path, threads=1) as runner:
         for new in steps:
             shape = Shape("prefill", len(mask), new, done)
@@ -89,8 +89,8 @@ def answers(path: Path, mask: np.ndarray[Any, Any], steps: Sequence[int]) -> Any
             cache = {
                 n: outputs[n.replace("past_key_values", "present")] for n in inputs if "past" in n
             }
-            found.append(outputs["logits"])
-    return np.concatenate(found, axis=1)
+            result.append(outputs["logits"])
+    return np.concatenate(result, axis=1)
 
 
 def limit(wanted: np.ndarray[Any, Any]) -> float:
@@ -103,9 +103,9 @@ def test_the_plan_is_one_the_form_is_many(
     candidates: Any, steps: str, mask: np.ndarray[Any, Any]
 ) -> None:
     wanted = answers(candidates["portable"], mask, STEPS[steps])
-    found = answers(candidates["onnxruntime-cpu"], mask, STEPS[steps])
+    result = answers(candidates["onnxruntime-cpu"], mask, STEPS[steps])
     real = mask.astype(bool)
-    assert np.abs(found - wanted)[real].max() <= limit(wanted)
+    assert np.abs(result - wanted)[real].max() <= limit(wanted)
     other = answers(candidates["onnxruntime-cpu"], LEFT if mask is FULL else FULL, STEPS[steps])
     assert np.abs(other - wanted)[real & (LEFT > 0)].max() > 100 * limit(wanted)
 
@@ -114,5 +114,5 @@ def test_another_plan_is_seen(folders: dict[str, Path], candidates: Any, tmp_pat
     plan = [PlannedDeletion(kind="attention", layer=1), PlannedDeletion(kind="mlp", layer=0)]
     prune_file(folders["onnxruntime-cpu"] / "model.onnx", tmp_path / "model.onnx", plan)
     wanted = answers(candidates["portable"], FULL, [9])
-    found = answers(tmp_path / "model.onnx", FULL, [9])
-    assert np.abs(found - wanted).max() > 100 * limit(wanted)
+    result = answers(tmp_path / "model.onnx", FULL, [9])
+    assert np.abs(result - wanted).max() > 100 * limit(wanted)

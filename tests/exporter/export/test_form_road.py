@@ -106,5 +106,5 @@ def test_onnxruntime_genai_runs_the_folder_as_it_is(walked: Any, arm: str) -> No
         generator.generate_next_token()
     wanted = [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
     with open_decoder(folder, threads=1) as decoder:
-        found = generate(decoder, PROMPT, new_tokens=NEW).token_ids
-    assert [*found][: len(wanted)] == wanted
+        token_ids = generate(decoder, PROMPT, new_tokens=NEW).token_ids
+    assert [*token_ids][: len(wanted)] == wanted

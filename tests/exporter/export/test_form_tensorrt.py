@@ -76,9 +76,9 @@ def test_caches_lie_in_place(tmp_path: Path) -> None:
 def test_what_can_not_be_rewritten_is_told(
     spec: DecoderSpec, room: int | None, passes: tuple[str, ...], remark: str | None
 ) -> None:
-    model, done, told = rewrite_decoder(decoder_model(spec), room)
+    model, done, result = rewrite_decoder(decoder_model(spec), room)
     assert done == passes
-    assert told == remark if remark is None else remark in str(told)
+    assert result == remark if remark is None else remark in str(result)
     assert any(node.op_type == "TensorScatter" for node in model.graph) == (len(passes) == 2)
 
 

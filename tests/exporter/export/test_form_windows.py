@@ -19,10 +19,12 @@ FULL, LOCAL = "full_attention", "sliding_attention"
 
 
 def config(window: int | None, types: list[str] | None = None) -> Any:
-    found = SimpleNamespace(sliding_window=window, max_position_embeddings=64, num_hidden_layers=2)
+    namespace = SimpleNamespace(
+        sliding_window=window, max_position_embeddings=64, num_hidden_layers=2
+    )
     if types is not None:
-        found.layer_types = types
-    return found
+        namespace.layer_types = types
+    return namespace
 
 
 @pytest.mark.parametrize(

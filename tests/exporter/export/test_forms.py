@@ -62,7 +62,7 @@ def test_what_contradicts_a_target_is_refused(
 
 def test_the_command_line_knows_every_target() -> None:
     export = cli.get_command(None, "export")
-    option = next(each for each in export.params if each.name == "target")
+    option = next(param for param in export.params if param.name == "target")
     assert tuple(option.type.choices) == get_args(Target) == tuple(TARGETS)  # type: ignore[attr-defined]
 
 
@@ -77,11 +77,11 @@ def test_a_form_is_noted_in_the_graph(tmp_path: Path) -> None:
     assert "MatMul" not in record.fused
     after = data_of(tmp_path / "model.onnx").stat()
     assert (after.st_ino, after.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
-    told = form_in_words(record)
-    assert "someone 1.0, then a, b" in told
-    assert "2 GroupQueryAttention" in told
-    assert told.endswith("no faster one")
+    text = form_in_words(record)
+    assert "someone 1.0, then a, b" in text
+    assert "2 GroupQueryAttention" in text
+    assert text.endswith("no faster one")
     assert record.cache_room is None
     fixed = record.model_copy(update={"cache_room": 4096})
     assert "4096" in form_in_words(fixed)
-    assert "4096" not in told
+    assert "4096" not in text

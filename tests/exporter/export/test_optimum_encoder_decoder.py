@@ -65,12 +65,12 @@ def by_optimum(folder: Path, family: str) -> list[list[int]]:
     model = getattr(onnxruntime, f"ORTModelFor{name}").from_pretrained(folder)
     given = source(family)
     first = torch.full((2, 1), 1)
-    told = {"decoder_input_ids": first, "max_new_tokens": NEW, "do_sample": False, "num_beams": 1}
+    result = {"decoder_input_ids": first, "max_new_tokens": NEW, "do_sample": False, "num_beams": 1}
     if family == "whisper":  # its own way is for recordings, and drops the start token
-        found = GenerationMixin.generate(model, inputs=given["input_features"], **told)
+        outcome = GenerationMixin.generate(model, inputs=given["input_features"], **result)
     else:
-        found = model.generate(**given, **told)
-    rows: list[list[int]] = found.tolist()
+        outcome = model.generate(**given, **result)
+    rows: list[list[int]] = outcome.tolist()
     return rows
 
 
@@ -80,6 +80,6 @@ def by_us(folder: Path, family: str) -> list[list[int]]:
 
     given = {name: tensor.numpy() for name, tensor in source(family).items()}
     with EncoderDecoderRunner(folder, threads=1, brief=True) as runner:
-        found = runner.generate(given, StackFolder(folder).rules, NEW)
-    rows: list[list[int]] = found.tolist()
+        result = runner.generate(given, StackFolder(folder).rules, NEW)
+    rows: list[list[int]] = result.tolist()
     return rows

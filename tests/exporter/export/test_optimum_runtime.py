@@ -78,8 +78,8 @@ def test_a_pruned_folder_generates_what_the_masked_original_does(
     assert removed == [f"past_key_values.{n}.{part}" for n in (0, 2) for part in ("key", "value")]
     assert report.kv_renumbering == {}
     masked = folder_with(source, tmp_path / "masked")
-    asked = [Deletion(d.layer, d.kind) for d in PLAN]
-    save_model(masked_model(load_model(source), asked), masked / "model.onnx")
+    deletions = [Deletion(d.layer, d.kind) for d in PLAN]
+    save_model(masked_model(load_model(source), deletions), masked / "model.onnx")
     tokens = generated(pruned)
     assert [len(row) for row in tokens] == [8, 8]
     assert tokens == generated(masked)
@@ -98,9 +98,9 @@ def with_tokenizer(folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     write_tokenizer(folder)
-    told = {"model_input_names": ["input_ids", "attention_mask"], "pad_token": "[UNK]"}
+    result = {"model_input_names": ["input_ids", "attention_mask"], "pad_token": "[UNK]"}
     file = str(folder / "tokenizer.json")
-    PreTrainedTokenizerFast(tokenizer_file=file, **told).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_file=file, **result).save_pretrained(folder)
 
 
 def test_the_lines_beside_a_pruned_file_generate_with_its_gaps(

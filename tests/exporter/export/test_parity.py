@@ -163,9 +163,9 @@ def test_the_wrong_attention_skipped_is_told_by_its_cache(
 ) -> None:
     from exporter.export.parity import check_export
 
-    cut, told = deletion(0, "attention"), deletion(1, "attention")
+    cut, result = deletion(0, "attention"), deletion(1, "attention")
     with raises(ExportError, "other-outputs", "present.0"):
-        check_export(loaded, pruned(cut), deletions=[told])
+        check_export(loaded, pruned(cut), deletions=[result])
 
 
 def test_float16_passes_with_its_own_tolerance(tmp_path: Path) -> None:

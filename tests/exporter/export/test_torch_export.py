@@ -100,8 +100,8 @@ def test_weights_carry_pytorchs_names(export: Export) -> None:
         transposed = weights.get(f"{name}_transposed")
         if transposed is not None:
             assert (transposed.const_value.numpy() == parameter.numpy().T).all()
-    found = {name.removesuffix("_transposed") for name in weights} & set(parameters)
-    assert {name for name in parameters if "proj" in name} <= found
+    result = {name.removesuffix("_transposed") for name in weights} & set(parameters)
+    assert {name for name in parameters if "proj" in name} <= result
 
 
 def test_the_graph_keeps_scopes_and_no_paths(export: Export) -> None:

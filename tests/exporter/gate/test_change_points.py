@@ -70,9 +70,9 @@ def test_two_steps_are_two_and_a_shrunk_time_is_one_too() -> None:
     values = noise(5)
     values[20:] += 0.1
     values[40:] -= 0.15
-    found = steps(values)
-    assert [round(one.at / 2) for one in found] == [10, 20]
-    assert found[0].size > 0 > found[1].size
+    result = steps(values)
+    assert [round(one.at / 2) for one in result] == [10, 20]
+    assert result[0].size > 0 > result[1].size
 
 
 def test_noise_has_hardly_ever_a_step() -> None:
@@ -96,13 +96,13 @@ def test_a_step_is_still_told_when_it_is_ten_runs_old(size: float, least: int, m
 def test_runs_that_resemble_their_neighbours_hardly_ever_have_a_step(
     kept: float, most: int
 ) -> None:
-    found = 0
+    result = 0
     for seed in range(40):
         values = noise(seed, RUNS + 20)
         for run in range(1, len(values)):
             values[run] += kept * values[run - 1]
-        found += len(steps(values[20:]))
-    assert found <= most
+        result += len(steps(values[20:]))
+    assert result <= most
 
 
 def test_single_outliers_are_no_step() -> None:
@@ -120,9 +120,9 @@ def test_drift_is_no_step() -> None:
 def test_steps_move_with_scale_and_level(scale: float, level: float) -> None:
     values = noise(4)
     values[35:] += 0.07
-    found, moved = steps(values), steps(values * scale + level)
-    assert [one.at for one in found] == [one.at for one in moved] == [35]
-    assert moved[0].size == pytest.approx(found[0].size * scale)
+    result, moved = steps(values), steps(values * scale + level)
+    assert [one.at for one in result] == [one.at for one in moved] == [35]
+    assert moved[0].size == pytest.approx(result[0].size * scale)
 
 
 @pytest.mark.parametrize("values", [np.zeros(RUNS), np.zeros(0), np.ones(3), noise(0, FEWEST - 1)])
@@ -230,29 +230,29 @@ def checked_history(tmp_path: Path, slower: int) -> tuple[CheckReport, Path]:
         if run < 40:
             append(path, entry_of(report, check(report, limits), commit=f"{run:08}"))
     saved = report.write(tmp_path / "report.json")
-    found, _ = run_check(CheckRequest(saved, limits=limits, history=path, commit=f"{run:08}"))
-    return found, path
+    result, _ = run_check(CheckRequest(saved, limits=limits, history=path, commit=f"{run:08}"))
+    return result, path
 
 
 def test_a_check_tells_the_step_its_run_and_draws_it(tmp_path: Path) -> None:
-    found, _ = checked_history(tmp_path, slower=4)
-    (curve,) = found.curves
+    result, _ = checked_history(tmp_path, slower=4)
+    (curve,) = result.curves
     (point,) = curve.points
     assert point.commit is not None
     assert abs(int(point.commit) - 37) <= 1
-    assert len(annotation_lines(found)) == 1
-    told = comment(found, gate_report())
-    assert point.commit in junit(found)
-    assert told.startswith("<!-- depthcut check")
-    assert point.commit in told
-    assert "┊" in told
-    assert CheckReport.model_validate_json(found.to_json()) == found
+    assert len(annotation_lines(result)) == 1
+    text = comment(result, gate_report())
+    assert point.commit in junit(result)
+    assert text.startswith("<!-- depthcut check")
+    assert point.commit in text
+    assert "┊" in text
+    assert CheckReport.model_validate_json(result.to_json()) == result
 
 
 def test_an_old_step_is_told_and_no_longer_warned_of(tmp_path: Path) -> None:
-    found, _ = checked_history(tmp_path, slower=20)
-    assert len(found.curves[0].points) == 1
-    assert annotation_lines(found) == []
+    result, _ = checked_history(tmp_path, slower=20)
+    assert len(result.curves[0].points) == 1
+    assert annotation_lines(result) == []
 
 
 @pytest.mark.parametrize("end", [b"", "é".encode()[:1]], ids=["between", "inside-a-character"])

@@ -93,10 +93,10 @@ def test_everything_else_is_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path, SAME, *arguments) == 2
-    told = capsys.readouterr()
-    assert message in told.err
-    assert "Traceback" not in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
 
 
 def test_every_field_of_the_key_may_be_allowed() -> None:
@@ -123,9 +123,9 @@ def test_another_machine_s_baseline_is_refused_until_it_is_accepted(
 ) -> None:
     other = gate_report([gate_row()], machine="Another CPU").write(tmp_path / "other.json")
     assert run(tmp_path, SLOW, "--baseline", other) == 2
-    told = capsys.readouterr().err
-    assert "device: Another CPU, 2 CPUs, x86_64 there, Test CPU, 2 CPUs, x86_64 here" in told
-    assert "--allow device" in told
+    printed = capsys.readouterr().err
+    assert "device: Another CPU, 2 CPUs, x86_64 there, Test CPU, 2 CPUs, x86_64 here" in printed
+    assert "--allow device" in printed
     assert run(tmp_path, SLOW, "--baseline", other, "--allow", "device") == 1
     assert "Accepted difference. device" in capsys.readouterr().out
 
@@ -197,9 +197,9 @@ def test_the_judged_models_are_named(
 ) -> None:
     summary = tmp_path / "summary.md"
     run(tmp_path, SAME, "--baseline", baseline, *TIME, "--comment", summary)
-    told = (capsys.readouterr().out, summary.read_text())
-    assert all(f"{name}/model.onnx" in text for text in told for name in ("base", "cand"))
-    assert all("earlier report:" in text for text in told)
+    result = (capsys.readouterr().out, summary.read_text())
+    assert all(f"{name}/model.onnx" in text for text in result for name in ("base", "cand"))
+    assert all("earlier report:" in text for text in result)
 
     run(tmp_path, SAME, *TIME)
     alone = capsys.readouterr().out
@@ -209,11 +209,11 @@ def test_the_judged_models_are_named(
 
 def test_the_earlier_report_s_candidate_is_told_apart() -> None:
     old = gate_report(arms=arms_of("then"))
-    found = check(gate_report(), Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
-    assert found.models is not None
-    assert found.models.candidate == "cand/model.onnx"
-    assert found.models.earlier == "then/model.onnx"
-    older = CheckReport.model_validate(found.model_dump(exclude={"models"}))
+    result = check(gate_report(), Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
+    assert result.models is not None
+    assert result.models.candidate == "cand/model.onnx"
+    assert result.models.earlier == "then/model.onnx"
+    older = CheckReport.model_validate(result.model_dump(exclude={"models"}))
     assert model_lines(older) == []
 
 
@@ -233,11 +233,11 @@ def test_json_is_the_whole_check_and_nothing_else(
 ) -> None:
     output = tmp_path / "check.json"
     assert run(tmp_path, SLOW, "--baseline", baseline, "--json", "--github", "-o", output) == 1
-    told = capsys.readouterr()
-    found = CheckReport.model_validate_json(told.out)
-    assert found == CheckReport.read(output)
-    assert found.verdict == "regressed"
-    assert "::error" in told.err
+    printed = capsys.readouterr()
+    result = CheckReport.model_validate_json(printed.out)
+    assert result == CheckReport.read(output)
+    assert result.verdict == "regressed"
+    assert "::error" in printed.err
 
 
 def test_drift_is_told_and_does_not_fail(
@@ -321,9 +321,9 @@ def test_a_regression_that_isn_t_there_the_second_time_is_none(
     again.left.append(gate_report([FAST]))
     assert command_line.run([*call, *CONFIRM, "2"]) == 0
     assert again.left == []
-    told = capsys.readouterr()
-    assert "measuring again" in told.err
-    assert "Measured again: within the limit." in told.out
+    printed = capsys.readouterr()
+    assert "measuring again" in printed.err
+    assert "Measured again: within the limit." in printed.out
 
 
 FOREIGN_COMMANDS = [

@@ -68,9 +68,9 @@ def judged(candidate: float = 20.0, arm: str = "cand", **figures: Any) -> Compar
 
 
 def embedded(cosine: float, ranks: float, reach: float | None = 0.001) -> dict[str, Any]:
-    found = embeddings(cosine, ranks)
+    agreement = embeddings(cosine, ranks)
     interval = None if reach is None else narrow(cosine, reach)
-    return {"embeddings": found.model_copy(update={"cosine_interval": interval})}
+    return {"embeddings": agreement.model_copy(update={"cosine_interval": interval})}
 
 
 def embeddings(cosine: float, ranks: float) -> EmbeddingAgreement:
@@ -142,10 +142,10 @@ WORDS: list[tuple[ComparisonReport, ComparisonReport | None, Limits, str]] = [
 @pytest.mark.parametrize("row", range(len(WORDS)))
 def test_a_figure_gets_the_word_that_its_interval_allows(row: int) -> None:
     new, old, limits, word = WORDS[row]
-    found = check(new, limits) if old is None else against(new, old, limits)
-    assert found.verdict == word
+    result = check(new, limits) if old is None else against(new, old, limits)
+    assert result.verdict == word
     if limits is SLOWDOWN:
-        assert "relative to the unpruned arm" in found.notes[0]
+        assert "relative to the unpruned arm" in result.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_a_figure_gets_the_word_that_its_interval_allows(row: int) -> None:
 )
 def test_nodes_are_counted_and_one_more_is_beyond_a_limit_of_none(nodes: int, word: str) -> None:
     arms = arms_of("cand", nodes=nodes)
-    found = against(gate_report(arms=arms), gate_report(), Limits(max_node_increase=0.0))
-    assert verdicts(found) == {"nodes graph": word}
+    result = against(gate_report(arms=arms), gate_report(), Limits(max_node_increase=0.0))
+    assert verdicts(result) == {"nodes graph": word}
 
 
 @pytest.mark.parametrize(("floor", "count"), [(0.05, 1), (0.03, 0), (0.01, 0)])
 def test_a_noise_floor_above_its_limit_is_told(floor: float, count: int) -> None:
-    found = against(gate_report(), gate_report(), Limits(max_slowdown=0.03, noise_floor=floor))
-    assert len([note for note in found.notes if "noise_floor" in note]) == count
+    result = against(gate_report(), gate_report(), Limits(max_slowdown=0.03, noise_floor=floor))
+    assert len([note for note in result.notes if "noise_floor" in note]) == count
 
 
 def test_the_measured_noise_of_both_sessions_counts() -> None:
@@ -188,8 +188,8 @@ def test_an_interval_of_the_gate_is_one_of_95_percent_whatever_a_verdict_rests_o
     narrow = new.model_copy(update={"verdict_interval": (low * 1.005, high / 1.005)})
     for limits in (SLOWDOWN, Limits(min_speedup=1.1)):
         (wanted,) = against(gate_report([new]), gate_report([old]), limits).checks
-        (found,) = against(gate_report([narrow]), gate_report([old]), limits).checks
-        assert found.ci95 == wanted.ci95
+        (result,) = against(gate_report([narrow]), gate_report([old]), limits).checks
+        assert result.ci95 == wanted.ci95
 
 
 def test_an_interval_wider_than_the_report_s_is_told_with_that_of_the_report() -> None:
@@ -197,12 +197,12 @@ def test_an_interval_wider_than_the_report_s_is_told_with_that_of_the_report() -
     ratio = row.speedup.ratio
     wide = row.model_copy(update={"verdict_interval": (ratio / 1.06, ratio * 1.06)})
     for limits in (Limits(min_speedup=1.0), Limits(max_slowdown=0.2)):
-        found = check(gate_report([wide]), limits)
-        (one,) = found.checks
+        result = check(gate_report([wide]), limits)
+        (one,) = result.checks
         assert one.ci95 is not None
         assert one.reported_ci95 is not None
         assert one.ci95[0] < one.reported_ci95[0] < one.value < one.reported_ci95[1] < one.ci95[1]
-        assert interval_words(one, one.reported_ci95) in found.notes[-1]
+        assert interval_words(one, one.reported_ci95) in result.notes[-1]
         same = check(gate_report([row]), limits)
         assert (same.checks[0].reported_ci95, same.notes) == (None, [])
 
@@ -212,11 +212,11 @@ def test_an_interval_wider_than_the_report_s_is_told_with_that_of_the_report() -
 )
 def test_arms_that_were_loaded_once_are_told(once: dict[str, int], often: dict[str, int]) -> None:
     for limits in (SLOWDOWN, Limits(min_speedup=1.1)):
-        for old, new, told in ((once, often, True), (often, once, True), (often, often, False)):
+        for old, new, item in ((once, often, True), (often, once, True), (often, often, False)):
             rows = gate_row(**old), gate_row(candidate_ms=81.0, **new)
             (one,) = against(gate_report([rows[1]]), gate_report([rows[0]]), limits).checks
-            told = told and (limits is SLOWDOWN or new is once)  # a speedup is one session's
-            assert ("loaded once" in one.reason) == told
+            item = item and (limits is SLOWDOWN or new is once)  # a speedup is one session's
+            assert ("loaded once" in one.reason) == item
 
 
 def test_all_defaults_against_a_baseline() -> None:
@@ -225,8 +225,8 @@ def test_all_defaults_against_a_baseline() -> None:
         baseline=old.arms.baseline,
         candidate=gate_arm("new", file_bytes=1_030_000, kv_cache_bytes_per_token=4096),
     )
-    found = against(gate_report(arms=arms, accuracy=gate_accuracy(20.5)), old)
-    assert verdicts(found) == {
+    result = against(gate_report(arms=arms, accuracy=gate_accuracy(20.5)), old)
+    assert verdicts(result) == {
         "time prefill 128": "within_limit",
         "time prefill 512": "within_limit",
         "perplexity evaluation text": "regressed",
@@ -286,9 +286,9 @@ def test_a_perplexity_beyond_all_numbers_regressed_by_its_interval(
     loss: float, reach: float
 ) -> None:
     increase = loss - math.log(16)
-    told = Interval(value=increase, ci95=(increase - reach, increase + reach))
+    interval = Interval(value=increase, ci95=(increase - reach, increase + reach))
     losses = SampleLosses(tokens=[4096], baseline=[4096 * math.log(16)], candidate=[4096 * loss])
-    accuracy = gate_accuracy(math.inf, log_perplexity_increase=told, sample_losses=losses)
+    accuracy = gate_accuracy(math.inf, log_perplexity_increase=interval, sample_losses=losses)
     limits = Limits(max_perplexity_increase=0.5)
     collapsed = gate_report(accuracy=accuracy)
     assert check(collapsed, limits).verdict == "regressed"
@@ -333,11 +333,11 @@ def test_a_metric_of_which_less_is_better_may_not_grow(
     limits = Limits(max_task_drop=0.1)
     now = gate_report(accuracy=gate_accuracy(tasks=[loss(candidate, higher_is_better)]))
     before = gate_report(accuracy=gate_accuracy(tasks=[loss(2.0, higher_is_better)]))
-    for found in (check(now, limits), against(now, before, limits)):
-        (only,) = found.checks
+    for item in (check(now, limits), against(now, before, limits)):
+        (only,) = item.checks
         assert only.verdict == word
-    side, told = ("at most", "0.100") if not higher_is_better else ("at least", "-10.0 %")
-    assert limit_words(only) == f"{side} {told}"
+    side, result = ("at most", "0.100") if not higher_is_better else ("at least", "-10.0 %")
+    assert limit_words(only) == f"{side} {result}"
 
 
 def test_tasks_are_compared_by_points() -> None:
@@ -352,8 +352,8 @@ def test_tasks_are_compared_by_points() -> None:
         (0.59, (-0.015, -0.005), "within_limit"),
     ):
         report = scored(task(candidate, *interval))
-        (found,) = check(report, limits).checks
-        assert (found.quantity, found.verdict) == ("task", word)
+        (result,) = check(report, limits).checks
+        assert (result.quantity, result.verdict) == ("task", word)
         assert against(report, report, limits).verdict == "within_limit"
     one = task(0.6, -0.01, 0.01)
     more = scored(one, one.model_copy(update={"task": "piqa"}))
@@ -376,8 +376,8 @@ def test_a_report_against_itself_is_unchanged(
     rows = [
         gate_row(n + 1, candidate_ms=ms, width=width, rounds=rounds) for n, ms in enumerate(medians)
     ]
-    found = against(gate_report(rows), gate_report(rows), Limits(max_slowdown=limit))
-    assert set(verdicts(found).values()) == {"within_limit"}
+    result = against(gate_report(rows), gate_report(rows), Limits(max_slowdown=limit))
+    assert set(verdicts(result).values()) == {"within_limit"}
 
 
 @settings(max_examples=25)
@@ -396,8 +396,8 @@ def test_names_and_order_change_no_verdict(
             baseline=gate_arm("base", path="elsewhere"), candidate=gate_arm("cand", path="moved")
         ),
     )
-    told = verdicts(against(gate_report(rows), old, SLOWDOWN))
-    assert verdicts(against(other, old, SLOWDOWN)) == told
+    result = verdicts(against(gate_report(rows), old, SLOWDOWN))
+    assert verdicts(against(other, old, SLOWDOWN)) == result
 
 
 def test_a_regression_must_hold_each_time_it_is_measured() -> None:
@@ -406,12 +406,12 @@ def test_a_regression_must_hold_each_time_it_is_measured() -> None:
 
     def after(*reports: ComparisonReport) -> Any:
         left = iter(reports)
-        found = confirmed(
+        report = confirmed(
             first, lambda: against(next(left), old, SLOWDOWN),
             measurements=2,
         )  # fmt: skip
         assert next(left, None) is None, "measured less often than expected"
-        return found
+        return report
 
     held = after(slow, slow)
     assert (held.verdict, held.checks[0].remeasured) == ("regressed", ["regressed"] * 2)
@@ -455,11 +455,11 @@ def test_unlike_runs_are_refused_and_a_named_difference_is_accepted(field: str) 
         find_baseline(new, {"old": old})
     assert f"--allow {field}" in e.value.hint
     allowed = [difference.field for difference in differences(key_of(old), key_of(new))]
-    found, told = find_baseline(new, {"old": old}, allowed)
-    assert found is old
-    assert [difference.field for difference in told] == allowed
+    outcome, result = find_baseline(new, {"old": old}, allowed)
+    assert outcome is old
+    assert [difference.field for difference in result] == allowed
     assert field in allowed
-    accepted = BaselineMatch(found, told)
+    accepted = BaselineMatch(outcome, result)
     assert check(new, SLOWDOWN, baseline=accepted).verdict == "within_limit"
 
 
@@ -479,18 +479,18 @@ def test_another_block_size_is_another_scheme() -> None:
 
     same = quantized(EIGHT.model_copy(update={"bits": {"8": 6}}))  # how many there were
     assert key_of(same) == key_of(quantized(EIGHT))
-    (found,) = differences(
+    (result,) = differences(
         key_of(quantized(EIGHT.model_copy(update={"block_size": 64}))), key_of(same)
     )
-    assert (found.baseline, found.report) == (
+    assert (result.baseline, result.report) == (
         "int8 (rtn, blocks of 64)", "int8 (rtn, blocks of 32)"
     )  # fmt: skip
 
 
 def test_a_key_without_form_and_quantisation_hashes_as_before() -> None:
     key = key_of(gate_report())
-    told = key.model_dump(exclude={"shapes", "text", "versions", "form", "quantization"})
-    assert series(key) == sha256_bytes(json.dumps(told, separators=(",", ":")).encode())
+    result = key.model_dump(exclude={"shapes", "text", "versions", "form", "quantization"})
+    assert series(key) == sha256_bytes(json.dumps(result, separators=(",", ":")).encode())
     assert series(key) != series(key.model_copy(update={"form": FUSED.name}))
 
 
@@ -736,12 +736,12 @@ def test_engines_that_did_not_run_are_checked_by_what_is_known_of_them() -> None
         candidate=gate_arm("cand", not_run="built, not run: no driver"),
     )
     report = gate_report([], accuracy=None, arms=arms)
-    found = against(report, report)
-    assert verdicts(found) == {
+    result = against(report, report)
+    assert verdicts(result) == {
         "size files": "within_limit",
         "memory KV cache per token": "within_limit",
     }
-    assert found.notes == [
+    assert result.notes == [
         f"{name}: built, not run: no driver." for name in ("unpruned arm", "candidate")
     ]
     assert against(report, report, SLOWDOWN).verdict == "inconclusive"

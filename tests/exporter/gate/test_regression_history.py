@@ -54,16 +54,16 @@ def noise(seed: int, *, runs: int = WEEKS, shapes: int = 1, kept: float = 0.0) -
 
 def test_half_a_percent_a_week_is_told_though_no_step_fails() -> None:
     drift = 0.005 * np.arange(WEEKS)[:, None]
-    told = 0
+    result = 0
     for seed in range(40):
         values = noise(seed) + drift
-        found = drifts(history(values), SERIES)
-        told += bool(found)
-        for one in found:
+        outcome = drifts(history(values), SERIES)
+        result += bool(outcome)
+        for one in outcome:
             assert one.per_entry == pytest.approx(0.005, abs=0.003)
             assert one.entries == WEEKS
             assert one.first.startswith("0000")
-    assert told == 40
+    assert result == 40
     limits = Limits(max_slowdown=0.03)
     for week in range(1, WEEKS):  # without noise: each step by itself
         old, new = (
@@ -82,11 +82,11 @@ def test_half_a_percent_a_week_is_told_though_no_step_fails() -> None:
 )
 def test_noise_alone_is_hardly_ever_called_drift(kept: float, least: float, most: int) -> None:
     """100 histories of three shapes each."""
-    told = sum(
+    total = sum(
         bool(drifts(history(noise(seed, shapes=3, kept=kept)), SERIES, least=least))
         for seed in range(100)
     )
-    assert told <= most
+    assert total <= most
 
 
 def test_getting_faster_is_no_drift_and_a_small_one_is_not_told() -> None:
@@ -146,17 +146,17 @@ def test_a_second_measurement_has_the_noise_floor_of_the_first(tmp_path: Path) -
         confirm=1,
         models=("base", "cand"),
     )
-    found, _ = run_check(request, lambda _: lambda: session(84.8))
-    (only,) = found.checks
+    result, _ = run_check(request, lambda _: lambda: session(84.8))
+    (only,) = result.checks
     assert only.remeasured == ["inconclusive"]
-    assert found.verdict == "inconclusive"
+    assert result.verdict == "inconclusive"
 
 
 def test_a_run_is_a_line_and_comes_back(tmp_path: Path) -> None:
     report, path = gate_report(), tmp_path / "deep" / "history.jsonl"
-    found = check(report, Limits(max_kl=1))
+    result = check(report, Limits(max_kl=1))
     now = datetime(2026, 5, 1, tzinfo=UTC)
-    entries = [entry_of(report, found, commit=c, now=now) for c in ("a" * 40, None)]
+    entries = [entry_of(report, result, commit=c, now=now) for c in ("a" * 40, None)]
     for entry in entries:
         append(path, entry)
     assert read_history(path) == entries
@@ -233,8 +233,8 @@ def test_a_limit_of_no_slowdown_is_one_for_drift_too(
         row = gate_row(candidate_ms=80 + number / 10)
         report = gate_report([row]).write(tmp_path / "report.json")
         request = CheckRequest(report=report, limits=Limits(max_slowdown=limit), history=path)
-        found = run_check(request)[0].drift
-    assert len(found) == told
+        drift = run_check(request)[0].drift
+    assert len(drift) == told
 
 
 def test_a_history_that_is_a_link_is_not_written(tmp_path: Path) -> None:

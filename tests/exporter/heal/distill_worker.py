@@ -14,11 +14,11 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    told = [_trained()]
+    result = [_trained()]
     if os.environ["RANK"] != "0":
         _see_other_things()
-    told.append(_trained())
-    Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(told))
+    result.append(_trained())
+    Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(result))
 
 
 def _trained() -> dict[str, Any]:

@@ -64,12 +64,12 @@ def test_held_out_loss_falls_and_the_model_is_as_it_was(family: str, train: Any)
         losses = [check.held_out_loss for check in made.training.checks]
         assert min(losses) < 0.95 * losses[0]
         assert made.weights
-        assert not any(each.maps or each.bias is not None
-                       for each in made.branch_replacements.values())  # fmt: skip
+        assert not any(replacement.maps or replacement.bias is not None
+                       for replacement in made.branch_replacements.values())  # fmt: skip
     assert torch.equal(answer(loaded.model), before)
     assert hook_count(loaded.model) == hooks
     assert [type(module) for module in loaded.model.modules()] == modules
-    assert not any(each.requires_grad for each in loaded.model.parameters())
+    assert not any(item.requires_grad for item in loaded.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_what_is_judged_is_what_is_written(
         bare = answer(loaded.model)
     change_weights(loaded.model, read.changed_weights)
     with branches_replaced(loaded.model, cut):
-        found = answer(loaded.model)
-    assert torch.equal(found, wanted)
-    assert not torch.allclose(found, bare, atol=1e-3)
+        result = answer(loaded.model)
+    assert torch.equal(result, wanted)
+    assert not torch.allclose(result, bare, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "mixtral"])
@@ -110,8 +110,8 @@ def test_merged_weights_give_what_the_student_answers(family: str) -> None:
     loaded = tiny_loaded(family)
     cut, student = dict.fromkeys(DROPPED, NOTHING), student_of(loaded)
     with torch.no_grad():
-        for each in student.trained.values():
-            each.add_(0.05 * torch.randn_like(each))
+        for item in student.trained.values():
+            item.add_(0.05 * torch.randn_like(item))
     with student.healed(), torch.inference_mode():
         wanted = student.answer({"input_ids": IDS}).given
     changes = student.changes()
@@ -127,12 +127,12 @@ def test_the_loss_and_its_gradient_are_those_of_kl_divergence() -> None:
     student.requires_grad_(True)
     loss = answer_loss(student, teacher, mask)
     loss.backward()
-    found, student.grad = student.grad, None
+    result, student.grad = student.grad, None
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     wanted = (log_p.exp() * (log_p - log_q)).sum(-1)[mask].mean()
     wanted.backward()
     assert torch.allclose(loss, wanted, atol=1e-6)
-    assert torch.allclose(found, student.grad, atol=1e-6)
+    assert torch.allclose(result, student.grad, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -171,18 +171,18 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
         pass
     monkeypatch.setattr(Trainer, "_step", lambda trainer: (steps.append(1), step(trainer))[1])
     with distilled(fitting(loaded, tmp_path, **how)) as made:
-        found = made.weights
+        weights = made.weights
         again = made.branch_replacements
     assert len(steps) == training.steps
     assert len(kept) > 8
     assert all(one != other for one, other in pairwise(kept)), "the newest state is written over"
-    assert found.keys() == wanted.keys()
+    assert weights.keys() == wanted.keys()
     for name, change in wanted.items():
-        for one, other in zip(found[name].numbers, change.numbers, strict=True):
+        for one, other in zip(weights[name].numbers, change.numbers, strict=True):
             assert torch.equal(one, other)
-    for ref, each in maps.items():
-        assert bool(each.maps) == ("replacements" in how)
-        for one, other in zip(each.maps, again[ref].maps, strict=True):
+    for ref, item in maps.items():
+        assert bool(item.maps) == ("replacements" in how)
+        for one, other in zip(item.maps, again[ref].maps, strict=True):
             assert torch.equal(one, other)
 
 
@@ -198,8 +198,8 @@ def test_a_state_of_other_settings_is_not_gone_on_from_and_that_is_said(
     for folder, rank in (("one", 16), ("one", 2), ("other", 2)):
         heard = Heard()
         counted.clear()
-        asked = fitting(loaded, tmp_path / folder, rank=rank)
-        with distilled(replace(asked, progress=heard)):
+        result = fitting(loaded, tmp_path / folder, rank=rank)
+        with distilled(replace(result, progress=heard)):
             assert len(counted) == 12
         said.append(len(heard.lines))
     assert said[1] == said[2] + 1
@@ -208,9 +208,9 @@ def test_a_state_of_other_settings_is_not_gone_on_from_and_that_is_said(
 @pytest.mark.parametrize("kind", ["bias", "linear"])
 def test_replacements_are_fitted_trained_and_written(kind: Any, tmp_path: Path) -> None:
     loaded = tiny_loaded("llama")
-    asked = fitting(loaded, replacements=kind, learning_rate=1e-3)
-    before = asked.alike(kind)[0]
-    with distilled(asked) as made:
+    result = fitting(loaded, replacements=kind, learning_rate=1e-3)
+    before = result.alike(kind)[0]
+    with distilled(result) as made:
         assert made.training is not None
         bare, fitted, *trained = (check.held_out_loss for check in made.training.checks)
         assert min(trained) < fitted < bare
@@ -222,10 +222,10 @@ def test_replacements_are_fitted_trained_and_written(kind: Any, tmp_path: Path) 
             tmp_path / "plan.json", PruningPlan(deletions=deletions), made.branch_replacements,
             weights=made.weights,
         )  # fmt: skip
-    for name, each in made.branch_replacements.items():
-        assert each.bias is not None
-        assert bool(each.maps) == (kind == "linear")
-        assert not torch.equal(each.bias, before[name].bias)
+    for name, replacement in made.branch_replacements.items():
+        assert replacement.bias is not None
+        assert bool(replacement.maps) == (kind == "linear")
+        assert not torch.equal(replacement.bias, before[name].bias)
     read = LoadedPlan.read(tmp_path / "plan.json")
     change_weights(loaded.model, read.changed_weights)
     with branches_replaced(loaded.model, made.branch_replacements):
@@ -238,7 +238,7 @@ def test_beside_adapters_fitted_maps_are_trained_at_a_lower_rate(train: Any) -> 
     cut = {DROPPED[0]: BranchReplacement(torch.zeros(32), (torch.zeros(32, 32),))}
     student = Student(loaded.model, cut, train, 4 if train == "adapters" else None)
     groups = rate_groups(student.trained, student.replacing, train)
-    shares = {id(each): group["share"] for group in groups for each in group["params"]}
+    shares = {id(param): group["share"] for group in groups for param in group["params"]}
     trained, names = student.trained, set(student.replacing)
     student.close()
     replaced = [shares.pop(id(trained[name])) for name in names]
@@ -259,8 +259,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         change_weights(tiny_loaded("gpt2").model, weights)
     plan = PruningPlan(deletions=planned(("attention", 1, "none")))
     write_healed_plan(tmp_path / "plan.json", plan, {}, weights=weights)
-    told = PruningPlan.read(tmp_path / "plan.json")
-    told.model_copy(update={"changed_weights": 3}).write(tmp_path / "plan.json")
+    result = PruningPlan.read(tmp_path / "plan.json")
+    result.model_copy(update={"changed_weights": 3}).write(tmp_path / "plan.json")
     with raises(PlanError, "other-count-of-weights", 3, len(weights)):
         LoadedPlan.read(tmp_path / "plan.json")
 
@@ -311,7 +311,7 @@ def test_a_failure_while_the_student_is_made_leaves_the_model(
     with pytest.raises(KeyboardInterrupt):
         student_of(loaded)
     assert [type(module) for module in loaded.model.modules()] == modules
-    assert not any(each.requires_grad for each in loaded.model.parameters())
+    assert not any(item.requires_grad for item in loaded.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -330,13 +330,13 @@ def test_the_fold_is_of_alike_much_of_each_text(
 
     monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", hear)
     monkeypatch.setattr("exporter.heal.distill.distilled.DEFAULT_TOKENS", most * 16)
-    asked = fitting(tiny_loaded("llama"))
+    result = fitting(tiny_loaded("llama"))
     mixture = joined([text(36, seed=2), text(12, seed=3)])
-    texts = replace(asked.texts, fitting=mixture)
-    with pytest.raises(KeyboardInterrupt), distilled(replace(asked, texts=texts)):
+    texts = replace(result.texts, fitting=mixture)
+    with pytest.raises(KeyboardInterrupt), distilled(replace(result, texts=texts)):
         pass
     (few,) = heard
-    assert [each.ref.samples for each in few.apart] == samples
+    assert [item.ref.samples for item in few.apart] == samples
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -353,7 +353,7 @@ def test_as_many_numbers_are_trained_as_is_said(family: str, train: Any, dtype: 
     said = trained_numbers(model, DROPPED, train, rank)
     assert said <= trained_numbers(model, [], train, rank)
     student = Student(model, dict.fromkeys(DROPPED, NOTHING), train, rank)
-    assert said == sum(each.numel() for each in student.trained.values())
+    assert said == sum(item.numel() for item in student.trained.values())
     student.close()
 
 
@@ -379,11 +379,11 @@ def _exchange(rank: int, port: int, folder: Path) -> None:
     )  # fmt: skip
     workers, mean = Workers(), torch.tensor([2.0 * rank, 4.0])
     workers.average([mean])
-    told = [
+    result = [
         workers.count, mean.tolist(), list(workers.share("abc")), workers.from_first(rank),
         workers.once(lambda: f"made by {rank}"),
     ]  # fmt: skip
-    (folder / f"{rank}.json").write_text(json.dumps(told))
+    (folder / f"{rank}.json").write_text(json.dumps(result))
 
 
 def test_two_processes_exchange_what_they_have(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_not
         assert folded.held_out_loss < bare.held_out_loss
         assert made.training.fitted_loss == folded.held_out_loss
         assert all(folded.held_out_loss <= check.held_out_loss for check in trained)
-        assert {len(each.numbers) for each in made.weights.values()} == {1}
+        assert {len(weight.numbers) for weight in made.weights.values()} == {1}
         places = {name.split(".")[-2] for name in made.weights}
         assert places <= {"down_proj", "o_proj", "embed_tokens"}
 
@@ -449,27 +449,27 @@ def test_what_was_fitted_and_does_harm_is_not_begun_with(
 
     def harmful_weights(*given: Any) -> Any:
         values = folded_values(*given)
-        for each in values:
-            each.other = each.other + 5.0
+        for value in values:
+            value.other = value.other + 5.0
         return values
 
     def harmful_maps(self: Fitting, kind: Any) -> Any:
         maps, fits = fitted(self, kind)
-        for each in maps.values():
-            each.maps[-1].add_(5.0)
+        for item in maps.values():
+            item.maps[-1].add_(5.0)
         return maps, fits
 
     monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", harmful_weights)
     monkeypatch.setattr(Fitting, "alike", harmful_maps)
-    asked = fitting(tiny_loaded("llama"), tmp_path, replacements=replacements)
-    with distilled(asked) as made:
+    result = fitting(tiny_loaded("llama"), tmp_path, replacements=replacements)
+    with distilled(result) as made:
         assert made.training is not None
         bare, harmed, *trained = losses_of(made.training)
         assert harmed > bare > min(trained)
         assert made.training.fitted_loss is None
         if replacements == "none":
-            products = [each for name, each in made.weights.items() if "proj" in name]
-            assert {len(each.numbers) for each in products} == {2}
+            products = [weight for name, weight in made.weights.items() if "proj" in name]
+            assert {len(product.numbers) for product in products} == {2}
         else:
             assert all(0 < r.maps[0].abs().max() < 1 for r in made.branch_replacements.values())
 
@@ -581,8 +581,8 @@ def test_a_training_that_gains_nothing_is_refused_and_leaves_the_model(
     before = answer(loaded.model)
     if how == "never finite":
         monkeypatch.setattr(Trainer, "_held_out_loss", lambda _: float("nan"))
-    asked = fitting(loaded, learning_rate=30.0, train="all")
-    with raises(HealingError, "distillation-gained-nothing"), distilled(asked):
+    result = fitting(loaded, learning_rate=30.0, train="all")
+    with raises(HealingError, "distillation-gained-nothing"), distilled(result):
         pass
     assert torch.equal(answer(loaded.model), before)
 
@@ -594,10 +594,10 @@ def test_short_memory_says_what_needs_less(
 ) -> None:
     monkeypatch.setattr(Trainer, "_step", failing_with(error))
     monkeypatch.setattr("exporter.heal.folded.refitted", failing_with(error))
-    asked = fitting(tiny_loaded("llama"))
+    changed = fitting(tiny_loaded("llama"))
     if kind == "fold":
-        asked = replace(asked, options=HealOptions(kind="fold"))
-    with raises(HealingError, "out-of-memory", "batch_size"), _made(asked):
+        changed = replace(changed, options=HealOptions(kind="fold"))
+    with raises(HealingError, "out-of-memory", "batch_size"), _made(changed):
         pass
 
 
@@ -638,8 +638,8 @@ def test_paragraphs_are_read_beside_others_as_long_always_the_same() -> None:
 def test_the_process_that_fails_says_why_and_tells_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(Workers, "from_first", lambda _, value: told.append(value) or value)
+    results: list[Any] = []
+    monkeypatch.setattr(Workers, "from_first", lambda _, value: results.append(value) or value)
     with pytest.raises(OSError, match="full"):
         Workers().once(failing_with(OSError("full")))
-    assert told == [(None, "full")]
+    assert results == [(None, "full")]

@@ -66,7 +66,7 @@ def test_answers_come_nearer_and_the_model_is_as_it_was(
     with folded(fitting(loaded, names)) as made:
         assert made.within is not None
         assert made.weights
-        assert all(each is NOTHING for each in made.branch_replacements.values())
+        assert all(replacement is NOTHING for replacement in made.branch_replacements.values())
         with made.within(), branches_replaced(loaded.model, cut):
             healed = logits(loaded.model, judged)
     assert torch.equal(logits(loaded.model, judged), before)
@@ -117,13 +117,13 @@ def test_the_first_fold_is_the_map_beside_the_product(
     with folded(fitting(loaded, BLOCK, ridge=1e-12)) as made:
         assert made.within is not None
         with made.within():
-            v, _, found = tapped_streams(loaded.model, ids, cut, place.product)
+            v, _, result = tapped_streams(loaded.model, ids, cut, place.product)
     assert torch.equal(u, v)
     # Both are float32 models; the fits are float64.
     torch.testing.assert_close(
-        found.double(), given.double() + x @ operator / factor, rtol=0, atol=2e-4
+        result.double(), given.double() + x @ operator / factor, rtol=0, atol=2e-4
     )
-    assert (found - given).abs().max() > 0.01
+    assert (result - given).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("names", [BLOCK, [ATTENTION, MLP]])
@@ -254,8 +254,8 @@ def test_operators_stand_where_nothing_can_be_folded_if_asked_for(
 ) -> None:
     loaded, judged = tiny_loaded(family), text(8, seed=2).input_ids
     before, bare = stream(loaded.model, judged), dict.fromkeys(names, NOTHING)
-    asked = fitting(loaded, names, replacements="linear")
-    with folded(asked) as made:
+    result = fitting(loaded, names, replacements="linear")
+    with folded(result) as made:
         kept = made.branch_replacements
         assert [ref for ref in names if kept[ref] is not NOTHING] == replaced
         assert all(kept[ref].maps for ref in replaced)
@@ -284,8 +284,8 @@ def test_a_fold_that_is_no_better_on_other_text_is_refused(
 ) -> None:
     def harmful(*given: Any, **more: Any) -> Any:
         values = [] if harm is None else refitted(*given, **more)
-        for each in values:
-            each.other = each.other + harm
+        for value in values:
+            value.other = value.other + harm
         return values
 
     monkeypatch.setattr("exporter.heal.folded.refitted", harmful)

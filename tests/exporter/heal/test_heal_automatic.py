@@ -26,11 +26,11 @@ def test_what_a_machine_can_not_afford_is_not_trained(
 ) -> None:
     monkeypatch.setattr("exporter.heal.memory.available_bytes", lambda: free_bytes)
     monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": rate, "cuda": rate})
-    asked = HealOptions(kind="auto", tokens=1000)
-    found = settled(asked, tiny_loaded("llama"))
-    assert found.kind == kind
-    assert found.time_s == (USUAL_TIME_S if kind == "distill" else None)
-    assert found.tokens == (1000 if kind == "distill" else HealOptions().tokens)
+    heal_options = HealOptions(kind="auto", tokens=1000)
+    result = settled(heal_options, tiny_loaded("llama"))
+    assert result.kind == kind
+    assert result.time_s == (USUAL_TIME_S if kind == "distill" else None)
+    assert result.tokens == (1000 if kind == "distill" else HealOptions().tokens)
 
 
 @pytest.mark.parametrize(("family", "tokens"), [("llama", 200_000), ("bert", 600_000)])
@@ -47,10 +47,12 @@ def test_a_training_has_the_tokens_of_its_models_kind(
 
 
 def test_what_auto_takes_next_is_asked_for_with_options_that_it_has() -> None:
-    asked = HealOptions(kind="auto", tokens=1000, replacements="linear", rank=4)
+    heal_options = HealOptions(kind="auto", tokens=1000, replacements="linear", rank=4)
     loaded = tiny_loaded("llama")
-    assert [each.kind for each in in_turn(replace(asked, kind="distill"), loaded)] == ["distill"]
-    _, folded, best = in_turn(asked, loaded)
+    assert [item.kind for item in in_turn(replace(heal_options, kind="distill"), loaded)] == [
+        "distill"
+    ]
+    _, folded, best = in_turn(heal_options, loaded)
     assert (folded.kind, folded.replacements, folded.rank) == ("fold", "linear", 16)
     assert (best.kind, best.replacements) == ("best", "none")
 

@@ -68,20 +68,20 @@ def healed(text: str, kind: Any, loaded: Any, **more: Any) -> Any:
 
 def cosine(texts: CalibrationText, whole: Any, cut: Any, within: Any) -> float:
     """Mean over texts, one at a time."""
-    found = []
+    result = []
     for ids, mask in zip(texts.input_ids, texts.mask, strict=True):
         given = torch.tensor(ids[mask])[None]
         with torch.no_grad():
             one = whole(given).last_hidden_state[0].double().mean(0)
             with within():
                 other = cut(given).last_hidden_state[0].double().mean(0)
-        found.append(float(torch.cosine_similarity(one, other, dim=0)))
-    return float(np.mean(found))
+        result.append(float(torch.cosine_similarity(one, other, dim=0)))
+    return float(np.mean(result))
 
 
 def divergence(texts: CalibrationText, whole: Any, cut: Any, within: Any) -> float:
     """Mean over texts, one at a time; of single logits over each two texts, by their difference."""
-    found, given = [], []
+    result, given = [], []
     for ids, mask in zip(texts.input_ids, texts.mask, strict=True):
         text = torch.tensor(ids[mask])[None]
         with torch.no_grad():
@@ -97,36 +97,36 @@ def divergence(texts: CalibrationText, whole: Any, cut: Any, within: Any) -> flo
         ]
     for one, other in given:
         p = one.log_softmax(0)
-        found.append(float((p.exp() * (p - other.log_softmax(0))).sum()))
-    return float(np.mean(found))
+        result.append(float((p.exp() * (p - other.log_softmax(0))).sum()))
+    return float(np.mean(result))
 
 
 @pytest.mark.parametrize("train", ["adapters", "all"])
 def test_a_training_brings_embeddings_back(text: str, train: Any) -> None:
     loaded = loaded_encoder()
     rate = {"adapters": 1e-2, "all": 1e-3}[train]
-    found = healed(
+    result = healed(
         text, "distill", loaded, train=train, tokens=4000, step_tokens=100, learning_rate=rate
     )
-    told = found.report.healing
-    assert told.texts == []
-    (own,) = told.embeddings
+    healing = result.report.healing
+    assert healing.texts == []
+    (own,) = healing.embeddings
     assert own.gain == pytest.approx(own.healed - own.dropped)
     assert own.healed > own.dropped + 0.25 * (1 - own.dropped)
-    assert told.training.loss == "embeddings"
-    assert min(each.held_out_loss for each in told.training.checks) < (
-        told.training.checks[0].held_out_loss
+    assert healing.training.loss == "embeddings"
+    assert min(check.held_out_loss for check in healing.training.checks) < (
+        healing.training.checks[0].held_out_loss
     )
     expected = {"cosine": own.healed, "similarity_correlation": own.healed_correlation}
-    assert found.plan.predicted == expected
+    assert result.plan.predicted == expected
     ids = [{part.ids_sha256 for part in parts} for parts in (
-        found.plan.fitted_on, found.plan.stopped_on, found.plan.judged_on)]  # fmt: skip
+        result.plan.fitted_on, result.plan.stopped_on, result.plan.judged_on)]  # fmt: skip
     assert len(set.union(*ids)) == 3
     judged = healing_texts(loaded, options(text, "distill", tokens=4000)).halves[1]
     whole = loaded_encoder().model
     bare = cosine(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
     assert own.dropped == pytest.approx(bare, abs=1e-5)  # float32
-    change_weights(loaded.model, found.weights)
+    change_weights(loaded.model, result.weights)
     after = cosine(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
     assert own.healed == pytest.approx(after, abs=1e-4)  # adapters are merged in float32
 
@@ -134,25 +134,25 @@ def test_a_training_brings_embeddings_back(text: str, train: Any) -> None:
 @pytest.mark.parametrize("classes", [3, 1])
 def test_a_training_brings_classes_back(text: str, classes: int) -> None:
     loaded = loaded_classifier(num_labels=classes)
-    found = healed(
+    result = healed(
         text, "distill", loaded, train="all", tokens=4000, step_tokens=100, learning_rate=1e-3
     )
-    told = found.report.healing
-    assert not told.texts
-    assert not told.embeddings
-    (own,) = told.classes
+    healing = result.report.healing
+    assert not healing.texts
+    assert not healing.embeddings
+    (own,) = healing.classes
     assert own.gain == pytest.approx(own.dropped_kl - own.healed_kl)
-    losses = [check.held_out_loss for check in told.training.checks]
+    losses = [check.held_out_loss for check in healing.training.checks]
     assert min(losses) < 0.75 * losses[0]
     if classes > 1:  # of a single logit the training's error is not only one of the order
         assert own.healed_kl < 0.75 * own.dropped_kl
-    assert told.training.loss == "classes"
-    assert found.plan.predicted == {"kl": own.healed_kl, "top1_agreement": own.healed_same}
+    assert healing.training.loss == "classes"
+    assert result.plan.predicted == {"kl": own.healed_kl, "top1_agreement": own.healed_same}
     judged = healing_texts(loaded, options(text, "distill", tokens=4000)).halves[1]
     whole = loaded_classifier(num_labels=classes).model
     bare = divergence(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
     assert own.dropped_kl == pytest.approx(bare, abs=1e-5)  # float32
-    change_weights(loaded.model, found.weights)
+    change_weights(loaded.model, result.weights)
     after = divergence(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
     assert own.healed_kl == pytest.approx(after, abs=1e-4)  # adapters are merged in float32
 
@@ -170,10 +170,10 @@ def test_a_reranker_s_texts_are_measured_two_at_a_time_at_least() -> None:
 
 
 def test_the_best_replacements_are_those_of_the_classes(text: str) -> None:
-    told = healed(text, "best", loaded_classifier()).report.healing
-    (own,) = told.classes
+    healing = healed(text, "best", loaded_classifier()).report.healing
+    (own,) = healing.classes
     assert own.healed_kl < own.dropped_kl
-    kl, same = healing_grid(told).rows
+    kl, same = healing_grid(healing).rows
     assert float(kl[4]) == pytest.approx(own.healed_kl, rel=0.01)  # three digits
     assert same[2] == "100 %"
 
@@ -185,10 +185,10 @@ def test_the_loss_of_classes_is_their_divergence_and_of_a_single_logit_its_error
     p = teacher.log_softmax(-1)
     kl = (p.exp() * (p - student.log_softmax(-1))).sum(-1)
     assert float(class_loss(student, teacher, mask)) == pytest.approx(float(kl.mean()), abs=1e-6)
-    by_token = [each.expand(2, 2, 3).clone() for each in (student, teacher)]
+    by_token = [item.expand(2, 2, 3).clone() for item in (student, teacher)]
     by_token[0][1, 1] = 100.0  # padding
-    found = float(class_loss(*by_token, mask))  # both texts have the rows as tokens
-    assert found == pytest.approx(float(2 * kl[0] + kl[1]) / 3, abs=1e-6)
+    result = float(class_loss(*by_token, mask))  # both texts have the rows as tokens
+    assert result == pytest.approx(float(2 * kl[0] + kl[1]) / 3, abs=1e-6)
     one, other = student[:, :1], teacher[:, :1]
     error = float(((one - other) ** 2).mean() / 2)
     assert float(class_loss(one, other, mask)) == pytest.approx(error, abs=1e-6)
@@ -210,21 +210,21 @@ def test_the_loss_of_separate_labels_is_the_divergence_of_each() -> None:
     student, teacher = torch.randn(2, 2, 3).unbind()
     p, q = teacher.sigmoid(), student.sigmoid()
     kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    found = float(class_loss(student, teacher, mask, separate=True))
-    assert found == pytest.approx(float(kl.mean()), abs=1e-6)
+    result = float(class_loss(student, teacher, mask, separate=True))
+    assert result == pytest.approx(float(kl.mean()), abs=1e-6)
 
 
 def test_the_best_replacements_are_those_of_the_embeddings(text: str) -> None:
     loaded = loaded_encoder()
-    found = healed(text, "best", loaded)
-    (own,) = found.report.healing.embeddings
+    result = healed(text, "best", loaded)
+    (own,) = result.report.healing.embeddings
     assert own.healed > own.dropped
     judged = healing_texts(loaded, options(text, "best")).halves[1]
     after = cosine(
         judged,
         loaded_encoder().model,
         loaded.model,
-        lambda: branches_replaced(loaded.model, found.branch_replacements),
+        lambda: branches_replaced(loaded.model, result.branch_replacements),
     )
     assert own.healed == pytest.approx(after, abs=1e-5)  # float32
 
@@ -251,7 +251,7 @@ def test_a_reranker_s_nearness_does_not_hang_on_the_size_of_its_logits(scale: fl
     lessons = Lesson.of(CalibrationText.unpadded(ids, "made", "0"), 3)
     student = Student(loaded.model, {SublayerRef(0, "attention"): NOTHING}, "all", None)
     teacher = Teacher(student, keeps=True)
-    whole = torch.cat([teacher.answers(each)[0] for each in lessons])[:, 0].double()
+    whole = torch.cat([teacher.answers(lesson)[0] for lesson in lessons])[:, 0].double()
     expected = 0.05 * float(whole.var(correction=0))
     assert teacher.nearness(expected, lessons) == pytest.approx(0.05, rel=1e-3)
     student.close()

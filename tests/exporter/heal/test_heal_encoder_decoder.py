@@ -44,21 +44,25 @@ def test_a_healed_cut_answers_nearer_to_the_whole_model_than_a_bare_one(family: 
     loaded = made_loaded(family)
     plan = plan_of((1, "mlp"), (2, "attention"), (3, "cross_attention"))
     healed = heal_stacks(loaded, plan, noise(loaded, "calibration", 30), HealOptions(kind="best"))
-    (told,) = healed.report.healing.texts
-    assert (told.role, told.text.samples) == ("calibration", 6)
+    (result,) = healed.report.healing.texts
+    assert (result.role, result.text.samples) == ("calibration", 6)
     assert [part.samples for part in healed.plan.fitted_on] == [24]
     meter: Any = meter_here(loaded, noise(loaded, "evaluation", 8))
-    found = healed.branch_replacements
-    bare, better = (meter.measure(cut).kl for cut in (dict.fromkeys(found, NOTHING), found))
+    branch_replacements = healed.branch_replacements
+    bare, better = (
+        meter.measure(cut).kl
+        for cut in (dict.fromkeys(branch_replacements, NOTHING), branch_replacements)
+    )
     assert better < bare
-    assert told.healed.kl < told.dropped.kl == pytest.approx(bare, rel=0.5)
+    assert result.healed.kl < result.dropped.kl == pytest.approx(bare, rel=0.5)
 
 
 def test_a_block_of_the_decoder_is_healed_in_three_places() -> None:
     loaded = made_loaded("bart")
     text, options = noise(loaded, "calibration", 5), HealOptions(kind="bias")
     healed = heal_stacks(loaded, plan_of((0, "block"), (2, "block")), text, options)
-    assert [(each.layer, each.kind, each.replacement) for each in healed.plan.deletions] == [
+    deletions = healed.plan.deletions
+    assert [(one.layer, one.kind, one.replacement) for one in deletions] == [
         (0, "attention", "bias"), (0, "mlp", "bias"),
         (2, "attention", "bias"), (2, "cross_attention", "bias"), (2, "mlp", "bias"),
     ]  # fmt: skip

@@ -63,10 +63,10 @@ def test_a_cut_is_measured_by_its_classes(model_type: str) -> None:
     loaded = classifier(model_type)
     text = calibration_text(loaded, samples=6)
     cuts: list[Any] = [{(0, "attention"): NOTHING}, {(1, "mlp"): NOTHING, (2, "mlp"): NOTHING}]
-    found = meter_here(loaded, text, 4).measure_many({}, cuts)
+    many = meter_here(loaded, text, 4).measure_many({}, cuts)
     whole = logits(loaded, text)
-    assert found[0].kl == pytest.approx(0, abs=1e-9)  # type: ignore[union-attr]
-    for cut, damage in zip(cuts, found[1:], strict=True):
+    assert many[0].kl == pytest.approx(0, abs=1e-9)  # type: ignore[union-attr]
+    for cut, damage in zip(cuts, many[1:], strict=True):
         with skipped(loaded.model, cut):
             other = logits(loaded, text)
         assert damage.kl == pytest.approx(divergence(whole, other), rel=1e-3)  # type: ignore[union-attr]
@@ -85,8 +85,8 @@ def test_healing_is_measured_on_the_model_that_it_makes(how: dict[str, Any]) -> 
     loaded = classifier()
     options = HealOptions(samples=16, sequence_length=5, calibration=("random",), **how)
     healed = heal(loaded, PLAN, options)
-    [told] = healed.report.healing.classes
-    assert "noise" in told.text.source
+    [result] = healed.report.healing.classes
+    assert "noise" in result.text.source
     texts = healing_texts(loaded, options)
     text = texts.halves[1] if how["kind"] != "linear" else texts.held_out
     whole = logits(loaded, text)
@@ -95,9 +95,9 @@ def test_healing_is_measured_on_the_model_that_it_makes(how: dict[str, Any]) -> 
     change_weights(loaded.model, healed.weights)
     with branches_replaced(loaded.model, healed.branch_replacements):
         other = logits(loaded, text)
-    assert told.dropped_kl == pytest.approx(divergence(whole, dropped), rel=1e-3)
-    assert told.healed_kl == pytest.approx(divergence(whole, other), rel=1e-3)
-    assert told.healed_kl < told.dropped_kl
+    assert result.dropped_kl == pytest.approx(divergence(whole, dropped), rel=1e-3)
+    assert result.healed_kl == pytest.approx(divergence(whole, other), rel=1e-3)
+    assert result.healed_kl < result.dropped_kl
 
 
 @pytest.mark.parametrize(("chosen", "again"), [(12, False), (16, True)])

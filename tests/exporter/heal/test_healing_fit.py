@@ -38,7 +38,7 @@ def read_and_given(loaded: Any, samples: Any, name: Any) -> tuple[Any, Any]:
     shape = samples.input_ids.shape
     with observing([part], shape, lambda _p, x, y: kept.extend((x, y))), torch.no_grad():
         loaded.model(torch.from_numpy(samples.input_ids))
-    x, y = (each.double().numpy()[samples.mask] for each in kept)
+    x, y = (item.double().numpy()[samples.mask] for item in kept)
     return x, y
 
 

@@ -42,8 +42,8 @@ def words_of(words: Sequence[str], count: int, seed: int) -> list[str]:
     """A text in which two words foretell the next, nearly always."""
     source, numbers = random.Random(seed), [0, 1]
     while len(numbers) < count:
-        told = (numbers[-1] * 3 + numbers[-2] + 1) % len(words)
-        numbers.append(told if source.random() < 0.9 else source.randrange(len(words)))
+        result = (numbers[-1] * 3 + numbers[-2] + 1) % len(words)
+        numbers.append(result if source.random() < 0.9 else source.randrange(len(words)))
     return [words[number] for number in numbers]
 
 
@@ -109,20 +109,20 @@ def test_healing_takes_back_what_dropping_cost(
     loaded: Any, texts: tuple[str, str], kind: Any
 ) -> None:
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    found = healed(loaded, texts, kind=kind)
+    result = healed(loaded, texts, kind=kind)
     assert all(tensor.equal(before[name]) for name, tensor in loaded.model.state_dict().items())
     assert not any(module._forward_hooks for module in loaded.model.modules())
-    own, other = found.report.healing.texts
+    own, other = result.report.healing.texts
     assert (own.role, other.role) == ("calibration", "other")
     assert own.gain > 0
     assert own.healed.kl < own.dropped.kl
     assert own.gain == pytest.approx(
         own.dropped.log_perplexity_increase - own.healed.log_perplexity_increase, abs=1e-9
     )
-    kinds = {deletion.replacement for deletion in found.plan.deletions}
+    kinds = {deletion.replacement for deletion in result.plan.deletions}
     assert kinds == {kind} or kind == "best"
-    assert [(d.kind, d.layer) for d in found.plan.deletions] == [(d.kind, d.layer) for d in PLAN]
-    assert found.plan.predicted["kl"] == own.healed.kl
+    assert [(d.kind, d.layer) for d in result.plan.deletions] == [(d.kind, d.layer) for d in PLAN]
+    assert result.plan.predicted["kl"] == own.healed.kl
 
 
 def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) -> None:
@@ -130,7 +130,7 @@ def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) 
     from exporter.heal.texts import healing_texts
     from exporter.models.ablation.meter import DamageMeter
 
-    found = healed(loaded, texts)
+    result = healed(loaded, texts)
     options = HealOptions(calibration=texts[:1], check_text=texts[1], **SHORT)  # type: ignore[arg-type]
     samples = healing_texts(loaded, options)
     fitted, held_out = samples.fitting.input_ids, samples.held_out.input_ids
@@ -138,8 +138,8 @@ def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) 
     assert 4 <= len(held_out) <= 5  # documents stay whole
     assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
     meter = DamageMeter(loaded.model, held_out, samples.held_out.mask)
-    again = meter.measure(found.branch_replacements)
-    assert found.report.healing.texts[0].healed.kl == pytest.approx(again.kl, rel=1e-6)
+    again = meter.measure(result.branch_replacements)
+    assert result.report.healing.texts[0].healed.kl == pytest.approx(again.kl, rel=1e-6)
 
 
 def test_domains_that_share_nothing_are_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
@@ -161,28 +161,29 @@ def test_both_halves_of_what_is_held_out_are_mixtures(loaded: Any, texts: tuple[
     more = [write_text(Path(texts[0]).with_name(f"{n}.txt"), WORDS[6:10], seed=n) for n in range(3)]
     for calibration in (texts, (*texts, *more)):
         options = HealOptions(calibration=calibration, check_text="pydoc", **SHORT)  # type: ignore[arg-type]
-        found = healing_texts(loaded, options)
-        samples = [text.input_ids.tolist() for text in found.held]
-        for half in found.halves:
+        result = healing_texts(loaded, options)
+        samples = [text.input_ids.tolist() for text in result.held]
+        for half in result.halves:
             rows = half.input_ids.tolist()
             both = [(sum(row in rows for row in text), len(text)) for text in samples]
             assert all(0 < number < whole for number, whole in both)
         # Of every fifth sample, on which ridges are judged, too.
-        chosen = found.fitting.input_ids[held_out_tokens(found.fitting.mask, 0.2).any(1)]
-        domains = {bool(np.isin(row, found.held[0].input_ids).all()) for row in chosen}
+        chosen = result.fitting.input_ids[held_out_tokens(result.fitting.mask, 0.2).any(1)]
+        domains = {bool(np.isin(row, result.held[0].input_ids).all()) for row in chosen}
         assert domains == {True, False}
 
 
 def test_a_sample_that_serves_both_ends_is_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
     short = write_text(Path(texts[0]).with_name("two.txt"), FIRST, count=40)
-    found = {
+    warnings = {
         kind: healed(loaded, (short, texts[1]), kind=kind).report.healing.warnings
         for kind in ("best", "linear")
     }
-    told = [
-        any("chosen and measured on the same one" in one for one in found[kind]) for kind in found
+    result = [
+        any("chosen and measured on the same one" in one for one in warnings[kind])
+        for kind in warnings
     ]
-    assert told == [True, False]
+    assert result == [True, False]
 
 
 def chosen_part(loaded: Any, source: str, samples: int, length: int = 16) -> CalibrationRef:
@@ -206,24 +207,24 @@ def test_what_has_chosen_judges_nothing_and_is_fitted_on_only_where_the_text_is_
     long = write_text(Path(texts[0]).with_name("long.txt"), FIRST, count=4000)
     options = HealOptions(calibration=(long,), check_text=texts[1], **SHORT)  # type: ignore[arg-type]
     part = chosen_part(loaded, long, samples, length)
-    found = healing_texts(loaded, options, chosen_on=[part])
+    result = healing_texts(loaded, options, chosen_on=[part])
     source = read_texts(long, part="calibration")
     chosen = source.units(length).keys(part.spans)
 
     def shared(text: Any) -> bool:
         units = source.units(16)
-        keys = [keys_of(each) for number in set(text.documents) for each in units.parts[number]]
+        keys = [keys_of(item) for number in set(text.documents) for item in units.parts[number]]
         return bool(frozenset().union(*keys) & chosen)
 
-    assert [*found.again] == [long] * again
-    assert found.chose == ()
-    assert len(found.fitting.input_ids) >= 8
-    assert len(found.held_out.input_ids) >= 3
-    assert not shared(found.held_out)
-    assert not set(found.fitting.documents) & set(found.held_out.documents)
+    assert [*result.again] == [long] * again
+    assert result.chose == ()
+    assert len(result.fitting.input_ids) >= 8
+    assert len(result.held_out.input_ids) >= 3
+    assert not shared(result.held_out)
+    assert not set(result.fitting.documents) & set(result.held_out.documents)
     if length == 16:
-        assert shared(found.fitting) is again
-    first, second = (set(half.documents) for half in found.halves)
+        assert shared(result.fitting) is again
+    first, second = (set(half.documents) for half in result.halves)
     assert again or not first & second
 
 
@@ -232,8 +233,8 @@ def test_what_has_chosen_leaves_other_texts_alone(loaded: Any, texts: tuple[str,
 
     part = chosen_part(loaded, texts[0], 13)
     options = HealOptions(calibration=texts, check_text="pydoc", **SHORT)  # type: ignore[arg-type]
-    found = [healing_texts(loaded, options, chosen_on=each) for each in ([part], [])]
-    (first, second), (whole, other) = ([text.input_ids for text in each.held] for each in found)
+    result = [healing_texts(loaded, options, chosen_on=item) for item in ([part], [])]
+    (first, second), (whole, other) = ([text.input_ids for text in item.held] for item in result)
     assert not np.array_equal(first, whole)
     assert np.array_equal(second, other)
 
@@ -249,8 +250,8 @@ def test_text_that_the_model_samples_is_another_than_what_has_chosen(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     part = calibration_text(loaded, "self", samples=2, sequence_length=16, seed=seed).part
     options = HealOptions(calibration=("self",), check_text=texts[0], **SHORT)  # type: ignore[arg-type]
-    found = healing_texts(loaded, options, chosen_on=[part])
-    assert seed_of(found.fitting.ref.source) == expected
+    result = healing_texts(loaded, options, chosen_on=[part])
+    assert seed_of(result.fitting.ref.source) == expected
 
 
 def test_a_text_that_is_too_short_for_four_parts_is_told_of(
@@ -259,16 +260,16 @@ def test_a_text_that_is_too_short_for_four_parts_is_told_of(
     from exporter.heal.healed import heal
 
     short = write_text(Path(texts[0]).with_name("short.txt"), FIRST, count=16 * 20, seed=7)
-    told = {}
+    result = {}
     for source, samples in ((short, 12), (short, 13), (texts[0], 13), (texts[1], 13)):
         options = HealOptions(calibration=(source,), check_text="pydoc", **SHORT)  # type: ignore[arg-type]
         chosen = chosen_part(loaded, source if source != texts[1] else short, samples)
-        found = heal(loaded, PruningPlan(deletions=PLAN, chosen_on=[chosen]), options)
-        parts = [ref.ids_sha256 for refs in found.plan.roles.values() for ref in refs]
+        outcome = heal(loaded, PruningPlan(deletions=PLAN, chosen_on=[chosen]), options)
+        parts = [ref.ids_sha256 for refs in outcome.plan.roles.values() for ref in refs]
         assert (len(set(parts)) == len(parts)) == ((source, samples) != (short, 12))
-        told[source, samples] = found.plan.predicted_on
-        assert found.report.healing.warnings or source != short
-    assert told == {
+        result[source, samples] = outcome.plan.predicted_on
+        assert outcome.report.healing.warnings or source != short
+    assert result == {
         (short, 12): "unseen",
         (short, 13): "searched",
         (texts[0], 13): "unseen",
@@ -302,9 +303,9 @@ def test_what_can_not_be_trained_costs_no_text(
 
 
 def test_a_block_becomes_its_two_sublayers(loaded: Any, texts: tuple[str, str]) -> None:
-    found = healed(loaded, texts, plan=planned(("block", 1, "none")))
-    told = [(d.kind, d.layer, d.replacement) for d in found.plan.deletions]
-    assert told == [("attention", 1, "linear"), ("mlp", 1, "linear")]
+    outcome = healed(loaded, texts, plan=planned(("block", 1, "none")))
+    result = [(d.kind, d.layer, d.replacement) for d in outcome.plan.deletions]
+    assert result == [("attention", 1, "linear"), ("mlp", 1, "linear")]
 
 
 def run(*arguments: Any) -> int:
@@ -328,17 +329,17 @@ def test_the_command_writes_plan_numbers_and_report(
     assert run(*command(checkpoint, plan, output, texts), "--heal", "bias") == 0
     names = {path.name for path in output.parent.iterdir()}
     assert names == {"healed.json", "healed.safetensors", "healed.report.json"}
-    found = read_replacements(read_plan(output), output)
-    assert found is not None
-    assert len(found.tensors) == 3
+    replacements = read_replacements(read_plan(output), output)
+    assert replacements is not None
+    assert len(replacements.tensors) == 3
     report = HealingReport.read(output.parent / "healed.report.json")
     assert report.made_from["plan"] == sha256_file(plan)
-    told = "".join(capfd.readouterr())
-    assert "perplexity" in told
-    assert tells(told, 3)
-    assert "bias" in told
+    text = "".join(capfd.readouterr())
+    assert "perplexity" in text
+    assert tells(text, 3)
+    assert "bias" in text
     (warning,) = report.healing.warnings
-    assert told.count(warning) == 1
+    assert text.count(warning) == 1
     assert run(*command(checkpoint, plan, output, texts), "--heal", "bias", "--quiet") == 0
     assert capfd.readouterr().out.count(warning) == 1
     assert (output.parent / "healed.safetensors").stat().st_mode & 0o077 == (
@@ -497,8 +498,8 @@ def test_a_fold_that_gains_nothing_ends_only_what_asked_for_it_alone(
         with raises(HealingError, "folding-gained-nothing"):
             healed(loaded, texts, kind="fold")
     else:
-        found = healed(loaded, texts, kind="fold", replacements=replacements)
-        assert found.report.healing.asked == "best"
+        result = healed(loaded, texts, kind="fold", replacements=replacements)
+        assert result.report.healing.asked == "best"
 
 
 @pytest.mark.parametrize(
@@ -515,13 +516,13 @@ def test_replacements_are_those_that_a_runtime_holds(
 ) -> None:
     from exporter.artifacts.servers import SERVERS, refuse_unheld
 
-    found = healed(loaded, texts, kind=kind, server=server)
-    deletions = found.plan.deletions
-    assert {each.replacement for each in deletions} <= wanted
+    result = healed(loaded, texts, kind=kind, server=server)
+    deletions = result.plan.deletions
+    assert {deletion.replacement for deletion in deletions} <= wanted
     refuse_unheld([server], deletions)
-    maps = [each for each in found.branch_replacements.values() if each.maps]
+    maps = [replacement for replacement in result.branch_replacements.values() if replacement.maps]
     free = not SERVERS[server].intercept
-    assert all(free == (not each.bias.any()) for each in maps if each.bias is not None)
+    assert all(free == (not item.bias.any()) for item in maps if item.bias is not None)
 
 
 @pytest.mark.parametrize(

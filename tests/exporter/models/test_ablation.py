@@ -70,8 +70,8 @@ def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
         {(1, "attention"): kinds["linear"], (2, "mlp"): kinds["none"]},
     ]
     cuts = [{**first, **extension} for extension in extensions]
-    found = meter.measure_many(first, cuts)
-    for damage, cut in zip(found, [first, *cuts], strict=True):
+    many = meter.measure_many(first, cuts)
+    for damage, cut in zip(many, [first, *cuts], strict=True):
         expected = _kl(model, cut)
         # float32 sums over the vocabulary, in another order.
         assert damage.kl == pytest.approx(expected, abs=1e-5 * max(1, expected))

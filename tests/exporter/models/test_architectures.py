@@ -92,8 +92,8 @@ def test_an_unknown_type_with_a_known_layout_is_recognised(model_type: str) -> N
     model = tiny_model(model_type)
     expected = layer_modules(model)
     model.config.model_type = "new_kid"
-    found = layer_modules(model)
-    assert [(f.attention, f.mlp, f.form) for f in found] == [
+    modules = layer_modules(model)
+    assert [(f.attention, f.mlp, f.form) for f in modules] == [
         (e.attention, e.mlp, e.form) for e in expected
     ]
 

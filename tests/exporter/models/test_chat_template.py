@@ -54,10 +54,10 @@ def prompt(template: str, **more: Any) -> str:
     ],
 )
 def test_a_template_is_found_with_its_tokens(tmp_path: Path, files: dict[str, Any]) -> None:
-    found = beside(tmp_path, files)
-    assert found is not None
+    result = beside(tmp_path, files)
+    assert result is not None
     turns = ["<s><|user|>hi<|assistant|>", "<s><|user|>ho<|assistant|>"]
-    assert found.prompts(["hi", "ho"]) == turns
+    assert result.prompts(["hi", "ho"]) == turns
 
 
 @pytest.mark.parametrize(

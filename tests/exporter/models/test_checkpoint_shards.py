@@ -74,7 +74,7 @@ def test_reading_ends_between_pieces_once_it_is_told_to(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class AfterOne(threading.Event):
-        asked = 0
+        result = 0
 
         def is_set(self) -> bool:
             self.asked += 1

@@ -32,12 +32,12 @@ def _items(number: int = 6) -> list[ChoiceItem]:
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw.integers(3, 60, draw.integers(low, high)).tolist())
 
-    found = []
+    choice_items = []
     for at in range(number):
         context = ids(2, 10)
         rows = tuple(ChoiceRow(context, ids(1, 4)) for _ in range(2 + at % 3))
-        found.append(ChoiceItem(rows, int(draw.integers(len(rows)))))
-    return found
+        choice_items.append(ChoiceItem(rows, int(draw.integers(len(rows)))))
+    return choice_items
 
 
 def _alone(model: Any, row: ChoiceRow, cut: Any) -> float:
@@ -49,11 +49,11 @@ def _alone(model: Any, row: ChoiceRow, cut: Any) -> float:
 
 
 def _log_probabilities(model: Any, items: list[ChoiceItem], cut: Any) -> list[Any]:
-    found = []
+    results = []
     for item in items:
         sums = torch.tensor([_alone(model, row, cut) for row in item.rows], dtype=torch.double)
-        found.append(sums.log_softmax(-1))
-    return found
+        results.append(sums.log_softmax(-1))
+    return results
 
 
 @pytest.mark.parametrize("run_tokens", [1, 60, 10_000])
@@ -66,9 +66,9 @@ def test_the_damage_is_that_to_the_odds_of_the_right_answer(
     gold = [item.gold for item in items]
     whole, *_ = tables = [_log_probabilities(model, items, cut) for cut in CUTS]
     hooks = hook_count(model)
-    found = ChoiceMeter(model, items).measure_many(CUTS[0], CUTS[1:])
+    many = ChoiceMeter(model, items).measure_many(CUTS[0], CUTS[1:])
     assert hook_count(model) == hooks
-    for damage, table in zip(found, tables, strict=True):
+    for damage, table in zip(many, tables, strict=True):
         expected = [float(w[g] - t[g]) for w, t, g in zip(whole, table, gold, strict=True)]
         lost = damage.nll_sums - damage.baseline_nll_sums
         np.testing.assert_allclose(lost, expected, atol=2e-5)
@@ -77,21 +77,21 @@ def test_the_damage_is_that_to_the_odds_of_the_right_answer(
         alike = [bool(w.argmax() == t.argmax()) for w, t in zip(whole, table, strict=True)]
         assert damage.agreements.tolist() == alike
         assert damage.positions.tolist() == [1.0] * len(items)
-    assert found[1].log_perplexity_increase == pytest.approx(
+    assert many[1].log_perplexity_increase == pytest.approx(
         float(np.mean([w[g] - t[g] for w, t, g in zip(whole, tables[1], gold, strict=True)])),
         abs=2e-5,
     )
-    assert abs(found[1].log_perplexity_increase) > 1e-3
-    assert abs(found[0].log_perplexity_increase) < 1e-6
+    assert abs(many[1].log_perplexity_increase) > 1e-3
+    assert abs(many[0].log_perplexity_increase) < 1e-6
 
 
 def test_log_likelihoods_are_those_of_each_answer_alone() -> None:
     model, items = tiny_model("llama"), _items()
     for cut in CUTS:
-        found = ChoiceMeter(model, items).log_likelihoods(cut)
+        result = ChoiceMeter(model, items).log_likelihoods(cut)
         expected = [[_alone(model, row, cut) for row in item.rows] for item in items]
-        assert [len(values) for values in found] == [len(item.rows) for item in items]
-        np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=5e-5)
+        assert [len(values) for values in result] == [len(item.rows) for item in items]
+        np.testing.assert_allclose(np.concatenate(result), np.concatenate(expected), atol=5e-5)
 
 
 def test_answers_of_one_token_after_one_context_share_a_row() -> None:

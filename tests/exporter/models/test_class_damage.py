@@ -40,21 +40,21 @@ def _rows(logits: list[Any], head: str, kind: str | None) -> list[Any]:
     if head == "TokenClassification":
         return logits
     if kind == MULTI_LABEL:
-        return [torch.stack([0 * each, each], -1) for each in logits]
+        return [torch.stack([0 * logit, logit], -1) for logit in logits]
     if len(logits[0]) > 1:
-        return [each[None] for each in logits]
+        return [logit[None] for logit in logits]
     pairs = [logits[0] - logits[1], logits[2] - logits[3], logits[4]]  # in batches of two
-    rows = [torch.cat([0 * each, each])[None] for each in pairs]
+    rows = [torch.cat([0 * pair, pair])[None] for pair in pairs]
     return [rows[0], rows[0][:0], rows[1], rows[1][:0], rows[2]]
 
 
-def _expected(model: Any, cut: Any, told: Any) -> tuple[list[float], list[float]]:
+def _expected(model: Any, cut: Any, value: Any) -> tuple[list[float], list[float]]:
     """KL divergence and agreement, summed over each text's rows."""
-    whole = _rows(_logits(model), *told)
+    whole = _rows(_logits(model), *value)
     with branches_replaced(model, cut):
-        other = _rows(_logits(model), *told)
+        other = _rows(_logits(model), *value)
     pairs = [
-        (one.log_softmax(-1), each.log_softmax(-1)) for one, each in zip(whole, other, strict=True)
+        (one.log_softmax(-1), item.log_softmax(-1)) for one, item in zip(whole, other, strict=True)
     ]
     kls = [float((p.exp() * (p - q)).sum()) for p, q in pairs]
     return kls, [float((p.argmax(-1) == q.argmax(-1)).sum()) for p, q in pairs]
@@ -93,7 +93,7 @@ def test_the_divergences_are_those_of_texts_alone(
         assert damage.kl_sums.tolist() == pytest.approx(kls, abs=1e-5)  # float32, padded in batches
         assert damage.agreements.tolist() == same
         assert damage.distance == damage.kl > 1e-5
-    rows = [len(each) for each in _rows(_logits(model), head, kind)]
+    rows = [len(row) for row in _rows(_logits(model), head, kind)]
     assert damage.positions.tolist() == rows
     assert model.config.pad_token_id == padding
 
@@ -129,12 +129,12 @@ def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
     model = tiny_model("bert", head="SequenceClassification", num_labels=1)
     texts = (_IDS[:4], _MASK[:4])
     types = np.zeros_like(_IDS[:4]) if told else None
-    whole, found = (
+    whole, result = (
         meter_of(model, *texts, batch_size=size, types=types).measure(_CUT)
         for size in (4, batch_size)
     )
-    assert vars(found)["positions"].tolist() == [1, 0, 1, 0]
-    assert found.distance == pytest.approx(whole.distance, rel=1e-5)
+    assert vars(result)["positions"].tolist() == [1, 0, 1, 0]
+    assert result.distance == pytest.approx(whole.distance, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,6 @@ def test_what_is_measured_goes_by_the_model_and_is_read_again(
     assert judged_by(model) == judged
     damage = meter_of(model, _IDS, _MASK).measure(_CUT)
     assert type(damage) is kind
-    again = damage_of_numbers({name: each.tolist() for name, each in vars(damage).items()})
+    again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
     assert type(again) is kind
     assert again.distance == damage.distance

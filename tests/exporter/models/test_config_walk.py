@@ -40,9 +40,9 @@ PATH = Path("config.json")
     ids=lambda content: next(iter(content)),
 )
 def test_dangerous_entries_are_found_at_any_depth(content: dict[str, Any]) -> None:
-    for found in (content, {"a": content}, {"a": [0, {"b": [content]}]}):
+    for item in (content, {"a": content}, {"a": [0, {"b": [content]}]}):
         with pytest.raises(UnsafeModelError):
-            config_walk.refuse_dangerous_entries(found, PATH)
+            config_walk.refuse_dangerous_entries(item, PATH)
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def test_what_a_generation_config_says_is_done_as_transformers_does_it(name: str
     plain, same = answers({})
     assert plain == same
     assert len({*plain[0]}) > 4
-    told = CASES[name](plain[0])
-    ours, theirs = answers(told)
+    result = CASES[name](plain[0])
+    ours, theirs = answers(result)
     assert ours == theirs
-    ends = {"eos_token_id": told.get("eos_token_id", END)}
+    ends = {"eos_token_id": result.get("eos_token_id", END)}
     assert ours != answers(ends)[0], "the setting changes nothing here, so nothing is shown"
 
 
@@ -79,14 +79,14 @@ def answers(told: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
     ids = torch.randint(6, 64, (6, 7), generator=torch.Generator().manual_seed(3))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     reader = PairReader.of(loaded)
-    ours = _own_targets(loaded, reader, {name: each.numpy() for name, each in given.items()})
+    ours = _own_targets(loaded, reader, {name: value.numpy() for name, value in given.items()})
     theirs = model.generate(**given, do_sample=False, num_beams=1)
     return ours.tolist(), theirs.tolist()
 
 
 def test_what_greedy_answers_do_not_heed_is_named() -> None:
-    told = {"num_beams": 4, "do_sample": False, "encoder_no_repeat_ngram_size": 3}
-    assert DecodingRules.of({}, BEGIN | told).ignored == (
+    result = {"num_beams": 4, "do_sample": False, "encoder_no_repeat_ngram_size": 3}
+    assert DecodingRules.of({}, BEGIN | result).ignored == (
         "num_beams 4", "encoder_no_repeat_ngram_size 3",
     )  # fmt: skip
     assert DecodingRules.of({}, BEGIN | {"num_beams": 1, "do_sample": None}).ignored == ()
@@ -104,8 +104,8 @@ def test_a_word_that_ends_a_target_is_not_forbidden() -> None:
 
 
 def test_tokens_beyond_the_vocabulary_are_no_matter() -> None:
-    told = {"bad_words_ids": [[99]], "suppress_tokens": [99], "repetition_penalty": 2.0}
-    rules = DecodingRules.of({}, BEGIN | told)
+    result = {"bad_words_ids": [[99]], "suppress_tokens": [99], "repetition_penalty": 2.0}
+    rules = DecodingRules.of({}, BEGIN | result)
 
     def step(state: int, tokens: Any) -> tuple[Any, int]:
         return np.eye(6, dtype=np.float32)[[4]], state
@@ -180,7 +180,7 @@ def translator(kind: str, told: dict[str, Any], **languages: str) -> Any:
     if kind == "NllbTokenizer":
         words = {word: number for number, word in enumerate(WORDS)}
     tokenizer = getattr(transformers, kind)(vocab=words, **languages)
-    config = {name: tokenizer.convert_tokens_to_ids(each) for name, each in told.items()}
+    config = {name: tokenizer.convert_tokens_to_ids(value) for name, value in told.items()}
     rules = DecodingRules.of({}, {"decoder_start_token_id": 2, "eos_token_id": 2} | config)
     return PairReader("m", Path("m"), {}, rules, tokenizer)
 

@@ -37,15 +37,15 @@ _ENCODERS = ("bert", "roberta", "electra", "mpnet", "distilbert", "modernbert", 
 
 def _cosines(model: Any, cut: Any, pool: Any = lambda states: states.mean(0)) -> list[float]:
     """Text by text, without padding and with nothing reused."""
-    found = []
+    values = []
     for ids, mask in zip(_IDS, _MASK, strict=True):
         given = torch.tensor(ids[mask])[None]
         with torch.no_grad():
             whole = pool(model.base_model(given).last_hidden_state[0].double())
             with branches_replaced(model, cut):
                 other = pool(model.base_model(given).last_hidden_state[0].double())
-        found.append(float(torch.cosine_similarity(whole, other, dim=0)))
-    return found
+        values.append(float(torch.cosine_similarity(whole, other, dim=0)))
+    return values
 
 
 @pytest.mark.parametrize("model_type", _ENCODERS)
@@ -59,8 +59,8 @@ def test_the_cosines_are_those_of_texts_alone(model_type: str) -> None:
         {**first, (2, "attention"): bias},
         {(2, "mlp"): NOTHING},
     ]
-    found = meter.measure_many(first, others)
-    for damage, cut in zip(found, [first, *others], strict=True):
+    many = meter.measure_many(first, others)
+    for damage, cut in zip(many, [first, *others], strict=True):
         # float32, padded in batches against alone
         assert damage.cosines.tolist() == pytest.approx(_cosines(model, cut), abs=1e-5)
         assert damage.cosine < 0.9999
@@ -72,35 +72,35 @@ def test_texts_of_one_document_keep_the_means_and_widen_their_errors(sizes: Any)
     rng, documents = np.random.default_rng(0), np.repeat(np.arange(4), sizes)
     cosines = 0.9 + 0.02 * rng.normal(size=4)[documents] + 0.002 * rng.normal(size=16)
     alone = EmbeddingDamage(cosines, rng.uniform(1, 2, (16, 6)), np.ones(16))
-    found = alone.by_document(np.repeat(documents, 2))  # two inputs a text
-    assert len(found.cosines) == 4
-    assert found.cosine == pytest.approx(alone.cosine)
-    assert found.correlation == pytest.approx(alone.correlation)
+    result = alone.by_document(np.repeat(documents, 2))  # two inputs a text
+    assert len(result.cosines) == 4
+    assert result.cosine == pytest.approx(alone.cosine)
+    assert result.correlation == pytest.approx(alone.correlation)
     expected = ratio_std_error(cosines, np.ones(16), documents)
-    assert found.cosine_std_error == pytest.approx(expected)
+    assert result.cosine_std_error == pytest.approx(expected)
     expected = ratio_std_error(alone.correlations, np.ones(16), documents)
-    assert found.correlation_std_error == pytest.approx(expected)
+    assert result.correlation_std_error == pytest.approx(expected)
 
 
 def _states(model: Any, cut: Any) -> Any:
     """Each text's embedding of length 1, ``[texts, hidden]``."""
-    found = []
+    result = []
     for ids, mask in zip(_IDS, _MASK, strict=True):
         with torch.no_grad(), branches_replaced(model, cut):
             mean = model(torch.tensor(ids[mask])[None]).last_hidden_state[0].double().mean(0)
-        found.append((mean / mean.norm()).numpy())
-    return np.stack(found)
+        result.append((mean / mean.norm()).numpy())
+    return np.stack(result)
 
 
 def test_the_correlation_is_that_of_all_pairs_similarities() -> None:
     model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
     damage = EmbeddingMeter(model, _IDS, _MASK, batch_size=2).measure(cut)  # all in one batch
     above = np.triu_indices(5, 1)
-    both = [(each @ each.T)[above] for each in (_states(model, {}), _states(model, cut))]
+    both = [(item @ item.T)[above] for item in (_states(model, {}), _states(model, cut))]
     assert damage.correlation == pytest.approx(np.corrcoef(*both)[0, 1], abs=1e-5)  # float32
     assert damage.correlation < 0.9999
     assert EmbeddingMeter(model, _IDS, _MASK).measure({}).correlation == pytest.approx(1, abs=1e-6)
-    again = damage_of_numbers({name: each.tolist() for name, each in vars(damage).items()})
+    again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
     assert isinstance(again, EmbeddingDamage)
     assert again.correlation == damage.correlation
 

@@ -55,39 +55,39 @@ def _run(home: Path, aim: Path, calls: list[list[str]]) -> list[dict[str, Any]]:
         env={"PATH": "/usr/bin", "PYTHONPATH": str(ROOT), "HOME": str(home), "HF_TOKEN": "hf_x"},
         capture_output=True, text=True, timeout=540, check=True,
     )  # fmt: skip
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return results
 
 
 def test_a_good_model_is_scored_without_the_network(told: Any) -> None:
-    found, home, _ = told
-    assert found["good"]["code"] == 0, found["good"]["said"]
-    assert not found["good"]["network"]
+    result, home, _ = told
+    assert result["good"]["code"] == 0, result["good"]["said"]
+    assert not result["good"]["network"]
     assert (home / "good.json").is_file()
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_hostile_is_refused(told: Any, name: str) -> None:
-    found = told[0][name]
-    assert found["code"] == 2, found
-    _is_harmless(found, told)
+    result = told[0][name]
+    assert result["code"] == 2, result
+    _is_harmless(result, told)
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_gives_one_line(told: Any, name: str) -> None:
-    found = told[0][name]
-    assert found["code"] in (1, 2), found
-    _is_harmless(found, told)
+    result = told[0][name]
+    assert result["code"] in (1, 2), result
+    _is_harmless(result, told)
 
 
-def _is_harmless(found: dict[str, Any], told: Any) -> None:
-    _, _, aim = told
-    assert not found["network"]
-    assert not found["programs"]
+def _is_harmless(items: dict[str, Any], value: Any) -> None:
+    _, _, aim = value
+    assert not items["network"]
+    assert not items["programs"]
     secrets = {str(aim / SECRET), "/proc/self/environ", "/dev/zero"}
-    assert not {os.path.realpath(name) for name in found["opened"]} & secrets
+    assert not {os.path.realpath(name) for name in items["opened"]} & secrets
     assert not (aim / RAN).exists()
-    line = found["said"].removesuffix("\n")
+    line = items["said"].removesuffix("\n")
     assert line.startswith("depthcut: ")
     assert line.isprintable(), line
     assert "Unexpected" not in line

@@ -77,7 +77,7 @@ def test_the_same_images_are_known_again_with_or_without_labels(tmp_path: Path) 
         with raises(Exception, "same-text"):
             refuse_same_text(other, [first], "the same")
     # What a figure rests on are their labels and order, too.
-    assert len({each.content_sha256 for each in (first, *more)}) == 3
+    assert len({item.content_sha256 for item in (first, *more)}) == 3
     assert file_hash(str(named)) == more[0].content_sha256
     write_image(turned / "0.png", 99)
     changed = read_images(str(turned), part="calibration")
@@ -182,9 +182,9 @@ def test_images_are_turned_as_their_camera_says(
 ) -> None:
     pillow = pytest.importorskip("PIL.Image")
     image = pillow.open(write_image(tmp_path / "a.png", 0))
-    told = image.getexif()
-    told[274] = orientation
-    image.save(tmp_path / "b.png", exif=told)
+    result = image.getexif()
+    result[274] = orientation
+    image.save(tmp_path / "b.png", exif=result)
     assert Picture(str(tmp_path / "b.png")).read().size == size
 
 
@@ -235,10 +235,10 @@ def from_hub(monkeypatch: Any, *rows: dict[str, Any]) -> Any:
     if any(isinstance(row.get("image"), dict) for row in rows):
         held = _Files(rows)
         held.features = {"image": _Feature()}  # type: ignore[dict-item]
-    told = types.SimpleNamespace(
+    namespace = types.SimpleNamespace(
         get_dataset_split_names=lambda *_: ["train", "test"], load_dataset=lambda *_, **__: held
     )
-    monkeypatch.setattr(sources, "require", lambda *_, **__: told)
+    monkeypatch.setattr(sources, "require", lambda *_, **__: namespace)
     return read_images("hf:some/pets", part="evaluation"), held.features.get("image")
 
 
@@ -315,12 +315,15 @@ def test_images_become_what_the_model_takes(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     write_processor(tmp_path, **changes)
-    told = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    kind = str(told.pop("image_processor_type", "ViTImageProcessor")).removesuffix("Fast")
+    content = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    kind = str(content.pop("image_processor_type", "ViTImageProcessor")).removesuffix("Fast")
     made = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)
-    told.pop("feature_extractor_type", None)
+    content.pop("feature_extractor_type", None)
     pictures = [Picture(str(write_image(tmp_path / f"{n}.png", n))) for n in range(2)]
-    whole = [made(**told)(each.read(), return_tensors="np")["pixel_values"][0] for each in pictures]
+    whole = [
+        made(**content)(picture.read(), return_tensors="np")["pixel_values"][0]
+        for picture in pictures
+    ]
     pixels = reader.pixels(pictures)
     assert (pixels.shape, pixels.dtype) == ((2, 3, 16, 16), np.float32)
     assert np.array_equal(pixels, np.stack(whole).astype(np.float32))
@@ -385,8 +388,8 @@ def test_an_image_that_is_resized_to_more_than_a_machine_holds_is_refused(
 
 @pytest.mark.parametrize("spec", ["pydoc", "random"])
 def test_weights_are_fitted_to_noise_where_no_images_are_named(tmp_path: Path, spec: str) -> None:
-    told = {**CONFIG, "patch_size": 8, "architectures": ["ViTForImageClassification"]}
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    result = {**CONFIG, "patch_size": 8, "architectures": ["ViTForImageClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(result))
     text = calibration_beside(tmp_path / "model.onnx", (spec,))
     assert "noise" in text.ref.source
     assert text.sources is not None

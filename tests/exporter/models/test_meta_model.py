@@ -60,13 +60,13 @@ def _expect_same(whole: Any, meta: MetaModel) -> None:
     import torch
 
     expected = dict(whole.named_parameters(remove_duplicate=False))
-    found = dict(meta.model.named_parameters(remove_duplicate=False))
-    assert expected.keys() == found.keys()
-    for name, parameter in found.items():
+    result = dict(meta.model.named_parameters(remove_duplicate=False))
+    assert expected.keys() == result.keys()
+    for name, parameter in result.items():
         assert not parameter.requires_grad
         assert parameter.dtype == expected[name].dtype
         assert torch.equal(parameter, expected[name]), name
-    ties = [len({id(p) for p in some.values()}) for some in (expected, found)]
+    ties = [len({id(p) for p in some.values()}) for some in (expected, result)]
     assert ties[0] == ties[1]
 
 

@@ -112,8 +112,8 @@ def test_what_has_two_stacks_is_known_by_its_config(
 ) -> None:
     folder = _folder(tmp_path / "m", told)
     (folder / "model.safetensors").write_bytes(_weights("one"))
-    found = encoder_decoder_config(str(folder), allow_any_model_type=True)
-    assert (found is not None) == taken
+    result = encoder_decoder_config(str(folder), allow_any_model_type=True)
+    assert (result is not None) == taken
 
 
 def test_a_folder_that_a_killed_command_was_about_to_put_there(tmp_path: Path) -> None:

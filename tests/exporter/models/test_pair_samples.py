@@ -29,11 +29,11 @@ def _loaded(folder: Path, head: str = _HEAD, **config: Any) -> Any:
     folder.mkdir(exist_ok=True)
     write_encoder(folder, head, initializer_range=0.4, **config)
     write_bert_tokenizer(folder)
-    told = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    result = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     from transformers import PreTrainedTokenizerFast
 
     file = str(folder / "tokenizer.json")
-    named = PreTrainedTokenizerFast(tokenizer_file=file, **told, pad_token="[UNK]")
+    named = PreTrainedTokenizerFast(tokenizer_file=file, **result, pad_token="[UNK]")
     named.save_pretrained(folder)
     return load_model(str(folder))
 
@@ -68,23 +68,23 @@ def _samples(loaded: Any, spec: str, **asked: Any) -> CalibrationText:
 
 
 def test_a_reranker_reads_pairs_that_are_made_of_a_text(reranker: Any, text: str) -> None:
-    found = _samples(reranker, text)
-    assert found.types is not None
-    assert len(found.input_ids) == 24
-    assert found.types[found.mask].max() == 1
+    result = _samples(reranker, text)
+    assert result.types is not None
+    assert len(result.input_ids) == 24
+    assert result.types[result.mask].max() == 1
     # As its users call the tokenizer.
     paragraph = Path(text).read_text().split("\n\n")[0]
     first, rest = paragraph[: paragraph.index(".") + 1], paragraph[paragraph.index(".") + 2 :]
-    told = reranker.tokenizer(first, rest)
-    assert found.input_ids[0][found.mask[0]].tolist() == told["input_ids"]
-    assert found.types[0][found.mask[0]].tolist() == told["token_type_ids"]
+    path = reranker.tokenizer(first, rest)
+    assert result.input_ids[0][result.mask[0]].tolist() == path["input_ids"]
+    assert result.types[0][result.mask[0]].tolist() == path["token_type_ids"]
 
 
 def test_pairs_of_a_file_serve_each_classifier_of_texts(tmp_path: Path, pairs: str) -> None:
     for classes in (1, 3):
-        found = _samples(_loaded(tmp_path / str(classes), num_labels=classes), pairs)
-        assert found.types is not None
-        assert len(found.input_ids) == 12
+        result = _samples(_loaded(tmp_path / str(classes), num_labels=classes), pairs)
+        assert result.types is not None
+        assert len(result.input_ids) == 12
     embedder = _samples(_loaded(tmp_path / "embedder", "Model"), pairs)
     tokens = _samples(_loaded(tmp_path / "tokens", "ForTokenClassification"), pairs)
     assert embedder.types is None
@@ -97,9 +97,9 @@ def test_pairs_of_a_file_serve_each_classifier_of_texts(tmp_path: Path, pairs: s
 def test_other_classifiers_read_a_text_by_its_paragraphs(
     tmp_path: Path, text: str, config: Any
 ) -> None:
-    found = _samples(_loaded(tmp_path / "model", **config), text)
-    assert found.types is None
-    assert len(found.input_ids) == 12
+    result = _samples(_loaded(tmp_path / "model", **config), text)
+    assert result.types is None
+    assert len(result.input_ids) == 12
 
 
 class _Heard(Progress):
@@ -114,29 +114,29 @@ def test_a_text_without_sentences_is_read_singly_and_says_so(reranker: Any, tmp_
     path = tmp_path / "words.txt"
     path.write_text("\n\n".join(f"the {word}" for word in WORDS[4:10]))
     heard = _Heard()
-    found = _samples(reranker, str(path), progress=heard)
-    assert found.types is None
-    assert len(found.input_ids) == 6
-    assert any("query and passage" in each for each in heard.said)
+    result = _samples(reranker, str(path), progress=heard)
+    assert result.types is None
+    assert len(result.input_ids) == 6
+    assert any("query and passage" in item for item in heard.said)
 
 
 def test_a_cut_is_measured_with_the_types(reranker: Any, text: str) -> None:
-    found = _samples(reranker, text)
-    assert found.types is not None
+    result = _samples(reranker, text)
+    assert result.types is not None
 
     def logits() -> Any:
         with torch.no_grad():
-            ids, mask, types = map(torch.from_numpy, (found.input_ids, found.mask, found.types))
+            ids, mask, types = map(torch.from_numpy, (result.input_ids, result.mask, result.types))
             given = {"attention_mask": mask.long(), "token_type_ids": types}
             return reranker.model(input_ids=ids, **given).logits[:, 0].double()
 
     whole = logits()
     with branches_replaced(reranker.model, _CUT):
         cut = logits()
-    one, other = ((each - each.roll(-1))[::2] for each in (whole, cut))
+    one, other = ((item - item.roll(-1))[::2] for item in (whole, cut))
     p, q = torch.sigmoid(one), torch.sigmoid(other)
     expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    measured = meter_here(reranker, found, batch_size=4).measure(_CUT)
+    measured = meter_here(reranker, result, batch_size=4).measure(_CUT)
     assert measured.distance == pytest.approx(float(expected.mean()), rel=1e-3)
     assert float(expected.mean()) > 1e-4
 
@@ -144,28 +144,28 @@ def test_a_cut_is_measured_with_the_types(reranker: Any, text: str) -> None:
 def test_a_lesson_has_the_types_of_its_samples(reranker: Any, text: str) -> None:
     from exporter.heal.distill.teacher import Lesson
 
-    found = _samples(reranker, text)
-    assert found.types is not None
-    lesson = Lesson.of_rows(found, [3, 1])
+    result = _samples(reranker, text)
+    assert result.types is not None
+    lesson = Lesson.of_rows(result, [3, 1])
     given = lesson.inputs(torch.device("cpu"))["token_type_ids"]
-    width = int(found.mask[[3, 1]].any(axis=0).sum())
-    assert given.tolist() == found.types[[3, 1], :width].tolist()
+    width = int(result.mask[[3, 1]].any(axis=0).sum())
+    assert given.tolist() == result.types[[3, 1], :width].tolist()
 
 
 def test_a_mixture_keeps_the_types_and_pads(reranker: Any, text: str, tmp_path: Path) -> None:
-    found = _samples(reranker, text)
+    result = _samples(reranker, text)
     (tmp_path / "words.txt").write_text("\n\n".join(f"the {word}" for word in WORDS[4:10]))
     single = calibration_text(
         reranker, str(tmp_path / "words.txt"), sequence_length=32, passages=True
     )
-    both = joined([found, single])
+    both = joined([result, single])
     assert both.types is not None
     assert both.types.shape == both.input_ids.shape == (30, 64)
     first, second = both.apart
     assert first.types is not None
-    assert np.array_equal(first.types, found.types)
+    assert np.array_equal(first.types, result.types)
     assert not second.types.any() if second.types is not None else True
-    assert first.ids_sha256 == found.ids_sha256
+    assert first.ids_sha256 == result.ids_sha256
 
 
 def test_as_many_tokens_are_taken_again(reranker: Any, text: str) -> None:

@@ -123,8 +123,8 @@ def test_a_folder_gives_its_recordings_and_the_texts_beside(tmp_path: Path) -> N
         write_sound(tmp_path / f"{name}.wav")
         (tmp_path / f"{name}.txt").write_text(f"{name} said\n")
     (tmp_path / "notes.md").write_text("no sound")
-    found = read_pairs(str(tmp_path), part="calibration", sound=True)
-    assert sorted(pair.target or "" for pair in found.pairs) == ["a said", "b said"]
+    pairs = read_pairs(str(tmp_path), part="calibration", sound=True)
+    assert sorted(pair.target or "" for pair in pairs.pairs) == ["a said", "b said"]
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.txt").unlink()
     assert not read_pairs(str(tmp_path), part="calibration", sound=True).has_targets
@@ -140,22 +140,22 @@ def test_a_folder_gives_its_recordings_and_the_texts_beside(tmp_path: Path) -> N
 
 def test_the_same_sources_have_one_hash_in_whatever_form(tmp_path: Path) -> None:
     listed = write_recordings(tmp_path / "a", 0)
-    found = read_pairs(str(listed), part="evaluation", sound=True)
-    targets = {Path(pair.source).name: pair.target for pair in found.pairs}
+    pairs = read_pairs(str(listed), part="evaluation", sound=True)
+    targets = {Path(pair.source).name: pair.target for pair in pairs.pairs}
     assert sorted(targets) == [f"{n}.wav" for n in range(4)]
     assert targets["1.wav"] == "w1 w8 w21"
     folder = read_pairs(str(listed.parent), part="calibration", sound=True)
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join(reversed(lines)).replace("w0", "w1"))
     turned = read_pairs(str(listed), part="evaluation", sound=True)
-    assert len({each.sha256 for each in (found, folder, turned)}) == 1
+    assert len({item.sha256 for item in (pairs, folder, turned)}) == 1
     # What is made of them depends on their words and their order, too.
-    assert len({each.content_sha256 for each in (found, folder, turned)}) == 3
+    assert len({item.content_sha256 for item in (pairs, folder, turned)}) == 3
     listed.write_text("\n".join(lines[:-1]))
-    assert read_pairs(str(listed), part="evaluation", sound=True).sha256 != found.sha256
+    assert read_pairs(str(listed), part="evaluation", sound=True).sha256 != pairs.sha256
     listed.write_text("\n".join(lines))
     write_sound(listed.parent / "0.wav", 0.7)
-    assert read_pairs(str(listed), part="evaluation", sound=True).sha256 != found.sha256
+    assert read_pairs(str(listed), part="evaluation", sound=True).sha256 != pairs.sha256
 
 
 def test_a_source_is_cut_where_its_encoder_ends() -> None:
@@ -379,8 +379,8 @@ def test_a_model_s_own_targets_are_made_of_few_sources_at_once() -> None:
 def test_no_more_pairs_are_judged_on_than_have_so_many_tokens() -> None:
     reader = reader_with({"max_position_embeddings": 40})
     pairs = Pairs("p", tuple(Pair("a", "one two three") for _ in range(9)), "0" * 64)
-    each = len(reader.targets(pairs, 1)[0])
-    assert [reader.within(pairs, most) for most in (1, 3 * each - 1, 3 * each, 100 * each)] == [
+    count = len(reader.targets(pairs, 1)[0])
+    assert [reader.within(pairs, most) for most in (1, 3 * count - 1, 3 * count, 100 * count)] == [
         1, 2, 3, 9,
     ]  # fmt: skip
 
@@ -408,8 +408,8 @@ def test_the_likeliest_token_that_may_come_is_taken_until_each_has_ended() -> No
             logits[1, 2] = 20
         return logits, state + 1
 
-    found = greedy(step, 0, rules, 2, 10)
-    assert found.tolist() == [[1, 3, 6, 2, 0], [1, 3, 6, 6, 2]]
+    result = greedy(step, 0, rules, 2, 10)
+    assert result.tolist() == [[1, 3, 6, 2, 0], [1, 3, 6, 6, 2]]
     assert fed[0] == [[1], [1]]
     assert fed[-1] == [[2], [6]]
     assert greedy(step, 0, rules, 2, 1).tolist() == [[1, 3], [1, 3]]

@@ -19,6 +19,6 @@ def test_running_sums_have_the_standard_errors_of_all_samples_at_once(weights: l
     running = RatioSums((1,))
     for part in (slice(0, 1), slice(1, 4)):
         running.add(sums[None, part], counts[part])
-    wanted, found = ratio_std_error(sums, counts), running.std_errors
+    wanted, result = ratio_std_error(sums, counts), running.std_errors
     assert running.means[0] == ratio(sums, counts)
-    assert (None if found is None else pytest.approx(float(found[0]))) == wanted
+    assert (None if result is None else pytest.approx(float(result[0]))) == wanted

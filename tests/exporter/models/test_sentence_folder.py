@@ -37,16 +37,16 @@ VECTORS: dict[PoolingMode, list[float]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_vector_is_made_of_the_tokens_without_padding(mode: PoolingMode) -> None:
-    found = Pooling((mode,))(STATES, np.array([[1, 1, 0]]))
-    assert found[0] == pytest.approx(VECTORS[mode])
+    result = Pooling((mode,))(STATES, np.array([[1, 1, 0]]))
+    assert result[0] == pytest.approx(VECTORS[mode])
     assert Pooling((mode,))(STATES, np.ones((1, 3)))[0] != pytest.approx(VECTORS[mode]) or (
         mode == "cls"
     )
 
 
 def test_vectors_of_several_modes_have_length_1_together() -> None:
-    found = Pooling(("cls", "lasttoken"), normalised=True)(STATES, np.array([[1, 1, 0]]))
-    assert found[0] == pytest.approx(np.array([1, 8, 2, 4]) / 85**0.5)
+    result = Pooling(("cls", "lasttoken"), normalised=True)(STATES, np.array([[1, 1, 0]]))
+    assert result[0] == pytest.approx(np.array([1, 8, 2, 4]) / 85**0.5)
 
 
 @pytest.mark.torch
@@ -55,8 +55,8 @@ def test_pytorch_gives_the_same(mode: PoolingMode) -> None:
     import torch
 
     mask = torch.tensor([[True, True, False]])
-    found = Pooling((mode, "mean"))(torch.tensor(STATES), mask)
-    assert found[0].tolist() == pytest.approx([*VECTORS[mode], *VECTORS["mean"]])
+    result = Pooling((mode, "mean"))(torch.tensor(STATES), mask)
+    assert result[0].tolist() == pytest.approx([*VECTORS[mode], *VECTORS["mean"]])
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str |
 
 def test_a_product_behind_the_pooling(tmp_path: Path) -> None:
     weight, bias = write_dense(tmp_path, inputs=2, outputs=3)
-    found, mask = read_pooling(tmp_path), np.array([[1, 1, 0]])
-    assert found == pooling_of(tmp_path)
+    result, mask = read_pooling(tmp_path), np.array([[1, 1, 0]])
+    assert result == pooling_of(tmp_path)
     assert why_not_whole(tmp_path) == ""
     product = np.tanh(weight @ [1.5, 6] + bias)
-    assert found(STATES, mask)[0] == pytest.approx(product / np.linalg.norm(product), abs=1e-6)
+    assert result(STATES, mask)[0] == pytest.approx(product / np.linalg.norm(product), abs=1e-6)
     assert "2_Dense/model.safetensors" in sentence_files(tmp_path)
 
 
@@ -175,8 +175,8 @@ def test_a_product_of_pytorch_is_the_same(tmp_path: Path, activation: str) -> No
     states, mask = torch.tensor(STATES), torch.tensor([[True, True, False]])
     dense = read_pooling(tmp_path).dense
     pools = Pooling(("mean",), dense=dense)
-    for found in (pools(states, mask), pools(STATES, mask.int().numpy())):
-        assert found[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    for item in (pools(states, mask), pools(STATES, mask.int().numpy())):
+        assert item[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 BAD_PRODUCTS: list[Any] = [
@@ -254,8 +254,8 @@ def test_a_list_of_modules_that_is_none(tmp_path: Path, text: str) -> None:
 
 def test_prompts_by_name_and_by_default(tmp_path: Path) -> None:
     write_sentence_files(tmp_path, prompts={"query": "query: ", "web": "w: "})
-    found = read_prompts(tmp_path)
-    assert [found.of("query"), found.of("passage", "web"), found.of("passage")] == [
+    result = read_prompts(tmp_path)
+    assert [result.of("query"), result.of("passage", "web"), result.of("passage")] == [
         *("query: ", "w: "),
         "",
     ]

@@ -59,9 +59,9 @@ def test_a_pair_of_one_side_names_its_line(tmp_path: Path, line: Any, field: str
 
 @pytest.mark.parametrize("relevant", [[], ["c"], "a", None])
 def test_a_query_names_passages_that_are_there(tmp_path: Path, relevant: Any) -> None:
-    asked = [{"query": "q", "relevant": ["a"]}, {"query": "r", "relevant": relevant}]
+    result = [{"query": "q", "relevant": ["a"]}, {"query": "r", "relevant": relevant}]
     with raises(TextSourceError, "one-sided", "line 4"):
-        _read(tmp_path, [*CORPUS, *asked])
+        _read(tmp_path, [*CORPUS, *result])
 
 
 def test_other_models_read_both_sides_as_paragraphs(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def split(pattern: str) -> dict[str, Any]:
 def written(folder: Path, **parts: Any) -> Path:
     names = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
     words = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1, "b": 2}, "unk_token": "[UNK]"}
-    told = {"version": "1.0", "added_tokens": [], "model": words, **dict.fromkeys(names), **parts}
+    result = {"version": "1.0", "added_tokens": [], "model": words, **dict.fromkeys(names), **parts}
     path = folder / "tokenizer.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(result))
     return path
 
 

@@ -99,11 +99,11 @@ def test_everything_is_there(finished: tuple[Path, Any]) -> None:
 
 def test_the_lines_of_the_report_load_both_folders(finished: tuple[Path, Any]) -> None:
     out, report = finished
-    assert [each.folder for each in report.uses] == ["candidate", "baseline"]
+    assert [use.folder for use in report.uses] == ["candidate", "baseline"]
     lines = lines_of((out / "report.md").read_text(encoding="utf-8"))
-    found, _ = run_lines(lines["ONNX Runtime, candidate, baseline"], out)
+    result, _ = run_lines(lines["ONNX Runtime, candidate, baseline"], out)
     own = lines_of((out / "candidate" / "USE.md").read_text())["ONNX Runtime"]
-    assert run_lines(own, out / "candidate")[0] == found
+    assert run_lines(own, out / "candidate")[0] == result
 
 
 def test_the_files_name_their_parents(finished: tuple[Path, Any]) -> None:
@@ -292,9 +292,9 @@ def test_an_option_that_can_not_work_fails_before_any_work(
         _walk(_request(checkpoint, tmp_path / "out", compare=options))
     assert not (tmp_path / "out").exists()
     request = _request(tmp_path / "no-model", tmp_path / "out")  # before a model is looked for, too
-    for told, name in ((request.load, "dtype"), (request, "choose_dtype")):
+    for item, name in ((request.load, "dtype"), (request, "choose_dtype")):
         with raises(OptionError, "", f"--{name.replace('_', '-')}", "float8"):
-            replace(told, **{name: "float8"})
+            replace(item, **{name: "float8"})
 
 
 def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
@@ -538,10 +538,10 @@ def test_bfloat16_is_exported_and_built_and_compared_in_float32(
         assert arm.precision == "bf16 as fp32"
         assert [engine.precision for engine in arm.engines] == ["bf16"]
         (record,) = find_engines(tmp_path / "out" / "engines" / name).records
-        assert {each.dtype for each in record.outputs} == {"bf16"}
+        assert {output.dtype for output in record.outputs} == {"bf16"}
     assert all(check.passed for check in report.parity)
     assert all("bfloat16 as float32" in check.name for check in report.parity)
     assert report.accuracy is not None
     assert sum("kernels" in line for line in heard.lines) == 1
-    told = (tmp_path / "out" / "report.md").read_text()
-    assert "bfloat16" in told
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "bfloat16" in text

@@ -80,17 +80,17 @@ def test_a_plan_is_timed_on_the_baseline_and_healed(
 
 
 def test_tensorrt_is_refused_where_times_are_asked_for(checkpoint: Path, tmp_path: Path) -> None:
-    asked = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
+    result = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
     with raises(OptionError) as refused:
-        replace(asked, target="tensorrt")
+        replace(result, target="tensorrt")
     assert refused.value.keys[0] == "at"
 
 
 def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    asked = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
+    result = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
     with raises(UsageError, "needs-measured-damage", "--search"):
-        replace(asked, search=SearchOptions(search="one-shot"))
-    assert replace(asked, search=SearchOptions(search="greedy")).search.by_damage
+        replace(result, search=SearchOptions(search="one-shot"))
+    assert replace(result, search=SearchOptions(search="greedy")).search.by_damage
 
 
 def test_one_way_of_saying_what_to_drop() -> None:
@@ -104,21 +104,21 @@ def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
 ) -> None:
     out = tmp_path / "out"
     heal = HealOptions(kind="fold", samples=12, sequence_length=16)
-    asked = _request(
+    result = _request(
         checkpoint, out, drops=DropRequest(Budget(floors=Floors(0.5))), heal=heal,
         search=SearchOptions(search="auto"),
     )  # fmt: skip
-    report, _ = _walk(asked)
+    report, _ = _walk(result)
     plan = PruningPlan.read(out / "plan.json")
     assert plan.tried[-1].holds
     assert plan.changed_weights > 0
     assert report.healing == HealingReport.read(out / "plan.report.json").healing
     assert all(check.passed for check in report.parity)
     assert PruneReport.read(out / "prune.json").verification.passed is True
-    _, heard = _walk(asked)
+    _, heard = _walk(result)
     assert set(heard.reused) >= {"score", "export", "plan", "prune", "measure"}
     before = (out / "plan.json").read_bytes()
-    never = replace(asked, drops=DropRequest(Budget(floors=Floors(1e-12, 0.999999))))
+    never = replace(result, drops=DropRequest(Budget(floors=Floors(1e-12, 0.999999))))
     # Times decide which cuts are tried: one that changes nothing may leave it undecided.
     for request in (never, replace(never, out=tmp_path / "other")):
         with pytest.raises(UnmetGoalError) as refused:
@@ -135,8 +135,8 @@ def test_without_a_number_the_cut_is_trained_checked_and_compared(
     from exporter.cli.export import export
 
     out = tmp_path / "out"
-    asked = export.read([str(checkpoint), "-o", str(out), "--at-most", "90%", "--at", str(AT)])
-    usual, tiny = asked.request, _request(checkpoint, out)
+    result = export.read([str(checkpoint), "-o", str(out), "--at-most", "90%", "--at", str(AT)])
+    usual, tiny = result.request, _request(checkpoint, out)
     assert usual.heal is not None
     heal = replace(
         usual.heal, tokens=12 * 64, step_tokens=64, sequence_length=16, samples=24, time_s=3600.0

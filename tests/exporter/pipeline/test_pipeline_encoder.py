@@ -70,19 +70,19 @@ def pooled(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def vectors(folder: Path) -> np.ndarray[Any, Any]:
     _, made = run_lines(lines_of((folder / "USE.md").read_text())["ONNX Runtime"], folder)
-    found: np.ndarray[Any, Any] = made["found"]
-    return found
+    array: np.ndarray[Any, Any] = made["found"]
+    return array
 
 
 def test_both_models_give_vectors_of_length_1(pooled: tuple[Path, Any]) -> None:
     out, report = pooled
     names = {check.name.split(" against")[0] for check in report.parity}
     assert {"last_hidden_state", "sentence_embedding"} <= names
-    found = {arm: vectors(out / arm) for arm in ARMS}
-    for each in found.values():
-        assert each.shape == (2, 32)
-        assert np.linalg.norm(each, axis=1) == pytest.approx(1, abs=1e-5)
-    assert np.abs(found["baseline"] - found["candidate"]).max() > 1e-3
+    arrays = {arm: vectors(out / arm) for arm in ARMS}
+    for array in arrays.values():
+        assert array.shape == (2, 32)
+        assert np.linalg.norm(array, axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.abs(arrays["baseline"] - arrays["candidate"]).max() > 1e-3
     assert report.accuracy.embeddings.cosine < 0.9999
 
 
@@ -96,11 +96,11 @@ def test_usual_lengths_are_measured_again_where_they_are_asked_for(
     pooled: tuple[Path, Any],
 ) -> None:
     out, _ = pooled
-    asked = request_for(out.parent, out, pooling=True)
+    request = request_for(out.parent, out, pooling=True)
 
     def key(lengths: tuple[int, ...] | None) -> Any:
-        compare = replace(asked.compare, prefill_lengths=lengths)
-        return measure_key(Run(replace(asked, compare=compare), QUIET))
+        compare = replace(request.compare, prefill_lengths=lengths)
+        return measure_key(Run(replace(request, compare=compare), QUIET))
 
     assert key(None) == key((32,))
     assert key(None) != key((128, 512))
@@ -171,10 +171,10 @@ def test_a_classifier_keeps_its_head_and_its_labels(
     source.mkdir()
     write_encoder(source, head, id2label=labels, label2id={v: k for k, v in labels.items()})
     report = export_model(request_for(source, out, checkpoint=True))
-    found = report.accuracy
-    assert found.kl_divergence > 0
-    assert found.kl_interval.ci95[0] > 0
-    assert 0 <= found.top1_agreement <= 1
+    accuracy = report.accuracy
+    assert accuracy.kl_divergence > 0
+    assert accuracy.kl_interval.ci95[0] > 0
+    assert 0 <= accuracy.top1_agreement <= 1
     for folder in (out / "baseline", out / "candidate", out / "candidate" / "hf"):
         config = json.loads((folder / "config.json").read_text())
         assert config["id2label"] == {str(number): name for number, name in labels.items()}

@@ -51,8 +51,8 @@ def request_for(source: Path, out: Path, **changes: Any) -> ExportRequest:
 
 
 def compare(**changes: Any) -> CompareOptions:
-    told: dict[str, Any] = {"decode_past_lengths": (512,), "rounds": 2, "threads": 1}
-    return CompareOptions(**told | changes)
+    results: dict[str, Any] = {"decode_past_lengths": (512,), "rounds": 2, "threads": 1}
+    return CompareOptions(**results | changes)
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,9 @@ def test_the_plan_is_healed_by_what_takes_the_branches_places(whisper: tuple[Pat
     )
     assert {d.replacement for d in healed.deletions} & {"bias", "linear"}
     assert (healed.fitted_on[0].samples, healed.judged_on[0].samples) == (3, 1)
-    (told,) = whisper[1].healing.texts
-    assert told.dropped.kl > 0
-    assert told.text.samples == 1
+    (result,) = whisper[1].healing.texts
+    assert result.dropped.kl > 0
+    assert result.text.samples == 1
     assert any("replaced" in check.name for check in whisper[1].parity)
 
 
@@ -154,12 +154,12 @@ def test_each_graph_and_a_generation_are_timed(whisper: tuple[Path, Any]) -> Non
 
 
 def test_answers_are_judged(whisper: tuple[Path, Any]) -> None:
-    found = whisper[1].accuracy
-    assert found.kl_divergence > 0
-    assert 0 <= found.top1_agreement < 1
-    assert found.perplexity.baseline > 1
-    assert found.generation.prompts == 4
-    errors = found.tasks[0]
+    accuracy = whisper[1].accuracy
+    assert accuracy.kl_divergence > 0
+    assert 0 <= accuracy.top1_agreement < 1
+    assert accuracy.perplexity.baseline > 1
+    assert accuracy.generation.prompts == 4
+    errors = accuracy.tasks[0]
     assert (errors.metric, errors.items, errors.higher_is_better) == ("wer", 4, False)
     assert errors.difference.ci95[0] <= errors.difference.value <= errors.difference.ci95[1]
     arms = whisper[1].arms
@@ -359,9 +359,9 @@ LESS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def test_every_option_is_heeded_or_refused() -> None:
     parts = ("compare.", "quantize.", "engines.")
-    found = {name for name in leaves_of(ExportRequest) if not name.startswith(parts)}
+    texts = {name for name in leaves_of(ExportRequest) if not name.startswith(parts)}
     whole = {"quantize", "engines"}
-    assert found == (HEEDED | NO_OPTIONS | BY_RULES | {*LESS}) - whole
+    assert texts == (HEEDED | NO_OPTIONS | BY_RULES | {*LESS}) - whole
     assert not {*LESS} & (HEEDED | BY_RULES)
 
 
@@ -370,27 +370,27 @@ def test_an_option_without_effect_is_refused(name: str) -> None:
     from exporter.pipeline.encoder_decoder import refuse_unfit
 
     codes = {"one-graph-option", "numbers-only", "other-search"}
-    with pytest.raises(DepthcutError) as told:
+    with pytest.raises(DepthcutError) as exception_infos:
         refuse_unfit(request_for(Path("m"), Path("out"), **LESS[name]()))
-    assert told.value.code in codes
+    assert exception_infos.value.code in codes
 
 
 def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
     from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
 
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "compare": compare(quality=QualityOptions(agreement_prompts=2)),
         "search": SearchOptions("greedy", tokens=512),
     }
-    request = request_for(Path("m"), Path("out"), **told)
+    request = request_for(Path("m"), Path("out"), **results)
     refuse_unfit(without_presets(replace(request, quick=True)))
     with raises(PlanError, "other-search"):
         refuse_unfit(without_presets(request))
     with raises(UsageError, "one-graph-option", "--agreement-prompts"):
         refuse_unfit(without_presets(replace(request, search=SearchOptions("greedy"))))
-    asked = replace(told["compare"], quality=QualityOptions(agreement_prompts=3))
+    changed = replace(results["compare"], quality=QualityOptions(agreement_prompts=3))
     with raises(UsageError, "one-graph-option", "--agreement-prompts"):
-        refuse_unfit(without_presets(replace(request, quick=True, compare=asked)))
+        refuse_unfit(without_presets(replace(request, quick=True, compare=changed)))
 
 
 @pytest.mark.parametrize(
@@ -421,12 +421,12 @@ def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
         given.write_text("\n".join(map(json.dumps, lines)))
         others = [{"source": line["source"]} for line in reversed(lines)]
         judged.write_text("\n".join(map(json.dumps, others)))
-    told = {
+    result = {
         "score": ScoreOptions(calibration=(str(given),)),
         "compare": compare(eval_text=str(judged)),
     }
     with raises(ComparisonError, "same-text"):
-        export_model(request_for(source, tmp_path / "out", **told))
+        export_model(request_for(source, tmp_path / "out", **result))
     assert not (tmp_path / "out" / "importance.json").exists()
     assert not (tmp_path / "out" / ".depthcut" / "work" / "importance.json").exists()
 
@@ -531,8 +531,8 @@ def test_the_features_must_be_there_and_fit(tmp_path: Path) -> None:
 
     source = write_source(tmp_path / "source", "whisper")
     options = ScoreOptions(calibration=(str(write_recordings(tmp_path / "a", 0)),))
-    told = json.loads((source / "preprocessor_config.json").read_text())
-    (source / "preprocessor_config.json").write_text(json.dumps(told | {"feature_size": 9}))
+    content = json.loads((source / "preprocessor_config.json").read_text())
+    (source / "preprocessor_config.json").write_text(json.dumps(content | {"feature_size": 9}))
     with raises(ModelSourceError, "other-features", 9, 8):
         score(load_model(str(source)), options)
     (source / "preprocessor_config.json").unlink()

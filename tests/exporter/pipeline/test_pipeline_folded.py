@@ -47,9 +47,9 @@ def test_the_candidate_has_nodes_and_parameters_of_the_bare_cut(
     assert not (out / "candidate" / "whole").exists()
     plan, cut = PruningPlan.read(out / "plan.json"), tmp_path / "model.onnx"
     prune_file(out / "baseline" / "model.onnx", cut, plan.deletions)
-    found = out / "candidate" / "model.onnx"
-    assert kinds(found) == kinds(cut)
-    assert parameters(found) == parameters(cut) < parameters(out / "baseline" / "model.onnx")
+    result = out / "candidate" / "model.onnx"
+    assert kinds(result) == kinds(cut)
+    assert parameters(result) == parameters(cut) < parameters(out / "baseline" / "model.onnx")
     assert not np.allclose(logits(out / "candidate"), logits(tmp_path), atol=1e-3)
     assert PruneReport.read(out / "prune.json").verification.passed
     healing = HealingReport.read(out / "healing" / "heal.json").healing

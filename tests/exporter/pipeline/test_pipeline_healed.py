@@ -40,7 +40,7 @@ def write_healed(
     branch_replacements = {
         (ref.layer, ref.kind): BranchReplacement(
             torch.tensor(array_of(one.bias)),
-            tuple(torch.tensor(array_of(each)) for each in one.maps.values()),
+            tuple(torch.tensor(array_of(item)) for item in one.maps.values()),
         )
         for ref, one in given.tensors.items()
     }
@@ -75,8 +75,8 @@ def test_the_candidate_holds_the_replacements(walked: Any) -> None:
     assert (out / "healed.safetensors").read_bytes() == numbers.read_bytes()
     pruned = PruneReport.read(out / "prune.json")
     assert pruned.verification.passed
-    told = {(entry.kind, entry.layer): entry.replacement for entry in pruned.deleted}
-    assert told == {("attention", 1): "linear", ("mlp", 2): "bias", ("mlp", 0): "none"}
+    replacements = {(entry.kind, entry.layer): entry.replacement for entry in pruned.deleted}
+    assert replacements == {("attention", 1): "linear", ("mlp", 2): "bias", ("mlp", 0): "none"}
     weights = load_model(out / "candidate" / "model.onnx").graph.initializers
     assert "depthcut.attention.1.weight" in weights
     assert [entry.replacement for entry in report.plan] == ["linear", "bias", "none"]
@@ -96,13 +96,13 @@ def test_the_same_plan_is_reused_and_other_numbers_are_not(
     out = Path(shutil.copytree(walked[0], tmp_path / "out"))
     _, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=walked[1])))
     assert heard.reused == ["score", "plan", "export", "prune", "measure"]
-    told = made_report()
-    other = write_healed(tmp_path / "other" / "other.json", seed=1, report=told)
+    result = made_report()
+    other = write_healed(tmp_path / "other" / "other.json", seed=1, report=result)
     report, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=other)))
     assert heard.reused == ["score", "export"]
     assert (out / "other.safetensors").exists()
-    assert report.healing == told.healing  # what healing it gave, elsewhere
-    assert (out / "plan.report.json").read_bytes() == told.to_json().encode()
+    assert report.healing == result.healing  # what healing it gave, elsewhere
+    assert (out / "plan.report.json").read_bytes() == result.to_json().encode()
     assert "is not known" not in (out / "report.md").read_text()
     assert not (out / "healed.safetensors").exists()  # of the run before
     bare = tmp_path / "bare.json"

@@ -148,7 +148,7 @@ def test_layers_that_come_one_by_one_have_the_same_scores(noisy: tuple[Path, Any
 
     source, options = str(noisy[0] / "source"), ScoreOptions(samples=4)
     whole, streamed = score(load_model(source), options), score(load_meta(source), options)
-    assert [each.score for each in streamed.scores] == [each.score for each in whole.scores]
+    assert [item.score for item in streamed.scores] == [item.score for item in whole.scores]
 
 
 def test_the_classes_are_those_of_pytorch(labelled: tuple[Path, Any]) -> None:
@@ -160,12 +160,12 @@ def test_the_classes_are_those_of_pytorch(labelled: tuple[Path, Any]) -> None:
     fives = [set(row) for row in whole.topk(5).indices.tolist()]
     others = [set(row) for row in cut.topk(5).indices.tolist()]
     shared = np.mean([len(a & b) / 5 for a, b in zip(fives, others, strict=True)])
-    found = report.accuracy
-    assert found.images == IMAGES
-    assert found.kl_divergence == pytest.approx(float(kl), rel=1e-3)
-    assert found.top1_agreement == pytest.approx(float(same))
-    assert found.top5_agreement == pytest.approx(shared)
-    assert found.kl_interval is not None
+    accuracy = report.accuracy
+    assert accuracy.images == IMAGES
+    assert accuracy.kl_divergence == pytest.approx(float(kl), rel=1e-3)
+    assert accuracy.top1_agreement == pytest.approx(float(same))
+    assert accuracy.top5_agreement == pytest.approx(shared)
+    assert accuracy.kl_interval is not None
 
 
 def test_a_report_knows_its_images_by_their_labels_and_order_too(
@@ -206,11 +206,11 @@ def test_the_figures_are_in_the_page_and_the_gate(labelled: tuple[Path, Any]) ->
     page = rendered({"report": report})
     for words in ("top1", "top5", f"{IMAGES} images"):
         assert words in page
-    asked = {"max_task_drop": 0.0, "min_top1_agreement": 0.0, "max_kl": 100.0}
-    found = check(report, Limits(**asked))
-    names = {each.subject for each in found.checks}
+    result = {"max_task_drop": 0.0, "min_top1_agreement": 0.0, "max_kl": 100.0}
+    outcome = check(report, Limits(**result))
+    names = {item.subject for item in outcome.checks}
     assert {f"image classes, {metric}" for metric in ("top1", "top5")} <= names
-    assert {each.quantity for each in found.checks} == {"task", "top1_agreement", "kl_divergence"}
+    assert {item.quantity for item in outcome.checks} == {"task", "top1_agreement", "kl_divergence"}
 
 
 def test_the_same_images_never_serve_both_ends(labelled: tuple[Path, Any]) -> None:

@@ -61,12 +61,12 @@ def exported(tmp_path: Path) -> Path:
 @pytest.fixture
 def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettings]]:
     """Stands for the quantiser, and notes what it is asked."""
-    asked: list[tuple[str, QuantizeSettings]] = []
+    results: list[tuple[str, QuantizeSettings]] = []
 
     def stand_in(
         source: Path, output: Path, settings: QuantizeSettings, **_: Any
     ) -> quantizer.QuantizationResult:
-        asked.append((source.parent.name, settings))
+        results.append((source.parent.name, settings))
         assert not list(output.parent.glob("model.onnx*"))  # nothing in float is shipped with it
         for file in source.parent.glob("model.onnx*"):
             shutil.copy(file, output.parent)
@@ -74,7 +74,7 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettin
         return quantizer.QuantizationResult(record, 9, 3, RoundingDifference(0.0, 1.0, None))
 
     monkeypatch.setattr("exporter.pipeline.quantizing.quantize_file", stand_in)
-    return asked
+    return results
 
 
 def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
@@ -104,8 +104,8 @@ def test_it_is_stale_when_graphs_settings_or_text_are_others(
     run = run_in(exported)
     run.ledger.record(QUANTIZE, quantize_key(run, settings), *quantize(run, settings))
 
-    def valid(asked: QuantizeSettings) -> bool:
-        return run.ledger.valid(QUANTIZE, quantize_key(run, asked))
+    def valid(quantize_settings: QuantizeSettings) -> bool:
+        return run.ledger.valid(QUANTIZE, quantize_key(run, quantize_settings))
 
     assert valid(settings)
     assert not valid(replace(settings, block_size=64))

@@ -46,11 +46,11 @@ def run(checkpoint: Path, out: Path, *options: str) -> Done:
     given = ["--stream", "--calibration", str(text), *SHORT, *options]
     arguments = ["export", str(checkpoint), "-o", str(out), *in_file(out.parent, given)]
     with (
-        contextlib.redirect_stdout(io.StringIO()) as told,
+        contextlib.redirect_stdout(io.StringIO()) as result,
         contextlib.redirect_stderr(io.StringIO()) as errors,
     ):
         code = cli.run(arguments)
-    return Done(code, told.getvalue(), errors.getvalue())
+    return Done(code, result.getvalue(), errors.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def test_it_writes_both_models_and_no_report(walked: Any) -> None:
     out, done = walked
     assert done.exit_code == 0, done.stderr
     assert "million parameters, not compared" in done.stdout
-    found = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir()}
     assert (out / "candidate" / "hf" / "README.md").is_file()
     assert "candidate against the checkpoint, decode, logits: holds" in done.stderr
-    assert found == {name for name in RESULTS if not name.startswith("report")} | {".depthcut"}
+    assert names == {name for name in RESULTS if not name.startswith("report")} | {".depthcut"}
     for arm in ("baseline", "candidate"):
         assert {*names_in(out / arm)} >= SHIPPED
     assert len(ImportanceReport.read(out / "importance.json").scores) == 3 * 3
@@ -76,9 +76,11 @@ def test_it_writes_both_models_and_no_report(walked: Any) -> None:
 
 @pytest.mark.long
 def test_both_are_held_against_pytorch(walked: Any) -> None:
-    told = walked[1].stderr
-    assert "baseline against PyTorch, decode, logits: holds" in told
-    assert "candidate against PyTorch with the same modules skipped, decode, logits: holds" in told
+    stderr = walked[1].stderr
+    assert "baseline against PyTorch, decode, logits: holds" in stderr
+    assert (
+        "candidate against PyTorch with the same modules skipped, decode, logits: holds" in stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,14 +83,14 @@ class Road:
         except DepthcutError:
             return None
 
-    def _requested(self, asked: list[str]) -> Any:
+    def _requested(self, texts: list[str]) -> Any:
         call = [str(self.model), "-o", str(self.out), "--no-measure", *SCORED]
         try:
-            request = export.read(in_file(self._folder, [*call, *asked])).request
+            request = export.read(in_file(self._folder, [*call, *texts])).request
             if request.search.search == "auto":  # numbers alone go by scores in a plan
                 request = replace(request, search=replace(request.search, search=None))
             by_itself = request.heal is not None and request.heal.kind == "auto"
-            return _as_planned(request, asked) if by_itself else request
+            return _as_planned(request, texts) if by_itself else request
         except (DepthcutError, click.ClickException):
             return None
 
@@ -108,11 +108,11 @@ class Road:
             return run.plan.path
 
 
-def _as_planned(request: Any, asked: list[str]) -> Any:
+def _as_planned(request: Any, texts: list[str]) -> Any:
     """What a plan does where nothing is said: replacements, and parameters instead of a time."""
     budget = request.drops.budget
     usual = None if budget.only_counts else HealOptions(kind="best")
-    at = budget.at if {"--at", "--faster"} & {*asked} else None
+    at = budget.at if {"--at", "--faster"} & {*texts} else None
     drops = replace(request.drops, budget=replace(budget, at=at))
     return replace(request, heal=usual, drops=drops)
 
@@ -146,13 +146,13 @@ def _make_times(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stopwatch, "speedup", speedup)
 
 
-def _room(graph: Path, asked: list[str]) -> list[str]:
+def _room(graph: Path, texts: list[str]) -> list[str]:
     """The options with a limit that is 10 % below what the model takes."""
     from exporter.choose.costs.weighing import sizes
 
-    sequences = 4 if "sequences: 4" in asked else 1
+    sequences = 4 if "sequences: 4" in texts else 1
     whole = sizes(graph).total_bytes(context=100, batch=sequences)
-    return [str(int(0.9 * whole)) if word == "SOME" else word for word in asked]
+    return [str(int(0.9 * whole)) if word == "SOME" else word for word in texts]
 
 
 def _numbers(path: Path) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_the_same_options_give_the_same_plan(
     assert one.deletions == two.deletions
     assert one.budget == two.budget
     assert one.predicted_on == two.predicted_on
-    figures = [{n: v for n, v in each.predicted.items() if n not in SIZES} for each in (one, two)]
+    figures = [{n: v for n, v in item.predicted.items() if n not in SIZES} for item in (one, two)]
     assert figures[0] == pytest.approx(figures[1], rel=1e-3, abs=1e-6)
     numbers = _numbers(planned), _numbers(exported)
     assert numbers[0].keys() == numbers[1].keys()
@@ -189,10 +189,10 @@ def test_the_same_options_give_the_same_plan(
 
 @pytest.mark.parametrize("sequences", [[], ["sequences: 4"]])
 def test_the_timed_batch_says_nothing_of_the_caches(road: Road, sequences: list[str]) -> None:
-    asked = _room(road.graph, ["--fits", "SOME", "context: 100", *sequences, "--heal", "none"])
-    exported = road.export([*asked, "batch: 8"])
+    result = _room(road.graph, ["--fits", "SOME", "context: 100", *sequences, "--heal", "none"])
+    exported = road.export([*result, "batch: 8"])
     assert exported is not None
     assert PruningPlan.read(exported).budget["batch"] == (4 if sequences else 1)
-    planned = road.plan(asked)
+    planned = road.plan(result)
     assert planned is not None
     assert PruningPlan.read(planned).deletions == PruningPlan.read(exported).deletions

@@ -102,9 +102,9 @@ def test_one_that_crashes_is_a_cell_that_failed(
 
 
 def test_a_full_disk_ends_the_sweep(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OSError, match="Errno 28") as found:
+    with pytest.raises(OSError, match="Errno 28") as exception_infos:
         run(job, monkeypatch, "print(json.dumps({'full': '/some/where', 'errno': 28}))")
-    assert found.value.filename == "/some/where"
+    assert exception_infos.value.filename == "/some/where"
 
 
 def test_nothing_is_left_running_after_an_interruption(

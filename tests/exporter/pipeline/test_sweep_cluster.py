@@ -43,10 +43,10 @@ class Machines:
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
-    found = Machines()
-    monkeypatch.setattr(on_ray, "open_pool", found.open_pool)
+    result = Machines()
+    monkeypatch.setattr(on_ray, "open_pool", result.open_pool)
     monkeypatch.setattr(child, "WORKER", ("-c", "import sys; sys.exit(3)"))
-    return found
+    return result
 
 
 def jobs(folder: Path) -> list[Job]:
@@ -57,12 +57,12 @@ def jobs(folder: Path) -> list[Job]:
 def test_each_cell_has_a_machine_and_a_process_for_itself(
     machines: Machines, tmp_path: Path
 ) -> None:
-    found = list(run_on_ray(jobs(tmp_path), QUIET, address="head:6379", workers=3))
-    asked = {"address": "head:6379", "workers": 3, "whole_nodes": True, "progress": QUIET}
-    assert machines.asked == asked
-    assert [place for place, _ in found] == [1, 0]
-    assert [cell.plan for _, cell in found] == ["mlp-2", "mlp-1"]
-    assert all(tells(cell.failure.message, 3) for _, cell in found if cell.failure)
+    outcome = list(run_on_ray(jobs(tmp_path), QUIET, address="head:6379", workers=3))
+    result = {"address": "head:6379", "workers": 3, "whole_nodes": True, "progress": QUIET}
+    assert machines.asked == result
+    assert [place for place, _ in outcome] == [1, 0]
+    assert [cell.plan for _, cell in outcome] == ["mlp-2", "mlp-1"]
+    assert all(tells(cell.failure.message, 3) for _, cell in outcome if cell.failure)
     assert list((tmp_path / "out" / ".depthcut").iterdir()) == []
 
 

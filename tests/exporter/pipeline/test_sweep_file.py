@@ -29,9 +29,9 @@ def cells(folder: Path, text: str) -> list[object]:
 
 
 def refused(folder: Path, text: str) -> str:
-    with pytest.raises(SweepError) as found:
+    with pytest.raises(SweepError) as exception_infos:
         cells(folder, text)
-    return str(found.value)
+    return str(exception_infos.value)
 
 
 def test_the_cells_are_the_product_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_the_cells_are_the_product_in_the_order_of_the_file(tmp_path: Path) -> N
           - p.json
         precisions: [fp16, {quantize: int4, block_size: 64, name: small}]
     """
-    found = cells(tmp_path, text)
+    result = cells(tmp_path, text)
     names = ["attention-1-2_mlp-0", "attention2-angular+linear", "p"]
-    assert [cell.folder for cell in found] == [
+    assert [cell.folder for cell in result] == [
         f"cells/{model}/{plan}/{precision}"
         for model in ("m", "n")
         for plan in names
@@ -59,15 +59,15 @@ def test_texts_of_a_mixture_are_relative_to_the_file(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name)
     a, b = (str(tmp_path / name) for name in ("a.txt", "b.txt"))
-    told = "precisions: [{quantize: int8-qdq, calibration: [b.txt, pydoc]}]\n"
-    (cell,) = cells(tmp_path, LEAST + told + "scoring: {calibration: [a.txt, chat, b.txt]}\n")
+    text = "precisions: [{quantize: int8-qdq, calibration: [b.txt, pydoc]}]\n"
+    (cell,) = cells(tmp_path, LEAST + text + "scoring: {calibration: [a.txt, chat, b.txt]}\n")
     assert cell.request.score.calibration == (a, "chat", b)
     assert cell.request.quantize.calibration == (b, "pydoc")
 
 
 def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a")
-    found = cells(
+    result = cells(
         tmp_path,
         LEAST + "precisions: [fp16, {quantize: int8, quantize_method: hqq, head_bits: none}]\n"
         "scoring: {calibration: text.txt, samples: 3}\n"
@@ -75,7 +75,7 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
         "measuring: {time_budget: 2, eval_text: hf:some/text}\n"
         "export: {opset: 21, checkpoint: true}\n",
     )
-    half, quantised = (cell.request for cell in found)
+    half, quantised = (cell.request for cell in result)
     assert half.source == str(tmp_path / "m")
     assert (half.load.dtype, half.choosing.dtype, half.quantize) == ("float16", "float32", None)
     assert half.score.calibration == (str(tmp_path / "text.txt"),)
@@ -93,8 +93,8 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
 
 
 def test_a_file_can_not_switch_a_danger_on(tmp_path: Path) -> None:
-    told = refused(tmp_path, "models: [{source: m, trust_remote_code: true}]\nplans: [mlp:1]")
-    assert "$.models[0].trust_remote_code:" in told
+    result = refused(tmp_path, "models: [{source: m, trust_remote_code: true}]\nplans: [mlp:1]")
+    assert "$.models[0].trust_remote_code:" in result
 
 
 def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_a_path_is_relative_to_the_file_and_to_nothing_else(
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     # A hub id that is a folder beside the caller would be loaded from there.
-    told = refused(tmp_path / "there", "models: [owner/model]\nplans: [mlp:1]")
-    assert str(tmp_path / "there" / "owner" / "model") in told
+    result = refused(tmp_path / "there", "models: [owner/model]\nplans: [mlp:1]")
+    assert str(tmp_path / "there" / "owner" / "model") in result
     monkeypatch.chdir(tmp_path / "there")
     (cell,) = cells(tmp_path / "there", "models: [owner/model]\nplans: [mlp:1]")
     assert cell.request.source == "owner/model"

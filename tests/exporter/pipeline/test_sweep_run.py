@@ -62,8 +62,8 @@ def sweep(folder: Path, out: Path, text: str = FILE, **options: Any) -> SweepRep
     from exporter.pipeline.sweep.run import run_sweep
     from exporter.pipeline.sweep.schema import parse_sweep
 
-    asked = parse_sweep(text, folder / "sweep.yaml")
-    return run_sweep(asked, out, **{"runner": here, **options})
+    result = parse_sweep(text, folder / "sweep.yaml")
+    return run_sweep(result, out, **{"runner": here, **options})
 
 
 def looked(folder: Path, out: Path, text: str) -> dict[str, str]:
@@ -101,14 +101,14 @@ def test_a_cell_holds_what_an_export_leaves(swept: tuple[Path, SweepReport]) -> 
     for cell in report.cells[:2]:
         there = {path.name for path in (out / cell.folder).iterdir()}
         assert {"importance.json", "plan.json", "prune.json", "report.html", "baseline"} <= there
-        told, result = ComparisonReport.read(out / cell.folder / "report.json"), cell.result
+        outcome, result = ComparisonReport.read(out / cell.folder / "report.json"), cell.result
         assert result is not None
         assert [d.layer for d in result.deletions] == [1]
-        assert [shape.speedup for shape in result.shapes] == [r.speedup for r in told.latency]
+        assert [shape.speedup for shape in result.shapes] == [r.speedup for r in outcome.latency]
         assert [shape.name for shape in result.shapes] == ["prefill 8", "decode at 8"]
-        assert told.accuracy is not None
-        assert result.perplexity == told.accuracy.perplexity
-        assert result.candidate_bytes == told.arms.candidate.file_bytes < result.baseline_bytes
+        assert outcome.accuracy is not None
+        assert result.perplexity == outcome.accuracy.perplexity
+        assert result.candidate_bytes == outcome.arms.candidate.file_bytes < result.baseline_bytes
 
 
 def test_only_a_quantised_cell_is_held_against_another_float(
@@ -329,9 +329,9 @@ def test_a_model_that_changes_while_the_sweep_runs_fails_its_cells(
         yield from ((1, cell) for _, cell in here(jobs[1:], progress))
 
     report = sweep(place, tmp_path / "out", text, runner=changing)
-    told = [cell.failure.message for cell in report.cells if cell.failure]
+    messages = [cell.failure.message for cell in report.cells if cell.failure]
     assert next(cell.failure.error for cell in report.cells if cell.failure) == "SweepError"
-    assert str(place / "llama") in told[1]
+    assert str(place / "llama") in messages[1]
 
 
 def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(folder: Path, tmp_path: Path) -> None:

@@ -62,15 +62,15 @@ class _ForSequenceClassification:
 
 
 def of_classes(same: float, texts: int, labels: int = 3, **more: Any) -> Any:
-    found = run(same, figure="top1_agreement", **more)
+    result = run(same, figure="top1_agreement", **more)
     judged = CalibrationRef(
         source="made", samples=texts, sequence_length=8, tokens=8 * texts, sha256="0"
     )
-    plan = found.plan.plan.model_copy(update={"judged_on": [judged]})
+    plan = result.plan.plan.model_copy(update={"judged_on": [judged]})
     model = _ForSequenceClassification()
     model.config = SimpleNamespace(num_labels=labels)
     return SimpleNamespace(
-        request=found.request,
+        request=result.request,
         plan=SimpleNamespace(plan=plan),
         choosing=SimpleNamespace(model=model),
     )

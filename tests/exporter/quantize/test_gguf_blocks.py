@@ -66,10 +66,10 @@ def test_rows_are_found_in_any_order_and_across_tensors(tmp_path: Path) -> None:
     query, value = random_rows("Q4_0", 8, 256), random_rows("Q6_K", 4, 256, seed=1)
     path = write_gguf(tmp_path / "m.gguf", {"q": ("Q4_0", query), "v": ("Q6_K", value)})
     matrix = np.concatenate([numbers(value, "Q6_K"), numbers(query, "Q4_0")[::-1]])
-    found = GgufBlocks(path).find(np.ascontiguousarray(matrix.T))
-    assert isinstance(found, KeptBlocks)
-    assert found.kinds == ("Q4_0", "Q6_K")
-    blocks = found.blocks
+    result = GgufBlocks(path).find(np.ascontiguousarray(matrix.T))
+    assert isinstance(result, KeptBlocks)
+    assert result.kinds == ("Q4_0", "Q6_K")
+    blocks = result.blocks
     assert (blocks.bits, blocks.block) == (8, 16)
     steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
     made = (steps * blocks.scales[..., None]).reshape(matrix.shape)

@@ -98,13 +98,13 @@ def test_notes_and_shapes_are_put_back_and_the_source_stays(
     assert (record.block_size, record.symmetric, record.embedding_bits) == (None, None, None)
     assert record.calibration is not None
     assert "text.txt, sha256 " in record.calibration
-    found = load_model(out)
-    assert record.bits == {"4": sum(n.op_type == "DequantizeLinear" for n in found.graph)}
+    model = load_model(out)
+    assert record.bits == {"4": sum(n.op_type == "DequantizeLinear" for n in model.graph)}
     assert record.head_bits == 4
-    note = found.metadata_props[QUANTIZATION_KEY]
+    note = model.metadata_props[QUANTIZATION_KEY]
     assert QuantizationRecord.model_validate_json(note) == record
-    assert found.metadata_props["depthcut.plan"] == "kept"
-    attention = next(node for node in found.graph if node.op_type == "Attention")
+    assert model.metadata_props["depthcut.plan"] == "kept"
+    attention = next(node for node in model.graph if node.op_type == "Attention")
     assert attention.inputs[0] is not None
     assert attention.inputs[0].shape is not None
     assert {*names_in(out.parent)} <= {"model.onnx", "model.onnx.*.data"}
@@ -181,11 +181,11 @@ def test_options_that_do_not_fit(
 def test_the_command_passes_int8_on_to_it_only_where_it_is_named(
     source: Path, settings: QuantizeSettings, tmp_path: Path
 ) -> None:
-    asked = ["quantize", str(source), "--quantize", "int8-qdq", "-q", "--calibration"]
-    asked.append(settings.calibration[0])
+    result = ["quantize", str(source), "--quantize", "int8-qdq", "-q", "--calibration"]
+    result.append(settings.calibration[0])
     named, plain = tmp_path / "named" / "m.onnx", tmp_path / "plain" / "m.onnx"
-    assert run([*asked, "-o", str(named), "--modelopt-python", str(settings.modelopt)]) == 0
-    assert run([*asked, "-o", str(plain)]) == 0
+    assert run([*result, "-o", str(named), "--modelopt-python", str(settings.modelopt)]) == 0
+    assert run([*result, "-o", str(plain)]) == 0
     notes = [load_model(path).metadata_props[QUANTIZATION_KEY] for path in (named, plain)]
     methods = [QuantizationRecord.model_validate_json(note).method for note in notes]
     assert methods == ["modelopt 0.47.0, max", "rtn"]

@@ -45,8 +45,8 @@ PADDING, LONGEST = 7, 64
 def write_classifier(folder: Path, classes: int, **config: Any) -> Path:
     model = written(CLASSIFIER.replace("CLASSES", str(classes)), folder / "model.onnx")
     write_bert_tokenizer(folder)
-    told = {"max_position_embeddings": LONGEST, "pad_token_id": PADDING, **config}
-    (folder / "config.json").write_text(json.dumps(told))
+    result = {"max_position_embeddings": LONGEST, "pad_token_id": PADDING, **config}
+    (folder / "config.json").write_text(json.dumps(result))
     return model
 
 
@@ -80,18 +80,21 @@ def pairs(tmp_path: Path) -> str:
 
 
 def test_a_reranker_is_calibrated_on_pairs_of_any_text(reranker: Path, text: str) -> None:
-    found = calibration_beside(reranker, (text,), 1)
-    assert found.types is not None
-    assert len(found.input_ids) in range(18, 25, 2)
+    calibration_text = calibration_beside(reranker, (text,), 1)
+    assert calibration_text.types is not None
+    assert len(calibration_text.input_ids) in range(18, 25, 2)
     tokenizer = tokenizer_in(reranker.with_name("tokenizer.json"))
     own = []
     for paragraph in Path(text).read_text().split("\n\n"):
         first, rest = paragraph[: paragraph.index(".") + 1], paragraph[paragraph.index(".") + 2 :]
         own.append(tokenizer.pair(first, rest, LONGEST))
-    packed = found.input_ids[0][found.mask[0]].tolist(), found.types[0][found.mask[0]].tolist()
+    packed = (
+        calibration_text.input_ids[0][calibration_text.mask[0]].tolist(),
+        calibration_text.types[0][calibration_text.mask[0]].tolist(),
+    )
     assert packed in own
-    assert {*found.types[0].tolist()} == {0, 1}
-    assert {*found.input_ids[~found.mask].tolist()} == {PADDING}
+    assert {*calibration_text.types[0].tolist()} == {0, 1}
+    assert {*calibration_text.input_ids[~calibration_text.mask].tolist()} == {PADDING}
 
 
 @pytest.mark.parametrize(
@@ -100,18 +103,20 @@ def test_a_reranker_is_calibrated_on_pairs_of_any_text(reranker: Path, text: str
 def test_others_are_calibrated_on_single_texts(
     classes: int | None, config: dict[str, str], tmp_path: Path, text: str
 ) -> None:
-    found = calibration_beside(write_classifier(tmp_path / "m", 3, **config), (text,), classes)
-    assert found.types is None
-    assert found.mask.all()
+    calibration_text = calibration_beside(
+        write_classifier(tmp_path / "m", 3, **config), (text,), classes
+    )
+    assert calibration_text.types is None
+    assert calibration_text.mask.all()
 
 
 @pytest.mark.parametrize(("classes", "paired"), [(1, True), (3, True), (None, False)])
 def test_pairs_of_a_file_are_read_by_whoever_gives_texts_classes(
     classes: int | None, paired: bool, reranker: Path, pairs: str
 ) -> None:
-    found = calibration_beside(reranker, (pairs,), classes)
-    assert (found.types is not None) is paired
-    assert (len(found.input_ids) == 24) is paired
+    calibration_text = calibration_beside(reranker, (pairs,), classes)
+    assert (calibration_text.types is not None) is paired
+    assert (len(calibration_text.input_ids) == 24) is paired
 
 
 def test_pairs_beside_a_text_without_sentences_are_mixed_and_that_is_told(

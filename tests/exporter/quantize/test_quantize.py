@@ -232,8 +232,8 @@ def test_graphs_that_can_t_be_quantised_are_refused_and_nothing_is_written(
     source = written(graph, tmp_path / "model.onnx", kind=kind)
     with raises(QuantizationError, code) as caught:
         quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(**settings))
-    told = f"{caught.value.message} {caught.value.hint}"
-    assert all(each in told for each in named)
+    text = f"{caught.value.message} {caught.value.hint}"
+    assert all(item in text for item in named)
     assert not list(tmp_path.glob("out*"))
 
 
@@ -294,15 +294,15 @@ def test_packing_and_unpacking_are_inverse(bits: int) -> None:
 
 
 def test_only_the_products_of_weights_are_found(tied: Path) -> None:
-    found = find_products(load_model(tied))
-    assert [(p.name, p.depth, p.width, p.head) for p in found.products] == [
+    products = find_products(load_model(tied))
+    assert [(p.name, p.depth, p.width, p.head) for p in products.products] == [
         ("up_node", WIDTH, INNER, False),
         ("down_node", INNER, WIDTH, False),
         ("head_node", WIDTH, VOCABULARY, True),
     ]
-    assert found.table is not None
-    assert found.table.is_head(found.products[-1])
-    assert not found.table.is_head(found.products[0])
+    assert products.table is not None
+    assert products.table.is_head(products.products[-1])
+    assert not products.table.is_head(products.products[0])
 
 
 def test_weights_that_were_rounded_before_are_kept() -> None:

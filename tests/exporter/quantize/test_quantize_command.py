@@ -96,11 +96,11 @@ def test_the_result_as_json(
     arguments = ["block_size: 128", "--quantize", "int8", "head_bits: none", "--json", "-q"]
     call = ["quantize", str(folder), "-o", str(tmp_path / "o.onnx")]
     assert run([*call, *in_file(tmp_path, arguments)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["record"]["bits"] == {"8": 3}
-    assert told["in_float"] == {"table": "its rows of 64 are no multiple of the block of 128"}
-    assert told["bytes_after"] < told["bytes_before"]
-    assert told["difference"]["max_abs_error"] > 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["record"]["bits"] == {"8": 3}
+    assert content["in_float"] == {"table": "its rows of 64 are no multiple of the block of 128"}
+    assert content["bytes_after"] < content["bytes_before"]
+    assert content["difference"]["max_abs_error"] > 0
 
 
 @pytest.mark.parametrize(

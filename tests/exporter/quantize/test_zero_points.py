@@ -49,14 +49,14 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
     with WeightWriter(tmp_path / "packed.data") as writer:
         store = PackedWeights(model, writer)
         sums = BlockSums(store, level)
-        found = find_products(model).products
-        for product in found:
+        products = find_products(model).products
+        for product in products:
             fitted = with_whole_zero_points(Blocks(*made[product.name], bits), level)
             assert fitted.sums == (1 if level == 4 else {4: 4, 8: 2}[bits])
             stored = store.store(fitted.blocks, product.weight)
             follow = sums.follow(product, BLOCK, fitted.sums)
             use_in_product(product, stored, bits, BLOCK, level, follow)
-        drop_unused(model, [product.weight for product in found])
+        drop_unused(model, [product.weight for product in products])
     assert sum(node.op_type == "Concat" for node in model.graph) == 1
     save_model(model, tmp_path / "out.onnx")
     x = np.random.default_rng(3).standard_normal((2, 3, DEPTH)).astype(np.float32) + 1

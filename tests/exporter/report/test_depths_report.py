@@ -118,7 +118,7 @@ def test_where_nothing_keeps_the_limit_the_next_step_is_told(
     report = report.model_copy(update={"cells": cells})
     assert report.recommended is None
     lead = depths_document(report).lead
-    assert all(each in lead for each in told)
+    assert all(text in lead for text in told)
     assert "recommended" not in str(depths_document(report).sections[0].blocks[0])
 
 

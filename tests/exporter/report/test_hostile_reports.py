@@ -65,7 +65,7 @@ def tokens(text: str) -> Iterator[Token]:
 
 def foreign(text: str) -> list[str]:
     """What a page holds that names from a model must not make."""
-    found = [
+    types = [
         token.type
         for token in tokens(text)
         if token.type in ("link_open", "image", "html_block")
@@ -73,7 +73,7 @@ def foreign(text: str) -> list[str]:
     ]
     headings = [t.content for t in PARSER.parse(text) if t.type == "inline" and t.content == "h"]
     words = [token.content for token in tokens(text) if token.type == "text"]
-    return [*found, *headings, *(word for word in words if _AUTOLINK.search(word))]
+    return [*types, *headings, *(word for word in words if _AUTOLINK.search(word))]
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ def test_what_is_to_be_found_would_be() -> None:
 
 
 def test_a_report(report: ComparisonReport) -> None:
-    told = as_markdown(report)
-    assert "evil.example" in told
-    assert foreign(told) == []
+    markdown = as_markdown(report)
+    assert "evil.example" in markdown
+    assert foreign(markdown) == []
 
 
 def test_answers_on_a_terminal_and_on_the_page(report: ComparisonReport) -> None:
@@ -129,10 +129,10 @@ def test_answers_on_a_terminal_and_on_the_page(report: ComparisonReport) -> None
 
 
 def test_the_summary_and_the_annotations_of_github(found: CheckReport) -> None:
-    told = summary(found)
-    assert "evil.example" in told
-    assert foreign(told) == []
-    assert [token.type for token in PARSER.parse(told)].count("tr_open") == 1 + len(found.checks)
+    text = summary(found)
+    assert "evil.example" in text
+    assert foreign(text) == []
+    assert [token.type for token in PARSER.parse(text)].count("tr_open") == 1 + len(found.checks)
     lines = annotation_lines(found)
     assert any("evil.example" in line for line in lines)
     assert all(line.startswith("::error title=") and line.isprintable() for line in lines)

@@ -108,9 +108,9 @@ def test_whatever_it_is_it_is_text(text: str, context: str) -> None:
     ["https://evil.example", "see www.evil.example", "ftp://x", "a@evil.example", "@someone"],
 )
 def test_what_github_would_make_a_link_of_is_cut(text: str) -> None:
-    told = escaped(text)
-    assert re.search(r"://|www\.|@\w", told) is None
-    assert html.unescape(told.replace("<!-- -->", "")) == text
+    result = escaped(text)
+    assert re.search(r"://|www\.|@\w", result) is None
+    assert html.unescape(result.replace("<!-- -->", "")) == text
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_plain_text_stays_as_it_is(text: str) -> None:
 
 def test_our_own_code_and_stress_stay_in_notes() -> None:
     text = "the hash `ab_c*d` is *faster* than ` and a*b*"
-    told = escaped(text, own_marks=True)
-    assert told == "the hash `ab_c*d` is *faster* than \\` and a\\*b\\*"
-    assert rendered(told).count("code_inline") == 1
+    result = escaped(text, own_marks=True)
+    assert result == "the hash `ab_c*d` is *faster* than \\` and a\\*b\\*"
+    assert rendered(result).count("code_inline") == 1
     assert "`" not in escaped("`a`").replace("\\`", "")
 
 
 @given(texts)
 def test_notes_hold_no_links_or_html_either(text: str) -> None:
-    told = rendered(f"a {escaped(text, own_marks=True)}")
-    found = set(re.findall(r"<(\w+)>", told)) - set(re.findall(r"<(\w+)>", text))
-    assert found <= {"paragraph_open", "paragraph_close", "code_inline", "em_open", "em_close"}
+    result = rendered(f"a {escaped(text, own_marks=True)}")
+    matches = set(re.findall(r"<(\w+)>", result)) - set(re.findall(r"<(\w+)>", text))
+    assert matches <= {"paragraph_open", "paragraph_close", "code_inline", "em_open", "em_close"}
 
 
 @given(texts)

@@ -125,8 +125,8 @@ def test_an_encoder_s_figures_are_told_and_no_divergence_is_explained(
     figures = ("0.9812", "0.9415", "0.9673", "[0.9786, 0.9838]")
     for text in (as_text(judged), as_markdown(judged).partition("\n## Accuracy\n")[2]):
         assert all(figure in text for figure in figures)
-    for told, with_divergence in ((judged, False), (report, True)):
-        assert ("KL divergence is" in as_markdown(told)) == with_divergence
+    for item, with_divergence in ((judged, False), (report, True)):
+        assert ("KL divergence is" in as_markdown(item)) == with_divergence
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ def test_tasks_are_told_beside_the_perplexity(report: ComparisonReport) -> None:
         )
         for name, share, before, change in (("mine", True, 0.81, -0.04), ("text", False, 12.5, 3))
     ]  # fmt: skip
-    told = dict(line.split(", ", 1) for line in as_text(of(report, tasks=scores)).splitlines()
+    result = dict(line.split(", ", 1) for line in as_text(of(report, tasks=scores)).splitlines()
                 if line.startswith(("mine, ", "text, ")))  # fmt: skip
-    assert all(each in told["mine"] for each in ("81.0 %", "-4.0 [-4.0, -4.0]"))
-    assert all(each in told["text"] for each in ("12.50", "3.00 [3.00, 3.00]"))
+    assert all(item in result["mine"] for item in ("81.0 %", "-4.0 [-4.0, -4.0]"))
+    assert all(item in result["text"] for item in ("12.50", "3.00 [3.00, 3.00]"))
     assert "mine, " not in as_text(report)
 
 
@@ -225,10 +225,10 @@ REMARKS: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_what_a_reader_must_know_is_told_where_it_is_so(
     report: ComparisonReport, name: str
 ) -> None:
-    changes, told = REMARKS[name]
+    changes, result = REMARKS[name]
     text = as_markdown(report.model_copy(update=changes))
-    assert all(words in text for words in told)
-    assert not any(words in as_markdown(report) for words in told)
+    assert all(words in text for words in result)
+    assert not any(words in as_markdown(report) for words in result)
     assert "whole-arm:" not in text
     assert ("## Parity" in text) == (name != "nothing known")
 
@@ -351,10 +351,10 @@ def test_a_plan_tells_what_it_was_made_by(report: ComparisonReport) -> None:
         stopped_on=[_text("three")],
         judged_apart=[JudgedText(text=_text("four"), figures=figures)],
     )
-    told = as_markdown(report.model_copy(update={"parts": parts}))
-    assert "3 samples of one (12 tokens) and 3 samples of two (12 tokens)." in told
-    assert "3 samples of three (12 tokens)." in told
-    assert "| four | +64.9 % | 0.125 |" in told
+    markdown = as_markdown(report.model_copy(update={"parts": parts}))
+    assert "3 samples of one (12 tokens) and 3 samples of two (12 tokens)." in markdown
+    assert "3 samples of three (12 tokens)." in markdown
+    assert "| four | +64.9 % | 0.125 |" in markdown
     assert "3 samples of" not in as_markdown(report)
 
 
@@ -372,5 +372,5 @@ def test_another_part_of_a_text_that_decided_is_told(
 ) -> None:
     for role in ("chosen_on", "fitted_on", "stopped_on", "judged_on"):
         parts = PlanParts(**{role: [_text("other"), _text(source)]})
-        told = as_markdown(of(report, text_source=judged).model_copy(update={"parts": parts}))
-        assert ("In the domain" in told) is (is_told and role != "judged_on")
+        markdown = as_markdown(of(report, text_source=judged).model_copy(update={"parts": parts}))
+        assert ("In the domain" in markdown) is (is_told and role != "judged_on")

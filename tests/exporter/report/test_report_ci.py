@@ -136,10 +136,10 @@ def test_github_benchmark_has_a_file_for_each_direction(report: ComparisonReport
 def test_a_collapsed_model_has_no_infinite_figure(report: ComparisonReport) -> None:
     collapsed = report.model_copy(update={"accuracy": gate_accuracy(math.inf)})
     assert all("Infinity" not in text for text in github_benchmark(collapsed).values())
-    found = check(collapsed, Limits(max_perplexity_increase=0.1))
-    assert conclusion(found) == "Regression: 1 regression."
-    assert "inf" in check_grid(found).rows[0][3]
-    Xml.fromstring(junit(found))
+    result = check(collapsed, Limits(max_perplexity_increase=0.1))
+    assert conclusion(result) == "Regression: 1 regression."
+    assert "inf" in check_grid(result).rows[0][3]
+    Xml.fromstring(junit(result))
 
 
 @pytest.mark.parametrize("name", ["junit", "github-benchmark", "comment"])

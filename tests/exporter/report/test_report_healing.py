@@ -78,15 +78,15 @@ APART = healing(text("calibration", 0.6, 0.1), text("other", 0.5, 0.49))
 )
 def test_domains_that_disagree_are_warned_of(own: Any, other: Any, told: str | None) -> None:
     texts = [text("calibration", *own)] + ([] if other is None else [text("other", *other)])
-    found = warnings_of(texts)
-    assert [told in warning for warning in found] == ([] if told is None else [True])
+    result = warnings_of(texts)
+    assert [told in warning for warning in result] == ([] if told is None else [True])
 
 
 def test_a_gain_within_its_noise_is_none() -> None:
     noisy = text("other", 0.5, 0.3, std_error=0.2)
-    told = warnings_of([text("calibration", 0.6, 0.1), noisy])
-    assert len(told) == 1
-    assert "on other text (other domain) (+0.200 ± 0.200 nats)" in told[0]
+    texts = warnings_of([text("calibration", 0.6, 0.1), noisy])
+    assert len(texts) == 1
+    assert "on other text (other domain) (+0.200 ± 0.200 nats)" in texts[0]
     both = warnings_of([text("calibration", 0.6, 0.4, std_error=0.2), noisy])
     assert "on calibration text (held out) (+0.200 ± 0.200 nats) and on other text" in both[0]
     lost = text("calibration", 0.6, 0.9)
@@ -100,9 +100,9 @@ def test_answers_that_are_further_away_are_no_gain() -> None:
     own = text("calibration", 0.6, 0.1)
     for std_error in (0.01, 0.2):
         further = text("other", 0.5, 0.2, std_error, kl=0.8)
-        told = warnings_of([own, further])[0]
-        assert "disagree" in told
-        assert "on other text (other domain) 60 % (and KL rises from 0.5 to 0.8 nats)" in told
+        result = warnings_of([own, further])[0]
+        assert "disagree" in result
+        assert "on other text (other domain) 60 % (and KL rises from 0.5 to 0.8 nats)" in result
     assert warnings_of([own, text("other", 0.5, 0.2, kl=0.4)]) == []
 
 
@@ -120,23 +120,23 @@ def test_what_was_folded_and_what_was_replaced_are_both_told() -> None:
     alone = [branch.model_copy(update={"replacement": "none"}) for branch in BOTH.branches]
     bare = folded.model_copy(update={"branches": alone})
     assert healing_words(bare).startswith("3 weights changed, 1,100 numbers")
-    for each, told, untold in (
+    for item, entry, untold in (
         (folded, "replacements fitted beside them", "no kept weight"),
         (bare, "Folded by least squares", "beside them"),
         (folded.model_copy(update={"changed_weights": 0}), "no kept weight", "Folded by"),
     ):
-        shown = as_markdown(gate_report(healing=each))
-        assert told in shown
+        shown = as_markdown(gate_report(healing=item))
+        assert entry in shown
         assert untold not in shown
 
 
 def test_reports_show_the_part_and_its_warning() -> None:
     bare = gate_report()
     assert healing_section(bare) is None
-    for found in (BOTH, APART):
-        report = bare.model_copy(update={"healing": found})
+    for item in (BOTH, APART):
+        report = bare.model_copy(update={"healing": item})
         for written in (as_markdown(report), as_page(report)):
             assert "calibration text" in written
             assert "attention 3" in written
-            assert ("The domains disagree" in written) == (found is APART)
+            assert ("The domains disagree" in written) == (item is APART)
     assert "held out" not in as_markdown(bare)

@@ -52,7 +52,7 @@ PAGES = {
 def test_pages_are_well_formed_closed_and_accessible(name: str) -> None:
     text = PAGES[name]()
     page = Page(text)
-    ids = [found["id"] for _, found in page.elements if "id" in found]
+    ids = [item["id"] for _, item in page.elements if "id" in item]
     assert len(ids) == len(set(ids))
     assert page.all("html")[0]["lang"] == "en"
     assert page.all("script") == page.all("img") == page.all("iframe") == []

@@ -30,7 +30,7 @@ REPORT = ImportanceReport(
 
 
 def scaled(factor: float) -> ImportanceReport:
-    some = [each.model_copy(update={"score": each.score * factor}) for each in REPORT.scores]
+    some = [score.model_copy(update={"score": score.score * factor}) for score in REPORT.scores]
     return REPORT.model_copy(update={"scores": some})
 
 

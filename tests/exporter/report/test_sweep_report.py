@@ -88,16 +88,16 @@ def test_several_machines_are_warned_of_and_one_is_not() -> None:
     other = made_cell("m", "b", "fp32", made_result(1.1, 15.0, machine="Xeon", threads=4))
     assert "don't compare" not in parts(made_sweep([one]))["machines"]
     assert sweep_lead(made_sweep([one])) == "1 model x 1 plan x 1 precision: 1 cell, 1 done."
-    told = parts(made_sweep([one, other]))["machines"]
-    assert "don't compare" in told
-    assert "Xeon, 4 threads: B" in told
+    machines = parts(made_sweep([one, other]))["machines"]
+    assert "don't compare" in machines
+    assert "Xeon, 4 threads: B" in machines
 
 
 def test_what_failed_says_why_and_is_left_out_where_nothing_did() -> None:
     done = made_cell("m", "a", "fp32", made_result(1.1, 15.0))
     assert "failures" not in parts(made_sweep([done]))
-    told = parts(made_sweep([done, made_failure("m", "b", "fp32", "No layer 9.")]))["failures"]
-    assert "No layer 9. Take another plan." in told
+    failures = parts(made_sweep([done, made_failure("m", "b", "fp32", "No layer 9.")]))["failures"]
+    assert "No layer 9. Take another plan." in failures
 
 
 def test_a_model_without_perplexity_is_drawn_by_its_divergence(tmp_path: Path) -> None:

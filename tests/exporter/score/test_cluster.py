@@ -228,8 +228,8 @@ class TestOneCrew:
             import importlib.util
             import sys
 
-            found = importlib.util.find_spec("torch")
-            return str(found and found.origin), sys.path
+            spec = importlib.util.find_spec("torch")
+            return str(spec and spec.origin), sys.path
 
         ((_, (origin, path)),) = group.run(work, [0])
         assert origin == torch.__file__

@@ -56,8 +56,8 @@ def test_cuts_are_shared_out_where_batches_are_too_few(workers: int, parts: int)
     jobs = cut_jobs([0, 4], workers, ((9, "mlp"),), others)
     assert [job.start for job in jobs] == [0] * parts + [4] * parts
     for start in (0, 4):
-        told = [cut for job in jobs if job.start == start for cut in job.others]
-        assert told == others
+        cuts = [cut for job in jobs if job.start == start for cut in job.others]
+        assert cuts == others
 
 
 def test_damages_are_joined_in_the_order_of_the_text() -> None:
@@ -66,11 +66,11 @@ def test_damages_are_joined_in_the_order_of_the_text() -> None:
 
     others = [((layer, "mlp"),) for layer in range(8)]
     jobs = cut_jobs([0, 4], 4, (), others)
-    found = [
+    result = [
         [damage(job.start), *(damage(10 * cut[0][0] + job.start) for cut in job.others)]
         for job in jobs
     ]
-    whole, *rest = joined_damages(jobs, found)
+    whole, *rest = joined_damages(jobs, result)
     assert whole.kl_sums.tolist() == [0, 4]
     assert [d.kl_sums.tolist() for d in rest] == [[10 * n, 10 * n + 4] for n in range(8)]
     (alone,) = joined_damages(cut_jobs([0], 2, (), []), [[damage(1)]])

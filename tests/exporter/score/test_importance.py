@@ -61,7 +61,7 @@ def test_a_parallel_layer_compares_both_with_what_enters() -> None:
     for handle in handles:
         handle.remove()
     branches = {kind: zip(seen["in"], seen[kind], strict=True) for kind in ("attention", "mlp")}
-    pairs = {kind: [(x, x + f) for x, f in found] for kind, found in branches.items()}
+    pairs = {kind: [(x, x + f) for x, f in branch] for kind, branch in branches.items()}
     pairs["block"] = list(zip(seen["in"], seen["out"], strict=True))
     assert largest_difference(table(score_on(loaded, text)), plain_scores(pairs)) <= 1e-6
 
@@ -118,9 +118,9 @@ def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
     loaded, text = tiny_loaded("llama"), random_text(6)
     report = score_on(loaded, text)
     single = [table(score_on(loaded, made_text(row[None]))) for row in text.input_ids]
-    for found in report.scores:
-        values = [table[found.kind][found.layer] for table in single]
-        assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
+    for item in report.scores:
+        values = [table[item.kind][item.layer] for table in single]
+        assert item.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
     assert all(s.std_error is None for s in score_on(loaded, random_text(1)).scores)
 
 
@@ -181,8 +181,8 @@ def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
     from exporter.score.metric import changes, cosine
 
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
-    found = map(cosine, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))
+    result = map(cosine, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))
     pairs = ((zero, one), (one, 2 * one), (zero, zero))
-    for got, (x, y) in zip(found, pairs, strict=True):
+    for got, (x, y) in zip(result, pairs, strict=True):
         expected = 1 - cosine_similarity(x, y, dim=-1)
         torch.testing.assert_close(got, expected.double(), atol=1e-6, rtol=0)

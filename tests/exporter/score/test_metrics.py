@@ -76,11 +76,11 @@ def test_metrics_of_the_stream(model_type: str) -> None:
     report = score_on(loaded, text, metrics=STREAM, batch_size=2)
     stored = _states(loaded.model, text.input_ids)
     for metric in STREAM:
-        found = _table(report, metric)
+        result = _table(report, metric)
         for name, (x, y) in stored.items():
             # float32 dot products; no angle here is below a hundredth.
-            assert found[name] == pytest.approx(_plain(metric, x, y), abs=1e-6)
-        assert min(found.values()) > 1e-3
+            assert result[name] == pytest.approx(_plain(metric, x, y), abs=1e-6)
+        assert min(result.values()) > 1e-3
 
 
 @contextmanager
@@ -131,8 +131,8 @@ def _gated(model: Any, tokens: int) -> Iterator[dict[tuple[int, str], Any]]:
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gemma2", "opt", "bloom", "mixtral"])
 def test_taylor_is_the_derivative_by_a_gate_at_each_token(model_type: str) -> None:
     loaded, text = tiny_loaded(model_type), random_text(3, 10)
-    found = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
-    totals = dict.fromkeys(found, 0.0)
+    result = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
+    totals = dict.fromkeys(result, 0.0)
     for row in text.input_ids:
         ids = torch.from_numpy(row[None])
         with _gated(loaded.model, 10) as gates:
@@ -143,8 +143,8 @@ def test_taylor_is_the_derivative_by_a_gate_at_each_token(model_type: str) -> No
             totals[name] += float(own.grad.abs().sum()) / text.input_ids.size
     for name, expected in totals.items():
         # float32 gradients, in another order.
-        assert found[name] == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert min(found.values()) > 1e-4
+        assert result[name] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert min(result.values()) > 1e-4
     assert hook_count(loaded.model) == 0
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
 
@@ -178,8 +178,8 @@ def test_blocks_are_skipped_only_when_asked_for() -> None:
     loaded, text = tiny_loaded("llama"), random_text()
     plain = score_on(loaded, text, metrics=ANSWERS)
     assert {kind for _, kind in _table(plain, "kl")} == {"attention", "mlp"}
-    asked = _table(score_on(loaded, text, metrics=ANSWERS, blocks=True), "kl")
-    assert asked.items() > _table(plain, "kl").items()
+    result = _table(score_on(loaded, text, metrics=ANSWERS, blocks=True), "kl")
+    assert result.items() > _table(plain, "kl").items()
 
 
 def test_all_at_once_are_what_each_is_alone() -> None:
@@ -205,11 +205,11 @@ def test_padding_does_not_count() -> None:
     own = {"angular-last": [1, 1], "kl": [11, 6], "perplexity": [11, 6]}
     for metric in TEXT:
         tables, whole = [_table(report, metric) for report in alone], _table(unmasked, metric)
-        for name, found in _table(together, metric).items():
+        for name, value in _table(together, metric).items():
             values = [table[name] for table in tables]
             expected = np.average(values, weights=own.get(metric, [12, 7]))
             # Another attention kernel runs where there is padding.
-            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            assert value == pytest.approx(expected, rel=1e-4, abs=1e-6)
         assert max(abs(whole[name] - v) for name, v in _table(together, metric).items()) > 1e-4
 
 
@@ -217,8 +217,8 @@ def test_the_last_real_token_is_the_last() -> None:
     loaded, ids = tiny_loaded("gpt_neox"), random_text(1, 7).input_ids
     right = made_text(np.pad(ids, ((0, 0), (0, 5))), np.arange(12)[None] < 7)
     alone = _table(score_on(loaded, made_text(ids), metrics=["angular-last"]), "angular-last")
-    found = _table(score_on(loaded, right, metrics=["angular-last"]), "angular-last")
-    assert found == pytest.approx(alone, abs=1e-6)  # float32 rounding
+    result = _table(score_on(loaded, right, metrics=["angular-last"]), "angular-last")
+    assert result == pytest.approx(alone, abs=1e-6)  # float32 rounding
     unmasked = _table(
         score_on(loaded, made_text(right.input_ids), metrics=["angular-last"]), "angular-last"
     )
@@ -256,8 +256,8 @@ def test_random_is_seeded() -> None:
     one, same, other = (score_on(loaded, text, metrics=["random"], seed=seed) for seed in (1, 1, 2))
     assert one.scores == same.scores
     assert one.scores != other.scores
-    assert len({found.score for found in one.scores}) == 9
-    assert all(found.std_error is None for found in one.scores)
+    assert len({item.score for item in one.scores}) == 9
+    assert all(item.std_error is None for item in one.scores)
 
 
 def test_what_reads_no_text_needs_none() -> None:
@@ -294,7 +294,7 @@ def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.Monke
     assert command_line.run([*call, *metrics]) == 0
     report = ImportanceReport.read(out)
     assert list(report.tables) == ["kl", "cosine"]
-    assert {found.kind for found in report.scores} == set(KINDS)
+    assert {item.kind for item in report.scores} == set(KINDS)
     assert command_line.run([*call, "--metric", "gone"]) == 2
     assert ImportanceReport.read(out) == report
 
@@ -303,7 +303,7 @@ def test_taylor_leaves_no_gradients_in_weights_that_want_some() -> None:
     loaded, text = tiny_loaded("llama"), random_text(2)
     expected = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
     loaded.model.requires_grad_(True)
-    found = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
+    result = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
     # The same sums in the same order.
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert result == pytest.approx(expected, rel=1e-6)
     assert all(weight.grad is None for weight in loaded.model.parameters())

@@ -69,21 +69,21 @@ def _kendall(one: Sequence[float], other: Sequence[float]) -> float:
 
     pairs = list(itertools.combinations(range(len(one)), 2))
     signs = [(sign(one[i], one[j]), sign(other[i], other[j])) for i, j in pairs]
-    told = [sum(s[n] != 0 for s in signs) for n in (0, 1)]
-    return sum(a * b for a, b in signs) / (told[0] * told[1]) ** 0.5
+    totals = [sum(s[n] != 0 for s in signs) for n in (0, 1)]
+    return sum(a * b for a, b in signs) / (totals[0] * totals[1]) ** 0.5
 
 
 def test_two_metrics_of_one_file(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
-    (found,) = compare_files([path, path]).agreements
-    assert (found.kind, found.first.metric, found.second.metric) == ("attention", "cosine", "kl")
-    assert found.sublayers == 6
+    (result,) = compare_files([path, path]).agreements
+    assert (result.kind, result.first.metric, result.second.metric) == ("attention", "cosine", "kl")
+    assert result.sublayers == 6
     # Sums of a few small numbers.
-    assert found.spearman == pytest.approx(_spearman(COSINE, KL), abs=1e-12)
-    assert found.kendall == pytest.approx(_kendall(COSINE, KL), abs=1e-12)
-    assert found.spearman != pytest.approx(found.kendall, abs=1e-3)
+    assert result.spearman == pytest.approx(_spearman(COSINE, KL), abs=1e-12)
+    assert result.kendall == pytest.approx(_kendall(COSINE, KL), abs=1e-12)
+    assert result.spearman != pytest.approx(result.kendall, abs=1e-3)
     # The four lowest are 2, 1, 5, 3 and, ties by layer, 1, 2, 3, 5.
-    assert found.shared_first == {4: 4}
+    assert result.shared_first == {4: 4}
 
 
 def test_every_pair_of_two_files(tmp_path: Path) -> None:

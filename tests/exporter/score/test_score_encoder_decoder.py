@@ -130,8 +130,8 @@ def test_a_score_is_one_minus_the_cosine_over_real_tokens() -> None:
     for handle in handles:
         handle.remove()
     cosine = torch.cosine_similarity(seen["before"], seen["after"], dim=-1).double().numpy()
-    found = next(s for s in report.scores if (s.layer, s.kind) == (0, "mlp"))
-    assert found.score == pytest.approx(float(np.mean(1 - cosine)), abs=1e-6)
+    result = next(s for s in report.scores if (s.layer, s.kind) == (0, "mlp"))
+    assert result.score == pytest.approx(float(np.mean(1 - cosine)), abs=1e-6)
 
 
 def test_padding_of_the_source_does_not_count() -> None:
@@ -150,7 +150,7 @@ def test_padding_of_the_source_does_not_count() -> None:
         mask = np.arange(width) < np.array([[9]])
         sources = Sources({"input_ids": wide, "attention_mask": mask.astype(np.int64)}, mask)
         text = CalibrationText(target.ref, target.input_ids, target.mask, sources=sources)
-        return [each.score for each in score_on(loaded, text).scores]
+        return [item.score for item in score_on(loaded, text).scores]
 
     assert scores(9) == pytest.approx(scores(14), abs=1e-6)
 
@@ -168,8 +168,8 @@ def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None
     text = scored_pairs(loaded, ("random",), samples=3)
     refs = [(0, "mlp"), (1, "attention"), (2, "cross_attention"), (3, "mlp"), (3, "block")]
     cuts = [without_branches([ref], loaded.model) for ref in refs]
-    found = meter_here(loaded, text, 2, 1).measure_many({}, cuts)
-    assert found[0].distance == pytest.approx(0, abs=1e-6)
+    many = meter_here(loaded, text, 2, 1).measure_many({}, cuts)
+    assert many[0].distance == pytest.approx(0, abs=1e-6)
     given = {name: torch.from_numpy(array) for name, array in text.sources.arrays.items()}
     given["decoder_input_ids"] = torch.from_numpy(text.input_ids)
     follows = torch.from_numpy(text.mask[:, :-1] & text.mask[:, 1:])
@@ -179,7 +179,7 @@ def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None
             return loaded.model(**given).logits[:, :-1].log_softmax(-1)[follows].double()
 
     whole = answers()
-    for cut, damage in zip(cuts, found[1:], strict=True):
+    for cut, damage in zip(cuts, many[1:], strict=True):
         with branches_replaced(loaded.model, cut):
             left = answers()
         kl = float((whole.exp() * (whole - left)).sum(-1).mean())

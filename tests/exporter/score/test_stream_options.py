@@ -51,17 +51,17 @@ def _score(checkpoint: Path, out: Path, *options: str) -> int:
 
 @pytest.mark.torch
 def test_the_file_says_the_same(checkpoint: Path, tmp_path: Path) -> None:
-    asked = ("--calibration", str(checkpoint / "text.txt"), "--metric", "cosine", "--metric", "kl")
-    found = []
+    result = ("--calibration", str(checkpoint / "text.txt"), "--metric", "cosine", "--metric", "kl")
+    outcome = []
     for name, options in (
         ("whole", ()), ("streamed", ("--stream", "--stream-dir", str(tmp_path / "states")))
     ):  # fmt: skip
         out = tmp_path / f"{name}.json"
-        assert _score(checkpoint, out, *asked, *options) == 0
-        found.append(ImportanceReport.read(out))
-    assert found[0].scores == found[1].scores
-    assert found[0].further == found[1].further
-    assert found[0].made_from == found[1].made_from
+        assert _score(checkpoint, out, *result, *options) == 0
+        outcome.append(ImportanceReport.read(out))
+    assert outcome[0].scores == outcome[1].scores
+    assert outcome[0].further == outcome[1].further
+    assert outcome[0].made_from == outcome[1].made_from
 
 
 @pytest.mark.torch

@@ -82,12 +82,12 @@ def expect_empty(meta: MetaModel) -> None:
 def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
     source = saved(tmp_path / "model", family)
     metrics = ALL if family != "bert" else ("cosine", "angular")
-    asked: dict[str, Any] = {"metrics": metrics, "batch_size": 2, "blocks": True, "seed": 3}
-    expected = score_on(load_model(source), padded_text(), **asked)
+    results: dict[str, Any] = {"metrics": metrics, "batch_size": 2, "blocks": True, "seed": 3}
+    expected = score_on(load_model(source), padded_text(), **results)
     meta = load_meta(source)
     before = meta.shards.bytes_read
     folder = tmp_path / "states" if in_file else None
-    expect_equal(score_on(meta, padded_text(), stream_dir=folder, **asked), expected)
+    expect_equal(score_on(meta, padded_text(), stream_dir=folder, **results), expected)
     expect_empty(meta)
     assert meta.shards.bytes_read - before == sum(p.nbytes for p in meta.model.parameters())
     assert not (tmp_path / "states").exists()
@@ -106,7 +106,7 @@ def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(MetaModel, "materialise", watched)
     score_on(meta, random_text(), metrics=["cosine"])
-    assert [found for found in seen if found] == [(layer,) for layer in layers]
+    assert [item for item in seen if item] == [(layer,) for layer in layers]
 
 
 def test_the_embedding_goes_behind_the_first_layer(llama: str) -> None:
@@ -269,8 +269,8 @@ def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
         with states_in_file(tmp_path / name, 1, [(1,)], torch.float32):
             if name == "new/kept":
                 (tmp_path / name / "another's").touch()
-    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert found == {"there", "new", "new/kept", "new/kept/another's"}
+    result = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert result == {"there", "new", "new/kept", "new/kept/another's"}
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def test_a_model_that_is_spread_over_devices(llama: str, tmp_path: Path, place: 
         place |= {"model.rotary_emb": "cpu", "model.layers.0": "cpu"}
         place |= {f"model.layers.{number}": "disk" for number in (1, 2)}
     spread = load_model(llama, device_map=place)
-    found = score_on(spread, random_text(), metrics=("cosine", "kl"))
-    expect_equal(found, expected)
+    report = score_on(spread, random_text(), metrics=("cosine", "kl"))
+    expect_equal(report, expected)
 
 
 def test_the_next_layer_is_read_meanwhile_and_no_other(
