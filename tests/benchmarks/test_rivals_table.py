@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.frame import KeptRows, wanted
-from tests.benchmarks.rivals.measuring import Answers
 from tests.benchmarks.rivals.methods import METHODS, NUMBERS, PUBLISHED, Row, rows
 from tests.benchmarks.rivals.table import Setting, render
 
@@ -136,13 +135,6 @@ def test_rows_that_train_are_kept_by_how_much() -> None:
     few, many = ({row.name for row in rows(tokens)} for tokens in (1000, 2000))
     assert all("distilled" in name for name in few ^ many)
     assert len(few - many) == 4
-
-
-def test_answers_are_right_where_the_likeliest_choice_is(tmp_path: Path) -> None:
-    result = Answers.of([[-1.0, -1.0 - np.log(3.0)], [-5.0, -4.0, -9.0]], [0, 2])
-    np.testing.assert_array_equal(result.right, [1.0, 0.0])
-    others = np.exp([-5.0, -4.0, -9.0])
-    np.testing.assert_allclose(result.log_p, [np.log(0.75), -9.0 - np.log(others.sum())])
 
 
 def test_rows_are_found_by_what_they_hang_on(tmp_path: Path) -> None:

@@ -40,13 +40,13 @@ def test_costs_of_another_graph_are_refused_where_the_file_was_named(tmp_path: P
         variants=quick,
     )
     with raises(CostError, "another-model", kept):
-        watch.costs(["none"], None)
+        watch.costs(["none"])
     assert kept.read_bytes() == before
     watch.may_replace = True  # the planner's own memory
-    table = watch.costs(["none"], None)
+    table = watch.costs(["none"])
     assert CostTable.read(kept) == table
     watch.may_replace = False  # it fits by now
-    assert watch.costs(["none"], None).groups == table.groups
+    assert watch.costs(["none"]).groups == table.groups
 
 
 QUICK = Effort(seconds=0.1, reload=False)
@@ -117,4 +117,4 @@ def test_times_that_only_order_sublayers_are_measured_together_where_memory_hold
     watch = Stopwatch(
         tmp_path / "model.onnx", AT, tmp_path / "costs.json", tmp_path, together=together
     )
-    assert (watch.costs(replacements, None) is None) == is_together
+    assert (watch.costs(replacements) is None) == is_together
