@@ -400,7 +400,7 @@ def test_what_an_earlier_plan_had_beside_it_goes_with_it(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("graph_passes.files.steps.sync_names", fail)
+        patch.setattr("graph_passes.files.record.sync_names", fail)
         with pytest.raises(OSError, match="Errno 5"):
             write_healed_plan(output, bare, {})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

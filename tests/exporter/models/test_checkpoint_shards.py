@@ -74,11 +74,11 @@ def test_reading_ends_between_pieces_once_it_is_told_to(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class AfterOne(threading.Event):
-        result = 0
+        calls = 0
 
         def is_set(self) -> bool:
-            self.asked += 1
-            return self.asked > 1
+            self.calls += 1
+            return self.calls > 1
 
     monkeypatch.setattr("exporter.models.loading.checkpoint_shards._PIECE_BYTES", 4)
     shards = CheckpointShards.open(folder)

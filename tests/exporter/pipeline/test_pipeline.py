@@ -369,6 +369,7 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
 ) -> None:
     import exporter.models.loading.model_files as model_files
     from exporter.pipeline import stages
+    from exporter.pipeline.road import write_models
 
     save = model_files.save_pretrained_files
 
@@ -378,7 +379,7 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
         (folder / "additional_chat_templates" / "tool_use.jinja").touch()
 
     monkeypatch.setattr(stages, "save_pretrained_files", with_templates)
-    _walk(_request(checkpoint, tmp_path / "out", compared=False))
+    write_models(_request(checkpoint, tmp_path / "out"))
     for arm in ("baseline", "candidate"):
         folder = tmp_path / "out" / arm / "additional_chat_templates"
         assert (folder / "tool_use.jinja").exists()
