@@ -327,7 +327,7 @@ def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
         raise PlanError(
             f"{counted(number, 'block')} {are(number)} to be dropped, but no block of "
             f"{report.model.source} is scored.",
-            f"Score them too: depthcut score {report.model.source} --metric kl --blocks.",
+            "Score the model anew, by --metric kl with --blocks.",
         )
 
 

@@ -210,7 +210,6 @@ _TRTEXEC = "trtexec for such an engine"
 _LONG = "eval_sequence_length in a --config file, or --tasks with lm-eval's tasks, such as ruler"
 _PROBES = "--tasks with --task-data; samples/07_ci/probes.py writes the four as such tasks"
 _VISIBLE = "CUDA_VISIBLE_DEVICES, which names the GPU to all programs"
-_HQQ = "--quantize-method hqq, which needs no text"
 REMOVED = {
     "export --search-seconds": "--search greedy",
     "plan --search-seconds": "--search greedy",
@@ -232,7 +231,7 @@ REMOVED = {
     "heal --rank": "the key rank of a --config file, for adapters; maps are full",
     "heal --states-weight": "nothing: models without next tokens learn from their states, too",
     "heal --sequential": "--heal linear or best, which fit each branch on the whole model",
-    "plan --rank": "--heal linear, whose maps are full",
+    "plan --rank": "the key rank of a --config file, for adapters; maps are full",
     "plan --states-weight": "nothing: models without next tokens learn from their states, too",
     "plan --sequential": "--heal linear or best, which fit each branch on the whole model",
     "check --bencher": "--github-benchmark, or the whole check by --output",
@@ -268,10 +267,9 @@ REMOVED = {
     "export --probes": _PROBES,
     "report --format": "-o FILE.md, which is written as Markdown",
     "check-engine --report": "polygraphy inspect capability MODEL",
-    "export --quantize mixed": f"int4 with {_HQQ}",
-    "export --quantize-method gptq": _HQQ,
-    "quantize --quantize mixed": f"int4 with {_HQQ}",
-    "quantize --quantize-method gptq": _HQQ,
+    "export --quantize mixed": "int4 with quantize_method: hqq in a --config file, without a text",
+    "quantize --quantize mixed": "int4 with --quantize-method hqq, which needs no text",
+    "quantize --quantize-method gptq": "--quantize-method hqq, which needs no text",
 }
 """What takes the place of options that this version doesn't have any more."""
 

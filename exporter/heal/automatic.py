@@ -64,7 +64,7 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
         tokens = min(options.trained_tokens, tokens)
         progress.say(
             f"heal: a training of at most {time_s / 60:.0f} minutes, {tokens:,} tokens; more "
-            "time would recover more (--time)"
+            "time would recover more"
         )
         return replace(options, kind="distill", time_s=time_s, tokens=tokens)
     progress.say(f"heal: {reason}, so weights are folded instead of trained")

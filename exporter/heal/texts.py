@@ -413,7 +413,7 @@ def other_domain(
         return None
     spec = spec or _other_spec(loaded, sources)
     if spec is None:
-        progress.say("heal: there is no text of another domain; give one with --check-text")
+        progress.say("heal: there is no text of another domain; give another text to check")
         return None
     return calibration_text(
         loaded,

@@ -64,7 +64,7 @@ def calibration_beside(
     if folder.tokenizer is None:
         raise CalibrationError(
             f"There is no {_TOKENIZER} beside {model}, so no text can be read.",
-            "Copy the model's tokenizer there, or take a method that needs no text.",
+            "Copy the model's tokenizer there, or take a scheme that needs no text.",
             code="no-tokenizer",
         )
     texts = [read_texts(spec, part="calibration") for spec in specs]
@@ -105,7 +105,7 @@ def _refuse_short(samples: Sequence[CalibrationText], length: int) -> None:
             raise CalibrationError(
                 f"{calibration_text.ref.source} is too short to calibrate on: it gives fewer "
                 f"than {length} tokens.",
-                "Name a longer text, or take a method that needs none: --quantize-method rtn.",
+                "Name a longer text, or take a scheme that needs none: --quantize int8.",
                 code="text-too-short",
             )
 

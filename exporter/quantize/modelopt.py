@@ -78,7 +78,7 @@ def refuse_caches_in_place(model: ir.Model, source: Path) -> None:
     if any(node.op_type == _IN_PLACE for node in model.graph):
         raise QuantizationError(
             f"{source} updates its caches in place, which ModelOpt's ONNX Runtime can't run.",
-            "Export it with --cache-length 0.",
+            "Export it with cache_length: 0 in a --config file.",
             code="caches-in-place",
         )
 

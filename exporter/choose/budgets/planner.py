@@ -277,9 +277,7 @@ class Planner(PlanInputs):
         def ends(step: Step) -> bool:
             late = time.monotonic() > until
             if late:
-                self._progress.say(
-                    "plan: the search ends here for want of time (--time, if the cut is trained)"
-                )
+                self._progress.say("plan: the search ends here; more time may find larger cuts")
             return late or is_hopeless(damage_figures(step.damage), self.floors)
 
         with self._progress.task("search for ever larger cuts"):

@@ -147,8 +147,7 @@ def _warn(best: TimedCandidate, target: float, progress: Progress) -> None:
     elif not best.is_shown(target):
         progress.say(
             f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not proven: the "
-            f"interval reaches from {low:.3f} to {high:.3f}; use a quieter machine or a larger "
-            "--time-budget"
+            f"interval reaches from {low:.3f} to {high:.3f}; use a quieter machine or more time"
         )
 
 

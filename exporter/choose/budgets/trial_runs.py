@@ -495,7 +495,7 @@ def largest_within(
     ladder = Ladder(costs, SHARES.get(runs.first.decided, 0.5))
     while (number := ladder.next) is not None:
         if not runs.has_time:
-            progress.say(f"plan: no time is left for the cut {number + 1} (--time)")
+            progress.say(f"plan: no time is left for the cut {number + 1}")
             break
         candidate, bare = candidates[number]
         plan = plan_of(candidate)

@@ -177,7 +177,7 @@ def with_context(budget: Budget, sizes: GraphSizes | None, progress: Progress = 
     if budget.fits is None or budget.fits.context != USUAL_CONTEXT:
         return budget
     context = min(USUAL_CONTEXT, longest or USUAL_CONTEXT)
-    progress.say(f"plan: caches of {context} tokens are to fit (--context)")
+    progress.say(f"plan: caches for a context of {context} tokens are to fit")
     return replace(budget, fits=replace(budget.fits, context=context))
 
 

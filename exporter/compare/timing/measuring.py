@@ -179,8 +179,7 @@ class _Measurement:
         self._chunks = CHUNKS
         self._progress.say(
             f"time: the arms are loaded once, since loading takes {taken:.0f} s: their place "
-            "in memory may influence the result; with a larger --time-budget they are "
-            "reloaded more often"
+            "in memory may influence the result; with more time they are reloaded more often"
         )
         return False
 

@@ -352,7 +352,7 @@ def _refuse_strangers(engines: EngineSet) -> None:
     if different := _difference(engines.records, _OF_ONE_MODEL):
         raise EngineError(
             f"These engines don't belong together, since their {different} differ: {engines.name}.",
-            "Build them together: depthcut build --split.",
+            "Build them by one call of depthcut build.",
             code="different-engines",
         )
 

@@ -90,8 +90,8 @@ def no_engine(errors: Sequence[str]) -> EngineError:
     """The error for a build that gave no engine."""
     return EngineError(
         f"The builder made no engine: {errors[0] if errors else 'it gives no reason'}",
-        "Narrower ranges, a lower --optimization-level, no --workspace, or another precision may "
-        "help; -v shows all that it said.",
+        "Narrower ranges, a lower --optimization-level, another workspace (of build), or another "
+        "precision may help; -v shows all that it said.",
         code=OUT_OF_MEMORY if any(map(_NO_MEMORY.search, errors)) else "no-engine-made",
     )
 

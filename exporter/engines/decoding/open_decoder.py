@@ -46,7 +46,7 @@ def open_decoder(
         if context is not None:
             raise UsageError(
                 "How long a text may be is built into an engine.",
-                "Leave --context out.",
+                "Leave --cache-length out.",
                 code="context-fixed",
             )
         return TensorRtDecoder(find_builds(model)[0])

@@ -143,7 +143,7 @@ def _check_folder(folder: Path, dangers: Dangers) -> None:
         )
     if not _weights(folder, dangers.allow_pickle):
         pickled = matching(folder, _PICKLES)
-        hint = "Allow the pickle explicitly if you trust its origin." if pickled else ""
+        hint = "If you trust its origin: allow_pickle: true in a --config file." if pickled else ""
         held = f"only pickled weights ({pickled[0].name})" if pickled else "no weights"
         raise ModelSourceError(
             f"{folder} holds {held}; *.safetensors are wanted.", hint, code="no-weights"

@@ -137,7 +137,7 @@ def test_caches_in_place_are_refused_before_it_runs(
     never = replace(settings, modelopt=tmp_path / "none")
     with raises(QuantizationError, "caches-in-place") as refused:
         quantize_file(source.with_name("fixed.onnx"), tmp_path / "o.onnx", never)
-    assert "--cache-length 0" in (refused.value.hint or "")
+    assert "cache_length: 0" in (refused.value.hint or "")
 
 
 def test_a_python_without_it_is_told(
