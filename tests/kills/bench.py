@@ -182,7 +182,6 @@ class ForkedWorker:
 
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
         from exporter.pipeline.sweep import worker
-        from exporter.processes import end_with_parent
 
         result, outcome, parent = os.pipe(), os.pipe(), os.getpid()
         self.pid = os.fork()
@@ -194,8 +193,8 @@ class ForkedWorker:
                 for handle in (*result, *outcome):
                     os.close(handle)
                 sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
-                end_with_parent(parent)
-                code = worker.main()
+                sys.argv = ["worker", str(parent)]
+                code = worker.work()
                 sys.stderr.flush()
             finally:
                 os._exit(code)
