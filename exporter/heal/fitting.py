@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.artifacts import HealKind, Training
 from exporter.artifacts.replacement_file import ChangedWeight
@@ -28,9 +28,6 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def check_plan(run: Run, plan: LoadedPlan) -> None:
 def _chosen(run: Run, budget: Budget) -> list[Path]:
     """Plans what holds a budget, on the exported baseline where its sizes or times matter.
 
-    Costs and fits are kept in the output folder's memory, where an interrupted run finds them.
+    Costs and damages are kept in the output folder's memory, where an interrupted run finds them.
     """
     work = run.request.out / FOLDER / _PLACE
     weighed = stopwatch = None

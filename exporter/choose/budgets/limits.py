@@ -87,7 +87,9 @@ def held_figures(damage: AnyDamage) -> dict[str, float]:
     figures = damage_figures(damage)
     if isinstance(damage, EmbeddingDamage):
         figures.setdefault("cosine", -1.0)  # what is not a number keeps no limit
-    elif isinstance(damage, Damage) and "log_perplexity_increase" not in figures:
+    elif isinstance(damage, Damage) and not math.isfinite(
+        figures.get("log_perplexity_increase", math.nan)
+    ):
         figures["log_perplexity_increase"] = math.inf
         known["log_perplexity_increase"] = math.inf, math.inf
     return figures | ends_of(known)
@@ -197,12 +199,13 @@ class QualityLimits:
         )
 
     def _of_tokens(self, figures: Mapping[str, float], by: str) -> str:
-        limit = self.floors.perplexity_increase
+        limit, floor = self.floors.perplexity_increase, self.floors.top1_agreement
         allowed = "" if limit is None else f", {limit:.1%} {self._allowed}"
         return (
             f"the perplexity is {percent(figures['log_perplexity_increase'])} higher{by}"
             f"{_until('up', figures, HIGH, percent)}{allowed}; same top-1 token "
             f"{figures['top1_agreement']:.1%}{_until('down', figures, SAME, '{:.1%}'.format)}"
+            + ("" if floor is None else f", {self._least(f'{floor:.1%}')}")
         )
 
     @property

@@ -37,7 +37,7 @@ def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan:
         planner = _planner(request, report, kept, workers, progress)
         made = _write_plan(request, report, planner, progress)
         if keeps and kept.exists():
-            progress.say(f"plan: what was fitted and timed is kept for the next call: {kept}")
+            progress.say(f"plan: what was measured and timed is kept for the next call: {kept}")
     return made
 
 

@@ -90,7 +90,7 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
 
 def _kind(checker: QualityCheck, candidate: PlanCandidate) -> tuple[type[UnmetGoalError], str]:
     """By whether a cut is shown to break the floors, and what its code begins with."""
-    if checker.rung(candidate).is_beyond:
+    if checker.rung_with(checker.damage(candidate)).is_beyond:
         return UnmetGoalError, ""
     return UndecidedGoalError, "undecided-"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from exporter.errors import ModelSourceError, UnsafeModelError, first_line
-from graph_passes.files.reading import TABLE_BYTES, opened, read_json
+from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -204,22 +203,27 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         with opened(file) as stream:
             with safe_open(file, "np"):
                 length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            header: dict[str, Any] = json.loads(stream.read(length))
+            if length > TABLE_BYTES:  # another file was put there since
+                raise ValueError(f"its header has {length:,} bytes")
+            header: dict[str, Any] = parse_json(stream.read(length), str(file))
+        start = _LENGTH_BYTES + length
+        return {
+            name: TensorEntry(
+                file,
+                value["dtype"],
+                tuple(value["shape"]),
+                *(start + n for n in value["data_offsets"]),
+            )
+            for name, value in header.items()
+            if name != "__metadata__"
+        }
     except OSError as error:
         raise ModelSourceError(
             f"{file} can't be read: {first_line(error)}.", code="unreadable"
         ) from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelSourceError(
             f"{file} is cut short or no whole safetensors file: {first_line(error)}.",
             _AGAIN,
             code="broken-header",
         ) from error
-    start = _LENGTH_BYTES + length
-    return {
-        name: TensorEntry(
-            file, value["dtype"], tuple(value["shape"]), *(start + n for n in value["data_offsets"])
-        )
-        for name, value in header.items()
-        if name != "__metadata__"
-    }

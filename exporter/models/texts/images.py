@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.samples import CalibrationText, Sources
 from exporter.models.texts.sources import PYDOC, Part, TextSource, hub_rows
 from exporter.optional import require
+from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import check_file, read_bytes
 
@@ -313,6 +315,14 @@ class ImageReader:
     def pixels(self, pictures: Sequence[Picture]) -> Pixels:
         """What the model reads of images, ``[images, colours, height, width]``."""
         wanted = image_shape(self.config)
+        needed, free = 4 * len(pictures) * math.prod(wanted), available_bytes()
+        if free is not None and needed > free:
+            raise ModelSourceError(
+                f"{len(pictures):,} images of the shape {list(wanted)} take {needed / 1e9:.1f} GB; "
+                f"{free / 1e9:.1f} GB are free.",
+                "Take fewer of them.",
+                code="images-too-large",
+            )
         pixels = np.empty((len(pictures), *wanted), np.float32)
         for number, picture in enumerate(pictures):
             pixels[number] = self._one(picture, wanted)

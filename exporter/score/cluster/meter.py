@@ -8,6 +8,7 @@ import math
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from exporter.models.ablation.damage import AnyDamage, D, joined
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.texts.samples import in_couples
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from exporter.score.cluster.pool import Pool, WorkerGroup
@@ -97,17 +97,20 @@ def cluster_meter(
         return meter_here(model.load(), text, batch_size, positions, embeds)
 
     with pool.group(setup) as group:
-        starts = range(0, len(text.input_ids), in_couples(batch_size, text.types))
-        yield ClusterMeter(group, starts, num_layers)
+        yield ClusterMeter(group, num_layers)
 
 
 class ClusterMeter:
     """A :class:`exporter.choose.selection.meters.Meter` whose runs are spread."""
 
-    def __init__(
-        self, group: WorkerGroup[CutMeter[Any]], starts: Sequence[int], num_layers: int
-    ) -> None:
-        self._group, self._starts, self._num_layers = group, starts, num_layers
+    def __init__(self, group: WorkerGroup[CutMeter[Any]], num_layers: int) -> None:
+        self._group, self._num_layers = group, num_layers
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where the workers' batches begin, which the model decides with the batch size."""
+        ((_, starts),) = self._group.run(starts_of, [CutJob(0, (), ())])
+        return starts
 
     @property
     def num_layers(self) -> int:
@@ -153,6 +156,11 @@ def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[D]]) -> list
         whole.setdefault(job.start, first)  # each part of a batch has run it
         rest.setdefault(job.start, []).extend(others)
     return [joined(list(whole.values())), *map(joined, map(list, zip(*rest.values(), strict=True)))]
+
+
+def starts_of(meter: CutMeter[Any], _job: CutJob) -> list[int]:
+    """The first sample of each batch; in the worker."""
+    return meter.starts
 
 
 def measured(meter: CutMeter[D], job: CutJob) -> list[D]:

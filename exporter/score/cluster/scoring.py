@@ -13,6 +13,7 @@ from exporter.models.ablation.damage import Damage, Floats
 from exporter.models.architectures import layer_modules, named_sublayers
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.samples import in_couples
 from exporter.progress import QUIET, Progress
 from exporter.score.cluster.meter import CutJob, ModelAddress, cut_jobs, joined_damages, measured
 from exporter.score.cluster.pool import Pool
@@ -181,7 +182,7 @@ def work(
     """
     scored, metrics = state
     first = job.sample if isinstance(job, GradientJob) else job.start
-    batch = scored.batches[first // scored.batch_size]
+    batch = scored.batches[first // in_couples(scored.batch_size, scored.text.types)]
     if isinstance(job, StreamJob):
         return stream_sums(scored, of_kind(metrics, StreamMetric), batch)
     try:

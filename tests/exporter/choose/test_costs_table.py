@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from cost_tables import made_table
 
 from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
-from exporter.errors import CostError
+from exporter.errors import ArtifactError, CostError
 from tests.raising import raises
 
 TABLE = made_table(
@@ -75,3 +78,16 @@ def test_costs_that_save_everything_are_wrong() -> None:
     table = made_table({(0, "mlp"): {"none": 100.0}})
     with raises(CostError, "costs-too-high"):
         table.speedup({(0, "mlp"): "none"})
+
+
+@pytest.mark.parametrize("rank", [None, 16])
+def test_times_of_maps_of_a_rank_are_no_times_of_full_ones(
+    tmp_path: Path, rank: int | None
+) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(json.loads(TABLE.model_dump_json()) | {"rank": rank}))
+    if rank is None:
+        assert CostTable.read(path).groups == TABLE.groups
+    else:
+        with raises(ArtifactError, "", path, "rank"):
+            CostTable.read(path)

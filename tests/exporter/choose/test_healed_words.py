@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from exporter.artifacts import PlannedDeletion, TriedCut
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.limits import BETTER_ENDS, ENDS, HIGH, LOW, SAME, QualityLimits
+from exporter.choose.budgets.limits import (
+    BETTER_ENDS,
+    ENDS,
+    HIGH,
+    LOW,
+    SAME,
+    QualityLimits,
+    held_figures,
+    rung_of,
+)
 from exporter.choose.budgets.trial_runs import refuse_all
 from exporter.errors import UndecidedGoalError, UnmetGoalError
-from exporter.models.ablation.damage import SIMILARITY
+from exporter.models.ablation.damage import SIMILARITY, Damage
 from graph_passes.types import Replacement
 from tests.raising import raises
 
@@ -79,3 +89,22 @@ def test_what_is_not_shown_is_no_answer() -> None:
     for cuts, smaller in undecided:
         with raises(UndecidedGoalError, "undecided-nothing-within-limits"):
             refuse_all(cuts, limit, smaller=smaller)
+
+
+def test_both_limits_of_a_language_model_are_named() -> None:
+    figures = {"log_perplexity_increase": 0.003, "top1_agreement": 0.95, SAME: 0.94}
+    for floors, named in [
+        (Floors(None, 0.99), ["99.0%"]),
+        (Floors(0.02, 0.99), ["2.0%", "99.0%"]),
+        (Floors(0.02), ["2.0%"]),
+    ]:
+        outcome = QualityLimits(floors).outcome(figures)
+        assert all(text in outcome for text in named)
+        assert ("99.0%" in outcome) == ("99.0%" in named)
+
+
+@pytest.mark.parametrize("rise", [math.inf, math.nan])
+def test_a_loss_without_bounds_is_shown_to_break_the_limit(rise: float) -> None:
+    ones, sums = np.ones(4), np.array([1.0, 2.0, rise, 1.0])
+    damage = Damage(ones, 0.1 * ones, ones, nll_sums=sums, baseline_nll_sums=ones)
+    assert rung_of(0, held_figures(damage), Floors(0.02)).is_beyond

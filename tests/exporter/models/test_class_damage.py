@@ -17,6 +17,7 @@ from exporter.models.ablation.damage import ClassDamage, Damage, EmbeddingDamage
 from exporter.models.ablation.embeddings import MULTI_LABEL, meter_of
 from exporter.models.ablation.meter import judged_by
 from exporter.models.texts.samples import batches_of
+from exporter.score.cluster.meter import ClusterMeter
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -156,3 +157,32 @@ def test_what_is_measured_goes_by_the_model_and_is_read_again(
     again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
     assert type(again) is kind
     assert again.distance == damage.distance
+
+
+class _Here:
+    """A group of one worker in this process."""
+
+    workers = 1
+
+    def __init__(self, meter: Any) -> None:
+        self._meter = meter
+
+    def run(self, work: Any, jobs: Any) -> Any:
+        return [(number, work(self._meter, job)) for number, job in enumerate(jobs)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("family", "head", "classes"),
+    [("bert", "SequenceClassification", 1), ("bert", "SequenceClassification", 3), ("bert", "", 2),
+     ("llama", "CausalLM", 2)],
+)  # fmt: skip
+def test_workers_measure_the_batches_that_their_model_has(
+    family: str, head: str, classes: int, size: int
+) -> None:
+    model = tiny_model(family, head=head, num_labels=classes)
+    types = np.zeros_like(_IDS) if classes == 1 else None
+    meter = meter_of(model, _IDS, _MASK, batch_size=size, types=types)
+    spread = ClusterMeter(_Here(meter), 3)  # type: ignore[arg-type]
+    (damage,) = spread.measure_many(_CUT, [])
+    assert damage.distance == meter.measure(_CUT).distance

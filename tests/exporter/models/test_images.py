@@ -386,6 +386,19 @@ def test_an_image_that_is_resized_to_more_than_a_machine_holds_is_refused(
         reader.pixels([Picture(str(narrow))])
 
 
+@pytest.mark.torch
+def test_more_images_than_the_memory_holds_are_refused(
+    reader: ImageReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [Picture(str(write_image(tmp_path / "a.png", 0)))] * 3
+    nbytes = reader.pixels(pictures).nbytes
+    monkeypatch.setattr("exporter.models.texts.images.available_bytes", lambda: nbytes)
+    assert len(reader.pixels(pictures)) == 3
+    monkeypatch.setattr("exporter.models.texts.images.available_bytes", lambda: nbytes - 1)
+    with raises(ModelSourceError, "images-too-large", 3):
+        reader.pixels(pictures)
+
+
 @pytest.mark.parametrize("spec", ["pydoc", "random"])
 def test_weights_are_fitted_to_noise_where_no_images_are_named(tmp_path: Path, spec: str) -> None:
     result = {**CONFIG, "patch_size": 8, "architectures": ["ViTForImageClassification"]}
