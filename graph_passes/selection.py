@@ -8,7 +8,7 @@ from graph_passes.errors import SurgeryError
 from graph_passes.locate import Findings, FoundSite
 from graph_passes.plan_record import RecordedReplacement
 from graph_passes.replacements import ReplacementTensors, digest_of
-from graph_passes.types import Deletion, Refusal, Replacement, SublayerRef
+from graph_passes.types import Deletion, Replacement, SublayerRef
 
 _FROM_THE_ORIGINAL = "Cut the original graph, with all deletions at once."
 
@@ -57,12 +57,8 @@ def summary(findings: Findings) -> str:
     for site in findings.sites:
         layers.setdefault(site.kind, []).append(site.layer)
     parts = [f"{kind} {_ranges(numbers)}" for kind, numbers in layers.items()]
-    parts += [_refusal_text(refusal) for refusal in findings.refusals]
+    parts += [f"at node {refusal.node!r}: {refusal.reason}" for refusal in findings.refusals]
     return "; ".join(parts) + "."
-
-
-def _refusal_text(refusal: Refusal) -> str:
-    return f"at node {refusal.node!r}: {refusal.reason}"
 
 
 def _ranges(numbers: Iterable[int]) -> str:
