@@ -13,7 +13,6 @@ from exporter.choose.selection.meters import searched_meter
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
-from tests.benchmarks.rivals.measuring import Answers
 from tests.benchmarks.rivals.work import Workplace
 
 pytestmark = pytest.mark.torch
@@ -328,6 +327,8 @@ def test_a_page_names_the_call_that_makes_it(tmp_path: Path) -> None:
 
 
 def test_answers_are_right_where_the_likeliest_choice_is() -> None:
+    from tests.benchmarks.rivals.measuring import Answers
+
     result = Answers.of([[-1.0, -1.0 - np.log(3.0)], [-5.0, -4.0, -9.0]], [0, 2])
     np.testing.assert_array_equal(result.right, [1.0, 0.0])
     others = np.exp([-5.0, -4.0, -9.0])

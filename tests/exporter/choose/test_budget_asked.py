@@ -211,10 +211,10 @@ def _invoked(*call: str) -> Result:
         ([], "Give a budget"),
         (["--drop-joint", "6", "--search", "greedy"], "only 5 may be dropped"),
         (["--drop-block", "3", "--search", "greedy"], "only 2 may be dropped"),
-        (["--drop-block", "1"], "depthcut score gone --metric kl --blocks"),
+        (["--drop-block", "1"], "--metric kl with --blocks"),
         (["--drop-block", "1"], "1 block is to be dropped, but no block of gone is scored"),
         (["--drop-block", "2"], "2 blocks are to be dropped, but no block of gone is scored"),
-        (["--drop-block", "1", "--protect", "first"], "depthcut score gone --metric kl --blocks"),
+        (["--drop-block", "1", "--protect", "first"], "--metric kl with --blocks"),
     ],
 )
 def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: str) -> None:

@@ -166,7 +166,7 @@ def test_a_text_that_outgrows_the_buffer_is_refused(tmp_path: Path) -> None:
 
 def test_an_engine_takes_no_context(tmp_path: Path) -> None:
     (tmp_path / "model.engine").write_bytes(b"")
-    with raises(UsageError, "context-fixed", "--context"):
+    with raises(UsageError, "context-fixed", "--cache-length"):
         open_decoder(tmp_path / "model.engine", context=8)
 
 
