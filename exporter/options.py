@@ -227,10 +227,10 @@ class Leaf(OptionType):
 @_remembered
 def leaves(schema: type[Options]) -> tuple[Leaf, ...]:
     """All options of a class and its parts, in their order, each once."""
-    leafs: dict[str, Leaf] = {}
+    by_key: dict[str, Leaf] = {}
     for leaf in _leaves(schema):
-        leafs.setdefault(leaf.key, leaf)
-    return tuple(leafs.values())
+        by_key.setdefault(leaf.key, leaf)
+    return tuple(by_key.values())
 
 
 def _leaves(schema: type[Options]) -> Iterator[Leaf]:

@@ -320,10 +320,10 @@ class SchemaCommand(click.Command, Generic[_S]):
         check: Callable[[_S], None] = lambda _: None,
     ) -> None:
         self.schema, self.run, self._check = schema, run, check
-        leafs = leaves(schema)
-        keys = ((leaf, name) for leaf in leafs if leaf.look.config_only for name in _flags(leaf))
+        every = leaves(schema)
+        keys = ((leaf, name) for leaf in every if leaf.look.config_only for name in _flags(leaf))
         self.keys = {name: leaf.key for leaf, name in keys}
-        self.leaves = {leaf.key: self._explained(leaf) for leaf in leafs}
+        self.leaves = {leaf.key: self._explained(leaf) for leaf in every}
         self._made = {key: parameter(leaf) for key, leaf in self.leaves.items()}
         shown = [self._made[key] for key, leaf in self.leaves.items() if not leaf.look.config_only]
         super().__init__(name, params=shown, help=run.__doc__, add_help_option=True)

@@ -11,11 +11,12 @@ import click
 from pydantic import Field
 
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo, echo_json
+from exporter.cli.console import CONFIG, SHOW_CONFIG, ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.engines.build.libraries import usual_backend
 from exporter.engines.build.settings import EngineOption
 from exporter.engines.doctor import Place, diagnose, health
+from exporter.errors import UsageError
 from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, Written
 from exporter.options import Options, argument, dataclass, option, part
 
@@ -207,6 +208,9 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     """
     from exporter.optional import require
 
+    meta = click.get_current_context().meta
+    if meta.get(CONFIG) or meta.get(SHOW_CONFIG):
+        raise UsageError("All options of lm-eval are its own.", "Leave out those of depthcut.")
     command_line = require("lm_eval.__main__", extra="eval")
     require("exporter.compare.tasks.lm_eval_model", extra="eval").register()
     sys.argv = ["lm-eval", *arguments]

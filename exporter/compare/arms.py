@@ -97,6 +97,7 @@ class ComparedArm:
             engines=list(self.engines),
             not_run=self.not_run,
             device_memory_bytes=able.gpu_memory_bytes if able else None,
+            notes=list(dict.fromkeys(n for arm in self.builds for n in arm.capabilities.notes)),
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,

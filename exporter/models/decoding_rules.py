@@ -228,7 +228,7 @@ def _forced(value: _Told) -> list[int]:
     elif pairs:
         tokens = [token for _, token in pairs]
     untimed = value.no_timestamps_token_id
-    return [fromkey for fromkey in dict.fromkeys([*tokens, untimed]) if fromkey is not None]
+    return [token for token in dict.fromkeys([*tokens, untimed]) if token is not None]
 
 
 def _language(text: str | None, tokens: Mapping[str, int]) -> int:

@@ -57,16 +57,16 @@ def sublayer_modules(
     """Each sublayer that the model has, and what is silenced for it."""
     if not architecture.paths:
         return _of_family(model)
-    silenceds: dict[SublayerRef, tuple[Silenced, ...]] = {}
+    silenced: dict[SublayerRef, tuple[Silenced, ...]] = {}
     runs: Counter[Any] = Counter()
     for layer, numbers in enumerate(_layers(architecture, model)):
         for kind, paths in architecture.paths.items():
             modules = _follow(model, paths, numbers)
             if modules:
                 ref = SublayerRef(layer, kind)  # type: ignore[arg-type]
-                silenceds[ref] = tuple(Silenced(module, runs[module]) for module in modules)
+                silenced[ref] = tuple(Silenced(module, runs[module]) for module in modules)
                 runs.update(modules)
-    return silenceds
+    return silenced
 
 
 def _layers(architecture: Architecture, model: Any) -> list[tuple[int, ...]]:

@@ -118,17 +118,17 @@ Told = tuple[Any, ...]
 
 def entries(folder: Path, leave_out: Callable[[str], bool] = lambda _: False) -> dict[str, Told]:
     """All that is below a folder, and what tells whether it was changed."""
-    tolds: dict[str, Told] = {}
+    entries: dict[str, Told] = {}
     for path, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             full = f"{path}/{name}"
             relative = os.path.relpath(full, folder)
             if not leave_out(relative):
-                tolds[relative] = _told(full)
+                entries[relative] = _told(full)
         folders[:] = [
             name for name in folders if not leave_out(os.path.relpath(f"{path}/{name}", folder))
         ]
-    return tolds
+    return entries
 
 
 def _told(path: str) -> Told:

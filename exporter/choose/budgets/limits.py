@@ -241,7 +241,9 @@ class QualityLimits:
 def _until(
     way: str, figures: Mapping[str, float], end: str, written: Callable[[float], str]
 ) -> str:
-    return f", 95 % interval {way} to {written(figures[end])}" if end in figures else ""
+    if end not in figures:
+        return ", without an interval: too few samples"
+    return f", 95 % interval {way} to {written(figures[end])}"
 
 
 def _rounded(share: float, towards: Callable[[float], int]) -> float:

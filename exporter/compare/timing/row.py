@@ -209,8 +209,8 @@ class MeasuredRow:
 
     def _has_power(self) -> bool:
         phases = range(len(self.cell.phases))
-        reacheds = [self.outlook(phase) for phase in phases]
-        return all(reached is not None and reached.is_reached for reached in reacheds)
+        outlooks = [self.outlook(phase) for phase in phases]
+        return all(reached is not None and reached.is_reached for reached in outlooks)
 
     def outlook(self, phase: int = 0) -> PowerReached | None:
         """How surely it finds what it must; None where nothing was asked."""

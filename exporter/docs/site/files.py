@@ -90,7 +90,7 @@ def _alternatives(field: Schema) -> Iterator[str]:
     elif "const" in field or "enum" in field:
         yield ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     elif "prefixItems" in field:
-        yield f"[{', '.join(_type(prefixitem) for prefixitem in field['prefixItems'])}]"
+        yield f"[{', '.join(_type(item) for item in field['prefixItems'])}]"
     elif field.get("type") == "array":
         yield f"list of {_type(field.get('items', {}))}"
     elif isinstance(field.get("additionalProperties"), Mapping):

@@ -154,6 +154,14 @@ def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device
         )
 
 
+def other_card(record: EngineRecord, card: str) -> str:
+    """A note about an engine of TensorRT that was built on a card of another name; else empty."""
+    built_on = record.built_on.get("gpu", card)
+    if record.backend != "tensorrt" or built_on == card:
+        return ""
+    return f"{record.engine} was built on {built_on} and runs on {card}: it may be slower, or fail"
+
+
 def built_for(record: EngineRecord) -> str:
     """The cards that an engine is for, in words."""
     targets = record.settings.compute_capabilities or _card(record)

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -32,7 +32,7 @@ class Capabilities:
     widened: bool = False
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
-    cpu_nodes: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def batch_size(self) -> int | None:
@@ -45,8 +45,10 @@ class Capabilities:
 
 def tell_notes(capabilities: Iterable[Capabilities], progress: Progress) -> None:
     """Says what a user must know of the runners that were entered, once."""
-    if any(able.widened for able in capabilities):
-        progress.say(_WIDENED)
+    every = list(capabilities)
+    widened = [_WIDENED] if any(able.widened for able in every) else []
+    for note in dict.fromkeys([*widened, *(note for able in every for note in able.notes)]):
+        progress.say(note)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from exporter.engines.runners.sessions import (
     lacks_a_kernel,
     load_failure,
     new_session,
-    shape_nodes_on_cpu,
+    refuse_nodes_on_cpu,
 )
 from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import BackendError
@@ -199,8 +199,8 @@ class OnnxRuntimeRunner(Runner):
             self.capabilities = self._on_cpu()
         else:
             version = self._ort.__version__
-            nodes = shape_nodes_on_cpu(session, self.provider, self.model, version)
-            self._session, self.capabilities = session, replace(self.capabilities, cpu_nodes=nodes)
+            refuse_nodes_on_cpu(session, self.provider, self.model, version)
+            self._session = session
         return self
 
     def _on_cpu(self) -> Capabilities:

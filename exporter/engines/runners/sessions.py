@@ -154,8 +154,8 @@ def new_session(
     return ort.InferenceSession(given, options, providers=list(providers), provider_options=values)
 
 
-def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> dict[str, int]:
-    """Counts the CPU's nodes by operator, and refuses those that compute more than shapes."""
+def refuse_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> None:
+    """Refuses nodes that compute more than shapes on the CPU."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise BackendError(
             f"onnxruntime {version} doesn't tell which nodes run on the CPU instead of {wanted}.",
@@ -167,8 +167,7 @@ def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> 
         raise BackendError(
             f"{wanted} was asked for, but runs no node of {model}.", code="no-node-placed"
         )
-    on_cpu = placed[CPU]
-    computing = {name: count for name, count in on_cpu.items() if name not in _SHAPE_OPERATORS}
+    computing = {name: count for name, count in placed[CPU].items() if name not in _SHAPE_OPERATORS}
     if computing:
         text = ", ".join(f"{count} {name}" for name, count in sorted(computing.items()))
         raise BackendError(
@@ -177,7 +176,6 @@ def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> 
             "another opset; depthcut doesn't fall back.",
             code="nodes-on-cpu",
         )
-    return dict(on_cpu)
 
 
 def placement(session: Any) -> dict[str, Counter[str]]:

@@ -136,8 +136,8 @@ class ClassMeter(CutMeter[ClassDamage]):
         separate, size = has_separate_labels(model), max(batch_size, TWO_TEXTS)
         result = batches_of(input_ids, mask, size + size % TWO_TEXTS, sources, types)
         batches = (batch.trimmed() for batch in result)
-        classifieds = [_Classified(batch, separate) for batch in batches]
-        super().__init__(model, classifieds, kept_bytes=kept_bytes, within=within, runs="all")
+        classified = [_Classified(batch, separate) for batch in batches]
+        super().__init__(model, classified, kept_bytes=kept_bytes, within=within, runs="all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +219,8 @@ class EmbeddingMeter(CutMeter[EmbeddingDamage]):
     ) -> None:
         pooling = pooling_of_model(model)
         batches = batches_of(input_ids, mask, max(batch_size, TEXTS_TOGETHER))
-        embeddeds = [_Embedded(batch.trimmed(), pooling) for batch in batches]
-        super().__init__(model, embeddeds, kept_bytes=kept_bytes, within=within, runs="states")
+        embedded = [_Embedded(batch.trimmed(), pooling) for batch in batches]
+        super().__init__(model, embedded, kept_bytes=kept_bytes, within=within, runs="states")
 
 
 AnyMeter = DamageMeter | ClassMeter | EmbeddingMeter

@@ -81,7 +81,7 @@ def machine_remarks(states: Sequence[MachineState], threads: int) -> list[str]:
     quotas = [state.quota_cpus for state in states]
     names = []
     if len(set(quotas)) > 1:
-        seen = " to ".join(_cpus_words(fromkey) for fromkey in dict.fromkeys(quotas))
+        seen = " to ".join(_cpus_words(quota) for quota in dict.fromkeys(quotas))
         names.append(f"The CPU quota changed while measuring: {seen}.")
     lowest = min((quota for quota in quotas if quota is not None), default=None)
     if lowest is not None and lowest < threads:

@@ -113,10 +113,10 @@ def _section(
     unit: Unit,
     dropped: int,
     rows: Sequence[Row],
-    finisheds: Mapping[str, Finished],
+    finished: Mapping[str, Finished],
     whole: Finished,
 ) -> Iterator[str]:
-    results = [finisheds[row.name] for row in rows]
+    results = [finished[row.name] for row in rows]
     names = [_title(row) for row in rows]
     yield f"## {dropped} {unit} of {whole['layers']}\n"
     domains = [*_domain_columns(results)]

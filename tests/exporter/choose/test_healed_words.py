@@ -108,3 +108,10 @@ def test_a_loss_without_bounds_is_shown_to_break_the_limit(rise: float) -> None:
     ones, sums = np.ones(4), np.array([1.0, 2.0, rise, 1.0])
     damage = Damage(ones, 0.1 * ones, ones, nll_sums=sums, baseline_nll_sums=ones)
     assert rung_of(0, held_figures(damage), Floors(0.02)).is_beyond
+
+
+def test_a_figure_of_a_single_sample_says_that_it_has_no_interval() -> None:
+    figures = {"top1_agreement": 0.95}
+    limits = QualityLimits(Floors(top1_agreement=0.99))
+    assert "interval" in limits.outcome(figures)
+    assert limits.outcome(figures) != limits.outcome(figures | {SAME: 0.95})

@@ -15,7 +15,7 @@ import exporter.cli as command_line
 from exporter.cli.command import SchemaCommand, plain_values, words_of
 from exporter.cli.console import ConsoleProgress
 from exporter.compare.options import Generations
-from exporter.errors import OptionError, PlanError
+from exporter.errors import OptionError, PlanError, UsageError
 from exporter.option_types import (
     Count,
     Duration,
@@ -44,7 +44,7 @@ from exporter.options import (
     running_command,
     values_of,
 )
-from tests.raising import raises
+from tests.raising import ends_in, raises
 from tests.written_files import in_file
 
 
@@ -547,3 +547,11 @@ def test_threads_are_a_number_or_auto(
     printed = capsys.readouterr().err
     assert "'--threads'" in printed
     assert f"'{word}'" in printed or word == "0"
+
+
+@pytest.mark.parametrize("options", [["--show-config"], ["--config", "a.yaml"]])
+def test_lm_eval_takes_no_options_of_depthcut(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "a.yaml").write_text("threads: 1\n")
+    words = [str(tmp_path / word) if word == "a.yaml" else word for word in options]
+    with ends_in(UsageError):
+        assert command_line.run([*words, "lm-eval", "--tasks", "list"]) == 2

@@ -13,6 +13,7 @@ from exporter.artifacts import ComparisonReport
 from exporter.compare import kinds as engine_arm
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
+from exporter.engines.build.engine_set import EngineRecord
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.errors import DepthcutError
 from tests.made_reports import as_markdown
@@ -104,13 +105,21 @@ def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
 def test_what_is_to_be_known_of_how_arms_ran_is_in_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A capture that failed."""
+    """A capture that failed, and a card of another name than the one that it was built on."""
     folders = in_place(tmp_path, "tensorrt", monkeypatch, capturable=False)
-    with stand_in():
+    for path in (tmp_path / "whole").glob("*.engine.json"):
+        built_on = {"gpu": "A10", "compute_capability": "sm89"}
+        EngineRecord.read(path).model_copy(update={"built_on": built_on}).write(path)
+    with stand_in() as machine:
         report = compare(*folders, replace(OPTIONS, timing=TimingOptions()))
     launch = next(row.launches for row in report.latency if row.phase == "decode")
     assert [item.partition(",")[0] for item in launch.values()] == ["kernels", "kernels"]
     assert all("no CUDA graph" in item for item in launch.values())
+    notes = report.arms.baseline.notes
+    assert len(notes) == 2  # one for each of its engines
+    assert all("A10" in note and machine.name in note for note in notes)
+    assert report.arms.candidate.notes == []
+    assert "A10" in as_markdown(report)
 
 
 def test_arms_that_do_not_fit_together_are_loaded_in_turns(arms: tuple[Path, Path]) -> None:

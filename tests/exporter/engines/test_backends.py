@@ -249,9 +249,9 @@ def test_what_would_not_run_on_the_gpu_is_refused(
     with raises(BackendError, "not-entered"):
         _ = runner.inputs
     shapes = fake_part(BOTH[1], "Gather", "Concat", "Gather")  # arithmetic on them may run there
-    for parts, counts in ((None, {}), ([ON_GPU, shapes], {"Gather": 2, "Concat": 1})):
+    for parts in (None, [ON_GPU, shapes]):
         with cuda_runner(model, monkeypatch, parts) as runner:
-            assert (runner.provider, runner.capabilities.cpu_nodes) == (BOTH[0], counts)
+            assert runner.provider == BOTH[0]
 
 
 def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(

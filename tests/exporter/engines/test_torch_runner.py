@@ -125,10 +125,10 @@ def test_without_a_compiler_nothing_falls_back(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(config.cpp, "cxx", ("/nonexistent/g++",))
     with (
         torch_runner(tiny_loaded("llama"), compiled=True) as compiled,
-        raises(BackendError, "compiler-missing", "LlamaForCausalLM") as exception_infos,
+        raises(BackendError, "compiler-missing", "LlamaForCausalLM") as caught,
     ):
         compiled.prepare(inputs_of(compiled, DECODE))
-    assert "torch: for eager PyTorch" in exception_infos.value.hint
+    assert "torch: for eager PyTorch" in caught.value.hint
 
 
 @pytest.fixture(scope="module")

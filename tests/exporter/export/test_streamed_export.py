@@ -159,9 +159,9 @@ def test_a_disk_without_room_is_told_before_anything_is_read(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     meta = load_meta(str(llama))
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as exception_infos:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
         save_onnx(only_weights(meta), tmp_path / "out")
-    assert exception_infos.value.errno == errno.ENOSPC
+    assert caught.value.errno == errno.ENOSPC
     assert meta.shards.bytes_read == 0
     assert not list((tmp_path / "out").iterdir())
 

@@ -370,9 +370,9 @@ def test_an_option_without_effect_is_refused(name: str) -> None:
     from exporter.pipeline.encoder_decoder import refuse_unfit
 
     codes = {"one-graph-option", "numbers-only", "other-search"}
-    with pytest.raises(DepthcutError) as exception_infos:
+    with pytest.raises(DepthcutError) as caught:
         refuse_unfit(request_for(Path("m"), Path("out"), **LESS[name]()))
-    assert exception_infos.value.code in codes
+    assert caught.value.code in codes
 
 
 def test_a_first_look_asks_for_nothing_that_is_refused() -> None:

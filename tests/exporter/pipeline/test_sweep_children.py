@@ -102,9 +102,9 @@ def test_one_that_crashes_is_a_cell_that_failed(
 
 
 def test_a_full_disk_ends_the_sweep(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OSError, match="Errno 28") as exception_infos:
+    with pytest.raises(OSError, match="Errno 28") as caught:
         run(job, monkeypatch, "print(json.dumps({'full': '/some/where', 'errno': 28}))")
-    assert exception_infos.value.filename == "/some/where"
+    assert caught.value.filename == "/some/where"
 
 
 def test_nothing_is_left_running_after_an_interruption(

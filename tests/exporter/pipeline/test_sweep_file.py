@@ -29,9 +29,9 @@ def cells(folder: Path, text: str) -> list[object]:
 
 
 def refused(folder: Path, text: str) -> str:
-    with pytest.raises(SweepError) as exception_infos:
+    with pytest.raises(SweepError) as caught:
         cells(folder, text)
-    return str(exception_infos.value)
+    return str(caught.value)
 
 
 def test_the_cells_are_the_product_in_the_order_of_the_file(tmp_path: Path) -> None:
