@@ -15,7 +15,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from exports_once import exports_once, keep_operators
+
+from tests.exports_once import exports_once, keep_operators
 
 __all__ = ["exports_once"]  # a fixture
 

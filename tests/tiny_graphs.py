@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
+
+from graph_passes.fusing.cache_in_place import CacheInPlacePass
 
 Form = Literal[
     "pre_norm",
@@ -278,3 +282,79 @@ class _Builder(GraphBuilder):
 
     def _weight(self, *shape: int) -> ir.Value:
         return self._initializer(self._rng.standard_normal(shape).astype(np.float32))
+
+
+_ATTENTION = """
+<ir_version: 10, opset_import: ["" : 23]>
+attention (
+    int64[batch, sequence] input_ids, int64[batch, total] attention_mask,
+    {dtype}[batch, {heads}, sequence, {size}] query,
+    {dtype}[batch, {kv_heads}, sequence, {size}] key,
+    {dtype}[batch, {kv_heads}, sequence, {size}] value,
+    {dtype}[batch, {kv_heads}, past, {size}] past_key,
+    {dtype}[batch, {kv_heads}, past, {size}] past_value
+) => (
+    {dtype}[batch, {heads}, sequence, {size}] found,
+    {dtype}[batch, {kv_heads}, total, {size}] present_key,
+    {dtype}[batch, {kv_heads}, total, {size}] present_value
+)
+<bool[batch, 1, sequence, total] seen>
+{{
+    present_key = Concat <axis = -2> (past_key, key)
+    present_value = Concat <axis = -2> (past_value, value)
+    rank = Constant <value_ints = [1]> ()
+    ranks = Constant <value_ints = [1, 2]> ()
+    one = Constant <value_int = 1> ()
+    zero = Constant <value_int = 0> ()
+    pasts = Shape <start = 2, end = 3> (past_key)
+    past_length = Squeeze (pasts)
+    news = Shape <start = 1, end = 2> (input_ids)
+    new = Squeeze (news)
+    whole = Add (past_length, new)
+    columns = Range (zero, whole, one)
+    places = Range (past_length, whole, one)
+    rows = Unsqueeze (places, rank)
+    earlier = LessOrEqual (columns, rows)
+    real = Cast <to = 9> (attention_mask)
+    told = Unsqueeze (real, ranks)
+    seen = And (earlier, told)
+    found = Attention <scale = 0.1> (query, present_key, present_value, seen)
+}}
+"""
+_NAMES = {
+    f"{when}_{what}": f"{full}.0.{what}"
+    for when, full in (("past", "past_key_values"), ("present", "present"))
+    for what in ("key", "value")
+}
+
+
+def attention_in_place(dtype: str, *, heads: int, kv_heads: int, size: int, room: int) -> ir.Model:
+    """The graph, its caches in place."""
+    text = _ATTENTION.format(dtype=dtype, heads=heads, kv_heads=kv_heads, size=size)
+    model = ir.from_onnx_text(text)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.name = _NAMES.get(value.name or "", value.name)
+    CacheInPlacePass(room)(model)
+    return model
+
+
+def check_clean(model: ir.Model, path: Path | None = None) -> None:
+    """Passes onnx's full check, and holds nothing that nothing needs."""
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto if path is None else str(path), full_check=True)
+    check_tidy(model)
+
+
+def check_tidy(model: ir.Model) -> None:
+    """Holds nothing that nothing needs, and no name twice; the operators may be anyone's."""
+    proto = ir.to_proto(model)
+    outputs = {value.name for value in model.graph.outputs}
+    for node in model.graph:
+        assert any(v.uses() or v.name in outputs for v in node.outputs), f"{node.name} is dead"
+    for value in model.graph.initializers.values():
+        assert value.uses(), f"the weight {value.name} is dead"
+    names = [name for node in proto.graph.node for name in node.output if name]
+    names += [tensor.name for tensor in proto.graph.initializer]
+    given = set(names)
+    assert len(given) == len(names)
+    assert {info.name for info in proto.graph.value_info} <= given

@@ -35,7 +35,7 @@ def build(architecture: Architecture) -> Any:
     import torch
     import transformers
 
-    from tests.exporter.tiny_families import tiny_config
+    from tests.tiny_models import tiny_config
 
     config = tiny_config(architecture.type_name, **architecture.settings)
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from typing import Any
 from tests.benchmarks.frame import print_head, print_machine, print_row
 from tests.llama_shaped import LlamaShape, write_llama
 from tests.measured import depthcut, takes_holes
-from tests.written_files import data_of
+from tests.reading import data_of
 
 RUNS = 3
 _TITLES = ("arm", "seconds", "of the processor", "GB above", "of the weights", "weights read")

@@ -32,14 +32,7 @@ from exporter.compare.timing.statistics import PowerGoal
 from exporter.compare.timing.subjects import RunnerArm
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.gate.curves import SHARE_OF_ALL, steps
-from tests.virtual_time import (
-    HELD_OUT,
-    RECORDED,
-    Noise,
-    Replayed,
-    VirtualCell,
-    virtual_pair,
-)
+from tests.virtual_time import HELD_OUT, RECORDED, Noise, Replayed, VirtualCell, virtual_pair
 
 SLOWDOWN = 1.03
 BUDGET_S = 60.0

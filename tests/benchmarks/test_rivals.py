@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import tiny_loaded
 
 from exporter.choose.selection.meters import searched_meter
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
 from tests.benchmarks.rivals.work import Workplace
+from tests.tiny_models import tiny_loaded
 
 pytestmark = pytest.mark.torch
 
@@ -265,10 +265,10 @@ def test_nbl_replaces_the_attentions_of_the_lowest_bound_by_maps(work: Workplace
 
 def test_a_candidate_leaves_the_model_as_it_was(work: Workplace) -> None:
     import torch
-    from tiny_families import hook_count
 
     from tests.benchmarks.rivals.patching import linear_patch, replace_me
     from tests.benchmarks.rivals.work import WHOLE
+    from tests.tiny_models import hook_count
 
     before, hooks = _output(work, WHOLE), hook_count(work.model)
     for method in (replace_me, linear_patch):

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 from browser_page import check_page
-from made_reports import as_page, full_importance, full_report, gate_accuracy, narrow
 
 from exporter.report.files import rendered, write_study
 from exporter.score.comparison import compare_files
-from tests.exporter.made_depths import made_depths
-from tests.exporter.made_series import training
+from tests.made_reports import as_page, full_importance, full_report, gate_accuracy, narrow
+from tests.made_tables import made_depths, training
 
 pytestmark = pytest.mark.browser
 

@@ -18,9 +18,9 @@ from exporter.engines.runners.sessions import in_float32, widened_arrays
 from graph_passes import Deletion, PassReport, Refusal, ResidualSite, find_sites, prune_graph
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
-from tests.clean import check_tidy
 from tests.dialects.makers import Workshop
 from tests.dialects.registry import Dialect
+from tests.tiny_graphs import check_tidy
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.exporter.tiny_families import tiny_tokenizer
-from tests.tiny_torch import tiny_loaded
+from tests.tiny_models import family_loaded, tiny_tokenizer
 
 
 @dataclass
@@ -124,7 +123,7 @@ def optimum_merged(shop: Workshop, folder: Path, layers: int) -> Path:
     """optimum's decoder whose first and later steps are the branches of one If."""
     from optimum.exporters.onnx import main_export
 
-    made = tiny_loaded("t5", num_layers=layers, num_decoder_layers=layers)
+    made = family_loaded("t5", num_layers=layers, num_decoder_layers=layers)
     made.model.save_pretrained(folder / "checkpoint")
     task = "text2text-generation-with-past"
     main_export(str(folder / "checkpoint"), output=folder, task=task, do_validation=False)
@@ -247,7 +246,7 @@ def loaded(family: str, layers: int, *, dtype: str = "float32", eager: bool = Fa
     changes = {k: layers if "layer" in k else v for k, v in _SIZES[family].items()}
     if eager:
         changes["attn_implementation"] = "eager"
-    made = tiny_loaded(family, dtype=dtype, initializer_range=0.2, **changes)
+    made = family_loaded(family, dtype=dtype, initializer_range=0.2, **changes)
     for name, weight in made.model.named_parameters():
         if name.endswith("bias"):  # zero by default, which would hide whose bias goes where
             weight.normal_(std=0.1)

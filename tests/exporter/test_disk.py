@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from written_files import names_in
 
 from exporter.errors import ExportError
 from exporter.files import telling_full_disk
+from tests.reading import names_in
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 # Only a child is limited: this process has reports of its own to write.
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 
-sys.path[:0] = [{tests!r}, {above!r}]
+sys.path.insert(0, {root!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path({folder!r})
 
@@ -40,7 +40,7 @@ def limited(write, most_bytes):
 
 def told_by(code: str, folder: Path) -> list[str]:
     """The lines that a child prints, which runs ``code`` with ``limited`` and ``folder``."""
-    script = LIMITED.format(tests=str(TESTS), above=str(TESTS.parent), folder=str(folder)) + code
+    script = LIMITED.format(root=str(ROOT), folder=str(folder)) + code
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300
     )
@@ -52,7 +52,7 @@ def test_an_onnx_model_that_does_not_fit(tmp_path: Path) -> None:
     code = """
 import numpy as np, onnx_ir as ir
 from exporter.export.onnx_output import save_onnx
-from export.test_onnx_output import model
+from tests.exporter.export.test_onnx_output import model
 
 big = model(1.0)
 big.graph.initializers["w"].const_value = ir.tensor(np.zeros(250_000, np.float32), name="w")
@@ -70,7 +70,7 @@ limited(lambda: save_onnx(big, folder), 2_000_000)
 @pytest.mark.torch
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     code = """
-from tiny_families import tiny_loaded, tiny_tokenizer
+from tests.tiny_models import tiny_loaded, tiny_tokenizer
 from exporter.models.loading.model_files import save_checkpoint, save_pretrained_files
 
 loaded = tiny_loaded("llama", tiny_tokenizer())
@@ -88,9 +88,8 @@ limited(lambda: save_checkpoint(loaded, folder), 2_000_000)
 @pytest.mark.torch
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
-    from tiny_families import tiny_loaded, tiny_tokenizer
-
     from exporter.models.loading.model_files import save_pretrained_files
+    from tests.tiny_models import tiny_loaded, tiny_tokenizer
 
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="Errno 28") as caught:
@@ -101,11 +100,11 @@ def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
 @pytest.mark.optimum
 def test_optimum_on_a_full_disk(tmp_path: Path) -> None:
     code = """
-from tiny_torch import tiny_loaded
+from tests.tiny_models import family_loaded
 from exporter.export.forms.portable import export_with_optimum
 from exporter.files import scratch_folder
 
-loaded = tiny_loaded("llama")
+loaded = family_loaded("llama")
 size = sum(p.numel() * 4 for p in loaded.model.parameters())
 limited(lambda: export_with_optimum(loaded, folder), size // 2)
 # The checkpoint fits; optimum's graph does not, which carries its operators as well.

@@ -15,11 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "exporter"))
 
 
 def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
-    from tiny_lm import write_tiny_lm
-
     from exporter.artifacts.latency import Shape
     from exporter.engines.inputs import make_inputs, random_tokens
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+    from tests.text_graphs import write_tiny_lm
 
     model = write_tiny_lm(tmp_path) / "model.onnx"
     outputs = {}
@@ -33,10 +32,9 @@ def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
 
 
 def test_a_comparison_on_the_gpu_says_so(tmp_path: Path) -> None:
-    from tiny_lm import write_tiny_lm, write_tokenizer
-
     from exporter.compare.options import CompareOptions
     from exporter.compare.session import compare
+    from tests.text_graphs import write_tiny_lm, write_tokenizer
 
     arms = [write_tiny_lm(tmp_path / name, noise=noise) for name, noise in (("a", 0), ("b", 0.1))]
     for arm in arms:

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from clean import check_clean as check_clean
-from clean import check_tidy as check_tidy
 from fused_graphs import FUSED, fused_feed, fused_model
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
 from graph_passes.testing import masked_model
 from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
+from tests.tiny_graphs import check_clean as check_clean
+from tests.tiny_graphs import check_tidy as check_tidy
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray[Any, Any]]

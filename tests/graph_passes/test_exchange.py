@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from killed import contents
 
 from graph_passes.files import exchange
 from graph_passes.files.exchange import (
@@ -20,6 +19,7 @@ from graph_passes.files.exchange import (
     sync,
     take_back,
 )
+from tests.killed import contents
 
 
 @pytest.fixture(params=["exchange", "ENOSYS", "EINVAL", "EOPNOTSUPP"])

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import contents, rests
 
 from graph_passes.errors import PreparedFolderError, TargetInUseError
 from graph_passes.files import locking
 from graph_passes.files.locking import held, is_free
 from graph_passes.files.placing import home_of, staging, working
+from tests.killed import contents, rests
 
 REPOSITORY = Path(locking.__file__).parents[2]
 HOLDER = """

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import contents, every_kill, killed, pending, rests, without_exchange
 
 from graph_passes.errors import (
     InterruptedResultError,
@@ -33,6 +32,7 @@ from graph_passes.files.placing import (
     staging,
     working,
 )
+from tests.killed import contents, every_kill, killed, pending, rests, without_exchange
 
 NAMES = ["m.data", "report", "m"]
 

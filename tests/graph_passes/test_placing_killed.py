@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from killed import contents, every_kill, killed, pending, rests, without_exchange
 
 from graph_passes.files.placing import finish_interrupted, staging
 from graph_passes.files.storage import load_model, save_model
+from tests.killed import contents, every_kill, killed, pending, rests, without_exchange
 
 Write = Callable[[Path, str], None]
 """Writes one version of a result into a folder."""

@@ -8,7 +8,6 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hub_cache import into_cache
 
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files.reading import (
@@ -21,6 +20,7 @@ from graph_passes.files.reading import (
     read_json,
     read_text,
 )
+from tests.tiny_models import into_cache
 
 
 @pytest.fixture

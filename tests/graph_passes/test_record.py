@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import contents, owned_by_another, pending
 
 from graph_passes.errors import InterruptedResultError, PreparedFolderError
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import finish_interrupted, home_of, staging
 from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
+from tests.killed import contents, owned_by_another, pending
 
 NUMBERS = [1, 2, 3]
 

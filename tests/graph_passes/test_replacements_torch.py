@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -68,7 +68,7 @@ def test_prefill_and_decode_equal_pytorch(tmp_path: Path, monkeypatch: pytest.Mo
     from exporter.export import parity
     from exporter.export.torch_export import export_onnx
 
-    loaded = tiny_loaded("llama")
+    loaded = family_loaded("llama")
     source, target = export_onnx(loaded, tmp_path / "source", opset=20), tmp_path / "out" / "m.onnx"
     given = Replacements(tmp_path, "0" * 64, numbers())
     report = prune_file(source, target, LoadedPlan.of(PLAN, given))

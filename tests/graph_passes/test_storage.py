@@ -12,7 +12,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from graph_support import feeds, largest_difference, run, session, text, tiny
-from written_files import all_data_of, data_of, names_in
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
 from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
@@ -20,6 +19,7 @@ from graph_passes.files import storage
 from graph_passes.files.hashing import sha256_file
 from graph_passes.files.storage import Weights, data_files, load_model, save_model
 from tests.raising import raises
+from tests.reading import all_data_of, data_of, names_in
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from graph_support import all_deletions, check_clean, check_tidy, sites_of
-from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -52,7 +52,7 @@ def exported(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
     from exporter.export.torch_export import export_onnx
 
     export: Export = request.param
-    loaded, folder = tiny_loaded(export.family), tmp_path_factory.mktemp(export.family)
+    loaded, folder = family_loaded(export.family), tmp_path_factory.mktemp(export.family)
     for name, weight in loaded.model.named_parameters():
         if name.endswith("bias"):  # zero by default, which would hide whose bias goes where
             weight.normal_(std=0.1)

@@ -50,10 +50,9 @@ def write_template(work: Path) -> None:
 
 def _write_inputs(folder: Path) -> None:
     """A decoder in PyTorch and as graphs, whole and cut, with texts, scores, plans and a sweep."""
-    from engine_support import written
-
-    from tests.exporter.tiny_lm import WORDS, write_llama_folder, write_tokenizer
+    from tests.engine_support import written
     from tests.llama_shaped import LlamaShape, write_llama
+    from tests.text_graphs import WORDS, write_llama_folder, write_tokenizer
 
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]
     (folder / "text.txt").write_text(" ".join(words[:400]))
@@ -86,7 +85,7 @@ def _write_scores(folder: Path) -> None:
 
 
 def _write_models(work: Path) -> None:
-    from hub_cache import into_cache
+    from tests.tiny_models import into_cache
 
     shutil.copytree("in/llama", "llama")
     shutil.copytree("in/llama", "download")
@@ -101,8 +100,7 @@ def _write_models(work: Path) -> None:
 
 def _write_media() -> None:
     """A classifier with pictures, a listener with recordings, and a task."""
-    from tests.exporter.encoder_decoders import write_recordings, write_source
-    from tests.exporter.image_folders import write_classifier, write_images
+    from tests.tiny_models import write_classifier, write_images, write_recordings, write_source
 
     write_images(write_classifier(Path("seen")) / "pictures", 4)
     write_recordings(write_source(Path("heard"), "whisper") / "sounds", 0)
@@ -114,7 +112,8 @@ def _write_media() -> None:
 def _write_encoder(folder: Path, config: str, model: str) -> None:
     import torch
     import transformers
-    from tiny_torch import SMALL
+
+    from tests.tiny_models import SMALL
 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {**SMALL, "hidden_size": 32, "intermediate_size": 48}
@@ -164,7 +163,7 @@ def _write_encoder_graph(folder: Path) -> None:
 
 def _write_records(work: Path) -> None:
     """Reports, plans, engines and earlier results, in folders of their own."""
-    from made_reports import gate_report, gate_row
+    from tests.made_reports import gate_report, gate_row
 
     for name in ("plans", "reports", "sweeps"):
         Path(name).mkdir()

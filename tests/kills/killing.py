@@ -323,7 +323,7 @@ measuring:
 
 def write_inputs(folder: Path, names: Sequence[str]) -> None:
     """Makes what the scenarios of these names are given, without any command of depthcut."""
-    from tests.exporter.tiny_lm import WORDS, write_llama_folder, write_tokenizer
+    from tests.text_graphs import WORDS, write_llama_folder, write_tokenizer
 
     folder.mkdir(parents=True)
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]

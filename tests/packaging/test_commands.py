@@ -103,7 +103,7 @@ def as_demo(model: Path, folder: Path) -> None:
 def test_the_commands_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiny_lm import write_llama_folder
+    from tests.text_graphs import write_llama_folder
 
     model, there = tmp_path / "tiny", tmp_path / "demo"
     write_llama_folder(model, layers=LAYERS)

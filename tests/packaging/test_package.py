@@ -5,7 +5,6 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from engine_support import written, written_as
 
 from exporter.cli import run
 from exporter.engines.build.engine_set import EngineTensor
@@ -13,6 +12,7 @@ from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
 from exporter.engines.packaging import TritonModel, package_triton, triton_config
 from exporter.errors import PackagingError, UsageError
 from graph_passes import save_model
+from tests.engine_support import written, written_as
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_torch import tiny_loaded
+
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -20,7 +21,7 @@ def test_one_graph_serves_every_size(tmp_path: Path) -> None:
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
     from exporter.export.torch_export import export_onnx
 
-    loaded = tiny_loaded("llama")
+    loaded = family_loaded("llama")
     path = export_onnx(loaded, tmp_path)
     ids = torch.randint(128, (1, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

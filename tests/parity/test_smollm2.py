@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion, PruneReport
 from tests.exporter.plain_scores import largest_difference, plain_scores, stored, table
+from tests.reading import data_of
 
 pytestmark = pytest.mark.real_model
 

@@ -19,7 +19,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from exporter.models.loading.model_files import save_pretrained_files
     from exporter.models.loading.model_source import load_model
     from exporter.score import ScoreOptions, score
-    from tests.exporter.tiny_lm import write_llama_folder
+    from tests.text_graphs import write_llama_folder
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checkpoint, baseline = tmp_path / "llama", tmp_path / "demo" / "baseline"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from exporter.artifacts import ComparisonReport
-from tests.exporter.sentence_folders import write_encoder, write_sentence_files
 from tests.samples.running import SAMPLES, run_sample
+from tests.tiny_models import write_encoder, write_sentence_files
 
 pytestmark = pytest.mark.torch
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from exporter.models.gguf_header import read_header
-from tests.exporter.tiny_gguf import TinyGguf
+from tests.tiny_gguf import TinyGguf
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "10_llama_cpp" / "run.sh"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import ComparisonReport
-from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
 from tests.samples.running import run_sample
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 
 def _once(folder: Path) -> Path:

@@ -45,7 +45,7 @@ def test_the_demo_judges_on_sixteen_windows(config: str) -> None:
 @pytest.mark.torch
 @pytest.mark.genai
 def test_the_demo_puts_both_cuts_of_one_size_in_one_table(tmp_path: Path) -> None:
-    from tests.exporter.tiny_lm import write_llama_folder
+    from tests.text_graphs import write_llama_folder
 
     write_llama_folder(tmp_path / "model")
     out = tmp_path / "out"

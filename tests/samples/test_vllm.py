@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from tiny_lm import write_tokenizer
 
 from tests.samples.running import run_sample
+from tests.text_graphs import write_tokenizer
 
 SAMPLE = "11_vllm/run.sh"
 LAYERS = 4

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from exporter.artifacts import ComparisonReport
-from tests.exporter.encoder_decoders import write_recordings, write_source
 from tests.samples.running import run_sample
+from tests.tiny_models import write_recordings, write_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import DepthcutError
-from tests.exporter.tiny_gguf import VOCABULARY, llama_cpp_logits
+from tests.tiny_gguf import VOCABULARY, llama_cpp_logits
 
 
 @dataclass

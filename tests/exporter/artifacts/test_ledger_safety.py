@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import contents, every_kill, pending, rests, without_exchange
 
 from exporter.artifacts.store import StageLedger, locked
 from exporter.cli import run
 from exporter.errors import InterruptedResultError, PreparedFolderError, UsageError
 from graph_passes.files.placing import finish_interrupted
+from tests.killed import contents, every_kill, pending, rests, without_exchange
 
 USERS = {
     ".env.prod.old": "SECRET=1",

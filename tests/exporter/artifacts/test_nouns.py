@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from made_reports import gate_report, gate_row
 
 from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
 from exporter.report.words import read_by, shape_words, short_shape
+from tests.made_reports import gate_report, gate_row
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_reports import full_importance
 
 import exporter.cli as command_line
 from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan, ReplacementsRef
@@ -18,8 +17,9 @@ from exporter.artifacts.plans import (
     plan_drop,
 )
 from exporter.errors import PlanError
-from tests.heard import Heard
+from tests.made_reports import full_importance
 from tests.raising import raises
+from tests.reading import Heard
 
 OURS, OTHER = "a" * 64, "b" * 64
 FITTED = ReplacementsRef(path="plan.safetensors", sha256="c" * 64)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_reports import importance_of
 
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.artifacts.plans import parse_drops, plan_drop, read_plan, validate_plan
 from exporter.errors import ArtifactError, PlanError, UsageError
+from tests.made_reports import importance_of
 from tests.raising import raises
 
 ATTENTION = [0.9, 0.2, 0.1, 0.2, 0.5]

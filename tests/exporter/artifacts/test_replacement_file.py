@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
-from written_files import all_data_of, data_of
 
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
@@ -36,6 +35,7 @@ from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
 from tests.raising import raises, tells
+from tests.reading import all_data_of, data_of
 from tests.tiny_graphs import TinySpec, tiny_model
 
 RNG = np.random.default_rng(0)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import planned
 
 from exporter.artifacts.servers import (
     SERVERS,
@@ -21,6 +20,7 @@ from exporter.models.llama_arithmetic import other_arithmetic
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
 from tests.raising import raises
+from tests.tiny_models import planned
 
 ALL = set(SERVERS)
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 512}

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import RANK, answer, ids_of, planned, random_replacements
-from made_reports import full_importance, full_report
-from tiny_torch import tiny_loaded
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, JudgedText, PruningPlan
 from exporter.errors import PlanError
 from exporter.progress import Quiet
-from tests.heard import Heard
+from tests.made_reports import full_importance, full_report
 from tests.raising import ends_in, raises, tells
+from tests.reading import Heard
+from tests.tiny_models import RANK, answer, family_loaded, ids_of, planned, random_replacements
 
 pytestmark = pytest.mark.torch
 
@@ -28,7 +27,7 @@ FAMILIES = ["llama_tied", "gemma2", "gpt2", "gpt_neox", "mixtral"]
 
 
 def three_layers(family: str = "llama", **changes: Any) -> Any:
-    return tiny_loaded(family, **{LAYERS.get(family, "num_hidden_layers"): 3}, **changes)
+    return family_loaded(family, **{LAYERS.get(family, "num_hidden_layers"): 3}, **changes)
 
 
 def written(
@@ -309,7 +308,7 @@ def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
 def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
     from exporter.checkpoint.model_card import CardSources, model_card
     from exporter.cli import run
-    from tests.exporter.made_series import FIRST, write_scores
+    from tests.made_tables import FIRST, write_scores
 
     facts, _ = written(tmp_path / "hf", BLOCK)
     path = write_scores(tmp_path / "s.json", FIRST)

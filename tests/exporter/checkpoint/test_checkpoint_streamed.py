@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import RANK, answer, planned, random_replacements
 from test_checkpoint import BLOCK, GAPS, Heard, plain, tensors, three_layers
 
 from exporter.artifacts import PruningPlan
 from exporter.errors import ModelSourceError
 from exporter.progress import Quiet
-from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import ends_in, raises, tells
+from tests.tiny_gguf import TinyGguf
+from tests.tiny_models import RANK, answer, planned, random_replacements
 
 pytestmark = pytest.mark.torch
 
@@ -103,7 +103,7 @@ def test_what_no_module_reads_is_not_carried_on(plan: Any, tmp_path: Path) -> No
 
 def test_a_head_that_counts_the_layers_keeps_them(tmp_path: Path) -> None:
     from exporter.models.loading.model_files import save_checkpoint
-    from tests.exporter.tiny_families import tiny_loaded
+    from tests.tiny_models import tiny_loaded
 
     save_checkpoint(tiny_loaded("esm"), tmp_path / "base")
     heard = Heard()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import planned
-from tiny_lm import write_llama_folder
 
 from exporter.artifacts import PruningPlan
-from tests.exporter.use_lines import lines_of, run_lines
+from tests.reading import lines_of, run_lines
+from tests.text_graphs import write_llama_folder
+from tests.tiny_models import planned
 
 pytestmark = pytest.mark.torch
 

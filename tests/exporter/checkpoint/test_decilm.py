@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import ids_of, planned, random_replacements
-from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PruningPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.errors import PlanError, UnknownArchitectureError, UsageError
 from graph_passes import ReplacementTensors
 from tests.raising import raises
+from tests.tiny_models import family_loaded, ids_of, planned, random_replacements
 
 pytestmark = pytest.mark.torch
 
@@ -40,7 +39,7 @@ def written(
     from exporter.cut.branch_replacements import branch_replacements_of
     from exporter.models.ablation.branch_replacements import branches_replaced
 
-    loaded = tiny_loaded(family, **SIZES | changes)
+    loaded = family_loaded(family, **SIZES | changes)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank)
     given = given if intercept else without_intercept(given)
     with branches_replaced(loaded.model, branch_replacements_of(plan, given, loaded.model)):

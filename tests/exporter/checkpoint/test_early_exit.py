@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import planned, random_replacements
 
 from exporter.artifacts import PruningPlan
 from exporter.errors import PlanError
-from tests.exporter.sentence_folders import write_encoder, write_sentence_files
 from tests.raising import raises
+from tests.tiny_models import planned, random_replacements, write_encoder, write_sentence_files
 
 pytestmark = pytest.mark.torch
 

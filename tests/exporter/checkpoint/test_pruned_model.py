@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import RANK, answer, ids_of, planned, random_replacements
-from tiny_torch import tiny_loaded
 
 from exporter.errors import ModelSourceError, PlanError, UnknownArchitectureError, UsageError
 from tests.raising import raises
+from tests.tiny_models import RANK, answer, family_loaded, ids_of, planned, random_replacements
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -32,7 +31,7 @@ def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int 
     from exporter.cut.branch_replacements import branch_replacements_of
     from exporter.models.ablation.branch_replacements import branches_replaced
 
-    loaded = tiny_loaded(family)
+    loaded = family_loaded(family)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)
     cut = branch_replacements_of(plan, given, loaded.model)
     with branches_replaced(loaded.model, cut):
@@ -71,7 +70,7 @@ def test_modules_do_what_the_cut_does_and_no_hook_is_left(family: str, tmp_path:
 def test_the_files_are_smaller_by_exactly_what_was_dropped(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    loaded = tiny_loaded("llama")
+    loaded = family_loaded("llama")
     layers = loaded.model.model.layers
     gone = [layers[0].self_attn, layers[0].input_layernorm, layers[1].mlp]
     gone.append(layers[1].post_attention_layernorm)
@@ -105,7 +104,7 @@ def test_replacements_stand_under_their_modules_names(tmp_path: Path) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from exporter.export.torch_export import export_onnx
 
-    return export_onnx(tiny_loaded("llama"), tmp_path_factory.mktemp("whole"), opset=20)
+    return export_onnx(family_loaded("llama"), tmp_path_factory.mktemp("whole"), opset=20)
 
 
 def cut_file(exported: Path, folder: Path, plan: Any, seed: int = 0) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from made_reports import importance_of
 
 from exporter.artifacts import ImportanceReport
 from exporter.choose.selection.by_scores import (
@@ -18,6 +17,7 @@ from exporter.choose.selection.by_scores import (
     search_runs,
 )
 from exporter.choose.selection.search_options import SearchOptions
+from tests.made_reports import importance_of
 
 
 def report(layers: int) -> ImportanceReport:

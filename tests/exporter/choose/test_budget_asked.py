@@ -11,8 +11,6 @@ from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner, Result
-from cost_tables import made_table
-from made_reports import full_report, importance_of
 
 from exporter.artifacts import (
     HealingReport,
@@ -52,8 +50,10 @@ from exporter.errors import (
 from exporter.heal.options import HealOptions
 from exporter.options import build, values_of
 from exporter.score.options import ScoreOptions
+from tests.made_reports import full_report, importance_of
+from tests.made_tables import made_table
 from tests.raising import raises
-from tests.written_files import in_file
+from tests.reading import in_file
 
 AT = RequestShape(batch=1, prompt=8, new=4)
 ROOM = Memory(10**6, 64)

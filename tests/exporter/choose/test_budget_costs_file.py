@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from cost_tables import made_table
 
 from exporter.choose.budgets import target_speedup
 from exporter.choose.budgets.target_speedup import Stopwatch
@@ -18,6 +17,7 @@ from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.together import measure_together
 from exporter.errors import CostError
+from tests.made_tables import made_table
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 

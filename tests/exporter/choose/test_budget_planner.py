@@ -22,9 +22,6 @@ from exporter.errors import (
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-from cost_tables import made_table  # noqa: E402
-from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
-
 from exporter.choose.budgets.budget import Budget, Floors, Memory  # noqa: E402
 from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
@@ -36,7 +33,9 @@ from exporter.models.ablation.damage import ratio_std_error  # noqa: E402
 from exporter.models.ablation.embeddings import meter_here  # noqa: E402
 from exporter.progress import Quiet  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
+from tests.made_tables import made_table  # noqa: E402
 from tests.raising import raises  # noqa: E402
+from tests.tiny_models import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 NAMES: list[Any] = [(layer, kind) for layer in range(4) for kind in ("attention", "mlp")]
 SAVED: Any = {name: {"none": 6.0, "bias": 5.5, "linear": 4.0} for name in NAMES}
@@ -358,7 +357,7 @@ def test_short_texts_say_on_what_figures_rest(
     import numpy as np
 
     from exporter.choose.budgets.judges import parted
-    from tests.exporter.scored_texts import made_text
+    from tests.tiny_models import made_text
 
     result = parted(made_text(np.arange(samples * 4).reshape(samples, 4)), 0.25)
     made = (result.searched, result.checked, result.reported)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import (
@@ -24,6 +23,7 @@ from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.ablation.damage import Damage
+from tests.exporter.made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 from tests.raising import raises
 
 CASES = range(8)

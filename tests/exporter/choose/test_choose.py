@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_families import hook_count, skipped, tiny_loaded
 
 from exporter import cli
 from exporter.artifacts import ImportanceReport, PruningPlan
@@ -18,6 +17,7 @@ from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import CalibrationError, PlanError
 from tests.raising import raises
+from tests.tiny_models import hook_count, skipped, tiny_loaded
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -150,7 +150,7 @@ def test_a_text_that_has_changed(cache: Path, report: Any, loaded: Any) -> None:
 
 def test_a_model_without_next_tokens(cache: Path) -> None:
     from exporter.score import score_on
-    from tests.exporter.scored_texts import random_text
+    from tests.tiny_models import random_text
 
     encoder = tiny_loaded("bert")
     report = score_on(encoder, random_text(4, 16))

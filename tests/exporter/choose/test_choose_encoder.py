@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import skipped, tiny_loaded, tiny_tokenizer
 
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.store import FOLDER
@@ -35,6 +34,7 @@ from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.sources import read_texts
 from exporter.score import ScoreOptions, score
 from tests.raising import raises
+from tests.tiny_models import skipped, tiny_loaded, tiny_tokenizer
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ import pytest
 from exporter.choose.costs.table import CostTable
 from exporter.cli import run
 from exporter.engines.build.libraries import Driver
+from tests.reading import in_file
 from tests.tiny_graphs import tiny_model
-from tests.written_files import in_file
 
 pytest.importorskip("onnxruntime")
 QUICK = ("--at", "prompt=4,new=1", "--threads", "1", "--time-budget", "0.01s")

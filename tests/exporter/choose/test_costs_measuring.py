@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
 
 from exporter.choose.costs import measuring
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
@@ -22,6 +21,7 @@ from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 from exporter.errors import CostError, SurgeryError, UsageError
 from tests.raising import raises
+from tests.virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
 
 AT = RequestShape(batch=1, prompt=16, new=5)
 FIXED_MS = {"prefill": 30.0, "decode": 4.0}

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from cost_tables import made_table
 
 from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
 from exporter.errors import ArtifactError, CostError
+from tests.made_tables import made_table
 from tests.raising import raises
 
 TABLE = made_table(

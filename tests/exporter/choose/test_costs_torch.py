@@ -10,14 +10,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tiny_torch import tiny_loaded
-
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import groups_of, variants
 from exporter.choose.costs.timing import Effort
 from exporter.errors import CostError
 from tests.raising import raises
+from tests.tiny_models import family_loaded
 
 pytestmark = pytest.mark.torch
 QUICK = Effort(seconds=0.3, rounds=2, reload=False)
@@ -26,7 +25,7 @@ QUICK = Effort(seconds=0.3, rounds=2, reload=False)
 def bench_of(family: str, **changes: Any) -> Any:
     from exporter.choose.costs.torch_cost_runner import TorchCostRunner
 
-    return TorchCostRunner(tiny_loaded(family, **changes))
+    return TorchCostRunner(family_loaded(family, **changes))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])

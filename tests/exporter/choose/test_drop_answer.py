@@ -14,8 +14,8 @@ from exporter.choose.depths_answer import recommended, speedups
 from exporter.errors import OptionError
 from exporter.models.ablation.branch_replacements import NOTHING
 from graph_passes.types import SublayerRef
-from tests.exporter.made_depths import damage
 from tests.made_reports import gate_row, made_environment
+from tests.made_tables import damage
 from tests.raising import raises
 
 

@@ -18,8 +18,6 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
-
 from exporter.choose.budgets.budget import Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck  # noqa: E402
 from exporter.choose.budgets.judges import Judges  # noqa: E402
@@ -34,6 +32,7 @@ from exporter.models.ablation.damage import (  # noqa: E402
 )
 from exporter.models.ablation.embeddings import EmbeddingReference  # noqa: E402
 from exporter.models.texts.calibration import CalibrationText  # noqa: E402
+from tests.tiny_models import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 FOLD: dict[str, Any] = {"kind": "fold", "samples": 24, "sequence_length": 24}
 

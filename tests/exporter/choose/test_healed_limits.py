@@ -26,9 +26,6 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-from cost_tables import made_table  # noqa: E402
-from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
-
 from exporter.choose.budgets.budget import USUAL_FLOORS, Budget, Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
 from exporter.choose.budgets.limits import QualityLimits, rung_of  # noqa: E402
@@ -50,6 +47,8 @@ from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.ablation.damage import Damage  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
+from tests.made_tables import made_table  # noqa: E402
+from tests.tiny_models import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 NEVER = Floors(None, 0.99999)
 FOLD: dict[str, Any] = {"kind": "fold", "samples": 24, "sequence_length": 16}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import tiny_loaded, tiny_tokenizer
 
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
@@ -21,8 +20,8 @@ from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.damage import ClassDamage, EmbeddingDamage
-from tests.exporter.image_folders import write_images, write_processor
 from tests.raising import raises
+from tests.tiny_models import tiny_loaded, tiny_tokenizer, write_images, write_processor
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from made_reports import full_importance
 
 from exporter import cli as command_line
 from exporter.errors import OptionError, PlanError, UsageError
+from tests.made_reports import full_importance
 from tests.raising import ends_in
 
 

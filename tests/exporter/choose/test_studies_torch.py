@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_page import Page
 
 import exporter.cli as command_line
 from exporter.artifacts import DepthsReport, ImportanceReport
 from exporter.errors import CalibrationError, ComparisonError, PlanError, ScoringError
 from tests.raising import ends_in, raises, tells
+from tests.reading import Page
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two checkpoints of a Llama of three layers, with a tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from tests.exporter.tiny_lm import write_tokenizer
+    from tests.text_graphs import write_tokenizer
 
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
@@ -245,7 +245,7 @@ def test_a_model_without_next_tokens_is_told_what_answers_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.cli import studies as depths
-    from tests.exporter.tiny_families import tiny_loaded
+    from tests.tiny_models import tiny_loaded
 
     monkeypatch.setattr(depths, "load_model", lambda *_, **__: tiny_loaded("bert"))
     monkeypatch.setattr(depths, "score", None)  # it would be the first work

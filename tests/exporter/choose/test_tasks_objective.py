@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import tiny_loaded, tiny_tokenizer
 
 from exporter import cli
 from exporter.artifacts import ImportanceReport
@@ -27,7 +26,8 @@ from exporter.errors import (
     UsageError,
 )
 from tests.raising import ends_in, raises
-from tests.written_files import in_file
+from tests.reading import in_file
+from tests.tiny_models import tiny_loaded, tiny_tokenizer
 
 torch = pytest.importorskip("torch", reason="the planted model is PyTorch's")
 pytestmark = pytest.mark.torch

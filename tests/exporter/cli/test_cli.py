@@ -22,8 +22,8 @@ from exporter.cli.console import ConsoleProgress, TaskLines
 from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
 from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
+from tests.reading import in_file
 from tests.tiny_graphs import TinySpec, tiny_model
-from tests.written_files import in_file
 
 COMMANDS = ["export", "score", "plan", "prune", "compare", "check", "inspect"]
 HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "scipy", "pydantic", "rich"]
@@ -159,7 +159,7 @@ def test_prune_wants_one_way_of_saying_what(tmp_path: Path) -> None:
 
 
 def test_everything_goes_by_force_alone(tmp_path: Path) -> None:
-    from made_reports import full_importance
+    from tests.made_reports import full_importance
 
     scores = full_importance(layers=2).write(tmp_path / "importance.json")
     output = tmp_path / "plan.json"

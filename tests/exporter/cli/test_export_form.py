@@ -12,8 +12,7 @@ from exporter.cli import cli
 from exporter.cli import export as module
 from exporter.cli.command import SchemaCommand
 from exporter.cli.export import ExportCall
-from tests.heard import Heard
-from tests.written_files import in_file
+from tests.reading import Heard, in_file
 
 
 def _target(*options: str) -> Any:

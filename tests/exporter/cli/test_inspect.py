@@ -11,7 +11,7 @@ import pytest
 from exporter.artifacts.servers import SERVERS, STAYS
 from exporter.cli import run
 from graph_passes import save_model
-from tests.exporter.tiny_gguf import TinyGguf
+from tests.tiny_gguf import TinyGguf
 from tests.tiny_graphs import tiny_model
 
 ON_GRAPHS = {"onnxruntime", "openvino", "tensorrt"}

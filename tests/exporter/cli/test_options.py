@@ -45,7 +45,7 @@ from exporter.options import (
     values_of,
 )
 from tests.raising import ends_in, raises
-from tests.written_files import in_file
+from tests.reading import in_file
 
 
 @dataclass(frozen=True)

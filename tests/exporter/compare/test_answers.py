@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import Accuracy, ComparisonReport
 from exporter.cli import run
@@ -18,6 +17,7 @@ from exporter.compare.session import compare
 from exporter.errors import BackendError, ComparisonError, TextSourceError
 from tests.made_reports import as_markdown, as_page, as_text
 from tests.raising import ends_in, raises
+from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
 
 pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.usefixtures("no_timing")

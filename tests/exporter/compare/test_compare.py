@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -35,8 +34,9 @@ from exporter.errors import (
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.sources import read_texts
 from graph_passes.files.storage import load_model, save_model
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard
+from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
 
 OPTIONS = CompareOptions(
     threads=1,

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tiny_lm import write_tiny_lm
 
 from exporter.artifacts import LatencyRow, MachineState
 from exporter.compare import latency
@@ -19,8 +18,9 @@ from exporter.compare.session import compare
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.registry import RUNNERS, Backend
 from exporter.errors import ComparisonError, DisturbedMachineError, UsageError
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard
+from tests.text_graphs import write_tiny_lm
 
 OPTIONS = CompareOptions(
     threads=1,

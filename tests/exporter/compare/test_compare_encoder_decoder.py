@@ -13,10 +13,9 @@ from exporter.artifacts import ComparisonReport, MachineState, PlannedDeletion
 from exporter.artifacts.stacks import Stacks
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import ComparisonError, DisturbedMachineError, UsageError
-from tests.exporter.encoder_decoders import made_loaded, write_source
-from tests.exporter.option_leaves import leaves_of
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard, leaves_of
+from tests.tiny_models import made_loaded, write_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 

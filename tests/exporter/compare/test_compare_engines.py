@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lm import write_tiny_lm
 
 from exporter.artifacts import ComparisonReport
 from exporter.compare import kinds as engine_arm
@@ -26,6 +25,7 @@ from exporter.files import sha256_file, sha256_files
 from tests.engine_support import CONTENT, written_as
 from tests.made_reports import as_markdown
 from tests.raising import raises
+from tests.text_graphs import write_tiny_lm
 
 OPTIONS = CompareOptions(
     threads=1,

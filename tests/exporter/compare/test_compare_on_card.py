@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
 from exporter.compare import kinds as engine_arm
@@ -22,6 +21,7 @@ from tests.stand_in.decoders import RANGES as ROOMY
 from tests.stand_in.decoders import split_engines
 from tests.stand_in.engine_files import write_engine
 from tests.stand_in.installed import stand_in
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 RANGES = Ranges(batch=Span(1, 1, 1), prompt=Span(1, 8, 128), context=Span(1, 8, 128))
 OPTIONS = CompareOptions(

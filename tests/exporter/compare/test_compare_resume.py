@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from tiny_lm import write_tiny_lm, write_tokenizer
 
 import exporter.compare.latency
 from exporter.artifacts import ComparisonReport
@@ -30,7 +29,8 @@ from exporter.compare.timing.measuring import TimingBudget
 from exporter.compare.timing.row import Chunk, MeasuredRow, find_chunk, joined, keep_chunk
 from exporter.errors import ComparisonError, UsageError
 from tests.raising import raises
-from tests.written_files import in_file
+from tests.reading import in_file
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 OPTIONS = CompareOptions(
     threads=1,

@@ -11,7 +11,6 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, QuantizationRecord
 from exporter.compare.options import CompareOptions
@@ -23,6 +22,7 @@ from exporter.report.sections.blocks import plain
 from exporter.report.sections.latency import corners_grid
 from exporter.report.terminal import comparison_grids, plain_lines
 from tests.raising import raises
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 OPTIONS = CompareOptions(
     threads=1,

@@ -36,9 +36,9 @@ from tests.exporter.models.test_sentence_folder import (
     BAD_PRODUCTS,
     MODULES,
 )
-from tests.exporter.sentence_folders import write_bert_tokenizer, write_sentence_files
-from tests.exporter.tiny_lm import WORDS, write_tokenizer
 from tests.raising import raises
+from tests.text_graphs import WORDS, write_tokenizer
+from tests.tiny_models import write_bert_tokenizer, write_sentence_files
 
 PASSAGES = [{"id": name, "text": text} for name, text in (("a", "the value"), ("b", "list string"))]
 IDS = TensorSpec("input_ids", np.dtype(np.int64), ("batch", "sequence"))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.cli import run
 from exporter.compare.tasks.choosing import evaluate
@@ -20,6 +19,7 @@ from exporter.compare.tasks.items import read_task
 from exporter.compare.tasks.likelihood import open_scorer
 from exporter.errors import TaskError
 from tests.raising import raises
+from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
 
 pytestmark = pytest.mark.eval
 

@@ -13,8 +13,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
-from tiny_lm import write_tiny_lm
-from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTime, virtual_pair
 
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
@@ -48,6 +46,15 @@ from exporter.errors import ComparisonError
 from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model
 from tests.raising import raises
+from tests.text_graphs import write_tiny_lm
+from tests.virtual_time import (
+    BusyMachine,
+    Quiet,
+    VirtualArm,
+    VirtualCell,
+    VirtualTime,
+    virtual_pair,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

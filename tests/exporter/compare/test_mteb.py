@@ -12,8 +12,8 @@ from exporter.compare.tasks.choosing import refuse_missing_tasks, score_tasks
 from exporter.errors import TaskError
 from exporter.models.model_folder import ModelFolder
 from tests.exporter.compare.test_encoder_tasks import embedder, one_logit, scored, task_of
-from tests.exporter.tiny_lm import WORDS, write_tokenizer
 from tests.raising import raises
+from tests.text_graphs import WORDS, write_tokenizer
 
 pytestmark = pytest.mark.mteb
 mteb = pytest.importorskip("mteb", reason="mteb brings sentence-transformers and polars")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.cli import run
 from exporter.compare.options import TaskOptions
@@ -31,9 +30,9 @@ from tests.exporter.compare.test_encoder_tasks import (
     one_logit,
     task_of,
 )
-from tests.exporter.sentence_folders import write_sentence_files
-from tests.exporter.tiny_lm import WORDS
 from tests.raising import raises
+from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
+from tests.tiny_models import write_sentence_files
 
 
 class Task:

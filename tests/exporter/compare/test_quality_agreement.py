@@ -7,12 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-from judged_pairs import compare_pair
 from scipy.special import log_softmax
 
 from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
+from tests.exporter.judged_pairs import compare_pair
 from tests.raising import raises
 
 VOCABULARY = 50

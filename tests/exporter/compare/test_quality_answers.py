@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
@@ -26,9 +25,10 @@ from exporter.errors import BackendError, ComparisonError, UsageError
 from exporter.models.model_folder import ModelFolder
 from graph_passes import save_model
 from tests.raising import raises
+from tests.reading import in_file
 from tests.stand_in.decoders import Scripted
+from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
 from tests.tiny_graphs import TinySpec, tiny_model
-from tests.written_files import in_file
 
 PROMPTS = np.array([[0, 5], [1, 5], [2, 5]])
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judged_pairs import compare_pair
 from scipy.special import log_softmax
-from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
 from exporter.artifacts.latency import Shape
@@ -24,9 +22,11 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, OptionError
 from exporter.models.texts.sources import read_texts
 from graph_passes import Deletion, prune_graph, save_model
+from tests.exporter.judged_pairs import compare_pair
 from tests.raising import raises
+from tests.reading import in_file
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
-from tests.written_files import in_file
 
 WIDTH, STRIDE = 12, 5
 

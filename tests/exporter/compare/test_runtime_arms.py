@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.loaded_plan import LoadedPlan
@@ -24,9 +23,10 @@ from exporter.errors import ComparisonError, GgufFileError, UsageError
 from exporter.gate.keys import key_of
 from exporter.report.files import write_reports
 from graph_passes import save_model
-from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp
+from tests.text_graphs import write_tiny_lm, write_tokenizer
+from tests.tiny_gguf import TinyGguf
 from tests.tiny_graphs import TinySpec, tiny_model
 
 OPTIONS = CompareOptions(

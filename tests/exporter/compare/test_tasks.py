@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import log_softmax
-from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.artifacts.latency import Shape
@@ -38,6 +37,7 @@ from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET
 from graph_passes import save_model
 from tests.raising import ends_in, raises
+from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
 from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
 
 

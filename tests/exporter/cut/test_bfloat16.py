@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from test_verification import wrong_layer  # noqa: F401
-from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
@@ -34,6 +33,7 @@ from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
 from tests.raising import raises
+from tests.reading import data_of
 from tests.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="mlp")]

@@ -19,16 +19,8 @@ from exporter.errors import PlanError, SurgeryError, UsageError
 from exporter.models.gguf_header import read_header
 from exporter.models.gguf_model_files import read_model
 from graph_passes.plan_record import PLAN_KEY
-from tests.exporter.tiny_gguf import (
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    WIDTH,
-    TinyGguf,
-    llama_cpp_logits,
-    tensors_of,
-)
 from tests.raising import raises
+from tests.tiny_gguf import HEADS, HIDDEN, KV_HEADS, WIDTH, TinyGguf, llama_cpp_logits, tensors_of
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 NOTHING = np.zeros((HIDDEN, HIDDEN))

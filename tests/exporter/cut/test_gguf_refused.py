@@ -25,8 +25,8 @@ from exporter.errors import (
 )
 from exporter.models.gguf_header import read_header
 from exporter.models.gguf_model_files import layers_of, read_model, sizes_of
-from tests.exporter.tiny_gguf import HIDDEN, TinyGguf
 from tests.raising import raises
+from tests.tiny_gguf import HIDDEN, TinyGguf
 
 Change = Callable[[TinyGguf], Any]
 

@@ -23,8 +23,8 @@ from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
 from tests.llama_shaped import LlamaShape, write_llama
 from tests.raising import raises
+from tests.reading import in_file
 from tests.tiny_graphs import TinySpec, tiny_model
-from tests.written_files import in_file
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 GIGABYTE = 10**9

@@ -12,7 +12,6 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import pytest
-from written_files import all_data_of, data_of, names_in
 
 from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport, PruningPlan
 from exporter.artifacts.loaded_plan import LoadedPlan
@@ -26,6 +25,7 @@ from graph_passes.files.storage import load_model, save_model
 from graph_passes.pipeline import graph_size
 from tests.exporter.cut_models import PLAN, content, source
 from tests.raising import raises
+from tests.reading import all_data_of, data_of, names_in
 from tests.tiny_graphs import TinySpec, tiny_model
 
 __all__ = ["source"]  # a fixture

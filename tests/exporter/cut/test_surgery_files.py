@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_files import all_data_of, data_of, names_in
 
 import exporter.cli as command_line
 from exporter.artifacts import (
@@ -34,6 +33,7 @@ from graph_passes.files import record, storage
 from graph_passes.files.storage import data_files, load_model, save_model
 from tests.exporter.cut_models import PLAN, content, source
 from tests.raising import raises
+from tests.reading import all_data_of, data_of, names_in
 from tests.tiny_graphs import tiny_model
 
 __all__ = ["source"]  # a fixture

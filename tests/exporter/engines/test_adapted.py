@@ -18,8 +18,8 @@ from exporter.engines.build.settings import BuildSettings, Phase
 from graph_passes import save_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.grouped import GroupedAttentionPass
-from tests.attention_alone import attention_in_place
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
+from tests.tiny_graphs import attention_in_place
 
 ROOM = 256
 LARGE = Ranges(batch=Span(1, 32, 32), prompt=Span(1, 128, 128))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_lm import write_tiny_lm
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.build import libraries as cuda_versions
@@ -28,6 +27,7 @@ from exporter.engines.runners.onnxruntime import (
 from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
 from exporter.errors import BackendError, MissingDependencyError
 from tests.raising import raises
+from tests.text_graphs import write_tiny_lm
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from hub_cache import into_cache
 
 from exporter.cli import run
 from exporter.engines.build import build, libraries
@@ -28,8 +27,9 @@ from exporter.engines.build.settings import BuildSettings
 from exporter.errors import DepthcutError, EngineError, UsageError
 from graph_passes import Deletion, prune_graph, save_model
 from tests.raising import raises
+from tests.reading import in_file
 from tests.tiny_graphs import TinySpec, tiny_model
-from tests.written_files import in_file
+from tests.tiny_models import into_cache
 
 pytestmark = pytest.mark.rtx
 

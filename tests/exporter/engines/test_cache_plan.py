@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_support import CACHE, decoder_record, written_as
 from test_text_model import tokenizer
 
 from exporter.cli import run
@@ -26,6 +25,7 @@ from exporter.engines.decoding.tensorrt_decoder import (
 )
 from exporter.errors import BackendError, UsageError
 from graph_passes import save_model
+from tests.engine_support import CACHE, decoder_record, written_as
 from tests.raising import ends_in, raises
 from tests.tiny_graphs import TinySpec, tiny_model
 

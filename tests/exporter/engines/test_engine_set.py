@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import decoder_record, written_as
 
 from exporter.engines.build.engine_set import find_builds, find_engines, has_engines
 from exporter.engines.build.settings import BuildSettings
@@ -14,6 +13,7 @@ from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, EngineError
+from tests.engine_support import decoder_record, written_as
 from tests.raising import raises
 
 

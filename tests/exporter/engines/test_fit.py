@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_support import CACHE, decoder_record, record
 
 from exporter.engines.build.engine_set import AttentionRecord, choose_profile
 from exporter.engines.runners.cache_form import padded_before
 from exporter.engines.runners.tensorrt import checked_input, refuse_untold
 from exporter.engines.tensors import TensorSpec, numpy_dtype, out_of_memory, plan_buffers
 from exporter.errors import BackendError
+from tests.engine_support import CACHE, decoder_record, record
 from tests.raising import raises
 
 PROFILES = decoder_record(("prefill", "decode")).profiles

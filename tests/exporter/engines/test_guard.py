@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from engine_support import written_as
 
 from exporter.engines.build import libraries as cuda_versions
 from exporter.engines.build import session
@@ -16,6 +15,7 @@ from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Device, Driver, ask_driver
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, EngineError
+from tests.engine_support import written_as
 from tests.raising import raises
 
 PHASES = ("prefill", "decode")

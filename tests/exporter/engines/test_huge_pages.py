@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_lm import write_tiny_lm
 
 from exporter.engines.runners import base as huge_pages
 from exporter.engines.runners.base import HUGE_PAGE_BYTES, move_to_huge_pages, private_regions
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from tests.text_graphs import write_tiny_lm
 
 MAPS = """\
 555500000000-555500800000 rw-p 00000000 00:00 0                          [heap]

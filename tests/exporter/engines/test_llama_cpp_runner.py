@@ -25,9 +25,9 @@ from exporter.errors import BackendError, GgufFileError, MissingDependencyError,
 from exporter.models.gguf_model_files import gguf_facts, gguf_folder
 from exporter.models.llama_library import llama_library, said
 from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of
-from tests.exporter.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp
+from tests.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits
 
 _ENDS = ("eos", "eot", "eom")
 CLOSE = 2e-2  # keys and values are float16 there, and activations in some products

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import TIED, written
-from tiny_lm import write_tiny_lm
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.generate import generate
@@ -24,6 +22,7 @@ from exporter.errors import BackendError, MissingDependencyError
 from graph_passes import Deletion, prune_graph, save_model
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
+from tests.text_graphs import TIED, write_tiny_lm, written
 from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
 
 SPEC = TinySpec()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import record, written
 
 from exporter.engines.build.engine_set import built_for, read_sidecar, refuse_mismatch, sidecar_path
 from exporter.engines.build.libraries import Device
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import ArtifactError, DepthcutError, EngineError, UnsafeInputError
+from tests.engine_support import record, written
 from tests.raising import raises
 
 ADA = Device("a card", "sm89", 24 << 30)

@@ -18,7 +18,7 @@ from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError
 from tests.raising import raises
-from tests.tiny_torch import tiny_loaded
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -35,7 +35,7 @@ def exported(
 
     @functools.cache
     def made(family: str) -> tuple[Any, Path]:
-        loaded = tiny_loaded(family)
+        loaded = family_loaded(family)
         return loaded, export_onnx(loaded, tmp_path_factory.mktemp(family))
 
     return made
@@ -71,7 +71,7 @@ def test_its_memory_is_moved_to_huge_pages_as_onnx_runtimes_is(
 ) -> None:
     from exporter.engines.runners import pytorch
 
-    runner = torch_runner(tiny_loaded("llama"))
+    runner = torch_runner(family_loaded("llama"))
     monkeypatch.setattr(pytorch, "move_to_huge_pages", lambda: 7)
     assert runner.capabilities.huge_page_bytes == 0
     with runner:
@@ -82,7 +82,7 @@ def test_a_bound_call_runs_the_model_and_threads_are_given_back() -> None:
     import torch
 
     before = torch.get_num_threads()
-    loaded = tiny_loaded("llama")
+    loaded = family_loaded("llama")
     seen = []
     loaded.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     with torch_runner(loaded, threads=before + 1) as eager:
@@ -99,7 +99,7 @@ def test_bfloat16_keeps_its_bits() -> None:
     import ml_dtypes
     import torch
 
-    loaded = tiny_loaded("llama", dtype="bfloat16")
+    loaded = family_loaded("llama", dtype="bfloat16")
     with torch_runner(loaded) as eager:
         inputs = inputs_of(eager, DECODE)
         present = eager.run(inputs, ["present.0.key"])["present.0.key"]
@@ -110,7 +110,7 @@ def test_bfloat16_keeps_its_bits() -> None:
 
 
 def test_an_input_that_is_missing_and_a_use_outside_are_told() -> None:
-    eager = torch_runner(tiny_loaded("llama"))
+    eager = torch_runner(family_loaded("llama"))
     inputs = inputs_of(eager, DECODE)
     with raises(BackendError, "not-entered"):
         eager.run(inputs)
@@ -124,7 +124,7 @@ def test_without_a_compiler_nothing_falls_back(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(config.cpp, "cxx", ("/nonexistent/g++",))
     with (
-        torch_runner(tiny_loaded("llama"), compiled=True) as compiled,
+        torch_runner(family_loaded("llama"), compiled=True) as compiled,
         raises(BackendError, "compiler-missing", "LlamaForCausalLM") as caught,
     ):
         compiled.prepare(inputs_of(compiled, DECODE))
@@ -182,7 +182,7 @@ def test_a_model_with_another_vocabulary_is_no_reference(
 ) -> None:
     from exporter.models.loading.model_files import save_checkpoint
 
-    save_checkpoint(tiny_loaded("llama", vocab_size=96), tmp_path)
+    save_checkpoint(family_loaded("llama", vocab_size=96), tmp_path)
     with raises(ComparisonError, "other-vocabulary", 96, 128):
         compare(llama[1], llama[1], options(), references=[f"torch:{tmp_path}"])
 
@@ -200,7 +200,7 @@ def test_a_reference_is_held_against_the_arm_that_it_is_nearer_to(
     (check,) = compare(llama[1], llama[1], options(), references=[f"torch:{llama[0]}"]).parity
     assert check.name == "logits of the reference torch:hf against the baseline"
     assert check.passed
-    save_checkpoint(tiny_loaded("llama", seed=1), tmp_path / "other")
+    save_checkpoint(family_loaded("llama", seed=1), tmp_path / "other")
     other = f"torch:{tmp_path / 'other'}"
     (check,) = compare(llama[1], llama[1], options(), references=[other]).parity
     assert not check.passed

@@ -32,10 +32,10 @@ from exporter.report.sections import comparison_document
 from exporter.report.sections.use import use_section
 from graph_passes import save_model
 from graph_passes.files.storage import load_model
-from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
-from tests.exporter.use_lines import lines_of, run_lines, run_shell
 from tests.graph_passes.fused_graphs import HEADS, HIDDEN, VOCABULARY, FusedSpec, fused_model
 from tests.made_reports import gate_report
+from tests.reading import lines_of, run_lines, run_shell
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 LLAMA = {

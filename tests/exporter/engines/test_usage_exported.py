@@ -11,9 +11,9 @@ from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.usage import write_graph_use
-from tests.exporter.tiny_lm import write_tokenizer
-from tests.exporter.use_lines import lines_of, run_lines
-from tests.tiny_torch import tiny_loaded
+from tests.reading import lines_of, run_lines
+from tests.text_graphs import write_tokenizer
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -22,7 +22,7 @@ def exported(family: str, folder: Path) -> Path:
     from exporter.export.torch_export import export_onnx
     from exporter.models.loading.model_files import save_pretrained_files
 
-    loaded = tiny_loaded(family, initializer_range=0.2)
+    loaded = family_loaded(family, initializer_range=0.2)
     export_onnx(loaded, folder, opset=20)
     save_pretrained_files(loaded, folder)
     write_tokenizer(folder)

@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from written_files import names_in
 
 from exporter.errors import BackendError, ExportError, MissingDependencyError, UsageError
 from exporter.export.forms import onnxruntime as choice
@@ -17,8 +16,8 @@ from exporter.export.forms.portable import WrittenForm
 from exporter.export.onnx_output import save_onnx
 from exporter.pipeline.refusals import refuse_bad_options
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard, names_in
 
 pytestmark = pytest.mark.torch
 

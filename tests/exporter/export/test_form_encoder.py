@@ -8,14 +8,14 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from written_files import names_in
 
 from exporter.artifacts import PlannedDeletion
 from exporter.export.forms.onnxruntime import fuse_encoder, write_encoder
 from exporter.export.forms.portable import WrittenForm, fused_operators
 from exporter.progress import QUIET
 from graph_passes import Deletion, prune_graph, save_model
-from tests.tiny_torch import tiny_loaded
+from tests.reading import names_in
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -25,7 +25,7 @@ CUT = FUSED | {"Attention": 1, "SkipLayerNormalization": 3}
 
 @pytest.fixture(scope="module")
 def bert() -> Any:
-    made = tiny_loaded("bert", initializer_range=0.2, num_attention_heads=6)
+    made = family_loaded("bert", initializer_range=0.2, num_attention_heads=6)
     for name, weight in made.model.named_parameters():
         if name.endswith("bias"):
             weight.normal_(std=0.1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import tiny_loaded
 
 from exporter.artifacts import FormRecord, PlannedDeletion
 from exporter.artifacts.latency import Shape
@@ -19,6 +18,7 @@ from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.export.forms.targets import write_form
 from graph_passes import ReplacementTensors, SublayerRef
+from tests.tiny_models import tiny_loaded
 
 pytestmark = [pytest.mark.genai, pytest.mark.usefixtures("exports_once")]
 

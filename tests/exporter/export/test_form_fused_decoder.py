@@ -13,7 +13,7 @@ from exporter.engines.runners.cache_form import read_cache_form
 from exporter.export.forms.onnxruntime import write_fused_export
 from exporter.export.forms.portable import fused_operators
 from graph_passes import Deletion, prune_graph, save_model
-from tests.tiny_torch import tiny_loaded
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -23,7 +23,7 @@ SETTINGS = {"head_dim": 32, "sliding_window": 6, "initializer_range": 0.2}
 
 @pytest.fixture(scope="module")
 def gemma() -> Any:
-    return tiny_loaded("gemma2", **SETTINGS)
+    return family_loaded("gemma2", **SETTINGS)
 
 
 @pytest.fixture(scope="module")

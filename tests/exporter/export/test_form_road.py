@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lm import write_tokenizer
 
 from exporter.artifacts import FORM_KEY, ComparisonReport, FormRecord
 from exporter.engines.decoding.generate import generate
@@ -15,7 +14,8 @@ from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.runners.cache_form import read_cache_form
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.logits_to_keep import KEEP
-from tests.heard import Heard
+from tests.reading import Heard
+from tests.text_graphs import write_tokenizer
 
 pytestmark = pytest.mark.genai
 

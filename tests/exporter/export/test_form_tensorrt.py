@@ -17,7 +17,7 @@ from exporter.export.forms.tensorrt import rewrite_decoder
 from graph_passes.files.storage import load_model as load_graph
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 from tests.raising import raises
-from tests.written_files import in_file
+from tests.reading import in_file
 
 PROMPT, NEW = [5, 9, 20, 33, 7, 11, 13], 6
 SIZES = {

@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import onnx_ir as ir
 import pytest
-from written_files import data_of
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.cli import cli
@@ -17,6 +16,7 @@ from exporter.export.forms.targets import TARGETS, refuse_options
 from exporter.export.onnx_output import save_onnx
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
+from tests.reading import data_of
 
 USUAL: dict[str, Any] = {
     "exporter": None, "opset": None, "dtype": "float32", "provider": "cpu", "engine": None,

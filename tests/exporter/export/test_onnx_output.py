@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from written_files import names_in
 
 from exporter.export import onnx_output
 from exporter.export.onnx_output import save_onnx
+from tests.reading import names_in
 
 
 def model(value: float) -> ir.Model:

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.stacks import Stacks
-from tests.exporter.encoder_decoders import made_loaded
+from tests.tiny_models import made_loaded
 
 pytestmark = [pytest.mark.optimum, pytest.mark.usefixtures("exports_once")]
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from tiny_torch import tiny_loaded
-from written_files import data_of, names_in
 
 from exporter.errors import ExportError, MissingDependencyError
 from exporter.export.forms.portable import export_with_optimum
 from tests.raising import raises
+from tests.reading import data_of, names_in
+from tests.tiny_models import family_loaded
 
 # The rotary base that SmolLM2 has, and the one that is taken when the config doesn't tell.
 BASE, DEFAULT_BASE = 100000.0, 10000.0
@@ -29,7 +29,7 @@ def test_without_optimum_the_error_names_the_extra(
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    loaded = tiny_loaded("llama_tied", rope_theta=BASE)
+    loaded = family_loaded("llama_tied", rope_theta=BASE)
     return loaded, export_with_optimum(loaded, tmp_path_factory.mktemp("llama"))
 
 
@@ -72,7 +72,7 @@ def test_the_graph_has_the_models_rotary_base(llama: tuple[Any, Path]) -> None:
 def test_a_graph_with_another_rotary_base_does_not_pass(llama: tuple[Any, Path]) -> None:
     from exporter.export.parity import check_export
 
-    misread = tiny_loaded("llama_tied", rope_theta=DEFAULT_BASE)
+    misread = family_loaded("llama_tied", rope_theta=DEFAULT_BASE)
     with raises(ExportError, "wrong-results"):
         check_export(misread, llama[1])
 
@@ -94,7 +94,7 @@ def test_a_cut_of_optimums_graph_equals_pytorch(llama: tuple[Any, Path], tmp_pat
 def test_an_encoder_exports_without_a_cache(tmp_path: Path) -> None:
     from exporter.export.parity import check_export
 
-    loaded = tiny_loaded("bert")
+    loaded = family_loaded("bert")
     (check,) = check_export(loaded, export_with_optimum(loaded, tmp_path))
     assert check.phase == "encode"
     assert check.max_abs_error < 1e-5
@@ -105,14 +105,14 @@ def test_pytorchs_exporter_runs_beside_transformers_4_57(tmp_path: Path) -> None
     from exporter.export.parity import check_export
     from exporter.export.torch_export import export_onnx
 
-    loaded = tiny_loaded("llama")
+    loaded = family_loaded("llama")
     checks = check_export(loaded, export_onnx(loaded, tmp_path))
     assert all(check.passed and check.max_abs_error < 1e-5 for check in checks)
 
 
 @pytest.mark.optimum
 def test_what_optimum_cannot_export_is_one_clear_error(tmp_path: Path) -> None:
-    loaded = tiny_loaded("mamba")
+    loaded = family_loaded("mamba")
     with raises(ExportError, "exporter-failed", "MambaForCausalLM") as caught:
         export_with_optimum(loaded, tmp_path)
     assert "\n" not in caught.value.message

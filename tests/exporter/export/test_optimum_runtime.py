@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
 from exporter.cut.options import CutOptions
@@ -22,9 +21,9 @@ from exporter.quantize.settings import QuantizeSettings
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
-from tests.exporter.sentence_folders import write_sentence_files
-from tests.exporter.tiny_lm import write_tokenizer
-from tests.exporter.use_lines import lines_of, run_lines
+from tests.reading import lines_of, run_lines
+from tests.text_graphs import write_tokenizer
+from tests.tiny_models import family_loaded, write_sentence_files
 
 pytestmark = pytest.mark.optimum
 
@@ -39,7 +38,7 @@ PLAN = [
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """optimum's folder of a decoder of four layers, config and all."""
     folder = tmp_path_factory.mktemp("optimum")
-    loaded = tiny_loaded("llama", num_hidden_layers=4, initializer_range=0.2)
+    loaded = family_loaded("llama", num_hidden_layers=4, initializer_range=0.2)
     loaded.model.config.architectures = ["LlamaForCausalLM"]
     loaded.model.config.save_pretrained(folder)
     loaded.model.generation_config.save_pretrained(folder)
@@ -120,7 +119,7 @@ def test_the_lines_beside_a_pruned_file_generate_with_its_gaps(
 @pytest.fixture
 def encoder(tmp_path: Path) -> dict[str, str]:
     """The lines for an encoder of sentences; it lies in the folder ``bert``."""
-    loaded, folder = tiny_loaded("bert"), tmp_path / "bert"
+    loaded, folder = family_loaded("bert"), tmp_path / "bert"
     graph = export_with_optimum(loaded, folder)
     loaded.model.config.architectures = ["BertModel"]
     loaded.model.config.save_pretrained(folder)

@@ -8,18 +8,18 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import ExportError, PlanError
 from tests.raising import raises
+from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Any:
-    return tiny_loaded("llama")
+    return family_loaded("llama")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_float16_passes_with_its_own_tolerance(tmp_path: Path) -> None:
     from exporter.export.parity import check_export
     from exporter.export.torch_export import export_onnx
 
-    loaded = tiny_loaded("llama", dtype="float16")
+    loaded = family_loaded("llama", dtype="float16")
     checks = check_export(loaded, export_onnx(loaded, tmp_path))
     assert all(check.passed and check.tolerance >= 1e-2 for check in checks)
     assert all(0 < check.max_abs_error < 5e-3 for check in checks)
@@ -182,7 +182,7 @@ def test_float16_passes_with_its_own_tolerance(tmp_path: Path) -> None:
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     from exporter.export.torch_export import export_onnx
 
-    loaded = tiny_loaded("llama", dtype="bfloat16")
+    loaded = family_loaded("llama", dtype="bfloat16")
     return loaded, export_onnx(loaded, tmp_path_factory.mktemp("narrow"))
 
 
@@ -216,7 +216,7 @@ def test_a_type_without_a_tolerance_is_refused_with_what_to_do(exported: Path) -
     from exporter.export.parity import check_export
 
     with raises(ExportError, "no-tolerance", "float64") as caught:
-        check_export(tiny_loaded("llama", dtype="float64"), exported)
+        check_export(family_loaded("llama", dtype="float64"), exported)
     assert "float32" in caught.value.hint
 
 

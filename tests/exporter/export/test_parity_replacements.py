@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import RANK, planned, random_replacements
-from tiny_torch import tiny_loaded
 
 from exporter.artifacts import ParityCheck
 from exporter.artifacts.loaded_plan import LoadedPlan
@@ -17,6 +15,7 @@ from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError
 from graph_passes import ReplacementTensors, SublayerRef
 from tests.raising import raises
+from tests.tiny_models import RANK, family_loaded, planned, random_replacements
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -46,7 +45,7 @@ def checks_of(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_agrees_and_other_numbers_do_not(family: str, tmp_path: Path) -> None:
-    loaded = tiny_loaded(family)
+    loaded = family_loaded(family)
     source, target = exported(loaded, tmp_path / "source"), tmp_path / "m.onnx"
     given = random_replacements(hidden_size(loaded), PLAN, rank=RANK)
     assert all(check.passed for check in checks_of(loaded, source, target, given, given))
@@ -61,7 +60,7 @@ def test_every_family_agrees_and_other_numbers_do_not(family: str, tmp_path: Pat
 
 def test_bfloat16_rounds_the_numbers_on_both_sides(tmp_path: Path) -> None:
     """In float32 the two are compared, with the numbers that bfloat16 has left."""
-    loaded = tiny_loaded("llama", dtype="bfloat16")
+    loaded = family_loaded("llama", dtype="bfloat16")
     source, target = exported(loaded, tmp_path / "source"), tmp_path / "m.onnx"
     given = random_replacements(hidden_size(loaded), PLAN)
     checks = checks_of(loaded, source, target, given, given)
@@ -83,7 +82,7 @@ def test_replacements_of_another_model_are_refused(
 
     given = random_replacements(hidden, entries)
     with raises(PlanError, code, *fields):
-        branch_replacements_of(entries, given, tiny_loaded("llama").model)
+        branch_replacements_of(entries, given, family_loaded("llama").model)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
@@ -93,16 +92,15 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     bias: Any = given.tensors[SublayerRef(0, "mlp")].bias
     bias[4] = float("nan")
     with raises(PlanError, "not-finite", "mlp.0.bias", "float32"):
-        branch_replacements_of(PLAN, given, tiny_loaded("llama").model)
+        branch_replacements_of(PLAN, given, family_loaded("llama").model)
 
 
 @pytest.mark.genai
 @pytest.mark.parametrize("target", ["onnxruntime-cpu", "tensorrt"])
 def test_fused_forms_agree_too(target: Any, tmp_path: Path) -> None:
     """Caches in place, packed products, norms fused with sums; one plan for all of them."""
-    from tiny_families import tiny_loaded as fusable
-
     from exporter.export.forms.targets import write_form
+    from tests.tiny_models import family_loaded as fusable
 
     loaded = fusable("qwen2", vocab_size=96, hidden_size=64, head_dim=16)
     (tmp_path / "whole").mkdir()

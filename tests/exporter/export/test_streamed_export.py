@@ -10,8 +10,6 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from tiny_families import hook_count, tiny_model
-from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import ExportError, ModelSourceError
@@ -20,6 +18,8 @@ from exporter.models.loading.meta_model import MetaModel, load_meta
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
 from tests.raising import raises
+from tests.reading import data_of
+from tests.tiny_models import hook_count, tiny_model
 
 pytestmark = pytest.mark.torch
 

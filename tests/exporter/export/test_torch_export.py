@@ -7,13 +7,13 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from tiny_torch import tiny_loaded
-from written_files import data_of
 
 from exporter.errors import ExportError
 from exporter.files import sha256_file
 from exporter.progress import Quiet
 from tests.raising import raises
+from tests.reading import data_of
+from tests.tiny_models import family_loaded
 
 pytestmark = pytest.mark.torch
 
@@ -30,7 +30,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
         if (family, opset) not in done:
             folder = tmp_path_factory.mktemp(f"{family}-{opset}")
-            done[family, opset] = export_onnx(tiny_loaded(family), folder, opset=opset)
+            done[family, opset] = export_onnx(family_loaded(family), folder, opset=opset)
         return done[family, opset]
 
     return exported
@@ -94,7 +94,7 @@ def test_tied_embeddings_are_stored_once(export: Export) -> None:
 
 def test_weights_carry_pytorchs_names(export: Export) -> None:
     weights = ir.load(export("llama")).graph.initializers
-    parameters = dict(tiny_loaded("llama").model.named_parameters())
+    parameters = dict(family_loaded("llama").model.named_parameters())
     assert "model.embed_tokens.weight" in weights
     for name, parameter in parameters.items():
         transposed = weights.get(f"{name}_transposed")
@@ -133,7 +133,7 @@ def test_the_same_model_gives_the_same_files_and_nothing_is_printed(
     # The table of operators is made anew here: its making is what PyTorch talks about.
     made = ONNXRegistry.from_torchlib
     monkeypatch.setattr(ONNXRegistry, "from_torchlib", getattr(made, "__wrapped__", made))
-    first, loaded, listener = export("llama"), tiny_loaded("llama"), Listener()
+    first, loaded, listener = export("llama"), family_loaded("llama"), Listener()
     capfd.readouterr()
     recwarn.clear()
     again = export_onnx(loaded, tmp_path, progress=listener)
@@ -152,7 +152,7 @@ def test_an_opset_out_of_range_is_refused_before_any_work(tmp_path: Path, opset:
     from exporter.export.torch_export import export_onnx
 
     with raises(ExportError, "opset-out-of-range", opset) as caught:
-        export_onnx(tiny_loaded("llama"), tmp_path / "new", opset=opset)
+        export_onnx(family_loaded("llama"), tmp_path / "new", opset=opset)
     assert "18 to 24" in caught.value.hint
     assert not (tmp_path / "new").exists()
 
@@ -164,14 +164,14 @@ def test_a_model_with_other_states_is_refused(tmp_path: Path, family: str, code:
     from exporter.export.torch_export import export_onnx
 
     with raises(ExportError, code):
-        export_onnx(tiny_loaded(family), tmp_path)
+        export_onnx(family_loaded(family), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_pytorch_cannot_trace_is_one_clear_error(tmp_path: Path) -> None:
     from exporter.export.torch_export import export_onnx
 
-    loaded = tiny_loaded("llama", num_hidden_layers=1)
+    loaded = family_loaded("llama", num_hidden_layers=1)
     norm = loaded.model.model.norm
     plain = norm.forward
     # The branch depends on the data, which no graph can hold.
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_is_not_the_models_fault(
 
     from exporter.export.torch_export import export_onnx
 
-    loaded = tiny_loaded("llama")
+    loaded = family_loaded("llama")
     refused = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
 
     def exhausted(*_: Any, **__: Any) -> None:

@@ -25,7 +25,7 @@ from exporter.options import value_at
 from exporter.report.checks import model_lines
 from tests.made_reports import arms_of, gate_arm, gate_report, gate_row
 from tests.raising import ends_in
-from tests.written_files import in_file
+from tests.reading import in_file
 
 TIME = ("--max-slowdown", "3%")
 SLOW, UNSURE = gate_row(candidate_ms=88.0), gate_row(candidate_ms=83.0, width=0.05)

@@ -45,7 +45,7 @@ from tests.made_reports import (
     samples,
 )
 from tests.raising import raises
-from tests.written_files import in_file
+from tests.reading import in_file
 
 SLOWDOWN = Limits(max_slowdown=0.03)
 

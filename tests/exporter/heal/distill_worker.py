@@ -22,12 +22,11 @@ def main() -> None:
 
 
 def _trained() -> dict[str, Any]:
-    from distill_cases import fitting
-    from tiny_families import tiny_loaded
-
     from exporter.heal.automatic import settled
     from exporter.heal.distill.distilled import distilled
     from exporter.heal.options import HealOptions
+    from tests.exporter.distill_cases import fitting
+    from tests.tiny_models import tiny_loaded
 
     loaded = tiny_loaded("llama")
     kind = settled(HealOptions(kind="auto", tokens=1000), loaded).kind

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from healed_models import planned
-from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import PruningPlan, Training
 from exporter.artifacts.loaded_plan import LoadedPlan
@@ -26,13 +24,12 @@ from exporter.errors import HealingError, PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.mixtures import joined
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard
+from tests.tiny_models import hook_count, planned, tiny_loaded
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
-
-from distill_cases import DROPPED, IDS, answer, fitting, student_of, text  # noqa: E402
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.distill.student import Student, trained_numbers  # noqa: E402
@@ -49,6 +46,7 @@ from exporter.models.ablation.branch_replacements import (  # noqa: E402
     branches_replaced,
 )
 from exporter.models.changed_weights import change_weights, weights_changed  # noqa: E402
+from tests.exporter.distill_cases import DROPPED, IDS, answer, fitting, student_of, text  # noqa: E402
 
 
 @pytest.mark.parametrize(

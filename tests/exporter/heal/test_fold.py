@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_families import hook_count, tiny_loaded
 
 from exporter.errors import HealingError, UsageError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerRef
 from tests.raising import raises
+from tests.tiny_models import hook_count, tiny_loaded
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
-
-from distill_cases import text  # noqa: E402
 
 from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.fold_places import (  # noqa: E402
@@ -29,6 +27,7 @@ from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
 from exporter.models.architectures import layer_modules  # noqa: E402
 from exporter.progress import QUIET  # noqa: E402
+from tests.exporter.distill_cases import text  # noqa: E402
 
 ATTENTION, MLP = SublayerRef(1, "attention"), SublayerRef(2, "mlp")
 BLOCK = [SublayerRef(1, "attention"), SublayerRef(1, "mlp")]

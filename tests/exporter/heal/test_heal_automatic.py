@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tiny_families import tiny_loaded
 
 from exporter.cli.export import export
 from exporter.heal.options import HealOptions
+from tests.tiny_models import tiny_loaded
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from healed_models import planned
-from tiny_families import skipped, tiny_loaded, tiny_tokenizer
 
 from exporter.artifacts import PruningPlan
 from exporter.heal.options import HealOptions
@@ -15,6 +13,7 @@ from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import CalibrationText
 from graph_passes.types import SublayerRef
+from tests.tiny_models import planned, skipped, tiny_loaded, tiny_tokenizer
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

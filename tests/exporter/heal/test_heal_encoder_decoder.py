@@ -17,8 +17,8 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.paired import PairReader, paired_text
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import Part
-from tests.exporter.encoder_decoders import made_loaded
 from tests.raising import raises
+from tests.tiny_models import made_loaded
 
 pytestmark = pytest.mark.torch
 

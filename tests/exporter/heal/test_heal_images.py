@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import planned
-from tiny_families import skipped, tiny_loaded
 
 from exporter.artifacts import PruningPlan
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import calibration_text
-from tests.exporter.image_folders import write_images, write_processor
+from tests.tiny_models import planned, skipped, tiny_loaded, write_images, write_processor
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import hook_count, tiny_loaded
 
 from exporter.errors import HealingError, PlanError
 from exporter.models.architectures import sublayers
 from exporter.models.texts.calibration import CalibrationText
-from tests.heard import Heard
 from tests.raising import raises, tells
+from tests.reading import Heard
+from tests.tiny_models import hook_count, tiny_loaded
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
-
-from distill_cases import text  # noqa: E402
 
 from exporter.heal.fit import fit_branches, held_out_tokens, observing  # noqa: E402
 from exporter.heal.refit import map_and_factor  # noqa: E402
@@ -27,6 +25,7 @@ from exporter.models.ablation.branch_replacements import (  # noqa: E402
     BranchReplacement,
     branches_replaced,
 )
+from tests.exporter.distill_cases import text  # noqa: E402
 
 _WIDTH = 32
 

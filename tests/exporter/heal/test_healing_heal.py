@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from healed_models import planned
-from tiny_lm import WORDS, write_tokenizer
 
 import exporter.cli as command_line
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan
@@ -25,8 +23,10 @@ from exporter.errors import (
 )
 from exporter.heal.options import HealOptions
 from graph_passes.files import placing
-from tests.heard import Heard
 from tests.raising import ends_in, raises, tells
+from tests.reading import Heard
+from tests.text_graphs import WORDS, write_tokenizer
+from tests.tiny_models import planned
 
 pytestmark = pytest.mark.torch
 

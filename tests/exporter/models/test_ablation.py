@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import hook_count, tiny_model
 
 from exporter.errors import PlanError, ScoringError
 from exporter.models.ablation.branch_replacements import (
@@ -19,6 +18,7 @@ from exporter.models.architectures import sublayers
 from exporter.models.families import FAMILIES
 from exporter.models.residual_stream import first_tensor
 from tests.raising import raises
+from tests.tiny_models import hook_count, tiny_model
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

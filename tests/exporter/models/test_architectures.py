@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_families import hook_count, skipped, tiny_model
 
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.models.architectures import layer_modules, sublayers
 from exporter.models.families import FAMILIES
 from exporter.models.residual_stream import probe, silenced, tapped
 from tests.raising import raises
+from tests.tiny_models import hook_count, skipped, tiny_model
 
 pytestmark = pytest.mark.torch
 

@@ -17,8 +17,8 @@ from exporter.models.loading.sources import resolve_source
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.calibration import seed_of
 from graph_passes.types import MOST_LAYERS, number_in
-from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
+from tests.tiny_gguf import TinyGguf
 
 LONG, ARABIC = "7" * 5_000, "1\N{ARABIC-INDIC DIGIT THREE}"
 

@@ -148,8 +148,9 @@ def test_a_template_is_read_by_the_door(tmp_path: Path) -> None:
     "template", [TURNS, "{%- for m in messages %}\n  {{ m | tojson }}\n{% endfor %}"]
 )
 def test_transformers_writes_the_same(tmp_path: Path, template: str) -> None:
-    from tiny_lm import write_tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    from tests.text_graphs import write_tokenizer
 
     write_tokenizer(tmp_path)
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path, bos_token="<s>", eos_token="</s>")
@@ -168,7 +169,7 @@ def test_transformers_writes_the_same(tmp_path: Path, template: str) -> None:
 def test_a_calibration_on_chats_has_the_same_renderer(
     template: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tiny_families import tiny_loaded, tiny_tokenizer
+    from tests.tiny_models import tiny_loaded, tiny_tokenizer
 
     loaded = tiny_loaded("llama", tokenizer=tiny_tokenizer())
     tokenizer: Any = loaded.tokenizer

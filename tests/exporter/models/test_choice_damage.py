@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import hook_count, tiny_model
 
 from exporter.errors import ScoringError
 from exporter.models.ablation import choices
@@ -14,6 +13,7 @@ from exporter.models.ablation.branch_replacements import NOTHING, branches_repla
 from exporter.models.ablation.choices import ChoiceItem, ChoiceItems, ChoiceMeter, ChoiceRow
 from graph_passes.types import SublayerRef
 from tests.raising import raises
+from tests.tiny_models import hook_count, tiny_model
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

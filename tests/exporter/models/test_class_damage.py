@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import tiny_model
 
 from exporter.heal.distill.student import Student
 from exporter.models.ablation.branch_replacements import (
@@ -18,6 +17,7 @@ from exporter.models.ablation.embeddings import MULTI_LABEL, meter_of
 from exporter.models.ablation.meter import judged_by
 from exporter.models.texts.samples import batches_of
 from exporter.score.cluster.meter import ClusterMeter
+from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

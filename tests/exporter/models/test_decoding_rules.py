@@ -12,8 +12,8 @@ import pytest
 from exporter.errors import CalibrationError, ModelSourceError
 from exporter.models.decoding_rules import DecodingRules, greedy, target_positions
 from exporter.models.texts.pairs import Pair, Pairs
-from tests.exporter.encoder_decoders import made_loaded
 from tests.raising import raises
+from tests.tiny_models import made_loaded
 
 NEW = 36
 BEGIN = {"decoder_start_token_id": 1, "eos_token_id": 2}

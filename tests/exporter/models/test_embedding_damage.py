@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import hook_count, tiny_model
 
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import (
@@ -22,8 +21,8 @@ from exporter.models.ablation.damage import (
     ratio_std_error,
 )
 from exporter.models.ablation.embeddings import EmbeddingMeter, EmbeddingReference, meter_of
-from tests.exporter.sentence_folders import write_sentence_files
 from tests.raising import raises
+from tests.tiny_models import hook_count, tiny_model, write_sentence_files
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -18,8 +18,8 @@ from exporter.models.genai_config import GenaiConfig, rewritten
 from graph_passes.files import record
 from graph_passes.files.storage import save_model
 from tests.raising import raises
+from tests.reading import in_file
 from tests.tiny_graphs import TinySpec, tiny_model
-from tests.written_files import in_file
 
 PLAN = [PlannedDeletion(layer=1, kind="attention")]
 NAMES = {

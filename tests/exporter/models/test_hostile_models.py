@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_models import BROKEN, RAN, REFUSED, SECRET, made, outside
-from tiny_families import tiny_loaded, tiny_tokenizer
 
-from tests.written_files import in_file
+from tests.exporter.hostile_models import BROKEN, RAN, REFUSED, SECRET, made, outside
+from tests.reading import in_file
+from tests.tiny_models import tiny_loaded, tiny_tokenizer
 
 RUNNER = Path(__file__).parents[1] / "hostile_runner.py"
 ROOT = Path(__file__).parents[3]

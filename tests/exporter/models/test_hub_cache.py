@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hub_cache import into_cache
-from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
 from exporter.cut.options import CutOptions
@@ -20,7 +18,9 @@ from graph_passes import ResidualSite
 from graph_passes.files import storage
 from graph_passes.files.storage import data_files, load_model, runtime_form, save_model
 from tests.raising import raises
+from tests.reading import data_of
 from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
+from tests.tiny_models import into_cache
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 

@@ -30,15 +30,9 @@ from exporter.models.texts.sources import read_texts, refuse_same_text
 from exporter.pipeline.request import QUICK
 from exporter.pipeline.run import file_hash
 from exporter.quantize.calibration import calibration_beside
-from tests.exporter.image_folders import (
-    KINDS,
-    write_classifier,
-    write_image,
-    write_images,
-    write_processor,
-)
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard
+from tests.tiny_models import KINDS, write_classifier, write_image, write_images, write_processor
 
 CONFIG = {"image_size": 16, "num_channels": 3}
 
@@ -456,7 +450,7 @@ def test_few_images_choose_nothing_however_many_positions_they_have() -> None:
 @pytest.mark.parametrize(("spec", "told"), [(None, True), ("pydoc", True), ("random", False)])
 def test_without_a_name_the_samples_are_noise(spec: str | None, told: bool) -> None:
     from exporter.models.texts.calibration import calibration_text
-    from tests.exporter.tiny_families import tiny_loaded
+    from tests.tiny_models import tiny_loaded
 
     loaded, heard = tiny_loaded("vit", head="ImageClassification"), Heard()
     text = calibration_text(loaded, spec, samples=3, progress=heard)
@@ -471,7 +465,7 @@ def test_models_of_images_without_one_head_and_samples_of_the_other_kind_are_ref
 
     from exporter.models.texts.calibration import calibration_text
     from exporter.score import score_on
-    from tests.exporter.tiny_families import tiny_config, tiny_loaded
+    from tests.tiny_models import tiny_config, tiny_loaded
 
     with raises(CalibrationError, "takes-no-text", "ViTModel"):
         calibration_text(tiny_loaded("vit"))

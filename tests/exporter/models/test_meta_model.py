@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_families import tiny_model, tiny_tokenizer
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
-from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
+from tests.tiny_gguf import TinyGguf
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.torch
 

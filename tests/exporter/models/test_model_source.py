@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_cache import REVISION, into_cache
-from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
 
 from exporter.errors import (
     GgufFileError,
@@ -35,9 +33,17 @@ from exporter.models.loading.sources import (
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import home_of
 from graph_passes.files.record import Change, ChangeRecord
-from tests.exporter.sentence_folders import write_encoder, write_sentence_files
-from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
+from tests.tiny_gguf import TinyGguf
+from tests.tiny_models import (
+    REVISION,
+    into_cache,
+    tiny_loaded,
+    tiny_model,
+    tiny_tokenizer,
+    write_encoder,
+    write_sentence_files,
+)
 
 
 def _folder(path: Path, config: dict[str, Any] | None = None) -> Path:

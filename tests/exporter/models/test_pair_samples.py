@@ -15,8 +15,8 @@ from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.mixtures import joined, samples_of
 from exporter.progress import Progress
-from tests.exporter.sentence_folders import write_bert_tokenizer, write_encoder
-from tests.exporter.tiny_lm import WORDS
+from tests.text_graphs import WORDS
+from tests.tiny_models import write_bert_tokenizer, write_encoder
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -16,8 +16,8 @@ from exporter.models.decoding_rules import DecodingRules, greedy
 from exporter.models.texts.paired import PairReader, paired_text
 from exporter.models.texts.pairs import LARGEST_BYTES, Pair, Pairs, read_pairs, read_sound
 from graph_passes.errors import UnsafeInputError
-from tests.exporter.encoder_decoders import RATE, write_recordings, write_sound
 from tests.raising import raises
+from tests.tiny_models import RATE, write_recordings, write_sound
 
 
 def written(folder: Path, *lines: Any) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_families import tiny_loaded, tiny_model
 
 from exporter.errors import ModelSourceError, UnsafeModelError
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import load_model
 from tests.raising import raises
+from tests.tiny_models import tiny_loaded, tiny_model
 
 pytestmark = pytest.mark.torch
 

@@ -21,8 +21,8 @@ from exporter.models.sentence_folder import (
     why_not_whole,
 )
 from graph_passes.fusing.pooling import MODES, PoolingMode
-from tests.exporter.sentence_folders import write_dense, write_sentence_files
 from tests.raising import raises
+from tests.tiny_models import write_dense, write_sentence_files
 
 STATES = np.array([[[1.0, 8.0], [2.0, 4.0], [6.0, 0.0]]])
 VECTORS: dict[PoolingMode, list[float]] = {

@@ -12,9 +12,9 @@ from exporter.errors import TextSourceError
 from exporter.models.texts.passages import drawn_pairs, pack_pairs, pairs_of
 from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
-from tests.exporter.sentence_folders import write_bert_tokenizer
-from tests.exporter.tiny_lm import WORDS
 from tests.raising import raises
+from tests.text_graphs import WORDS
+from tests.tiny_models import write_bert_tokenizer
 
 CORPUS = [{"id": "a", "text": "A"}, {"id": "b", "text": "B"}]
 

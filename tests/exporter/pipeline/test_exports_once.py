@@ -9,10 +9,10 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from exports_once import ExportsOnce, key_of
-from tiny_torch import tiny_loaded
 
+from tests.exports_once import ExportsOnce, key_of
 from tests.tiny_graphs import tiny_model
+from tests.tiny_models import family_loaded
 
 pytestmark = pytest.mark.torch
 
@@ -21,7 +21,7 @@ OPTIONS = {"opset_version": 20, "input_names": ["x"]}
 
 @pytest.fixture
 def model() -> Any:
-    return tiny_loaded("llama").model
+    return family_loaded("llama").model
 
 
 def test_it_is_asked_once_and_gives_a_copy(model: Any, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_may_change_the_graph_makes_another_key(
     model: Any, change: Callable[[Any], None]
 ) -> None:
     key = key_of(model, OPTIONS)
-    assert key == key_of(tiny_loaded("llama").model, OPTIONS)
+    assert key == key_of(family_loaded("llama").model, OPTIONS)
     change(model)
     assert key_of(model, OPTIONS) not in (key, None)
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_files import data_of, names_in
 
 from exporter.choose.budgets.budget import Budget
 from exporter.errors import DepthcutError, OptionError, UsageError
 from exporter.pipeline.request import DropRequest
 from tests import heard
-from tests.exporter.use_lines import lines_of, run_lines
 from tests.raising import raises
+from tests.reading import data_of, lines_of, names_in, run_lines
 
 pytestmark = pytest.mark.torch
 
@@ -37,7 +36,7 @@ class Heard(heard.Heard):
 
 @pytest.fixture(scope="module")
 def checkpoint(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_lm import write_llama_folder
+    from tests.text_graphs import write_llama_folder
 
     folder = tmp_path_factory.mktemp("llama")
     write_llama_folder(folder)

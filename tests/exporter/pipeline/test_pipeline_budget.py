@@ -33,9 +33,8 @@ def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> A
 @pytest.fixture
 def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
-    from cost_tables import made_table
-
     from exporter.choose.budgets.target_speedup import Stopwatch
+    from tests.made_tables import made_table
 
     graphs: list[Path] = []
 

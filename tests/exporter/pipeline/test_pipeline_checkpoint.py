@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
-from written_files import names_in
 
 from exporter.choose.budgets.budget import Budget
 from exporter.errors import UnknownArchitectureError
 from exporter.pipeline.request import DropRequest
 from tests.raising import raises
+from tests.reading import names_in
 
 pytestmark = pytest.mark.torch
 
@@ -100,7 +100,7 @@ def test_another_plan_takes_the_old_checkpoint_away(
 
 def test_a_model_of_images_is_refused_before_it_is_scored(tmp_path: Path) -> None:
     from exporter.models.loading.model_files import save_checkpoint
-    from tests.exporter.tiny_families import tiny_loaded
+    from tests.tiny_models import tiny_loaded
 
     save_checkpoint(tiny_loaded("vit"), tmp_path / "vit")
     request = replace(_request(tmp_path / "vit", tmp_path / "out"), checkpoint=True)

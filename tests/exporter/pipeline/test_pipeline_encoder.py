@@ -22,15 +22,15 @@ from exporter.pipeline.stages import _ranges
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
-from tests.exporter.sentence_folders import (
+from tests.raising import raises
+from tests.reading import lines_of, run_lines
+from tests.text_graphs import WORDS
+from tests.tiny_models import (
     write_bert_tokenizer,
     write_encoder,
     write_passages,
     write_sentence_files,
 )
-from tests.exporter.tiny_lm import WORDS
-from tests.exporter.use_lines import lines_of, run_lines
-from tests.raising import raises
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 

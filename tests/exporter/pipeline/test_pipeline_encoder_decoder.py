@@ -30,9 +30,9 @@ from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
-from tests.exporter.encoder_decoders import write_recordings, write_source
-from tests.exporter.option_leaves import leaves_of
 from tests.raising import raises
+from tests.reading import leaves_of
+from tests.tiny_models import write_recordings, write_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -188,7 +188,7 @@ def test_valid_stages_are_reused_and_other_recordings_are_not(
     from exporter.pipeline import run as keys
     from exporter.pipeline.run import Run
     from exporter.progress import QUIET
-    from tests.exporter.encoder_decoders import write_sound
+    from tests.tiny_models import write_sound
 
     out = whisper[0]
     recordings = tmp_path / "a"
@@ -542,7 +542,7 @@ def test_the_features_must_be_there_and_fit(tmp_path: Path) -> None:
 
 def test_a_stream_that_is_not_finite_is_told_with_its_layer(tmp_path: Path) -> None:
     from exporter.score import score
-    from tests.exporter.encoder_decoders import made_loaded
+    from tests.tiny_models import made_loaded
 
     loaded = made_loaded("t5")
     loaded.model.decoder.block[1].layer[2].DenseReluDense.wo.weight.data[0, 0] = np.nan

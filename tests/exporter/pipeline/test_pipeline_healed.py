@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import planned, random_replacements
-from made_reports import full_report
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import CalibrationRef, HealingReport, ModelRef, PruneReport, PruningPlan
@@ -17,7 +15,9 @@ from exporter.artifacts.plans import noted_texts
 from exporter.errors import PlanError
 from exporter.pipeline.request import DropRequest
 from graph_passes.files.storage import load_model
+from tests.made_reports import full_report
 from tests.raising import raises
+from tests.tiny_models import planned, random_replacements
 
 pytestmark = pytest.mark.torch
 

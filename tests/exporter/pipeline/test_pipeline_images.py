@@ -25,9 +25,8 @@ from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.quantize.settings import QuantizeSettings
 from exporter.report.files import rendered
 from exporter.score import ScoreOptions
-from tests.exporter.image_folders import KINDS, write_classifier, write_images
-from tests.exporter.tiny_families import skipped
 from tests.raising import raises
+from tests.tiny_models import KINDS, skipped, write_classifier, write_images
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 IMAGES = 14

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lm import write_tiny_lm, write_tokenizer
 
 import exporter.quantize.quantize as quantizer
 from exporter.artifacts import QuantizationRecord
@@ -23,8 +22,9 @@ from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.progress import Quiet
 from exporter.quantize.quantize import RoundingDifference
 from exporter.quantize.settings import QuantizeSettings
-from tests.exporter.use_lines import lines_of, run_lines
 from tests.raising import raises
+from tests.reading import lines_of, run_lines
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 EIGHT = QuantizeSettings(scheme="int8")
 QDQ = QuantizeSettings(scheme="int8-qdq", calibration=("pydoc",))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from test_pipeline import RESULTS, SHIPPED, _request, checkpoint, own_cache
-from written_files import in_file, names_in
 
 from exporter.artifacts import ImportanceReport, PruneReport
 from exporter.choose.budgets.budget import Budget
@@ -24,6 +23,7 @@ from exporter.heal.options import HealOptions
 from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.request import DropRequest
 from tests.raising import raises
+from tests.reading import in_file, names_in
 
 pytestmark = pytest.mark.torch
 

@@ -23,10 +23,9 @@ from exporter.heal.options import HealOptions
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-from cost_tables import made_table  # noqa: E402
-from tiny_lm import write_llama_folder  # noqa: E402
-
-from tests.written_files import in_file  # noqa: E402
+from tests.made_tables import made_table  # noqa: E402
+from tests.reading import in_file  # noqa: E402
+from tests.text_graphs import write_llama_folder  # noqa: E402
 
 AT = "batch=1,prompt=8,new=2"
 LAYERS = range(3)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_files import data_of
 
 from exporter.artifacts import ComparisonReport, SweepCell, SweepReport
 from exporter.errors import OnnxFileError, SweepError
-from tests.heard import Heard
 from tests.raising import tells
+from tests.reading import Heard, data_of
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("yaml")
@@ -34,8 +33,9 @@ measuring:
 def folder(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep's file with the random Llama of three layers that it names beside it."""
     torch: Any = pytest.importorskip("torch")
-    from tiny_lm import write_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tests.text_graphs import write_tokenizer
 
     folder = tmp_path_factory.mktemp("sweep")
     torch.manual_seed(0)

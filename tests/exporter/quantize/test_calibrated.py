@@ -15,9 +15,8 @@ from exporter.quantize.calibration import calibration_beside
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
-from tests.exporter.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
-from tests.exporter.tiny_lm import write_tokenizer
 from tests.raising import raises
+from tests.text_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, write_tokenizer, written
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.pipeline.run import Run
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.settings import QuantizeSettings, Scheme
-from tests.exporter.gguf_files import numbers, random_rows, write_gguf
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard
+from tests.tiny_gguf import numbers, random_rows, write_gguf
 
 INT4 = QuantizeSettings()
 

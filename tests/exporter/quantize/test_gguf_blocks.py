@@ -15,10 +15,10 @@ from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks, can_hold, read
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
-from tests.exporter.gguf_files import numbers, random_rows, write_gguf
-from tests.exporter.small_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
 from tests.raising import raises
-from tests.written_files import in_file
+from tests.reading import in_file
+from tests.text_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
+from tests.tiny_gguf import numbers, random_rows, write_gguf
 
 # The package gguf comes with the environment that has PyTorch.
 pytestmark = pytest.mark.torch

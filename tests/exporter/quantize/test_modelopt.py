@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from written_files import in_file, names_in
 
 from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cli import run
@@ -17,9 +16,10 @@ from exporter.quantize.settings import QuantizeSettings
 from graph_passes import save_model
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
-from tests.exporter.tiny_lm import write_tokenizer
 from tests.graph_passes.decoder_graphs import decoder_model
 from tests.raising import raises
+from tests.reading import in_file, names_in
+from tests.text_graphs import write_tokenizer
 
 STAND_IN = """\
 #!{python}

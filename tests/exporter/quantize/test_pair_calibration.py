@@ -16,10 +16,9 @@ from exporter.progress import Progress
 from exporter.quantize.calibration import calibration_beside
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
-from tests.exporter.sentence_folders import write_bert_tokenizer
-from tests.exporter.small_graphs import INNER, VOCABULARY, WIDTH, written
-from tests.exporter.tiny_lm import WORDS
 from tests.raising import raises
+from tests.text_graphs import INNER, VOCABULARY, WIDTH, WORDS, written
+from tests.tiny_models import write_bert_tokenizer
 
 CLASSIFIER = f"""<ir_version: 10, opset_import: ["": 20]>
 small (int64[batch, seq] input_ids, int64[batch, seq] attention_mask,

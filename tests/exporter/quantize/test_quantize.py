@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from written_files import names_in
 
 from exporter.artifacts import PruneReport
 from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
@@ -30,7 +29,9 @@ from exporter.quantize.settings import QuantizeSettings
 from exporter.quantize.weight_only import with_whole_zero_points
 from graph_passes.files.storage import load_model
 from graph_passes.pipeline import graph_size
-from tests.exporter.small_graphs import (
+from tests.raising import raises
+from tests.reading import names_in
+from tests.text_graphs import (
     GEMM,
     INNER,
     OTHERS,
@@ -43,7 +44,6 @@ from tests.exporter.small_graphs import (
     set_weight,
     written,
 )
-from tests.raising import raises
 
 
 @pytest.fixture

@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from written_files import in_file, names_in
 
 from exporter.cli import run
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import QuantizationError
 from exporter.quantize.quantize import RoundingDifference, quantize_file
 from exporter.quantize.settings import QuantizeSettings
-from tests.exporter.small_graphs import TIED, written
-from tests.exporter.tiny_lm import write_tokenizer
 from tests.raising import ends_in
+from tests.reading import in_file, names_in
+from tests.text_graphs import TIED, write_tokenizer, written
 
 
 @pytest.fixture

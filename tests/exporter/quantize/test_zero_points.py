@@ -14,7 +14,7 @@ from exporter.quantize.rewrite import Blocks, PackedWeights, drop_unused, use_in
 from exporter.quantize.weight_only import BlockSums, with_whole_zero_points
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.files.weight_file import WeightWriter
-from tests.exporter.small_graphs import written
+from tests.text_graphs import written
 
 DEPTH, WIDTH, BLOCK = 96, 40, 16
 TWO_READERS = f"""<ir_version: 10, opset_import: ["": 20]>

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from html_page import Page
-from made_depths import damage, made_answer, made_depths
 
 from exporter.artifacts import DepthCell, DepthsInt8, DepthsReport
 from exporter.cli import run
 from exporter.report.files import page as render
 from exporter.report.files import write_study
 from exporter.report.sections.depths import depths_document, least_kl
+from tests.made_tables import damage, made_answer, made_depths
+from tests.reading import Page
 
 
 def test_the_least_harm_is_told_by_intervals_alone() -> None:

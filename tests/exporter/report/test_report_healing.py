@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_reports import as_markdown, as_page, gate_report
 
 from exporter.artifacts import (
     AnswerDamage,
@@ -16,6 +15,7 @@ from exporter.artifacts import (
 )
 from exporter.heal.domains import warnings_of
 from exporter.report.sections.healing import healing_grid, healing_section, healing_words
+from tests.made_reports import as_markdown, as_page, gate_report
 
 
 def damage(increase: float, kl: float = 0.5) -> AnswerDamage:

@@ -11,8 +11,6 @@ import re
 from pathlib import Path
 
 import pytest
-from html_page import Page
-from made_reports import as_page, full_importance, full_report
 
 from exporter.artifacts import ComparisonReport, Interval, PerplexityPair, Speedup
 from exporter.cli import run
@@ -20,6 +18,8 @@ from exporter.report.chart_tradeoff import Candidate, TradeOff, pareto_front
 from exporter.report.drawing import Scale, scale_over
 from exporter.report.files import rendered
 from exporter.report.sections.verdict import quality_sign
+from tests.made_reports import as_page, full_importance, full_report
+from tests.reading import Page
 
 HOSTILE = "<script>alert(1)</script>\"'`&| --></style><img src=x onerror=alert(1)>"
 TEXT_COLOURS = (

@@ -10,7 +10,7 @@ from exporter.artifacts import SweepReport, SweepShape
 from exporter.report.files import SWEEP_REPORTS, write_sweep
 from exporter.report.sections.blocks import Grid, Link, Sign, plain
 from exporter.report.sections.sweep import cells_grid, gain, sweep_document, sweep_lead
-from tests.made_sweeps import made_cell, made_failure, made_result, made_shape, made_sweep
+from tests.made_tables import made_cell, made_failure, made_result, made_shape, made_sweep
 
 
 def words(grid: Grid) -> list[list[str]]:

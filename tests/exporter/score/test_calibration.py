@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import tiny_loaded, tiny_tokenizer
 
 from exporter.errors import CalibrationError, ScoringError
 from exporter.files import sha256_bytes
 from exporter.models.texts.calibration import usable_length
 from exporter.score import calibration_text
-from tests.heard import Heard
 from tests.raising import raises, tells
+from tests.reading import Heard
+from tests.tiny_models import tiny_loaded, tiny_tokenizer
 
 
 @pytest.fixture

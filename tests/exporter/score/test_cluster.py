@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_families import tiny_model, tiny_tokenizer
 
 from exporter import cli
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.errors import CalibrationError, ClusterError
 from exporter.progress import Quiet
 from tests.raising import raises
-from tests.written_files import in_file
+from tests.reading import in_file
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")

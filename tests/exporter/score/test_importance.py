@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plain_scores import largest_difference, plain_scores, stored, table
-from scored_texts import made_text, random_text
-from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import ImportanceReport
 from exporter.errors import UnknownArchitectureError
 from exporter.progress import Quiet
 from exporter.score import ScoreOptions, score, score_on
+from tests.exporter.plain_scores import largest_difference, plain_scores, stored, table
 from tests.raising import raises
+from tests.tiny_models import hook_count, made_text, random_text, tiny_loaded
 
 
 @pytest.mark.torch

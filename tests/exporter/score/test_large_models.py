@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from measured import depthcut, takes_holes
-from written_files import data_of
 
 from exporter.artifacts import PruneReport
 from graph_passes import ResidualSite, find_sites
 from graph_passes.files.storage import data_files, external_tensors, load_model
 from tests.llama_shaped import LlamaShape, write_llama
+from tests.measured import depthcut, takes_holes
 from tests.raising import tells
+from tests.reading import data_of
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's counts")
 

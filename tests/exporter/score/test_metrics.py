@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scored_texts import made_text, random_text
-from tiny_families import hook_count, skipped, tiny_loaded
 
 from exporter.artifacts import ImportanceReport, Score
 from exporter.errors import CalibrationError
@@ -18,6 +16,7 @@ from exporter.models.architectures import sublayers
 from exporter.models.residual_stream import first_tensor, tapped
 from exporter.score import METRICS, ScoreOptions, score, score_on
 from tests.raising import raises
+from tests.tiny_models import hook_count, made_text, random_text, skipped, tiny_loaded
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scored_texts import made_text, random_text
-from tiny_families import hook_count, tiny_loaded
 
 from exporter.errors import CalibrationError, OptionError, ScoringError, UsageError
 from exporter.score import ScoreOptions, calibration_text, score, score_on
 from tests.raising import raises
+from tests.tiny_models import hook_count, made_text, random_text, tiny_loaded
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -74,7 +73,7 @@ def test_tokens_that_the_model_does_not_know(token: int) -> None:
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
-    from tiny_families import tiny_tokenizer
+    from tests.tiny_models import tiny_tokenizer
 
     path = tmp_path / "words.txt"
     path.write_text(" ".join(f"w{n % 60}" for n in range(100)))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from html_page import Page
 
 import exporter.cli as command_line
 from exporter.artifacts import (
@@ -23,8 +22,9 @@ from exporter.errors import ScoringError, UsageError
 from exporter.report.files import page as render
 from exporter.report.files import scores_document
 from exporter.score.comparison import compare_files
-from tests.exporter.made_series import FIRST, SECOND, THIRD, training, write_scores
+from tests.made_tables import FIRST, SECOND, THIRD, training, write_scores
 from tests.raising import ends_in, raises
+from tests.reading import Page
 
 COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
 KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]

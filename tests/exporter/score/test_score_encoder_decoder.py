@@ -23,12 +23,8 @@ from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import read_pairs
 from exporter.score import ScoreOptions, score
 from graph_passes.types import SublayerRef
-from tests.exporter.encoder_decoders import (
-    made_loaded,
-    made_model,
-)
-from tests.exporter.tiny_families import hook_count
 from tests.raising import raises
+from tests.tiny_models import hook_count, made_loaded, made_model
 
 pytestmark = pytest.mark.torch
 
@@ -40,7 +36,7 @@ def model_of(family: str) -> Any:
     import torch
     import transformers
 
-    from tests.exporter.tiny_families import tiny_config
+    from tests.tiny_models import tiny_config
 
     if family not in OF_BART:
         return made_model(family)

@@ -10,7 +10,7 @@ from exporter import cli
 from exporter.artifacts import ImportanceReport
 from exporter.cli.score import score
 from exporter.errors import OptionError
-from tests.written_files import in_file
+from tests.reading import in_file
 
 WORDS = "w1 w2 w3 w5 w8 w13 w21 w34 " * 20
 
@@ -35,7 +35,7 @@ def test_options_that_exclude_each_other(words: list[str], key: str, tmp_path: P
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_families import tiny_model, tiny_tokenizer
+    from tests.tiny_models import tiny_model, tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("llama")
     tiny_model("llama").save_pretrained(folder, max_shard_size="30KB")

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scored_texts import made_text, random_text
-from tiny_families import hook_count, tiny_model
 
 from exporter.artifacts import ImportanceReport
 from exporter.errors import (
@@ -28,8 +26,9 @@ from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
 from exporter.score import CalibrationText, ScoreOptions, score, score_on
 from exporter.score.streaming import filled_in_turn, states_in_file
-from tests.heard import Heard
 from tests.raising import raises
+from tests.reading import Heard
+from tests.tiny_models import hook_count, made_text, random_text, tiny_model
 
 pytestmark = pytest.mark.torch
 
