@@ -62,6 +62,11 @@ class Heard(Quiet):
     def say(self, message: str) -> None:
         self.lines.append(message)
 
+    @property
+    def reused(self) -> list[str]:
+        """The stages that were not run again."""
+        return [line.partition(":")[0] for line in self.lines if "reused, nothing" in line]
+
 
 _CODE = r"(?:(?!^(?:\*\*|## )).)*?^```\w+$\n(?P<text>.*?)^```$"
 _LED = re.compile(r"^\*\*(?P<library>[^\n]+?):\*\*" + _CODE, re.M | re.S)

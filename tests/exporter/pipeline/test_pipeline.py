@@ -15,9 +15,8 @@ import pytest
 from exporter.choose.budgets.budget import Budget
 from exporter.errors import DepthcutError, OptionError, UsageError
 from exporter.pipeline.request import DropRequest
-from tests import heard
 from tests.raising import raises
-from tests.reading import data_of, lines_of, names_in, run_lines
+from tests.reading import Heard, data_of, lines_of, names_in, run_lines
 
 pytestmark = pytest.mark.torch
 
@@ -26,12 +25,6 @@ SHIPPED |= {"tokenizer.json", "tokenizer_config.json"}
 RESULTS = {"importance.json", "plan.json", "prune.json", "report.json", "report.md", "report.html"}
 RESULTS |= {"baseline", "candidate"}
 STAGES = ("score", "plan", "export", "prune", "measure")
-
-
-class Heard(heard.Heard):
-    @property
-    def reused(self) -> list[str]:
-        return [line.partition(":")[0] for line in self.lines if "reused, nothing" in line]
 
 
 @pytest.fixture(scope="module")
