@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -113,47 +114,39 @@ def test_every_mutation_changes_something() -> None:
         assert changed >= 5, name
 
 
-def _saved(tmp_path: Path) -> Path:
+def _masks_another(model: ir.Model, deletions: list[Deletion]) -> ir.Model:
+    return masked_model(model, [Deletion(1 - d.layer, d.kind) for d in deletions])
+
+
+def _spoils(model: ir.Model, *arguments: Any, **options: bool) -> object:
+    result = prune_graph(model, *arguments, **options)
+    model.graph.name = "spoilt"
+    return result
+
+
+def _breaks(*arguments: Any, **options: bool) -> object:
+    pruned, report = prune_graph(*arguments, **options)
+    pruned.graph[0].op_type = "Nonsense"
+    return pruned, report
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "wrong"),
+    [
+        ("masked_model", _masks_another, "differs|other outputs"),
+        ("prune_graph", _spoils, "has changed"),
+        ("prune_graph", _breaks, "the result doesn't"),
+    ],
+)
+def test_a_fault_is_noticed(
+    name: str, fault: object, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(corpus.graph("pre_norm").SerializeToString())
-    return path
-
-
-def test_a_graph_as_it_is_gives_equal(tmp_path: Path) -> None:
-    assert check_file(_saved(tmp_path), Cut((0.3,))) == "equal"
-
-
-def test_a_wrong_layer_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def masks_another(model: ir.Model, deletions: list[Deletion]) -> ir.Model:
-        return masked_model(model, [Deletion(1 - d.layer, d.kind) for d in deletions])
-
-    monkeypatch.setattr(judge, "masked_model", masks_another)
-    with pytest.raises(WrongModel, match=r"differs|other outputs"):
-        check_file(_saved(tmp_path), Cut((0.3,)))
-
-
-def test_a_changed_input_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoils(model: ir.Model, *arguments: object, **options: bool) -> object:
-        result = prune_graph(model, *arguments, **options)  # type: ignore[arg-type]
-        model.graph.name = "spoilt"
-        return result
-
-    monkeypatch.setattr(judge, "prune_graph", spoils)
-    with pytest.raises(WrongModel, match="has changed"):
-        check_file(_saved(tmp_path), Cut((0.3,)))
-
-
-def test_a_result_that_can_not_run_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def breaks(*arguments: object, **options: bool) -> object:
-        pruned, report = prune_graph(*arguments, **options)  # type: ignore[arg-type]
-        pruned.graph[0].op_type = "Nonsense"
-        return pruned, report
-
-    monkeypatch.setattr(judge, "prune_graph", breaks)
-    with pytest.raises(WrongModel, match="the result doesn't"):
-        check_file(_saved(tmp_path), Cut((0.3,)))
+    assert check_file(path, Cut((0.3,))) == "equal"
+    monkeypatch.setattr(judge, name, fault)
+    with pytest.raises(WrongModel, match=wrong):
+        check_file(path, Cut((0.3,)))
 
 
 def test_find_sites_never_raises_on_a_graph_without_anything() -> None:
