@@ -94,6 +94,11 @@ class GraphEnds:
     outputs: dict[str, tuple[Any, tuple[Any, ...]]]
     aliases: dict[str, str]
 
+    @property
+    def tensors(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """Both."""
+        return {**self.inputs, **self.outputs}
+
     @classmethod
     def of(cls, onnx: Path) -> GraphEnds:
         """Those of a graph; what a TensorScatter writes is aliased with what it writes into."""

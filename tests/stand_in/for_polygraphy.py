@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import enum
-import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -14,21 +12,8 @@ import polygraphy.backend.trt  # noqa: F401  # else each block of stand_in() wou
 
 from exporter.engines import verify
 from exporter.engines.build import session
-from exporter.engines.tensors import byte_count
-from tests.stand_in import trt
 from tests.stand_in.cuda import CudaRuntime
 from tests.stand_in.machine import Machine
-
-Mode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
-Format = enum.Enum("TensorFormat", "LINEAR HWC CHW16")
-Type = enum.Enum("DataType", "float32 float16 int32 int64 int8 uint8 bool")
-_NAMES = {"float": "float32", "half": "float16"}
-
-
-class Allocator:
-    """``IOutputAllocator``: users write ``reallocate_output_async`` and ``notify_shape``."""
-
-    def __init__(self) -> None: ...
 
 
 class _Cudart:
@@ -62,66 +47,6 @@ class _Cudart:
         return 0
 
 
-def _ends(engine: Any) -> dict[str, Any]:
-    return {**engine.ends.inputs, **engine.ends.outputs}
-
-
-def _outputs(context: Any) -> dict[str, Any]:
-    """What a run would give."""
-    feed = {}
-    for name, (dtype, _) in context.engine.ends.inputs.items():
-        shape = context._all_shapes[name]
-        size = byte_count(dtype, shape)
-        place = context._machine.on_device(context._addresses[name], max(1, size))
-        feed[name] = place[:size].view(dtype).reshape(shape).copy()
-    results: dict[str, Any] = context.engine.graph.run(feed)
-    return results
-
-
-class _Engine:
-    """Calls of ``ICudaEngine``."""
-
-    @staticmethod
-    def get_tensor_mode(engine: Any, name: str) -> Mode:
-        return Mode.INPUT if name in engine.ends.inputs else Mode.OUTPUT
-
-    @staticmethod
-    def get_tensor_dtype(engine: Any, name: str) -> Type:
-        result = _ends(engine)[name][0].name
-        return Type[_NAMES.get(result, result)]
-
-    @staticmethod
-    def get_tensor_shape(engine: Any, name: str) -> tuple[int, ...]:
-        return tuple(size if isinstance(size, int) else -1 for size in _ends(engine)[name][1])
-
-    @staticmethod
-    def get_tensor_format(engine: Any, name: str, profile: int) -> Format:
-        return Format.LINEAR
-
-    @staticmethod
-    def is_shape_inference_io(engine: Any, name: str) -> bool:
-        return False
-
-
-class _Context:
-    """Calls of ``IExecutionContext``."""
-
-    @staticmethod
-    def get_tensor_address(context: Any, name: str) -> int:
-        return int(context._addresses.get(name, 0))
-
-    @staticmethod
-    def set_output_allocator(context: Any, name: str, allocator: Any) -> bool:
-        """TensorRT asks when it runs; here the inputs are told already."""
-        shape = context.get_tensor_shape(name)
-        if min(shape, default=0) < 0:  # an inner tensor's, which names don't tell
-            shape = _outputs(context)[name].shape
-        size = max(1, byte_count(_ends(context.engine)[name][0], shape))
-        address = allocator.reallocate_output_async(name, 0, size, 256, 0)
-        allocator.notify_shape(name, shape)
-        return bool(context.set_tensor_address(name, address))
-
-
 @contextlib.contextmanager
 def polygraphy_on(machine: Machine, library: str = "tensorrt_rtx") -> Iterator[None]:
     """Has Polygraphy find the machine, within a block of :func:`stand_in`."""
@@ -129,22 +54,9 @@ def polygraphy_on(machine: Machine, library: str = "tensorrt_rtx") -> Iterator[N
 
     wrapper = object.__new__(cuda.Cuda)
     wrapper.handle = _Cudart(machine)
-    for name, kind in {
-        "ICudaEngine": trt.ICudaEngine, "IExecutionContext": trt.IExecutionContext,
-        "TensorIOMode": Mode, "TensorFormat": Format, "IOutputAllocator": Allocator,
-        **{item.name: item for item in Type},
-    }.items():  # fmt: skip
-        for module in ("tensorrt", "tensorrt_rtx"):  # it may have looked for either before
-            setattr(sys.modules[module], name, kind)
-    calls = [(trt.ICudaEngine, _Engine), (trt.IExecutionContext, _Context)]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(config, "USE_TENSORRT_RTX", library[-3:] == "rtx"))
-        stack.enter_context(mock.patch.object(cuda.cuda, "G_CUDA", wrapper))
-        stack.enter_context(mock.patch.object(verify, "run_job", session.run_job))
-        profile = property(lambda context: context.profile)
-        more = [(trt.IExecutionContext, "active_optimization_profile", profile)]
-        for kind, own in calls:
-            more += [(kind, n, var.__func__) for n, var in vars(own).items() if n[0] != "_"]
-        for kind, name, item in more:
-            stack.enter_context(mock.patch.object(kind, name, item, create=True))
+    with (
+        mock.patch.object(config, "USE_TENSORRT_RTX", library[-3:] == "rtx"),
+        mock.patch.object(cuda.cuda, "G_CUDA", wrapper),
+        mock.patch.object(verify, "run_job", session.run_job),
+    ):
         yield

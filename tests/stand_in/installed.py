@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -19,43 +19,39 @@ from tests.stand_in.trt import module_of
 
 
 class DriverLibrary:
-    """``libcuda`` of a machine."""
+    """``libcuda`` of a machine: each call writes what it is asked for, and succeeds."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        major, minor = divmod(int(machine.capability.removeprefix("sm")), 10)
+        self._capability = {75: major, 76: minor}
 
     def cuInit(self, flags: int) -> int:
-        return 0
-
-    def cuDriverGetVersion(self, version: Any) -> int:
-        version._obj.value = self._machine.driver
-        return 0
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = 1
-        return 0
-
-    def cuDeviceGet(self, handle: Any, number: int) -> int:
-        handle._obj.value = number
         return 0
 
     def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
         name.value = self._machine.name.encode()
         return 0
 
-    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:
-        memory._obj.value = self._machine.memory_bytes
-        return 0
-
-    def cuDeviceGetAttribute(self, found: Any, which: int, device: Any) -> int:
-        digits = self._machine.capability.removeprefix("sm")
-        found._obj.value = int(digits[:-1] if which == 75 else digits[-1])
-        return 0
-
     def cuDeviceGetUuid_v2(self, uuid: Any, device: Any) -> int:
         content = bytes.fromhex(self._machine.uuid.removeprefix("GPU-").replace("-", ""))
         ctypes.memmove(uuid, content, 16)
         return 0
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        numbers: dict[str, Callable[..., int]] = {
+            "cuDriverGetVersion": lambda: self._machine.driver,
+            "cuDeviceGetCount": lambda: 1,
+            "cuDeviceGet": lambda number: number,
+            "cuDeviceTotalMem_v2": lambda device: self._machine.memory_bytes,
+            "cuDeviceGetAttribute": lambda which, device: self._capability[which],
+        }
+
+        def write(where: Any, *arguments: Any) -> int:
+            where._obj.value = numbers[name](*arguments)
+            return 0
+
+        return write
 
 
 @contextlib.contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,12 @@ import numpy as np
 
 from exporter.errors import DepthcutError
 from tests.tiny_gguf import VOCABULARY, llama_cpp_logits
+
+
+@functools.cache
+def _logits(model: Path, tokens: tuple[int, ...]) -> Any:
+    """Of all tokens; what is timed asks for the same again and again."""
+    return llama_cpp_logits(model, list(tokens))
 
 
 @dataclass
@@ -43,22 +51,16 @@ class LlamaCpp:
     def __post_init__(self) -> None:
         self._numbers = itertools.count(1)
         self._log: Any = lambda *_: None
-        self._computed: dict[Any, Any] = {}
-
-    def llama_log_callback(self, function: Any) -> Any:
-        return function
-
-    def llama_backend_init(self) -> None:
-        pass
+        self.llama_log_callback = lambda function: function
+        self.llama_backend_init = lambda: None
+        self.llama_vocab_n_tokens = lambda _vocabulary: VOCABULARY
+        self.llama_model_default_params = partial(SimpleNamespace, n_gpu_layers=99, vocab_only=0)
+        self.llama_context_default_params = partial(
+            SimpleNamespace, n_ctx=512, n_seq_max=1, n_batch=2048, n_threads=4
+        )
 
     def llama_log_set(self, callback: Any, _user: Any) -> None:
         self._log = callback
-
-    def llama_model_default_params(self) -> Any:
-        return SimpleNamespace(n_gpu_layers=99, vocab_only=False)
-
-    def llama_context_default_params(self) -> Any:
-        return SimpleNamespace(n_ctx=512, n_seq_max=1, n_batch=2048, n_threads=4)
 
     def llama_model_load_from_file(self, path: bytes, params: Any) -> int | None:
         file = Path(os.fsdecode(path))
@@ -70,15 +72,16 @@ class LlamaCpp:
             return None
         return self._keep(file)
 
-    def llama_model_free(self, model: int) -> None:
-        del self.alive[model]
+    def llama_free(self, number: int) -> None:
+        del self.alive[number]
 
-    def llama_model_get_vocab(self, model: int) -> int:
-        assert model in self.alive
-        return model
+    llama_model_free = llama_free
 
-    def llama_vocab_n_tokens(self, _vocabulary: int) -> int:
-        return VOCABULARY
+    def llama_synchronize(self, number: int) -> int:
+        assert number in self.alive
+        return number
+
+    llama_model_get_vocab = llama_synchronize
 
     def llama_init_from_model(self, model: int, params: Any) -> int | None:
         self._log(3, b"llama_context: n_ctx_seq is not n_ctx_train\n", None)
@@ -94,12 +97,8 @@ class LlamaCpp:
         assert model in self.alive
         return self.trained_positions
 
-    def llama_free(self, context: int) -> None:
-        del self.alive[context]
-
-    def llama_get_memory(self, context: int) -> _Context:
-        result: _Context = self.alive[context]
-        return result
+    def llama_get_memory(self, context: int) -> Any:
+        return self.alive[context]
 
     def llama_memory_seq_rm(self, memory: _Context, sequence: int, start: int, _end: int) -> bool:
         held = memory.held.setdefault(sequence, [])
@@ -109,15 +108,9 @@ class LlamaCpp:
         return True
 
     def llama_batch_init(self, count: int, _embd: int, _sequences: int) -> Any:
-        batch = SimpleNamespace(
-            number=next(self._numbers),
-            token=[0] * count,
-            pos=[0] * count,
-            n_seq_id=[0] * count,
-            seq_id=[[0] for _ in range(count)],
-            logits=[False] * count,
-        )
-        self.alive[batch.number] = batch
+        zeros = {name: [0] * count for name in ("token", "pos", "n_seq_id", "logits")}
+        batch = SimpleNamespace(seq_id=[[0] for _ in range(count)], **zeros)
+        batch.number = self._keep(batch)
         return batch
 
     def llama_batch_free(self, batch: Any) -> None:
@@ -138,12 +131,9 @@ class LlamaCpp:
             self.run_tokens += 1
             if batch.logits[place]:
                 wanted.append((sequence, len(held) - 1))
-        logits = {n: self._logits(known.model, tuple(known.held[n])) for n, _ in wanted}
+        logits = {n: _logits(known.model, tuple(known.held[n])) for n, _ in wanted}
         known.logits = np.array([logits[n][at] for n, at in wanted], np.float32)
         return 0
-
-    def llama_synchronize(self, context: int) -> None:
-        assert context in self.alive
 
     def llama_get_logits(self, context: int) -> Any:
         known: _Context = self.alive[context]
@@ -168,13 +158,6 @@ class LlamaCpp:
             return -len(data)
         ctypes.memmove(text, data, len(data))
         return len(data)
-
-    def _logits(self, model: Path, tokens: tuple[int, ...]) -> Any:
-        """Of all tokens; what is timed asks for the same again and again."""
-        key = (model, tokens)
-        if key not in self._computed:
-            self._computed[key] = llama_cpp_logits(model, list(tokens))
-        return self._computed[key]
 
     def _keep(self, thing: Any) -> int:
         number = next(self._numbers)

@@ -46,10 +46,9 @@ class Graph:
 
 @dataclass
 class Event:
-    """A point of time."""
+    """A point of time, when its stream came to it."""
 
     at_us: float | None = None
-    passed: bool = False
 
 
 @dataclass
@@ -69,7 +68,6 @@ class Machine:
     most_used: int = 0
     blocks: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
     pinned: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
-    streams: dict[int, Stream] = field(default_factory=dict)
     handles: dict[int, Any] = field(default_factory=dict)
     runs: list[Any] = field(default_factory=list)
     fails: dict[str, int] = field(default_factory=dict)
@@ -83,20 +81,22 @@ class Machine:
         return self.memory_bytes - sum(self.used.values())
 
     @property
+    def streams(self) -> dict[int, Stream]:
+        """By their numbers."""
+        return {n: thing for n, thing in self.handles.items() if isinstance(thing, Stream)}
+
+    @property
     def left_over(self) -> dict[str, int]:
         """What nobody gave back, by kind; empty where all is well."""
         kinds = Counter(type(handle).__name__ for handle in self.handles.values())
         kinds.update({what: size for what, size in self.used.items() if size})
-        kinds.update({"Stream": len(self.streams), "pinned": len(self.pinned)})
+        kinds["pinned"] = len(self.pinned)
         return {what: count for what, count in kinds.items() if count}
 
     def handle(self, thing: Any) -> int:
         """A number for a thing of CUDA's."""
         self._next += 1
-        if isinstance(thing, Stream):
-            self.streams[self._next] = thing
-        else:
-            self.handles[self._next] = thing
+        self.handles[self._next] = thing
         return self._next
 
     def take(self, size: int, what: str) -> bool:
@@ -113,14 +113,7 @@ class Machine:
 
     def allocate(self, size: int) -> int | None:
         """An address of dirty memory; None where there is too little."""
-        if not self.take(size, "buffers"):
-            return None
-        raw = np.full(size + ALIGNED, _DIRT, np.uint8)
-        skip = -raw.ctypes.data % ALIGNED
-        block = raw[skip : skip + size]
-        address = int(block.ctypes.data)
-        self.blocks[address] = block
-        return address
+        return _add(self.blocks, size) if self.take(size, "buffers") else None
 
     def free(self, address: int) -> None:
         """Gives a block back; the device waits for all work first."""
@@ -132,9 +125,7 @@ class Machine:
 
     def pin(self, size: int) -> int:
         """Host memory, dirty."""
-        raw = np.full(size, _DIRT, np.uint8)
-        self.pinned[int(raw.ctypes.data)] = raw
-        return int(raw.ctypes.data)
+        return _add(self.pinned, size)
 
     def unpin(self, address: int) -> None:
         """It goes only with the machine: arrays may still look at it."""
@@ -168,6 +159,14 @@ class Machine:
         for stream in capturing:
             stream.broken = True
         return bool(capturing)
+
+
+def _add(blocks: dict[int, np.ndarray[Any, Any]], size: int) -> int:
+    raw = np.full(size + ALIGNED, _DIRT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNED
+    address = int(raw.ctypes.data) + skip
+    blocks[address] = raw[skip : skip + size]
+    return address
 
 
 def _within(

@@ -34,6 +34,9 @@ Allocation = enum.Enum(
 )
 EngineValidity = enum.Enum("EngineValidity", "VALID SUBOPTIMAL INVALID")
 EngineStat = enum.Enum("EngineStat", "TOTAL_WEIGHTS_SIZE STRIPPED_WEIGHTS_SIZE")
+Mode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
+Format = enum.Enum("TensorFormat", "LINEAR HWC CHW16")
+Type = enum.Enum("DataType", "float32 float16 int32 int64 int8 uint8 bool")
 
 
 class ILogger:
@@ -41,7 +44,9 @@ class ILogger:
 
     Severity = Severity
 
-    def __init__(self) -> None: ...
+
+class Allocator:
+    """``IOutputAllocator``: users write ``reallocate_output_async`` and ``notify_shape``."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,12 @@ class Run:
 
 
 class Runtime:
-    """Loads engines."""
+    """Loads engines; TensorRT-RTX's can be asked before."""
 
-    def __init__(self, machine: Machine, library: str, logger: ILogger) -> None:
-        self._machine, self._library, self._logger = machine, library, logger
+    engine_header_size = 64
+
+    def __init__(self, machine: Machine, logger: ILogger) -> None:
+        self._machine, self._logger = machine, logger
 
     def error(self, text: str) -> None:
         """Tells the logger."""
@@ -77,12 +84,6 @@ class Runtime:
             return self.error("Error Code 1: Cuda Runtime (out of memory)")
         return ICudaEngine(self, machine, file, hashlib.sha256(data).hexdigest())
 
-
-class RtxRuntime(Runtime):
-    """TensorRT-RTX's, which can be asked before it loads."""
-
-    engine_header_size = 64
-
     def get_engine_validity(self, header: bytes) -> tuple[EngineValidity, int]:
         """Every engine of the stand-in fits its card."""
         return EngineValidity.VALID, 0
@@ -94,7 +95,7 @@ class ICudaEngine:
     def __init__(self, runtime: Runtime, machine: Machine, file: EngineFile, sha256: str) -> None:
         self.runtime, self.machine, self.file, self.sha256 = runtime, machine, file, sha256
         self.ends = GraphEnds.of(Path(file.onnx))
-        self.names = [*self.ends.inputs, *self.ends.outputs]
+        self.names = list(self.ends.tensors)
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(file.profiles)
         self.held: weakref.WeakValueDictionary[int, IExecutionContext] = (
@@ -109,6 +110,21 @@ class ICudaEngine:
 
     def get_tensor_name(self, number: int) -> str:
         return self.names[number]
+
+    def get_tensor_mode(self, name: str) -> Mode:
+        return Mode.INPUT if name in self.ends.inputs else Mode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Type:
+        return Type[self.ends.tensors[name][0].name]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(d if isinstance(d, int) else -1 for d in self.ends.tensors[name][1])
+
+    def get_tensor_format(self, name: str, profile: int) -> Format:
+        return Format.LINEAR
+
+    def is_shape_inference_io(self, name: str) -> bool:
+        return False
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return self.ends.aliases.get(name)
@@ -134,13 +150,8 @@ class IRuntimeCache:
     """What was compiled, for this version, card and driver."""
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+        self._place = [VERSIONS["tensorrt-rtx"], machine.name, machine.driver // 1000]
         self.known: set[str] = set()
-
-    @property
-    def _place(self) -> list[Any]:
-        machine = self._machine
-        return [VERSIONS["tensorrt-rtx"], machine.name, machine.driver // 1000]
 
     def deserialize(self, blob: Any) -> bool:
         try:
@@ -190,7 +201,7 @@ class IExecutionContext:
 
     engine: ICudaEngine
     config: IRuntimeConfig | None
-    profile: int = -1
+    active_optimization_profile: int = -1
     _chosen_on: int | None = None
     _shapes: Shapes = field(default_factory=dict)
     _addresses: dict[str, int] = field(default_factory=dict)
@@ -200,9 +211,9 @@ class IExecutionContext:
 
     def __post_init__(self) -> None:
         self._fixed = {
-            name: tuple(dims)
-            for name, (_, dims) in self.engine.ends.inputs.items()
-            if all(isinstance(size, int) for size in dims)
+            name: self.engine.get_tensor_shape(name)
+            for name in self.engine.ends.inputs
+            if -1 not in self.engine.get_tensor_shape(name)
         }
 
     @property
@@ -221,14 +232,14 @@ class IExecutionContext:
             return self._refuse(f"there is no profile {number}")
         if number in engine.held:
             return self._refuse(f"profile {number} is held by another context")
-        if self.profile < 0:
+        if self.active_optimization_profile < 0:
             if not machine.take(engine.file.scratch_bytes, "scratch"):
                 return self._refuse("Error Code 2: OutOfMemory (no further information)")
             weakref.finalize(self, machine.give, engine.file.scratch_bytes, "scratch")
         else:
-            del engine.held[self.profile]
+            del engine.held[self.active_optimization_profile]
         engine.held[number] = self
-        self.profile, self._shapes, self._ran_at = number, {}, None
+        self.active_optimization_profile, self._shapes, self._ran_at = number, {}, None
 
         def done() -> None:
             self._chosen_on = None
@@ -239,13 +250,12 @@ class IExecutionContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._machine.calls["set_input_shape"] += 1
-        if name not in self.engine.ends.inputs or self.profile < 0:
+        if name not in self.engine.ends.inputs or self.active_optimization_profile < 0:
             return self._refuse(f"{name} is no input, or no profile is chosen")
-        low, high = self.engine.file.profiles[self.profile][name]
-        fits = len(shape) == len(low) and all(
+        low, high = self.engine.file.profiles[self.active_optimization_profile][name]
+        if len(shape) != len(low) or not all(
             small <= size <= large for small, size, large in zip(low, shape, high, strict=True)
-        )
-        if not fits:
+        ):
             return self._refuse(f"the shape {shape} of {name} is not within {low} to {high}")
         self._shapes[name] = tuple(shape)
         return True
@@ -267,12 +277,24 @@ class IExecutionContext:
         return [name for name in self.engine.ends.inputs if name not in self._all_shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        ends, shapes = self.engine.ends, self._all_shapes
-        if name in ends.inputs:
-            return shapes.get(name, tuple(-1 for _ in ends.inputs[name][1]))
-        if self.infer_shapes():
-            return tuple(-1 for _ in ends.outputs[name][1])
-        return ends.output_shape(name, shapes)
+        shapes = self._all_shapes
+        if name not in self.engine.ends.inputs and not self.infer_shapes():
+            return self.engine.ends.output_shape(name, shapes)
+        return shapes.get(name, tuple(-1 for _ in self.engine.get_tensor_shape(name)))
+
+    def get_tensor_address(self, name: str) -> int:
+        return self._addresses.get(name, 0)
+
+    def set_output_allocator(self, name: str, allocator: Any) -> bool:
+        """TensorRT asks when it runs; here the inputs are told already."""
+        shape = self.get_tensor_shape(name)
+        if min(shape, default=0) < 0:  # an inner tensor's, which names don't tell
+            feed = self._feed(self._all_shapes, self._addresses)
+            shape = self.engine.graph.run(feed)[name].shape
+        size = max(1, byte_count(self.engine.ends.tensors[name][0], shape))
+        address = allocator.reallocate_output_async(name, 0, size, ALIGNED, 0)
+        allocator.notify_shape(name, shape)
+        return self.set_tensor_address(name, address)
 
     def execute_async_v3(self, stream: int) -> bool:
         """Puts a run on the stream: the shapes and the addresses are those of now."""
@@ -294,14 +316,10 @@ class IExecutionContext:
             return self._refuse("Error Code 1: Cuda Runtime (out of memory)")
         generic, as_graph = self._kernels(shapes), self._graph((shapes, addresses))
         self._ran_at = shapes
-        launches = 1 if as_graph else self.engine.file.kernels
-
-        def run() -> float:
-            return self._run(shapes, addresses, as_graph=as_graph, generic=generic)
-
-        for number in range(launches):
-            work = Work(run if number == launches - 1 else _nothing, 0.0)
-            machine.put(on, work, host_us=machine.launch_us)
+        run = partial(self._run, shapes, addresses, as_graph=as_graph, generic=generic)
+        idle = 0 if as_graph else self.engine.file.kernels - 1
+        for kernel in [*[lambda: None] * idle, run]:
+            machine.put(on, Work(kernel), host_us=machine.launch_us)
         return True
 
     def _kernels(self, shapes: Shapes) -> bool:
@@ -333,7 +351,7 @@ class IExecutionContext:
         """Each tensor lies in memory that was asked for; only aliased ones share it."""
         aliases, spans = self.engine.ends.aliases, []
         for name in self.engine.names:
-            dtype, _ = {**self.engine.ends.inputs, **self.engine.ends.outputs}[name]
+            dtype, _ = self.engine.ends.tensors[name]
             size = max(1, byte_count(dtype, self.get_tensor_shape(name)))
             self._machine.on_device(self._addresses[name], size)
             if name in aliases:
@@ -346,56 +364,52 @@ class IExecutionContext:
             if begin + size > after and not {name, other} <= set(self.engine.ends.inputs):
                 raise RuleError(f"{name} and {other} overlap.")
 
+    def _memory(self, address: int, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """What lies on the card, as an array; nothing lies anywhere."""
+        size = byte_count(dtype, shape)
+        raw = self._machine.on_device(address, size) if size else np.zeros(0, np.uint8)
+        return raw.view(dtype).reshape(shape)
+
+    def _feed(self, shapes: Shapes, addresses: dict[str, int]) -> dict[str, Any]:
+        ends = self.engine.ends.inputs
+        return {n: self._memory(addresses[n], d, shapes[n]).copy() for n, (d, _) in ends.items()}
+
     def _run(
         self, shapes: Shapes, addresses: dict[str, int], *, as_graph: bool, generic: bool
     ) -> float:
-        engine, machine = self.engine, self._machine
-
-        def memory(name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-            size = byte_count(dtype, shape)
-            if not size:
-                return np.zeros(shape, dtype)
-            return machine.on_device(addresses[name], size).view(dtype).reshape(shape)
-
-        feed = {n: memory(n, d, shapes[n]).copy() for n, (d, _) in engine.ends.inputs.items()}
+        engine, machine, feed = self.engine, self._machine, self._feed(shapes, addresses)
         filled, read = self._cache_bytes(feed)
-        run = Run(self.profile, shapes, as_graph or machine.in_graph, generic, read, filled)
-        machine.runs.append(run)
+        as_graph |= machine.in_graph
+        profile = self.active_optimization_profile
+        machine.runs.append(Run(profile, shapes, as_graph, generic, read, filled))
         for name, array in engine.graph.run(feed).items():
-            memory(name, array.dtype, array.shape)[...] = array
+            self._memory(addresses[name], array.dtype, array.shape)[...] = array
         return (20 + (engine.file.weights_bytes + read) / 1e4) * (GENERIC if generic else 1.0)
 
     def _cache_bytes(self, feed: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
         """What is filled of the caches, and what attention reads of them."""
         caches = [array for name, array in feed.items() if name.startswith("past")]
+        whole = sum(array.nbytes for array in caches)
         if not caches or "attention_mask" not in feed:
             return 0, 0
         if not self.engine.ends.aliases:
-            total = sum(array.nbytes for array in caches)
-            return total, total
+            return whole, whole
         positions = [array.nbytes // max(1, array.shape[0] * array.shape[2]) for array in caches]
         mask, new = feed["attention_mask"], feed["input_ids"].shape[1]
         filled = sum(positions) * int(mask.sum())
         if self.engine.file.reads == "new" and (mask.sum(axis=1) > new).any():
             raise RuleError("A prefill that reads no past is run on caches that are filled.")
-        whole = sum(array.nbytes for array in caches)
         return filled, whole if self.engine.file.reads == "room" else filled
-
-
-def _nothing() -> None: ...
 
 
 def module_of(machine: Machine, library: str) -> SimpleNamespace:
     """``tensorrt`` or ``tensorrt_rtx``."""
-    name, kind = library.replace("-", "_"), RtxRuntime if library == "tensorrt-rtx" else Runtime
-    shared = {
-        "__name__": name, "__spec__": ModuleSpec(name, None), "__version__": VERSIONS[library],
-        "ILogger": ILogger, "Runtime": partial(kind, machine, library),
-        "ExecutionContextAllocationStrategy": Allocation, "EngineStat": EngineStat,
-    }  # fmt: skip
-    own = {
-        "CudaGraphStrategy": CudaGraphStrategy,
-        "EngineValidity": EngineValidity,
-        "DynamicShapesKernelSpecializationStrategy": Kernels,
-    }
-    return SimpleNamespace(**shared, **(own if library == "tensorrt-rtx" else {}))
+    name, enums = library.replace("-", "_"), [Allocation, EngineStat, Mode, Format]
+    if library == "tensorrt-rtx":
+        enums += [CudaGraphStrategy, EngineValidity, Kernels]
+    return SimpleNamespace(
+        __name__=name, __spec__=ModuleSpec(name, None), __version__=VERSIONS[library],
+        ILogger=ILogger, Runtime=partial(Runtime, machine), ICudaEngine=ICudaEngine,
+        IExecutionContext=IExecutionContext, IOutputAllocator=Allocator,
+        **{item.__name__: item for item in enums}, **{item.name: item for item in Type},
+    )  # fmt: skip
