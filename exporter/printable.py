@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,11 @@ def printable_xml(root: Element) -> str:
         element.attrib = {name: printable_line(value) for name, value in element.attrib.items()}
     indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{tostring(root, "unicode")}\n'
+
+
+def json_text(content: object, indent: int = 2) -> str:
+    """An object as a file has it: other scripts as they are, what terminals act on escaped."""
+    return printable_json(json.dumps(content, indent=indent, ensure_ascii=False)) + "\n"
 
 
 def printable_json(text: str) -> str:

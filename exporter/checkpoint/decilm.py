@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from exporter.models.ablation.branch_replacements import BranchReplacement, Bran
 from exporter.models.llama_arithmetic import other_arithmetic
 from exporter.models.loading.model_files import save_pretrained_files, shipped_config
 from exporter.models.loading.model_source import LoadedModel
+from exporter.printable import json_text
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def save_decilm(
     check_decilm(loaded, deletions, server)
     pieces = [*_kept(loaded.model, cut), *_maps(loaded.model, cut, server)]
     save_pretrained_files(loaded, stage)
-    write_text(stage / "config.json", _json(decilm_config(loaded, deletions, cut)))
+    write_text(stage / "config.json", json_text(decilm_config(loaded, deletions, cut)))
     with telling_full_disk(stage):
         write_text(stage / CONFIG_CODE, _CONFIG_TEXT)
         write_shards(stage, in_shards(pieces, _SHARD_BYTES), lambda _: None)
@@ -187,7 +187,3 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     """The rotary base, without which servers take one of their own without a word."""
     rope = config.get("rope_parameters") or {}
     return float(config.get("rope_theta") or rope["rope_theta"])
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -16,6 +16,7 @@ from exporter.artifacts.base import Record, json_path
 from exporter.artifacts.plan_dialects import SECTION, with_drops
 from exporter.errors import ModelSourceError
 from exporter.files import write_text
+from exporter.printable import json_text
 from graph_passes.types import SublayerKind
 
 _VERSION = 2
@@ -188,7 +189,7 @@ def note_drops(folder: Path, structure: PrunedStructure) -> None:
     """Adds to a written ``config.json`` what other programs can read of the drops."""
     path = folder / "config.json"
     config = with_drops(json.loads(path.read_text(encoding="utf-8")), structure.deletions)
-    write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(config))
 
 
 def pruned_class(model_class: type[Any], structure: PrunedStructure) -> type[Any]:

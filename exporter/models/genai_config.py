@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import SurgeryError
+from exporter.printable import json_text
 from graph_passes.files.reading import read_json
 
 CONFIG_FILE = "genai_config.json"
@@ -103,7 +104,7 @@ def rewritten(
         numbers = _Layers.read(config, caches, gone, renamed)
         _refuse_gaps(config, numbers)
         _apply(decoder, numbers)
-    return json.dumps(content, indent=4, ensure_ascii=False) + "\n"
+    return json_text(content, indent=4)
 
 
 def companions(config: GenaiConfig, own: Iterable[Path]) -> list[str]:

@@ -16,6 +16,7 @@ from exporter.printable import (
     PrintableOutput,
     are,
     counted,
+    json_text,
     one_line,
     printable,
     printable_json,
@@ -101,10 +102,10 @@ def test_json_says_the_same_and_is_safe(data: dict[str, str]) -> None:
 
 
 def test_json_escapes_what_json_leaves() -> None:
-    text = json.dumps({"name": "\x9b31m\u202e\x7f"}, ensure_ascii=False)
-    result = printable_json(text)
+    content = {"name": "\x9b31m\u202e\x7f"}
+    result = json_text(content)
     assert result.isascii()
-    assert json.loads(result) == json.loads(text)
+    assert json.loads(result) == content
 
 
 def test_what_libraries_print_passes_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ class Command:
     weight: float = 1
     loads: bool = False
     flags: bool = False
-    stages: bool = False
+    stages: bool = False  # keeps what is finished of it for the next call
     needs: str = "torch"
     fails: bool = False
 
@@ -82,7 +82,7 @@ COMMANDS: list[Command] = [
     *_on_models(("export", "vit", "-o", "out/res", "--drop-attn", "1", "--no-measure", "--metric",
     "depth"), "res", of=("vit",), weight=0.3, stages=True),
     *_on_models(("compare", "torch:MODEL", "torch:in/llama", "-o", "out/res", *TIMING), "res",
-    of=("llama", CACHE), weight=1),
+    of=("llama", CACHE), weight=1, stages=True),
     *_on_models(("depths", "MODEL", "--importance", "in/importance.json", "-o", "out/depths.json",
     "-n", "1", "--eval-text", "in/other.txt", "--eval-tokens", "32", "--config", "in/short.yaml"),
     "depths.", of=("llama",), weight=0.5),
@@ -95,7 +95,7 @@ COMMANDS: list[Command] = [
     Command(("quantize", "onnx", "-o", "out/model.onnx"), "onnx", GRAPH_KINDS, ("",), 3,
     needs="onnxruntime"),
     Command(("compare", "onnx", "in/cut", "-o", "out/res", *TIMING), "onnx", GRAPH_KINDS, ("res",),
-    2, needs="onnxruntime"),
+    2, stages=True, needs="onnxruntime"),
     Command(("package", "encoder", "--triton", "out", "--name", "res", "--device", "cpu"),
     "encoder", GRAPH_KINDS, ("res",), 3, needs="onnxruntime"),
     Command(("generate", "onnx", "the list of", "-n", "3", "--threads", "1"), "onnx", GRAPH_KINDS,

@@ -160,7 +160,8 @@ def _left(
         for line in differences(earlier, results(place)):
             # A stranger's record of a change keeps all beside it for whoever looks at it.
             beside = f"{line.partition(': ')[2].partition('/new')[0]}/changing.json"
-            is_rest = ".depthcut" in line and (not line.startswith("made") or beside in earlier)
+            new = line.startswith("made")
+            is_rest = ".depthcut" in line and (not new or command.stages or beside in earlier)
             if not is_rest and (not command.stages or ended.code == REFUSED):
                 yield f"left: {line}"
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from exporter.errors import ModelSourceError, UnsafeModelError, first_line
+from exporter.errors import ModelSourceError, UnsafeModelError, first_line, is_out_of_memory
+from exporter.processes import available_bytes
 from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_json
 
 if TYPE_CHECKING:
@@ -92,11 +93,9 @@ class CheckpointShards:
 
     def read(self, name: str, stop: threading.Event | None = None) -> torch.Tensor:
         """Reads one tensor into memory of its own, as aligned as PyTorch's own."""
-        import torch
-
         entry = self.entries[name]
         dtype = entry.torch_dtype
-        raw = torch.empty(entry.nbytes, dtype=torch.uint8)
+        raw = _memory_for(entry, name)
         if entry.nbytes:
             _fill(raw.numpy(), entry, name, stop=stop)
         with self._lock:
@@ -117,6 +116,24 @@ class CheckpointShards:
             if buffers[0][:size] != buffers[1][:size]:
                 return False
         return True
+
+
+def _memory_for(entry: TensorEntry, name: str) -> torch.Tensor:
+    import torch
+
+    free = available_bytes()
+    try:
+        if free is not None and entry.nbytes > free:
+            raise MemoryError
+        return torch.empty(entry.nbytes, dtype=torch.uint8)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelSourceError(
+            f"{entry.file}: {name} takes {entry.nbytes / 1e9:.3g} GB, and so much isn't free.",
+            "Take a machine with more memory; a single tensor must fit.",
+            code="too-little-memory",
+        ) from error
 
 
 def _fill(

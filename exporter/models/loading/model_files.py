@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.files import telling_full_disk, write_text
 from exporter.models.loading.model_class import quiet_transformers
+from exporter.printable import json_text
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -31,9 +32,11 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
     """
     with telling_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "config.json", shipped_config(loaded.model))
+        write_text(folder / "config.json", json_text(shipped_config(loaded.model)))
         if loaded.model.can_generate():
-            _write_json(folder / "generation_config.json", _generation_config(loaded.model))
+            write_text(
+                folder / "generation_config.json", json_text(_generation_config(loaded.model))
+            )
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(folder)
             _make_portable_tokenizer(folder / "tokenizer_config.json", loaded)
@@ -107,8 +110,4 @@ def _make_portable_tokenizer(path: Path, loaded: LoadedModel) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     taken = inspect.signature(loaded.model.forward).parameters
     names = [name for name in loaded.tokenizer.model_input_names if name in taken]
-    _write_json(path, {**config, "model_input_names": names})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text({**config, "model_input_names": names}))

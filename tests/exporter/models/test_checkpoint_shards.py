@@ -102,6 +102,18 @@ def test_a_shard_that_shrinks_while_it_is_read(folder: Path) -> None:
     assert np.array_equal(shards.read("c").numpy(), TENSORS["c"])
 
 
+@pytest.mark.torch
+def test_a_tensor_that_is_larger_than_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = CheckpointShards.open(folder)
+    free = TENSORS["a"].nbytes - 1
+    monkeypatch.setattr("exporter.models.loading.checkpoint_shards.available_bytes", lambda: free)
+    with raises(ModelSourceError, "too-little-memory", folder / FIRST, "a"):
+        shards.read("a")
+    assert np.array_equal(shards.read("c").numpy(), TENSORS["c"])
+
+
 def test_tensors_that_hold_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exporter.models.loading.checkpoint_shards._PIECE_BYTES", 8)
     values = TENSORS["a"]

@@ -80,6 +80,14 @@ def test_the_config_follows_the_decoder_and_all_else_stays(source: Path, tmp_pat
     assert source.with_name("genai_config.json").read_bytes() == before
 
 
+def test_what_a_terminal_acts_on_is_escaped_in_what_is_written() -> None:
+    name = "\x9b31m\u2028\u202e"
+    config = GenaiConfig(Path("genai_config.json"), with_decoder(name=name))
+    text = rewritten(config, "cut.onnx", CACHES, GONE, DENSE)
+    assert text.isascii()
+    assert json.loads(text)["model"]["decoder"]["name"] == name
+
+
 def test_a_config_of_another_file_is_left_alone(source: Path, tmp_path: Path) -> None:
     rewrite_source(source, json.dumps(with_decoder(filename="other.onnx")))
     prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
