@@ -71,15 +71,12 @@ from exporter.artifacts.latency import (
 )
 from exporter.artifacts.regression import (
     BaselineSet,
-    ChangePoint,
     Check,
     CheckReport,
     CheckVerdict,
     Drift,
-    HistoryCurve,
     HistoryEntry,
     HistoryRow,
-    HistoryRun,
     JudgedModels,
     KeyDifference,
     Quantity,

@@ -104,43 +104,6 @@ class Drift(Record):
     last: str
 
 
-class HistoryRun(Record):
-    """A run of a history: ``commit`` where its CI system gave one."""
-
-    time: str
-    commit: str | None = None
-
-
-class ChangePoint(Record):
-    """A step in a history.
-
-    ``run`` is the first of the new level, by its place in the curve, from 0. ``size`` is the factor
-    by which the value grew, with its 95 % interval.
-    """
-
-    run: Count
-    time: str
-    commit: str | None
-    size: float
-    ci95: tuple[float, float] | None = None
-    p_value: float | None = None
-
-
-class HistoryCurve(Record):
-    """One quantity over the runs of a history, oldest first.
-
-    ``subject`` is a shape, whose ``values`` are times relative to the unpruned arm, as factors of
-    their median; or ``all shapes``, their mean.
-    """
-
-    subject: str
-    runs: list[HistoryRun]
-    values: list[float]
-    points: list[ChangePoint] = Field(default_factory=list)
-
-    _earlier = ignoring("counted")
-
-
 class CheckReport(Artifact):
     """What ``depthcut check`` found.
 
@@ -155,10 +118,9 @@ class CheckReport(Artifact):
     accepted_differences: list[KeyDifference] = Field(default_factory=list)
     checks: list[Check]
     drift: list[Drift] = Field(default_factory=list)
-    curves: list[HistoryCurve] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
-    _earlier = ignoring("work")
+    _earlier = ignoring("work", "curves")
 
 
 class BaselineSet(Artifact):

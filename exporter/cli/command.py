@@ -242,7 +242,7 @@ REMOVED = {
     "check --max-scratch-increase": "--max-memory-increase",
     "check --max-weight-read-increase": "--max-size-increase",
     "check --max-probe-drop": "--max-task-drop, which limits the tasks of a comparison",
-    "check --page": "--comment, which has the history in small",
+    "check --page": "--comment, or --github's summary",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
     "build --device": _VISIBLE,
     "compare --device": _VISIBLE,

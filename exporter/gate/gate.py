@@ -13,7 +13,6 @@ from exporter.artifacts import (
     CheckVerdict,
     ComparisonReport,
     Drift,
-    HistoryCurve,
     JudgedModels,
     KeyDifference,
     LatencyRow,
@@ -193,7 +192,6 @@ class History:
     # by shape, the share by which earlier sessions of this same candidate differed
     spreads: Mapping[str, float] = field(default_factory=dict)
     drift: Sequence[Drift] = ()
-    curves: Sequence[HistoryCurve] = ()
     notes: Sequence[str] = ()
 
 
@@ -231,7 +229,6 @@ def check(
         accepted_differences=[] if baseline is None else list(baseline.differences),
         checks=checks,
         drift=list(history.drift),
-        curves=list(history.curves),
         notes=[
             *_notes(report, checks, two_sessions=old is not None),
             *history.notes,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.curves import curves
 from exporter.gate.gate import (
     BaselineMatch,
     History,
@@ -156,7 +155,6 @@ def _history(request: CheckRequest, report: ComparisonReport) -> History:
     return History(
         spreads=session_spreads(entries, mine, report.arms.candidate.sha256),
         drift=drifts(runs, mine, least=limits.max_slowdown or 0.0),
-        curves=curves(runs, mine),
         notes=_history_notes(request.history, kept, mine),
     )
 
@@ -167,7 +165,7 @@ def _history_notes(path: Path, kept: HistoryFile, mine: str) -> list[str]:
     return [
         *(
             [f"{others} of {len(kept.entries)} runs in {path} are of other machines, models or "
-             "settings: they are in no curve of this report."]
+             "settings: they are not looked at here."]
             if others else []
         ),
         *([f"{path}: what is cut off is left out: line {cut_off}."] if cut_off else []),

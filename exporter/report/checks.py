@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
 
 from exporter.artifacts import (
-    ChangePoint,
     Check,
     CheckReport,
     CheckVerdict,
     Drift,
-    HistoryCurve,
 )
 from exporter.report.sections.blocks import Grid
 from exporter.report.words import milliseconds, significant
@@ -30,11 +27,6 @@ _NAMES = {
     "embedding_cosine": "cosine of embeddings",
     "rank_agreement": "ranking of pairs, Spearman",
 }
-_NEW_RUNS = 8
-_SPARKS = 60
-_LEAST_RANGE = 0.04
-_BARS = "▁▂▃▄▅▆▇█"
-_STEP = "┊"
 _UNITS = {"time": " ms", "speedup": " ms"}
 
 
@@ -86,7 +78,6 @@ def remarks(found: CheckReport) -> list[str]:
             for d in found.accepted_differences
         ),
         *(f"Drift. {drift_sentence(drift)}" for drift in found.drift),
-        *(f"Step. {point_sentence(*pair)}" for pair in steps_of(found)),
         *found.notes,
     ]
 
@@ -130,67 +121,6 @@ def drift_sentence(drift: Drift) -> str:
         f"{100 * drift.per_entry:.2f} % a run [{low:.2f} %, {high:.2f} %] "
         f"(Mann-Kendall p = {drift.p_value:.1g})."
     )
-
-
-def steps_of(found: CheckReport) -> list[tuple[HistoryCurve, ChangePoint]]:
-    """The steps in the history, with their curves."""
-    return [(curve, point) for curve in found.curves for point in curve.points]
-
-
-def is_new(curve: HistoryCurve, point: ChangePoint) -> bool:
-    """Whether a step is of the last runs, so that it is worth a warning."""
-    return len(curve.runs) - point.run <= _NEW_RUNS
-
-
-def point_sentence(curve: HistoryCurve, point: ChangePoint) -> str:
-    """A step in one line: from which run on, and by how much."""
-    run = f"run {point.run + 1} of {len(curve.runs)} ({run_name(point.commit, point.time)})"
-    return f"{curve.subject}: {step_words(point)} from {run} on."
-
-
-def step_words(point: ChangePoint) -> str:
-    """``3.1 % slower [2.0, 4.2]``, where the interval has the sign of the change."""
-    slower = point.size > 1
-    sign = 1 if slower else -1
-    ends = sorted(sign * 100 * (bound - 1) for bound in point.ci95 or ())
-    text = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
-    return f"{sign * 100 * (point.size - 1):.1f} % {'slower' if slower else 'faster'}{text}"
-
-
-def history_grid(found: CheckReport) -> Grid:
-    """A row a curve: its last runs as a line of text, and its steps."""
-    rows = []
-    for curve in found.curves:
-        if len(curve.runs) < 2:
-            continue
-        first = max(0, len(curve.values) - _SPARKS)
-        places = {point.run - first for point in curve.points}
-        drawn = sparkline(curve.values[first:], places)
-        steps = [
-            f"{step_words(point)} from {run_name(point.commit, point.time)} on"
-            for point in curve.points
-        ]
-        rows.append([curve.subject, drawn, "; ".join(steps) or "none"])
-    return Grid("History", ("history", "runs, oldest first", "steps"), rows)
-
-
-def sparkline(values: Sequence[float], steps: Collection[int] = ()) -> str:
-    """Bars between the lowest and the highest value, with a mark before each step.
-
-    Noise within a few percent stays low.
-    """
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    missing = max(_LEAST_RANGE - (high - low), 0.0) / 2
-    low, high = low - missing, high + missing
-    bars = [_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values]
-    return "".join(_STEP * (place in steps) + bar for place, bar in enumerate(bars))
-
-
-def run_name(commit: str | None, time: str) -> str:
-    """By its commit where it has one, and its time."""
-    return time if commit is None else f"{commit[:12]}, {time}"
 
 
 def conclusion(found: CheckReport) -> str:

@@ -21,13 +21,9 @@ from exporter.report.checks import (
     check_sentence,
     conclusion,
     drift_sentence,
-    history_grid,
-    is_new,
     model_lines,
-    point_sentence,
     reasons,
     remarks,
-    steps_of,
 )
 from exporter.report.markdown import escaped, table_lines
 
@@ -111,7 +107,7 @@ def comment(found: CheckReport, report: ComparisonReport) -> str:
 
 def summary(found: CheckReport, title: str = "depthcut check") -> str:
     """Markdown for ``$GITHUB_STEP_SUMMARY``, and for a comment on a pull request."""
-    grid, models, history = check_grid(found), model_lines(found), history_grid(found)
+    grid, models = check_grid(found), model_lines(found)
     rows = [
         [*row[:-1], f"{_MARKS[check.verdict]} {VERDICT_WORDS[check.verdict]}"]
         for row, check in zip(grid.rows, found.checks, strict=True)
@@ -125,13 +121,12 @@ def summary(found: CheckReport, title: str = "depthcut check") -> str:
         *table_lines(replace(grid, rows=rows)),
         "",
         *(f"- {escaped(line)}" for line in reasons(found)),
-        *(["", *table_lines(history)] if history.rows else []),
     ]
     return printable("\n".join(lines) + "\n")
 
 
 def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) -> list[str]:
-    """A line for each regression, check without a verdict, drift and new step."""
+    """A line for each regression, check without a verdict, and drift."""
     unsure = "error" if inconclusive_fails else "warning"
     levels = {"regressed": "error", "inconclusive": unsure}
     lines = [
@@ -139,16 +134,10 @@ def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) ->
         for check in found.checks
         if check.verdict in levels
     ]
-    return [*lines, *(_command("warning", *warning) for warning in _warnings(found))]
-
-
-def _warnings(report: CheckReport) -> Iterator[tuple[str, str]]:
-    """Titles and messages; of steps those of the last runs, for the worse."""
-    for drift in report.drift:
-        yield f"{drift.subject}: drift", drift_sentence(drift)
-    for curve, point in steps_of(report):
-        if is_new(curve, point) and point.size > 1:
-            yield f"{curve.subject}: step", point_sentence(curve, point)
+    drifts = (
+        _command("warning", f"{one.subject}: drift", drift_sentence(one)) for one in found.drift
+    )
+    return [*lines, *drifts]
 
 
 def _command(level: str, title: str, message: str) -> str:

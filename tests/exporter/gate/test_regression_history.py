@@ -9,14 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.artifacts import ComparisonReport, HistoryEntry, HistoryRow
+from exporter.artifacts import Arms, ComparisonReport, HistoryEntry, HistoryRow
 from exporter.errors import ArtifactError, UsageError
 from exporter.gate.gate import BaselineMatch, History, check
-from exporter.gate.history import append, drifts, entry_of, read_history, session_spreads
+from exporter.gate.history import (
+    append,
+    drifts,
+    entry_of,
+    read_history,
+    read_history_file,
+    session_spreads,
+)
 from exporter.gate.keys import key_of, series
 from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
-from tests.made_reports import gate_arm, gate_report, gate_row
+from exporter.report.ci import comment
+from tests.made_reports import arms_of, gate_arm, gate_report, gate_row
 from tests.raising import raises
 
 SERIES = "s" * 64
@@ -249,3 +257,54 @@ def test_a_history_that_is_a_link_is_not_written(tmp_path: Path) -> None:
     with raises(UsageError, "linked-output"):
         append(path, history(np.zeros(1))[0])
     assert secret.read_text() == ""
+
+
+@pytest.mark.parametrize("end", [b"", "é".encode()[:1]], ids=["between", "inside-a-character"])
+def test_a_line_that_is_cut_off_is_told_and_stays(tmp_path: Path, end: bytes) -> None:
+    path, (first, second) = tmp_path / "history.jsonl", history(noise(0, runs=2))
+    append(path, first)
+    half = second.model_dump_json()[:50].encode() + end
+    with path.open("ab") as file:
+        file.write(half)
+    assert read_history_file(path).cut_off == [2]
+    append(path, second)
+    assert read_history(path) == [first, second]
+    assert half in path.read_bytes()
+    report = gate_report().write(tmp_path / "report.json")
+    notes = run_check(CheckRequest(report, limits=Limits(max_kl=1), history=path))[0].notes
+    assert len([note for note in notes if str(path) in note]) == 2  # cut off, another machine's
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("cand/model.onnx", "cand"),
+        ("work/build-a/candidate/model.onnx", "build-a"),
+        ("build-a/candidate/onnx/model_q4.onnx", "build-a"),
+        ("build-a/engines/candidate", "build-a"),
+        ("work/whisper-a", "whisper-a"),
+        ("model.onnx", "model.onnx"),
+    ],
+)
+def test_a_comment_is_named_by_the_folder_of_its_own(path: str, name: str) -> None:
+    report = gate_report(arms=arms_of("cand", path=path))
+    _, title, *_ = comment(check(report, Limits(max_kl=1)), report).splitlines()
+    assert title.endswith(f": {name}")
+
+
+def test_two_cuts_of_one_model_have_a_comment_each() -> None:
+    reports = [
+        gate_report(arms=Arms(baseline=gate_arm(base), candidate=gate_arm("cand", path=path)))
+        for base, path in [
+            ("base", "a/m.onnx"),
+            ("base", "b/m.onnx"),
+            ("base", "a/n.onnx"),
+            ("other", "a/m.onnx"),
+        ]
+    ]
+    marks = [
+        comment(check(report, Limits(max_kl=1)), report).splitlines()[0]
+        for report in [*reports, reports[0]]
+    ]
+    assert len(set(marks)) == 4
+    assert marks[0] == marks[4]
