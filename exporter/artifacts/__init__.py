@@ -63,7 +63,6 @@ from exporter.artifacts.latency import (
     MachineState,
     NoiseFloor,
     Phase,
-    PowerReached,
     Speedup,
     Stop,
     TimedPhase,

@@ -32,7 +32,7 @@ TimedPhase = Literal[
 VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
 Stop = Literal["narrow", "budget", "rounds", "power"]
 """Why measuring ended: a narrow enough interval, no time left, as many rounds as were asked, or
-the power that was asked."""
+in reports of earlier versions a power that was asked."""
 
 FEWEST_ROUNDS = 6
 """A row of fewer rounds is ``inconclusive``: its interval isn't one of 95 %."""
@@ -154,27 +154,6 @@ class NoiseFloor(Record):
     speedup: Speedup
 
 
-class PowerReached(Record):
-    """How surely a row finds a slowdown of ``smallest``, a share of its time.
-
-    ``power`` is the share of sessions that was asked for, ``reached`` that of sessions as sure as
-    this one, ``needed_s`` the seconds of rounds that the asked share takes in all, by the noise of
-    this session.
-    """
-
-    power: float
-    smallest: float
-    reached: float
-    needed_s: float
-
-    _earlier = ignoring("foretold_s", "foretold_range_s")
-
-    @property
-    def is_reached(self) -> bool:
-        """Whether it is as sure as was asked."""
-        return self.reached >= self.power
-
-
 class LatencyRow(Record):
     """One shape, both arms, interleaved.
 
@@ -207,10 +186,9 @@ class LatencyRow(Record):
     clock: Literal["host", "device"] = "host"
     timer_overhead_ns: float | None = None
     launches: dict[str, str] = Field(default_factory=dict)
-    power: PowerReached | None = None
     counts: Parts = "tokens"
 
-    _earlier = ignoring("imported")
+    _earlier = ignoring("imported", "power")
 
     @property
     def shape_name(self) -> str:

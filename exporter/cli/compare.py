@@ -88,7 +88,7 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
             progress=progress,
         )
         write_reports(report, call.output)
-        forget(call.output, report)
+        forget(call.output)
     print_comparison(report, call.output, progress.as_json)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from exporter.artifacts import CalibrationRef, ComparisonReport, PlanParts, library_versions
+from exporter.artifacts import CalibrationRef, PlanParts, library_versions
 from exporter.artifacts.plans import CONTENT, noted_texts
 from exporter.artifacts.store import FOLDER, Store
 from exporter.compare.arms import ComparedArm, Pair
@@ -65,13 +65,9 @@ def _identity(arm: ComparedArm) -> list[str]:
     return [arm.runner.backend, arm.runner.provider, arm.facts.sha256, *engines]
 
 
-def forget(folder: Path, report: ComparisonReport) -> None:
-    """Removes what was kept: the report is written.
-
-    Where a row hasn't the power that was asked for, its times stay: another run goes on with them.
-    """
-    if all(row.power is None or row.power.is_reached for row in report.latency):
-        (folder / FOLDER / _NAME).unlink(missing_ok=True)
+def forget(folder: Path) -> None:
+    """Removes what was kept: the report is written."""
+    (folder / FOLDER / _NAME).unlink(missing_ok=True)
 
 
 class AccuracyCache:

@@ -110,7 +110,6 @@ class TimingSession:
             threshold=timing.threshold,
             reload=timing.reload,
             seed=self.timed.order_seed,
-            power=timing.goal,
         )
         self.timed.rows += measure_rows(
             arms,

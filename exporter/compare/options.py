@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from exporter.compare.timing.statistics import PowerGoal
 from exporter.option_types import (
     Count,
     Duration,
@@ -140,17 +139,6 @@ class TimingOptions(Options):
         "--time-budget",
         section=SPEED,
     )
-    power: Annotated[OpenShare, Field(ge=0.5)] | None = option(
-        None,
-        "Measure until a slowdown of --smallest is found in this share of sessions (50% or more), "
-        "or the time budget is used up.",
-        brief="Measure until a slowdown of --smallest is found so surely: 95%",
-        section=SPEED,
-        rare=True,
-    )
-    smallest: OpenShare = option(
-        0.03, "The slowdown that --power is about.", section=SPEED, config_only=True
-    )
     threshold: OpenShare = option(
         0.01, "Differences below this count as none.", section=SPEED, config_only=True
     )
@@ -175,22 +163,9 @@ class TimingOptions(Options):
     )
 
     @property
-    def goal(self) -> PowerGoal | None:
-        """What a row must be able to find; None where the time budget alone counts."""
-        if self.power is None:
-            return None
-        return PowerGoal(self.power, self.smallest, self.threshold)
-
-    @property
     def kept(self) -> dict[str, Any]:
-        """What decides whether an earlier run's times can be gone on with.
-
-        With a power to reach, neither that nor the limit of time: more of both goes on.
-        """
-        changing = {"time_budget_s", "power", "smallest"} if self.power is not None else set()
-        changing |= {"on_disturbance"}
-        values = {name: value for name, value in vars(self).items() if name not in changing}
-        return values if self.power is None else {**values, "power": True}
+        """What decides whether an earlier run's times can be gone on with."""
+        return {name: value for name, value in vars(self).items() if name != "on_disturbance"}
 
 
 @dataclass(frozen=True)
@@ -237,20 +212,6 @@ class CompareOptions(RunOptions):
     quality: QualityOptions = part(QualityOptions())
     timing: TimingOptions = part(TimingOptions())
     rules = (
-        Rule(
-            ("timing.power", "rounds"),
-            lambda told: told.timing.power is not None and told.rounds is not None,
-            "{0} measures as long as it takes, {1} so many rounds: they contradict each other.",
-            "Leave one of them out.",
-        ),
-        Rule(
-            ("timing.smallest", "timing.threshold"),
-            lambda told: (
-                told.timing.power is not None and told.timing.smallest <= told.timing.threshold
-            ),
-            "{0} is no larger than {1}, below which a difference counts as none.",
-            "Give a larger {0}, or a smaller {1}.",
-        ),
         Rule(
             ("prefill_lengths", "decode_past_lengths"),
             lambda told: (

@@ -259,5 +259,5 @@ def measure(run: Run) -> tuple[list[Path], None]:
     )
     report = published(run, report.model_copy(update={"healing": run.healing}))
     paths = write_reports(report, run.ledger.work, run.importance)
-    forget(run.request.out, report)
+    forget(run.request.out)
     return paths, None

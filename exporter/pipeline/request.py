@@ -193,7 +193,7 @@ class ExportRequest(Options):
     )
     compare: CompareOptions = part(
         CompareOptions(),
-        config_only=("batches", "time_budget_s", "power", "prompts", "task_limit"),
+        config_only=("batches", "time_budget_s", "prompts", "task_limit"),
         rare=("threads", "rounds", "eval_tokens", "other_text", "task_data"),
     )
     quantize: QuantizeSettings | None = part(

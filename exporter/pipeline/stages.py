@@ -333,7 +333,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
     result = {"healing": run.healing, "uses": folder_uses(run)}
     report = published(run, report.model_copy(update=result))
     paths = write_reports(report, run.ledger.work, importance)
-    forget(run.request.out, report)
+    forget(run.request.out)
     return paths, None
 
 

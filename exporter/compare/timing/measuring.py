@@ -22,7 +22,7 @@ from exporter.compare.timing.row import (
     joined,
     keep_chunk,
 )
-from exporter.compare.timing.statistics import CHUNKS, FEWEST_LOADS, PILOT_SECONDS, PowerGoal
+from exporter.compare.timing.statistics import CHUNKS, FEWEST_LOADS
 from exporter.compare.timing.subjects import (
     Clocks,
     Probe,
@@ -56,7 +56,6 @@ class TimingBudget:
     warmup_seconds: float = 10.0
     reload: bool = True
     seed: int = 0
-    power: PowerGoal | None = None
 
 
 def measure_rows(
@@ -125,7 +124,7 @@ class _Measurement:
             reloading = self._reloading(cells)
         else:  # loading may take another time today, but all chunks of a row must be of one kind
             reloading = first.reloaded
-            self._chunks = self._chunks if self._budget.power else first.planned
+            self._chunks = first.planned
         rows = [self._row(cell, reloading) for cell in cells]
         number = 0
         while open_rows := [row for row in rows if row.stopped is None]:
@@ -154,7 +153,6 @@ class _Measurement:
             chunks=self._chunks,
             seconds=budget.seconds if budget.rounds is None else None,
             looks=self.enough is None,
-            goal=budget.power,
         )
 
     def _reloading(self, cells: Sequence[TimedCell]) -> bool:
@@ -314,9 +312,7 @@ def _chunks(budget: TimingBudget, builds: int) -> int:
     """Parts of a row's measurement: as many for each build, and of equal length where they can."""
     rounds = budget.rounds
     if rounds is None:
-        longer = 1.0 if budget.power is None else budget.seconds / PILOT_SECONDS
-        # A longer row has more parts, so that it can end at many places.
-        return math.ceil(CHUNKS * max(1.0, longer) / builds) * builds
+        return math.ceil(CHUNKS / builds) * builds
     if rounds < FEWEST_LOADS:
         return builds
     fitting = (n for n in range(CHUNKS, FEWEST_LOADS - 1, -1) if rounds % n == 0)

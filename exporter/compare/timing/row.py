@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,20 +10,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import LatencyRow, PowerReached, Stop, VerdictWord
+from exporter.artifacts import LatencyRow, Stop, VerdictWord
 from exporter.artifacts.store import Store
 from exporter.compare.timing.statistics import (
-    FEWEST_LOADS,
     ONE_LOOK,
     TURNS,
     Milliseconds,
-    PowerGoal,
     SequentialTest,
     SpeedupEstimate,
     estimate,
     log_ratios,
     noise_floor,
-    spreads,
     summarize,
     verdict,
 )
@@ -160,7 +156,6 @@ class MeasuredRow:
         chunks: int,
         seconds: float | None,  # the time budget; None where there is none
         looks: bool = True,
-        goal: PowerGoal | None = None,
     ) -> None:
         self.cell = cell
         self.stopped: Stop | None = None
@@ -172,8 +167,7 @@ class MeasuredRow:
         self._planned = chunks
         self._budget = seconds
         self._test = SequentialTest(chunks)
-        self._is_looked_at = looks and goal is None
-        self._goal = goal
+        self._is_looked_at = looks
         self._errors = ONE_LOOK
 
     @property
@@ -199,39 +193,9 @@ class MeasuredRow:
         if whole and (count >= self.most or another > _OVER * self._budget):
             self._errors = self._test.rest()
             self.stopped = "narrow" if self._is_clear() else "budget"
-        elif whole and self._goal is not None:
-            if count >= max(FEWEST_LOADS, self._builds) and self._has_power():
-                self._errors = self._test.rest()
-                self.stopped = "power"
         elif whole and self._is_looked_at and self._test.due(count):
             self._errors = self._test.spend(count)
             self.stopped = "narrow" if self._is_clear() else None
-
-    def _has_power(self) -> bool:
-        phases = range(len(self.cell.phases))
-        outlooks = [self.outlook(phase) for phase in phases]
-        return all(reached is not None and reached.is_reached for reached in outlooks)
-
-    def outlook(self, phase: int = 0) -> PowerReached | None:
-        """How surely it finds what it must; None where nothing was asked."""
-        if self._goal is None:
-            return None
-        return self._goal.outlook(self._doubted(phase), len(self.chunks), self.seconds)
-
-    def _doubted(self, phase: int) -> SpeedupEstimate:
-        """The estimate, at least as unsure as chunks and rounds are together.
-
-        Rows end at the first look that has the power. Of a few chunks some agree by chance: rows
-        that ended for that found the slowdown in half of the tries only.
-        """
-        result = self.estimate(phase)
-        between, within = spreads(self._ratios(phase), **self._grouping)
-        degrees = between.degrees + within.degrees
-        if not degrees:
-            return result
-        squares = between.variance * between.degrees + within.variance * within.degrees
-        error = math.sqrt(squares / degrees)
-        return result if result.std_error >= error else replace(result, std_error=error)
 
     def end(self, why: Stop = "narrow") -> None:
         """Ends it here, where someone else has found it narrow enough, or the time is up."""
@@ -258,26 +222,16 @@ class MeasuredRow:
 
     def estimate(self, phase: int = 0) -> SpeedupEstimate:
         """What its rounds say so far; there are two at least."""
-        return estimate(self._ratios(phase), **self._grouping)
-
-    def _ratios(self, phase: int) -> NDArray[np.float64]:
-        return log_ratios(*self.times(phase)[:2], turns=TURNS)
-
-    @property
-    def _grouping(self) -> dict[str, Any]:
-        return {"groups": self._groups, "alternating": self._alternating}
+        several = self._builds > 1
+        return estimate(
+            log_ratios(*self.times(phase)[:2], turns=TURNS),
+            groups=self._builds if several else self._loads,
+            alternating=self._reloaded and not several,
+        )
 
     @property
     def _loads(self) -> int:
         return len(self.chunks) if self._reloaded else 1
-
-    @property
-    def _groups(self) -> int:
-        return self._builds if self._builds > 1 else self._loads
-
-    @property
-    def _alternating(self) -> bool:
-        return self._reloaded and self._builds == 1
 
     def times(self, phase: int = 0) -> list[Milliseconds]:
         """By arm, ``[rounds, 2 * calls]``, the rounds of one build together."""
@@ -324,5 +278,4 @@ class MeasuredRow:
             clock=self.chunks[0].clock,
             timer_overhead_ns=timer_overhead_ns,
             launches=self._launches(),
-            power=self.outlook(phase),
         )

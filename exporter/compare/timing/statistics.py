@@ -15,7 +15,6 @@ from exporter.artifacts import (
     LatencyRow,
     LatencySamples,
     NoiseFloor,
-    PowerReached,
     Speedup,
     VerdictWord,
 )
@@ -119,24 +118,13 @@ def estimate(
     grouped, strata = _grouped(ratios, groups), _strata(groups, alternating=alternating)
     # The strata's mean: their order is no part of the spread.
     centre = float(np.mean([_midmean(grouped[n::strata].ravel()) for n in range(strata)]))
-    between, within = spreads(ratios, groups=groups, alternating=alternating)
-    result = within if groups == 1 else _pooled(between, within, groups)
+    parts = [_winsorised(grouped[n::strata]) for n in range(strata)]
+    result = _mean_of(list(map(_within, parts)))
+    if groups > 1:
+        result = _pooled(_mean_of(list(map(_between, parts))), result, groups)
     error = math.sqrt(result.variance)
     # Zero for times that agree to the last bits of a double.
     return SpeedupEstimate(centre, 0.0 if error < 1e-13 else error, result.degrees)
-
-
-def spreads(
-    ratios: NDArray[np.float64], *, groups: int, alternating: bool
-) -> tuple[Spread, Spread]:
-    """How groups differ, which is nothing where there is one, and what their rounds explain.
-
-    Of the estimate; see :func:`estimate` for the arguments.
-    """
-    grouped, strata = _grouped(ratios, groups), _strata(groups, alternating=alternating)
-    parts = [_winsorised(grouped[n::strata]) for n in range(strata)]
-    between = Spread(0.0, 0) if groups == 1 else _mean_of(list(map(_between, parts)))
-    return between, _mean_of(list(map(_within, parts)))
 
 
 @dataclass(frozen=True)
@@ -358,48 +346,3 @@ def verdict_of_interval(
     if high < 1 / (1 + threshold):
         return "slower"
     return "same" if 1 / (1 + threshold) <= low and high <= 1 + threshold else "inconclusive"
-
-
-PILOT_SECONDS = 60.0
-"""Chunks are as long as those of a row of this budget, whatever the limit."""
-_LEAST_ERROR = 1e-9
-
-
-@dataclass(frozen=True)
-class PowerGoal:
-    """What a measurement must be able to find."""
-
-    power: float  # in what share of sessions
-    smallest: float  # the slowdown, as a share of the time
-    threshold: float
-
-    def chance(self, std_error: float, degrees: float) -> float:
-        """In what share of sessions of this standard error the slowdown is called one."""
-        size, error = math.log1p(self.smallest), max(std_error, _LEAST_ERROR)
-        sure = stats.t.ppf(1 - ONE_LOOK.threshold / 2, degrees)
-        strict = stats.t.ppf(1 - ONE_LOOK.equal / 2, degrees)
-        room = (size - math.log1p(self.threshold)) / error - sure
-        return float(stats.norm.cdf(min(room, size / error - strict)))
-
-    def wanted_error(self, degrees: float) -> float:
-        """The largest standard error that has the power."""
-        size, z = math.log1p(self.smallest), float(stats.norm.ppf(self.power))
-        sure = float(stats.t.ppf(1 - ONE_LOOK.threshold / 2, degrees))
-        strict = float(stats.t.ppf(1 - ONE_LOOK.equal / 2, degrees))
-        return min((size - math.log1p(self.threshold)) / (sure + z), size / (strict + z))
-
-    def outlook(self, found: SpeedupEstimate, chunks: int, seconds: float) -> PowerReached:
-        """How far a row has come, and how long it must be measured in all."""
-        needed = seconds
-        if found.std_error > _LEAST_ERROR and chunks >= 2:
-            ratio = 1.0
-            for _ in range(8):  # more time brings more degrees, which want less of the error
-                wanted = self.wanted_error(max(1.0, found.degrees * ratio))
-                ratio = max((found.std_error / wanted) ** 2, FEWEST_LOADS / chunks)
-            needed = seconds * ratio
-        return PowerReached(
-            power=self.power,
-            smallest=self.smallest,
-            reached=self.chance(found.std_error, found.degrees),
-            needed_s=needed,
-        )

@@ -43,7 +43,6 @@ _STOPS = {
     "narrow": "Measured until the interval was narrow enough",
     "budget": "Measured until the time budget was spent",
     "rounds": "Measured in as many rounds as were asked for",
-    "power": "Measured until the power that was asked for was reached",
 }
 
 
@@ -150,7 +149,6 @@ def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
     yield from _loads(rows)
     for row_text in _stops(rows):
         yield Note(row_text)
-    yield from _powers(rows)
     if few := [row for row in rows if has_too_few_rounds(row)]:
         yield Note(
             f"{_shapes(few)}. With fewer than {FEWEST_ROUNDS} one disturbance can decide, so there "
@@ -185,18 +183,6 @@ def _loads(rows: Sequence[LatencyRow]) -> Iterator[Note]:
         )
     if dropped := [row for row in rows if row.dropped_rounds]:
         yield Note(f"rounds of {_shapes(dropped)} were dropped.", lead="The clock jumped:")
-
-
-def _powers(rows: Sequence[LatencyRow]) -> Iterator[Note]:
-    for row in rows:
-        if (power := row.power) is not None:
-            yield Note(
-                f"{short_shape(row)}: a slowdown of {power.smallest:.1%} is found in "
-                f"{power.reached:.0%} of sessions like this one, {power.power:.0%} were asked for. "
-                f"By this session's noise that takes {power.needed_s:.0f} s of rounds; "
-                f"{row.seconds or 0.0:.0f} s were measured.",
-                lead="Power:",
-            )
 
 
 def _stops(rows: Sequence[LatencyRow]) -> Iterator[str]:

@@ -109,7 +109,7 @@ def test_what_was_kept_counts_for_the_same_arms_and_options_only(
     assert other.latency[0].baseline.samples_ms != first.latency[0].baseline.samples_ms
     more = compare(arms[0], arms[0], replace(OPTIONS, rounds=7), resume=tmp_path)
     assert more.latency[0].rounds == 7
-    forget(tmp_path, more)
+    forget(tmp_path)
     assert lines(tmp_path) == []
 
 

@@ -48,8 +48,12 @@ from exporter.models.model_folder import find_model
 from tests.raising import raises
 from tests.text_graphs import write_tiny_lm
 from tests.virtual_time import (
+    HELD_OUT,
+    RECORDED,
     BusyMachine,
+    Noise,
     Quiet,
+    Replayed,
     VirtualArm,
     VirtualCell,
     VirtualTime,
@@ -559,3 +563,43 @@ def test_a_measurement_ends_when_all_of_its_time_is_up() -> None:
     free = measured(TimingBudget(), slowdown=1.5)
     assert (late.stopped, free.stopped) == ("budget", "narrow")
     assert 2 <= late.rounds < free.rounds
+
+
+def recorded(seed: int) -> Noise:
+    with np.load(RECORDED, allow_pickle=False) as file:
+        return Replayed(file["2_threads"].astype(np.float64), seed)
+
+
+def generated(seed: int) -> Noise:
+    return BusyMachine(seed)
+
+
+def verdicts_of(make: Callable[[int], Noise], slowdown: float, trials: int) -> Counter[str]:
+    counter: Counter[str] = Counter()
+    for seed in range(trials):
+        clock, arms = virtual_pair(make(seed), slowdown=slowdown, seed=seed, lottery=0.002)
+        (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=60), clocks=clock.clocks)
+        assert row.seconds is not None
+        assert row.seconds < 64
+        counter[row.verdict] += 1
+    return counter
+
+
+@pytest.mark.parametrize("make", [recorded, generated])
+def test_equal_arms_are_hardly_ever_told_apart(make: Callable[[int], Noise]) -> None:
+    result = verdicts_of(make, 1.0, 24)
+    assert result["faster"] + result["slower"] <= 2, result
+
+
+@pytest.mark.parametrize("make", [recorded, generated])
+def test_a_slowdown_of_three_percent_is_found(make: Callable[[int], Noise]) -> None:
+    result = verdicts_of(make, 1.03, 16)
+    assert result["slower"] >= 13, result
+    assert result["faster"] + result["same"] == 0, result
+
+
+def test_six_recordings_of_five_minutes_are_held_out() -> None:
+    with np.load(HELD_OUT, allow_pickle=False) as file:
+        seconds = [file[name].astype(np.float64).sum() / 1000 for name in file.files]
+    assert len(seconds) >= 6
+    assert min(seconds) > 295
