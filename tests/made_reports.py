@@ -337,7 +337,6 @@ def _row(random: np.random.Generator, index: int, samples: int, text: str) -> La
         seconds=20.0,
         settled=index != 2,
         clock="device" if index == 3 else "host",
-        timer_overhead_ns=82.0,
     )  # fmt: skip
 
 

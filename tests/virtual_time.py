@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.timing.subjects import CallProbe, Clocks, Probe, TimedCell
+from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 
 RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"
@@ -32,11 +32,6 @@ class VirtualTime:
 
     def __call__(self) -> int:
         return self.now_ns
-
-    @property
-    def clocks(self) -> Clocks:
-        """This clock, also as its own witness."""
-        return Clocks(now=self, witness=self)
 
 
 @dataclass

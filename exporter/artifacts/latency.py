@@ -171,7 +171,6 @@ class LatencyRow(Record):
     rounds: Annotated[Length, Field(ge=1)]
     builds: Annotated[Length, Field(ge=1)] = 1
     loads: Annotated[Length, Field(ge=1)] = 1
-    dropped_rounds: Count = 0
     baseline: LatencySamples
     candidate: LatencySamples
     references: dict[str, LatencySamples] = Field(default_factory=dict)
@@ -184,11 +183,10 @@ class LatencyRow(Record):
     seconds: float | None = None
     settled: bool | None = None
     clock: Literal["host", "device"] = "host"
-    timer_overhead_ns: float | None = None
     launches: dict[str, str] = Field(default_factory=dict)
     counts: Parts = "tokens"
 
-    _earlier = ignoring("imported", "power")
+    _earlier = ignoring("imported", "power", "dropped_rounds", "timer_overhead_ns")
 
     @property
     def shape_name(self) -> str:

@@ -61,9 +61,7 @@ def trial(
     clock, arms = virtual_pair(
         make(seed), slowdown=slowdown, call_ms=call_ms, seed=seed, lottery=lottery, later=lottery
     )
-    (row,) = measure_rows(
-        arms, [VirtualCell()], TimingBudget(seconds=BUDGET_S), clocks=clock.clocks
-    )
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=BUDGET_S), clock=clock)
     return row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from exporter.artifacts.latency import Shape
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.row import MeasuredRow
 from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between, ratios_between
-from exporter.compare.timing.subjects import Clocks, TimedArm
+from exporter.compare.timing.subjects import Clock, TimedArm
 from exporter.progress import QUIET, Progress
 
 
@@ -117,7 +118,7 @@ class Effort:
     seconds: float = 60.0
     rounds: int | None = None
     reload: bool = True
-    clocks: Clocks | None = None  # what times; None for the machine's own
+    clock: Clock = time.perf_counter_ns
     seed: int = field(default_factory=lambda: secrets.randbits(32))
 
 
@@ -148,7 +149,7 @@ def time_request(
         arms,
         [shape for shape, _ in cells],
         sampling,
-        clocks=effort.clocks,
+        clock=effort.clock,
         enough=None if effort.rounds is not None else enough,
         progress=progress,
     )

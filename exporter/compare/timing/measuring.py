@@ -24,7 +24,7 @@ from exporter.compare.timing.row import (
 )
 from exporter.compare.timing.statistics import CHUNKS, FEWEST_LOADS
 from exporter.compare.timing.subjects import (
-    Clocks,
+    Clock,
     Probe,
     TimedArm,
     TimedCell,
@@ -34,10 +34,8 @@ from exporter.compare.timing.subjects import (
     little_garbage,
     no_garbage_collection,
     one_clock,
-    timer_overhead_ns,
     warm_up,
 )
-from exporter.errors import ComparisonError
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 
@@ -66,13 +64,13 @@ def measure_rows(
     store: Store | None = None,
     paired: int = 2,
     together: bool = True,
-    clocks: Clocks | None = None,
+    clock: Clock = time.perf_counter_ns,
     after_chunk: Callable[[], None] = lambda: None,
     enough: Callable[[Sequence[MeasuredRow]], bool] | None = None,
     progress: Progress = QUIET,
 ) -> list[LatencyRow]:
     """Measures all arms at all cells."""
-    measurement = _Measurement(arms, budget, store, clocks or Clocks(), progress, paired)
+    measurement = _Measurement(arms, budget, store, clock, progress, paired)
     measurement.enough = enough
     measurement.together = together
     what = cells[0] if len(cells) == 1 else counted(len(cells), "shape")
@@ -97,7 +95,7 @@ class _Measurement:
         arms: Mapping[str, TimedArm],
         budget: TimingBudget,
         store: Store | None,
-        clocks: Clocks,
+        clock: Clock,
         progress: Progress,
         paired: int,
     ) -> None:
@@ -107,7 +105,7 @@ class _Measurement:
         self._paired = paired
         self._budget = budget
         self._store = store or Store(None)
-        self._clocks = clocks
+        self._clock = clock
         self._progress = progress
         builds = max(arm.builds for arm in arms.values())
         self._builds = builds if budget.rounds is None else min(builds, budget.rounds)
@@ -139,8 +137,7 @@ class _Measurement:
             if whole and late and all(row.has_estimate for row in rows):
                 for row in rows:
                     row.end("budget")
-        overhead = timer_overhead_ns(self._clocks.now)
-        return [record for row in rows for record in row.records(overhead)]
+        return [record for row in rows for record in row.records()]
 
     def _row(self, cell: TimedCell, reloading: bool) -> MeasuredRow:
         budget = self._budget
@@ -231,12 +228,16 @@ class _Measurement:
         calls = calls_per_visit(warm.call_ms) if like is None else like.calls
         wanted = self._wanted(like, number, warm.call_ms, calls)
         label = f"{row.cell}, part {number + 1}" + ("" if self.together else f", {names[0]}")
-        begin = self._clocks.now()
-        with no_garbage_collection():
-            taken, dropped = self._rounds(
-                Rounds(bound.probes, calls, self._rng, self._clocks), wanted, label
-            )
-        seconds = (self._clocks.now() - begin) / 1e9
+        rounds = Rounds(bound.probes, calls, self._rng, self._clock)
+        begin, taken = self._clock(), list[Times]()
+        with (
+            no_garbage_collection(),
+            self._progress.task(label, total=wanted, unit="rounds of timing") as task,
+        ):
+            for _ in range(wanted):
+                taken.append(rounds.take())
+                task.advance()
+        seconds = (self._clock() - begin) / 1e9
         return Chunk(
             np.array(taken),
             seconds,
@@ -244,7 +245,6 @@ class _Measurement:
             bound.clock,
             planned=self._chunks,
             reloaded=reloading,
-            dropped=dropped,
             launches=launches_of(bound.probes),
         )
 
@@ -273,7 +273,7 @@ class _Measurement:
         if number:  # the model's files, the threads and the processor are warm by then
             part = 0.0 if budget.rounds is not None else budget.seconds / self._chunks
             limits |= {"seconds": min(budget.warmup_seconds, part), "fewest": 1}
-        warmup = warm_up(probes, clock=self._clocks.now, **limits)
+        warmup = warm_up(probes, clock=self._clock, **limits)
         if not warmup.stable and not number:
             self._progress.say(f"{cell}: times had not settled after {warmup.calls} warm-up calls")
         return warmup
@@ -287,25 +287,6 @@ class _Measurement:
             return len(like.times_ms)
         round_ms = call_ms * calls_of_round(len(self._arms), calls)
         return max(1, round(budget.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
-
-    def _rounds(self, rounds: Rounds, wanted: int, label: str) -> tuple[list[Times], int]:
-        taken: list[Times] = []
-        dropped = 0
-        with self._progress.task(label, total=wanted, unit="rounds of timing") as task:
-            while len(taken) < wanted:
-                array = rounds.take()
-                if array is not None:
-                    taken.append(array)
-                    task.advance()
-                    continue
-                dropped += 1
-                if dropped > max(2, wanted):
-                    raise ComparisonError(
-                        f"{label}: the clock jumped in {dropped} rounds, so nothing can be timed.",
-                        "See whether the machine goes to sleep, or its clock source is broken.",
-                        code="clock-jumped",
-                    )
-        return taken, dropped
 
 
 def _chunks(budget: TimingBudget, builds: int) -> int:

@@ -24,7 +24,7 @@ from exporter.compare.timing.statistics import (
     summarize,
     verdict,
 )
-from exporter.compare.timing.subjects import Clocks, Probe, Sample, TimedCell, Watch
+from exporter.compare.timing.subjects import Clock, Probe, Sample, TimedCell
 
 Times = NDArray[np.float64]
 """Milliseconds of one round, ``[arms, 2 * calls, phases]``."""
@@ -40,27 +40,23 @@ class Rounds:
     """
 
     def __init__(
-        self, probes: Sequence[Probe], calls: int, rng: np.random.Generator, clocks: Clocks
+        self, probes: Sequence[Probe], calls: int, rng: np.random.Generator, clock: Clock
     ) -> None:
         self._probes = probes
         self._calls = calls
         self._rng = rng
-        self._clocks = clocks
+        self._clock = clock
 
-    def take(self) -> Times | None:
-        """One round; None where a clock jumped or a time is none, so that it must not count."""
+    def take(self) -> Times:
+        """One round."""
         order = [int(arm) for arm in self._rng.permutation(len(self._probes))]
         taken: list[list[Sample]] = [[] for _ in self._probes]
-        watch = Watch(self._clocks)
         for arm in (*order, *reversed(order)):
             taken[arm].extend(self._visit(self._probes[arm]))
-        times = np.array(taken, np.float64)
-        # A call's longest part is all of it.
-        sound = watch.agrees(float(times.max(axis=-1).sum())) and (times > 0).all()
-        return times if sound and np.isfinite(times).all() else None
+        return np.array(taken, np.float64)
 
     def _visit(self, probe: Probe) -> list[Sample]:
-        clock = self._clocks.now
+        clock = self._clock
         if self._calls > 1:
             probe.sample(clock)
         return [probe.sample(clock) for _ in range(self._calls)]
@@ -81,7 +77,6 @@ class Chunk:
     clock: Literal["host", "device"]
     planned: int
     reloaded: bool
-    dropped: int = 0
     launches: tuple[str, ...] = ()
 
     @property
@@ -120,7 +115,6 @@ def joined(parts: Sequence[Chunk]) -> Chunk:
         times_ms=np.concatenate([part.times_ms for part in parts], axis=1),
         seconds=sum(part.seconds for part in parts),
         settled=all(part.settled for part in parts),
-        dropped=sum(part.dropped for part in parts),
         launches=tuple(ways) if any(ways) else (),
     )
 
@@ -240,9 +234,9 @@ class MeasuredRow:
         joint: NDArray[np.float64] = np.concatenate([chunk.times_ms for chunk in ordered])
         return [joint[:, arm, :, phase] for arm in range(len(self._arms))]
 
-    def records(self, timer_overhead_ns: float) -> list[LatencyRow]:
+    def records(self) -> list[LatencyRow]:
         """What the report says of it, a row for each phase."""
-        return [self._record(phase, timer_overhead_ns) for phase in range(len(self.cell.phases))]
+        return [self._record(phase) for phase in range(len(self.cell.phases))]
 
     def _launches(self) -> dict[str, str]:
         """By arm; where its chunks differ, each way once."""
@@ -250,7 +244,7 @@ class MeasuredRow:
         joined = [" or ".join(sorted(set(way))) for way in ways]
         return dict(zip(self._arms, joined, strict=bool(joined)))
 
-    def _record(self, phase: int, timer_overhead_ns: float) -> LatencyRow:
+    def _record(self, phase: int) -> LatencyRow:
         cell, times = self.cell, self.times(phase)
         summaries = dict(zip(self._arms[2:], map(summarize, times[2:]), strict=True))
         return LatencyRow(
@@ -263,7 +257,6 @@ class MeasuredRow:
             rounds=len(times[0]),
             builds=self._builds,
             loads=self._loads,
-            dropped_rounds=sum(chunk.dropped for chunk in self.chunks),
             baseline=summarize(times[0]),
             candidate=summarize(times[1]),
             references=summaries,
@@ -276,6 +269,5 @@ class MeasuredRow:
             seconds=self.seconds,
             settled=self.chunks[0].settled,
             clock=self.chunks[0].clock,
-            timer_overhead_ns=timer_overhead_ns,
             launches=self._launches(),
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -18,50 +17,6 @@ from exporter.engines.runners.base import BoundCall, Runner
 
 Clock = Callable[[], int]
 """A monotonic clock in nanoseconds."""
-
-_READINGS = 200
-_SLACK_NS = 5_000_000  # two clocks are read one after the other, and not at the same moment
-_SLACK = 0.01
-
-
-def _since_boot() -> int:
-    # Where there is no such clock, nothing tells that the machine slept.
-    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """The clock that times, and another that goes on where the first one may stand still."""
-
-    now: Clock = time.perf_counter_ns
-    witness: Clock = _since_boot
-
-
-class Watch:
-    """Says of a stretch of time whether both clocks saw it alike."""
-
-    def __init__(self, clocks: Clocks) -> None:
-        self._clocks = clocks
-        self._begin = clocks.now(), clocks.witness()
-
-    def agrees(self, timed_ms: float) -> bool:
-        """Whether the clock ran forwards, as far as the witness, and what was timed fits in."""
-        passed = self._clocks.now() - self._begin[0]
-        witnessed = self._clocks.witness() - self._begin[1]
-        slack = _SLACK_NS + _SLACK * max(passed, witnessed)
-        return passed >= 0 and abs(passed - witnessed) <= slack and timed_ms * 1e6 <= passed + slack
-
-
-def timer_overhead_ns(clock: Clock) -> float:
-    """What two readings add to a time; it isn't subtracted: a call takes thousands of times that.
-
-    The median of many pairs of readings with nothing between them.
-    """
-    numbers = []
-    for _ in range(_READINGS):
-        begin = clock()
-        numbers.append(clock() - begin)
-    return float(statistics.median(numbers))
 
 
 @contextlib.contextmanager

@@ -181,8 +181,6 @@ def _loads(rows: Sequence[LatencyRow]) -> Iterator[Note]:
             "they stay loaded; that is in the speedup and not in its interval.",
             lead="Loaded once:",
         )
-    if dropped := [row for row in rows if row.dropped_rounds]:
-        yield Note(f"rounds of {_shapes(dropped)} were dropped.", lead="The clock jumped:")
 
 
 def _stops(rows: Sequence[LatencyRow]) -> Iterator[str]:
@@ -200,9 +198,6 @@ def _clock(rows: Sequence[LatencyRow]) -> Iterator[Note]:
         text = ways[0][1] if alike else "; ".join(f"{arm}: {way}" for arm, way in ways if way)
         result = [row for row in rows if tuple(row.launches.items()) == ways]
         yield Note(f"{_shapes(result)}.", lead=f"Launched as {text}:")
-    overheads = [row.timer_overhead_ns for row in rows if row.timer_overhead_ns is not None]
-    if overheads:
-        yield Note(f"Reading the timer takes {significant(max(overheads), 2)} ns at most.")
 
 
 def _shapes(rows: Sequence[LatencyRow]) -> str:

@@ -119,7 +119,7 @@ class VirtualBench:
         self.open -= 2
 
     def effort(self, **changes: Any) -> Effort:
-        return Effort(**{"seconds": 60.0, "clocks": self.time.clocks, "seed": 0, **changes})
+        return Effort(**{"seconds": 60.0, "clock": self.time, "seed": 0, **changes})
 
 
 def measured(cost_runner: VirtualBench, **changes: Any) -> CostTable:

@@ -161,8 +161,8 @@ def test_another_runtime_does_not_run_three_graphs(models: Path, kind: str) -> N
 
 USED = {
     "provider", "threads", "prefill_lengths", "decode_past_lengths", "batches", "rounds",
-    "eval_text", "eval_tokens", "timing.time_budget_s", "timing.threshold", "timing.generate", "timing.on_disturbance",
-    "timing.reload",
+    "eval_text", "eval_tokens", "timing.time_budget_s", "timing.threshold",
+    "timing.generate", "timing.on_disturbance", "timing.reload",
 }  # fmt: skip
 """What a comparison of encoder-decoders heeds."""
 REFUSED: dict[str, Any] = {

@@ -6,7 +6,7 @@ import gc
 import importlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,13 +30,10 @@ from exporter.compare.timing.statistics import (
 )
 from exporter.compare.timing.subjects import (
     CallProbe,
-    Clocks,
     RunnerArm,
-    Watch,
     little_garbage,
     no_garbage_collection,
     one_clock,
-    timer_overhead_ns,
     warm_up,
 )
 from exporter.engines.inputs import has_cache, make_inputs, random_tokens
@@ -91,7 +88,7 @@ class FakeClock(VirtualTime):
 
 
 def take(clock: FakeClock, probes: list[CallProbe], calls: int, rounds: int) -> list[Any]:
-    taker = Rounds(probes, calls, np.random.default_rng(0), clock.clocks)
+    taker = Rounds(probes, calls, np.random.default_rng(0), clock)
     return [taker.take() for _ in range(rounds)]
 
 
@@ -173,7 +170,7 @@ def test_garbage_collection_is_off_in_the_block_and_on_again() -> None:
 def measured(sampling: TimingBudget, **kind: Any) -> LatencyRow:
     noise = kind.pop("noise", Quiet())
     time, arms = virtual_pair(noise, **kind)
-    (row,) = measure_rows(arms, [VirtualCell()], sampling, clocks=time.clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], sampling, clock=time)
     return row
 
 
@@ -228,7 +225,7 @@ def test_several_builds_share_the_rounds_that_were_asked_for(rounds: int, builds
     time = VirtualTime()
     arms = {"baseline": VirtualArm(time, 20.0, Quiet()), "candidate": Builds(time, 20.0, Quiet())}
     arms["candidate"].builds = builds
-    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=rounds), clocks=time.clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=rounds), clock=time)
     assert (row.rounds, row.builds, row.loads) == (rounds, min(builds, rounds), 1)
     by_build = np.array_split(as_rounds(row.candidate, rounds), row.builds)
     for times, expected in zip(by_build, [20.0, 22.0, 20.0], strict=False):
@@ -257,7 +254,7 @@ def test_arms_are_loaded_in_turns_the_other_way_round() -> None:
     def look() -> None:
         seen.append(arms["baseline"].loads[0] is arms["baseline"])
 
-    measure_rows(arms, [VirtualCell()], TimingBudget(), clocks=time.clocks, after_chunk=look)
+    measure_rows(arms, [VirtualCell()], TimingBudget(), clock=time, after_chunk=look)
     assert seen == [True, False] * 3
 
 
@@ -282,7 +279,7 @@ def test_arms_that_stay_loaded_are_bound_and_warmed_up_once(reload: bool, bound:
     time = VirtualTime()
     arms = {name: CountingArm(time, 100.0, Quiet()) for name in ("baseline", "candidate")}
     budget = TimingBudget(rounds=6, reload=reload)
-    measure_rows(arms, [VirtualCell()], budget, clocks=time.clocks)
+    measure_rows(arms, [VirtualCell()], budget, clock=time)
     assert [arm.bound for arm in arms.values()] == [bound, bound]
     warm_up_calls = 3
     if not reload:
@@ -295,7 +292,7 @@ def test_what_is_bound_is_let_go_of_for_another_cell(together: bool) -> None:
     arms = {name: CountingArm(time, 100.0, Quiet()) for name in ("baseline", "candidate")}
     cells = [VirtualCell(), replace(VirtualCell(), sequence_length=7)]
     budget = TimingBudget(rounds=6, reload=False)
-    measure_rows(arms, cells, budget, clocks=time.clocks, together=together)
+    measure_rows(arms, cells, budget, clock=time, together=together)
     assert [arm.bound for arm in arms.values()] == [12, 12]
 
 
@@ -314,7 +311,7 @@ def test_builds_take_turns_and_their_rounds_stand_together() -> None:
         "baseline": VirtualArm(time, 20.0, Quiet()),
         "candidate": Builds(time, 20.0, Quiet()),
     }
-    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=9), clocks=time.clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=9), clock=time)
     assert (row.builds, row.loads, row.stopped) == (3, 1, "budget")
     candidate = as_rounds(row.candidate, row.rounds)
     by_build = candidate.reshape(3, -1)
@@ -326,7 +323,7 @@ def test_builds_take_turns_and_their_rounds_stand_together() -> None:
 def test_references_are_timed_in_the_same_rounds() -> None:
     time, arms = virtual_pair(Quiet(), slowdown=0.5, call_ms=30)
     arms["torch"] = VirtualArm(time, 60.0, Quiet())
-    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=6), clocks=time.clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=6), clock=time)
     assert row.references["torch"].median_ms == 60.0
     assert len(row.references["torch"].samples_ms) == len(row.baseline.samples_ms) == 12
 
@@ -359,50 +356,6 @@ def test_looks_spend_no_more_than_one_look_might() -> None:
         assert all(item.equal > 0 for item in spent)
 
 
-class Jumping:
-    """A clock that goes wrong at some readings."""
-
-    def __init__(self, time: VirtualTime, jump_ns: int, every: int) -> None:
-        self._time, self._jump_ns, self._every, self._read = time, jump_ns, every, 0
-
-    def __call__(self) -> int:
-        self._read += 1
-        return self._time.now_ns + (self._jump_ns if self._read % self._every == 0 else 0)
-
-
-@pytest.mark.parametrize("jump_ns", [-(10**9), 10**10])
-def test_rounds_in_which_the_clock_jumps_are_dropped_and_counted(jump_ns: int) -> None:
-    time, arms = virtual_pair(Quiet(), slowdown=1.2)
-    clocks = Clocks(now=Jumping(time, jump_ns, every=41), witness=time)
-    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=96), clocks=clocks)
-    assert 5 <= row.dropped_rounds <= 45
-    assert row.rounds == 96
-    assert set(row.baseline.samples_ms) == {29.0}
-
-
-def test_a_clock_that_always_jumps_is_refused() -> None:
-    time, arms = virtual_pair(Quiet())
-    clocks = Clocks(now=Jumping(time, -(10**9), every=2), witness=time)
-    with raises(ComparisonError, "clock-jumped") as caught:
-        measure_rows(arms, [VirtualCell()], SHORT, clocks=clocks)
-    assert "clock source" in caught.value.hint
-
-
-def test_sleep_is_seen_by_the_witness() -> None:
-    now, witness = VirtualTime(), VirtualTime()
-    watch = Watch(Clocks(now=now, witness=witness))
-    now.now_ns = witness.now_ns = 10**8
-    assert watch.agrees(90.0)
-    assert not watch.agrees(200.0)
-    witness.now_ns += 10**9
-    assert not watch.agrees(90.0)
-
-
-def test_the_timer_s_own_cost_is_measured() -> None:
-    readings: Iterator[int] = iter(range(0, 100_000, 40))
-    assert timer_overhead_ns(lambda: next(readings)) == 40.0
-
-
 class Kept:
     """A store that may be cut short."""
 
@@ -419,7 +372,7 @@ class Kept:
 def test_what_was_kept_is_not_timed_again() -> None:
     memory = Kept()
     time, arms = virtual_pair(BusyMachine(3))
-    options: dict[str, Any] = {"store": memory, "clocks": time.clocks}
+    options: dict[str, Any] = {"store": memory, "clock": time}
     first = measure_rows(arms, [VirtualCell()], TimingBudget(), **options)
     spent = time.now_ns
     assert measure_rows(arms, [VirtualCell()], TimingBudget(), **options) == first
@@ -436,7 +389,7 @@ def test_what_was_kept_is_not_timed_again() -> None:
 def test_a_row_that_goes_on_loads_its_arms_as_it_began(reload: bool) -> None:
     memory = Kept()
     time, arms = virtual_pair(BusyMachine(3))
-    options: dict[str, Any] = {"store": memory, "clocks": time.clocks}
+    options: dict[str, Any] = {"store": memory, "clock": time}
     begun = TimingBudget(rounds=32, reload=reload)
     (first,) = measure_rows(arms, [VirtualCell()], begun, **options)
     for number in list(memory.chunks)[3:]:
@@ -464,8 +417,6 @@ def test_a_real_row_with_a_candidate_of_fewer_caches(tmp_path: Path, shape: Shap
     assert (row.rounds, row.loads, row.clock) == (6, 6, "host")
     assert len(row.baseline.samples_ms) == len(row.candidate.samples_ms)
     assert min(row.baseline.samples_ms) > 0
-    assert row.timer_overhead_ns is not None
-    assert 0 < row.timer_overhead_ns < 1e6
 
 
 def test_inputs_have_positions_after_the_cache_and_a_full_mask(tmp_path: Path) -> None:
@@ -547,14 +498,14 @@ def test_rows_end_together_when_someone_has_enough() -> None:
         return len(result) == 3
 
     sampling = TimingBudget(seconds=60, reload=False)
-    rows = measure_rows(arms, cells, sampling, clocks=time.clocks, enough=enough)
+    rows = measure_rows(arms, cells, sampling, clock=time, enough=enough)
     assert result == [[1, 1], [2, 2], [3, 3]]
     assert [row.stopped for row in rows] == ["narrow", "narrow"]
     # Nobody has: the time is used up, however clear the difference is.
     time, arms = virtual_pair(Quiet(), slowdown=0.8)
-    never = measure_rows(arms, cells[:1], sampling, clocks=time.clocks, enough=lambda _: False)
+    never = measure_rows(arms, cells[:1], sampling, clock=time, enough=lambda _: False)
     assert never[0].rounds > 2 * rows[0].rounds
-    alone = measure_rows(arms, cells[:1], sampling, clocks=time.clocks)
+    alone = measure_rows(arms, cells[:1], sampling, clock=time)
     assert alone[0].rounds < never[0].rounds
 
 
@@ -578,7 +529,7 @@ def verdicts_of(make: Callable[[int], Noise], slowdown: float, trials: int) -> C
     counter: Counter[str] = Counter()
     for seed in range(trials):
         clock, arms = virtual_pair(make(seed), slowdown=slowdown, seed=seed, lottery=0.002)
-        (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=60), clocks=clock.clocks)
+        (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=60), clock=clock)
         assert row.seconds is not None
         assert row.seconds < 64
         counter[row.verdict] += 1
