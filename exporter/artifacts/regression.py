@@ -84,7 +84,8 @@ class Check(Record):
     verdict: CheckVerdict
     reason: str
     reported_ci95: tuple[float, float] | None = None
-    remeasured: list[CheckVerdict] = Field(default_factory=list)
+
+    _earlier = ignoring("remeasured")
 
 
 class Drift(Record):

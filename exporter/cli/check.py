@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,13 +11,8 @@ from exporter.artifacts import CheckReport, ComparisonReport
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_command, echo_json
 from exporter.cli.results import print_rows
-from exporter.compare.kinds import ArmName
-from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
-from exporter.errors import RegressionError, UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
-from exporter.gate.keys import difference_words, differences, key_of
 from exporter.gate.request import VERDICTS, CheckRequest
-from exporter.models.model_folder import holds_stacks
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
 from exporter.report.checks import check_grid, conclusion, model_lines, reasons
@@ -76,7 +70,7 @@ def check(call: CheckCall, progress: ConsoleProgress) -> int:
     _refuse_outputs(call)
     commit = call.request.commit or os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
     request = replace(call.request, commit=commit)
-    result, measured = run_check(request, lambda report: remeasuring(report, request, progress))
+    result, measured = run_check(request)
     _write_outputs(call, result, measured)
     if progress.as_json:
         echo_json(result.to_json())
@@ -141,102 +135,3 @@ def _tell_github(report: CheckReport, *, fails: bool, on_stderr: bool) -> None:
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(summary(report))
-
-
-_ARMS = ("baseline", "candidate")
-_FEW_TOKENS = 16  # the answers aren't in doubt, only the times
-_NO_ANSWERS = QualityOptions(agreement_prompts=0, answer_tokens=0)
-_MOST_POSITIONS, _MOST_ROUNDS_OF_THEM = 1 << 20, 1 << 30  # of one call, and of one row
-_MOST_ROWS, _FEW_ROUNDS = 60, 256  # of all rows; more than few end with the time budget of a row
-_MOST_THREADS = 4  # of each core
-
-
-def remeasuring(
-    report: ComparisonReport, request: CheckRequest, progress: ConsoleProgress
-) -> Callable[[], ComparisonReport]:
-    """What times the caller's models again, as the report's numbers say.
-
-    Nothing that the report names is run or opened: it may come from a stranger.
-    """
-    from exporter.compare.session import compare
-
-    if request.models is None:
-        raise UsageError("There is nothing to measure again.", "Name both models by --models.")
-    baseline, candidate = request.models
-    options = _as_measured(report, in_stacks=holds_stacks(ArmName.of(baseline).path))
-    if request.eval_text is not None:
-        options = replace(options, eval_text=request.eval_text)
-
-    def measure() -> ComparisonReport:
-        progress.say("check: a regression; measuring again")
-        again = compare(baseline, candidate, options, progress=progress)
-        _refuse_others(report, again)
-        return again
-
-    return measure
-
-
-def _as_measured(report: ComparisonReport, *, in_stacks: bool) -> CompareOptions:
-    """The settings that the numbers of a report give; ``in_stacks``: of an encoder-decoder."""
-    rows, machine = report.latency, report.environment
-    positions = max(
-        row.batch * (row.past_length + row.sequence_length + row.new_tokens) for row in rows
-    )
-    whole = ("encode",) if in_stacks else ("encode", "prefill")
-    lengths = {row.sequence_length for row in rows if row.phase in whole and row.counts == "tokens"}
-    pasts = {row.past_length for row in rows if row.phase == "decode"}
-    heard = in_stacks and any(row.counts != "tokens" for row in rows)
-    generations = {
-        (1 if heard else row.sequence_length, row.new_tokens)
-        for row in rows
-        if row.phase == "generate"
-    }
-    batches, rounds = sorted({row.batch for row in rows}), max(row.rounds for row in rows)
-    again = len(batches) * (len(lengths) + len(pasts) + len(generations))
-    cores = os.cpu_count() or 1
-    for number, most, what in (
-        (positions, _MOST_POSITIONS, "positions in a call"),
-        (positions * rounds, _MOST_ROUNDS_OF_THEM, "positions in all rounds of a call"),
-        (len(rows), _MOST_ROWS, "rows"),
-        (again, len(rows), "rows by its batches and lengths, more than it has"),
-        (machine.threads, _MOST_THREADS * cores, f"threads, for {cores} cores"),
-    ):
-        if number > most:
-            raise UsageError(
-                f"The report has {number:,} {what}; at most {most:,} are measured again.",
-                "Leave --confirm out.",
-                code="too-large-to-confirm",
-            )
-    return CompareOptions(
-        provider="cuda" if report.arms.candidate.provider.startswith("CUDA") else "cpu",
-        threads=machine.threads,
-        prefill_lengths=tuple(sorted(lengths)) if lengths or (pasts and not in_stacks) else None,
-        decode_past_lengths=tuple(sorted(pasts)),
-        batches=tuple(batches),
-        rounds=rounds if rounds * again <= _FEW_ROUNDS else None,
-        eval_tokens=_FEW_TOKENS,
-        quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer
-        timing=TimingOptions(
-            generate=tuple(sorted(generations)),
-            reload=any(row.loads > 1 for row in rows),
-        ),
-    )
-
-
-def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
-    """Only the same files, run in the same way, can confirm anything."""
-    for name in _ARMS:
-        before, after = getattr(report.arms, name), getattr(again.arms, name)
-        if before.sha256 != after.sha256:
-            raise RegressionError(
-                f"{before.path} is not the file that the report was made from.",
-                "Compare again; a regression can only be confirmed on the same files.",
-                code="other-files",
-            )
-    result = [one for one in differences(key_of(report), key_of(again)) if one.field != "text"]
-    if result:
-        raise RegressionError(
-            "The second measurement ran under other conditions than the report's: "
-            f"{difference_words(result)}.",
-            "Measure with depthcut compare on the machine that checks, or leave --confirm out.",
-        )

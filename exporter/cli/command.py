@@ -210,6 +210,7 @@ _TRTEXEC = "trtexec for such an engine"
 _LONG = "eval_sequence_length in a --config file, or --tasks with lm-eval's tasks, such as ruler"
 _PROBES = "--tasks with --task-data; samples/07_ci/probes.py writes the four as such tasks"
 _VISIBLE = "CUDA_VISIBLE_DEVICES, which names the GPU to all programs"
+_AGAIN = "depthcut compare again, and check its report"
 REMOVED = {
     "export --search-seconds": "--search greedy",
     "plan --search-seconds": "--search greedy",
@@ -243,6 +244,9 @@ REMOVED = {
     "check --max-scratch-increase": "--max-memory-increase",
     "check --max-weight-read-increase": "--max-size-increase",
     "check --max-probe-drop": "--max-task-drop, which limits the tasks of a comparison",
+    "check --confirm": _AGAIN,
+    "check --models": _AGAIN,
+    "check --eval-text": _AGAIN,
     "check --page": "--comment, or --github's summary",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
     "build --device": _VISIBLE,

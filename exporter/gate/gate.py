@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from exporter.artifacts import (
     FEWEST_ROUNDS,
     Check,
     CheckReport,
-    CheckVerdict,
     ComparisonReport,
     Drift,
     JudgedModels,
@@ -35,7 +34,7 @@ from exporter.gate.limits import (
 )
 from exporter.gate.quality import accuracy_checks
 from exporter.gate.sanity import refuse_unsound
-from exporter.report.checks import VERDICT_WORDS, interval_words
+from exporter.report.checks import interval_words
 from exporter.report.words import short_shape
 
 _TOO_FEW = "Too few rounds for a verdict."
@@ -338,41 +337,6 @@ def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: b
         text = ", ".join(f"{subject} {words}" for subject, words in narrower.items())
         notes.append(_WIDER.format(text))
     return notes
-
-
-def confirmed(
-    found: CheckReport,
-    again: Callable[[], CheckReport],
-    *,
-    measurements: int,  # how often at most. A regression must be one in all of them
-) -> CheckReport:
-    """Measures again before a regression of time is believed."""
-    checks = list(found.checks)
-    for _ in range(measurements):
-        if not any(map(_suspect, checks)):
-            break
-        seen: dict[tuple[str, str], CheckVerdict] = {
-            (one.quantity, one.subject): one.verdict for one in again().checks
-        }
-        checks = [_told_again(one, seen) if _suspect(one) else one for one in checks]
-    verdict = overall([one.verdict for one in checks])
-    return found.model_copy(update={"checks": checks, "verdict": verdict})
-
-
-def is_in_doubt(found: CheckReport) -> bool:
-    """Whether there is a regression that another measurement may not show."""
-    return any(map(_suspect, found.checks))
-
-
-def _suspect(one: Check) -> bool:
-    return one.verdict == "regressed" and one.quantity in ("time", "speedup")
-
-
-def _told_again(one: Check, seen: Mapping[tuple[str, str], CheckVerdict]) -> Check:
-    verdict = seen.get((one.quantity, one.subject), "inconclusive")
-    names = [*one.remeasured, verdict]
-    reason = f"Measured again: {', '.join(VERDICT_WORDS[word] for word in names)}."
-    return one.model_copy(update={"verdict": verdict, "remeasured": names, "reason": reason})
 
 
 def _limits(baseline: ComparisonReport | None, limits: Limits) -> Limits:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
-from exporter.errors import RegressionError, UsageError
+from exporter.errors import RegressionError
 from exporter.gate.gate import (
     BaselineMatch,
     History,
     check,
-    confirmed,
-    is_in_doubt,
     judged_models,
 )
 from exporter.gate.history import (
@@ -31,13 +29,10 @@ from exporter.gate.history import (
 from exporter.gate.keys import FIELDS, key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.gate.sanity import refuse_unsound
-from exporter.option_types import Arm, InputFile, OutputPath, Whole, one_of
-from exporter.options import Options, Rule, argument, dataclass, only_with, option, part
+from exporter.option_types import InputFile, OutputPath, one_of
+from exporter.options import Options, argument, dataclass, only_with, option, part
 
 VERDICTS = "Baselines and verdicts"
-
-Remeasure = Callable[[], ComparisonReport]
-"""Times the caller's models once more, as a report's numbers say."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +58,6 @@ class CheckRequest(Options):
         "Make the report the baseline for its conditions, whatever the verdict; exit code 0.",
         section=VERDICTS,
     )
-    confirm: Whole = option(
-        0,
-        "Repeat the measurement of --models up to N times before reporting a slowdown.",
-        section=VERDICTS,
-    )
-    models: tuple[Arm, Arm] | None = option(
-        None,
-        "The models that --confirm measures: those that the report is about. Its own paths and "
-        "command are not used.",
-        metavar="BASELINE CANDIDATE",
-        section=VERDICTS,
-    )
-    eval_text: str | None = option(
-        None,
-        "What the models of --confirm read, where it is no text: a folder of images or recordings.",
-        metavar="SOURCE",
-        section=VERDICTS,
-        rare=True,
-    )
     history: OutputPath | None = option(
         None,
         "JSON-lines file: the result is appended, and the file is checked for slow drift.",
@@ -98,18 +74,10 @@ class CheckRequest(Options):
     rules = (
         only_with("update_baseline", "baseline", hint="Name it with {1}."),
         only_with("allow", "baseline", hint="Name it with {1}."),
-        Rule(
-            ("confirm", "models"),
-            lambda request: request.confirm > 0 and request.models is None,
-            "{0} needs {1}: nothing that a report names is run or opened.",
-            "Name both models: {1} BASELINE CANDIDATE.",
-        ),
     )
 
 
-def run_check(
-    request: CheckRequest, remeasure: Callable[[ComparisonReport], Remeasure] | None = None
-) -> tuple[CheckReport, ComparisonReport]:
+def run_check(request: CheckRequest) -> tuple[CheckReport, ComparisonReport]:
     """Checks a report, then appends to the history and renews the baseline, where asked."""
     report = ComparisonReport.read(request.report)
     refuse_unsound(report, str(request.report))
@@ -121,7 +89,6 @@ def run_check(
         result = check(
             report, request.limits, baseline=baseline, history=history, name=str(request.report)
         )
-        result = _confirm(request, report, baseline, history, result, remeasure)
     if request.history is not None:
         _remember(request.history, entry_of(report, result, commit=request.commit))
     if request.update_baseline:
@@ -205,38 +172,6 @@ def _first(report: ComparisonReport) -> CheckReport:
         key=key_of(report),
         checks=[],
         notes=["There was no earlier report of this key; nothing was checked."],
-    )
-
-
-def _confirm(
-    request: CheckRequest,
-    report: ComparisonReport,
-    baseline: BaselineMatch | None,
-    history: History,
-    value: CheckReport,
-    remeasure: Callable[[ComparisonReport], Remeasure] | None,
-) -> CheckReport:
-    if not request.confirm or not is_in_doubt(value):
-        return value
-    if remeasure is None:
-        raise UsageError("There is nothing to measure again with.")
-    measure = remeasure(report)
-    limits = _time_only(request.limits, baseline)
-
-    def again() -> CheckReport:
-        return check(
-            measure(), limits, baseline=baseline, history=history, name="the new measurement"
-        )
-
-    return confirmed(value, again, measurements=request.confirm)
-
-
-def _time_only(limits: Limits, baseline: BaselineMatch | None) -> Limits:
-    slowdown = limits.max_slowdown
-    if limits.empty and baseline is not None:
-        slowdown = AGAINST_BASELINE.max_slowdown
-    return Limits(
-        max_slowdown=slowdown, min_speedup=limits.min_speedup, noise_floor=limits.noise_floor
     )
 
 

@@ -7,13 +7,10 @@
 # from run to run: baselines and the history. OUT takes what the CI system shows.
 # MIN_SPEEDUP and MAX_PERPLEXITY_INCREASE are limits against the unpruned model, MAX_SLOWDOWN and
 # MAX_PERPLEXITY_GROWTH against the last accepted run. With ACCEPT=1 a run that passes becomes the
-# baseline of its key. BASELINE and CANDIDATE are the models, by default the folders of these names
-# beside the report: a regression of time is measured on them again, CONFIRM times at most.
+# baseline of its key.
 # Exit code: 0 passed, 1 regression, 2 error, 3 inconclusive.
 set -u
 report=$1 kept=$2 out=$3
-built=$(dirname "$report")
-baseline=${BASELINE:-$built/baseline} candidate=${CANDIDATE:-$built/candidate}
 mkdir -p "$kept" "$out"
 # What an earlier call left must not be shown as this one's.
 rm -f "$out/comment.md"
@@ -23,7 +20,7 @@ done
 
 depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
   --max-perplexity-increase "${MAX_PERPLEXITY_INCREASE:-10%}" \
-  --confirm "${CONFIRM:-1}" --models "$baseline" "$candidate" --junit "$out/limits.xml" --comment "$out/limits.md" \
+  --junit "$out/limits.xml" --comment "$out/limits.md" \
   --github-benchmark "$out/github-benchmark"
 code=$?
 against=0
@@ -33,7 +30,6 @@ if [ -f "$kept/baseline.json" ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" \
     --max-slowdown "${MAX_SLOWDOWN:-3%}" --max-size-increase 1% --max-memory-increase 1% \
     --max-perplexity-increase "${MAX_PERPLEXITY_GROWTH:-1%}" \
-    --confirm "${CONFIRM:-1}" --models "$baseline" "$candidate" \
     --history "$kept/history.jsonl" --junit "$out/baseline.xml" \
     --comment "$out/baseline.md"
   against=$?

@@ -27,7 +27,7 @@ def gate(
 ) -> int:  # fmt: skip
     changes = {"accuracy": WORSE_BY_5, **changes}
     report = gate_report([row], **changes).write(folder / "report.json")
-    settings = {"ACCEPT": str(int(accept)), "CONFIRM": "0", **(env or {})}
+    settings = {"ACCEPT": str(int(accept)), **(env or {})}
     folders = (folder / "kept", folder / "results")
     done = run_sample(folder, "07_ci/gate.sh", report, *folders, **settings)
     assert "Traceback" not in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="Maximum time of one comparison.",
     )
-    group.addoption(
-        "--depthcut-confirm",
-        type=int,
-        metavar="N",
-        help="Repeat the measurement up to N times before reporting a slowdown; default: 1.",
-    )
     parser.addini("depthcut_inconclusive", "fail, skip or warn", default="fail")
     parser.addini("depthcut_time_budget", "seconds that one comparison may measure", default="")
-    parser.addini("depthcut_confirm", "measurements before a regression is believed", default="1")
 
 
 @pytest.fixture
@@ -84,7 +77,6 @@ class Depthcut:
                     f"depthcut_inconclusive is {self.inconclusive!r}, not one of {_WAYS}"
                 )
             self.time_budget = float(self._setting("time_budget") or 0)
-            self.confirm = int(self._setting("confirm"))
         except ValueError as error:
             raise pytest.UsageError(f"depthcut: {error}") from None
 
@@ -96,13 +88,7 @@ class Depthcut:
         self, baseline: str | Path, candidate: str | Path, **options: Any
     ) -> AssertableComparison:
         """Measures a candidate against its unpruned model, once a session for equal arguments."""
-
-        def measure() -> ComparisonReport:
-            from exporter.compare.session import compare
-
-            budget = {"time_budget": self.time_budget} if self.time_budget else {}
-            with _printable_errors():
-                return compare(baseline, candidate, _compare_options({**budget, **options}))
+        from exporter.compare.session import compare
 
         cache = self.item.config.stash.setdefault(_CACHE, {})
         key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))
@@ -111,15 +97,17 @@ class Depthcut:
             if workers > 1:
                 text = f"depthcut measures while {workers} workers of pytest-xdist run: use -n 0."
                 warnings.warn(text, DepthcutWarning, stacklevel=2)
-            cache[key] = measure()
-        return AssertableComparison(self, cache[key], measure)
+            budget = {"time_budget": self.time_budget} if self.time_budget else {}
+            with _printable_errors():
+                cache[key] = compare(baseline, candidate, _compare_options({**budget, **options}))
+        return AssertableComparison(self, cache[key])
 
     def report(self, path: str | Path) -> AssertableComparison:
         """Reads a report that was measured before; nothing is measured again."""
         from exporter.artifacts import ComparisonReport
 
         with _printable_errors():
-            return AssertableComparison(self, ComparisonReport.read(Path(path)), None)
+            return AssertableComparison(self, ComparisonReport.read(Path(path)))
 
 
 def _compare_options(given: dict[str, Any]) -> CompareOptions:
@@ -144,12 +132,10 @@ class AssertableComparison:
         self,
         fixture: Depthcut,
         report: ComparisonReport,
-        measure: Callable[[], ComparisonReport] | None,
         accepted: BaselineMatch | None = None,
     ) -> None:
         self.report = report
         self._fixture = fixture
-        self._measure = measure
         self._accepted = accepted
 
     def against(self, baseline: str | Path, *, allow: tuple[str, ...] = ()) -> AssertableComparison:
@@ -160,7 +146,7 @@ class AssertableComparison:
         with _printable_errors():
             baselines = read_baselines(Path(baseline))
             accepted = BaselineMatch(*find_baseline(self.report, baselines, allow))
-        return AssertableComparison(self._fixture, self.report, self._measure, accepted)
+        return AssertableComparison(self._fixture, self.report, accepted)
 
     def assert_not_slower(self, max_slowdown: str | float = "0%") -> None:
         """No shape takes more time, by more than this share, than on the unpruned model."""
@@ -204,20 +190,14 @@ class AssertableComparison:
 
     def _assert(self, **limits: str | float) -> None:
         __tracebackhide__ = True
-        from exporter.gate.gate import check, confirmed
+        from exporter.gate.gate import check
         from exporter.gate.limits import Limits
         from exporter.printable import printable_line
         from exporter.report.checks import VERDICT_WORDS, change_words, check_name
 
-        chosen, measure = Limits(**limits), self._measure  # type: ignore[arg-type]
+        chosen = Limits(**limits)  # type: ignore[arg-type]
         with _printable_errors():
             result = check(self.report, chosen, baseline=self._accepted)
-        if measure is not None:
-            result = confirmed(
-                result,
-                lambda: check(measure(), chosen, baseline=self._accepted),
-                measurements=self._fixture.confirm,
-            )
         for one in result.checks:  # properties of the test, which JUnit XML shows
             words = f"{change_words(one)}: {VERDICT_WORDS[one.verdict]}"
             self._fixture.item.user_properties.append(

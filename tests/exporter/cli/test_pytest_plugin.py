@@ -203,7 +203,7 @@ def test_results_are_properties_in_junit(inner: Inner) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "ini"),
-    [((), "depthcut_inconclusive = maybe"), ((), "depthcut_confirm = often")],
+    [((), "depthcut_inconclusive = maybe"), ((), "depthcut_time_budget = long")],
 )
 def test_settings_that_make_no_sense_are_told(
     inner: Inner, arguments: tuple[str, ...], ini: str
@@ -249,36 +249,6 @@ assert depthcut.compare("base", "cand", threads=1, prefill=(8,)).report is compa
 (first, second, options), = count
 assert (first, second, options.threads, options.prefill_lengths) == ("base", "cand", 1, (8,))
 depthcut.compare("base", "cand", threads=2)
-assert len(count) == 2
-"""
-    models.run(body).assert_outcomes(passed=1)
-
-
-@pytest.mark.parametrize("times", [0, 2])
-def test_a_regression_is_measured_again_before_it_fails(models: Inner, times: int) -> None:
-    models.report(SLOW)
-    body = f"""
-count = request.getfixturevalue("count")
-try:
-    depthcut.compare("base", "cand").assert_speedup(1.2)
-finally:
-    assert len(count) == 1 + {times}
-"""
-    result = models.run(body, f"--depthcut-confirm={times}")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*speedup * at least 1.200x: regression*"])
-    result.stdout.no_fnmatch_line("*AssertionError*")
-
-
-def test_a_regression_that_is_gone_is_none(models: Inner) -> None:
-    models.report(SLOW)
-    fast = gate_report([gate_row()]).to_json()
-    (models.path / "fast.json").write_text(fast)
-    body = """
-count = request.getfixturevalue("count")
-comparison = depthcut.compare("base", "cand")
-__import__("shutil").copy("fast.json", "report.json")
-comparison.assert_speedup(1.2)
 assert len(count) == 2
 """
     models.run(body).assert_outcomes(passed=1)

@@ -85,23 +85,6 @@ def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sum("disturbed" in line for line in heard.lines) == 1
 
 
-def test_a_regression_is_measured_again(models: Path) -> None:
-    from exporter.cli.check import remeasuring
-    from exporter.cli.console import ConsoleProgress
-    from exporter.gate.request import CheckRequest
-
-    report = compared(models)
-    request = CheckRequest(
-        models / "report.json",
-        confirm=1,
-        models=(str(models / "whole"), str(models / "least")),
-        eval_text=str(models / "sources.txt"),
-    )
-    again = remeasuring(report, request, ConsoleProgress())()
-    assert [row.shape_name for row in again.latency] == [row.shape_name for row in report.latency]
-    assert again.latency[0].baseline.samples_ms != report.latency[0].baseline.samples_ms
-
-
 def test_the_report_of_a_cut_tells_the_size_of_what_was_written(models: Path) -> None:
     arms = compared(models).arms
     report = json.loads((models / "least.json").read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,14 @@ import pytest
 import exporter.cli as command_line
 from exporter.artifacts import (
     CheckReport,
-    ComparisonReport,
 )
-from exporter.compare.options import CompareOptions
-from exporter.errors import OptionError, RegressionError, UsageError
+from exporter.errors import UsageError
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.history import append, entry_of, read_baselines
 from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
-from exporter.options import value_at
 from exporter.report.checks import model_lines
-from tests.made_reports import arms_of, gate_arm, gate_report, gate_row
+from tests.made_reports import arms_of, gate_report, gate_row
 from tests.raising import ends_in
 from tests.reading import in_file
 
@@ -272,179 +268,3 @@ def test_on_github_the_step_has_annotations_and_a_summary(
     assert summary.read_text().startswith("before\n## depthcut check")
     assert run(tmp_path, SLOW, "--baseline", baseline, *TIME, "--no-github") == 1
     assert "::error" not in capsys.readouterr().out
-
-
-# Measuring again.
-
-COMMAND = ["depthcut", "compare", "base", "cand", "-o", "out", "--prefill", "7", "--threads", "1"]
-CONFIRM = ("--models", "base", "cand", "--confirm")
-
-
-@pytest.fixture
-def measured(tmp_path: Path) -> Path:
-    """A report with a regression."""
-    return gate_report([SLOW], command=COMMAND).write(tmp_path / "report.json")
-
-
-@dataclass
-class Again:
-    """What the next measurements give, and what was measured."""
-
-    left: list[ComparisonReport] = field(default_factory=list)
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-
-    @property
-    def options(self) -> CompareOptions:
-        """Those of the only measurement."""
-        ((_, _, options, _),) = self.calls
-        assert isinstance(options, CompareOptions)
-        return options
-
-
-@pytest.fixture
-def again(monkeypatch: pytest.MonkeyPatch) -> Again:
-    later = Again()
-
-    def compare(first: Any, second: Any, options: CompareOptions, **more: Any) -> ComparisonReport:
-        later.calls.append((first, second, options, {**more, "progress": None}))
-        return later.left.pop(0)
-
-    monkeypatch.setattr("exporter.compare.session.compare", compare)
-    return later
-
-
-def test_a_regression_that_isn_t_there_the_second_time_is_none(
-    measured: Path, again: Again, capsys: pytest.CaptureFixture[str]
-) -> None:
-    call = ["check", str(measured), "--min-speedup", "1.2"]
-    assert command_line.run(call) == 1
-    again.left.append(gate_report([FAST]))
-    assert command_line.run([*call, *CONFIRM, "2"]) == 0
-    assert again.left == []
-    printed = capsys.readouterr()
-    assert "measuring again" in printed.err
-    assert "Measured again: within the limit." in printed.out
-
-
-FOREIGN_COMMANDS = [
-    ["depthcut", "compare", "/etc/passwd", "y", "-o", "z", "--eval-text", "hf:someone/else"],
-    ["depthcut", "compare", "--config", "/etc/passwd"],
-    [],
-]
-
-
-@pytest.mark.parametrize("command", FOREIGN_COMMANDS, ids=" ".join)
-def test_what_a_report_names_is_neither_run_nor_opened(
-    command: list[str], again: Again, tmp_path: Path
-) -> None:
-    """A report comes with a merge request: its regression stays one."""
-    arms = gate_report().arms
-    foreign = arms.model_copy(
-        update={
-            "references": {"r": gate_arm("r", path="/etc/passwd")},
-            "baseline": arms.baseline.model_copy(update={"path": "hf:someone/else"}),
-        }
-    )
-    path = gate_report([SLOW], command=command, arms=foreign).write(tmp_path / "report.json")
-    again.left += [gate_report([SLOW])]
-    call = ["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]
-    assert command_line.run(call) == 1
-    ((first, second, options, more),) = again.calls
-    assert (first, second, more) == ("base", "cand", {"progress": None})
-    assert (options.eval_text, options.quality.prompts, options.other_text) == ("pydoc", None, None)
-
-
-def test_the_caller_names_the_models_and_what_they_read(measured: Path, again: Again) -> None:
-    call = ["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]
-    with ends_in(OptionError):
-        assert command_line.run(call) == 2
-    assert again.calls == []
-    again.left += [gate_report([SLOW])]
-    assert command_line.run([*call, *CONFIRM[:3], "--eval-text", "images"]) == 1
-    assert again.options.eval_text == "images"
-
-
-ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
-    "decoder": (
-        [{"phase": "decode", "past_length": 512}, {"phase": "prefill", "sequence_length": 64}],
-        {"prefill_lengths": (64,), "decode_past_lengths": (512,), "batches": (1,)},
-    ),
-    "steps alone": (
-        [{"phase": "decode", "past_length": 9, "batch": 4}],
-        {"prefill_lengths": (), "decode_past_lengths": (9,), "batches": (4,)},
-    ),
-    "encoder": (
-        [{"phase": "encode", "sequence_length": length} for length in (512, 128)],
-        {"prefill_lengths": (128, 512), "decode_past_lengths": ()},
-    ),
-    "images": (
-        [{"phase": "encode", "sequence_length": 197, "counts": "patches"}],
-        {"prefill_lengths": None},
-    ),
-    "generation": (
-        [
-            {"phase": phase, "sequence_length": 8, "new_tokens": 32}
-            for phase in ("first_token", "per_token", "generate")
-        ],
-        {"timing.generate": ((8, 32),)},
-    ),
-    "rounds and loads": (
-        [{"rounds": 12, "loads": 3}, {"phase": "decode", "past_length": 5, "rounds": 8}],
-        {"rounds": 12, "threads": 2, "provider": "cpu", "timing.reload": True},
-    ),
-    "many rounds": ([{"rounds": 512}], {"rounds": None, "timing.time_budget_s": 60.0}),
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_the_report_s_numbers_say_how_it_is_measured_again(
-    name: str, again: Again, tmp_path: Path
-) -> None:
-    cells, expected = ROWS[name]
-    first, second = ([gate_row(candidate_ms=ms, **cell) for cell in cells] for ms in (95, 70))
-    path = gate_report(first).write(tmp_path / "report.json")
-    again.left += [gate_report(second)]
-    assert command_line.run(["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]) == 0
-    assert {key: value_at(again.options, key) for key in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("cells", "threads"),
-    [
-        ([{"batch": 64, "sequence_length": 1 << 17}], 2),
-        ([{"sequence_length": 1 << 19, "rounds": 4096}], 2),
-        ([{"batch": count, "sequence_length": count} for count in (1, 2, 3)], 2),
-        ([{"sequence_length": count} for count in range(1, 62)], 2),
-        ([{"sequence_length": 64}], 1 << 20),
-    ],
-    ids=["positions", "rounds", "rows", "all rows", "threads"],
-)
-def test_what_would_take_the_machine_is_not_measured_again(
-    cells: list[dict[str, Any]], threads: int, again: Again, tmp_path: Path
-) -> None:
-    report = gate_report([gate_row(candidate_ms=95, **cell) for cell in cells])
-    machine = report.environment.model_copy(update={"threads": threads})
-    path = report.model_copy(update={"environment": machine}).write(tmp_path / "report.json")
-    with ends_in(UsageError, "too-large-to-confirm"):
-        call = ["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]
-        assert command_line.run(call) == 2
-    assert again.calls == []
-
-
-def test_other_files_confirm_nothing(
-    measured: Path, again: Again, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arms = arms_of("other")
-    again.left.append(gate_report([FAST], arms=arms))
-    call = ["check", str(measured), "--min-speedup", "1.2", *CONFIRM, "1"]
-    with ends_in(RegressionError, "other-files"):
-        assert command_line.run(call) == 2
-    again.left.append(gate_report([FAST], machine="Another CPU"))
-    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", *CONFIRM, "1"]) == 2
-    assert "device: Test CPU, 2 CPUs, x86_64 there, Another CPU" in capsys.readouterr().err
-
-
-def test_what_is_no_time_needs_no_second_measurement(tmp_path: Path) -> None:
-    report = gate_report([FAST], command=["pytest"]).write(tmp_path / "report.json")
-    call = ["check", str(report), "--max-perplexity-increase", "1%", *CONFIRM, "1"]
-    assert command_line.run(call) == 1
