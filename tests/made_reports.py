@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +37,6 @@ from exporter.artifacts import (
     PerplexityPair,
     PlannedDeletion,
     PlanParts,
-    PositionError,
     QuantizationRecord,
     SampleAnswer,
     SampleAnswers,
@@ -341,22 +339,13 @@ def _row(random: np.random.Generator, index: int, samples: int, text: str) -> La
 
 
 def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
-    edges = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     return Accuracy(
         text_source=text, text_sha256="e" * 64, tokens=8192, stride=256,
         perplexity=PerplexityPair(baseline=16.05, candidate=17.79),
         log_perplexity_increase=Interval(value=0.103, ci95=(0.091, 0.116)),
         kl_divergence=0.166, kl_interval=Interval(value=0.166, ci95=(0.151, 0.182)),
         top1_agreement=0.841, top5_agreement=0.913,
-        positions=[
-            PositionError(first=a, last=b - 1, kl_divergence=0.4 / (1 + n), top1_agreement=0.7,
-                          baseline_loss=4.0 - n / 8, candidate_loss=4.2 - n / 8)
-            for n, (a, b) in enumerate(itertools.pairwise(edges))
-        ],
-        generation=GenerationAgreement(
-            prompts=40, prompt_tokens=32, new_tokens=64, exact_match=0.25,
-            first_divergence=[int(v) for v in random.integers(1, 64, 30)] + [64] * 10,
-        ),
+        generation=GenerationAgreement(prompts=40, new_tokens=64, exact_match=0.25),
         tasks=[
             TaskResult(task=name, metric="acc", items=500, baseline=0.41, candidate=0.41 + shift,
                        difference=Interval(value=shift, ci95=(shift - 0.02, shift + 0.02)),

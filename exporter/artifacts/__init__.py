@@ -11,7 +11,6 @@ from exporter.artifacts.accuracy import (
     Interval,
     OtherText,
     PerplexityPair,
-    PositionError,
     SampleAnswer,
     SampleAnswers,
     SampleLosses,

@@ -45,29 +45,14 @@ class SampleLosses(Record):
     candidate: list[float]
 
 
-class PositionError(Record):
-    """Means over the positions ``first`` to ``last`` (inclusive) of all samples."""
-
-    first: Count
-    last: Count
-    kl_divergence: float
-    top1_agreement: float
-    baseline_loss: float | None = None
-    candidate_loss: float | None = None
-
-
 class GenerationAgreement(Record):
-    """Greedy continuations of the same prompts by both arms.
-
-    ``first_divergence`` has for each prompt the number of tokens that are the same before the
-    first that differs; ``new_tokens`` where none does.
-    """
+    """Greedy continuations of the same prompts by both arms, and the share that is the same."""
 
     prompts: Count
-    prompt_tokens: Length
     new_tokens: Length
     exact_match: float
-    first_divergence: list[int]
+
+    _earlier = ignoring("prompt_tokens", "first_divergence")
 
 
 class TaskResult(Record):
@@ -176,14 +161,13 @@ class Accuracy(Record):
     top1_interval: Interval | None = None
     sample_losses: SampleLosses | None = None
     top5_agreement: float | None = None
-    positions: list[PositionError] = Field(default_factory=list)
     generation: GenerationAgreement | None = None
     tasks: list[TaskResult] = Field(default_factory=list, max_length=1_000)
     embeddings: EmbeddingAgreement | None = None
     other: OtherText | None = None
     answers: SampleAnswers | None = None
 
-    _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours")
+    _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours", "positions")
 
 
 class TaskScore(Record):

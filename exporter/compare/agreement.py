@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Accuracy, PerplexityPair, PositionError, SampleLosses
+from exporter.artifacts import Accuracy, PerplexityPair, SampleLosses
 from exporter.artifacts.latency import Shape
 from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.intervals import clipped, mean_interval, share_interval
@@ -92,7 +92,6 @@ def compare_predictions(
     """Runs every arm over the samples, one sample at a time, and reduces their logits."""
     token_ids, overlap = tokens.token_ids, tokens.overlap
     by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
-    by_position = np.zeros((len(pairs), len(COLUMNS), token_ids.shape[1]))
     with (
         progress.task(
             "perplexity, KL divergence, agreement", total=len(token_ids), unit="samples"
@@ -108,14 +107,10 @@ def compare_predictions(
             targets = sample if causal else sample[:0]
             parts = list(chunks(first, last, vocabulary))
             reduce = partial(_chunk, logits, pairs, sample=targets, number=number)
-            for rows, array in zip(parts, pool.map(reduce, parts), strict=True):
-                by_position[:, :, rows] += array
+            for array in pool.map(reduce, parts):
                 by_sample[:, :, number] += array.sum(axis=2)
             task.advance()
-    return [
-        accuracy_of(*sums, tokens.source, tokens.sha256, tokens.documents)
-        for sums in zip(by_sample, by_position, strict=True)
-    ]
+    return [accuracy_of(sums, tokens.source, tokens.sha256, tokens.documents) for sums in by_sample]
 
 
 def _logits(
@@ -169,11 +164,9 @@ def _chunk(
     return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
 
 
-def accuracy_of(
-    by_sample: Floats, by_position: Floats, source: str, sha256: str, clusters: Clusters = None
-) -> Accuracy:
-    """What sums of :func:`figures` tell, ``[len(COLUMNS), ...]``; ``source`` is the text's name."""
-    totals = dict(zip(COLUMNS, by_position.sum(axis=1), strict=True))
+def accuracy_of(by_sample: Floats, source: str, sha256: str, clusters: Clusters = None) -> Accuracy:
+    """What sums of :func:`figures` tell, ``[len(COLUMNS), samples]``, on a text of that name."""
+    totals = dict(zip(COLUMNS, by_sample.sum(axis=1), strict=True))
     count = totals["positions"]
     if not count:
         raise ComparisonError("There is no token to compare the arms on.", code="no-tokens")
@@ -195,7 +188,6 @@ def accuracy_of(
         top1_agreement=float(totals["top1"] / count),
         top1_interval=share_interval(samples["top1"], samples["positions"], clusters),
         top5_agreement=float(totals["top5"] / count),
-        positions=_by_position(by_position),
         sample_losses=_losses(samples, clusters),
     )
 
@@ -218,30 +210,3 @@ def _perplexity(totals: dict[str, np.float64]) -> PerplexityPair | None:
             for arm in ("baseline", "candidate")
         )
     return PerplexityPair(baseline=baseline, candidate=candidate)
-
-
-def _by_position(sums: Floats) -> list[PositionError]:
-    """Joins positions into stretches that double in length."""
-    length = sums.shape[1]
-    starts = [0, *(2**power for power in range(length.bit_length()) if 2**power < length)]
-    position_errors = []
-    for first, end in zip(starts, [*starts[1:], length], strict=True):
-        totals = dict(zip(COLUMNS, sums[:, first:end].sum(axis=1), strict=True))
-        if totals["positions"]:
-            position_errors.append(_position_error(first, end - 1, totals))
-    return position_errors
-
-
-def _position_error(first: int, last: int, totals: dict[str, np.float64]) -> PositionError:
-    predicted = totals["predicted"]
-    losses = {
-        f"{arm}_loss": float(totals[f"{arm}_loss"] / predicted) if predicted else None
-        for arm in ("baseline", "candidate")
-    }
-    return PositionError(
-        first=first,
-        last=last,
-        kl_divergence=float(totals["kl"] / totals["positions"]),
-        top1_agreement=float(totals["top1"] / totals["positions"]),
-        **losses,
-    )

@@ -43,10 +43,7 @@ def generation_agreements(
     except LeftOutError as reason:
         pair.progress.say(f"generation: left out, {reason}")
         return {}
-    return {
-        names: agreement(*(texts[name] for name in names), prompt_tokens=prompt)
-        for names in pair.held_against
-    }
+    return {names: agreement(*(texts[name] for name in names)) for names in pair.held_against}
 
 
 class LeftOutError(Exception):

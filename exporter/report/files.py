@@ -27,7 +27,7 @@ from exporter.artifacts import (
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.printable import visible
-from exporter.report.chart_cells import CellMap, MapCell, Shades
+from exporter.report.charts import CellMap, MapCell, Shades
 from exporter.report.markdown import markdown, several_markdown
 from exporter.report.sections import comparison_document
 from exporter.report.sections.blocks import (
@@ -41,8 +41,8 @@ from exporter.report.sections.blocks import (
     plain,
 )
 from exporter.report.sections.depths import depths_document
+from exporter.report.sections.summary import letter, overview_section
 from exporter.report.sections.sweep import sweep_document
-from exporter.report.sections.tradeoff import letter, overview_section
 from exporter.report.words import KINDS, or_dash, significant
 
 _FEW_FILES = 2
@@ -348,10 +348,9 @@ def rendered(
     *,
     as_page: bool = True,
 ) -> str:
-    """Reports by name as one page or Markdown text; several share a plot and a table."""
-    sharing = len(reports)
-    documents = [comparison_document(r, importance, sharing=sharing) for r in reports.values()]
-    if sharing == 1:
+    """Reports by name as one page or Markdown text; several share a table."""
+    documents = [comparison_document(r, importance) for r in reports.values()]
+    if len(documents) == 1:
         return page(documents) if as_page else markdown(documents[0])
     if not as_page:
         return several_markdown(documents, overview_section(reports))

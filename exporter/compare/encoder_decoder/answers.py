@@ -144,27 +144,26 @@ def judge_answers(
     by themselves. Of recordings with transcripts there is a word error rate.
     """
     most = judged.reader.answer_tokens
-    prompt, width = len(judged.reader.rules.prompt), judged.text.input_ids.shape[1]
+    prompt = len(judged.reader.rules.prompt)
     by_sample = np.zeros((len(COLUMNS), judged.samples))
-    by_position = np.zeros((len(COLUMNS), width))
     answers: dict[str, list[list[int]]] = {name: [] for name in ARMS}
     with progress.task("judge answers", total=judged.samples, unit="samples") as task:
         for sample in range(judged.samples):
             encoded = {name: arms[name].encode(judged.source(sample)) for name in ARMS}
-            floats = _teacher_forced(arms, encoded, judged, sample)
-            by_sample[:, sample] = floats.sum(axis=1)
-            by_position[:, : floats.shape[1]] += floats
+            by_sample[:, sample] = _teacher_forced(arms, encoded, judged, sample).sum(axis=1)
             for name in ARMS:
                 row = arms[name].answer(encoded[name], judged.reader.rules, most)[0]
                 answers[name].append([int(token) for token in row[prompt:]])
             task.advance()
     # Of targets and order, too: samples of two reports with this hash are the same questions.
-    known = accuracy_of(by_sample, by_position, judged.pairs.source, judged.pairs.content_sha256)
-    result = {
-        "generation": _agreement(answers, prompt, most),
-        "tasks": _transcribed(answers, judged),
-    }
-    return known.model_copy(update=result)
+    known = accuracy_of(by_sample, judged.pairs.source, judged.pairs.content_sha256)
+    same = [one == other for one, other in zip(*(answers[name] for name in ARMS), strict=True)]
+    generation = GenerationAgreement(
+        prompts=len(same), new_tokens=most, exact_match=float(np.mean(same))
+    )
+    return known.model_copy(
+        update={"generation": generation, "tasks": _transcribed(answers, judged)}
+    )
 
 
 def _teacher_forced(
@@ -182,27 +181,6 @@ def _teacher_forced(
         what = f"The {name}'s logits in sample {sample}"
         distributions.append(Distributions(logits, targets, what))
     return figures(*distributions)
-
-
-def _agreement(
-    answers: Mapping[str, list[list[int]]], prompt: int, new_tokens: int
-) -> GenerationAgreement:
-    same = [_common(*pair) for pair in zip(*(answers[name] for name in ARMS), strict=True)]
-    exact = [one == other for one, other in zip(*(answers[name] for name in ARMS), strict=True)]
-    return GenerationAgreement(
-        prompts=len(same),
-        prompt_tokens=prompt,
-        new_tokens=new_tokens,
-        exact_match=float(np.mean(exact)),
-        first_divergence=[
-            new_tokens if alike else length for length, alike in zip(same, exact, strict=True)
-        ],
-    )
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _transcribed(answers: Mapping[str, list[list[int]]], judged: Judged) -> list[TaskResult]:

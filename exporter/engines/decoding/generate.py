@@ -98,22 +98,11 @@ def continuations(
     return np.where(after, _END, tokens)
 
 
-def agreement(
-    baseline: NDArray[np.int64], candidate: NDArray[np.int64], *, prompt_tokens: int
-) -> GenerationAgreement:
-    """How long two arms' texts are the same.
-
-    baseline: what continuations gave, `[prompts, new_tokens]`.
-    """
-    same = baseline == candidate
-    prompts, new_tokens = same.shape
-    divergence = np.where(same.all(axis=1), new_tokens, same.argmin(axis=1))
+def agreement(baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> GenerationAgreement:
+    """Which of two arms' texts are the same, ``[prompts, new_tokens]`` each."""
+    (prompts, new_tokens), same = baseline.shape, (baseline == candidate).all(axis=1)
     return GenerationAgreement(
-        prompts=prompts,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        exact_match=float(same.all(axis=1).mean()),
-        first_divergence=divergence.tolist(),
+        prompts=prompts, new_tokens=new_tokens, exact_match=float(same.mean())
     )
 
 

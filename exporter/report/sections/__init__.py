@@ -15,8 +15,7 @@ from exporter.report.sections.model import (
     parity_section,
     size_section,
 )
-from exporter.report.sections.summary import answers_section, tiles
-from exporter.report.sections.tradeoff import tradeoff_section
+from exporter.report.sections.summary import answers_section
 from exporter.report.sections.use import use_section
 from exporter.report.sections.verdict import (
     headline,
@@ -28,7 +27,7 @@ from exporter.report.sections.verdict import (
 
 
 def comparison_document(
-    report: ComparisonReport, importance: ImportanceReport | None = None, *, sharing: int = 1
+    report: ComparisonReport, importance: ImportanceReport | None = None
 ) -> Document:
     """A comparison."""
     accuracy, *answers = accuracy_sections(report)
@@ -37,7 +36,6 @@ def comparison_document(
         latency_section(report),
         accuracy,
         answers_section(report),
-        tradeoff_section(report) if sharing == 1 else None,
         *answers,
         size_section(report),
         forms_section(report),
@@ -59,5 +57,4 @@ def comparison_document(
         sections=present(sections),
         notices=notices(report),
         signs=[speed_sign(report), quality_sign(report)],
-        tiles=[*tiles(report)],
     )

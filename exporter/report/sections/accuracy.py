@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from exporter.artifacts import (
     Accuracy,
     ComparisonReport,
-    Interval,
-    PositionError,
     TaskResult,
 )
-from exporter.report.chart_intervals import IntervalLine, Intervals
+from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
 from exporter.report.sections.latency import interval_tone
 from exporter.report.sections.summary import COUNTED, SAME, accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
-from exporter.report.words import interval_words, or_dash, percent, significant
+from exporter.report.words import interval_words, or_dash, significant
 
 IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "
@@ -35,10 +33,7 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     blocks = [grid, *_intervals(accuracy), *_texts(report, accuracy)]
     return [
         Section("accuracy", "Accuracy", blocks),
-        _by_position(accuracy),
         _tasks(accuracy),
-        _generation(accuracy),
-        _embeddings(accuracy),
     ]
 
 
@@ -114,32 +109,6 @@ def _why_no_perplexity(accuracy: Accuracy) -> str:
     )
 
 
-def _by_position(accuracy: Accuracy) -> Section | None:
-    """Where in the context the arms differ."""
-    errors = accuracy.positions
-    if not errors:
-        return None
-    header = ["positions", "KL, nats", "same top-1", "baseline loss", "candidate loss"]
-    rows = [
-        [
-            _positions(error),
-            significant(error.kl_divergence, 3),
-            percent(error.top1_agreement),
-            or_dash(error.baseline_loss, significant),
-            or_dash(error.candidate_loss, significant),
-        ]
-        for error in errors
-    ]
-    grid = Grid("Error by position in the context", header, rows, right=(1, 2, 3, 4))
-    note = Note("Means over all samples; losses are in nats per token, lower is better.")
-    return Section("positions", "Error by position", [grid, note])
-
-
-def _positions(error: PositionError) -> str:
-    first, last = f"{error.first:,}", f"{error.last:,}"
-    return first if first == last else f"{first} to {last}"
-
-
 def _tasks(accuracy: Accuracy) -> Section | None:
     """Each task's score of both arms, and their paired difference."""
     tasks = accuracy.tasks
@@ -187,43 +156,3 @@ def _task(task: TaskResult) -> list[str]:
         or_dash(task.only_candidate_right, "{:,}".format),
         or_dash(task.mcnemar_p, lambda p: significant(p, 2)),
     ]
-
-
-def _generation(accuracy: Accuracy) -> Section | None:
-    """How long greedy continuations stay the same."""
-    generation = accuracy.generation
-    if generation is None:
-        return None
-    same = sorted(generation.first_divergence)
-    rows = [
-        ["prompts", f"{generation.prompts:,}, of {generation.prompt_tokens:,} tokens"],
-        ["tokens generated for each", f"{generation.new_tokens:,}"],
-        ["the whole continuation is the same", f"{percent(generation.exact_match)} of prompts"],
-    ]
-    if same:
-        middle = (same[(len(same) - 1) // 2] + same[len(same) // 2]) / 2
-        rows.append(["same tokens before the first that differs, median", f"{middle:g}"])
-    grid = Grid("Greedy continuations of the same prompts", ["what", "value"], rows)
-    return Section("generation", "Generation agreement", [grid])
-
-
-def _embeddings(accuracy: Accuracy) -> Section | None:
-    """How near both arms' sentence embeddings are."""
-    embeddings = accuracy.embeddings
-    if embeddings is None:
-        return None
-    interval, ranking = map(_bounds, (embeddings.cosine_interval, embeddings.rank_interval))
-    rows = [
-        ["texts", f"{embeddings.texts:,}"],
-        ["cosine of both arms, mean", f"{embeddings.cosine:.4f}"],
-        *([["its 95 % interval over texts", interval]] if interval else []),
-        ["cosine of both arms, lowest", f"{embeddings.lowest_cosine:.4f}"],
-        ["agreement in the ranking of pairs (Spearman)", f"{embeddings.rank_agreement:.4f}"],
-        *([["its 95 % interval over texts", ranking]] if ranking else []),
-    ]
-    grid = Grid("Sentence embeddings of the same texts", ["what", "value"], rows, right=(1,))
-    return Section("embeddings", "Embeddings", [grid])
-
-
-def _bounds(interval: Interval | None) -> str:
-    return "" if interval is None else f"[{', '.join(f'{value:.4f}' for value in interval.ci95)}]"

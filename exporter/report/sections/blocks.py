@@ -10,7 +10,7 @@ from typing import Literal
 from exporter.artifacts import CalibrationRef, JudgedText, PlanParts
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.stages import document_of
-from exporter.report.drawing import Chart
+from exporter.report.charts import Chart
 from exporter.report.words import listed, percent, significant
 
 Tone = Literal["good", "bad", "even", "unsure", "cut"]
@@ -99,16 +99,6 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A key figure: its value, what it is, and from what to what."""
-
-    value: str
-    label: str
-    detail: str
-    tone: str = ""
-
-
-@dataclass(frozen=True)
 class Document:
     """A report or a study as a whole."""
 
@@ -120,7 +110,6 @@ class Document:
     sections: Sequence[Section]
     notices: Sequence[str] = ()
     signs: Sequence[Sign] = ()
-    tiles: Sequence[Tile] = ()
 
 
 _TONES: dict[str, Tone] = {

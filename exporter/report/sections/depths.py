@@ -14,19 +14,16 @@ from exporter.artifacts import (
     Way,
 )
 from exporter.printable import counted
-from exporter.report.chart_tradeoff import Candidate, TradeOff, series_mark
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
     Cell,
     Document,
-    Figure,
     Grid,
     Note,
     Section,
     Sign,
 )
-from exporter.report.sections.tradeoff import COSTS
 from exporter.report.words import (
     KINDS,
     counted_kind,
@@ -295,28 +292,12 @@ def _all_figures(report: DepthsReport) -> Section:
     header = ["way", "n", "perplexity", "x whole", "KL, nats", "top-1"]
     grid = Grid("On held-out text", header, rows, right=range(1, len(header)))
     blocks: list[Block] = [grid, note, *([Bullets(refused)] if refused else [])]
-    return Section("figures", "All figures", blocks, [_chart(report)] if measured else [])
+    return Section("figures", "All figures", blocks)
 
 
 def _estimate(value: float, ci95: tuple[float, float] | None, unit: str = "") -> str:
     text = f"{significant(value, 3)}{unit}"
     return text if ci95 is None else f"{text} {interval_words(ci95)}"
-
-
-def _chart(report: DepthsReport) -> Figure:
-    points = []
-    for cell in report.cells:
-        if cell.damage is not None:
-            size = 100 * (cell.parameters_removed or 0.0)
-            cost = 100 * (cell.damage.perplexity_ratio - 1)
-            tip = f"{_WAYS[cell.way]} of {cell.number}: {_rise(cell.damage.perplexity_ratio)}"
-            series = [*_WAYS].index(cell.way)
-            points.append(Candidate("", series, size, size, size, cost, tip))
-    across = "parameters removed, %"
-    chart = TradeOff("What each way costs", points, across, COSTS[0], "", 0.0, "whole model")
-    shown = sorted({point.series for point in points})
-    legend = [(f"s-{series_mark(number)}", [*_WAYS.values()][number]) for number in shown]
-    return Figure(chart, "Better is further down and to the right.", legend)
 
 
 def _dropped(report: DepthsReport) -> Section:

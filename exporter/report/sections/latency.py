@@ -13,7 +13,7 @@ from exporter.artifacts import (
     LatencyRow,
     LatencySamples,
 )
-from exporter.report.chart_intervals import IntervalLine, Intervals
+from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import (
     Block,
     Cell,
@@ -226,8 +226,7 @@ def corners_section(report: ComparisonReport) -> Section | None:
     """All models in one table; None for a pair alone."""
     if not report.corners:
         return None
-    grid, figures = corners_grid(report), _corners_speedups(report)
-    return Section("corners", "All models", [grid, Note(_HOW)], figures, stays_open=True)
+    return Section("corners", "All models", [corners_grid(report), Note(_HOW)], stays_open=True)
 
 
 def _named(row: str, report: ComparisonReport) -> str:
@@ -305,30 +304,6 @@ def corners_sentence(report: ComparisonReport) -> str | None:
 
 def _median(times: LatencySamples) -> str:
     return milliseconds(times.median_ms)
-
-
-def _corners_speedups(report: ComparisonReport) -> list[Figure]:
-    lines = [
-        IntervalLine(
-            f"{short_shape(row)}: {corner_name(report, corner)}",
-            interval.value,
-            *interval.ci95,
-            speedup_words(interval.value, interval.ci95, digits=2),
-            _tone(row, interval.ci95),
-        )
-        for row in report.latency
-        for corner in report.corners
-        if (interval := corner.speedups.get(row.shape_name))
-    ]
-    if not lines:
-        return []
-    title = "Speedup of each corner over the whole model in float"
-    caption = "How many times as fast as the whole model in float, with the 95 % interval."
-    return [Figure(Intervals(title, lines, neutral=1.0, unit="x"), caption)]
-
-
-def _tone(row: LatencyRow, ci95: tuple[float, float]) -> Tone:
-    return "unsure" if has_too_few_rounds(row) else interval_tone(ci95[0] - 1, ci95[1] - 1)
 
 
 def interval_tone(low: float, high: float, *, higher_is_better: bool = True) -> Tone:

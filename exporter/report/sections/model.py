@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
 from exporter.artifacts.stacks import Stacks
-from exporter.report.chart_cells import CellMap, MapCell, Shades
+from exporter.report.charts import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import (
     Bullets,
     Cell,

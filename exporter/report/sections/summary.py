@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
 from exporter.artifacts import (
     Answer,
     Arm,
     ComparisonReport,
-    EmbeddingAgreement,
     Interval,
     SampleAnswers,
     TaskResult,
 )
 from exporter.artifacts.accuracy import Compared
 from exporter.printable import counted, one_line
-from exporter.report.sections.blocks import Block, Grid, Note, Section, Tile
-from exporter.report.sections.verdict import quality_sign, speed_sign
+from exporter.report.sections.blocks import Block, Grid, Note, Section
+from exporter.report.sections.verdict import headline
 from exporter.report.words import (
+    PHASES,
     interval_words,
     milliseconds,
+    or_dash,
     percent,
     relative_change,
     short_shape,
     significant,
-    speedup_range,
     speedup_words,
 )
 
@@ -83,17 +85,24 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
         rows.append((f"same {what}", "", percent(accuracy.top1_agreement), "", ""))
     if accuracy.images is not None and accuracy.top5_agreement is not None:
         rows.append(("same of top-5 classes", "", percent(accuracy.top5_agreement), "", ""))
-    return [*rows, *_embedding_rows(accuracy.embeddings)]
+    if (generation := accuracy.generation) is not None:
+        what = f"same continuation of {counted(generation.prompts, 'prompt')}"
+        rows.append((what, "", percent(generation.exact_match), "", ""))
+    if (texts := accuracy.embeddings) is not None:
+        cosines = {
+            "cosine of embeddings, mean": (texts.cosine, texts.cosine_interval),
+            "cosine of embeddings, lowest": (texts.lowest_cosine, None),
+            "same ranking of pairs, Spearman": (texts.rank_agreement, texts.rank_interval),
+        }
+        rows += [
+            (what, "", f"{value:.4f}", "" if interval is None else _bounds(interval), "")
+            for what, (value, interval) in cosines.items()
+        ]
+    return rows
 
 
-def _embedding_rows(agreement: EmbeddingAgreement | None) -> Iterator[SummaryRow]:
-    """Encoders: how near the sentence embeddings of both models are."""
-    if agreement is not None:
-        cosine, interval = f"{agreement.cosine:.4f}", agreement.cosine_interval
-        text = "" if interval is None else f"[{', '.join(f'{b:.4f}' for b in interval.ci95)}]"
-        yield ("cosine of embeddings, mean", "", cosine, text, "")
-        yield ("cosine of embeddings, lowest", "", f"{agreement.lowest_cosine:.4f}", "", "")
-        yield ("same ranking of pairs, Spearman", "", f"{agreement.rank_agreement:.4f}", "", "")
+def _bounds(interval: Interval) -> str:
+    return f"[{', '.join(f'{bound:.4f}' for bound in interval.ci95)}]"
 
 
 def task_rows(report: ComparisonReport) -> list[SummaryRow]:
@@ -148,43 +157,6 @@ def accuracy_grid(report: ComparisonReport, caption: str) -> Grid:
 def size_grid(report: ComparisonReport, caption: str) -> Grid:
     """The rows of sizes as a table."""
     return Grid(caption, HEADER[:4], [row[:4] for row in size_rows(report)], right=(1, 2, 3))
-
-
-def tiles(report: ComparisonReport) -> Iterator[Tile]:
-    """The figures that a reader asks for first; those that were not measured are left out."""
-    if rows := report.latency:
-        speed = f"{speedup_range([row.speedup.ratio for row in rows], '–')}x"
-        tone = speed_sign(report).tone
-        yield Tile(speed, "speed", f"in {counted(len(rows), 'shape')}", tone)
-    yield from _quality_tiles(report)
-    before, after = report.arms.baseline, report.arms.candidate
-    yield Tile(
-        relative_change(before.parameters, after.parameters) or "-",
-        "parameters",
-        f"{before.parameters / 1e6:,.2f} → {after.parameters / 1e6:,.2f} million",
-    )
-    if before.kv_cache_bytes_per_token:
-        cache = (before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token)
-        words = f"{cache[0]:,} → {cache[1]:,} bytes per token"
-        yield Tile(relative_change(*cache), "KV cache", words)
-
-
-def _quality_tiles(report: ComparisonReport) -> Iterator[Tile]:
-    accuracy = report.accuracy
-    if accuracy is None:
-        return
-    if (pair := accuracy.perplexity) is not None:
-        change = relative_change(pair.baseline, pair.candidate)
-        detail = f"{significant(pair.baseline)} → {significant(pair.candidate)}, lower is better"
-        yield Tile(change, "perplexity", detail, quality_sign(report).tone)
-    if accuracy.top1_agreement is not None:
-        images = accuracy.images
-        what = ("token", f"{accuracy.tokens:,} positions")
-        what = what if images is None else ("class", f"{images:,} images")
-        share = percent(accuracy.top1_agreement)
-        yield Tile(share, f"same most likely {what[0]}", f"of {what[1]}")
-    if accuracy.embeddings is not None:
-        yield Tile(f"{accuracy.embeddings.cosine:.4f}", "cosine of embeddings", "mean over texts")
 
 
 _BRIEFLY = 5
@@ -248,3 +220,40 @@ def _shown(text: str, brief: bool) -> str:
     """A text on one line; what is empty is told, since an empty cell goes on with the one above."""
     line = one_line(" ".join(text.split())) or "(nothing)"
     return textwrap.shorten(line, _BRIEF_CHARACTERS, placeholder=f" {_CUT}") if brief else line
+
+
+def letter(index: int) -> str:
+    """A candidate's letter: A to Z, then A1 and so on."""
+    round_, place = divmod(index, 26)
+    return chr(ord("A") + place) + (str(round_) if round_ else "")
+
+
+def overview_section(reports: Mapping[str, ComparisonReport]) -> Section:
+    """Several reports side by side: what each dropped, and what that did."""
+    phases = list(dict.fromkeys(row.phase for r in reports.values() for row in r.latency))
+    header = [
+        "candidate", "report", "what", *(f"{PHASES.get(p, p)}, speedup" for p in phases),
+        "perplexity", "KL, nats", "parameters",
+    ]  # fmt: skip
+    rows = [
+        [letter(index), name, *_overview(report, phases)]
+        for index, (name, report) in enumerate(reports.items())
+    ]
+    grid = Grid("All candidates", header, rows, right=range(3, len(header)))
+    note = "A phase of several shapes has the geometric mean of their speedups."
+    return Section("overview", "All candidates", [grid, Note(note)], stays_open=True)
+
+
+def _overview(report: ComparisonReport, phases: Sequence[str]) -> list[str]:
+    accuracy, arms, logs = report.accuracy, report.arms, dict[str, list[float]]()
+    pair = accuracy.perplexity if accuracy else None
+    kl_divergence = accuracy.kl_divergence if accuracy else None
+    for row in report.latency:
+        logs.setdefault(row.phase, []).append(math.log(row.speedup.ratio))
+    return [
+        headline(report),
+        *(or_dash(logs.get(p), lambda ratios: f"{math.exp(fmean(ratios)):.3f}x") for p in phases),
+        or_dash(pair, lambda both: relative_change(both.baseline, both.candidate)),
+        or_dash(kl_divergence, lambda kl: significant(kl, 3)),
+        relative_change(arms.baseline.parameters, arms.candidate.parameters),
+    ]

@@ -15,7 +15,6 @@ from exporter.report.sections.blocks import (
     Cell,
     Command,
     Document,
-    Figure,
     Grid,
     Link,
     Note,
@@ -25,7 +24,7 @@ from exporter.report.sections.blocks import (
     present,
     verdict_sign,
 )
-from exporter.report.sections.tradeoff import HOW, JOINED, Gain, Traded, letter, tradeoff_figure
+from exporter.report.sections.summary import letter
 from exporter.report.words import (
     dropped_lines,
     milliseconds,
@@ -80,7 +79,7 @@ def _finished(report: SweepReport) -> list[FinishedCell]:
     ]
 
 
-def gain(shape: SweepShape) -> Gain:
+def gain(shape: SweepShape) -> tuple[float, float, float]:
     """How many times as fast as the whole model in float, and the interval."""
     if shape.over_float is not None:
         return shape.over_float.value, *shape.over_float.ci95
@@ -103,7 +102,6 @@ def sweep_document(report: SweepReport) -> Document:
     rows, grid = _finished(report), cells_grid(report)
     blocks: list[Block] = [grid, Note(_EACH)] if rows else [grid]
     sections = [
-        _tradeoff(report, rows),
         Section("cells", "All cells", blocks, stays_open=True),
         _cut_alone(rows),
         _failures(report),
@@ -119,23 +117,6 @@ def sweep_document(report: SweepReport) -> Document:
         lead=sweep_lead(report),
         sections=present(sections),
     )
-
-
-def _tradeoff(report: SweepReport, rows: Sequence[FinishedCell]) -> Section | None:
-    """A plot a model; None where no speed or no quality is known of any."""
-    figures: list[Figure] = []
-    for model in report.models:
-        traded = []
-        for row in (row for row in rows if row.cell.model == model):
-            gains: dict[str, list[Gain]] = {}
-            for shape in row.result.shapes:
-                gains.setdefault(shape.phase, []).append(gain(shape))
-            costs = (row.perplexity_change, row.kl_divergence)
-            traded.append(Traded(row.letter, gains, costs))
-        text = "" if figures else f"{HOW}{JOINED} Letters are those of the table."
-        if traded and (figure := tradeoff_figure(traded, text, model)) is not None:
-            figures.append(figure)
-    return Section("tradeoff", "What speed costs", [], figures) if figures else None
 
 
 def cells_grid(report: SweepReport) -> Grid:

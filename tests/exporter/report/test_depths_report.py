@@ -135,12 +135,8 @@ def test_a_cut_that_keeps_the_limit_but_is_not_faster_asks_for_no_more_text() ->
 
 def test_the_page_is_whole_and_escaped() -> None:
     text = render([depths_document(made_depths(text="<script>alert(1)</script>"))])
-    page = Page(text)
     assert "<script" not in text
-    drawn = [
-        a for tag in ("circle", "path") for a in page.all(tag) if "dot cand" in str(a["class"])
-    ]
-    assert len(drawn) == 7 + 4, "a mark a cell, and four in the legend"
+    assert len(Page(text).all("table")) == len(Page(text).all("caption")) > 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from exporter.artifacts import ComparisonReport
-from exporter.report.chart_intervals import Intervals
 from exporter.report.markdown import section_markdown
 from exporter.report.sections.latency import corners_section
 from exporter.report.sections.model import forms_section
@@ -35,18 +34,6 @@ def test_the_table_has_a_row_a_model(report: ComparisonReport) -> None:
     assert rows["| cut, int8"].endswith("| 125.0 |")
     assert "| 16.20 | 0.0100 | 96.0 % | 75.0 % |" in rows["| whole, int8"]
     assert corners_section(gate_report()) is None
-
-
-@pytest.mark.parametrize(("rounds", "tone"), [(6, "good"), (5, "unsure")])
-def test_a_speedup_of_few_rounds_counts_as_none(
-    report: ComparisonReport, rounds: int, tone: str
-) -> None:
-    rows = [row.model_copy(update={"rounds": rounds}) for row in report.latency]
-    section = corners_section(report.model_copy(update={"latency": rows}))
-    assert section is not None
-    chart = section.figures[0].chart
-    assert isinstance(chart, Intervals)
-    assert {line.tone for line in chart.lines} == {tone}
 
 
 def test_what_was_measured_of_no_corner_is_left_out(report: ComparisonReport) -> None:

@@ -14,8 +14,7 @@ import pytest
 
 from exporter.artifacts import ComparisonReport, Interval, PerplexityPair, Speedup
 from exporter.cli import run
-from exporter.report.chart_tradeoff import Candidate, TradeOff, pareto_front
-from exporter.report.drawing import Scale, scale_over
+from exporter.report.charts import Scale, scale_over
 from exporter.report.files import rendered
 from exporter.report.sections.verdict import quality_sign
 from tests.made_reports import as_page, full_importance, full_report
@@ -23,7 +22,7 @@ from tests.reading import Page
 
 HOSTILE = "<script>alert(1)</script>\"'`&| --></style><img src=x onerror=alert(1)>"
 TEXT_COLOURS = (
-    "ink", "muted", "baseline", "candidate", "good", "bad", "even", "unsure", "link",
+    "ink", "muted", "candidate", "good", "bad", "even", "unsure", "link",
 )  # fmt: skip
 
 
@@ -119,14 +118,17 @@ def test_the_verdict_comes_first_in_words_and_signs(full: str) -> None:
 
 def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None:
     titles = (
-        "All models", "Latency", "What speed costs", "Error by position", "Tasks",
-        "Generation agreement", "Embeddings", "What was dropped", "Importance",
+        "All models", "Latency", "Accuracy", "Tasks", "What was dropped", "Importance",
         "Engines", "Parity", "Use it",
     )  # fmt: skip
     without = PAGES["bare"]()
     for title in titles:
         assert f">{title}</h2>" in full
-        assert f">{title}</h2>" not in without or title in ("What was dropped", "Engines")
+        assert f">{title}</h2>" not in without or title in (
+            "What was dropped",
+            "Engines",
+            "Accuracy",
+        )
     assert "<li>transformers: <code>from_pretrained</code> doesn" in full
     assert "its speed was not measured" in without
     assert "accuracy not measured" in without
@@ -136,14 +138,11 @@ def test_numbers_that_are_none_still_make_a_page() -> None:
     report = full_report()
     assert report.accuracy is not None
     pair = PerplexityPair(baseline=16.0, candidate=float("inf"))
-    first, *others = report.accuracy.positions
-    ruled_out = first.model_copy(update={"kl_divergence": float("inf")})
     broken = report.accuracy.model_copy(
         update={
             "perplexity": pair,
             "log_perplexity_increase": None,
             "kl_divergence": float("inf"),
-            "positions": [ruled_out, *others],
         }
     )
     rows = [
@@ -158,18 +157,6 @@ def test_numbers_that_are_none_still_make_a_page() -> None:
 def test_what_is_dropped_is_crossed_in_the_map(full: str) -> None:
     heat = full.split('id="importance-1-t"')[1].split("</svg>")[0]
     assert heat.count('class="cut"') == 9 + 3 + 3  # of the block: attention, MLP, its own score
-
-
-def test_letters_do_not_lie_on_one_another_where_there_is_room() -> None:
-    near = [Candidate(n, 0, 1.1 + i / 1e3, 1.0, 1.2, 5.0) for i, n in enumerate("ABCD")]
-    page = Page(
-        TradeOff("t", [*near, Candidate("", 1, 1.1, 1.0, 1.2, 5.0)], "x", ("y", "")).draw("k")
-    )
-    drawn = [a for a in page.all("text") if a.get("class") == "candidate strong"]
-    places = [(float(str(a["x"])), float(str(a["y"]))) for a in drawn]
-    assert len(places) == len(near)
-    for (x, y), (right, low) in itertools.combinations(places, 2):
-        assert abs(x - right) >= 7.4 or abs(y - low) >= 10.9
 
 
 @pytest.mark.parametrize(
@@ -200,14 +187,6 @@ def test_scales_hold_what_lies_beyond_and_have_round_ticks() -> None:
     assert (scale(5), scale(-3), scale(99)) == (150, 100, 200)
     assert scale.ticks() == [0, 2, 4, 6, 8, 10]
     assert scale_over([3.0, float("nan")], 0, 1).low < 3 < scale_over([3.0], 0, 1).high
-
-
-def test_the_front_is_what_nothing_beats_in_both() -> None:
-    def point(letter: str, speedup: float, cost: float) -> Candidate:
-        return Candidate(letter, 0, speedup, speedup, speedup, cost)
-
-    points = [point("A", 1.1, 2), point("B", 1.2, 1), point("C", 1.3, 5), point("D", 1.25, 6)]
-    assert [p.letter for p in pareto_front(points)] == ["B", "C"]
 
 
 def test_saved_reports_are_rendered_again(

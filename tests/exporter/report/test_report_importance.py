@@ -10,7 +10,7 @@ from exporter.artifacts import (
     PlannedDeletion,
     Score,
 )
-from exporter.report.chart_cells import Shades
+from exporter.report.charts import Shades
 from exporter.report.markdown import section_markdown
 from exporter.report.sections.model import importance_map, importance_section
 
