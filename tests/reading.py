@@ -91,7 +91,7 @@ def run_lines(text: str, folder: Path) -> tuple[str, dict[str, Any]]:
 def run_shell(text: str, folder: Path) -> str:
     """Runs lines for a shell in a folder, with the depthcut of this tree; gives what it prints."""
     call = f'depthcut() {{ "{sys.executable}" -m exporter.cli "$@"; }}\nset -e\n{text}'
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     done = subprocess.run(
         ["sh", "-c", call], cwd=folder, env={**os.environ, "PYTHONPATH": root},
         capture_output=True, text=True, check=True,

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from graph_passes import save_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 
 Form = Literal[
@@ -336,6 +337,12 @@ def attention_in_place(dtype: str, *, heads: int, kv_heads: int, size: int, room
         value.name = _NAMES.get(value.name or "", value.name)
     CacheInPlacePass(room)(model)
     return model
+
+
+def saved(model: ir.Model, folder: Path, name: str = "model.onnx") -> Path:
+    """The file of a model, written into a folder."""
+    save_model(model, folder / name)
+    return folder / name
 
 
 def check_clean(model: ir.Model, path: Path | None = None) -> None:

@@ -14,7 +14,8 @@ from exporter.engines.build.engine_set import EngineRecord, find_engines, sideca
 from exporter.engines.build.libraries import Device, Driver
 from exporter.engines.build.session import Session, cache_path
 from exporter.engines.decoding.open_decoder import decoder_on
-from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder, plan_cache
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
@@ -22,13 +23,14 @@ from exporter.errors import BackendError, DepthcutError, EngineError
 from exporter.files import sha256_file
 from tests.raising import raises
 from tests.stand_in import trt
-from tests.stand_in.decoders import decoder_engine, split_engines
+from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx, split_engines
 from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine
 from tests.stand_in.trt import Run
 
 STEP = Shape("decode", 2, 1, 8)
-PROMPT = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
+PROMPTS = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [1, 6, 1, 8, 0]])
+PROMPT = PROMPTS[:2]
 BACKENDS = pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 PLACES = pytest.mark.parametrize("in_place", [True, False])
 
@@ -77,22 +79,23 @@ def test_a_step_in_place_reads_what_is_filled_where_an_engine_serves_one_phase(
     assert run.cache_bytes >= run.filled_bytes > 0
 
 
-@pytest.mark.parametrize(
-    ("backend", "in_place"),
-    [("tensorrt", True), ("tensorrt", False), ("tensorrt-rtx", True), ("tensorrt-rtx", False)],
-)
+@BACKENDS
+@PLACES
 def test_what_is_timed_is_what_generate_runs(backend: str, in_place: bool, tmp_path: Path) -> None:
+    """The trial takes that path too."""
     engine = decoder_engine(tmp_path, backend=backend, in_place=in_place)
     with stand_in() as machine:
-        with TensorRtDecoder(find_engines(engine)) as decoder:
-            stepped(decoder)
-            generated = mode(machine.runs[-1])
         with open_engine(engine) as runner:
+            trial = [mode(run) for run in machine.runs]
             call = prepared(runner, STEP)
             call()
             call()
-        assert mode(machine.runs[-1]) == generated
-        assert generated[1] == in_place
+        timed = mode(machine.runs[-1])
+        with TensorRtDecoder(find_engines(engine)) as decoder:
+            stepped(decoder)
+            assert mode(machine.runs[-1]) == timed
+    assert timed[1] == in_place
+    assert not in_place or (1, True, False) in trial
 
 
 def test_a_step_like_the_one_before_reckons_nothing(
@@ -130,13 +133,6 @@ def test_what_a_step_tells_the_library_is_known(in_place: bool, tmp_path: Path) 
         ]
     assert len(caches) == 4
     assert calls == ([0, 0] if in_place else [len(caches) + 1, 2 * len(caches)])  # and the mask's
-
-
-@BACKENDS
-def test_the_trial_takes_the_path_that_runs_later(backend: str, tmp_path: Path) -> None:
-    engine = decoder_engine(tmp_path, backend=backend)
-    with stand_in() as machine, open_engine(engine):
-        assert (1, True, False) in [mode(run) for run in machine.runs]
 
 
 def test_kernels_are_compiled_once_for_an_engine_a_card_and_a_driver(tmp_path: Path) -> None:
@@ -216,20 +212,15 @@ def test_a_graph_is_given_back_when_another_takes_its_place(tmp_path: Path) -> N
 
 
 @BACKENDS
-def test_memory_that_runs_out_at_loading_says_what_helps(backend: str, tmp_path: Path) -> None:
+def test_memory_that_runs_out_says_what_helps(backend: str, tmp_path: Path) -> None:
     engine = decoder_engine(tmp_path, backend=backend, weights_bytes=1 << 20)
-    for memory_bytes in (1 << 18, (1 << 20) + (1 << 12), (1 << 20) + (1 << 14)):
+    for memory_bytes in (1 << 18, (1 << 20) + (1 << 12), (1 << 20) + (1 << 14)):  # at loading
         with stand_in(memory_bytes=memory_bytes) as machine:
             runner = TensorRtRunner(find_engines(engine), trial=False)
             with raises(DepthcutError, "out-of-memory", "batch"):
                 runner.__enter__()
             assert machine.left_over == {}
-
-
-@BACKENDS
-def test_memory_that_runs_out_in_a_run_says_what_helps(backend: str, tmp_path: Path) -> None:
-    engine = decoder_engine(tmp_path, backend=backend)
-    with stand_in() as machine:
+    with stand_in() as machine:  # in a run
         with open_engine(engine) as runner:
             machine.fails["execute_async_v3"] = 2
             with raises(BackendError, "out-of-memory", "batch"):
@@ -284,3 +275,95 @@ def test_another_driver_or_card_has_another_runtime_cache(tmp_path: Path) -> Non
     cards = [Device("A", "sm89", 1), Device("B", "sm89", 1)]
     drivers = [Driver("", version, (card,)) for version in ("13.0", "13.1") for card in cards]
     assert len({cache_path(record, driver) for driver in drivers}) == 4
+
+
+STEPS = np.array([[9, 2, 6], [8, 1, 8], [3, 3, 9]])
+
+
+def steps(decoder: TensorRtDecoder | OnnxRuntimeDecoder, rows: int) -> list[np.ndarray]:  # type: ignore[type-arg]
+    result = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
+    return result + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@PLACES
+@BACKENDS
+def test_it_continues_as_on_onnx_runtime(
+    backend: str, in_place: bool, rows: int, tmp_path: Path
+) -> None:
+    with OnnxRuntimeDecoder(decoder_onnx(tmp_path / "plain", in_place=False), threads=1) as other:
+        wanted = steps(other, rows)
+    engine = decoder_engine(tmp_path, in_place=in_place, backend=backend)
+    with stand_in() as machine:
+        with TensorRtDecoder(find_engines(engine)) as decoder:
+            for _ in range(2):  # what was left over is dead
+                np.testing.assert_allclose(steps(decoder, rows), wanted, rtol=0, atol=1e-5)
+        assert machine.left_over == {}
+
+
+def test_prompts_in_groups_fill_their_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stand_in(), TensorRtDecoder(find_engines(decoder_engine(tmp_path))) as decoder:
+        wanted, groups = steps(decoder, 3), [slice(0, 1), slice(1, 3)]
+        monkeypatch.setattr(type(decoder.plan), "groups", lambda self, batch: groups)
+        np.testing.assert_allclose(steps(decoder, 3), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_text_longer_than_the_caches_is_refused(tmp_path: Path) -> None:
+    engines = find_engines(decoder_engine(tmp_path))
+    plan = plan_cache(engines)
+    assert (plan.room, plan.longest, str(plan.context)) == (ROOM, ROOM, "1:31:31")
+    plan.refuse_unfit(1, 16, 17)
+    with raises(BackendError, "out-of-range", "--context", 32):
+        plan.refuse_unfit(1, 16, 18)
+    with stand_in(), TensorRtDecoder(engines) as decoder:
+        decoder.prefill(PROMPT[:1])
+        for _ in range(ROOM - 5):
+            decoder.step(np.array([[1]]))
+        with raises(BackendError, "out-of-range", "--context", 32):
+            decoder.step(np.array([[1]]))
+    for item in engines.records[0].inputs:
+        if item.name == "attention_mask":
+            object.__setattr__(item, "shape", (-1, 16))
+    with raises(BackendError, "cache-lengths-differ"):
+        plan_cache(engines)
+
+
+TOKEN = np.array([[5], [6]])
+
+
+def test_it_goes_on_behind_what_the_caches_hold(tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path)
+    with stand_in(), TensorRtDecoder(find_engines(engine), trial=False) as decoder:
+        decoder.prefill(PROMPT)
+        wanted = decoder.step(TOKEN)
+        decoder.begin_at(2, 5)
+        np.testing.assert_array_equal(decoder.step(TOKEN), wanted)
+        decoder.begin_at(2, 6)
+        assert not np.array_equal(decoder.step(TOKEN), wanted)
+
+
+def test_only_one_that_begins_texts_needs_a_prefill(tmp_path: Path) -> None:
+    engines = find_engines(decoder_engine(tmp_path, phases=("decode",)))
+    with raises(BackendError, "phase-missing", "prefill"):
+        TensorRtDecoder(engines)
+    with stand_in(), TensorRtDecoder(engines, trial=False, begins=False) as decoder:
+        decoder.begin_at(2, ROOM - 1)
+        decoder.advance(TOKEN)
+        with raises(BackendError, "out-of-range", "--context", ROOM):
+            decoder.advance(TOKEN)
+
+
+def test_a_smaller_batch_takes_less_memory_and_holds_no_more(tmp_path: Path) -> None:
+    engines = find_engines(decoder_engine(tmp_path, phases=("decode",)))
+    taken = []
+    for batch in (1, 3):
+        with (
+            stand_in() as machine,
+            TensorRtDecoder(engines, trial=False, batch=batch, begins=False) as decoder,
+        ):
+            taken.append(machine.most_used)
+            with raises(BackendError, "out-of-range", batch + 1):
+                decoder.begin_at(batch + 1, 1)
+    assert taken[0] < taken[1]

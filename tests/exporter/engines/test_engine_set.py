@@ -1,38 +1,145 @@
-"""Which files serve one model together, and what is refused before anything is loaded."""
+"""Engines and their records: what belongs together, what loads here, and what calls they hold."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from exporter.engines.build.engine_set import find_builds, find_engines, has_engines
+from exporter.engines.build.engine_set import (
+    AttentionRecord,
+    EngineSet,
+    EngineTensor,
+    built_for,
+    choose_profile,
+    find_builds,
+    find_engines,
+    has_engines,
+    read_sidecar,
+    refuse_mismatch,
+    sidecar_path,
+)
+from exporter.engines.build.libraries import Device
+from exporter.engines.build.profiles import Span
 from exporter.engines.build.settings import BuildSettings
+from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
-from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-from exporter.engines.runners.tensorrt import open_engine
-from exporter.errors import BackendError, EngineError
-from tests.engine_support import decoder_record, written_as
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.tensorrt_decoder import (
+    CachePlan,
+    DeviceCache,
+    TensorRtDecoder,
+    plan_cache,
+)
+from exporter.engines.runners.cache_form import padded_before
+from exporter.engines.runners.tensorrt import checked_input, open_engine, refuse_untold
+from exporter.engines.tensors import TensorSpec, numpy_dtype, out_of_memory, plan_buffers
+from exporter.errors import ArtifactError, BackendError, EngineError, UnsafeInputError, UsageError
+from tests.engine_support import CACHE, CARD, decoder_record, record, written, written_as
 from tests.raising import raises
+from tests.tiny_graphs import saved, tiny_model
+
+PHASES = ("prefill", "decode")
+HOPPER = Device("another card", "sm90", 80 << 30)
+TIED: dict[str, Any] = {
+    "backend": "tensorrt", "backend_version": "11.4", "settings": BuildSettings(),
+    "built_on": {"gpu": "a card", "compute_capability": "sm89", "driver_cuda": "13.0"},
+}  # fmt: skip
 
 
-def pair(folder: Path, **decode: Any) -> Path:
-    """A split model: an engine for each phase."""
-    written_as(folder / "m-prefill.engine", phases=("prefill",))
-    written_as(folder / "m-decode.engine", phases=("decode",), **decode)
+@pytest.mark.parametrize(
+    ("damage", "kind", "code", "named"),
+    [
+        (lambda e: e.write_bytes(e.read_bytes()[:-1]), EngineError, "wrong-size", (19, 20)),
+        (lambda e: e.write_bytes(e.read_bytes().upper()), EngineError, "wrong-hash", ()),
+        (lambda e: sidecar_path(e).unlink(), EngineError, "sidecar-missing", ()),
+        (lambda e: sidecar_path(e).write_text("{}"), ArtifactError, None, ()),
+        (lambda e: e.unlink(), EngineError, "file-missing", ()),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    damage: Callable[[Path], Any], kind: Any, code: str | None, named: Any, tmp_path: Path
+) -> None:
+    engine = written(tmp_path)
+    result = read_sidecar(engine)
+    assert result == record().model_copy(update={"command": result.command})
+    damage(engine)
+    with pytest.raises(kind) if code is None else raises(kind, code, "m.engine", *named):
+        read_sidecar(engine)
+
+
+def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    engine = written(folder)
+    sidecar_path(engine).rename(tmp_path / "elsewhere.json")
+    sidecar_path(engine).symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(UnsafeInputError):
+        read_sidecar(engine)
+    (folder / "here.json").write_bytes((tmp_path / "elsewhere.json").read_bytes())
+    sidecar_path(engine).unlink()
+    sidecar_path(engine).symlink_to("here.json")
+    assert read_sidecar(engine) == record()
+
+
+@pytest.mark.parametrize(
+    ("facts", "version", "card", "code", "named"),
+    [
+        ({}, "1.7.1.116", CARD, "", ()),
+        ({}, "1.6.0.1", HOPPER, "other-version", ("sm89", "1.7.1.116", "sm90", "1.6.0.1")),
+        ({}, "1.7.1.116", HOPPER, "other-card", ("--compute-capability sm90",)),
+        (TIED, "11.4", CARD, "", ()),
+        (TIED, "11.4", HOPPER, "other-card", ("sm90",)),
+        (TIED, "11.5", CARD, "other-version", ("11.5",)),
+    ],
+)
+def test_an_engine_for_another_card_or_version_is_refused(
+    facts: dict[str, Any], version: str, card: Device, code: str, named: tuple[str, ...]
+) -> None:
+    made = record(**facts)
+    assert built_for(made) == "sm89"
+    if not code:
+        refuse_mismatch(made, version, [card])
+        return
+    with raises(EngineError, code, "m.engine", *named):
+        refuse_mismatch(made, version, [card])
+
+
+def test_a_record_of_an_earlier_version_is_read_without_what_was_removed(tmp_path: Path) -> None:
+    engine = written(tmp_path)
+    content = json.loads(sidecar_path(engine).read_text())
+    content["settings"] |= {"strip_weights": False, "refittable": True, "tf32": False}
+    content["timing_cache_sha256"] = "0"
+    sidecar_path(engine).write_text(json.dumps(content))
+    assert read_sidecar(engine).settings == record().settings
+
+
+def builds(folder: Path, numbers: tuple[str, ...] = ("-b1", "-b2"), **last: Any) -> Path:
+    """Builds of a split model, the last of which may be another."""
+    for number in numbers:
+        changes = last if number == numbers[-1] else {}
+        for phase in PHASES:
+            written_as(folder / f"m-{phase}{number}.engine", phases=(phase,), **changes)
     return folder
 
 
 def test_an_engine_for_each_phase_is_one_set(tmp_path: Path) -> None:
-    engines = find_engines(pair(tmp_path))
+    engines = find_engines(builds(tmp_path, ("",)))
     assert [path.name for path in engines.paths] == ["m-decode.engine", "m-prefill.engine"]
     result = [(slot.engine, slot.number, slot.profile.phase) for slot in engines.slots]
     assert result == [(0, 0, "decode"), (1, 0, "prefill")]
+    (tmp_path / "other").mkdir()
+    paths = [tmp_path / "m-prefill.engine", builds(tmp_path / "other", ("",)) / "m-decode.engine"]
+    assert find_engines(paths).paths == tuple(paths)  # named one by one
 
 
 def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
-    path = written_as(tmp_path / "m.engine", phases=("prefill", "decode"))
+    path = written_as(tmp_path / "m.engine", phases=PHASES)
     slot = find_engines(path).slots[1]
     assert (slot.engine, slot.number, slot.profile.phase) == (0, 1, "decode")
     assert find_engines(path).shapes(slot, "high")["past_key_values.0.key"] == (2, 2, 8, 4)
@@ -40,85 +147,47 @@ def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"backend": "tensorrt"}, "backends"),
-        ({"backend_version": "1.6.1.120"}, "library versions"),
-        ({"made_from": {"model": "c" * 64}}, "graphs"),
-        ({"outputs": []}, "inputs or outputs"),
-    ],
-)
-def test_halves_of_different_models_are_refused(
-    change: dict[str, Any], what: str, tmp_path: Path
-) -> None:
-    with raises(EngineError, "different-engines", what):
-        find_engines(pair(tmp_path, **change))
-
-
-@pytest.mark.parametrize(
     ("files", "code", "named"),
     [
-        ({"a": ("prefill", "decode"), "b": ("decode",)}, "several-engines",
+        ({"a": (PHASES, {}), "b": (["decode"], {})}, "several-engines",
          ("decode", "a.engine", "b.engine")),
-        ({"m": ()}, "no-profile", ("m.engine",)),
+        ({"m": ([], {})}, "no-profile", ("m.engine",)),
         ({}, "no-engine", ()),
-        ({"m-b1": ("prefill",), "m-b2": ("prefill",)}, "several-engines", ()),
+        ({"m-b1": (["prefill"], {}), "m-b2": (["prefill"], {})}, "several-engines", ()),
+        *(({"a": (["prefill"], {}), "b": (["decode"], change)}, "different-engines", (what,))
+          for change, what in (
+              ({"backend": "tensorrt"}, "backends"),
+              ({"backend_version": "1.6.1.120"}, "library versions"),
+              ({"made_from": {"model": "c" * 64}}, "graphs"),
+              ({"outputs": []}, "inputs or outputs"),
+          )),
     ],
 )  # fmt: skip
 def test_a_folder_that_does_not_hold_one_model_is_refused(
-    files: dict[str, tuple[str, ...]], code: str, named: tuple[str, ...], tmp_path: Path
+    files: dict[str, Any], code: str, named: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
-    for name, phases in files.items():
-        written_as(tmp_path / f"{name}.engine", phases=phases)
+    for name, (phases, changes) in files.items():
+        written_as(tmp_path / f"{name}.engine", phases=phases, **changes)
     assert has_engines(tmp_path) == bool(files)
     with raises(EngineError, code, *named):
         find_engines(tmp_path)
 
 
-def test_engines_can_be_named_one_by_one(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        pair(tmp_path / name)
-    paths = [tmp_path / "a" / "m-prefill.engine", tmp_path / "b" / "m-decode.engine"]
-    assert find_engines(paths).paths == tuple(paths)
-
-
-def test_a_type_that_numpy_lacks_is_told(tmp_path: Path) -> None:
-    inputs = [item.model_copy(update={"dtype": "fp4"}) for item in decoder_record(()).inputs]
-    path = written_as(tmp_path / "m.engine", phases=("decode",), inputs=inputs)
-    with raises(BackendError, "unknown-type", "fp4"):
-        open_engine(path)
-
-
-def test_a_runner_tells_its_ends_without_a_gpu(tmp_path: Path) -> None:
-    runner = open_engine(written_as(tmp_path / "m.engine", phases=("decode",)))
-    shapes = {spec.name: (str(spec.dtype), spec.shape) for spec in runner.inputs}
-    assert shapes["input_ids"] == ("int64", (None, None))
-    assert shapes["past_key_values.0.key"] == ("bfloat16", (None, 2, None, 4))
-    assert runner.outputs[0].name == "logits"
-    with raises(BackendError, "not-entered"):
-        runner.run({})
-
-
-def builds(folder: Path, **second: Any) -> Path:
-    """Two builds of a split model."""
-    for number, changes in ((1, {}), (2, second)):
-        for phase in ("prefill", "decode"):
-            written_as(folder / f"m-{phase}-b{number}.engine", phases=(phase,), **changes)
-    return folder
-
-
-def test_builds_of_a_split_model_are_told_apart(tmp_path: Path) -> None:
+def test_builds_of_a_split_model_are_told_apart_and_the_first_generates(tmp_path: Path) -> None:
     names = [[path.name for path in build.paths] for build in find_builds(builds(tmp_path))]
     assert names == [[f"m-{p}-b{n}.engine" for p in ("decode", "prefill")] for n in (1, 2)]
+    decoder = open_decoder(tmp_path)
+    assert isinstance(decoder, TensorRtDecoder)
+    assert "m-decode-b1.engine and" in decoder.plan.name
+    assert "-b2" not in decoder.plan.name
 
 
 @pytest.mark.parametrize(
     ("change", "code", "what"),
     [
         ({"settings": BuildSettings(optimization_level=5)}, "built-differently", "settings"),
-        ({"profiles": decoder_record(("prefill", "decode")).profiles}, "several-engines", "decode"),
+        ({"profiles": decoder_record(PHASES).profiles}, "several-engines", "decode"),
         ({"made_from": {"model": "c" * 64}}, "built-differently", "graphs"),
     ],
 )
@@ -129,8 +198,217 @@ def test_engines_that_were_built_otherwise_are_no_builds_of_one(
         find_builds(builds(tmp_path, **change))
 
 
-def test_the_first_of_several_builds_generates(tmp_path: Path) -> None:
-    decoder = open_decoder(builds(tmp_path))
+def test_a_runner_tells_its_ends_without_a_gpu(tmp_path: Path) -> None:
+    runner = open_engine(written_as(tmp_path / "m.engine", phases=("decode",)))
+    shapes = {spec.name: (str(spec.dtype), spec.shape) for spec in runner.inputs}
+    assert shapes["input_ids"] == ("int64", (None, None))
+    assert shapes["past_key_values.0.key"] == ("bfloat16", (None, 2, None, 4))
+    assert runner.outputs[0].name == "logits"
+    with raises(BackendError, "not-entered"):
+        runner.run({})
+    inputs = [item.model_copy(update={"dtype": "fp4"}) for item in decoder_record(()).inputs]
+    path = written_as(tmp_path / "m.engine", phases=("decode",), inputs=inputs)
+    with raises(BackendError, "unknown-type", "fp4"):
+        open_engine(path)
+
+
+PROFILES = decoder_record(PHASES).profiles
+
+
+def call(batch: int, sequence: int, past: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "input_ids": (batch, sequence), "attention_mask": (batch, past + sequence),
+        **dict.fromkeys(CACHE, (batch, 2, past, 4)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shapes", "number"),
+    [(call(1, 6, 0), 0), (call(2, 1, 0), 0), (call(1, 1, 1), 1), (call(2, 1, 8), 1)],
+)
+def test_a_call_finds_the_profile_that_holds_it(
+    shapes: dict[str, tuple[int, ...]], number: int
+) -> None:
+    assert choose_profile("m", PROFILES, shapes) == number
+
+
+@pytest.mark.parametrize(
+    ("shapes", "fields"),
+    [
+        (call(1, 7, 0), ("input_ids", "1x7", "prefill", "1x1 to 2x6", "decode", "1x1 to 2x1")),
+        (call(3, 1, 4), ("input_ids", "3x1")),
+        (call(1, 1, 9), ("attention_mask", "1x10", "decode", "1x2 to 2x9")),
+        (call(1, 2, 4), ("input_ids", "1x2", "decode", "1x1 to 2x1")),
+    ],
+)
+def test_what_no_profile_holds_is_refused(
+    shapes: dict[str, tuple[int, ...]], fields: tuple[str, ...]
+) -> None:
+    with raises(BackendError, "no-profile-fits", *fields):
+        choose_profile("m", PROFILES, shapes)
+
+
+def test_one_buffer_serves_every_profile() -> None:
+    plan = plan_buffers([{"a": 100, "b": 0}, {"a": 300, "c": 256}])
+    assert plan == {"a": 512, "b": 256, "c": 256}
+    error = out_of_memory("present.3.key", 2_500_000_000, 1_200_000, 80_000_000_000)
+    for name in ("present.3.key", "2.50 GB", "1.20 MB", "80.00 GB"):
+        assert name in error.message
+
+
+def test_types_have_numpy_s_names_and_inputs_take_them() -> None:
+    names = ("float", "half", "bf16", "int64", "bool")
+    result = [str(numpy_dtype(name)) for name in names]
+    assert result == ["float32", "float16", "bfloat16", "int64", "bool"]
+    for unknown in ("fp8", "int4", "string"):
+        with raises(BackendError, "unknown-type", unknown):
+            numpy_dtype(unknown)
+    spec = TensorSpec("x", np.dtype(np.float16), (None, 4))
+    assert checked_input("m", spec, np.zeros((2, 4), np.float32)).dtype == np.float16
+    for array, named in ((np.zeros((2, 5)), ("2x5", "?x4")), (np.zeros(4), (4,))):
+        with raises(BackendError, "wrong-shape", *named):
+            checked_input("m", spec, array)
+
+
+@pytest.mark.parametrize(
+    ("mask", "new", "refusing"),
+    [
+        ([1, 1, 1, 0], 3, {}),
+        ([1, 1, 0, 0], 3, {}),
+        ([1, 1, 1, 1], 3, {"new": "filled-caches"}),
+        ([0, 1, 1, 0], 3, {"new": "no-padding", "filled": "no-padding"}),
+        ([1, 0, 1, 0], 1, {"new": "no-padding", "filled": "no-padding"}),
+    ],
+)
+def test_what_an_engine_would_misread_is_refused(
+    mask: list[int], new: int, refusing: dict[str, str]
+) -> None:
+    ids, masks = np.ones((2, new), np.int64), np.array([[1] * new + [0] * (4 - new), mask])
+    inputs = {"input_ids": ids, "attention_mask": masks}
+    assert padded_before(inputs) == ("filled" in refusing)
+    refuse_untold(record(attention=None), inputs)
+    for told_by, reads in (("mask", "room"), ("lengths", "filled"), ("order", "new")):
+        made = record(attention=AttentionRecord(told_by=told_by, reads=reads))  # type: ignore[arg-type]
+        if reads not in refusing:
+            refuse_untold(made, inputs)
+            continue
+        with raises(BackendError, refusing[reads], "m.engine"):
+            refuse_untold(made, inputs)
+
+
+def plan(**changes: Any) -> CachePlan:
+    made = decoder_record(changes.pop("phases", PHASES), **changes)
+    return plan_cache(EngineSet((Path("m.engine"),), (made,)))
+
+
+def test_the_plan_follows_from_the_record() -> None:
+    result = plan()
+    assert (result.prefill.number, result.decode.number) == (0, 1)
+    assert result.pairs == dict(zip(CACHE, ("present.0.key", "present.0.value"), strict=True))
+    spans = (result.batch, result.prompt, result.context)
+    assert list(map(str, spans)) == ["1:1:2", "1:4:6", "1:4:8"]
+    # 2 sequences, 2 heads, 8 + 1 positions, 4 numbers of 2 bytes, rounded up to 256
+    assert result.cache_bytes == dict.fromkeys(CACHE, 512)
+    assert result.total_bytes == 2 * 2 * 512
+    assert result.shapes(2, 1, 5) == call(2, 1, 5)
+    assert not result.prefill.profile.outside(result.shapes(2, 6, 0))
+    assert not any(result.decode.profile.outside(result.shapes(2, 1, past)) for past in (6, 7, 8))
+    assert result.decode.profile.outside(result.shapes(2, 1, 9))
+
+
+def grouped(prefill: int, decode: int) -> CachePlan:
+    """Engines whose phases take different batches at most."""
+    result = plan()
+    return replace(result, prefill_batch=Span(1, prefill, prefill), batch=Span(1, decode, decode))
+
+
+@pytest.mark.parametrize(
+    ("made", "call", "code", "fields"),
+    [
+        (plan(), (1, 4, 6), "", ()),  # the last of them is not run
+        (plan(), (2, 6, 4), "", ()),
+        (plan(), (3, 4, 1), "out-of-range", ("--batch-range", 3, 1, 2)),
+        (plan(), (1, 7, 1), "out-of-range", ("--prompt-range", 7, 1, 6)),
+        (plan(), (1, 4, 7), "out-of-range", ("--context-range", 9, 1, 8)),
+        (plan(), (1, 0, 1), "out-of-range", ("--prompt-range", 0)),
+        (grouped(1, 5), (1, 3, 1), "", ()),  # alone, it begins at the buffer's own address
+        (grouped(1, 5), (2, 3, 1), "groups-unaligned", (3,)),
+        (replace(grouped(3, 5), prefill_batch=Span(3, 3, 3)), (2, 4, 1), "out-of-range",
+         ("batch", 2)),
+    ],
+)  # fmt: skip
+def test_what_the_profiles_do_not_hold_is_refused(
+    made: CachePlan, call: tuple[int, int, int], code: str, fields: tuple[object, ...]
+) -> None:
+    if not code:
+        made.refuse_unfit(*call)
+        return
+    with raises(BackendError, code, *fields):
+        made.refuse_unfit(*call)
+
+
+def test_prompts_run_in_groups_that_begin_where_their_sequences_do() -> None:
+    result = grouped(2, 5)
+    rows = [(group.start, group.stop) for group in result.groups(5)]
+    assert rows == [(0, 1), (1, 3), (3, 5)]
+    assert len(grouped(5, 5).groups(5)) == 1
+    # 3 sequences of 2 heads, 4 positions, 4 numbers of 2 bytes
+    assert result.offsets(3, 4) == dict.fromkeys(CACHE, 3 * 64)
+    banks = DeviceCache(result.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
+    bound = banks.bindings(result.offsets(3, 4))
+    assert (bound[CACHE[0]], bound["present.0.key"]) == (0, 1192)
+
+
+def test_what_a_step_writes_is_the_next_one_s_past() -> None:
+    pairs = {"past.k": "present.k", "past.v": "present.v"}
+    banks = DeviceCache(pairs, {"past.k": 1, "past.v": 2}, {"past.k": 3, "past.v": 4})
+    for _ in range(3):
+        before = banks.bindings()
+        assert len(set(before.values())) == 4  # nothing is read where it is written
+        banks.swap()
+        after = banks.bindings()
+        assert all(after[past] == before[present] for past, present in pairs.items())
+
+
+INPUTS, OUTPUTS = decoder_record(()).inputs, decoder_record(()).outputs
+ODD = EngineTensor(name="odd", dtype="int64", shape=(1,))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"phases": ("prefill",)}, "phase-missing", "for decode"),
+        ({"phases": ("decode",)}, "phase-missing", "for prefill"),
+        ({"inputs": [one for one in INPUTS if one.name not in CACHE]}, "no-kv-cache", "m.engine"),
+        ({"outputs": OUTPUTS[:-1]}, "cache-not-continued", "past_key_values"),
+        ({"outputs": OUTPUTS[1:]}, "no-kv-cache", "m.engine"),
+        ({"inputs": [*INPUTS, ODD]}, "unknown-input", "'odd'"),
+    ],
+)
+def test_engines_that_cannot_generate_are_refused(
+    change: dict[str, Any], code: str, field: str
+) -> None:
+    with raises(BackendError, code, field):
+        plan(**change)
+
+
+def test_a_decoder_refuses_before_it_is_loaded(tmp_path: Path) -> None:
+    decoder = open_decoder(written_as(tmp_path / "m.engine", phases=PHASES))
     assert isinstance(decoder, TensorRtDecoder)
-    assert "m-decode-b1.engine and" in decoder.plan.name
-    assert "-b2" not in decoder.plan.name
+    with raises(BackendError, "out-of-range", "--context", 12):
+        generate(decoder, [1, 2, 3, 4], new_tokens=10)
+    with raises(BackendError, "not-entered"):
+        decoder.prefill(np.array([[1, 2]]))
+
+
+def test_a_folder_is_what_lies_in_it(tmp_path: Path) -> None:
+    engine = builds(tmp_path, ("",)) / "m-decode.engine"
+    assert isinstance(open_decoder(tmp_path), TensorRtDecoder)
+    onnx = saved(tiny_model(), tmp_path)
+    assert isinstance(open_decoder(tmp_path), OnnxRuntimeDecoder)
+    assert isinstance(open_decoder(tmp_path, backend="engine"), TensorRtDecoder)
+    for file, other in ((onnx, "engine"), (engine, "onnxruntime")):
+        with raises(UsageError, "wrong-backend", file.name):
+            open_decoder(file, backend=other)  # type: ignore[arg-type]
+    with raises(UsageError, "context-fixed", "--cache-length"):
+        open_decoder(engine, context=8)

@@ -19,11 +19,11 @@ from exporter.engines.runners.base import Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.openvino import OpenVinoRunner
 from exporter.errors import BackendError, MissingDependencyError
-from graph_passes import Deletion, prune_graph, save_model
+from graph_passes import Deletion, prune_graph
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
 from tests.text_graphs import TIED, write_tiny_lm, written
-from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
+from tests.tiny_graphs import VOCABULARY, TinySpec, saved, tiny_model
 
 SPEC = TinySpec()
 SHAPES = (Shape("prefill", 2, 5), Shape("decode", 2, 1, 5), Shape("decode", 1, 3, 4))
@@ -35,14 +35,20 @@ def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     model = tiny_model(SPEC)
     if request.param == "cut":
         model, _ = prune_graph(model, [Deletion(1, "attention"), Deletion(2, "block")])
-    save_model(model, tmp_path / "model.onnx")
-    return tmp_path / "model.onnx"
+    return saved(model, tmp_path)
 
 
-def close(graph: Path, shape: Shape, *, padded: bool = False) -> None:
+def fed(runner: Runner, shape: Shape) -> dict[str, Any]:
+    return make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY))
+
+
+@openvino
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_gives_what_onnx_runtime_gives(graph: Path, shape: Shape, padded: bool) -> None:
     with OpenVinoRunner(graph, threads=1) as runner, OnnxRuntimeRunner(graph, threads=1) as other:
         assert [s.name for s in runner.inputs] == [s.name for s in other.inputs]
-        inputs = make_inputs(other.inputs, shape, random_tokens(shape, VOCABULARY))
+        inputs = fed(other, shape)
         if padded:
             inputs["attention_mask"][0, :2] = 0
         got, wanted = (item.run(inputs) for item in (runner, other))
@@ -54,26 +60,9 @@ def close(graph: Path, shape: Shape, *, padded: bool = False) -> None:
 
 
 @openvino
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_gives_what_onnx_runtime_gives(graph: Path, shape: Shape) -> None:
-    close(graph, shape)
-
-
-@openvino
-def test_padding_is_masked(graph: Path) -> None:
-    close(graph, SHAPES[0], padded=True)
-
-
-@openvino
 def test_calls_that_are_timed_run_in_turns(graph: Path) -> None:
     with OpenVinoRunner(graph, threads=2) as runner:
-        calls = [
-            runner.prepare(
-                make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY)),
-                phase=shape.phase,
-            )
-            for shape in SHAPES
-        ]
+        calls = [runner.prepare(fed(runner, shape), phase=shape.phase) for shape in SHAPES]
         for call in (*calls, *calls):
             call()
 
@@ -81,13 +70,10 @@ def test_calls_that_are_timed_run_in_turns(graph: Path) -> None:
 @openvino
 def test_what_it_gave_stays(graph: Path) -> None:
     with OpenVinoRunner(graph, threads=1) as runner:
-        inputs = [
-            make_inputs(runner.inputs, SHAPES[0], random_tokens(SHAPES[0], VOCABULARY) * k)
-            for k in (1, 0)
-        ]
-        first = runner.run(inputs[0])["logits"]
+        inputs = fed(runner, SHAPES[0])
+        first = runner.run(inputs)["logits"]
         kept = first.copy()
-        runner.run(inputs[1])
+        runner.run({**inputs, "input_ids": inputs["input_ids"] * 0})
         np.testing.assert_array_equal(first, kept)
 
 
@@ -116,7 +102,7 @@ def test_inputs_that_must_be_copied_stay_while_it_runs(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with OpenVinoRunner(graph, threads=1) as runner:
-        inputs = make_inputs(runner.inputs, SHAPES[0], random_tokens(SHAPES[0], VOCABULARY))
+        inputs = fed(runner, SHAPES[0])
         wanted = runner.run(inputs)["logits"]
         inputs["input_ids"] = np.asfortranarray(inputs["input_ids"].astype(np.int32))
         watched = _Watched(runner._request, runner._library.Tensor)
@@ -140,8 +126,7 @@ def test_what_it_doesnt_load(tmp_path: Path) -> None:
     broken.write_bytes(b"\x08\x0anothing")
     with raises(BackendError, "load-failed", broken, "--target portable"):
         OpenVinoRunner(broken, threads=1).__enter__()
-    fused = tmp_path / "fused" / "model.onnx"
-    save_model(fused_model(FusedSpec()), fused)
+    fused = saved(fused_model(FusedSpec()), tmp_path / "fused")
     with raises(BackendError, "cache-in-place", fused, "--target portable"):
         OpenVinoRunner(fused, threads=1).__enter__()
     narrow = written(TIED, tmp_path / "narrow.onnx", kind=ir.DataType.BFLOAT16)
@@ -158,7 +143,7 @@ def _ends(runner: Runner) -> None:
 @openvino
 def test_a_call_that_fails(graph: Path) -> None:
     with OpenVinoRunner(graph, threads=1) as runner:
-        inputs = make_inputs(runner.inputs, SHAPES[1], random_tokens(SHAPES[1], VOCABULARY))
+        inputs = fed(runner, SHAPES[1])
         flat = {**inputs, "input_ids": inputs["input_ids"][0]}
         with raises(BackendError, "run-failed", graph):
             runner.run(flat)

@@ -83,30 +83,6 @@ def loaded(tmp_path: Path) -> Loaded:
     return Loaded(decoder_engine(tmp_path))
 
 
-def overlaps(it: Loaded) -> None:
-    it.context.set_tensor_address("logits", it.places["input_ids"])
-    it.run()
-
-
-def lies_elsewhere(it: Loaded) -> None:
-    it.context.set_tensor_address("present.0.key", it.cuda.cudaMalloc(2 * 32 * 32 * 4)[1])
-    it.run()
-
-
-def was_freed(it: Loaded) -> None:
-    it.cuda.cudaFree(it.places["logits"])
-    it.run()
-
-
-def is_not_aligned(it: Loaded) -> None:
-    it.context.set_tensor_address("logits", it.places["logits"] + 8)
-
-
-def is_not_pinned(it: Loaded) -> None:
-    pinned = it.cuda.cudaMallocHost(256)[1]
-    it.cuda.cudaMemcpyAsync(it.places["logits"], pinned + 1, 256, 1, it.stream)
-
-
 def is_chosen_elsewhere(it: Loaded) -> None:
     del it.context
     it.context = it.new_context(1, it.cuda.cudaStreamCreateWithFlags(1)[1])
@@ -114,22 +90,34 @@ def is_chosen_elsewhere(it: Loaded) -> None:
     it.run()
 
 
+def told(it: Loaded, name: str, address: int) -> None:
+    it.context.set_tensor_address(name, address)
+    it.run()
+
+
 @pytest.mark.parametrize(
-    ("breaks", "told"),
+    ("breaks", "rule"),
     [
-        (overlaps, "logits"), (lies_elsewhere, "present.0.key"), (was_freed, "device memory"),
-        (is_not_aligned, "256"), (is_not_pinned, "pinned"), (is_chosen_elsewhere, "another stream"),
+        (lambda it: told(it, "logits", it.places["input_ids"]), "logits"),  # they overlap
+        (lambda it: told(it, "present.0.key", it.cuda.cudaMalloc(2 * 32 * 32 * 4)[1]),
+         "present.0.key"),
+        (lambda it: (it.cuda.cudaFree(it.places["logits"]), it.run()), "device memory"),
+        (lambda it: told(it, "logits", it.places["logits"] + 8), "256"),
+        (lambda it: it.cuda.cudaMemcpyAsync(
+            it.places["logits"], it.cuda.cudaMallocHost(256)[1] + 1, 256, 1, it.stream),
+         "pinned"),
+        (is_chosen_elsewhere, "another stream"),
     ],
 )  # fmt: skip
 def test_a_rule_that_is_broken_is_told_and_kept_it_runs(
-    breaks: Callable[[Loaded], None], told: str, loaded: Loaded
+    breaks: Callable[[Loaded], object], rule: str, loaded: Loaded
 ) -> None:
     loaded.tell()
     assert loaded.run()
     assert loaded.machine.runs == []  # until the stream is waited for
     assert loaded.wait() == OK
     assert [run.profile for run in loaded.machine.runs] == [1]
-    with pytest.raises(RuleError, match=re.escape(told)):
+    with pytest.raises(RuleError, match=re.escape(rule)):
         breaks(loaded)
 
 
@@ -185,13 +173,11 @@ def test_copies_and_events_come_when_the_stream_does(loaded: Loaded) -> None:
     assert loaded.cuda.cudaEventElapsedTime(begin, end)[1] > 0
 
 
-def test_it_computes_what_the_graph_does(tmp_path: Path) -> None:
-    loaded = Loaded(decoder_engine(tmp_path))
+def test_it_computes_what_the_graph_does(loaded: Loaded, tmp_path: Path) -> None:
     shape = Shape("decode", 1, 1, 20)
     with OnnxRuntimeRunner(tmp_path / "model.onnx", threads=1) as runner:
         inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 11))
-        room = runner.cache_form.with_room(inputs)
-        given = {**inputs, **room}
+        given = {**inputs, **runner.cache_form.with_room(inputs)}
         wanted = runner.run(given, ["logits"])["logits"]
     for name, array in given.items():
         place = loaded.machine.on_device(loaded.places[name], array.nbytes)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.engines.inputs import has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError
+from tests.engine_support import SHORT
 from tests.raising import raises
 from tests.tiny_models import family_loaded
 
@@ -131,76 +131,55 @@ def test_without_a_compiler_nothing_falls_back(monkeypatch: pytest.MonkeyPatch) 
     assert "torch: for eager PyTorch" in caught.value.hint
 
 
+def checkpoint(folder: Path, **changes: Any) -> Path:
+    from exporter.models.loading.model_files import save_checkpoint
+
+    save_checkpoint(family_loaded("llama", **changes), folder / "hf")
+    return folder / "hf"
+
+
 @pytest.fixture(scope="module")
 def llama(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny Llama as a Hugging Face folder, and its ONNX file."""
-    from exporter.models.loading.model_files import save_checkpoint
-
-    loaded, onnx = exported("llama")
-    folder = tmp_path_factory.mktemp("arms") / "hf"
-    save_checkpoint(loaded, folder)
-    return folder, onnx
-
-
-def options() -> CompareOptions:
-    return CompareOptions(
-        threads=1,
-        prefill_lengths=(4,),
-        decode_past_lengths=(),
-        rounds=2,
-        eval_tokens=32,
-        eval_sequence_length=16,
-    )
-
-
-def test_pytorch_stands_beside_two_onnx_files(llama: tuple[Path, Path]) -> None:
-    folder, onnx = llama
-    report = compare(onnx, onnx, options(), references=[f"torch:{folder}"])
-    arm = report.arms.references["torch:hf"]
-    assert (arm.backend, arm.provider, arm.precision) == ("pytorch", "CPU", "fp32")
-    assert arm.kv_cache_bytes_per_token == report.arms.baseline.kv_cache_bytes_per_token
-    assert arm.parameters > 0
-    assert arm.path == f"torch:{folder}"
+    return checkpoint(tmp_path_factory.mktemp("arms")), exported("llama")[1]
 
 
 def test_two_pytorch_models_are_compared(llama: tuple[Path, Path]) -> None:
     arm = f"torch:{llama[0]}"
-    report = compare(arm, arm, options())
+    report = compare(arm, arm, SHORT)
     assert report.arms.candidate.backend == "pytorch"
     assert report.accuracy is not None
     assert report.accuracy.kl_divergence == 0.0
     assert report.latency[0].baseline.median_ms > 0
 
 
-def test_pytorch_against_onnx_is_no_pair(llama: tuple[Path, Path]) -> None:
-    with raises(ComparisonError, "different-kinds"):
-        compare(llama[1], f"torch:{llama[0]}", options())
-
-
-def test_a_model_with_another_vocabulary_is_no_reference(
-    llama: tuple[Path, Path], tmp_path: Path
-) -> None:
-    from exporter.models.loading.model_files import save_checkpoint
-
-    save_checkpoint(family_loaded("llama", vocab_size=96), tmp_path)
-    with raises(ComparisonError, "other-vocabulary", 96, 128):
-        compare(llama[1], llama[1], options(), references=[f"torch:{tmp_path}"])
-
-
-def test_a_folder_that_is_not_there_is_told(llama: tuple[Path, Path], tmp_path: Path) -> None:
-    with raises(ComparisonError, "file-missing", "nothing"):
-        compare(llama[1], llama[1], options(), references=[f"torch:{tmp_path / 'nothing'}"])
-
-
 def test_a_reference_is_held_against_the_arm_that_it_is_nearer_to(
     llama: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from exporter.models.loading.model_files import save_checkpoint
-
-    (check,) = compare(llama[1], llama[1], options(), references=[f"torch:{llama[0]}"]).parity
+    folder, onnx = llama
+    report = compare(onnx, onnx, SHORT, references=[f"torch:{folder}"])
+    arm = report.arms.references["torch:hf"]
+    assert (arm.backend, arm.provider, arm.precision) == ("pytorch", "CPU", "fp32")
+    assert arm.kv_cache_bytes_per_token == report.arms.baseline.kv_cache_bytes_per_token
+    assert arm.parameters > 0
+    assert arm.path == f"torch:{folder}"
+    (check,) = report.parity
     assert check.name == "logits of the reference torch:hf against the baseline"
     assert check.passed
-    save_checkpoint(family_loaded("llama", seed=1), tmp_path / "other")
-    other = f"torch:{tmp_path / 'other'}"
-    (check,) = compare(llama[1], llama[1], options(), references=[other]).parity
+    other = f"torch:{checkpoint(tmp_path, seed=1)}"
+    (check,) = compare(onnx, onnx, SHORT, references=[other]).parity
     assert not check.passed
+
+
+def test_what_is_no_pair_or_no_reference_is_refused(
+    llama: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, onnx = llama
+    small, nothing = checkpoint(tmp_path, vocab_size=96), tmp_path / "nothing"
+    for candidate, references, code, named in (
+        (f"torch:{folder}", [], "different-kinds", ()),
+        (onnx, [f"torch:{small}"], "other-vocabulary", (96, 128)),
+        (onnx, [f"torch:{nothing}"], "file-missing", ("nothing",)),
+    ):
+        with raises(ComparisonError, code, *named):
+            compare(onnx, candidate, SHORT, references=references)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -30,14 +32,15 @@ from exporter.export.forms.genai import write_genai_config
 from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.report.sections import comparison_document
 from exporter.report.sections.use import use_section
-from graph_passes import save_model
 from graph_passes.files.storage import load_model
 from tests.graph_passes.fused_graphs import HEADS, HIDDEN, VOCABULARY, FusedSpec, fused_model
 from tests.made_reports import gate_report
 from tests.reading import lines_of, run_lines, run_shell
 from tests.text_graphs import write_tiny_lm, write_tokenizer
+from tests.tiny_graphs import saved
+from tests.tiny_models import family_loaded
 
-CUT = [PlannedDeletion(layer=1, kind="attention")]
+FIRST, CUT = ([PlannedDeletion(layer=n, kind="attention")] for n in (0, 1))
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN, "num_attention_heads": HEADS,
     "max_position_embeddings": 16,
@@ -46,8 +49,7 @@ LLAMA = {
 
 def decoder(folder: Path, **config: Any) -> Path:
     """A decoder of three layers in GroupQueryAttention, with what ships with it."""
-    folder.mkdir()
-    save_model(fused_model(FusedSpec(layers=3)), folder / "model.onnx")
+    saved(fused_model(FusedSpec(layers=3)), folder)
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps({**LLAMA, **config}))
     return folder
@@ -84,13 +86,16 @@ def libraries(uses: FolderUses) -> list[str]:
 
 
 def test_onnx_runtime_s_lines_generate_with_gaps_between_the_caches(cut: Path) -> None:
-    pasts = {name.split(".")[1] for name in read(cut).pasts}
-    assert pasts == {"0", "2"}
+    assert {name.split(".")[1] for name in read(cut).pasts} == {"0", "2"}
     _, result = run_lines(graph_lines(cut), cut)
     tokens = result["tokens"]
     new = read(cut).new_tokens
     assert tokens[-new:] == greedy(cut, tokens[:-new], new)
     assert new == 8  # the graph's tables end at 16
+    assert run_shell(lines_of((cut / "USE.md").read_text())["depthcut"], cut).split()
+    (cut / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[-8], 99]}))
+    _, ended = run_lines(graph_lines(cut), cut)
+    assert ended["tokens"] == tokens[:-8]
 
 
 def test_a_cut_tells_how_it_is_used_and_leaves_others_lines(cut: Path, tmp_path: Path) -> None:
@@ -103,40 +108,29 @@ def test_a_cut_tells_how_it_is_used_and_leaves_others_lines(cut: Path, tmp_path:
     assert (cut / "USE.md").read_text() == written
     prune_file(whole, tmp_path / "bare" / "model.onnx", CUT, CutOptions(companions=False))
     assert not (tmp_path / "bare" / "USE.md").exists()
+    assert use_place(cut, "model.onnx") == cut / "USE.md"
+    (cut / "USE.md").write_text("my own notes")
+    assert use_place(cut, "model.onnx") == cut / "model.onnx.USE.md"
 
 
-@pytest.mark.parametrize("name", ["config.json", "genai_config.json"])
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("config.json", "{", False),
+        ("genai_config.json", "{", False),
+        *(("config.json", json.dumps({**LLAMA, key: value}), True)
+          for key in ("architectures", "model_type") for value in ({"a": 1}, 5, [], [["a"]])),
+    ],
+)  # fmt: skip
 def test_a_config_that_is_none_costs_the_lines_of_a_cut_and_nothing_else(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, content: str, lines: bool
 ) -> None:
     whole = decoder(tmp_path / "whole")
-    (whole / name).write_text("{")
+    (whole / name).write_text(content)
     prune_file(whole / "model.onnx", whole / "cut.onnx", CUT, CutOptions(genai_config="none"))
     assert (whole / "cut.onnx").exists()
-    assert not (whole / "USE.md").exists()
-
-
-@pytest.mark.parametrize("key", ["architectures", "model_type"])
-@pytest.mark.parametrize("value", [{"a": 1}, 5, [], [["a"]]], ids=str)
-def test_a_config_with_values_of_other_types_hinders_no_cut(
-    tmp_path: Path, key: str, value: Any
-) -> None:
-    whole = decoder(tmp_path / "whole", **{key: value})
-    prune_file(whole / "model.onnx", whole / "cut.onnx", CUT, CutOptions(verify="none"))
-    assert list(lines_of((whole / "USE.md").read_text()))
-
-
-def test_a_text_ends_where_the_config_says(cut: Path) -> None:
-    _, result = run_lines(graph_lines(cut), cut)
-    first = result["tokens"][-8]
-    (cut / "generation_config.json").write_text(json.dumps({"eos_token_id": [first, 99]}))
-    _, ended = run_lines(graph_lines(cut), cut)
-    assert ended["tokens"] == result["tokens"][:-8]
-
-
-def test_depthcut_s_line_generates(cut: Path) -> None:
-    printed = run_shell(lines_of((cut / "USE.md").read_text())["depthcut"], cut)
-    assert printed.split()
+    assert (whole / "USE.md").exists() == lines
+    assert not lines or lines_of((whole / "USE.md").read_text())
 
 
 @pytest.mark.genai
@@ -162,39 +156,45 @@ def test_onnxruntime_genai_s_lines_generate_the_same(tmp_path: Path) -> None:
     assert plain.split()
 
 
-def test_genai_is_told_of_where_its_config_names_the_graph(cut: Path) -> None:
-    assert way(read(cut), "onnxruntime-genai") is None
-    result = {"model": {"decoder": {"filename": "other.onnx"}}}
-    (cut / "genai_config.json").write_text(json.dumps(result))
-    assert way(read(cut), "onnxruntime-genai") is None
-    result["model"]["decoder"]["filename"] = "model.onnx"
-    (cut / "genai_config.json").write_text(json.dumps(result))
-    assert way(read(cut), "onnxruntime-genai") is not None
+Change = Callable[[UsedModel], UsedModel]
+RUNTIME, BERT = "ONNX Runtime", "sentence-transformers"
 
 
-def test_caches_that_the_lines_can_t_carry_on_have_none(cut: Path) -> None:
+def form(**changes: Any) -> Change:
+    return lambda model: replace(model, form=replace(model.form, **changes))
+
+
+def but(**changes: Any) -> Change:
+    return lambda model: replace(model, **changes)
+
+
+@pytest.mark.parametrize(
+    ("library", "change"),
+    [
+        (RUNTIME, form(buffer=64, mask=64)),
+        (RUNTIME, lambda m: form(windows={m.pasts[0]: 8})(m)),
+        (RUNTIME, lambda m: form(heads=dict.fromkeys(m.pasts, (2, None)))(m)),
+        (RUNTIME, lambda m: but(inputs={**m.inputs, "adapter": ir.Value(name="adapter")})(m)),
+        ("optimum", but(config={**LLAMA, "head_dim": 8})),
+        ("optimum", but(config={**LLAMA, "num_key_value_heads": 1})),
+        ("optimum", but(config={})),
+        ("optimum", but(config={**LLAMA, "model_type": "bloom"})),
+        ("optimum", but(config={**LLAMA, "architectures": ["OddThing"]})),
+        ("optimum", but(has_tokenizer=False)),
+        ("optimum", but(target="onnxruntime-cuda")),
+        ("onnxruntime-genai", but(for_genai=False)),
+        ("onnxruntime-genai", but(has_tokenizer=False)),
+    ],
+)
+def test_a_library_is_told_of_only_where_its_lines_hold(
+    library: str, change: Change, cut: Path
+) -> None:
+    (cut / "genai_config.json").write_text('{"model": {"decoder": {"filename": "model.onnx"}}}')
     model = read(cut)
-    assert way(model, "ONNX Runtime") is not None
-    for form in (
-        replace(model.form, buffer=64, mask=64),
-        replace(model.form, windows={model.pasts[0]: 8}),
-        replace(model.form, heads=dict.fromkeys(model.pasts, (2, None))),
-    ):
-        assert way(replace(model, form=form), "ONNX Runtime") is None
-    extra = {**model.inputs, "adapter": ir.Value(name="adapter")}
-    assert way(replace(model, inputs=extra), "ONNX Runtime") is None
-
-
-def test_optimum_is_told_of_where_the_caches_are_as_it_expects(cut: Path) -> None:
-    model = read(cut)
-    assert way(model, "optimum") is not None
-    for config in (
-        {**LLAMA, "head_dim": 8}, {**LLAMA, "num_key_value_heads": 1}, {},
-        {**LLAMA, "model_type": "bloom"}, {**LLAMA, "architectures": ["OddThing"]},
-    ):  # fmt: skip
-        assert way(replace(model, config=config), "optimum") is None
-    assert way(replace(model, has_tokenizer=False), "optimum") is None
-    assert way(replace(model, target="onnxruntime-cuda"), "optimum") is None
+    assert way(model, library) is not None
+    assert way(change(model), library) is None
+    (cut / "genai_config.json").write_text('{"model": {"decoder": {"filename": "other.onnx"}}}')
+    assert not read(cut).for_genai
 
 
 def test_without_a_tokenizer_the_lines_take_numbers(tmp_path: Path) -> None:
@@ -206,49 +206,44 @@ def test_without_a_tokenizer_the_lines_take_numbers(tmp_path: Path) -> None:
     assert len(result["tokens"]) == 3 + 20
 
 
-def test_a_graph_for_tensorrt_is_built_first(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_graph_for_tensorrt_is_built_first(cut: Path) -> None:
     """Syntax only: there is no GPU here to run an engine on."""
     graph = load_model(cut / "model.onnx")
+    (cut / "engines").mkdir()
     for target, builds in (("tensorrt-rtx", True), ("onnxruntime-cpu", False)):
         record = FormRecord(target=target, writer="torch 2")
         graph.metadata_props[FORM_KEY] = record.model_dump_json()
-        save_model(graph, cut / "model.onnx")
-        uses = graph_uses(cut / "model.onnx")
+        uses = graph_uses(saved(graph, cut))
         assert (target in libraries(uses)) is builds
-        if builds:
-            text = next(use.text for use in uses.uses if use.library == target)
-            assert_commands(text.replace("$FOLDER", str(cut)), cut, capsys)
-
-
-def assert_commands(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every line is a call of depthcut with options that there are."""
-    for line in text.splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "depthcut"
-        (folder / "engines").mkdir(exist_ok=True)
-        where = {"engines": str(folder / "engines")}
-        call = [where.get(argument, argument) for argument in arguments]
-        assert run([*call, "--show-config"]) == 0
-    capsys.readouterr()
-
-
-def test_lines_of_a_second_file_have_a_place_of_their_own(cut: Path) -> None:
-    assert use_place(cut, "model.onnx") == cut / "USE.md"
-    assert use_place(cut, "other.onnx") == cut / "other.onnx.USE.md"
-    (cut / "USE.md").write_text("my own notes")
-    assert use_place(cut, "model.onnx") == cut / "model.onnx.USE.md"
+        for line in uses.uses[-1].text.splitlines() if builds else ():
+            program, *words = shlex.split(line.replace("$FOLDER", str(cut)))
+            assert program == "depthcut"
+            where = {"engines": str(cut / "engines")}
+            assert run([*(where.get(word, word) for word in words), "--show-config"]) == 0
 
 
 def test_names_that_could_not_stand_in_code_give_no_lines(cut: Path) -> None:
-    odd = cut / "a'); import os; ('.onnx"
-    save_model(fused_model(FusedSpec()), odd)
+    odd = saved(fused_model(FusedSpec()), cut, "a'); import os; ('.onnx")
     assert libraries(graph_uses(cut / "model.onnx")) != []
     assert libraries(graph_uses(odd)) == []
 
 
-def bert(folder: Path, **more: Any) -> UsedModel:
-    """What is known of an encoder, without one."""
-    folder.mkdir()
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, (True, True, False)),
+        ({"pooling": Pooling(("cls",))}, (False, True, False)),
+        ({"pooling": Pooling(("lasttoken",))}, (True, True, False)),
+        ({"pooling": Pooling(("max",))}, (False, False, False)),
+        ({"outputs": ["logits"]}, (False, False, False)),
+        ({"outputs": ["last_hidden_state", "sentence_embedding"]}, (False, True, True)),
+        ({"inputs": {"x": 1}}, None),
+    ],
+)
+def test_encoders_are_pooled_as_their_files_say(
+    given: dict[str, Any], told: tuple[bool, bool, bool] | None
+) -> None:
+    """Whether the lines look at a mask, norm the vectors, and read the graph's own."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     config = {"architectures": ["BertModel"], "hidden_size": 8, "num_attention_heads": 2}
     values: dict[str, Any] = {
@@ -257,24 +252,15 @@ def bert(folder: Path, **more: Any) -> UsedModel:
         "config": config, "ends": (), "has_tokenizer": True, "has_modules": True, "pooling": MEAN,
         "for_genai": False,
     }  # fmt: skip
-    return UsedModel(**{**values, **more})
-
-
-def test_encoders_are_pooled_as_their_files_say(tmp_path: Path) -> None:
-    mean, cls = bert(tmp_path / "a"), bert(tmp_path / "b", pooling=Pooling(("cls",)))
-    last, most = (bert(tmp_path / name, pooling=Pooling((name,))) for name in ("lasttoken", "max"))
-    head, pixels = bert(tmp_path / "c", outputs=["logits"]), bert(tmp_path / "d", inputs={"x": 1})
-    pooled = bert(tmp_path / "e", outputs=["last_hidden_state", "sentence_embedding"])
-    models = (mean, cls, last, most, head, pooled)
-    uses = [way(model, "ONNX Runtime") for model in models]
-    texts = [use.text for use in uses if use is not None]
-    after = [text.partition("found =")[2] for text in texts]
-    assert ["mask" in text for text in after] == [True, False, True, False, False, False]
-    assert ["norm" in text for text in after] == [True, True, True, False, False, True]
-    assert ["sentence_embedding" in text for text in texts] == [*[False] * 5, True]
-    assert way(pixels, "ONNX Runtime") is None
-    assert way(mean, "sentence-transformers") is not None
-    assert way(replace(mean, has_modules=False), "sentence-transformers") is None
+    model = UsedModel(**{**values, **given})
+    assert way(model, BERT) is not None
+    assert way(replace(model, has_modules=False), BERT) is None
+    use = way(model, RUNTIME)
+    if told is None or use is None:
+        assert told is use is None
+        return
+    after = use.text.partition("found =")[2]
+    assert ("mask" in after, "norm" in after, "sentence_embedding" in use.text) == told
 
 
 def test_the_report_shows_lines_that_are_alike_once(cut: Path) -> None:
@@ -287,3 +273,40 @@ def test_the_report_shows_lines_that_are_alike_once(cut: Path) -> None:
     assert shown[0].startswith('FOLDER = "candidate"  # or baseline\n')
     assert section in comparison_document(report).sections
     assert use_section(gate_report()) is None
+
+
+def exported(family: str, folder: Path) -> Path:
+    from exporter.export.torch_export import export_onnx
+    from exporter.models.loading.model_files import save_pretrained_files
+
+    loaded = family_loaded(family, initializer_range=0.2)
+    export_onnx(loaded, folder, opset=20)
+    save_pretrained_files(loaded, folder)
+    write_tokenizer(folder)
+    return folder / "model.onnx"
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("exports_once")
+def test_an_exported_decoder_generates_what_depthcut_does(tmp_path: Path) -> None:
+    """Its caches grow."""
+    target = tmp_path / "cut" / "model.onnx"
+    prune_file(exported("llama", tmp_path / "whole"), target, FIRST)
+    write_graph_use(target)
+    lines = lines_of(target.with_name("USE.md").read_text())
+    assert list(lines) == ["ONNX Runtime", "depthcut", "optimum"]
+    _, result = run_lines(lines["ONNX Runtime"], target.parent)
+    tokens = result["tokens"]
+    assert tokens[5:] == greedy(target.parent, tokens[:5], len(tokens) - 5)
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("exports_once")
+def test_an_encoder_s_sentences_have_cosines(tmp_path: Path) -> None:
+    graph = exported("bert", tmp_path / "bert")
+    write_graph_use(graph)
+    lines = lines_of(graph.with_name("USE.md").read_text())
+    assert list(lines) == ["ONNX Runtime", "optimum"]
+    _, result = run_lines(lines["ONNX Runtime"], graph.parent)
+    assert result["vectors"].shape == (2, 96)
+    assert np.allclose(np.linalg.norm(result["vectors"], axis=1), 1)

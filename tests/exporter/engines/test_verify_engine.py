@@ -16,38 +16,31 @@ from exporter.engines.build import polygraphy_run
 from exporter.engines.build.engine_set import EngineRecord, sidecar_path
 from exporter.errors import EngineError, MissingDependencyError
 from exporter.files import sha256_file
-from graph_passes import save_model
 from graph_passes.locate import locate
 from tests.raising import raises
 from tests.stand_in.decoders import decoder_engine
 from tests.stand_in.installed import stand_in
-from tests.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, saved, tiny_model
 
 pytestmark = pytest.mark.rtx  # Polygraphy comes with that extra
 
 
-def faulty(layer: int, kind: str, file: Path) -> ir.Node:
-    """Writes the tiny model with a wrong weight in one sublayer; gives the node that reads it."""
-    model = tiny_model(TinySpec(layers=3))
-    site = next(s for s in locate(model).sites if (s.layer, s.kind) == (layer, kind))
-    node = [n for n in model.graph if n in site.dying and n.op_type == "MatMul"][-1]
-    spoil(node)
-    save_model(model, file)
-    return node
-
-
-def spoil(node: ir.Node) -> None:
-    """Makes a node's weight wrong."""
-    weight = node.inputs[1]
-    assert weight is not None
-    assert weight.const_value is not None
-    weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5, name=weight.name)
+def written(file: Path, *spoilt: tuple[int, str], source: Path | None = None) -> Path:
+    """A model, with a wrong weight in some sublayers."""
+    model = tiny_model(TinySpec(layers=3)) if source is None else ir.load(source)
+    for site in locate(model).sites:
+        if (site.layer, site.kind) in spoilt:
+            node = [n for n in model.graph if n in site.dying and n.op_type == "MatMul"][-1]
+            assert node.inputs[1] is not None
+            weight = node.inputs[1]
+            assert weight.const_value is not None
+            weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5, name=weight.name)
+    return saved(model, file.parent, file.name)
 
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
-    save_model(tiny_model(TinySpec(layers=3)), tmp_path / "sound.onnx")
-    return tmp_path / "sound.onnx"
+    return written(tmp_path / "sound.onnx")
 
 
 @pytest.mark.parametrize(("layer", "kind"), [(0, "attention"), (1, "mlp"), (2, "attention")])
@@ -57,35 +50,27 @@ def test_a_planted_fault_differs_and_inputs_and_results_are_written_for_polygrap
     from polygraphy.comparator import RunResults
     from polygraphy.json import load_json
 
-    faulty(layer, kind, tmp_path / "faulty.onnx")
-    out = tmp_path / "out"
-    results = verify.verify_engine(tmp_path / "faulty.onnx", sound, out, threads=1)
+    faulty, out = written(tmp_path / "faulty.onnx", (layer, kind)), tmp_path / "out"
+    results = verify.verify_engine(faulty, sound, out, threads=1)
     assert [result.phase for result in results] == ["prefill", "decode"]
     assert not any(result.agrees or result.worst.passed for result in results)
     (inputs,) = load_json(str(out / "inputs-decode.json"))
-    assert verify.differences(
-        verify.run_onnx(sound, inputs, 1),
-        RunResults.load(str(out / "engine-decode.json")), 1e-3,
-    ) == list(results[1].outputs)  # fmt: skip
+    kept = RunResults.load(str(out / "engine-decode.json"))
+    outputs = verify.differences(verify.run_onnx(sound, inputs, 1), kept, 1e-3)
+    assert outputs == list(results[1].outputs)
 
 
-def test_equal_files_agree_in_both_phases(
+def test_the_command_says_yes_or_no(
     sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["verify-engine", str(sound), str(sound), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [item["phase"] for item in content] == ["prefill", "decode"]
     assert {output["max_abs_error"] for item in content for output in item["outputs"]} == {0.0}
-
-
-def test_the_command_says_no(
-    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = tmp_path / "faulty.onnx"
-    faulty(1, "mlp", other)
-    assert run(["verify-engine", str(other), str(sound)]) == 1
+    faulty = written(tmp_path / "faulty.onnx", (1, "mlp"))
+    assert run(["verify-engine", str(faulty), str(sound)]) == 1
     assert "differs" in capsys.readouterr().out
-    assert run(["verify-engine", str(other), str(sound), "--tolerance", "1e6"]) == 0
+    assert run(["verify-engine", str(faulty), str(sound), "--tolerance", "1e6"]) == 0
 
 
 def results(**outputs: Any) -> Any:
@@ -126,24 +111,17 @@ def test_an_engine_runs_by_polygraphys_own_runner(in_place: bool, tmp_path: Path
         assert {run.profile for run in machine.runs} == {0, 1}
 
 
-def computes(engine: Path, onnx: Path) -> None:
-    """Has an engine of the stand-in compute another graph than the one that it was built from."""
-    content = json.loads(engine.read_text())
-    engine.write_text(json.dumps({**content, "onnx": str(onnx)}))
-    record = EngineRecord.read(sidecar_path(engine))
-    changes = {"engine_sha256": sha256_file(engine), "engine_bytes": engine.stat().st_size}
-    record.model_copy(update=changes).write(sidecar_path(engine))
-
-
 def test_a_wrong_engine_differs(tmp_path: Path) -> None:
+    """The stand-in's engine computes another graph than the one that it was built from."""
     from tests.stand_in.for_polygraphy import polygraphy_on
 
     engine = decoder_engine(tmp_path, in_place=False)
-    model = ir.load(tmp_path / "model.onnx")
-    site = next(s for s in locate(model).sites if (s.layer, s.kind) == (1, "mlp"))
-    spoil([n for n in model.graph if n in site.dying and n.op_type == "MatMul"][-1])
-    ir.save(model, tmp_path / "faulty.onnx")
-    computes(engine, tmp_path / "faulty.onnx")
+    other = written(tmp_path / "faulty.onnx", (1, "mlp"), source=tmp_path / "model.onnx")
+    content = json.loads(engine.read_text())
+    engine.write_text(json.dumps({**content, "onnx": str(other)}))
+    record = EngineRecord.read(sidecar_path(engine))
+    changes = {"engine_sha256": sha256_file(engine), "engine_bytes": engine.stat().st_size}
+    record.model_copy(update=changes).write(sidecar_path(engine))
     with stand_in() as machine, polygraphy_on(machine):
         result = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
     assert not any(item.agrees for item in result)

@@ -1,0 +1,334 @@
+"""What is known of a build before it: how a graph is changed for it, and what the parser takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from exporter.artifacts import PlannedDeletion, PruneReport
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.engines.build import check as checking
+from exporter.engines.build.build import Adapted, adapt, let_decompose
+from exporter.engines.build.check import EngineCheck, Finding
+from exporter.engines.build.logs import no_engine
+from exporter.engines.build.profiles import (
+    Ranges,
+    Span,
+    fitting,
+    graph_inputs,
+    phases_of,
+    profile,
+    refuse_unknown_axes,
+)
+from exporter.engines.build.settings import BuildSettings, Phase
+from exporter.engines.tensors import TensorSpec
+from exporter.errors import EngineError, OptionError, UsageError, VerificationError
+from exporter.progress import QUIET
+from graph_passes.fusing.cache_in_place import CacheInPlacePass
+from graph_passes.fusing.grouped import GroupedAttentionPass
+from tests.benchmarks.bench_engines import BuildRow, pairs, read_rows, render
+from tests.benchmarks.engine_subjects import SUBJECTS
+from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
+from tests.raising import raises
+from tests.tiny_graphs import TinySpec, saved, tiny_model
+
+
+def adapted(
+    phases: Sequence[Phase], *, has_lengths: bool = True, grows: bool = False,
+    settings: dict[str, Any] | None = None, output: str = "", **spec: Any,
+) -> Adapted:  # fmt: skip
+    """A decoder, its caches in place, for an engine of some phases."""
+    model = decoder_model(DecoderSpec(**spec))
+    (GroupedAttentionPass() if grows else CacheInPlacePass(256))(model)
+    model.graph.outputs[0].name = output or model.graph.outputs[0].name
+    made = BuildSettings(**settings or {})
+    return adapt(ir.to_proto(model), made, phases, has_lengths=has_lengths)
+
+
+@pytest.mark.parametrize(
+    ("phases", "given", "told_by", "reads", "remarks"),
+    [
+        (["prefill"], {}, "order", "new", False),
+        (["prefill"], {"has_lengths": False}, "order", "new", False),
+        (["decode"], {}, "lengths", "filled", False),
+        (["decode"], {"has_lengths": False}, "mask", "room", True),
+        (["prefill", "decode"], {}, "mask", "room", True),
+        (["prefill"], {"window": 8}, "mask", "room", True),
+        (["decode"], {"window": 8}, "mask", "room", True),
+        (["decode"], {"settings": {"cache_reads": "room"}}, "mask", "room", False),
+        (["decode"], {"grows": True}, None, None, False),
+    ],
+)
+def test_an_engine_for_one_phase_reads_no_more_than_it_needs(
+    phases: Sequence[Phase], given: Any, told_by: str | None, reads: str | None, remarks: bool
+) -> None:
+    made = adapted(phases, **given)
+    assert bool(made.lengths) == (told_by == "lengths")
+    if told_by is None:
+        assert made.attention is None
+        return
+    assert made.attention is not None
+    assert (made.attention.told_by, made.attention.reads) == (told_by, reads)
+    assert (made.attention.remark is not None) == remarks
+    masks = [node.input[3:4] for node in made.model.graph.node if node.op_type == "Attention"]
+    assert all(any(mask) == (told_by == "mask") for mask in masks)
+
+
+@pytest.mark.parametrize(
+    ("phases", "wanted", "logits", "length"),
+    [
+        (["prefill"], "last", "last", 1),
+        (["prefill", "decode"], "last", "last", 1),
+        (["prefill"], "all", "all", None),
+        (["decode"], "last", "last", None),
+        (["encode"], "last", "all", None),
+    ],
+)
+def test_a_prompt_gives_the_logits_that_are_wanted(
+    phases: Sequence[Phase], wanted: str, logits: str, length: int | None
+) -> None:
+    result = adapted(phases, settings={"logits": wanted})
+    assert result.logits == logits
+    size = result.model.graph.output[0].type.tensor_type.shape.dim[1]
+    assert (size.dim_value or None) == length
+    assert adapted(phases, output="hidden").logits is None
+
+
+def test_nothing_of_a_file_that_needs_nothing_is_changed(tmp_path: Path) -> None:
+    model = ir.to_proto(decoder_model(DecoderSpec(softmax=True)))
+    result = adapt(model, BuildSettings(logits="all"), ["decode"], has_lengths=True)
+    assert not result.changed
+    assert result.model is model
+    assert result.write(tmp_path / "graph.onnx") is None
+    assert not any(tmp_path.iterdir())
+
+
+ATTENTION = """
+<ir_version: 10, opset_import: ["": 23]>
+m (float[1, 2, s, 32] q, float[1, 2, s, 32] k, float[1, 2, s, 32] v) => (float[1, 2, s, 32] y) {
+    y = Attention(q, k, v)
+}
+"""
+
+
+def test_the_attribute_is_added_once_and_everywhere() -> None:
+    model = ir.to_proto(ir.from_onnx_text(ATTENTION))
+    inner = ir.to_proto(ir.from_onnx_text(ATTENTION)).graph
+    model.graph.node.append(onnx.NodeProto(op_type="If"))
+    body = onnx.AttributeProto(name="then_branch", type=onnx.AttributeProto.GRAPH, g=inner)
+    model.graph.node[-1].attribute.append(body)
+    assert let_decompose(model)
+    assert let_decompose(model)
+    assert str(model).count("TRT_decomposable") == 2
+    model.graph.node[0].op_type = model.graph.node[-1].attribute[0].g.node[0].op_type = "Add"
+    assert not let_decompose(model)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (["something new", "second"], "no-engine-made"),
+        (["first", "Requested amount could not be allocated: Out of memory"], "out-of-memory"),
+        ([], "no-engine-made"),
+    ],
+)
+def test_what_the_builder_says_is_passed_on(said: list[str], code: str) -> None:
+    error = no_engine(said)
+    assert error.code == code
+    assert all(text in error.message for text in said[:1])
+
+
+CUT = [PlannedDeletion(layer=1, kind="attention")]
+BROKEN = Finding(1, "n", "Odd", "no plugin", "")
+UNVERIFIED = CutOptions(verify="none")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return saved(tiny_model(TinySpec()), tmp_path, "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [(True, True, (True, None, [])), (True, False, None),
+     (False, False, (False, False, ["node 'n' (Odd): no plugin"]))],
+)  # fmt: skip
+def test_a_cut_is_held_to_what_the_parser_took_before(
+    before: bool, after: bool, told: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(onnx: Path, **_: object) -> EngineCheck:
+        sound = before if onnx.name == "m.onnx" else after
+        return EngineCheck("tensorrt-rtx", "1", () if sound else (BROKEN,))
+
+    monkeypatch.setattr(checking, "check_engine", check)
+    call = (source, source.with_name("cut.onnx"), CUT, UNVERIFIED)
+    if told is None:
+        with raises(VerificationError, "not-parsed", "'n'", "(Odd)", "no plugin"):
+            prune_file(*call, engine_check=checking.engine_gate())
+        assert [path.name for path in source.parent.iterdir()] == ["m.onnx"]
+        return
+    engine = prune_file(*call, engine_check=checking.engine_gate()).engine
+    assert engine is not None
+    assert (engine.parsed, engine.parsed_before, list(engine.reasons)) == told
+    assert PruneReport.read(source.with_name("prune.json")).engine == engine
+
+
+def test_where_nobody_asked_a_library_that_fails_is_no_failure(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> EngineCheck:
+        raise EngineError("its libraries can't be loaded")
+
+    monkeypatch.setattr(checking, "check_engine", fails)
+    monkeypatch.setattr(checking.importlib.util, "find_spec", lambda _: object())
+    check = checking.gate_where_installed(QUIET)
+    target = source.with_name("cut.onnx")
+    assert prune_file(source, target, CUT, UNVERIFIED, engine_check=check).engine is None
+    monkeypatch.setattr(checking.importlib.util, "find_spec", lambda _: None)
+    assert checking.gate_where_installed(QUIET) is None
+
+
+PAGE = Path(__file__).parents[3] / "exporter" / "engines" / "build" / "docs" / "builds.md"
+
+
+def assert_smaller_in_proportion(whole: BuildRow, cut: BuildRow) -> None:
+    """Each attention that was cut took the same number of layers with it."""
+    assert cut.cut > whole.cut == 0
+    assert cut.engine_mb < whole.engine_mb
+    for gone in (
+        whole.network_layers - cut.network_layers,
+        whole.real_layers - cut.real_layers,
+    ):
+        assert gone > 0
+        assert gone % cut.cut == 0
+    # About the weights of what was cut; kernels go too.
+    weights_mb = whole.onnx_mb - cut.onnx_mb
+    assert whole.engine_mb - cut.engine_mb == pytest.approx(weights_mb, rel=0.4)
+
+
+def test_the_page_has_every_model_and_each_cut_saves_in_proportion() -> None:
+    rows = read_rows(PAGE.read_text(encoding="utf-8"))
+    result = pairs(rows)
+    assert [(r.model, r.dtype, r.opset, r.card) for r, _ in result] == [
+        (subject.name, subject.dtype, subject.opset, subject.card) for subject in SUBJECTS
+    ]
+    assert {row.alike for row in rows} == {"yes"}
+    assert all(row.rest_s < row.builder_s for row in rows)
+    for whole, cut in result:
+        assert_smaller_in_proportion(whole, cut)
+
+
+def test_a_page_is_read_as_it_was_written() -> None:
+    rows = [BuildRow("m", "float16", 20, "sm89", 0, 2.0, 2.5, 30, 9, 4, 1.5, 0.5, "yes")]
+    assert read_rows(render(rows, {"x": "1"}, "some CPU")) == rows
+    with pytest.raises(AssertionError):
+        assert_smaller_in_proportion(rows[0], rows[0])
+
+
+INT64, FLOAT = np.dtype(np.int64), np.dtype(np.float32)
+IDS = TensorSpec("input_ids", INT64, ("batch", "seq"))
+MASK = TensorSpec("attention_mask", INT64, ("batch", "total"))
+CACHE = TensorSpec("past_key_values.0.key", FLOAT, ("batch", 2, "past", 16))
+IMAGE = TensorSpec("pixel_values", FLOAT, ("batch", 3, "height", 224))
+DECODER, ENCODER = [IDS, MASK, CACHE], [IDS, MASK]
+RANGES = Ranges(batch=Span(1, 2, 4), prompt=Span(1, 8, 16), context=Span(0, 32, 64))
+BATCH = (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "phase", "name", "sizes"),
+    [
+        (DECODER, "decode", IDS.name, [BATCH, (1, 1, 1)]),
+        (DECODER, "decode", MASK.name, [BATCH, (1, 33, 65)]),
+        (DECODER, "decode", CACHE.name, [BATCH, (2, 2, 2), (0, 32, 64), (16, 16, 16)]),
+        (DECODER, "prefill", IDS.name, [BATCH, (1, 8, 16)]),
+        (DECODER, "prefill", MASK.name, [BATCH, (1, 8, 16)]),
+        (DECODER, "prefill", CACHE.name, [BATCH, (2, 2, 2), (0, 0, 0), (16, 16, 16)]),
+        (ENCODER, "encode", MASK.name, [BATCH, (1, 8, 16)]),
+        ([IMAGE], "encode", IMAGE.name, [BATCH, (3, 3, 3), (32, 64, 96), (224, 224, 224)]),
+    ],
+)
+def test_a_profile_has_the_sizes_of_its_phase(
+    inputs: list[TensorSpec], phase: str, name: str, sizes: list[tuple[int, int, int]]
+) -> None:
+    ranges = Ranges(RANGES.batch, RANGES.prompt, RANGES.context, dims=("height=32:64:96",))
+    shapes = profile(inputs, phase, ranges).shapes[name]
+    assert list(zip(shapes.low, shapes.usual, shapes.high, strict=True)) == sizes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "phase", "code", "named"),
+    [
+        ([IDS, CACHE], "encode", "phase-missing", ("prefill", "decode")),
+        ([IDS], "decode", "phase-missing", ("encode",)),
+        ([IMAGE], "encode", "size-missing", ("'height'", "'pixel_values'", "--dim height=")),
+    ],
+)
+def test_what_has_no_profile_is_refused(
+    inputs: list[TensorSpec], phase: str, code: str, named: tuple[str, ...]
+) -> None:
+    with raises(UsageError, code, *named):
+        profile(inputs, phase, RANGES)
+
+
+GIVEN: dict[str, Any] = {"prompt": Span(1, 8, 16), "context": Span(1, 8, 16)}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "ranges", "code", "named"),
+    [
+        *(([IMAGE], {name: Span(1, 2, 3), "dims": ("height=4",)}, "range-without-axis",
+           (f"--{name}-range",)) for name in ("prompt", "context")),
+        *((DECODER, {name: Span(1, 2, 3)}, "", ()) for name in ("batch", "prompt", "context")),
+        ([TensorSpec("pixel_values", FLOAT, (1, 3))], {"batch": Span(1, 2, 3)},
+         "range-without-axis", ("--batch-range",)),
+        (ENCODER, {"prompt": Span(1, 8, 16)}, "", ()),
+        (ENCODER, GIVEN, "range-without-axis", ("--context-range",)),
+        (ENCODER, {"dims": ("hight=3", "seq=4")}, "unknown-axis", ("'hight'", "batch, seq, total")),
+        (ENCODER, {"dims": ("seq=4",)}, "", ()),
+    ],
+)  # fmt: skip
+def test_a_range_for_an_axis_that_is_not_there_is_refused(
+    inputs: list[TensorSpec], ranges: dict[str, Any], code: str, named: tuple[str, ...]
+) -> None:
+    if not code:
+        refuse_unknown_axes(inputs, Ranges(**ranges))
+        return
+    with raises(UsageError, code, *named):
+        refuse_unknown_axes(inputs, Ranges(**ranges))
+
+
+def test_an_encoder_has_no_context() -> None:
+    assert fitting(ENCODER, Ranges(**GIVEN)) == Ranges(prompt=Span(1, 8, 16))
+    assert fitting(DECODER, Ranges(**GIVEN)) == Ranges(**GIVEN)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "3:2:1", "1:2:3:4", "-1:0:1"])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    assert Span.parse("7") == Span(7, 7, 7)
+    with pytest.raises(UsageError):
+        Span.parse(text)
+
+
+@pytest.mark.parametrize("bad", [{"batch": "0"}, {"prompt": "0:1:2"}, {"dims": ["64"]}])
+def test_ranges_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        Ranges(**bad)
+
+
+def test_sizes_that_are_digits_in_a_name_are_numbers(tmp_path: Path) -> None:
+    model = tiny_model(TinySpec())
+    for value in model.graph.inputs:
+        if value.name == "past_key_values.0.key":
+            value.shape = ir.Shape(["batch", "2", "past", "4"])
+    result = {spec.name: spec for spec in graph_inputs(saved(model, tmp_path))}
+    assert result["past_key_values.0.key"].shape == ("batch", 2, "past", 4)
+    assert phases_of([result["past_key_values.0.key"]]) == ("prefill", "decode")
+    assert phases_of([result["input_ids"]]) == ("encode",)
