@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.loaded_plan import Replacements
 from exporter.score import CalibrationText
 from graph_passes import ReplacementTensors, SublayerRef
 from tests.text_graphs import WORDS, write_tokenizer

@@ -1,4 +1,4 @@
-"""A plan with all that a cut needs of it, read once."""
+"""A plan with all that a cut needs of it, read once: also the numbers that healing made."""
 
 from __future__ import annotations
 
@@ -9,17 +9,31 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.artifacts.plans import hold_against_model, read_plan
-from exporter.artifacts.replacement_file import (
-    ChangedWeight,
-    Replacements,
-    read_replacements,
-)
 from exporter.files import sha256_file
 from exporter.progress import Progress
 from graph_passes.types import Deletion, SublayerRef
 
 if TYPE_CHECKING:
     from graph_passes.replacements import ReplacementTensors
+
+
+import re
+from collections.abc import Iterator
+from dataclasses import field
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import onnx_ir
+from safetensors import SafetensorError, safe_open
+
+from exporter.errors import PlanError, UnsafePlanError, first_line
+from graph_passes.files.locations import real
+from graph_passes.files.reading import check_file
+from graph_passes.replacements import ReplacementTensors
+from graph_passes.types import SublayerKind
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -85,3 +99,234 @@ class LoadedPlan:
     def hold_against(self, model_sha256: str | None, model: str, progress: Progress) -> None:
         """Warns of a plan for another model; see :func:`hold_against_model`."""
         hold_against_model(self.plan, model_sha256, model=model, path=self.path, progress=progress)
+
+
+_KINDS = "|".join(get_args(SublayerKind))
+# One way to write a number: 01 and 1 would be two keys for one layer.
+_KEY = re.compile(rf"({_KINDS})\.(0|[1-9][0-9]*)\.(weight(?:_down|_up)?|bias)")
+_KEYS_HINT = (
+    "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight, or .weight_down and "
+    ".weight_up; for changed weights value:<parameter>, or down:<parameter> and up:<parameter>."
+)
+_WEIGHT_KEY = re.compile(r"(value|down|up):(.+)")
+_FACTORS = ("weight_down", "weight_up")
+_DTYPES = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
+
+
+@dataclass(frozen=True)
+class ChangedWeight:
+    """The new value of a weight that the model keeps.
+
+    Attributes:
+        numbers: The whole new value; or the two factors ``down`` [rank, in] and ``up`` [out, rank]
+            of ``up @ down``, which is added to the old one. From a file they are tensors of
+            onnx_ir that are read whenever asked for, from healing PyTorch's.
+    """
+
+    numbers: tuple[Any] | tuple[Any, Any]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The numbers by what they are called in the file."""
+        names = ("value",) if len(self.numbers) == 1 else ("down", "up")
+        return dict(zip(names, self.numbers, strict=True))
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """What healing put into a plan's file of numbers.
+
+    Attributes:
+        path: The file.
+        sha256: Its hash.
+        tensors: For each replaced sublayer its numbers; a weight is read whenever it is asked for.
+        weights: The changed weights, by the parameter's name in the PyTorch model.
+    """
+
+    path: Path
+    sha256: str
+    tensors: Mapping[SublayerRef, ReplacementTensors]
+    weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
+
+
+def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None:
+    """Opens the file of numbers that a plan names."""
+    replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
+    if plan.replacements is None:
+        if replaced:
+            raise PlanError(
+                f"{plan_path}: {replaced[0].kind} {replaced[0].layer} is to be replaced "
+                f"({replaced[0].replacement}), but the plan names no file with the numbers.",
+                "Name it under $.replacements: path and sha256 of a safetensors file.",
+                code="no-numbers-file",
+            )
+        if plan.changed_weights:
+            raise PlanError(
+                f"{plan_path} changes {plan.changed_weights} weights, but names no file with them.",
+                "Name it under $.replacements: path and sha256 of a safetensors file.",
+                code="no-file-of-numbers",
+            )
+        return None
+    path = _located(plan.replacements.path, plan_path)
+    result = dict(_opened(path))  # first: a terabyte of nothing would be hashed for ever
+    sha256 = sha256_file(path)
+    if sha256 != plan.replacements.sha256.lower():
+        raise PlanError(
+            f"{path} is not the file that {plan_path} was made with: its SHA-256 is {sha256}.",
+            "Make the plan again, or bring the file back.",
+            code="wrong-hash",
+        )
+    weights = _changed_weights(path, result, plan.changed_weights)
+    named = {_named(path, key): numbers for key, numbers in result.items()}
+    _check_keys(path, set(named), replaced)
+    return Replacements(path, sha256, _paired(named), weights)
+
+
+def _changed_weights(
+    path: Path, tensors: dict[str, ir.LazyTensor], count: int
+) -> dict[str, ChangedWeight]:
+    """Takes the changed weights out of what was found in the file; as many as the plan says."""
+    parts: dict[str, dict[str, ir.LazyTensor]] = {}
+    for key in [key for key in tensors if _WEIGHT_KEY.fullmatch(key)]:
+        part, _, name = key.partition(":")
+        parts.setdefault(name, {})[part] = tensors.pop(key)
+    for name, held in parts.items():
+        if set(held) not in ({"value"}, {"down", "up"}):
+            raise PlanError(
+                f"{path} holds {', '.join(sorted(held))} of the weight {name}.",
+                _KEYS_HINT,
+                code="incomplete-weight",
+            )
+    if len(parts) != count:
+        raise PlanError(
+            f"{path} holds {len(parts)} changed weights; the plan says {count}.",
+            "It may belong to another plan: heal it again.",
+            code="other-count-of-weights",
+        )
+    return {
+        name: ChangedWeight((held["down"], held["up"]) if "up" in held else (held["value"],))
+        for name, held in parts.items()
+    }
+
+
+def _located(name: str, plan_path: Path) -> Path:
+    path = plan_path.parent / name
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not inside or not real(path).is_relative_to(real(plan_path.parent)):
+        raise UnsafePlanError(
+            f"{plan_path}: $.replacements.path: {name!r} is outside the plan's folder.",
+            "Put the file next to the plan.",
+        )
+    if not path.exists():
+        raise PlanError(
+            f"{plan_path}: $.replacements.path: {path} does not exist.", code="file-missing"
+        )
+    check_file(path)
+    return path
+
+
+def _opened(path: Path) -> Iterator[tuple[str, ir.LazyTensor]]:
+    """Each key with its tensor, which is not read yet."""
+
+    def read(key: str) -> ir.TensorProtocol:
+        with safe_open(path, framework="numpy") as file:
+            return onnx_ir.tensor(file.get_tensor(key))
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118  # no mapping
+                part = file.get_slice(key)
+                dtype, shape = _DTYPES.get(part.get_dtype()), part.get_shape()
+                if dtype is None:
+                    raise PlanError(
+                        f"{path}: {key} is of type {part.get_dtype()}.",
+                        f"Types that can be read are {', '.join(_DTYPES)}.",
+                        code="wrong-dtype",
+                    )
+                yield (
+                    key,
+                    onnx_ir.LazyTensor(
+                        partial(read, key),
+                        dtype=onnx_ir.DataType[dtype],
+                        shape=onnx_ir.Shape(shape),
+                        name=key,
+                    ),
+                )
+    except (SafetensorError, OSError) as error:
+        raise PlanError(
+            f"{path} is not a valid safetensors file: {first_line(error)}.", code="not-safetensors"
+        ) from error
+
+
+def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise PlanError(
+            f"{path}: {key!r} is not the key of a replacement.", _KEYS_HINT, code="unknown-tensor"
+        )
+    return SublayerRef(int(match[2]), cast(SublayerKind, match[1])), match[3]
+
+
+def _check_keys(
+    path: Path, items: set[tuple[SublayerRef, str]], replaced: list[PlannedDeletion]
+) -> None:
+    """Nothing is lacking that can be told without the graph, and nothing is left over."""
+    for deletion in replaced:
+        if deletion.kind == "block":
+            continue  # of what sublayers it consists, the graph knows
+        ref = SublayerRef(deletion.layer, deletion.kind)
+        _require(path, ref, "bias", items)
+        if deletion.replacement == "linear" and not any((ref, part) in items for part in _FACTORS):
+            _require(path, ref, "weight", items)
+    for ref, part in sorted(items):
+        kinds = {d.replacement for d in replaced if d.names(ref)}
+        if not kinds or (part != "bias" and "linear" not in kinds):
+            raise PlanError(
+                f"{path} holds {_key(ref, part)}, which the plan does not use.",
+                "It may belong to another plan.",
+                code="unasked-numbers",
+            )
+        for other in _companions(part):
+            _require(path, ref, other, items)
+        if part in _FACTORS and (ref, "weight") in items:
+            raise PlanError(
+                f"{path} holds both {_key(ref, 'weight')} and its factor {_key(ref, part)}.",
+                "Keep one of the two.",
+                code="weight-given-twice",
+            )
+
+
+def _companions(part: str) -> tuple[str, ...]:
+    """What a part can't be without."""
+    if part == "bias":
+        return ()
+    return ("bias", *_FACTORS) if part in _FACTORS else ("bias",)
+
+
+def _require(path: Path, ref: SublayerRef, part: str, items: set[tuple[SublayerRef, str]]) -> None:
+    if (ref, part) not in items:
+        raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT, code="numbers-missing")
+
+
+def _key(ref: SublayerRef, part: str) -> str:
+    return f"{ref.kind}.{ref.layer}.{part}"
+
+
+def _paired(
+    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
+) -> dict[SublayerRef, ReplacementTensors]:
+    refs: dict[SublayerRef, Any] = dict.fromkeys(ref for ref, _ in tensors)
+    return {
+        ref: ReplacementTensors(
+            tensors[ref, "bias"], tensors.get((ref, "weight")), _factors(tensors, ref)
+        )
+        for ref in refs
+    }
+
+
+def _factors(
+    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor], ref: SublayerRef
+) -> tuple[ir.LazyTensor, ir.LazyTensor] | None:
+    if (ref, _FACTORS[0]) not in tensors:
+        return None
+    return tensors[ref, _FACTORS[0]], tensors[ref, _FACTORS[1]]

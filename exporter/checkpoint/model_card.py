@@ -24,8 +24,8 @@ from exporter.engines.usage import HERE, auto_task, lines
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section, parts_blocks
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
+from exporter.report.sections.model import use_blocks
 from exporter.report.sections.summary import COUNTED, HEADER, accuracy_rows, latency_rows
-from exporter.report.sections.use import use_blocks
 from exporter.report.words import dropped_lines, significant, weights_words
 
 _REFUSED = (

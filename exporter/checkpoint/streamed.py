@@ -42,7 +42,7 @@ from exporter.progress import QUIET, ByteCount, Progress
 if TYPE_CHECKING:
     import torch
 
-    from exporter.artifacts.replacement_file import Replacements
+    from exporter.artifacts.loaded_plan import Replacements
     from exporter.models.branch_modules import PrunedStructure
 
 _ALIGNMENT = 8

@@ -42,7 +42,7 @@ from graph_passes.files.reading import copy_file
 if TYPE_CHECKING:
     import torch
 
-    from exporter.artifacts.replacement_file import Replacements
+    from exporter.artifacts.loaded_plan import Replacements
 
 CARD = "README.md"
 """The Hub's name for a model's card."""

@@ -15,8 +15,17 @@ from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.gate.request import VERDICTS, CheckRequest
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
-from exporter.report.checks import check_grid, conclusion, model_lines, reasons
-from exporter.report.ci import annotation_lines, comment, github_benchmark, junit, summary
+from exporter.report.ci import (
+    annotation_lines,
+    check_grid,
+    comment,
+    conclusion,
+    github_benchmark,
+    junit,
+    model_lines,
+    reasons,
+    summary,
+)
 
 PASSED, REGRESSED, INCONCLUSIVE = 0, 1, 3
 _OUTPUTS = "Outputs"

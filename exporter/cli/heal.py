@@ -201,7 +201,7 @@ def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
 
 
 def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
-    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.artifacts.loaded_plan import read_replacements
     from exporter.checkpoint.write import write_checkpoint
     from exporter.models.changed_weights import change_weights
 

@@ -30,8 +30,12 @@ from exporter.compare.agreement import (
     predicts_next_token,
 )
 from exporter.compare.answers import (
+    check_questions,
     generation_agreements,
+    judge_images,
+    refuse_without_config,
     sample_answers,
+    task_results,
 )
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.encoder_quality import (
@@ -52,12 +56,6 @@ from exporter.compare.evaluation import (
 )
 from exporter.compare.intervals import MOST_JUDGED
 from exporter.compare.kept import AccuracyCache
-from exporter.compare.task_answers import (
-    check_questions,
-    judge_images,
-    refuse_without_config,
-    task_results,
-)
 from exporter.compare.timing.statistics import estimate_between, times_of, verdict_of_interval
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters

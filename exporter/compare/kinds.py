@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE, EngineFacts
 from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
-from exporter.compare.torch_arm import open_torch_arm
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.engine_set import (
     EngineRecord,
@@ -29,18 +29,24 @@ from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner, Turns
 from exporter.engines.tensors import byte_count, numpy_dtype
-from exporter.errors import ComparisonError, DepthcutError, UsageError
+from exporter.errors import ComparisonError, DepthcutError, ExportError, UsageError
 from exporter.files import scratch_folder, sha256_file, sha256_files
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts, read_facts
+from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.model_folder import (
     ModelFolder,
     find_model,
     names_image_classifier,
     read_config,
 )
+from exporter.optional import require
 from exporter.progress import Progress
-from graph_passes.files.storage import data_files, load_model
+from graph_passes.files import storage
 from graph_passes.plan_record import PLAN_KEY
+
+if TYPE_CHECKING:
+    from exporter.engines.runners.pytorch import TorchRunner
+
 
 _BY_OTHERS = "; what was measured is ONNX Runtime on the ONNX files that they were built from"
 _UNMEASURED = (
@@ -227,7 +233,7 @@ def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
 def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
     if sha256_file(onnx) != made_from.get("model"):
         return False
-    weights = data_files(load_model(onnx))
+    weights = storage.data_files(storage.load_model(onnx))
     return (sha256_files(weights, onnx.parent) if weights else None) == made_from.get("weights")
 
 
@@ -439,3 +445,57 @@ def _titles(names: Sequence[ArmName]) -> list[str]:
 
 def _whole(name: ArmName) -> str:
     return f"./{name}" if str(name) in _TAKEN else str(name)
+
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def open_torch_arm(
+    path: Path, *, compiled: bool, provider: str, threads: int, precision: str | None
+) -> ComparedArm:
+    """Loads a model of the Hugging Face kind."""
+    require("torch", extra="torch")
+    from exporter.engines.runners.pytorch import TorchRunner
+
+    if not path.exists():
+        raise ComparisonError(
+            f"{path} does not exist.",
+            "Give a Hugging Face folder or a GGUF file after torch:.",
+            code="file-missing",
+        )
+    loaded = load_model(str(path), dtype=_DTYPES.get(precision or "", "float32"), pruned=True)
+    try:
+        runner = TorchRunner(loaded.model, compiled=compiled, provider=provider, threads=threads)
+    except ExportError as error:
+        raise ComparisonError(f"{path} can't be an arm: {error.message}") from error
+    folder = ModelFolder.beside(path, path, _config(loaded))
+    prefix = "torch-compile:" if compiled else "torch:"
+    return ComparedArm((runner,), folder, _facts(loaded, runner), prefix=prefix)
+
+
+def _config(loaded: LoadedModel) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(loaded.model.config.to_json_string())
+    return {**config, "architectures": [loaded.ref.architecture]}
+
+
+def _facts(loaded: LoadedModel, runner: TorchRunner) -> GraphFacts:
+    model, interface = loaded.model, runner.interface
+    per_token = sum(slot.heads * (slot.key_size + slot.value_size) for slot in interface.cache)
+    table = (
+        getattr(model.get_input_embeddings(), "weight", None) if interface.image is None else None
+    )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return GraphFacts(
+        file_bytes=sum(path.stat().st_size for path in _weights(loaded.path)),
+        sha256=loaded.ref.sha256,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        nodes=0,
+        precision=next(short for short, name in _DTYPES.items() if name == dtype),
+        kv_cache_bytes_per_token=per_token * model.dtype.itemsize,
+        vocabulary=None if table is None else table.shape[0],
+        metadata={},
+    )
+
+
+def _weights(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))

@@ -21,7 +21,7 @@ from graph_passes.types import SublayerRef
 if TYPE_CHECKING:
     import torch
 
-    from exporter.artifacts.replacement_file import Replacements
+    from exporter.artifacts.loaded_plan import Replacements
     from graph_passes.replacements import Numbers, ReplacementTensors
 
 

@@ -20,7 +20,7 @@ from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.model_folder import longest_sequence, read_object, token_ids
 from exporter.models.sentence_folder import MEAN, MODULES, Pooling, pooling_of
 from exporter.report.markdown import code, section_markdown
-from exporter.report.sections.use import use_sections
+from exporter.report.sections.model import use_sections
 from graph_passes.files.reading import read_text
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.pooling import EMBEDDING, STATES

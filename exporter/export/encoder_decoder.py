@@ -46,7 +46,7 @@ from exporter.models.residual_stream import encoder_inputs
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.artifacts.replacement_file import Replacements
+    from exporter.artifacts.loaded_plan import Replacements
 
 
 def write_stacks(

@@ -32,7 +32,7 @@ from graph_passes.files.storage import load_model
 from graph_passes.fusing.pooling import EMBEDDING
 
 if TYPE_CHECKING:
-    from exporter.artifacts.replacement_file import Replacements
+    from exporter.artifacts.loaded_plan import Replacements
 
 _CACHE = re.compile(r"(past_key_values|present)\.([0-9]{1,4})\.(key|value)")
 

@@ -18,7 +18,7 @@ from exporter.artifacts import (
     Quantity,
 )
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.keys import key_of, rows_by_name
+from exporter.gate.keys import key_of, refuse_unsound, rows_by_name
 from exporter.gate.limits import (
     AGAINST_BASELINE,
     LIMIT_ON,
@@ -33,8 +33,7 @@ from exporter.gate.limits import (
     ratio_interval,
 )
 from exporter.gate.quality import accuracy_checks
-from exporter.gate.sanity import refuse_unsound
-from exporter.report.checks import interval_words
+from exporter.report.ci import interval_words
 from exporter.report.words import short_shape
 
 _TOO_FEW = "Too few rounds for a verdict."

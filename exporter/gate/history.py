@@ -27,8 +27,15 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.store import in_turn
 from exporter.errors import ArtifactError, RegressionError, UsageError
-from exporter.gate.keys import FIELDS, difference_words, differences, key_of, key_sha256, series
-from exporter.gate.sanity import refuse_unsound
+from exporter.gate.keys import (
+    FIELDS,
+    difference_words,
+    differences,
+    key_of,
+    key_sha256,
+    refuse_unsound,
+    series,
+)
 from graph_passes.files.placing import append as append_text
 from graph_passes.files.reading import RECORD_BYTES, read_bytes, read_json
 

@@ -26,9 +26,8 @@ from exporter.gate.history import (
     session_spreads,
     updated,
 )
-from exporter.gate.keys import FIELDS, key_of, series
+from exporter.gate.keys import FIELDS, key_of, refuse_unsound, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
-from exporter.gate.sanity import refuse_unsound
 from exporter.option_types import InputFile, OutputPath, one_of
 from exporter.options import Options, argument, dataclass, only_with, option, part
 

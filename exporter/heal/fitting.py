@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import HealKind, Training
-from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.servers import places_of
 from exporter.heal.fit import (
     Choices,

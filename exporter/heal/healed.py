@@ -20,8 +20,8 @@ from exporter.artifacts import (
     PlannedDeletion,
     PruningPlan,
 )
+from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.plans import hold_against_model, validate_for
-from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
 from exporter.heal.automatic import in_turn

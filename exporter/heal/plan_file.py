@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import HealingReport, PlannedDeletion, PruningPlan, ReplacementsRef
-from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.errors import HealingError, PlanError
 from graph_passes.replacements import array_of
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from exporter.artifacts import PlanParts
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.refusals import refuse_more_than_scores
-from exporter.compare.encoder_decoder import (
+from exporter.compare.encoder_decoder.session import (
     OF_ONE_GRAPH,
     as_text,
     compare_stacks,

@@ -31,8 +31,7 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.compare.encoder_quality import Floats, compare_embeddings
 from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.intervals import mean_interval
-from exporter.compare.tasks.encoder_items import Query, Retrieval
-from exporter.compare.tasks.encoding import best_hits, discounted_gains
+from exporter.compare.tasks.encoding import Query, Retrieval, best_hits, discounted_gains
 from exporter.models.sentence_folder import Pooling, pooling_of
 from exporter.models.texts.passages import (
     LONGEST_PASSAGE,

@@ -31,7 +31,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from exporter.artifacts import PlannedDeletion, PruningPlan, ReplacementsRef, Target
-from exporter.artifacts.replacement_file import Replacements, read_replacements
+from exporter.artifacts.loaded_plan import Replacements, read_replacements
 from exporter.compare.timing.statistics import estimate
 from exporter.files import sha256_file, staged_directory
 from tests.benchmarks.frame import print_machine

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
 from exporter.cut.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef
 from tests.tiny_models import family_loaded

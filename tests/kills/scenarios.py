@@ -56,8 +56,8 @@ _SEARCH = ("--search", "greedy", "--config", "in/search.yaml")
 
 def _plan_is_whole(name: str) -> Callable[[], object]:
     def read() -> None:
+        from exporter.artifacts.loaded_plan import read_replacements
         from exporter.artifacts.plans import read_plan
-        from exporter.artifacts.replacement_file import read_replacements
 
         read_replacements(read_plan(Path(name)), Path(name))
 

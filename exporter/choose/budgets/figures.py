@@ -12,7 +12,7 @@ from exporter.artifacts import (
     PruningPlan,
     Speedup,
 )
-from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.limits import damage_figures, damage_words

@@ -18,8 +18,7 @@ from scipy import stats
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
 from exporter.artifacts.base import nouns_of
 from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedText, Healing
-from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.loaded_plan import ChangedWeight, LoadedPlan
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate

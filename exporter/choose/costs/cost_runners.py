@@ -14,8 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import Variant
 from exporter.choose.costs.weighing import sizes

@@ -193,7 +193,7 @@ class AssertableComparison:
         from exporter.gate.gate import check
         from exporter.gate.limits import Limits
         from exporter.printable import printable_line
-        from exporter.report.checks import VERDICT_WORDS, change_words, check_name
+        from exporter.report.ci import VERDICT_WORDS, change_words, check_name
 
         chosen = Limits(**limits)  # type: ignore[arg-type]
         with _printable_errors():
@@ -210,7 +210,7 @@ def _end(result: CheckReport, inconclusive: str) -> None:
     """Fails, skips or warns, as the verdict wants it."""
     __tracebackhide__ = True
     from exporter.printable import printable_line
-    from exporter.report.checks import check_sentence
+    from exporter.report.ci import check_sentence
 
     wrong = [check for check in result.checks if check.verdict == result.verdict]
     text = "\n".join(printable_line(check_sentence(check)) for check in wrong)

@@ -20,8 +20,7 @@ from exporter.artifacts import (
     PlanParts,
 )
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
-from exporter.compare.encoder_decoder.arms import StackFolder
-from exporter.compare.encoder_decoder.timing import open_stack_store, time_stacks
+from exporter.compare.encoder_decoder.arms import StackFolder, open_stack_store, time_stacks
 from exporter.compare.kept import decided_on, refuse_noted
 from exporter.compare.kinds import ArmName
 from exporter.compare.options import CompareOptions

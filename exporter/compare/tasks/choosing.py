@@ -14,8 +14,12 @@ import numpy as np
 from exporter.artifacts import EvaluationReport, TaskScore
 from exporter.compare.agreement import LOGITS
 from exporter.compare.options import TaskOptions
-from exporter.compare.tasks.encoder_items import EncoderTask, encoder_task
-from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
+from exporter.compare.tasks.encoding import (
+    EncoderTask,
+    TaskEncoder,
+    encoder_task,
+    score_encoder_task,
+)
 from exporter.compare.tasks.items import (
     Item,
     TaskItems,

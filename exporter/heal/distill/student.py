@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Train
-from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.errors import HealingError
 from exporter.models.ablation.branch_replacements import (
     NOTHING,

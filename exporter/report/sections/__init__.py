@@ -14,9 +14,9 @@ from exporter.report.sections.model import (
     importance_section,
     parity_section,
     size_section,
+    use_section,
 )
 from exporter.report.sections.summary import answers_section
-from exporter.report.sections.use import use_section
 from exporter.report.sections.verdict import (
     headline,
     notices,

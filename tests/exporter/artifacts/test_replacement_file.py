@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
-from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements, read_replacements
 from exporter.artifacts.plans import read_plan
-from exporter.artifacts.replacement_file import Replacements, read_replacements
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import (

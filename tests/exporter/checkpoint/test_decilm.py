@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import PruningPlan
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.loaded_plan import Replacements
 from exporter.errors import PlanError, UnknownArchitectureError, UsageError
 from graph_passes import ReplacementTensors
 from tests.raising import raises

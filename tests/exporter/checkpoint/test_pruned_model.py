@@ -189,7 +189,7 @@ def test_other_commands_ask_for_the_whole_model(tmp_path: Path) -> None:
 
 
 def test_a_comparison_takes_it_as_an_arm(tmp_path: Path) -> None:
-    from exporter.compare.torch_arm import open_torch_arm
+    from exporter.compare.kinds import open_torch_arm
 
     folder, _ = saved(tmp_path)
     arm = open_torch_arm(folder, compiled=False, provider="cpu", threads=1, precision="fp32")

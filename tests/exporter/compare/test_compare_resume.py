@@ -162,7 +162,7 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     assert fresh.answers.answers
     with monkeypatch.context() as patch:
         for name in (
-            "accuracy.generation_agreements", "accuracy.sample_answers", "task_answers.score_tasks",
+            "accuracy.generation_agreements", "accuracy.sample_answers", "answers.score_tasks",
         ):  # fmt: skip
             patch.setattr(f"exporter.compare.{name}", stop)
         patch.setattr("exporter.compare.accuracy.compare_predictions", stop)

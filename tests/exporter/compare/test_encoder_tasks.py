@@ -18,11 +18,12 @@ from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.options import CompareOptions, TaskOptions
 from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
-from exporter.compare.tasks.encoder_items import (
+from exporter.compare.tasks.encoding import (
     EncoderTask,
     Retrieval,
+    correlation_influences,
+    f1_influences,
 )
-from exporter.compare.tasks.encoding import correlation_influences, f1_influences
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError, ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder, longest_sequence

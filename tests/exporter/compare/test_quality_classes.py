@@ -11,6 +11,7 @@ import pytest
 from scipy.special import log_softmax, rel_entr, softmax
 
 from exporter.artifacts.latency import Shape
+from exporter.compare.answers import label_numbers, label_scores
 from exporter.compare.encoder_quality import (
     class_log_probabilities,
     compare_classes,
@@ -19,7 +20,6 @@ from exporter.compare.encoder_quality import (
 from exporter.compare.kept import read_source
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.compare.task_answers import label_numbers, label_scores
 from exporter.compare.tasks.items import compare_scores
 from exporter.engines.inputs import make_inputs
 from exporter.engines.tensors import TensorSpec

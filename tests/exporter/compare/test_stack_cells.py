@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.compare.encoder_decoder.arms import StackFolder
-from exporter.compare.encoder_decoder.timing import Cells, open_stack_store
+from exporter.compare.encoder_decoder.arms import Cells, StackFolder, open_stack_store
 from exporter.compare.latency import GenerationCell
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.progress import QUIET

@@ -14,8 +14,7 @@ from test_verification import wrong_layer  # noqa: F401
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.cut import verify as oracle_setting

@@ -31,7 +31,7 @@ from exporter.engines.usage import (
 from exporter.export.forms.genai import write_genai_config
 from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.report.sections import comparison_document
-from exporter.report.sections.use import use_section
+from exporter.report.sections.model import use_section
 from graph_passes.files.storage import load_model
 from tests.graph_passes.fused_graphs import HEADS, HIDDEN, VOCABULARY, FusedSpec, fused_model
 from tests.made_reports import gate_report

@@ -11,8 +11,7 @@ import pytest
 
 from exporter.artifacts import FormRecord, PlannedDeletion
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
 from exporter.cut.surgery import prune_file
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import ParityCheck
-from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError

@@ -18,7 +18,7 @@ from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.history import append, entry_of, read_baselines
 from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
-from exporter.report.checks import model_lines
+from exporter.report.ci import model_lines
 from tests.made_reports import arms_of, gate_report, gate_row
 from tests.raising import ends_in
 from tests.reading import in_file

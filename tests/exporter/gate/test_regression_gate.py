@@ -33,7 +33,7 @@ from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.history import find_baseline, read_baselines, updated
 from exporter.gate.keys import differences, key_of, series
 from exporter.gate.limits import LIMIT_ON, Figure, Limits, figures
-from exporter.report.checks import interval_words, limit_words
+from exporter.report.ci import interval_words, limit_words
 from exporter.report.words import short_shape
 from tests.made_reports import (
     arms_of,

@@ -320,8 +320,8 @@ def command(checkpoint: Path, plan: Path, output: Path, texts: tuple[str, str]) 
 def test_the_command_writes_plan_numbers_and_report(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from exporter.artifacts.loaded_plan import read_replacements
     from exporter.artifacts.plans import read_plan
-    from exporter.artifacts.replacement_file import read_replacements
     from exporter.files import sha256_file
 
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
@@ -550,8 +550,8 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
 ) -> None:
     import torch
 
+    from exporter.artifacts.loaded_plan import read_replacements
     from exporter.artifacts.plans import read_plan
-    from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
     from exporter.cut.branch_replacements import branch_replacements_of
     from exporter.models.ablation.branch_replacements import branches_replaced

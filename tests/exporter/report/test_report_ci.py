@@ -15,8 +15,14 @@ from exporter.artifacts import CheckReport, ComparisonReport
 from exporter.cli import run
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.limits import Limits
-from exporter.report.checks import check_grid, conclusion
-from exporter.report.ci import annotation_lines, github_benchmark, junit, summary
+from exporter.report.ci import (
+    annotation_lines,
+    check_grid,
+    conclusion,
+    github_benchmark,
+    junit,
+    summary,
+)
 from tests.made_reports import gate_accuracy, gate_report, gate_row, samples
 
 LENGTHS = {128: 88.0, 256: 83.0, 512: 70.0, 1024: 80.1}
