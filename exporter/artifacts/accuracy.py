@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -144,6 +144,22 @@ Compared = Literal["tokens", "classes", "order"]
 """Whose distributions a comparison held against each other."""
 
 
+Agreement = Literal["kl_divergence", "top1_agreement", "embedding_cosine", "rank_agreement"]
+
+
+class AgreementFigure(NamedTuple):
+    """How near the candidate's answers are to those of its own unpruned arm, by one measure."""
+
+    key: Agreement
+    value: float
+    interval: Interval | None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of a divergence it is not."""
+        return self.key != "kl_divergence"
+
+
 class Accuracy(Record):
     """How far the candidate's predictions are from the baseline's."""
 
@@ -168,6 +184,21 @@ class Accuracy(Record):
     answers: SampleAnswers | None = None
 
     _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours", "positions")
+
+    @property
+    def agreement(self) -> list[AgreementFigure]:
+        """What was measured of how near both arms' answers are."""
+        texts, known = self.embeddings, list[AgreementFigure]()
+        if self.kl_divergence is not None:
+            known.append(AgreementFigure("kl_divergence", self.kl_divergence, self.kl_interval))
+        if self.top1_agreement is not None:
+            known.append(AgreementFigure("top1_agreement", self.top1_agreement, self.top1_interval))
+        if texts is not None:
+            known += [
+                AgreementFigure("embedding_cosine", texts.cosine, texts.cosine_interval),
+                AgreementFigure("rank_agreement", texts.rank_agreement, texts.rank_interval),
+            ]
+        return known
 
 
 class TaskScore(Record):

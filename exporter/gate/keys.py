@@ -208,17 +208,15 @@ def _refuse_contradictions(accuracy: Accuracy) -> None:
 _ToldTwice = tuple[str, float | None, float | None, str]
 
 
+_PLACES = {"embedding_cosine": "embeddings.cosine", "rank_agreement": "embeddings.rank"}
+
+
 def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
     """JSON path, what stands there, what should, and what that follows from."""
-    for field, interval in (("kl_divergence", "kl_interval"), ("top1_agreement", "top1_interval")):
-        value = getattr(accuracy, interval)
-        if value is not None:
-            yield f"{interval}.value", value.value, getattr(accuracy, field), field
-    texts = accuracy.embeddings
-    for field, interval in (("cosine", "cosine_interval"), ("rank_agreement", "rank_interval")):
-        value = None if texts is None else getattr(texts, interval)
-        if value is not None:
-            yield f"embeddings.{interval}.value", value.value, getattr(texts, field), field
+    for key, value, interval in accuracy.agreement:
+        if interval is not None:
+            place = _PLACES.get(key, key.partition("_")[0])
+            yield f"{place}_interval.value", interval.value, value, key
     for number, task in enumerate(accuracy.tasks):
         candidate = task.candidate - task.baseline
         yield f"tasks[{number}].difference.value", task.difference.value, candidate, "both scores"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
-from exporter.artifacts import Accuracy, Arm, Check, CheckVerdict, ComparisonReport, Quantity, Scale
+from exporter.artifacts import Arm, Check, CheckVerdict, ComparisonReport, Quantity, Scale
+from exporter.artifacts.accuracy import Agreement
 from exporter.option_types import Amount, Share
 from exporter.options import Options, dataclass, option
 from exporter.report.words import short_shape
@@ -79,7 +80,7 @@ AGAINST_BASELINE = Limits(
 Figure = tuple[Quantity, str]
 """A quantity, and the shape, task or file that it is of."""
 
-WITH_ARM, FROM_ARM = "with the unpruned arm", "from the unpruned arm"
+UNPRUNED = "against the unpruned arm"
 
 LIMIT_ON: dict[Quantity, str] = {
     "time": "max_slowdown",
@@ -113,33 +114,20 @@ def figures(report: ComparisonReport, arm: Arm) -> list[Figure]:
     shapes = [short_shape(row) for row in report.latency]
     timed: list[Quantity] = ["time", "speedup"]
     times = [(quantity, shape) for shape in shapes for quantity in timed]
-    quality = [] if report.accuracy is None else _quality_figures(report.accuracy)
+    quality: list[Figure] = []
+    if (accuracy := report.accuracy) is not None:
+        if accuracy.perplexity is not None:
+            quality.append(("perplexity", "evaluation text"))
+        quality += [(figure.key, UNPRUNED) for figure in accuracy.agreement]
+        quality += [("task", f"{one.task}, {one.metric}") for one in accuracy.tasks]
     return [*times, *quality, *counts(arm)]
-
-
-def _quality_figures(accuracy: Accuracy) -> list[Figure]:
-    texts = accuracy.embeddings
-    single: dict[Figure, object] = {
-        ("perplexity", "evaluation text"): accuracy.perplexity,
-        ("kl_divergence", FROM_ARM): accuracy.kl_divergence,
-        ("top1_agreement", WITH_ARM): accuracy.top1_agreement,
-        ("embedding_cosine", WITH_ARM): None if texts is None else texts.cosine,
-        ("rank_agreement", WITH_ARM): None if texts is None else texts.rank_agreement,
-    }
-    return [
-        *(figure for figure, value in single.items() if value is not None),
-        *(("task", f"{one.task}, {one.metric}") for one in accuracy.tasks),
-    ]
 
 
 Interval = tuple[float, float]
 
 _STRICTER = 1.47
 """By how much wider than one of 95 % an interval is that equal arms leave 4 times in 1000."""
-_OF_THE_CUT: tuple[Quantity, ...] = (
-    "speedup", "kl_divergence", "top1_agreement", "embedding_cosine",
-    "rank_agreement",
-)  # fmt: skip
+_OF_THE_CUT = ("speedup", *get_args(Agreement))
 """What is told of the candidate and its unpruned arm: a demand on it is met or not."""
 _ROUNDING = 1e-9  # a size exactly at its limit is within it, whatever the logarithm's last digit
 

@@ -215,15 +215,17 @@ def _accuracy(report: ComparisonReport) -> Iterator[_Figure]:
         return
     if accuracy.perplexity is not None:
         yield _Figure("accuracy: perplexity", "1", accuracy.perplexity.candidate)
-    if accuracy.kl_divergence is not None:
-        ends = None if accuracy.kl_interval is None else accuracy.kl_interval.ci95
-        yield _Figure("accuracy: kl-divergence", "nats", accuracy.kl_divergence, ends)
-    if accuracy.top1_agreement is not None:
-        share = 100 * accuracy.top1_agreement
-        yield _Figure("accuracy: top1-agreement", "%", share, better="higher")
-    if accuracy.embeddings is not None:
-        cosine = accuracy.embeddings.cosine
-        yield _Figure("accuracy: embedding-cosine", "1", cosine, better="higher")
+    units = {"kl_divergence": (1, "nats"), "top1_agreement": (100, "%")}
+    for figure in accuracy.agreement:
+        scale, unit = units.get(figure.key, (1, "1"))
+        low, high = (figure.value,) * 2 if figure.interval is None else figure.interval.ci95
+        yield _Figure(
+            f"accuracy: {figure.key.replace('_', '-')}",
+            unit,
+            scale * figure.value,
+            None if figure.interval is None else (scale * low, scale * high),
+            "higher" if figure.higher_is_better else "lower",
+        )
     for task in accuracy.tasks:
         yield _Figure(f"{task.task} {task.metric}: score", "1", task.candidate, better="higher")
 
