@@ -340,7 +340,7 @@ def _row(random: np.random.Generator, index: int, samples: int, text: str) -> La
 
 def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
     return Accuracy(
-        text_source=text, text_sha256="e" * 64, tokens=8192, stride=256,
+        text_source=text, text_sha256="e" * 64, tokens=8192,
         perplexity=PerplexityPair(baseline=16.05, candidate=17.79),
         log_perplexity_increase=Interval(value=0.103, ci95=(0.091, 0.116)),
         kl_divergence=0.166, kl_interval=Interval(value=0.166, ci95=(0.151, 0.182)),

@@ -169,7 +169,6 @@ class Accuracy(Record):
     perplexity: PerplexityPair | None
     kl_divergence: float | None
     top1_agreement: float | None
-    stride: Count | None = None
     images: Count | None = None
     compared: Compared = "tokens"
     log_perplexity_increase: Interval | None = None
@@ -183,7 +182,9 @@ class Accuracy(Record):
     other: OtherText | None = None
     answers: SampleAnswers | None = None
 
-    _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours", "positions")
+    _earlier = ignoring(
+        "probes", "probes_left_out", "long_context", "neighbours", "positions", "stride"
+    )
 
     @property
     def agreement(self) -> list[AgreementFigure]:

@@ -217,6 +217,7 @@ REMOVED = {
     "export --rescore-every": "--search greedy",
     "plan --curve": "depthcut depths, which compares cuts of several sizes",
     "plan --rescore-every": "--search greedy",
+    "compare --stride": "eval_sequence_length in a --config file: longer samples have more context",
     "compare --power": "--time-budget; a row ends as soon as its verdict is clear",
     "compare --pin": _TASKSET,
     "export --pin": _TASKSET,

@@ -265,7 +265,6 @@ def _of_text(
     )
     texts_of = dict(generated)
     more = {
-        "stride": pair.options.quality.stride,
         "other": _other(there[pair.held_against[0]]) if there else None,
         "generation": texts_of.get(("baseline", "candidate")),
         "answers": answers.found(
@@ -355,7 +354,6 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
             pair.vocabulary(),
             sequence_length=length,
             tokens=options.eval_tokens,
-            stride=options.quality.stride,
         )
     return tokenize(
         texts,
@@ -363,7 +361,6 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
         sequence_length=length,
         tokens=options.eval_tokens,
         separator_id=folder.end_of_text,
-        stride=options.quality.stride,
     )
 
 

@@ -90,7 +90,7 @@ def compare_predictions(
     progress: Progress = QUIET,
 ) -> list[Accuracy]:
     """Runs every arm over the samples, one sample at a time, and reduces their logits."""
-    token_ids, overlap = tokens.token_ids, tokens.overlap
+    token_ids = tokens.token_ids
     by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
     with (
         progress.task(
@@ -102,10 +102,8 @@ def compare_predictions(
             logits = _logits(arms, sample, backwards=number % 2 == 1)
             vocabulary = _one_vocabulary(logits)
             check_tokens(int(token_ids.max()), vocabulary)
-            first = overlap - 1 if overlap and number else 0
-            last = len(sample) - 1 if overlap else len(sample)
             targets = sample if causal else sample[:0]
-            parts = list(chunks(first, last, vocabulary))
+            parts = list(chunks(len(sample), vocabulary))
             reduce = partial(_chunk, logits, pairs, sample=targets, number=number)
             for array in pool.map(reduce, parts):
                 by_sample[:, :, number] += array.sum(axis=2)

@@ -35,8 +35,6 @@ class EvaluationTokens:
     source: str
     sha256: str
     is_text: bool
-    overlap: int = 0
-    opening: int = 0
     documents: Clusters = None
 
 
@@ -47,7 +45,6 @@ def tokenize(
     sequence_length: int,
     tokens: int,
     separator_id: int | None,
-    stride: int | None = None,
 ) -> EvaluationTokens:
     """Draws samples over a whole text, each opened by what the tokenizer puts before a text."""
     tokenizer = tokenizer_in(tokenizer_path)
@@ -59,36 +56,25 @@ def tokenize(
             "Evaluate on more tokens (--eval-tokens).",
             code="no-room-for-text",
         )
-    width = sequence_length - len(opening)
-    steps = width // stride if stride else 0
-    number = 1 + max(0, tokens - width) // stride if stride else max(1, tokens // sequence_length)
-    for more in dict.fromkeys((steps, 0)):  # a short text may have no run of several samples
-        runs, documents = pack_tokens(
-            tokenizer.plain,
-            texts.units(sequence_length),
-            sequence_length=width + more * (stride or 0),
-            max_samples=-(-number // (more + 1)),
-            separator_id=separator_id,
-            by_size=True,
-        )
-        if len(runs):
-            break
-    else:
+    windows, documents = pack_tokens(
+        tokenizer.plain,
+        texts.units(sequence_length),
+        sequence_length=sequence_length - len(opening),
+        max_samples=max(1, tokens // sequence_length),
+        separator_id=separator_id,
+        by_size=True,
+    )
+    if not len(windows):
         raise ComparisonError(
             f"The evaluation text {texts.source} has fewer than {sequence_length} tokens.",
             "Name a longer text, or ask for fewer tokens.",
             code="text-too-short",
         )
-    windows = np.concatenate([_windows(run, width, stride) for run in runs])[:number]
-    documents = np.repeat(documents, more + 1)[:number]
-    overlap = sequence_length - stride if stride else 0
     return EvaluationTokens(
         with_ends(opening, windows),
         texts.source,
         texts.sha256,
         is_text=True,
-        overlap=overlap,
-        opening=len(opening),
         documents=_clusters(documents),
     )
 
@@ -131,29 +117,13 @@ def random_ids(
     *,
     sequence_length: int,
     tokens: int,
-    stride: int | None = None,
     seed: int = 0,
 ) -> EvaluationTokens:
     """Samples of random tokens, for KL divergence and agreement where there is no tokenizer."""
     number = max(1, tokens // sequence_length) * sequence_length
     stream = np.random.default_rng(seed).integers(0, vocabulary, number, dtype=np.int64)
-    ids = _windows(stream, sequence_length, stride)
-    overlap = sequence_length - stride if stride else 0
-    digest = sha256_bytes(stream.tobytes())
-    return EvaluationTokens(ids, RANDOM_TOKENS, digest, is_text=False, overlap=overlap)
-
-
-def _windows(stream: NDArray[np.int64], width: int, stride: int | None) -> NDArray[np.int64]:
-    """Samples of ``width`` tokens that begin every ``stride`` tokens; what is left over is not."""
-    if stride is None:
-        return stream.reshape(-1, width)
-    if stride >= width:
-        raise ComparisonError(
-            f"A stride of {stride} leaves no overlap between samples of {width} tokens.",
-            "Give a smaller --stride, or none.",
-            code="stride-too-long",
-        )
-    return np.lib.stride_tricks.sliding_window_view(stream, width)[::stride]
+    ids, digest = stream.reshape(-1, sequence_length), sha256_bytes(stream.tobytes())
+    return EvaluationTokens(ids, RANDOM_TOKENS, digest, is_text=False)
 
 
 _BUILT_IN = "built in"

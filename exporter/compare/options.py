@@ -91,13 +91,6 @@ class TaskOptions(Options):
 class QualityOptions(TaskOptions):
     """What is measured of the answers, beside the distributions on the evaluation text."""
 
-    stride: Count | None = option(
-        None,
-        "Use overlapping samples of the evaluation text: each begins N tokens after the "
-        "previous one, so that tokens are predicted from more context.",
-        section=ACCURACY,
-        config_only=True,
-    )
     agreement_prompts: Whole = option(
         8,
         "Number of prompts from the evaluation text that both models continue greedily.",

@@ -10,11 +10,9 @@ from exporter.compare.evaluation import EvaluationTokens
 from exporter.engines.runners.base import Runner
 
 
-def compare_pair(
-    baseline: Runner, candidate: Runner, token_ids: Any, *, causal: bool, overlap: int = 0
-) -> Accuracy:
+def compare_pair(baseline: Runner, candidate: Runner, token_ids: Any, *, causal: bool) -> Accuracy:
     """What ``compare_predictions`` says of a pair alone."""
     arms = {"baseline": baseline, "candidate": candidate}
-    tokens = EvaluationTokens(token_ids, "text", "0" * 64, is_text=True, overlap=overlap)
+    tokens = EvaluationTokens(token_ids, "text", "0" * 64, is_text=True)
     (accuracy,) = compare_predictions(arms, [("baseline", "candidate")], tokens, causal=causal)
     return accuracy

@@ -42,7 +42,7 @@ OF_ONE_GRAPH = (
     "other_text",
     "eval_sequence_length",
     *(f"quality.{name}" for name in ("tasks", "task_data", "task_limit", "prompts")),
-    *(f"quality.{name}" for name in ("answer_tokens", "chat", "stride")),
+    *(f"quality.{name}" for name in ("answer_tokens", "chat")),
     *(f"quality.agreement_{name}" for name in ("prompts", "tokens")),
 )
 """Options of comparing that have no effect on an encoder-decoder."""

@@ -286,11 +286,11 @@ _CHUNK_BYTES = 6 * 2**20  # of float64 logits: small enough for the processor's 
 _LIKELIEST = 5
 
 
-def chunks(first: int, last: int, vocabulary: int) -> Iterator[slice]:
-    """Cuts the positions ``first`` to ``last`` (exclusive) so that one piece fits the caches."""
+def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Cuts positions so that one piece fits the caches."""
     step = max(1, _CHUNK_BYTES // (8 * vocabulary))
-    for start in range(first, last, step):
-        yield slice(start, min(start + step, last))
+    for start in range(0, positions, step):
+        yield slice(start, min(start + step, positions))
 
 
 class Distributions:

@@ -61,10 +61,9 @@ def _same(accuracy: Accuracy) -> str:
 
 
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
-    stride = "" if accuracy.stride is None else f", read with a stride of {accuracy.stride:,}"
     kind, of = ("text", COUNTED[accuracy.compared]) if accuracy.images is None else _IMAGES
     yield Note(
-        f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {of}{stride} "
+        f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {of} "
         f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
     )
     yield from other_part(report.parts, accuracy.text_source)

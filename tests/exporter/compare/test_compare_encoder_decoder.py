@@ -151,7 +151,7 @@ USED = {
 REFUSED: dict[str, Any] = {
     "other_text": "a.txt", "eval_sequence_length": 64, "quality.tasks": ("copy",),
     "quality.task_data": ".", "quality.task_limit": 3,
-    "quality.stride": 8, "quality.agreement_prompts": 3, "quality.agreement_tokens": 5,
+    "quality.agreement_prompts": 3, "quality.agreement_tokens": 5,
     "quality.prompts": "a.txt", "quality.answer_tokens": 5,
     "quality.chat": True,
 }  # fmt: skip

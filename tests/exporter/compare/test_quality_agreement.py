@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from exporter.artifacts.latency import Shape
+from exporter.compare.evaluation import random_ids
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
+from graph_passes import Deletion, prune_graph, save_model
 from tests.exporter.judged_pairs import compare_pair
 from tests.raising import raises
+from tests.tiny_graphs import VOCABULARY as TINY_VOCABULARY
+from tests.tiny_graphs import TinySpec, tiny_model
 
 VOCABULARY = 50
 
@@ -178,3 +186,36 @@ def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
     assert log_perplexity_increase.ci95[0] > 0 > back.ci95[1]
     alone = compare_pair(*arms, ids[:1], causal=True)
     assert (alone.log_perplexity_increase, alone.kl_interval) == (None, None)
+
+
+def one_by_one(runner: Runner, samples: Any) -> Array:
+    """Log probabilities after each token of each sample, ``[samples, tokens, vocabulary]``."""
+    rows = []
+    for sample, length in np.ndindex(samples.shape):
+        ids = samples[sample : sample + 1, : length + 1]
+        inputs = make_inputs(runner.inputs, Shape("prefill", 1, ids.shape[1]), ids)
+        rows.append(runner.run(inputs, ["logits"])["logits"][0, -1])
+    array: Array = log_softmax(np.array(rows, np.float64), axis=-1)
+    return array.reshape(*samples.shape, -1)
+
+
+def test_each_token_is_predicted_from_what_stands_before_it_in_its_sample(tmp_path: Path) -> None:
+    model = tiny_model(TinySpec(layers=2))
+    save_model(model, tmp_path / "a.onnx")
+    save_model(prune_graph(model, [Deletion(0, "mlp")])[0], tmp_path / "b.onnx")
+    samples = random_ids(TINY_VOCABULARY, sequence_length=12, tokens=48).token_ids
+    with (
+        OnnxRuntimeRunner(tmp_path / "a.onnx", threads=1) as first,
+        OnnxRuntimeRunner(tmp_path / "b.onnx", threads=1) as second,
+    ):
+        accuracy = compare_pair(first, second, samples, causal=True)
+        logs = [one_by_one(runner, samples) for runner in (first, second)]
+    targets = samples[:, 1:, None]
+    losses = [-np.take_along_axis(log[:, :-1], targets, axis=2).mean() for log in logs]
+    assert accuracy.perplexity is not None
+    assert np.log(accuracy.perplexity.baseline) == pytest.approx(losses[0], rel=1e-5)
+    assert np.log(accuracy.perplexity.candidate) == pytest.approx(losses[1], rel=1e-5)
+    assert accuracy.log_perplexity_increase is not None
+    assert accuracy.log_perplexity_increase.value == pytest.approx(losses[1] - losses[0], rel=1e-3)
+    kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
+    assert (accuracy.tokens, accuracy.kl_divergence) == (48, pytest.approx(kl, rel=1e-4))
