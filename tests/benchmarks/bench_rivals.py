@@ -4,8 +4,6 @@ Run it with ``make rivals``, or ``python -m tests.benchmarks.bench_rivals --cali
 FILE``: text files of one domain that share nothing, such as WikiText-2's valid and test.
 ``DEPTHCUT_TEXTS``, a folder with ``valid.txt`` and ``test.txt``, serves instead. All methods choose
 and fit on the first file; the second domain is the evaluation half of CPython's documentation.
-With ``--tasks FOLDER`` (or ``DEPTHCUT_DATA``; files as in exporter/compare/tasks/items.py) all
-models answer ``--items`` of each task, too.
 
 Methods and rows are in tests/benchmarks/rivals/methods.py. Each row is kept in ``--keep FOLDER``
 when it is finished, and not made again; searches and trainings go on where they were interrupted.
@@ -28,16 +26,20 @@ from exporter.errors import DepthcutError
 from exporter.files import write_text
 from exporter.progress import Quiet
 from tests.benchmarks.frame import KeptRows, default_model, machine_line, print_machine, wanted
-from tests.benchmarks.rivals.measuring import POSITIONS, Asked, DomainMeter, speedup, structure
+from tests.benchmarks.rivals.measuring import POSITIONS, DomainMeter, speedup, structure
 from tests.benchmarks.rivals.methods import Row, rows
-from tests.benchmarks.rivals.table import Setting, render
-from tests.benchmarks.rivals.work import BATCH, WHOLE, Candidate, Workplace
+from tests.benchmarks.rivals.table import render
+from tests.benchmarks.rivals.work import BATCH, Workplace
 
 LENGTH, FEW = 512, 8
-WHOLE_ROW = "whole"
+_COUNTS = {
+    "samples": 40, "search_samples": 2, "test_samples": 8, "second_samples": 8, "rounds": 6,
+    "distill_tokens": 40_000,
+}  # fmt: skip
+"""Options that change the page: samples to choose and fit on, those of them for searches."""
 
 
-class Told(Quiet):
+class Printed(Quiet):
     """Prints what a training or a search says."""
 
     def say(self, message: str) -> None:
@@ -49,27 +51,23 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from exporter.models.loading.model_source import load_model
+        from exporter.models.texts.calibration import calibration_text
+
+        def text(spec: Any, samples: int, part: Any = "calibration") -> Any:
+            return calibration_text(
+                self._loaded, str(spec), samples=samples, sequence_length=LENGTH, part=part
+            )
 
         self._options = options
         self._loaded = load_model(options.model or default_model())
-        self._fitting = self._text(str(options.calibrate), options.samples)
+        self._fitting = text(options.calibrate, options.samples)
         self._texts = {
-            "test": self._text(str(options.test), options.test_samples),
-            "docs": self._text(options.second, options.second_samples, "evaluation"),
+            "test": text(options.test, options.test_samples),
+            "docs": text("pydoc", options.second_samples, "evaluation"),
         }
-        self.kept = KeptRows(options.keep, self._about())
-
-    def _text(self, spec: str, samples: int, part: Any = "calibration") -> Any:
-        from exporter.models.texts.calibration import calibration_text
-
-        return calibration_text(
-            self._loaded, spec, samples=samples, sequence_length=LENGTH, part=part
-        )
-
-    def _about(self) -> list[object]:
-        texts = [text.ids_sha256 for text in (self._fitting, *self._texts.values())]
-        items = self._options.items if self._options.tasks else 0
-        return ["by document", self._loaded.ref.sha256, *texts, items, self._options.search_samples]
+        texts = [item.ids_sha256 for item in (self._fitting, *self._texts.values())]
+        about = ["by document", self._loaded.ref.sha256, *texts, 0, options.search_samples]
+        self.kept = KeptRows(options.keep, about)
 
     @cached_property
     def _work(self) -> Workplace:
@@ -82,123 +80,65 @@ class Bench:
         return Workplace(
             self._loaded, str(self._options.calibrate), self._fitting,
             self._fitting.rows(slice(0, FEW)), meter, len(searched.input_ids), folder,
-            self._options.distill_tokens, Told(),
+            self._options.distill_tokens, Printed(),
         )  # fmt: skip
 
     @cached_property
     def _meters(self) -> dict[str, DomainMeter]:
         return {name: DomainMeter(self._loaded.model, text) for name, text in self._texts.items()}
 
-    @cached_property
-    def _asked(self) -> Asked | None:
-        if not self._options.tasks:
-            return None
-        return Asked(self._loaded, self._options.tasks, self._options.items)
-
-    def whole(self) -> dict[str, Any]:
-        """The whole model's answers."""
-        results = self.kept.find(WHOLE_ROW)
-        if results is None:
-            results = {"answers": self._answers(WHOLE), "layers": self._loaded.ref.num_layers}
-            self.kept.keep(WHOLE_ROW, results)
-        return results
-
     def run(self, row: Row) -> None:
         """Makes, measures and keeps a row."""
         began = time.perf_counter()
         candidate = row.make(self._work)
         made_s = time.perf_counter() - began
-        print(f"  made in {made_s:.0f} s: without {_told(candidate)}", flush=True)
+        cut = ", ".join(f"{kind} {layer}" for layer, kind in sorted(candidate.cut))
+        print(f"  made in {made_s:.0f} s: without {cut}", flush=True)
+        rounds = self._options.rounds
+        name = f"speed without {structure(candidate)}, {rounds} rounds"
+        speed = self.kept.find(name) or self.kept.keep(
+            name, speedup(self._loaded.model, candidate, rounds).model_dump(mode="json")
+        )
+        damages = {name: meter.measure(candidate) for name, meter in self._meters.items()}
         self.kept.keep(
             row.name,
             {
-                "name": row.name,
-                "dropped": sorted(candidate.cut),
-                "read": candidate.read,
-                "made_s": made_s,
-                "machine": machine_line(),
-                "domains": {name: m.measure(candidate) for name, m in self._meters.items()},
-                "answers": self._answers(candidate),
-                "speed": self._speed(candidate),
+                "name": row.name, "dropped": sorted(candidate.cut), "read": candidate.read,
+                "made_s": made_s, "machine": machine_line(), "domains": damages, "speed": speed,
             },
-        )
-
-    def _answers(self, candidate: Candidate) -> dict[str, Any]:
-        if self._asked is None:
-            return {}
-        with candidate.within(self._loaded.model):
-            answers = self._asked.answers(candidate.cut)
-        return {
-            task: {"right": answer.right.tolist(), "log_p": answer.log_p.tolist()}
-            for task, answer in answers.items()
-        }
-
-    def _speed(self, candidate: Candidate) -> dict[str, Any]:
-        name = f"speed without {structure(candidate)}, {self._options.rounds} rounds"
-        results = self.kept.find(name)
-        if results is None:
-            measured = speedup(self._loaded.model, candidate, self._options.rounds)
-            results = measured.model_dump(mode="json")
-            self.kept.keep(name, results)
-        return results
+        )  # fmt: skip
 
     def page(self, table: Sequence[Row]) -> str:
-        """All finished rows as Markdown."""
-        result = {row.name: self.kept.find(row.name) for row in table}
-        done = {name: row for name, row in result.items() if row is not None}
-        return render(table, done, self.whole(), self._setting(done))
-
-    def _setting(self, done: dict[str, Any]) -> Setting:
-        texts = [
+        """All finished rows as Markdown; paths of this machine are no part of it."""
+        done = {row.name: kept for row in table if (kept := self.kept.find(row.name)) is not None}
+        texts = (
             f"{name}: {text.ref.source}, {len(text.input_ids)} samples of {LENGTH} tokens"
             for name, text in (("calibration", self._fitting), *self._texts.items())
-        ]
-        tasks = f"tasks: the first {self._options.items} items of each"
-        machines = {row["machine"] for row in done.values()}
-        searched = (
+        )
+        lines = [
+            f"model: {Path(self._loaded.ref.source).name}, float32",
+            *(" ".join(word.rsplit("/", 1)[-1] for word in text.split(" ")) for text in texts),
             f"of the calibration, maps are fitted on all samples, means over tokens on the first "
-            f"{FEW}, searches on the first {self._options.search_samples}"
-        )
-        damage = f"perplexity and KL are measured at every {POSITIONS}nd position"
-        return Setting(
-            Path(self._options.calibrate).name,
-            _command(self._options),
-            [
-                f"model: {Path(self._loaded.ref.source).name}, float32",
-                *(_without_folders(text) for text in texts),
-                searched,
-                damage,
-                *([tasks] if self._options.tasks else []),
-                *(f"machine: {machine}" for machine in sorted(machines)),
-            ],
-        )
-
-
-def _told(candidate: Candidate) -> str:
-    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(candidate.cut))
+            f"{FEW}, searches on the first {self._options.search_samples}",
+            f"perplexity and KL are measured at every {POSITIONS}nd position",
+            *sorted({f"machine: {row['machine']}" for row in done.values()}),
+        ]
+        return render(
+            table, done, self._loaded.ref.num_layers,
+            calibration=self._options.calibrate.name, command=_command(self._options),
+            setting="\n".join(f"- {line}" for line in lines),
+        )  # fmt: skip
 
 
 def _command(options: argparse.Namespace) -> str:
     """The call that makes the same page: what differs from the defaults of a call without any."""
-    names = (
-        "samples", "search_samples", "test_samples", "second_samples", "second", "items", "rounds",
-        "distill_tokens",
-    )  # fmt: skip
-    usual = _parser().parse_args([])
     changed = [
         f"--{name.replace('_', '-')} {getattr(options, name)}"
-        for name in names
-        if getattr(options, name) != getattr(usual, name)
+        for name, usual in _COUNTS.items()
+        if getattr(options, name) != usual
     ]
-    places = f"DEPTHCUT_TEXTS={options.calibrate.parent.name}"
-    if options.tasks:
-        places += f" DEPTHCUT_DATA={options.tasks.name}"
-    return f"{places} make rivals" + (f" RIVALS='{' '.join(changed)}'" if changed else "")
-
-
-def _without_folders(text: str) -> str:
-    """Paths of this machine are no part of a page."""
-    return " ".join(word.rsplit("/", 1)[-1] for word in text.split(" "))
+    call = f"DEPTHCUT_TEXTS={options.calibrate.parent.name} make rivals"
+    return call + (f" RIVALS='{' '.join(changed)}'" if changed else "")
 
 
 def main() -> None:
@@ -211,7 +151,6 @@ def main() -> None:
     print_machine("torch", "transformers")
     table = list(rows(options.distill_tokens))
     bench, began = Bench(options), time.perf_counter()
-    bench.whole()
     names = wanted([row.name for row in table], options.only)
     left = [row for row in table if row.name in names and bench.kept.find(row.name) is None]
     for number, row in enumerate(left, 1):
@@ -227,29 +166,20 @@ def main() -> None:
             continue
         if options.write:
             write_text(options.write, bench.page(table))
-    page = bench.page(table)
-    if options.write:
-        write_text(options.write, page)
-    else:
-        print(page)
+    if not options.write:
+        print(bench.page(table))
+    elif not left:
+        write_text(options.write, bench.page(table))
 
 
 def _parser() -> argparse.ArgumentParser:
     texts = Path(os.environ.get("DEPTHCUT_TEXTS", ""))
-    data = os.environ.get("DEPTHCUT_DATA")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--calibrate", type=Path, default=texts / "valid.txt")
     parser.add_argument("--test", type=Path, default=texts / "test.txt")
-    parser.add_argument("--second", default="pydoc")
-    parser.add_argument("--samples", type=int, default=40, help="to choose and fit on")
-    parser.add_argument("--search-samples", type=int, default=2, help="of these, for searches")
-    parser.add_argument("--test-samples", type=int, default=8)
-    parser.add_argument("--second-samples", type=int, default=8)
-    parser.add_argument("--tasks", type=Path, default=Path(data) if data else None)
-    parser.add_argument("--items", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=6, help="of timing")
-    parser.add_argument("--distill-tokens", type=int, default=40_000)
+    for name, usual in _COUNTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=usual)
     parser.add_argument("--minutes", type=float, help="begin no row after so long")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--keep", type=Path, default=Path("out/bench/rivals"))

@@ -12,8 +12,30 @@ from exporter.choose.selection.meters import searched_meter
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
-from tests.benchmarks.rivals.work import Workplace
-from tests.tiny_models import tiny_loaded
+from tests.benchmarks.bench_rivals import _command, _parser
+from tests.benchmarks.rivals.choosing import shortgpt, sleb
+from tests.benchmarks.rivals.measuring import really_cut, speedup, structure
+from tests.benchmarks.rivals.methods import METHODS
+from tests.benchmarks.rivals.patching import (
+    Moments,
+    _estimators,
+    bound,
+    linear_patch,
+    nbl,
+    prune_and_comp,
+    replace_me,
+    rotation_of,
+)
+from tests.benchmarks.rivals.work import (
+    WHOLE,
+    Candidate,
+    Workplace,
+    between_layers,
+    layer_states,
+    least_turning_span,
+    span_distances,
+)
+from tests.tiny_models import hook_count, tiny_loaded
 
 pytestmark = pytest.mark.torch
 
@@ -42,8 +64,6 @@ def _output(work: Workplace, candidate: Any) -> Any:
     """What the last layer gives, ``[samples, tokens, hidden]``."""
     import torch
 
-    from tests.benchmarks.rivals.work import layer_states
-
     result = layer_states(work.model, work.text, candidate)
     return torch.cat([states[-1].output for states in result])
 
@@ -60,8 +80,6 @@ def _weakened(layer: int, factor: float) -> Any:
 def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.work import span_distances
-
     ids = torch.from_numpy(work.text.input_ids)
     with torch.inference_mode():
         states = work.model(ids, output_hidden_states=True).hidden_states
@@ -75,9 +93,6 @@ def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace
 
 
 def test_a_block_that_adds_nothing_goes_first(tmp_path: Path) -> None:
-    from tests.benchmarks.rivals.choosing import shortgpt
-    from tests.benchmarks.rivals.patching import prune_and_comp
-
     for layer in (1, 3):
         work = _workplace(_weakened(layer, 1e-4), tmp_path)
         for method in (shortgpt, prune_and_comp):
@@ -85,8 +100,6 @@ def test_a_block_that_adds_nothing_goes_first(tmp_path: Path) -> None:
 
 
 def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace) -> None:
-    from tests.benchmarks.rivals.choosing import sleb
-
     def without(layers: list[int]) -> float:
         cut = {(n, kind): NOTHING for n in layers for kind in ("attention", "mlp")}
         return work.meter.measure_many(cut, [])[0].perplexity  # type: ignore[arg-type]
@@ -100,8 +113,6 @@ def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace
 def test_searches_and_scores_of_sublayers_drop_so_many_of_each_kind(
     dropped: int, work: Workplace
 ) -> None:
-    from tests.benchmarks.rivals.methods import METHODS
-
     for unit in ("blocks", "attentions"):
         for name in ("BlockPruner", "cosine", "ours"):
             kinds = [kind for _, kind in METHODS[unit, name](work, dropped).cut]
@@ -112,9 +123,6 @@ def test_searches_and_scores_of_sublayers_drop_so_many_of_each_kind(
 def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace) -> None:
     """Prune&Comp folds it into the embedding and the products that write to the stream."""
     import torch
-
-    from tests.benchmarks.rivals.patching import prune_and_comp
-    from tests.benchmarks.rivals.work import Candidate
 
     candidate = prune_and_comp(work, 1)
     (layer,) = _blocks(candidate)
@@ -134,9 +142,6 @@ def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace)
 
 
 def test_each_drop_is_judged_on_the_compensated_model(work: Workplace) -> None:
-    from tests.benchmarks.rivals.patching import prune_and_comp
-    from tests.benchmarks.rivals.work import between_layers, layer_states
-
     candidate = prune_and_comp(work, 2)
     assert len(_blocks(candidate)) == 2
     assert set(candidate.patches) == set(_blocks(candidate))
@@ -154,25 +159,18 @@ def test_each_drop_is_judged_on_the_compensated_model(work: Workplace) -> None:
 
 @pytest.mark.parametrize("size", [1, 8, 12, 48, 576])
 def test_a_rotation_is_orthonormal_with_entries_of_one_size(size: int) -> None:
-    from tests.benchmarks.rivals.patching import rotation_of
-
     array = rotation_of(size)
     np.testing.assert_allclose(array @ array.T, np.eye(size), atol=1e-12)
     np.testing.assert_allclose(np.abs(array), size**-0.5)
 
 
 def test_a_size_without_a_rotation_is_refused() -> None:
-    from tests.benchmarks.rivals.patching import rotation_of
-
     with pytest.raises(ValueError, match="20"):
         rotation_of(20)
 
 
 def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> None:
     import torch
-
-    from tests.benchmarks.rivals.patching import linear_patch, rotation_of
-    from tests.benchmarks.rivals.work import between_layers, layer_states
 
     candidate = linear_patch(work, 2)
     first, last = _blocks(candidate)
@@ -195,9 +193,6 @@ def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> Non
 def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.patching import replace_me
-    from tests.benchmarks.rivals.work import WHOLE, Candidate
-
     result = replace_me(work, 2)
     first, last = _blocks(result)
     (name,) = result.weights
@@ -206,7 +201,6 @@ def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
 
     def error(candidate: Candidate) -> float:
         """How far the stream behind the gap is from the whole model's, in the mean of squares."""
-        from tests.benchmarks.rivals.work import between_layers, layer_states
 
         pairs = zip(
             layer_states(work.model, work.text, candidate),
@@ -230,8 +224,6 @@ def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
 def test_the_bound_is_none_for_a_linear_branch_and_all_of_it_for_a_random_one() -> None:
     import torch
 
-    from tests.benchmarks.rivals.patching import Moments, bound
-
     generator = torch.Generator().manual_seed(0)
     x, other = (torch.randn(4000, 6, generator=generator, dtype=torch.float64) for _ in range(2))
     linear, random, half = Moments(6), Moments(6), Moments(6)
@@ -245,9 +237,6 @@ def test_the_bound_is_none_for_a_linear_branch_and_all_of_it_for_a_random_one() 
 
 def test_nbl_replaces_the_attentions_of_the_lowest_bound_by_maps(work: Workplace) -> None:
     import torch
-
-    from tests.benchmarks.rivals.patching import _estimators, nbl
-    from tests.benchmarks.rivals.work import layer_states
 
     candidate = nbl(work, 2)
     bounds = [estimator.bound for estimator in _estimators(work)]
@@ -266,10 +255,6 @@ def test_nbl_replaces_the_attentions_of_the_lowest_bound_by_maps(work: Workplace
 def test_a_candidate_leaves_the_model_as_it_was(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.patching import linear_patch, replace_me
-    from tests.benchmarks.rivals.work import WHOLE
-    from tests.tiny_models import hook_count
-
     before, hooks = _output(work, WHOLE), hook_count(work.model)
     for method in (replace_me, linear_patch):
         assert not torch.equal(_output(work, method(work, 1)), before)
@@ -279,9 +264,6 @@ def test_a_candidate_leaves_the_model_as_it_was(work: Workplace) -> None:
 
 def test_what_is_timed_computes_the_cut_model(work: Workplace) -> None:
     import torch
-
-    from tests.benchmarks.rivals.measuring import really_cut, speedup
-    from tests.benchmarks.rivals.patching import nbl
 
     ids = torch.from_numpy(work.text.input_ids)
     candidate = nbl(work, 2)
@@ -295,10 +277,6 @@ def test_what_is_timed_computes_the_cut_model(work: Workplace) -> None:
 
 
 def test_models_are_of_one_structure_where_they_take_the_same_time(work: Workplace) -> None:
-    from tests.benchmarks.rivals.choosing import shortgpt
-    from tests.benchmarks.rivals.measuring import structure
-    from tests.benchmarks.rivals.patching import linear_patch, nbl, prune_and_comp, replace_me
-
     plain = {structure(method(work, 2)) for method in (shortgpt, prune_and_comp, replace_me)}
     assert plain == {"2 attention, 2 mlp"}
     others = {structure(linear_patch(work, 2)), structure(nbl(work, 2)), structure(nbl(work, 1))}
@@ -306,8 +284,6 @@ def test_models_are_of_one_structure_where_they_take_the_same_time(work: Workpla
 
 
 def test_the_last_layer_may_be_kept(work: Workplace) -> None:
-    from tests.benchmarks.rivals.work import least_turning_span, span_distances
-
     weak = _weakened(LAYERS - 1, 1e-4)
     assert least_turning_span(weak.model, work.text, 1) == LAYERS - 1
     number = least_turning_span(weak.model, work.text, 1, last=False)
@@ -316,20 +292,9 @@ def test_the_last_layer_may_be_kept(work: Workplace) -> None:
 
 
 def test_a_page_names_the_call_that_makes_it(tmp_path: Path) -> None:
-    from tests.benchmarks.bench_rivals import _command, _parser
-
     texts = ["--calibrate", str(tmp_path / "texts" / "a"), "--keep", str(tmp_path)]
-    usual = _command(_parser().parse_args([*texts, "--tasks", str(tmp_path / "tasks")]))
-    assert usual == "DEPTHCUT_TEXTS=texts DEPTHCUT_DATA=tasks make rivals"
-    other = _command(_parser().parse_args([*texts, "--items", "7"]))
-    assert "--items 7" in other
+    usual = _command(_parser().parse_args(texts))
+    assert usual == "DEPTHCUT_TEXTS=texts make rivals"
+    other = _command(_parser().parse_args([*texts, "--rounds", "7"]))
+    assert other == f"{usual} RIVALS='--rounds 7'"
     assert str(tmp_path) not in usual + other
-
-
-def test_answers_are_right_where_the_likeliest_choice_is() -> None:
-    from tests.benchmarks.rivals.measuring import Answers
-
-    result = Answers.of([[-1.0, -1.0 - np.log(3.0)], [-5.0, -4.0, -9.0]], [0, 2])
-    np.testing.assert_array_equal(result.right, [1.0, 0.0])
-    others = np.exp([-5.0, -4.0, -9.0])
-    np.testing.assert_allclose(result.log_p, [np.log(0.75), -9.0 - np.log(others.sum())])

@@ -1,12 +1,7 @@
-"""How each tool writes the tiny models: one function a tool, from a folder and a depth."""
+"""How each tool writes the tiny models: into a folder, of a depth or of another tool's graph."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,81 +9,64 @@ import numpy as np
 
 from tests.tiny_models import family_loaded, tiny_tokenizer
 
-
-@dataclass
-class Workshop:
-    """Where graphs are made, each once."""
-
-    root: Path
-    _made: dict[tuple[str, int], Path] = field(default_factory=dict)
-
-    def make(self, name: str, maker: Maker, layers: int) -> Path:
-        """The graph of a dialect with so many layers."""
-        key = (name, layers)
-        if key not in self._made:
-            folder = self.root / f"{name}-{layers}"
-            folder.mkdir(parents=True)
-            with _quiet():
-                self._made[key] = maker(self, folder, layers)
-        return self._made[key]
+HEADS, HIDDEN = 4, 64
+_SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN},
+    "bert": {"num_hidden_layers": 0, "hidden_size": HIDDEN},
+    "gpt2": {"n_layer": 0},
+    "gemma2": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN, "head_dim": 16}
+    | {"sliding_window": 8},
+}
 
 
-Maker = Callable[[Workshop, Path, int], Path]
+def loaded(family: str, layers: int, *, dtype: str = "float32", **more: Any) -> Any:
+    """A model of a family, as the loader gives it."""
+    changes = {k: layers if "layer" in k else v for k, v in _SIZES[family].items()}
+    made = family_loaded(family, dtype=dtype, initializer_range=0.2, **changes, **more)
+    for name, weight in made.model.named_parameters():
+        if name.endswith("bias"):  # zero by default, which would hide whose bias goes where
+            weight.normal_(std=0.1)
+    return made
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Tools print and warn at length; errors still come as exceptions."""
-    import logging
-
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
-def dynamo(family: str, opset: int, dtype: str = "float32") -> Maker:
+def dynamo(
+    folder: Path, layers: int, *, family: str = "llama", opset: int = 20, dtype: str = "float32"
+) -> Path:
     """PyTorch's exporter as depthcut calls it."""
+    from exporter.export.torch_export import export_onnx
 
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from exporter.export.torch_export import export_onnx
-
-        return export_onnx(loaded(family, layers, dtype=dtype), folder, opset=opset)
-
-    return make
+    return export_onnx(loaded(family, layers, dtype=dtype), folder, opset=opset)
 
 
-def torchscript(family: str, opset: int) -> Maker:
+def torchscript(folder: Path, layers: int, *, family: str, opset: int = 14) -> Path:
     """PyTorch's old exporter, mask and positions given."""
+    import torch
 
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        import torch
+    from exporter.models.onnx_interface import interface_of
+    from tests.architectures.graphs import part_of_interface, token_inputs
 
-        made = loaded(family, layers, eager=True)
-        if family == "bert":
-            module, example = flat_encoder(made)
-            inputs, outputs = ENCODER_INPUTS, ["last_hidden_state"]
-        else:
-            module, example, interface = flat_decoder(made)
-            inputs, outputs = interface.input_names, interface.output_names
-        path = folder / "model.onnx"
-        torch.onnx.export(
-            module, example, str(path), dynamo=False, opset_version=opset, input_names=inputs,
-            output_names=outputs, dynamic_axes=axes(inputs, outputs),
-        )  # fmt: skip
-        return path
+    model = loaded(family, layers, attn_implementation="eager").model
+    interface = interface_of(model)
+    ids = mask = torch.ones(2, 8, dtype=torch.long)
+    new = slice(5 if interface.cache else 0, 8)
+    past = dict(zip(interface.past_names, interface.random_past(2, 5), strict=True))
+    example = token_inputs(interface, ids, mask, new) | past
+    part = part_of_interface(model, interface, example)
+    axes = {}
+    for name in (*example, *part.outputs):
+        axes[name] = {0: "batch", 1: "sequence"}
+        if name.startswith(("past", "present")):
+            axes[name] = {0: "batch", 2: "past" if name.startswith("past") else "total"}
+        elif name == "attention_mask":
+            axes[name] = {0: "batch", 1: "total"}
+    torch.onnx.export(
+        part.module(flat=True), tuple(example.values()), str(folder / "model.onnx"), dynamo=False,
+        opset_version=opset, input_names=[*example], output_names=part.outputs, dynamic_axes=axes,
+    )  # fmt: skip
+    return folder / "model.onnx"
 
-    return make
 
-
-def transformers_exporter(shop: Workshop, folder: Path, layers: int) -> Path:
+def transformers_exporter(folder: Path, layers: int) -> Path:
     """transformers' own exporter: ``OnnxExporter``."""
     import torch
     from transformers import DynamicCache
@@ -103,23 +81,18 @@ def transformers_exporter(shop: Workshop, folder: Path, layers: int) -> Path:
         "past_key_values": past,
     }
     exported = OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic=True))
-    path = folder / "model.onnx"
-    OnnxExporter.save_program(exported.program, path)
-    return path
+    OnnxExporter.save_program(exported.program, folder / "model.onnx")
+    return folder / "model.onnx"
 
 
-def optimum(family: str) -> Maker:
+def optimum(folder: Path, layers: int, *, family: str) -> Path:
     """optimum's exporter as depthcut calls it."""
+    from exporter.export.forms.portable import export_with_optimum
 
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from exporter.export.forms.portable import export_with_optimum
-
-        return export_with_optimum(loaded(family, layers), folder)
-
-    return make
+    return export_with_optimum(loaded(family, layers), folder)
 
 
-def optimum_merged(shop: Workshop, folder: Path, layers: int) -> Path:
+def optimum_merged(folder: Path, layers: int) -> Path:
     """optimum's decoder whose first and later steps are the branches of one If."""
     from optimum.exporters.onnx import main_export
 
@@ -130,194 +103,80 @@ def optimum_merged(shop: Workshop, folder: Path, layers: int) -> Path:
     return folder / "decoder_model_merged.onnx"
 
 
-def genai(precision: str, family: str = "llama") -> Maker:
-    """onnxruntime-genai's model builder."""
+def genai(folder: Path, layers: int, *, precision: str, family: str = "llama") -> Path:
+    """onnxruntime-genai's model builder, which reads a folder."""
+    from onnxruntime_genai.models import builder
 
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from onnxruntime_genai.models import builder
-
-        written = str(checkpoint(folder / "checkpoint", family, layers))
-        place = [written, "", str(folder / "built"), precision, "cpu", str(folder / "cache")]
-        builder.create_model(*place, **builder.parse_extra_options(*place, []))
-        return folder / "built" / "model.onnx"
-
-    return make
-
-
-def transformers_optimizer(
-    source: Maker, name: str, model_type: str, *, multi_head: bool = False
-) -> Maker:
-    """onnxruntime.transformers.optimizer: attentions, skip-norms and embeddings in one node."""
-
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from onnxruntime.transformers.fusion_options import FusionOptions
-        from onnxruntime.transformers.optimizer import optimize_model
-
-        options = FusionOptions(model_type)
-        options.use_multi_head_attention = multi_head
-        fused = optimize_model(
-            str(shop.make(name, source, layers)), model_type=model_type, num_heads=HEADS,
-            hidden_size=HIDDEN, optimization_options=options, opt_level=0,
-        )  # fmt: skip
-        fused.save_model_to_file(str(folder / "model.onnx"))
-        return folder / "model.onnx"
-
-    return make
-
-
-def runtime_optimised(source: Maker, name: str) -> Maker:
-    """What ONNX Runtime saves after its own fusions."""
-
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from tests.dialects.checks import optimised_copy
-
-        return optimised_copy(shop.make(name, source, layers), folder / "model.onnx")
-
-    return make
-
-
-def quantised_dynamic(source: Maker, name: str) -> Maker:
-    """int8 weights, activations quantised as they come."""
-
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from onnxruntime.quantization import quantize_dynamic
-
-        quantize_dynamic(shop.make(name, source, layers), folder / "model.onnx")
-        return folder / "model.onnx"
-
-    return make
-
-
-def quantised_static(source: Maker, name: str) -> Maker:
-    """int8 between QuantizeLinear and DequantizeLinear."""
-
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-
-        from exporter.cut.random_inputs import cases, draw
-        from graph_passes.files.storage import load_model
-
-        path = shop.make(name, source, layers)
-        model = load_model(path)
-        rng = np.random.default_rng(0)
-        feeds = iter([draw(model, case, rng) for case in cases(model)][-1:])
-
-        class Reader(CalibrationDataReader):  # type: ignore[misc]
-            def get_next(self) -> Any:
-                return next(feeds, None)
-
-        target = folder / "model.onnx"
-        quantize_static(path, target, Reader(), quant_format=QuantFormat.QDQ)
-        return target
-
-    return make
-
-
-def quantised_int4(source: Maker, name: str) -> Maker:
-    """int4 weights in MatMulNBits."""
-
-    def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        import onnx
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-        quantizer = MatMulNBitsQuantizer(
-            onnx.load(str(shop.make(name, source, layers))), block_size=32, is_symmetric=True
-        )
-        quantizer.process()
-        quantizer.model.save_model_to_file(str(folder / "model.onnx"))
-        return folder / "model.onnx"
-
-    return make
-
-
-HEADS, HIDDEN = 4, 64
-ENCODER_INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
-_SIZES: dict[str, dict[str, Any]] = {
-    "llama": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN},
-    "bert": {"num_hidden_layers": 0, "hidden_size": HIDDEN},
-    "gpt2": {"n_layer": 0},
-    "gemma2": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN, "head_dim": 16}
-    | {"sliding_window": 8},
-}
-
-
-def loaded(family: str, layers: int, *, dtype: str = "float32", eager: bool = False) -> Any:
-    """A model of a family, as the loader gives it."""
-    changes = {k: layers if "layer" in k else v for k, v in _SIZES[family].items()}
-    if eager:
-        changes["attn_implementation"] = "eager"
-    made = family_loaded(family, dtype=dtype, initializer_range=0.2, **changes)
-    for name, weight in made.model.named_parameters():
-        if name.endswith("bias"):  # zero by default, which would hide whose bias goes where
-            weight.normal_(std=0.1)
-    return made
-
-
-def checkpoint(folder: Path, family: str, layers: int) -> Path:
-    """A folder with a decoder and a tokenizer, for builders that read one."""
-    made = loaded(family, layers)
+    made, checkpoint = loaded(family, layers), folder / "checkpoint"
     made.model.generation_config.max_length = None
-    made.model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    made.model.save_pretrained(checkpoint)
+    tiny_tokenizer().save_pretrained(checkpoint)
+    place = [str(checkpoint), "", str(folder / "built"), precision, "cpu", str(folder / "cache")]
+    builder.create_model(*place, **builder.parse_extra_options(*place, []))
+    return folder / "built" / "model.onnx"
 
 
-def flat_decoder(made: Any) -> tuple[Any, tuple[Any, ...], Any]:
-    """A decoder as a module of plain tensors, an example of its inputs, and its interface."""
-    import torch
+def optimised(folder: Path, source: Path, *, model_type: str, multi_head: bool = False) -> Path:
+    """onnxruntime.transformers.optimizer: attentions, skip-norms and embeddings in one node."""
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
 
-    from exporter.models.onnx_interface import InterfaceModule, interface_of
-
-    interface = interface_of(made.model)
-    inner = InterfaceModule(made.model, interface)
-    count = len(interface.token_inputs)
-
-    class Flat(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, *values: Any) -> Any:
-            tokens = dict(zip(interface.token_inputs, values[:count], strict=True))
-            return tuple(self.inner(tokens, values[count:]))
-
-    ids = torch.ones(2, 3, dtype=torch.long)
-    positions = torch.arange(5, 8).expand(2, -1).contiguous()
-    tokens = {
-        "input_ids": ids,
-        "attention_mask": torch.ones(2, 8, dtype=torch.long),
-        "position_ids": positions,
-    }
-    example = [tokens[name] for name in interface.token_inputs]
-    return Flat(), (*example, *interface.random_past(2, 5)), interface
+    options = FusionOptions(model_type)
+    options.use_multi_head_attention = multi_head
+    fused = optimize_model(
+        str(source), model_type=model_type, num_heads=HEADS, hidden_size=HIDDEN,
+        optimization_options=options, opt_level=0,
+    )  # fmt: skip
+    fused.save_model_to_file(str(folder / "model.onnx"))
+    return folder / "model.onnx"
 
 
-def flat_encoder(made: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An encoder as a module of plain tensors, and an example of its inputs."""
-    import torch
+def fused_by_runtime(folder: Path, source: Path) -> Path:
+    """What ONNX Runtime makes of a graph for its CPU kernels, hardware layouts aside."""
+    import onnxruntime as ort
 
-    model = made.model
-
-    class Encoder(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
-
-        def forward(self, *inputs: Any) -> Any:
-            named = dict(zip(ENCODER_INPUTS, inputs, strict=True))
-            return self.inner(**named).last_hidden_state
-
-    return Encoder(), (torch.ones(2, 6, dtype=torch.long),) * len(ENCODER_INPUTS)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.optimized_model_filepath = str(folder / "model.onnx")
+    ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return folder / "model.onnx"
 
 
-def axes(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, dict[int, str]]:
-    """Named dimensions, as TorchScript's exporter takes them."""
-    lines: dict[str, dict[int, str]] = {}
-    for name in (*inputs, *outputs):
-        if name.startswith("past"):
-            lines[name] = {0: "batch", 2: "past"}
-        elif name.startswith("present") or name == "attention_mask":
-            lines[name] = {0: "batch", 2 if name.startswith("present") else 1: "total"}
-        else:
-            lines[name] = {0: "batch", 1: "sequence"}
-    return lines
+def int8_dynamic(folder: Path, source: Path) -> Path:
+    """int8 weights, activations quantised as they come."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(source, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def int8_static(folder: Path, source: Path) -> Path:
+    """int8 between QuantizeLinear and DequantizeLinear."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    from exporter.cut.random_inputs import cases, draw
+    from graph_passes.files.storage import load_model
+
+    model, rng = load_model(source), np.random.default_rng(0)
+    feeds = iter([draw(model, case, rng) for case in cases(model)][-1:])
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> Any:
+            return next(feeds, None)
+
+    target = folder / "model.onnx"
+    quantize_static(source, target, Reader(), quant_format=QuantFormat.QDQ)
+    return target
+
+
+def int4(folder: Path, source: Path) -> Path:
+    """int4 weights in MatMulNBits."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    model = onnx.load(str(source))
+    quantizer = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(folder / "model.onnx"))
+    return folder / "model.onnx"

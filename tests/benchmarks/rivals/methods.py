@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from exporter.artifacts import HealKind, PlannedDeletion, PruningPlan
 from exporter.choose.selection.options import Group
@@ -95,6 +95,12 @@ class Row:
         return f"{self.dropped} {self.unit}, {self.method}{tokens}"
 
     @property
+    def title(self) -> str:
+        """What the table calls it."""
+        tokens = "" if self.distill_tokens is None else f" on {self.distill_tokens // 1000}k tokens"
+        return f"{self.method}{tokens}"
+
+    @property
     def make(self) -> Callable[[Workplace], Candidate]:
         """Makes the cut model."""
         method = METHODS[self.unit, self.method]
@@ -108,53 +114,38 @@ def rows(distill_tokens: int) -> Iterator[Row]:
             yield Row(unit, dropped, method, distill_tokens if method == TRAINED else None)
 
 
-def of_size(table: Iterable[Row], unit: Unit, dropped: int) -> list[Row]:
-    """The rows that drop as much, which are compared with one another."""
-    return [row for row in table if (row.unit, row.dropped) == (unit, dropped)]
-
-
-class Published(NamedTuple):
-    """One figure of a paper."""
-
-    method: str
-    source: str
-    model: str
-    cut: str
-    figure: str
-    where: str
-
-
-PUBLISHED = (
-    Published(
+PUBLISHED: tuple[tuple[str, ...], ...] = (
+    (
         "cosine", "2406.15786", "Llama-2-70B", "half of the attentions",
         "48.4 % faster; 2.4 points of 73.9 lost on questions", "v6, table of Llama-2-70B",
     ),
-    Published(
+    (
         "ShortGPT", "2403.03853", "Llama-2-13B", "10 of 40 blocks",
         "55.0 to 52.2 % right of MMLU", "v3, introduction",
     ),
-    Published(
+    (
         "SLEB", "2402.09025", "Llama-2-70B", "a fifth of the blocks",
         "C4 perplexity 5.71 to 7.31; 1.27 times the tokens a second", "v5, table 1",
     ),
-    Published(
+    (
         "BlockPruner", "2406.10594", "Llama-2-7B", "22 % of the weights",
         "69.0 to 60.2 % right on five tasks; perplexity 11.5", "table of main results",
     ),
-    Published(
+    (
         "Prune&Comp", "2507.18212", "Llama-3-8B", "5 of 32 blocks, by block influence",
         "93.19 % kept on questions, 4.01 % above the same without compensation", "v1, abstract",
     ),
-    Published(
+    (
         "LinearPatch", "2505.24680", "Llama-3-8B", "5 of 32 blocks",
         "94.15 % kept on questions; 95.16 % with the matrix distilled", "abstract",
     ),
-    Published(
+    (
         "ReplaceMe", "2505.02819", "Llama-2-7B", "a quarter of the blocks",
         "91.9 % kept by least squares, 93.1 % by the cosine", "table of the authors' repository",
     ),
-    Published(
+    (
         "NBL", "2505.21077", "DeepSeek-R1-Distill-Llama-8B", "12 of 32 attentions",
         "32 % faster, less than 1 % of the accuracy lost", "abstract",
     ),
 )  # fmt: skip
+"""Figures of papers: method, arXiv, model, cut, figure, where."""

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts.accuracy import Interval
-from exporter.compare.intervals import difference_interval, mean_interval
-from tests.benchmarks.rivals.methods import NUMBERS, PUBLISHED, Row, Unit, of_size
+from exporter.compare.intervals import mean_interval
+from tests.benchmarks.frame import rendered
+from tests.benchmarks.rivals.methods import NUMBERS, PUBLISHED, Row
 
 DOMAINS = {"test": "the test text", "docs": "CPython's documentation"}
-_DAMAGES = "perplexity", "excess", "KL"
 Finished = Mapping[str, Any]
 """A row as it is kept."""
 
@@ -51,138 +50,86 @@ merges them.
 | speed | of a prompt of 512 tokens in PyTorch, whole and cut in turns in one process, with its \
 95 % interval; rows that drop as much of each kind, and add as much, share one measurement |
 | made in | whatever else the machine did; a search that rows share counts for the first |
-| log p | rise of the right answers' mean log-probability against the others, in nats, paired |
-| right | items answered right |
 
 **Bold**: the best of its column, and those that are not worse than it beyond chance: the 95 %
-interval of the difference, over the same documents or items, has 0 in it. Tasks have few items, so
-much of what is bold there differs by chance.
+interval of the difference, over the same documents, has 0 in it.
 """
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all rows hang on, as the page tells it."""
-
-    calibration: str
-    command: str
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Cell:
-    """One figure."""
+    """One figure: a rise by sample, of which the least is best."""
 
     text: str
     value: float
     losses: Any
-    counts: Any = None
-    clusters: Any = None
+    counts: Any
+    clusters: Any
 
     def is_as_good_as(self, best: Cell) -> bool:
         """Whether it is the best, or only worse by chance."""
-        if self.counts is None:
-            interval: Interval | None = difference_interval(best.losses, self.losses)
-        else:
-            gap = self.losses - best.losses
-            interval = mean_interval(gap, self.counts, clusters=self.clusters)
+        interval = mean_interval(self.losses - best.losses, self.counts, clusters=self.clusters)
         return self.value <= best.value or (interval is not None and interval.ci95[0] <= 0)
 
 
-def render(
-    rows: Sequence[Row], found: Mapping[str, Finished], whole: Finished, setting: Setting
-) -> str:
-    """The page, of the rows that are finished."""
-    text = "\n".join(f"- {line}" for line in setting.lines)
-    introduction = _INTRODUCTION.format(
-        calibration=setting.calibration, setting=text, command=setting.command
-    )
-    parts = [introduction]
+def render(rows: Sequence[Row], kept: Mapping[str, Finished], layers: int, **setting: str) -> str:
+    """The page, of the rows that are finished; ``setting`` is what its introduction tells."""
+    parts = [_INTRODUCTION.format(**setting)]
     for unit, numbers in NUMBERS.items():
         for dropped in numbers:
-            there = [row for row in of_size(rows, unit, dropped) if row.name in found]
-            if there:
-                parts += _section(unit, dropped, there, found, whole)
-    missing = [row.name for row in rows if row.name not in found]
-    if missing:
+            alike = [row for row in rows if (row.unit, row.dropped) == (unit, dropped)]
+            if there := [row for row in alike if row.name in kept]:
+                parts.append(f"## {dropped} {unit} of {layers}\n")
+                parts += _section([row.title for row in there], [kept[row.name] for row in there])
+    if missing := [row.name for row in rows if row.name not in kept]:
         parts.append(f"Not measured yet: {'; '.join(missing)}.\n")
-    return "\n".join([*parts, *_published()])
-
-
-def _section(
-    unit: Unit,
-    dropped: int,
-    rows: Sequence[Row],
-    finished: Mapping[str, Finished],
-    whole: Finished,
-) -> Iterator[str]:
-    results = [finished[row.name] for row in rows]
-    names = [_title(row) for row in rows]
-    yield f"## {dropped} {unit} of {whole['layers']}\n"
-    domains = [*_domain_columns(results)]
-    yield _table(
-        ["method", "samples read", *_domain_titles(), "speed", "made in"],
-        [["whole", "", *_whole_domains(results[0]), "1", ""]],
-        names,
-        [
-            [" + ".join(map(str, r["read"])) for r in results],
-            *domains,
-            [_speed(r) for r in results],
-            [f"{r['made_s']:.0f} s" for r in results],
-        ],
+    parts.append("## What the papers say of themselves\n")
+    parts.append(
+        "On models that are too large for this table; shares are of the whole model's score.\n"
     )
-    tasks = sorted(whole["answers"])
-    titles = [f"{task}: {what}" for task in tasks for what in ("log p", "right")]
-    columns = [*_task_columns(results, whole, tasks)]
-    if tasks:
-        yield _table(["method", *titles], [["whole", *_whole_tasks(whole, tasks)]], names, columns)
-    places = [f"{name}: {what}" for name in DOMAINS.values() for what in _DAMAGES]
-    figures = zip([*places, *titles], [*domains, *columns], strict=True)
-    yield _told_of_ours(names, {title: column for title, column in figures if _is_judged(column)})
+    titles = ["method", "arXiv", "model", "cut", "figure", "where"]
+    return "\n".join([*parts, rendered(titles, PUBLISHED)])
 
 
-def _told_of_ours(names: Sequence[str], columns: Mapping[str, Sequence[Cell | str]]) -> str:
-    """In which columns none of our rows is as good as the best."""
-    ours = [name.startswith("ours") for name in names]
-    without = [
-        title
-        for title, column in columns.items()
-        if not any(bold for bold, own in zip(_bold(column), ours, strict=True) if own)
-    ]
-    return f"Columns in which no row of *ours* is bold: {', '.join(without) or 'none'}.\n"
-
-
-def _title(row: Row) -> str:
-    tokens = "" if row.distill_tokens is None else f" on {row.distill_tokens // 1000}k tokens"
-    return f"{row.method}{tokens}"
-
-
-def _domain_titles() -> Iterator[str]:
-    first, *others = _DAMAGES
-    for name in DOMAINS.values():
-        yield from (f"{name}: {first}", *others)
-
-
-def _whole_domains(result: Finished) -> Iterator[str]:
-    for name in DOMAINS:
-        sums = result["domains"][name]
-        yield f"{_perplexity(sums['baseline_nll_sums'], sums['positions']):.2f}"
-        yield from ("0", "0")
-
-
-def _domain_columns(results: Sequence[Finished]) -> Iterator[list[Cell | str]]:
-    for name in DOMAINS:
+def _section(names: Sequence[str], results: Sequence[Finished]) -> Iterator[str]:
+    """The table of rows that drop as much, and in which columns none of ours is as good."""
+    titles, whole, columns = ["method", "samples read"], ["whole", ""], [names]
+    columns.append([" + ".join(map(str, result["read"])) for result in results])
+    without, ours = [], [name.startswith("ours") for name in names]
+    for domain, domain_name in DOMAINS.items():
         sums = [
-            {key: np.array(values) for key, values in result["domains"][name].items()}
+            {key: np.array(values) for key, values in result["domains"][domain].items()}
             for result in results
         ]
-        yield [f"{_perplexity(item['nll_sums'], item['positions']):.2f}" for item in sums]
-        yield [_rise(item["nll_sums"] - item["baseline_nll_sums"], item) for item in sums]
-        yield [_rise(item["kl_sums"], item, ends=False) for item in sums]
+        rises: dict[str, list[Cell]] = {
+            "excess": [_rise(item["nll_sums"] - item["baseline_nll_sums"], item) for item in sums],
+            "KL": [_rise(item["kl_sums"], item, ends=False) for item in sums],
+        }
+        titles += [f"{domain_name}: perplexity", *rises]
+        whole += [_perplexity(sums[0], "baseline_nll_sums"), "0", "0"]
+        columns.append([_perplexity(item, "nll_sums") for item in sums])
+        for title, cells in rises.items():
+            best = min(cells, key=lambda cell: cell.value)
+            bold = [cell.is_as_good_as(best) for cell in cells]
+            columns.append([
+                f"**{cell.text}**" if is_bold else cell.text
+                for cell, is_bold in zip(cells, bold, strict=True)
+            ])  # fmt: skip
+            if not any(is_bold and own for is_bold, own in zip(bold, ours, strict=True)):
+                without.append(f"{domain_name}: {title}")
+    columns.append(
+        [
+            "{ratio:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]".format(**result["speed"])
+            for result in results
+        ]
+    )
+    columns.append([f"{result['made_s']:.0f} s" for result in results])
+    yield rendered([*titles, "speed", "made in"], [[*whole, "1", ""], *zip(*columns, strict=True)])
+    yield f"Columns in which no row of *ours* is bold: {', '.join(without) or 'none'}.\n"
 
 
-def _perplexity(nll_sums: Any, positions: Any) -> float:
-    return float(np.exp(np.sum(nll_sums) / np.sum(positions)))
+def _perplexity(sample: Mapping[str, Any], key: str) -> str:
+    return f"{np.exp(sample[key].sum() / sample['positions'].sum()):.2f}"
 
 
 def _rise(sums: Any, sample: Mapping[str, Any], *, ends: bool = True) -> Cell:
@@ -192,69 +139,3 @@ def _rise(sums: Any, sample: Mapping[str, Any], *, ends: bool = True) -> Cell:
     if interval is not None and ends:
         words = " [{:.3f}, {:.3f}]".format(*interval.ci95)
     return Cell(f"{value:.3f}{words}", value, sums, counts, clusters)
-
-
-def _speed(result: Finished) -> str:
-    low, high = result["speed"]["ci95"]
-    return f"{result['speed']['ratio']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _whole_tasks(whole: Finished, tasks: Sequence[str]) -> Iterator[str]:
-    for task in tasks:
-        yield "0"
-        yield f"{100 * np.mean(whole['answers'][task]['right']):.1f} %"
-
-
-def _task_columns(
-    results: Sequence[Finished], whole: Finished, tasks: Sequence[str]
-) -> Iterator[list[Cell | str]]:
-    for task in tasks:
-        for key, item in (("log_p", _nats), ("right", _percent)):
-            base = np.array(whole["answers"][task][key])
-            arms = [np.array(result["answers"][task][key]) for result in results]
-            yield [item(difference_interval(base, arm), float(base.mean()), arm) for arm in arms]
-
-
-def _nats(change: Interval, _base: float, arm: Any) -> Cell:
-    low, high = change.ci95
-    return Cell(f"{change.value:+.3f} [{low:+.3f}, {high:+.3f}]", -change.value, -arm)
-
-
-def _percent(change: Interval, base: float, arm: Any) -> Cell:
-    return Cell(f"{100 * (base + change.value):.1f} %", -change.value, -arm)
-
-
-def _table(
-    titles: Sequence[str],
-    first: Sequence[Sequence[str]],
-    names: Sequence[str],
-    columns: Sequence[Sequence[Cell | str]],
-) -> str:
-    marked = [_marked(column) for column in columns]
-    rows = [*first, *([name, *texts] for name, *texts in zip(names, *marked, strict=True))]
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _marked(column: Sequence[Cell | str]) -> list[str]:
-    return [
-        cell if isinstance(cell, str) else f"**{cell.text}**" if bold else cell.text
-        for cell, bold in zip(column, _bold(column), strict=True)
-    ]
-
-
-def _is_judged(column: Sequence[Cell | str]) -> bool:
-    return any(isinstance(cell, Cell) for cell in column)
-
-
-def _bold(column: Sequence[Cell | str]) -> list[bool]:
-    figures = [cell for cell in column if isinstance(cell, Cell)]
-    best = min(figures, key=lambda cell: cell.value, default=None)
-    return [best is not None and isinstance(c, Cell) and c.is_as_good_as(best) for c in column]
-
-
-def _published() -> Iterator[str]:
-    yield "## What the papers say of themselves\n"
-    yield "On models that are too large for this table; shares are of the whole model's score.\n"
-    titles = ["method", "arXiv", "model", "cut", "figure", "where"]
-    yield _table(titles, [list(item) for item in PUBLISHED], [], [[]])

@@ -33,8 +33,7 @@ from exporter.errors import EngineError, OptionError, UsageError, VerificationEr
 from exporter.progress import QUIET
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.grouped import GroupedAttentionPass
-from tests.benchmarks.bench_engines import BuildRow, pairs, read_rows, render
-from tests.benchmarks.engine_subjects import SUBJECTS
+from tests.benchmarks.bench_engines import SUBJECTS, BuildRow, pairs, read_rows, render
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, saved, tiny_model
@@ -227,7 +226,7 @@ def test_the_page_has_every_model_and_each_cut_saves_in_proportion() -> None:
 
 def test_a_page_is_read_as_it_was_written() -> None:
     rows = [BuildRow("m", "float16", 20, "sm89", 0, 2.0, 2.5, 30, 9, 4, 1.5, 0.5, "yes")]
-    assert read_rows(render(rows, {"x": "1"}, "some CPU")) == rows
+    assert read_rows(render(rows, "x 1", "some CPU")) == rows
     with pytest.raises(AssertionError):
         assert_smaller_in_proportion(rows[0], rows[0])
 
