@@ -1,10 +1,9 @@
 """How often a verdict is wrong, and how often a slowdown of 3 % is found.
 
-Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200]``; ``--power N`` tries
-``compare --power 95%`` on the same noises. The trials run in virtual time, each with a budget of
-60 s, on replayed decode steps of SmolLM2 that were recorded on a busy machine of 2 cores
-(``decode_steps.npz``). The statistics were chosen with these in view, except for the rows called
-"held out", whose steps were recorded after that, for 5 minutes each:
+Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200]``. The trials run in virtual
+time, each with a budget of 60 s, on replayed decode steps of SmolLM2 that were recorded on
+a busy machine of 2 cores (``decode_steps.npz``). The statistics were chosen with these in view,
+except for the rows called "held out", whose steps were recorded after that, for 5 minutes each:
 ``MODEL.onnx --record decode_steps_held_out.npz --name 1_thread_a --threads 1`` adds one.
 """
 
@@ -24,7 +23,6 @@ from numpy.typing import NDArray
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
-from exporter.compare.timing.statistics import PowerGoal
 from exporter.compare.timing.subjects import RunnerArm
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from tests.benchmarks.frame import print_head, print_row
@@ -32,9 +30,6 @@ from tests.virtual_time import HELD_OUT, RECORDED, Replayed, VirtualCell, virtua
 
 SLOWDOWN = 1.03
 BUDGET = TimingBudget(seconds=60.0)
-POWERED = TimingBudget(
-    seconds=600.0, power=PowerGoal(power=0.95, smallest=SLOWDOWN - 1, threshold=0.01)
-)
 CALL_MS = 29.0  # of a step on a quiet machine
 _STRETCHES = 5
 """Parts of a recording, of ten to sixty seconds, that are played in an order that is drawn."""
@@ -48,22 +43,22 @@ def recorded_steps(path: Path) -> dict[str, Floats]:
         return {name: file[name].astype(np.float64) for name in file.files}
 
 
-def table(trials: int, budget: TimingBudget, only: str) -> None:
+def table(trials: int, only: str) -> None:
     """Verdicts on equal arms, and on one that takes 3 % longer."""
-    print(f"{trials} trials each, {budget.seconds:.0f} s of virtual measuring time at most")
-    print_head("noise", "median/min", "equal: false", "3 %: slower", "power reached", "of these "
-               "slower", "seconds", "covered of 100", "verdicts")  # fmt: skip
+    print(f"{trials} trials each, {BUDGET.seconds:.0f} s of virtual measuring time at most")
+    print_head("noise", "median/min", "equal: false", "3 %: slower", "seconds", "covered of 100",
+               "verdicts")  # fmt: skip
     for what, path in (("recorded", RECORDED), ("held out", HELD_OUT)):
         for kind, own in recorded_steps(path).items():
             if only in (name := f"{what}, {kind.replace('_', ' ')}"):
-                _print_trials(name, own, trials, budget)
+                _print_trials(name, own, trials)
 
 
-def _print_trials(name: str, own: Floats, trials: int, budget: TimingBudget) -> None:
+def _print_trials(name: str, own: Floats, trials: int) -> None:
     def trial(seed: int, slowdown: float) -> LatencyRow:
         noise = Replayed(own, seed, stretch=len(own) / _STRETCHES)
         clock, arms = virtual_pair(noise, slowdown=slowdown, call_ms=CALL_MS, seed=seed)
-        (row,) = measure_rows(arms, [VirtualCell()], budget, clocks=clock.clocks)
+        (row,) = measure_rows(arms, [VirtualCell()], BUDGET, clock=clock)
         return row
 
     def covered(rows: list[LatencyRow], truth: float) -> float:
@@ -73,11 +68,9 @@ def _print_trials(name: str, own: Floats, trials: int, budget: TimingBudget) -> 
     equal, slower = ([trial(seed, by) for seed in range(trials)] for by in (1.0, SLOWDOWN))
     samples = [np.array(row.baseline.samples_ms) for row in equal]
     words, others = (Counter(row.verdict for row in rows) for rows in (equal, slower))
-    reached = [row for row in slower if row.power is not None and row.power.is_reached]
     print_row(
         name, f"{np.median([np.median(ms) / ms.min() for ms in samples]):.2f}",
-        words["faster"] + words["slower"], others["slower"], len(reached),
-        sum(row.verdict == "slower" for row in reached),
+        words["faster"] + words["slower"], others["slower"],
         f"{np.median([row.seconds or 0 for row in slower]):.0f}",
         f"{covered(equal, 1.0):.1f} and {covered(slower, 1 / SLOWDOWN):.1f}",
         f"{dict(words)} / {dict(others)}",
@@ -105,7 +98,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, nargs="?", help="to record")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--power", type=int, default=0, metavar="N", help="trials with a power")
     parser.add_argument("--only", default="", metavar="TEXT", help="noises by name")
     parser.add_argument("--record", type=Path, metavar="FILE.npz", help="record MODEL's steps")
     parser.add_argument("--name", default="", help="of the recording")
@@ -117,9 +109,7 @@ def main() -> int:
     if options.record:
         record(options.model, options.record, options.name, options.threads)
         return 0
-    for trials, budget in ((options.trials, BUDGET), (options.power, POWERED)):
-        if trials:
-            table(trials, budget, options.only)
+    table(options.trials, options.only)
     return 0
 
 

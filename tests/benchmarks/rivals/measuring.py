@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts.latency import Speedup
-from exporter.choose.costs.torch_cost_runner import leave_out, sharing_copy
 from exporter.compare.timing.statistics import estimate, log_ratios
 from exporter.models.ablation.meter import DamageMeter
 from exporter.models.architectures import sublayers
@@ -36,6 +35,8 @@ def structure(candidate: Candidate) -> str:
 
 def really_cut(model: Any, candidate: Candidate) -> Any:
     """A copy in which the branches that go are not computed; it shares the model's weights."""
+    from exporter.choose.costs.torch_cost_runner import leave_out, sharing_copy
+
     result = sharing_copy(model)
     for part in sublayers(result):
         if part.ref in candidate.cut:
