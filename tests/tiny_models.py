@@ -107,6 +107,22 @@ def tiny_tokenizer(*, special_ends: bool = False) -> Any:
     )  # fmt: skip
 
 
+def write_words(
+    path: Path, count: int, *, seed: int | None = None, each: tuple[int, int] | None = None
+) -> str:
+    """Words that the tokenizer knows, in turn or drawn; in paragraphs of ``each`` from, up to."""
+    rng = np.random.default_rng(seed)
+    numbers = np.arange(count) % 60 if seed is None else rng.integers(0, 60, count)
+    words = [f"w{number}" for number in numbers]
+    paragraphs = []
+    while words:
+        length = int(rng.integers(*each)) if each else count
+        paragraphs.append(" ".join(words[:length]))
+        words = words[length:]
+    path.write_text("\n\n".join(paragraphs))
+    return str(path)
+
+
 @contextlib.contextmanager
 def skipped(model: Any, deletions: Iterable[Any]) -> Iterator[None]:
     """Makes the named branches contribute nothing while the block runs: what deleting means."""

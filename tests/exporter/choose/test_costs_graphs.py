@@ -1,36 +1,176 @@
-"""Costs of tiny graphs' sublayers on ONNX Runtime, and of finished candidates."""
+"""Sizes and costs of tiny graphs: by the surgery, on ONNX Runtime, on engines, by the command."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.artifacts import Speedup
+from exporter.choose.budgets import target_speedup
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.target_speedup import Stopwatch
+from exporter.choose.costs.backend_cost_runners import EngineCostRunner, ranges_for
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
-from exporter.choose.costs.measuring import CostSettings, measure_costs
+from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
+from exporter.choose.costs.measuring import CostSettings, measure_costs, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable, groups_of, variants
 from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.weighing import sizes
+from exporter.choose.costs.together import measure_together
+from exporter.choose.costs.weighing import sizes, weigh
 from exporter.choose.selection.options import Option
+from exporter.cli import run
+from exporter.engines.build.libraries import Driver
+from exporter.engines.build.profiles import Span
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CostError
-from graph_passes.types import SublayerRef
+from graph_passes.finding.weights import is_weight
+from graph_passes.pipeline import graph_size, prune_graph
+from graph_passes.replacements import ReplacementTensors
+from graph_passes.types import Deletion, SublayerRef
+from tests.made_tables import made_table
 from tests.raising import raises
-from tests.tiny_graphs import TinySpec, tiny_model
+from tests.reading import in_file
+from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, tiny_model
+
+pytest.importorskip("onnxruntime")
+
+SPECS = [
+    TinySpec(),
+    TinySpec("post_norm", cache=False),
+    TinySpec("sandwich"),
+    TinySpec("norm_after"),
+    TinySpec("multiplier"),
+    TinySpec("parallel_in_turn"),
+    TinySpec("split_mlp"),
+    TinySpec(fused=True),
+    TinySpec(tied=True),
+    TinySpec(router=True),
+    TinySpec(mask_in_branch=True),
+]
+
+
+def random_numbers(ref: SublayerRef, kind: str) -> dict[SublayerRef, ReplacementTensors]:
+    rng = np.random.default_rng(0)
+    bias = rng.standard_normal(HIDDEN).astype(np.float32)
+    weight = rng.standard_normal((HIDDEN, HIDDEN)).astype(np.float32)
+    return {ref: ReplacementTensors(bias, weight if kind == "linear" else None)}
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_each_sublayer_is_what_the_surgery_removes(spec: TinySpec) -> None:
+    model = tiny_model(spec)
+    result = weigh(model, {})
+    assert len(result.sublayers) == 2 * spec.layers
+    for (layer, kind), size in result.sublayers.items():
+        pruned, report = prune_graph(model, [Deletion(layer, kind)])
+        (entry,) = report.deleted
+        assert size.parameters == entry.parameters_removed
+        assert size.weight_bytes == report.before.bytes - report.after.bytes
+        assert result.total_parameters({(layer, kind): "none"}) == graph_size(pruned).parameters
+        assert result.total_bytes({(layer, kind): "none"}) == graph_size(pruned).bytes
+    weights = [v.const_value for v in model.graph.initializers.values() if is_weight(v)]
+    assert result.weight_bytes == sum(tensor.nbytes for tensor in weights if tensor is not None)
+    if spec.form.startswith("parallel"):  # two branches share a norm
+        return
+    _, *gone = result.sublayers  # not all: one must stay
+    left = graph_size(prune_graph(model, [Deletion(*name) for name in gone])[0])
+    sizes = [result.sublayers[name] for name in gone]
+    assert result.parameters - sum(size.parameters for size in sizes) == left.parameters
+    assert result.weight_bytes - sum(size.weight_bytes for size in sizes) == left.bytes
+
+
+@pytest.mark.parametrize("kind", ["bias", "linear"])
+def test_a_replacement_takes_as_much_as_the_surgery_puts_in(kind: str) -> None:
+    model = tiny_model()
+    result = weigh(model, {})
+    for name in result.sublayers:
+        ref = SublayerRef(*name)
+        deletion = Deletion(*name, kind)
+        pruned, report = prune_graph(model, [deletion], replacements=random_numbers(ref, kind))
+        (entry,) = report.deleted
+        own = result[name]
+        removed = own.linear_parameters if kind == "linear" else own.parameters
+        assert entry.parameters_removed == removed
+        assert result.replacement_parameters(kind) == entry.parameters_added
+        assert result.total_parameters({name: kind}) == graph_size(pruned).parameters
+        assert result.total_bytes({name: kind}) == graph_size(pruned).bytes
+
+
+def test_a_norm_that_two_branches_share_goes_with_neither() -> None:
+    model = tiny_model(TinySpec("parallel"))
+    result = weigh(model, {})
+    for name, size in result.sublayers.items():
+        _, report = prune_graph(model, [Deletion(*name)])
+        assert size.parameters == report.deleted[0].parameters_removed
+    pruned, _ = prune_graph(model, [Deletion(0, "block")])
+    alone = result.total_parameters({(0, "attention"): "none", (0, "mlp"): "none"})
+    assert graph_size(pruned).parameters == alone - 2 * HIDDEN  # never more than was foretold
+
+
+def test_a_cache_grows_by_the_token_and_by_the_sequence() -> None:
+    result = weigh(tiny_model(), {})
+    attention, mlp = result[0, "attention"], result[0, "mlp"]
+    per_token = 2 * HEADS * HEAD_DIM * 4
+    assert attention.kv_bytes(100, batch=3) == 300 * per_token
+    assert mlp.kv_bytes(100, batch=3) == 0
+    whole = result.total_bytes(context=100, batch=3)
+    assert whole == result.weight_bytes + 3 * 300 * per_token  # three layers
+    without = result.total_bytes({(0, "attention"): "none"}, context=100, batch=3)
+    assert whole - without == attention.weight_bytes + 300 * per_token
+
+
+def test_a_window_bounds_what_is_kept_and_a_buffer_fixes_it() -> None:
+    model = tiny_model()
+    names = [f"past_key_values.1.{part}" for part in ("key", "value")]
+    result = weigh(model, dict.fromkeys(names, 16))
+    per_token = 2 * HEADS * HEAD_DIM * 4
+    assert result[1, "attention"].kv_bytes(10) == 10 * per_token
+    assert result[1, "attention"].kv_bytes(100) == 16 * per_token
+    assert result[0, "attention"].kv_bytes(100) == 100 * per_token
+    for value in model.graph.inputs:
+        if value.name in names:
+            value.shape = ir.Shape(["batch", HEADS, 64, HEAD_DIM])
+    fixed = weigh(model, {})[1, "attention"]
+    assert fixed.kv_bytes(1) == fixed.kv_bytes(64) == 64 * per_token
+
+
+def test_other_shapes_have_another_signature() -> None:
+    result = weigh(tiny_model(TinySpec(router=True)), {})  # layer 0's MLP has a gate
+    assert result[0, "mlp"].signature != result[1, "mlp"].signature
+    assert result[1, "mlp"].signature == result[2, "mlp"].signature
+    fused = tiny_model(TinySpec(fused=True))
+    node = [n for n in fused.graph if n.op_type == "Attention"][1]
+    node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", 4)
+    windowed = weigh(fused, {})
+    assert windowed[1, "attention"].signature != windowed[0, "attention"].signature
+    assert windowed[2, "attention"].signature == windowed[0, "attention"].signature
+
+
+def test_what_is_not_there_has_no_size() -> None:
+    result = weigh(tiny_model(), {})
+    with raises(CostError, "sublayer-missing", "attention 7"):
+        result.saved_parameters((7, "attention"))
+    nameless = GraphSizes({(0, "mlp"): SublayerSize(10, 9, 40, 36)}, 100, 400)
+    assert nameless.saved_parameters((0, "mlp")) == 10
+    with raises(CostError, "width-unknown", "bias"):
+        nameless.saved_parameters((0, "mlp"), "bias")
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    g (float[b, 4] x) => (float[b, 4] y) { y = Relu(x) }"""
+    with raises(CostError, "no-sublayers"):
+        weigh(ir.from_onnx_text(text), {})
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder whose weights lie in a data file."""
     path = tmp_path_factory.mktemp("whole") / "model.onnx"
-    ir.save(
-        tiny_model(TinySpec(layers=4)), path, external_data="model.onnx.data",
-        size_threshold_bytes=128,
-    )  # fmt: skip
+    model = tiny_model(TinySpec(layers=4))
+    ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=128)
     path.with_name("config.json").write_text('{"max_position_embeddings": 64}')
     return path
 
@@ -47,47 +187,30 @@ def test_a_graph_s_folder_says_where_its_users_cut_texts(
     (tmp_path / "sentence_bert_config.json").write_text(told)
     result = sizes(tmp_path / "model.onnx")
     assert (result.longest, result.longest_text) == (64, longest)
-
-
-QUICK = Effort(seconds=0.3, rounds=2, reload=False)
+    assert result.total_bytes(context=64) > result.total_bytes(context=63)
+    with raises(CostError, "context-too-long", 64, 65):
+        result.total_bytes(context=65)
 
 
 def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    before = sorted(graph.parent.iterdir())
-    kept = tmp_path / "costs.json"
-    table = measure_costs(
-        graph,
-        CostSettings(RequestShape(2, 4, 2), threads=1, effort=QUICK, kept=kept),
-        folder=tmp_path / "work",
-    )
+    before, kept, work = sorted(graph.parent.iterdir()), tmp_path / "costs.json", tmp_path / "work"
+    at = RequestShape(2, 4, 2)
+    settings = CostSettings(at, threads=1, effort=QUICK, kept=kept, may_replace=False)
+    table = measure_costs(graph, settings, folder=work)
     assert sorted(graph.parent.iterdir()) == before
-    assert list((tmp_path / "work").iterdir()) == []
+    assert list(work.iterdir()) == []
     assert len(table.names) == 8
-    assert all(
-        table.saved_ms(name, how) < table.baseline_ms
-        for name in table.names for how in ("none", "bias", "linear")
-    )  # fmt: skip
+    for how in ("none", "bias", "linear"):
+        assert all(table.saved_ms(name, how) < table.baseline_ms for name in table.names)
     (trial, *_) = table.groups[0].trials
     assert [(row.phase, row.batch, row.past_length) for row in trial.rows] == [
         ("prefill", 2, 0), ("decode", 2, 4), ("decode", 2, 5),
     ]  # fmt: skip
-
-    def again(model: Path, at: RequestShape, threads: int = 1) -> CostTable:
-        cost_settings = CostSettings(
-            at, threads=threads, effort=QUICK, kept=kept, may_replace=False
-        )
-        return measure_costs(model, cost_settings, folder=tmp_path / "work")
-
-    assert again(graph, RequestShape(2, 4, 2)) == table
-    with raises(CostError, "other-conditions", "batch=2,prompt=4,new=2", "batch=2,prompt=4,new=3"):
-        again(graph, RequestShape(2, 4, 3))
-    with raises(CostError, "other-conditions", "threads", 1, 2):
-        again(graph, RequestShape(2, 4, 2), threads=2)
+    assert measure_costs(graph, settings, folder=work) == table
     other = tmp_path / "other.onnx"
     ir.save(tiny_model(TinySpec(layers=4), seed=1), other)
     with raises(CostError, "another-model", kept):
-        again(other, RequestShape(2, 4, 2))
+        measure_costs(other, settings, folder=work)
 
 
 def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path) -> None:
@@ -106,30 +229,169 @@ def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path) 
 
 
 def test_a_candidate_is_timed_against_the_whole_graph(graph: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     cut = PlanCandidate(tuple(Option((SublayerRef(n, "mlp"),)) for n in (1, 2)))
-
-    def timed(at: RequestShape) -> Speedup:
-        kept = tmp_path / "costs.json"
-        watch = Stopwatch(graph, at, kept, tmp_path / "work", threads=1, candidates=QUICK)
-        return watch.speedup(cut)
-
-    result = timed(RequestShape(1, 4, 3))
+    kept, work = tmp_path / "costs.json", tmp_path / "work"
+    result = Stopwatch(graph, AT, kept, work, threads=1, candidates=QUICK).speedup(cut)
     assert result.ci95[0] <= result.ratio <= result.ci95[1]
-    assert list((tmp_path / "work").iterdir()) == []
-    with raises(CostError, "context-too-long", 64, 65):
-        timed(RequestShape(1, 60, 5))
+    assert list(work.iterdir()) == []
 
 
 def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     path = tmp_path / "encoder.onnx"
     ir.save(tiny_model(TinySpec("post_norm", cache=False)), path)
-    table = measure_costs(
-        path,
-        CostSettings(RequestShape(1, 8, 0), threads=1, replacements=("none",), effort=QUICK),
-        [(1, "mlp")],
-    )
+    at = RequestShape(1, 8, 0)
+    settings = CostSettings(at, threads=1, replacements=("none",), effort=QUICK)
+    table = measure_costs(path, settings, [(1, "mlp")])
     assert table.groups[0].trials[0].rows[0].phase == "encode"
-    with raises(CostError, "no-kv-cache", 2):
-        measure_costs(path, CostSettings(RequestShape(1, 8, 2), threads=1, effort=QUICK))
+
+
+def test_costs_of_another_graph_are_refused_where_the_file_was_named(
+    graph: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "costs.json"
+    made_table({(0, "mlp"): {"none": 1.0}}).write(kept)
+    before = kept.read_bytes()
+    options = {"threads": 1, "may_replace": False, "variants": QUICK}
+    watch = Stopwatch(graph, AT, kept, tmp_path / "work", **options)
+    with raises(CostError, "another-model", kept):
+        watch.costs(["none"])
+    assert kept.read_bytes() == before
+    watch.may_replace = True  # the planner's own memory
+    table = watch.costs(["none"])
+    assert CostTable.read(kept) == table
+    watch.may_replace = False  # it fits by now
+    assert watch.costs(["none"]).groups == table.groups
+
+
+def test_all_variants_and_other_graphs_are_timed_in_the_same_rounds_and_once(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "costs.json"
+    runner = OnnxCostRunner(graph, tmp_path / "work")
+    settings = CostSettings(AT, threads=1, effort=Effort(seconds=0.1, reload=False), kept=kept)
+    first, _ = measure_together(runner, settings, [(0, "mlp")])
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxCostRunner, "arms_of", None)
+        assert measure_together(runner, settings, [(1, "mlp")])[0] == first
+        with pytest.raises(TypeError):  # attentions were not timed
+            measure_together(runner, settings)
+    kept.unlink()
+    table, rows = measure_together(runner, settings, beside={"same": graph})
+    assert {*table.names} == {(n, kind) for n in range(4) for kind in ("attention", "mlp")}
+    assert CostTable.read(kept) == table
+    trials = [trial for group in table.groups for trial in group.trials]
+    assert [trial.replacement for trial in trials] == ["none", "none"]
+    # The whole graph's times are those of the same rounds; each has its own candidate.
+    arms = [*rows.values(), *(trial.rows for trial in trials)]
+    assert [len(arm) for arm in arms] == [len(AT.cells(cached=True))] * 3
+    assert len({tuple(arm[0].baseline.samples_ms) for arm in arms}) == 1
+    assert len({tuple(arm[0].candidate.samples_ms) for arm in arms}) == 3
+
+
+@pytest.mark.parametrize(
+    ("together", "replacements", "free", "is_together"),
+    [
+        (True, ("none",), None, True),
+        (True, ("none",), 10**9, True),
+        (True, ("none",), 1, False),
+        (True, ("none", "bias"), None, False),
+        (False, ("none",), None, False),
+    ],
+)
+def test_times_that_only_order_sublayers_are_measured_together_where_memory_holds_all(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool,
+    replacements: Any, free: int | None, is_together: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("exporter.choose.costs.together.available_bytes", lambda: free)
+    apart = made_table({(0, "mlp"): {"none": 1.0}})
+    monkeypatch.setattr(target_speedup, "measure_on", lambda *_, **__: apart)
+    monkeypatch.setattr(target_speedup, "measure_together", lambda *_, **__: (None, {}))
+    watch = Stopwatch(graph, AT, tmp_path / "costs.json", tmp_path, together=together)
+    assert (watch.costs(replacements) is None) == is_together
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
+    """What was built: the graph's name, where to, and the ranges. ONNX Runtime stands for it."""
+    results: list[tuple[str, Path, Any]] = []
+
+    def build_engines(onnx: Path, target: Path, *, ranges: Any, **_: Any) -> list[Any]:
+        results.append((onnx.name, target, ranges))
+        return [(Path(shutil.copy(onnx, target / "model.engine")), None)]
+
+    module = "exporter.choose.costs.backend_cost_runners"
+    monkeypatch.setattr(f"{module}.ask_driver", lambda: Driver(problem=""))
+    monkeypatch.setattr(f"{module}.build_engines", build_engines)
+    monkeypatch.setattr(
+        f"{module}.open_engine", lambda paths: OnnxRuntimeRunner(paths[0], threads=1)
+    )
+    return results
+
+
+def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
+    tmp_path: Path, built: list[tuple[str, Path, Any]]
+) -> None:
+    onnx, at = tmp_path / "model.onnx", RequestShape(2, 4, 3)
+    ir.save(tiny_model(), onnx)
+    settings = CostSettings(at, replacements=("bias",), effort=QUICK)
+    table = measure_on(EngineCostRunner(onnx, tmp_path / "work", at), settings, [(0, "mlp")])
+    assert (table.backend, table.provider) == ("tensorrt-rtx", "tensorrt-rtx")
+    assert sorted(name for name, _, _ in built) == ["model.onnx", *["model.variant.onnx"] * 2]
+    assert [path.exists() for name, path, _ in built if "variant" in name] == [False, False]
+    assert all(ranges.batch == Span(2, 2, 2) for _, _, ranges in built)
+
+
+def test_an_engine_serves_the_request_and_no_more() -> None:
+    ranges = ranges_for(RequestShape(2, 100, 29))
+    assert ranges.prompt == Span(1, 100, 100)
+    assert ranges.context == Span(1, 114, 128)
+    assert ranges_for(RequestShape(1, 100, 0)).context == Span(1, 100, 100)
+
+
+def test_a_table_is_written_and_printed(
+    graph: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output, more = tmp_path / "costs.json", in_file(tmp_path, ["replacement: none"])
+    call = ["costs", str(graph.parent), "-o", str(output), *CALL, *more]
+    assert run(call) == 0
+    printed = capfd.readouterr()
+    title, header, *rows, place = printed.out.splitlines()
+    assert title.startswith("A request (batch=1,prompt=4,new=1) takes ")
+    assert header.split() == ["sublayer", "layers", "alone"]
+    assert [row.split()[:2] for row in rows] == [["attention", "0,1,2,3"], ["mlp", "0,1,2,3"]]
+    assert place == str(output)
+    table = CostTable.read(output)
+    assert {t.replacement for group in table.groups for t in group.trials} == {"none"}
+    assert run([*call, "--json"]) == 0  # nothing is measured again
+    assert CostTable.model_validate_json(capfd.readouterr().out).groups == table.groups
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("{folder} --at batch=0", "batch must be at least 1"),
+        ("{folder} --at past=7", "'past' is not part of a request"),
+        ("{folder} -o {folder}", "is a directory"),
+        ("{folder} -o {folder}/model.onnx", "is no table of costs"),
+        ("{folder} --engine tensorrt", "Engines can't be timed here: "),
+        ("torch-compile:{folder}", "would be compiled again for each variant"),
+        ("{folder}/model.engine", "can be made"),
+        ("{folder}/nothing", "does not exist"),
+    ],
+)
+def test_a_wrong_call_is_told(
+    graph: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, call: str,
+    told: str,
+) -> None:  # fmt: skip
+    driver = Driver(problem="there is no NVIDIA driver")
+    monkeypatch.setattr("exporter.choose.costs.backend_cost_runners.ask_driver", lambda: driver)
+    before = graph.read_bytes()
+    model, *options = call.format(folder=graph.parent).split()
+    assert run(["costs", model, *CALL, *options]) == 2
+    assert told in capfd.readouterr().err
+    assert graph.read_bytes() == before
+
+
+AT = RequestShape(1, 4, 1)
+QUICK = Effort(seconds=0.1, rounds=2, reload=False)
+CALL = ("--at", "prompt=4,new=1", "--threads", "1", "--time-budget", "0.01s")

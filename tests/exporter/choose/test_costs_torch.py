@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
@@ -19,21 +13,20 @@ from tests.raising import raises
 from tests.tiny_models import family_loaded
 
 pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+from exporter.choose.costs.torch_cost_runner import TorchCostRunner  # noqa: E402
+from exporter.models.ablation.branch_replacements import branches_replaced  # noqa: E402
+
 QUICK = Effort(seconds=0.3, rounds=2, reload=False)
 
 
-def bench_of(family: str, **changes: Any) -> Any:
-    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
-
-    return TorchCostRunner(family_loaded(family, **changes))
+def bench_of(family: str) -> TorchCostRunner:
+    return TorchCostRunner(family_loaded(family))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_a_variant_computes_what_the_model_with_replacements(family: str) -> None:
-    import torch
-
-    from exporter.models.ablation.branch_replacements import branches_replaced
-
     cost_runner = bench_of(family)
     model, ids = cost_runner.loaded.model, torch.arange(12).reshape(2, 6)
     whole = model(input_ids=ids).logits
@@ -59,27 +52,16 @@ def test_a_variant_has_the_models_own_weights_and_computes_no_branch() -> None:
     called: list[int] = []
     for number, layer in enumerate(cut.model.layers):
         layer.mlp.up_proj.register_forward_hook(lambda *_, n=number: called.append(n))
-    import torch
-
     cut(input_ids=torch.zeros(1, 3, dtype=torch.long))
     assert called == [n for n in range(2) if n != member.layer]
 
 
-def test_costs_are_measured_and_kept(tmp_path: Path) -> None:
-    kept = tmp_path / "costs.json"
-    names, cost_runner = [(1, "attention")], bench_of("llama")
-    table = measure_on(
-        cost_runner,
-        CostSettings(RequestShape(1, 4, 1), threads=1, replacements=(), effort=QUICK, kept=kept),
-        names,
-    )
+def test_costs_are_measured() -> None:
+    settings = CostSettings(RequestShape(1, 4, 1), threads=1, replacements=(), effort=QUICK)
+    table = measure_on(bench_of("llama"), settings, [(1, "attention")])
     assert table.backend == "pytorch"
     assert table.names == [(0, "attention"), (1, "attention")]
     assert table.saved_ms((0, "attention")) < table.baseline_ms
-    with raises(CostError, "context-too-long", 128, 129):
-        measure_on(
-            bench_of("llama"), CostSettings(RequestShape(1, 120, 9), threads=1, effort=QUICK)
-        )
 
 
 def test_layers_of_another_window_are_a_group_of_their_own() -> None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from exporter.artifacts import (
-    CalibrationRef,
-    HealedText,
-    PlannedDeletion,
-    PruningPlan,
-)
+from exporter.artifacts import CalibrationRef, HealedText, PlannedDeletion, PruningPlan
 from exporter.artifacts.healing import AnswerDamage
 from exporter.artifacts.store import FOLDER
 from exporter.errors import CalibrationError, CostError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
+from tests.exporter.made_plans import made_planner
 from tests.raising import raises
+from tests.tiny_models import write_words
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -30,7 +28,6 @@ from exporter.choose.budgets.budget import USUAL_FLOORS, Budget, Floors  # noqa:
 from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
 from exporter.choose.budgets.limits import QualityLimits, rung_of  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
-from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
 from exporter.choose.budgets.trial_runs import (  # noqa: E402
     JUDGED,
     Candidate,
@@ -62,11 +59,8 @@ def loaded() -> Any:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder, random = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
-    paths = [folder / "own.txt", folder / "other.txt"]
-    for path in paths:
-        path.write_text(" ".join(f"w{n}" for n in random.integers(0, 60, 2000)))
-    return [str(path) for path in paths]
+    folder = tmp_path_factory.mktemp("texts")
+    return [write_words(folder / f"{seed}.txt", 2000, seed=seed) for seed in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -77,31 +71,34 @@ def report(loaded: Any, texts: list[str]) -> Any:
 @pytest.fixture
 def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
     def made(budget: Budget, costs: Any = None, stopwatch: Any = None, **heal: Any) -> Planner:
-        return Planner(
-            report,
-            lambda: loaded,
-            budget,
-            PlanSettings(
-                search=SearchOptions(search="greedy", shortlist=0, tokens=256),
-                heal=HealOptions(**{**FOLD, "check_text": texts[1], **heal}),
-            ),
-            work=tmp_path / FOLDER / "work",
-            costs=costs,
-            stopwatch=stopwatch,
-            importance_sha256="a" * 64,
-        )
+        return made_planner(
+            loaded, report, tmp_path / FOLDER / "work", budget,
+            SearchOptions(search="greedy", shortlist=0, tokens=256),
+            heal=HealOptions(**{**FOLD, "check_text": texts[1], **heal}),
+            costs=costs, stopwatch=stopwatch,
+        )  # fmt: skip
+
+    return made
+
+
+@pytest.fixture
+def runs_of(loaded: Any, texts: list[str], tmp_path: Path) -> Any:
+    """The trials of some options, on both texts."""
+
+    def made(floors: Floors, work: str = "work", **options: Any) -> TrialRuns:
+        given = {**FOLD, "check_text": texts[1], "calibration": (texts[0],), **options}
+        return TrialRuns(loaded, HealOptions(**given), floors, tmp_path / FOLDER / work)
 
     return made
 
 
 def test_the_largest_cut_within_the_limits_is_taken_and_says_by_what(planner: Any) -> None:
     result = planner(Budget(floors=Floors(0.5))).plan()
-    plan = result.plan
-    assert plan.tried[-1].holds
-    assert plan.tried[-1].deletions == plan.deletions
-    assert plan.tried[-1].healed_by == "fold"
-    assert plan.tried[-1].changed_weights == plan.changed_weights
-    high = plan.tried[-1].healed["log_perplexity_increase_high"]
+    plan, tried = result.plan, result.plan.tried[-1]
+    assert (tried.holds, tried.healed_by) == (True, "fold")
+    assert tried.deletions == plan.deletions
+    assert tried.changed_weights == plan.changed_weights
+    high = tried.healed["log_perplexity_increase_high"]
     assert plan.predicted["log_perplexity_increase"] <= high <= math.log(1.5)
     assert plan.predicted["parameters"] < plan.predicted["parameters_before"]
     assert plan.budget["max_perplexity_increase"] == 0.5
@@ -114,18 +111,19 @@ def test_the_largest_cut_within_the_limits_is_taken_and_says_by_what(planner: An
     assert not own & {ref.ids_sha256 for name in ("chosen", "fitted") for ref in roles[name]}
 
 
+AT = RequestShape(prompt=8, new=4)
+
+
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
 def test_the_largest_cut_is_that_of_a_requests_time_where_one_is_named(
     planner: Any, kind: SublayerKind
 ) -> None:
-    at = RequestShape(prompt=8, new=4)
     kinds: dict[str, float] = {"attention": 0.0, "mlp": 0.0, kind: 20.0}
     saved = {(n, key): {"none": ms} for n in range(2) for key, ms in kinds.items()}
-    budget = Budget(floors=Floors(0.5), at=at)
-    plan = planner(budget, made_table(saved, at=at)).plan().plan
+    plan = planner(Budget(floors=Floors(0.5), at=AT), made_table(saved, at=AT)).plan().plan
     assert {deletion.kind for deletion in plan.deletions} == {kind}
     assert plan.predicted["speedup"] == pytest.approx(100 / (100 - 20 * len(plan.deletions)))
-    assert plan.budget["at"] == str(at)
+    assert plan.budget["at"] == str(AT)
 
 
 def test_the_gentlest_sublayer_is_tried_where_all_that_saves_more_costs_too_much(
@@ -134,53 +132,43 @@ def test_the_gentlest_sublayer_is_tried_where_all_that_saves_more_costs_too_much
     counted = planner(Budget(floors=Floors(0.5)))
     gentle, _ = counted.search.gentlest(counted._used_up)
     (name,) = gentle.choices
-    at = RequestShape(prompt=8, new=4)
-    names = [*counted.sizes.sublayers]
-    saved = {item: {"none": 0.01 if item == name else 20.0} for item in names}
-    result = planner(Budget(floors=Floors(0.5), at=at), made_table(saved, at=at))
-    first, second, *_ = result._candidates()[0]
+
+    def candidates(saved_ms: float, of_the_gentlest: float) -> Any:
+        saved = {item: {"none": saved_ms} for item in counted.sizes.sublayers}
+        table = made_table(saved | {name: {"none": of_the_gentlest}}, at=AT)
+        return planner(Budget(floors=Floors(0.5), at=AT), table)._candidates()[0]
+
+    first, second, *_ = candidates(20.0, 0.01)
     assert [*first[0].choices] == [name]
     assert name not in second[0].choices
     # Where what saves most also costs least, nothing is put before it.
-    table = made_table({item: {"none": 10.0} for item in names}, at=at)
-    even = planner(Budget(floors=Floors(0.5), at=at), table)._candidates()[0]
+    even = candidates(10.0, 10.0)
     assert [len(cut.choices) for cut, _ in even] == [*range(1, len(even) + 1)]
 
 
-class Broken:
-    """A stopwatch whose graph can't be run."""
-
-    def costs(self, *_: Any) -> Any:
-        raise CostError("It has no such input.", code="no-input")
-
-
 def test_parameters_are_counted_where_no_request_can_be_timed(planner: Any) -> None:
-    at = RequestShape(prompt=8, new=4)
-    plan = planner(Budget(floors=Floors(0.5), at=at), stopwatch=Broken()).plan().plan
+    broken = Mock(costs=Mock(side_effect=CostError("It has no such input.", code="no-input")))
+    plan = planner(Budget(floors=Floors(0.5), at=AT), stopwatch=broken).plan().plan
     assert plan.deletions == planner(Budget(floors=Floors(0.5))).plan().plan.deletions
     assert "speedup" not in plan.predicted
     with raises(CostError, "no-input"):
-        planner(Budget(target_speedup=1.1, at=at), stopwatch=Broken()).plan()
+        planner(Budget(target_speedup=1.1, at=AT), stopwatch=broken).plan()
 
 
 def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(
-    loaded: Any, texts: list[str]
+    loaded: Any, runs_of: Any
 ) -> None:
-    options = HealOptions(calibration=(texts[0],), **{**FOLD, "check_text": texts[1]})
+    options = runs_of(Floors(0.5))._options
     result = healing_texts(loaded, options, judging=JUDGED)
-    rows = [{tuple(row) for row in text.input_ids.tolist()} for text in result.halves]
-    assert 2 <= len(rows[0]) <= 4  # documents stay whole
-    assert len(rows[1]) >= JUDGED
-    assert not rows[0] & rows[1]
-    fitted = {tuple(row) for row in result.fitting.input_ids.tolist()}
-    assert not fitted & (rows[0] | rows[1])
+    choosing, judging, fitted = (
+        {tuple(row) for row in text.input_ids.tolist()} for text in (*result.halves, result.fitting)
+    )
+    assert 2 <= len(choosing) <= 4  # documents stay whole
+    assert len(judging) >= JUDGED
+    assert not choosing & judging
+    assert not fitted & (choosing | judging)
     usual = healing_texts(loaded, options).halves
     assert all(2 <= len(half.input_ids) <= 6 for half in usual)
-
-
-def test_nothing_is_cut_where_no_cut_keeps_the_limits(planner: Any) -> None:
-    with raises(UnmetGoalError, "nothing-within-limits"):
-        planner(Budget(floors=NEVER)).plan()
 
 
 @pytest.mark.parametrize(
@@ -189,16 +177,11 @@ def test_nothing_is_cut_where_no_cut_keeps_the_limits(planner: Any) -> None:
 def test_limits_are_the_usual_ones_where_nobody_named_any(
     planner: Any, floors: Floors, usual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[QualityLimits] = []
-
-    def hear(_: Any, limits: QualityLimits, *_more: Any) -> Any:
-        heard.append(limits)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("exporter.choose.budgets.planner.largest_within", hear)
+    stopped = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("exporter.choose.budgets.planner.largest_within", stopped)
     with pytest.raises(KeyboardInterrupt):
         planner(Budget(floors=floors)).plan()
-    (limits,) = heard
+    limits = stopped.call_args.args[1]
     assert limits.usual is usual
     assert limits.floors == Floors(USUAL_FLOORS.perplexity_increase)
 
@@ -208,6 +191,8 @@ def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: 
     assert [deletion.kind for deletion in result.plan.deletions] == ["attention"]
     with raises(UnmetGoalError, "goals-beyond-limits", "1 attention dropped"):
         planner(Budget(attention=1, floors=NEVER)).plan()
+    with raises(UnmetGoalError, "nothing-within-limits"):
+        planner(Budget(floors=NEVER)).plan()
 
 
 def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(
@@ -216,11 +201,7 @@ def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(
     budget = Budget(floors=Floors(0.5))
     first = planner(budget, **DISTILL).plan().plan
     assert first.tried[0].training_seconds > 0
-
-    def failing(_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "run", failing)
+    monkeypatch.setattr(Trainer, "run", Mock(side_effect=KeyboardInterrupt))
     again = planner(budget, **DISTILL).plan()
     assert again.plan.deletions == first.deletions
     assert again.plan.tried == first.tried
@@ -229,15 +210,14 @@ def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(
         planner(budget, **DISTILL | {"tokens": 64 * 64}).plan()
 
 
-def test_trainings_share_their_time(loaded: Any, texts: list[str], tmp_path: Path) -> None:
-    runs = TrialRuns(loaded, HealOptions(kind="distill", time_s=60.0), Floors(0.5), tmp_path)
-    assert runs.first.time_s == 24.0
-    late = TrialRuns(loaded, HealOptions(kind="distill", time_s=60.0), Floors(0.5), tmp_path)
-    late.begin(500.0)
-    assert late.first.time_s == 24.0, "the same for a call that goes on"
-    unlimited = TrialRuns(loaded, HealOptions(kind="distill"), Floors(0.5), tmp_path)
+def test_trainings_share_their_time(runs_of: Any) -> None:
+    limited = runs_of(Floors(0.5), kind="distill", time_s=60.0)
+    assert limited.first.time_s == 24.0
+    limited.begin(500.0)
+    assert limited.first.time_s == 24.0, "the same for a call that goes on"
+    unlimited = runs_of(Floors(0.5), kind="distill")
     assert unlimited.first.time_s == 0.4 * USUAL_TIME_S
-    assert TrialRuns(loaded, HealOptions(kind="fold"), Floors(0.5), tmp_path).first.time_s is None
+    assert runs_of(Floors(0.5)).first.time_s is None
 
 
 @pytest.mark.parametrize(
@@ -245,29 +225,24 @@ def test_trainings_share_their_time(loaded: Any, texts: list[str], tmp_path: Pat
     [(3600.0, 0.0, 2), (0.001, 0.0, 1), (3600.0, 3599.0, 2)],  # half is left for healing
 )
 def test_no_cut_is_begun_that_can_not_be_finished_in_time(
-    loaded: Any, texts: list[str], tmp_path: Path, time_s: float, spent_s: float, tried: int
+    runs_of: Any, time_s: float, spent_s: float, tried: int
 ) -> None:
-    options = HealOptions(
-        **FOLD | DISTILL | {"kind": "auto", "check_text": texts[1], "time_s": time_s},
-        calibration=(texts[0],),
-    )
     never = Floors(1e-9)
-    runs = TrialRuns(loaded, options, never, tmp_path / FOLDER)
+    runs = runs_of(never, **DISTILL | {"kind": "auto", "time_s": time_s})
     runs.begin(spent_s)
     cuts = [cut_of(layer, 1e-10 * (1 + layer)) for layer in range(2)]
-    ladder = largest_within(cuts, QualityLimits(never), runs, plan_of)
+    limits = QualityLimits(never)
+    ladder = largest_within(cuts, limits, runs, lambda cut: PruningPlan(deletions=cut.deletions))
     assert [rung.number for rung in ladder.tried] == [1, 0][:tried]
     assert not any(rung.holds for rung in ladder.tried)
 
 
 @pytest.mark.parametrize(("words", "judged"), [(200, 1), (600, 2)])
 def test_no_limit_is_held_by_a_single_sample(
-    words: int, judged: int, loaded: Any, tmp_path: Path
+    words: int, judged: int, runs_of: Any, tmp_path: Path
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(f"w{n}" for n in np.random.default_rng(0).integers(0, 60, words)))
-    options = HealOptions(kind="fold", samples=24, sequence_length=24, calibration=(str(text),))
-    runs = TrialRuns(loaded, options, Floors(0.5), tmp_path / FOLDER)
+    text = write_words(tmp_path / "text.txt", words, seed=0)
+    runs = runs_of(Floors(0.5), calibration=(text,), sequence_length=24)
     if judged > 1:
         assert len(runs.texts.halves[1].input_ids) >= judged
         return
@@ -281,10 +256,6 @@ def cut_of(layer: int, rise: float) -> Candidate:
     ones = np.ones(2)
     damage = Damage(ones, rise * ones, ones, rise * ones, 0 * ones)
     return PlanCandidate(tuple(options)), damage
-
-
-def plan_of(candidate: PlanCandidate) -> PruningPlan:
-    return PruningPlan(deletions=candidate.deletions)
 
 
 def measured(
@@ -353,28 +324,22 @@ def test_cuts_within_their_limit_are_seldom_given_up_however_often_they_are_look
     assert given_up[1] / 500 > 0.06
 
 
-def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
-    loaded: Any, texts: list[str], tmp_path: Path
-) -> None:
-    options = HealOptions(**FOLD | {"check_text": texts[1]}, calibration=(texts[0],))
-    plan = PruningPlan(deletions=[PlannedDeletion(layer=1, kind="mlp")])
+def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(runs_of: Any) -> None:
+    floors, rungs = Floors(1e6), []
 
-    rungs = []
-
-    def healing(floors: Floors, work: Path) -> Any:
-        runs = TrialRuns(loaded, options, floors, work)
+    def healing(work: str) -> Any:
+        runs = runs_of(floors, work)
+        plan = PruningPlan(deletions=[PlannedDeletion(layer=1, kind="mlp")])
         rungs.append(runs.run(0, plan))
-        return runs.cuts[0].report.healing
+        return runs.cuts[0].report.healing.texts
 
-    whole = healing(Floors(1e6), tmp_path / FOLDER / "whole")
-    assert [text.role for text in whole.texts] == ["calibration", "other"]
-    assert 3 + JUDGED <= whole.texts[0].text.samples <= 6 + JUDGED  # documents stay whole
+    whole = healing("whole")
+    assert [text.role for text in whole] == ["calibration", "other"]
+    assert 3 + JUDGED <= whole[0].text.samples <= 6 + JUDGED  # documents stay whole
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.choose.budgets.trial_runs.is_lost", lambda *_, **__: True)
-        short = healing(Floors(1e6), tmp_path / FOLDER / "short")
-    assert [text.text.samples for text in short.texts] == [4]
-    figures = short.texts[0].healed
-    error = figures.log_perplexity_increase_std_error / Floors(1e6).log_perplexity_increase
+        short = healing("short")
+    assert [text.text.samples for text in short] == [4]
+    error = short[0].healed.log_perplexity_increase_std_error / floors.log_perplexity_increase
     assert rungs[1].high - rungs[1].cost < 2 * error, "as wide as on all samples, not on four"
-    again = healing(Floors(1e6), tmp_path / FOLDER / "short")
-    assert again.texts == whole.texts, "limits that it may keep after all"
+    assert healing("short") == whole, "limits that it may keep after all"

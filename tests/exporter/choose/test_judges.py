@@ -14,43 +14,46 @@ import pytest
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-from exporter.choose.budgets.limits import damage_figures
-from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.limits import BETTER_ENDS, ENDS, damage_figures, rung_of
 from exporter.choose.selection.search_options import SearchOptions
+from exporter.compare.intervals import mean_interval, share_interval
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
-from exporter.models.ablation.damage import ClassDamage, EmbeddingDamage
+from exporter.models.ablation.damage import SIMILARITY, ClassDamage, Damage, EmbeddingDamage
+from exporter.models.texts.calibration import CalibrationText, calibration_text
+from exporter.models.texts.mixtures import mixed_text
+from exporter.progress import Quiet
+from exporter.score import ScoreOptions, score
+from tests.exporter.made_plans import made_planner
 from tests.raising import raises
-from tests.tiny_models import tiny_loaded, tiny_tokenizer, write_images, write_processor
+from tests.tiny_models import (
+    tiny_loaded,
+    tiny_tokenizer,
+    write_images,
+    write_processor,
+    write_words,
+)
 
 pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from exporter.choose.budgets.judges import Judges, checked_of, parted  # noqa: E402  # noqa: E402
-from exporter.choose.budgets.planner import Planner  # noqa: E402
-from exporter.choose.budgets.trial_runs import TrialRuns  # noqa: E402
-from exporter.heal.texts import (  # noqa: E402
-    healing_texts,
-    text_behind,
-    text_beyond,
-)
-from exporter.models.texts.calibration import CalibrationText, calibration_text  # noqa: E402
-from exporter.models.texts.mixtures import mixed_text  # noqa: E402
-from exporter.score import ScoreOptions, score  # noqa: E402
+from exporter.choose.budgets.judges import Judges, checked_of, parted  # noqa: E402
+from exporter.choose.budgets.trial_runs import TrialRuns, figures_of  # noqa: E402
+from exporter.heal.domains import _told  # noqa: E402
+from exporter.heal.texts import healing_texts, text_behind, text_beyond  # noqa: E402
+from exporter.models.ablation.embeddings import EmbeddingReference  # noqa: E402
 
 LIMIT, FEWEST = 0.9, 36
-FOLD = HealOptions(kind="fold", samples=8, sequence_length=5, calibration=("random",))
+FLOORS = Floors(top1_agreement=LIMIT)
+ENOUGH: dict[str, Any] = {"judging": 2 * FEWEST, "fewest": FEWEST}
+PASSAGES: dict[str, Any] = {"passages": True, "sequence_length": 16}
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A classifier of images whose second MLP adds nothing."""
-    loaded = tiny_loaded(
-        "vit",
-        head="ImageClassification",
-        num_labels=6,
-        architectures=["ViTForImageClassification"],
-    )
+    head = {"head": "ImageClassification", "architectures": ["ViTForImageClassification"]}
+    loaded = tiny_loaded("vit", num_labels=6, **head)
     loaded.model.classifier.weight.mul_(4)
     for name, weight in loaded.model.named_parameters():
         if ".1.mlp.fc2" in name:
@@ -60,25 +63,32 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return replace(loaded, path=folder)
 
 
+def classifier(labels: int, **changes: Any) -> Any:
+    head = {"head": "SequenceClassification", "num_labels": labels, **changes}
+    return tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head)
+
+
+def paragraphs_of(folder: Path, number: int) -> str:
+    return write_words(folder / f"{number}.txt", 20 * number, seed=0, each=(20, 21))
+
+
+def folding(*specs: str, samples: int = 40, **more: Any) -> HealOptions:
+    return HealOptions(kind="fold", samples=samples, calibration=specs, **more)
+
+
 def planner(
-    loaded: Any,
-    work: Path,
-    heal: HealOptions | None,
-    limit: float = LIMIT,
-    spec: str = "random",
+    loaded: Any, work: Path, heal: Any = None, limit: float = LIMIT, spec: str = "random",
     samples: int = 8,
-) -> Planner:
-    options = ScoreOptions(calibration=(spec,), samples=samples)
-    return Planner(
-        score(loaded, options),
-        lambda: loaded,
-        Budget(floors=Floors(top1_agreement=limit)),
-        PlanSettings(search=SearchOptions(search="greedy", tokens=40), heal=heal),
-        work=work / FOLDER / "work",
-    )
+) -> Any:  # fmt: skip
+    report = score(loaded, ScoreOptions(calibration=(spec,), samples=samples))
+    budget = Budget(floors=Floors(top1_agreement=limit))
+    search = SearchOptions(search="greedy", tokens=40)
+    return made_planner(loaded, report, work / FOLDER / "work", budget, search, heal=heal)
 
 
-@pytest.mark.parametrize("heal", [None, FOLD], ids=["bare", "fold"])
+@pytest.mark.parametrize(
+    "heal", [None, folding("random", samples=8, sequence_length=5)], ids=["bare", "fold"]
+)
 def test_a_harmless_cut_is_found_by_more_images_than_are_scored_on(
     images: Any, heal: HealOptions | None, tmp_path: Path
 ) -> None:
@@ -100,12 +110,10 @@ def test_more_images_never_refuse_what_fewer_hold(
 ) -> None:
     """As many again are fitted on only if enough are left to judge behind them."""
     spec = str(write_images(tmp_path / "images", there))
-    heal = HealOptions(kind="linear")
-    result = planner(images, tmp_path, heal, spec=spec, samples=64)
+    result = planner(images, tmp_path, HealOptions(kind="linear"), spec=spec, samples=64)
     if not holds:
-        with raises(
-            PlanError, "too-few-to-show", "--calibration", "--min-top1-agreement"
-        ) as caught:
+        named = "--calibration", "--min-top1-agreement"
+        with raises(PlanError, "too-few-to-show", *named) as caught:
             _ = result.texts
         assert "--heal-calibration" not in str(caught.value)
         return
@@ -114,18 +122,6 @@ def test_more_images_never_refuse_what_fewer_hold(
     numbers = [len(item.input_ids) for item in (result.texts.checked, result.texts.reported)]
     assert sum(numbers) // (3 - len(parts)) == judging
     assert (result.fitted_text is not result.texts.searched) is is_apart
-
-
-def test_of_a_mixture_the_longer_texts_judge_where_another_is_short(
-    images: Any, tmp_path: Path
-) -> None:
-    numbers = {"longer": 43, "shorter": 16}
-    specs = [str(write_images(tmp_path / name, n, seed=n)) for name, n in numbers.items()]
-    used = mixed_text(images, specs, samples=8)
-    again = text_behind(images, used)
-    assert again is not None
-    assert len(text_beyond(images, [used, again], 99).input_ids) == 43 - 16
-    assert len(text_beyond(images, [used], 99).input_ids) == 43 - 8 + 16 - 8
 
 
 @pytest.mark.parametrize(
@@ -137,10 +133,8 @@ def test_more_images_never_refuse_what_fewer_heal(
     images: Any, there: int, holds: bool, again: bool, tmp_path: Path
 ) -> None:
     spec = str(write_images(tmp_path / "images", there))
-    heal = HealOptions(kind="fold", samples=40, calibration=(spec,))
     chosen = calibration_text(images, spec, samples=40).ref
-    options = {"judging": 2 * FEWEST, "fewest": FEWEST}
-    texts = healing_texts(images, heal, chosen_on=[chosen], **options)
+    texts = healing_texts(images, folding(spec), chosen_on=[chosen], **ENOUGH)
     assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
     assert bool(texts.again) is again
 
@@ -150,10 +144,9 @@ def test_of_each_text_that_heals_some_are_fitted_on_and_choose(
     images: Any, each: int, holds: bool, tmp_path: Path
 ) -> None:
     specs = [str(write_images(tmp_path / str(n), each, seed=100 * n)) for n in range(2)]
-    heal = HealOptions(kind="fold", samples=40, calibration=tuple(specs))
-    texts = healing_texts(images, heal, judging=2 * FEWEST, fewest=FEWEST)
+    runs = TrialRuns(images, folding(*specs), FLOORS, tmp_path / FOLDER)
+    texts = healing_texts(images, folding(*specs), **ENOUGH)
     assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
-    runs = TrialRuns(images, heal, Floors(top1_agreement=LIMIT), tmp_path / FOLDER)
     if holds:
         assert len(runs.judging.input_ids) >= FEWEST
         return
@@ -169,59 +162,77 @@ def test_no_more_images_are_asked_for_than_are_ever_read(
     for spec in (str(write_images(tmp_path / "images", 61)), "random"):
         named = 60, "--samples", "--min-top1-agreement 0.831"
         with raises(PlanError, "too-few-to-show", *named) as caught:
-            _ = planner(images, tmp_path, None, spec=spec, samples=40).texts
+            _ = planner(images, tmp_path, spec=spec, samples=40).texts
         assert "--calibration" not in str(caught.value)
-        assert planner(images, tmp_path, None, spec=spec, samples=24).texts
+        assert planner(images, tmp_path, spec=spec, samples=24).texts
 
 
-def words(folder: Path, paragraphs: int) -> str:
-    texts = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 20 * paragraphs)]
-    parts = (" ".join(texts[at : at + 20]) for at in range(0, len(texts), 20))
-    path = folder / f"{paragraphs}.txt"
-    path.write_text("\n\n".join(parts))
-    return str(path)
+@pytest.mark.parametrize(("limit", "is_parted"), [(0.5, False), (LIMIT, True)])
+def test_few_images_are_not_measured_twice(
+    images: Any, limit: float, is_parted: bool, tmp_path: Path
+) -> None:
+    checker = planner(images, tmp_path, limit=limit).checker
+    assert (checker._first is not None) is is_parted
+
+
+@pytest.mark.parametrize(
+    ("judges", "samples", "sizes"),
+    [
+        (Judges(fewest=5, usual=10), 13, [7, 6]),
+        (Judges(fewest=5, usual=10), 9, None),
+        (Judges(fewest=6, usual=12, together=2), 14, [8, 6]),  # whole pairs
+    ],
+)
+def test_both_parts_show_the_limit_or_are_the_same(
+    images: Any, judges: Judges, samples: int, sizes: list[int] | None
+) -> None:
+    text = calibration_text(images, "random", samples=samples)
+    parts = judges.parted(text)
+    assert (parts == (text, text)) is (sizes is None)
+    assert sizes is None or [len(part.input_ids) for part in parts] == sizes
+
+
+def test_what_judges_is_none_of_what_was_used(images: Any, tmp_path: Path) -> None:
+    whole = calibration_text(images, "random", samples=20)
+    result = text_beyond(images, [whole.rows(slice(0, 4)), whole.rows(slice(4, 9))], 6)
+    assert result.ids_sha256 == whole.rows(slice(9, 15)).ids_sha256
+    odd = np.arange(20) % 2 == 1
+    assert text_beyond(images, [whole.rows(odd)], 10).ids_sha256 == whole.rows(~odd).ids_sha256
+    # Of a mixture the longer texts judge where another is short.
+    numbers = {"longer": 43, "shorter": 16}
+    specs = [str(write_images(tmp_path / name, n, seed=n)) for name, n in numbers.items()]
+    used = mixed_text(images, specs, samples=8)
+    parts = [used, text_behind(images, used)]
+    sizes = [len(text_beyond(images, parts[:n], 99).input_ids) for n in (2, 1)]
+    assert sizes == [43 - 16, 43 - 8 + 16 - 8]
 
 
 @pytest.mark.parametrize(("paragraphs", "said"), [(150, "stretches"), (3, "one document"), (0, "")])
 def test_texts_that_have_too_few_documents_are_told_of(
     paragraphs: int, said: str, tmp_path: Path
 ) -> None:
-    lines: list[str] = []
-    spec = words(tmp_path, paragraphs or 150)
+    class Heard(Quiet):
+        def say(self, message: str) -> None:
+            lines.append(message)
+
+        detail = say
+
+    lines, spec = list[str](), paragraphs_of(tmp_path, paragraphs or 150)
     if not paragraphs:
         parts = Path(spec).read_text().split("\n\n")
         spec = str(tmp_path / "lines.jsonl")
         Path(spec).write_text("\n".join(json.dumps({"text": part}) for part in parts))
-    listener: Any = SimpleNamespace(say=lines.append, detail=lines.append)
-    text = calibration_text(
-        classifier(3), spec, samples=4, sequence_length=16, passages=True, progress=listener
-    )
+    text = calibration_text(classifier(3), spec, samples=4, progress=Heard(), **PASSAGES)
     assert [said in line for line in lines if "document" in line] == [True] * bool(said)
     assert len(set(text.documents)) > 1 or paragraphs == 3
-
-
-def classifier(labels: int) -> Any:
-    head = {"head": "SequenceClassification", "num_labels": labels}
-    return tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head)
-
-
-def test_what_judges_is_none_of_what_was_used(images: Any) -> None:
-    whole = calibration_text(images, "random", samples=20)
-    used = [whole.rows(slice(0, 4)), whole.rows(slice(4, 9))]
-    result = text_beyond(images, used, 6)
-    assert result.ids_sha256 == whole.rows(slice(9, 15)).ids_sha256
-    other = [whole.rows(np.arange(20) % 2 == 1)]
-    between = whole.rows(np.arange(20) % 2 == 0)
-    assert text_beyond(images, other, 10).ids_sha256 == between.ids_sha256
 
 
 @pytest.mark.parametrize(("other", "shares"), [(12, None), (140, [30, 30])])
 def test_longer_texts_judge_in_place_of_shorter_ones(
     other: int, shares: list[int] | None, tmp_path: Path
 ) -> None:
-    loaded, specs = classifier(3), [words(tmp_path, 150), words(tmp_path, other)]
-    options: dict[str, Any] = {"samples": 8, "sequence_length": 16, "passages": True}
-    used = mixed_text(loaded, specs, **options)
+    loaded, specs = classifier(3), [paragraphs_of(tmp_path, n) for n in (150, other)]
+    used = mixed_text(loaded, specs, samples=8, **PASSAGES)
     result = text_beyond(loaded, [used], 60)
     assert len(result.input_ids) == 60
     counts = [len(item.input_ids) for item in result.apart]
@@ -229,77 +240,93 @@ def test_longer_texts_judge_in_place_of_shorter_ones(
     assert len(text_beyond(loaded, [used], 9999).input_ids) < 9999
 
 
-@pytest.mark.parametrize("samples", range(1, 40))
-def test_as_many_are_counted_as_the_search_holds_out(samples: int) -> None:
-    text = CalibrationText.unpadded(np.arange(samples)[:, None], "t", "0" * 64)
-    for held_out in (0.1, 0.25, 0.5):
-        assert checked_of(samples, held_out) == len(parted(text, held_out).checked.input_ids)
+def test_as_many_are_counted_as_the_search_holds_out() -> None:
+    for samples in range(1, 40):
+        text = CalibrationText.unpadded(np.arange(samples)[:, None], "t", "0" * 64)
+        for held_out in (0.1, 0.25, 0.5):
+            assert checked_of(samples, held_out) == len(parted(text, held_out).checked.input_ids)
 
 
-@pytest.mark.parametrize("samples", [40, 41, 7])
-def test_a_reranker_s_parts_have_both_texts_of_each_answer(samples: int, tmp_path: Path) -> None:
-    drawn = np.random.default_rng(0).integers(0, 60, (60, 30))
-    parts = [[f"w{n}" for n in row] for row in drawn]
-    path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(f"{' '.join(p[:8])}. {' '.join(p[8:])}" for p in parts))
-    options = HealOptions(
-        kind="fold", samples=samples, sequence_length=35, calibration=(str(path),)
-    )
-    texts = healing_texts(classifier(1), options)
-    for part in (*texts.halves, texts.fitting):
-        ids = part.input_ids
-        assert len(ids) % 2 == 0
-        assert (ids[::2, 1:7] == ids[1::2, 1:7]).all()
-
-
-@pytest.mark.parametrize("texts", [1, 2])
-def test_a_reranker_s_search_and_mixtures_have_both_texts_of_each_answer(
-    texts: int, tmp_path: Path
+@pytest.mark.parametrize(("samples", "texts"), [(40, 1), (41, 1), (7, 1), (16, 2)])
+def test_a_reranker_s_parts_have_both_texts_of_each_answer(
+    samples: int, texts: int, tmp_path: Path
 ) -> None:
     specs = []
     for number in range(texts):
         drawn = np.random.default_rng(number).integers(0, 60, (60, 30))
-        result = [[f"w{n}" for n in row] for row in drawn]
-        specs.append(tmp_path / f"text{number}.txt")
-        lines = (f"{' '.join(p[:8])}. {' '.join(p[8:])}" for p in result)
-        specs[-1].write_text("\n\n".join(lines))
-    options: dict[str, Any] = {"samples": 16, "sequence_length": 35, "passages": True}
-    text = mixed_text(classifier(1), [str(spec) for spec in specs], **options)
+        rows = [[f"w{n}" for n in row] for row in drawn]
+        path = tmp_path / f"text{number}.txt"
+        path.write_text("\n\n".join(f"{' '.join(p[:8])}. {' '.join(p[8:])}" for p in rows))
+        specs.append(str(path))
+    loaded, size = classifier(1), {"samples": samples, "sequence_length": 35}
+    text = mixed_text(loaded, specs, passages=True, **size)
     text = replace(text, documents=np.zeros_like(text.documents))
-    for part in vars(parted(text, 0.4, together=2)).values():
-        ids = part.input_ids
-        whole = len(ids) // 2 * 2
+    healing = healing_texts(loaded, folding(*specs, **size))
+    searched = vars(parted(text, 0.4, together=2)).values()
+    fitting = [healing.fitting] * (texts == 1)  # a mixture's texts come in turn
+    for part in (*healing.halves, *fitting, *searched):
+        ids, whole = part.input_ids, len(part.input_ids) // 2 * 2
         assert whole
+        assert whole == len(ids) or part in searched
         assert (ids[:whole:2, 1:7] == ids[1:whole:2, 1:7]).all()
 
 
-@pytest.mark.parametrize(("paragraphs", "judging"), [(75, FEWEST), (24, None)])
-def test_a_short_text_judges_before_it_fits(
-    paragraphs: int, judging: int | None, tmp_path: Path
-) -> None:
-    options = HealOptions(
-        kind="fold", samples=40, sequence_length=24, calibration=(words(tmp_path, paragraphs),)
-    )
-    texts = healing_texts(classifier(3), options, judging=2 * FEWEST, fewest=FEWEST)
-    _, judged = texts.halves
+@pytest.mark.parametrize(("paragraphs", "judges"), [(75, True), (24, False)])
+def test_a_short_text_judges_before_it_fits(paragraphs: int, judges: bool, tmp_path: Path) -> None:
+    heal = folding(paragraphs_of(tmp_path, paragraphs), sequence_length=24)
+    texts = healing_texts(classifier(3), heal, **ENOUGH)
     assert len(texts.fitting.input_ids) >= 4
-    assert (len(judged.input_ids) >= FEWEST) is (judging is not None)
+    assert (len(texts.halves[1].input_ids) >= FEWEST) is judges
+
+
+@pytest.mark.parametrize(("labels", "texts"), [(3, 2 * 29), (1, 4 * 29)])
+def test_as_many_paragraphs_judge_classes_as_show_the_limit(
+    labels: int, texts: int, tmp_path: Path
+) -> None:
+    heal = folding(paragraphs_of(tmp_path, 400), samples=24, sequence_length=24)
+
+    def runs(limit: float) -> TrialRuns:
+        floors = Floors(top1_agreement=limit)
+        return TrialRuns(classifier(labels), heal, floors, tmp_path / FOLDER)
+
+    first, other = runs(0.88), runs(0.87)
+    choosing, judging = first.texts.halves
+    assert texts <= len(judging.input_ids) <= texts + 4  # documents stay whole
+    assert 28 <= len(choosing.input_ids) <= 32
+    assert len(first.texts.fitting.input_ids) > 24
+    # Cuts that others of the held-out texts judged are not found again.
+    first._store.keep("cut", "trial-0")
+    assert runs(0.88)._store.find("cut") == "trial-0"
+    assert other._store.find("cut") is None
+
+
+def measuring(damage: Any, heard: list[int] | None = None) -> Any:
+    """A meter that measures so many texts, and says so."""
+
+    def measure(*_: Any) -> list[Any]:
+        if heard is not None:
+            heard.append(len(damage.kl_sums))
+        return [damage]
+
+    return SimpleNamespace(measure_many=measure, num_layers=2)
+
+
+def kept_of(same: Any) -> ClassDamage:
+    """Of texts that keep their class, or don't."""
+    return ClassDamage(np.ones(len(same)), np.zeros(len(same)), np.array(same, float))
+
+
+def healed_figures(damage: Any, text: CalibrationText) -> dict[str, float]:
+    made: Any = SimpleNamespace(measured=[_told("calibration", text, [damage], [damage])])
+    return figures_of(made)[1]
 
 
 @pytest.mark.parametrize(("kept", "asked"), [(0, 1), (8, 2)])
 def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int) -> None:
     runs: list[int] = []
-
-    def meter(number: int, same: int) -> Any:
-        ones = np.ones(number)
-
-        def measure(*_: Any) -> list[ClassDamage]:
-            runs.append(number)
-            return [ClassDamage(ones, 0 * ones, (np.arange(number) < same).astype(float))]
-
-        return SimpleNamespace(measure_many=measure, num_layers=2)
-
-    check = QualityCheck(meter(100, 100), Floors(top1_agreement=LIMIT), (meter(8, kept), None))
+    first, whole = (measuring(kept_of([1] * n + [0] * (s - n)), runs)
+                    for n, s in ((kept, 8), (100, 100)))  # fmt: skip
+    check = QualityCheck(whole, FLOORS, (first, None))
     assert check.holds(PlanCandidate()) is (kept == 8)
     assert len(runs) == asked
     assert check.rung(PlanCandidate()).is_beyond is (kept == 0)
@@ -309,62 +336,85 @@ _SAME = np.array([0] * 10 + [1] * 30, float)
 
 
 @pytest.mark.parametrize(
-    ("damage", "floors"),
+    ("name", "damage", "floors"),
     [
-        (ClassDamage(np.ones(40), np.zeros(40), _SAME), Floors(top1_agreement=0.55)),
+        ("top1_agreement", kept_of(_SAME), Floors(top1_agreement=0.55)),
         (
+            "cosine",
             EmbeddingDamage(0.9 + 0.1 * _SAME, np.ones((40, 6)), np.ones(40)),
             Floors(embedding_cosine=0.95),
         ),
     ],
 )
-def test_texts_of_one_document_count_as_one(damage: Any, floors: Floors) -> None:
+def test_texts_of_one_document_count_as_one(name: str, damage: Any, floors: Floors) -> None:
     """Forty alike texts of four documents aren't forty: an interval over texts is too narrow."""
-    meter: Any = SimpleNamespace(measure_many=lambda *_: [damage], num_layers=2)
-    alone = QualityCheck(meter, floors)
-    assert alone.holds(PlanCandidate())
     documents = np.repeat(np.arange(4), 10)
-    assert not QualityCheck(meter, floors, clusters=documents).holds(PlanCandidate())
-    paired = QualityCheck(meter, floors, clusters=np.repeat(documents, 2))  # two texts an answer
-    assert not paired.holds(PlanCandidate())
-    name = "top1_agreement" if isinstance(damage, ClassDamage) else "cosine"
-    figures = [damage_figures(damage, clusters) for clusters in (None, documents)]
-    assert figures[0][name] == pytest.approx(figures[1][name])
-    kept = f"{name}_std_error"
-    assert kept not in figures[0] or figures[0][kept] < figures[1][kept]
+    # The last has two texts an answer.
+    clusters = (None, documents, np.repeat(documents, 2))
+    checks = [QualityCheck(measuring(damage), floors, clusters=item) for item in clusters]
+    assert [check.holds(PlanCandidate()) for check in checks] == [True, False, False]
+    alone, grouped = (damage_figures(damage, item) for item in clusters[:2])
+    assert alone[name] == pytest.approx(grouped[name])
+    error = f"{name}_std_error"
+    assert error not in alone or alone[error] < grouped[error]
 
 
 def test_the_first_texts_are_of_their_own_documents() -> None:
     """Texts of two documents show nothing for certain."""
-
-    def meter(same: list[float]) -> Any:
-        ones, kept = np.ones(len(same)), np.array(same)
-        damage = ClassDamage(ones, 0 * ones, kept)
-        return SimpleNamespace(measure_many=lambda *_: [damage], num_layers=2)
-
-    first, whole = meter([0.0] * 20 + [1.0] * 4), meter([1.0] * 100)
+    first, whole = (measuring(kept_of(same)) for same in ([0] * 20 + [1] * 4, [1] * 100))
     documents = np.repeat(np.arange(10), 12)[:100]
-    check = QualityCheck(whole, Floors(top1_agreement=0.9), (first, documents[:24]), documents)
+    check = QualityCheck(whole, FLOORS, (first, documents[:24]), documents)
     assert check.holds(PlanCandidate())
 
 
-@pytest.mark.parametrize(("limit", "is_parted"), [(0.5, False), (LIMIT, True)])
-def test_few_images_are_not_measured_twice(
-    images: Any, limit: float, is_parted: bool, tmp_path: Path
+@pytest.mark.parametrize(("texts", "holds"), [(12, False), (182, False), (183, True)])
+def test_texts_that_all_keep_their_class_show_as_much_as_they_are_many(
+    texts: int, holds: bool
 ) -> None:
-    assert (planner(images, tmp_path, None, limit).checker._first is not None) is is_parted
+    damage, floors = kept_of([1] * texts), Floors(top1_agreement=0.98)
+    text = CalibrationText.unpadded(np.ones((texts, 8), np.int64), "t", "0" * 64)
+    healed = healed_figures(damage, text)
+    assert healed["top1_agreement"] == 1
+    assert rung_of(0, healed, floors).holds is holds
+    assert QualityCheck(measuring(damage), floors).holds(PlanCandidate()) is holds
 
 
-def test_both_parts_show_the_limit_or_are_the_same(images: Any) -> None:
-    judges = Judges(fewest=5, usual=10)
-    whole = calibration_text(images, "random", samples=13)
-    checked, reported = judges.parted(whole)
-    assert [len(part.input_ids) for part in (checked, reported)] == [7, 6]
-    short = whole.rows(slice(0, 9))
-    assert judges.parted(short) == (short, short)
+def test_a_healed_cut_is_judged_by_the_intervals_of_comparisons() -> None:
+    rng, documents = np.random.default_rng(0), np.repeat(np.arange(4), (36, 2, 1, 1))
+    kept, rises = rng.integers(2, 9, 40) * 1.0, rng.exponential(size=40)
+    ones, tokens = np.ones(40), np.full(40, 8.0)
+    whole, other = (torch.from_numpy(rng.normal(size=(40, 8))) for _ in range(2))
+    of_texts = EmbeddingReference(whole).damage(whole + other)
+    text = CalibrationText.unpadded(np.ones((40, 8), np.int64), "t", "0" * 64)
+    text = replace(text, documents=documents)
+    healed = healed_figures(Damage(tokens, 0 * ones, kept, rises, 0 * ones), text)
+    healed |= healed_figures(of_texts, text)
+    result = {
+        "log_perplexity_increase": mean_interval(rises, tokens, documents),
+        "top1_agreement": share_interval(kept, tokens, documents),
+        "cosine": mean_interval(of_texts.cosines, ones, documents),
+        SIMILARITY: mean_interval(of_texts.correlations, ones, documents),
+    }
+    for name, interval in result.items():
+        ends = sorted((healed[ENDS[name]], healed[BETTER_ENDS[name]]))
+        assert ends == pytest.approx(interval.ci95), name
 
 
-def test_both_parts_hold_whole_pairs(images: Any) -> None:
-    judges = Judges(fewest=6, usual=12, together=2)
-    checked, reported = judges.parted(calibration_text(images, "random", samples=14))
-    assert [len(part.input_ids) for part in (checked, reported)] == [8, 6]
+@pytest.mark.parametrize(
+    ("labels", "changes", "holds", "breaks", "named"),
+    [
+        (3, {}, 0.996, 0.997, ["--min-top1-agreement 0.996"]),
+        (1, {}, 0.992, 0.993, ["--min-top1-agreement 0.992"]),  # pairs of texts
+        # Texts of five answers each.
+        (5, {"problem_type": "multi_label_classification"}, 0.999, 0.9995,
+         ["1,476", "--min-top1-agreement 0.999 "]),
+        (5, {}, 0.99, 0.999, []),
+    ],
+)  # fmt: skip
+def test_a_limit_that_no_number_of_texts_shows_is_refused(
+    labels: int, changes: Any, holds: float, breaks: float, named: list[str]
+) -> None:
+    model = classifier(labels, **changes).model
+    assert holds == 0.99 or Judges.of(Floors(top1_agreement=holds), model).usual == 1024
+    with raises(PlanError, "too-near-to-1", *named):
+        Judges.of(Floors(top1_agreement=breaks), model)
