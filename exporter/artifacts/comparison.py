@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -216,14 +216,8 @@ class ComparisonReport(Artifact):
     corners: list[Corner] = Field(default_factory=list, max_length=1_000)
     healing: Healing | None = None
     uses: list[FolderUses] = Field(default_factory=list)
-    longest_text: Annotated[Count, Field(ge=1)] | None = None
 
-    @property
-    def floats(self) -> tuple[str, str] | None:
-        """Where the models in float lie whose quantised forms the two arms are."""
-        arms = [self.arms.references.get(name) for name in (FLOAT_BASELINE, FLOAT_CANDIDATE)]
-        paths = [arm.path for arm in arms if arm is not None]
-        return (paths[0], paths[1]) if len(paths) > 1 else None
+    _earlier = ignoring("longest_text")
 
     @property
     def also(self) -> list[str]:

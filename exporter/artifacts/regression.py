@@ -83,9 +83,8 @@ class Check(Record):
     noise_floor: float
     verdict: CheckVerdict
     reason: str
-    reported_ci95: tuple[float, float] | None = None
 
-    _earlier = ignoring("remeasured")
+    _earlier = ignoring("remeasured", "reported_ci95")
 
 
 class Drift(Record):

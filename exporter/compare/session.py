@@ -241,5 +241,4 @@ def _report(
         latency=timed.rows,
         accuracy=answers.accuracy,
         corners=quantization_grid(pair, timed.rows, answers.grid),
-        longest_text=longest_text(pair.baseline.folder.home),
     )

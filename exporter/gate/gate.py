@@ -41,7 +41,6 @@ from exporter.gate.limits import (
     overall,
     ratio_interval,
 )
-from exporter.report.ci import interval_words
 from exporter.report.words import short_shape
 
 _TOO_FEW = "Too few rounds for a verdict."
@@ -72,13 +71,11 @@ def time_checks(
 
 def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> CheckedValue:
     if before is None:
-        reported = _wider_than(row)
         return replace(
             _measured(row, floor=floor),
             before=row.baseline.median_ms,
             value=1 / row.speedup.ratio,
             ci95=_inverse(_interval(row)),
-            reported_ci95=None if reported is None else _inverse(reported),
         )
     if _same_measurement(row, before):
         exact = _measured(row, floor=0.0)
@@ -99,7 +96,6 @@ def _speedup(row: LatencyRow, floor: float) -> CheckedValue:
         before=row.baseline.median_ms,
         value=row.speedup.ratio,
         ci95=_interval(row),
-        reported_ci95=_wider_than(row),
         higher_is_better=True,
     )
 
@@ -136,12 +132,6 @@ def _interval(row: LatencyRow) -> Interval:
     return min(own[0], judged[0]), max(own[1], judged[1])
 
 
-def _wider_than(row: LatencyRow) -> Interval | None:
-    """The report's own interval, where the gate judges by a wider one."""
-    own = row.speedup.ci95
-    return None if _interval(row) == tuple(own) else own
-
-
 def _inverse(interval: Interval) -> Interval:
     return 1 / interval[1], 1 / interval[0]
 
@@ -175,11 +165,6 @@ _APART = "The reports have none of one shape: measure the baseline's (depthcut c
 _TWO_SESSIONS = (
     "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
     "of two ratios, with the interval of both."
-)
-_WIDER = (
-    "Intervals of times are wider here than in the report: its measurement may stop after several "
-    "looks, as soon as a verdict is clear, and an interval that is looked at more than once must "
-    "be wider to be wrong as rarely as one of 95 % is. The report's: {}."
 )
 
 
@@ -337,12 +322,6 @@ def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: b
     notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
     if two_sessions and any(item.quantity == "time" for item in checks):
         notes.append(_TWO_SESSIONS)
-    narrower = {
-        one.subject: interval_words(one, one.reported_ci95) for one in checks if one.reported_ci95
-    }
-    if narrower:
-        text = ", ".join(f"{subject} {words}" for subject, words in narrower.items())
-        notes.append(_WIDER.format(text))
     return notes
 
 

@@ -146,7 +146,6 @@ class CheckedValue:
     scale: Scale = "ratio"
     higher_is_better: bool = False
     unchanged: float = 1.0
-    reported_ci95: Interval | None = None
     noise_floor: float = 0.0
     doubt: str = ""
     note: str = ""
@@ -172,7 +171,6 @@ def checked(found: CheckedValue, limit: float) -> Check:
         after=found.after,
         value=found.value,
         ci95=found.ci95,
-        reported_ci95=found.reported_ci95,
         limit=limit,
         noise_floor=found.noise_floor,
         verdict=verdict,

@@ -38,7 +38,6 @@ from exporter.report.sections.blocks import (
     Grid,
     Note,
     Section,
-    plain,
 )
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.summary import letter, overview_section
@@ -180,8 +179,6 @@ def _figure(value: float | None) -> str:
 _SIGNS = {"good": "▲", "bad": "▼", "even": "=", "unsure": "?", "cut": "×"}
 _MARKED = re.compile(r"`([^`]+)`|\*([\w ]+)\*")
 _LONG_TABLE = 12
-_MOST_COLUMNS_BESIDE, _MOST_CHARACTERS_BESIDE = 5, 75
-"""Of a table that stands beside a chart."""
 
 
 def page(
@@ -235,18 +232,6 @@ class _Layout:
             [block for block in section.blocks if block not in long],
             long,
         )
-
-    @property
-    def is_split(self) -> bool:
-        """Whether words and tables fit beside the chart, where the screen is wide."""
-        grids = [block for block in self.blocks if isinstance(block, Grid)]
-        return len(self.figures) == 1 and all(map(_is_narrow, grids))
-
-
-def _is_narrow(grid: Grid) -> bool:
-    columns = zip(grid.header, *grid.rows, strict=True)
-    widths = [max(len(plain(cell)) for cell in cells) for cells in columns]
-    return len(widths) <= _MOST_COLUMNS_BESIDE and sum(widths) <= _MOST_CHARACTERS_BESIDE
 
 
 def _inline(text: str) -> Markup:

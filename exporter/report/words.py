@@ -120,10 +120,10 @@ def speedup_words(ratio: float, ci95: tuple[float, float], *, digits: int = 3) -
     return f"{ratio:.{digits}f}x [{low}, {high}]"
 
 
-def speedup_range(ratios: Iterable[float], between: str = " to ") -> str:
+def speedup_range(ratios: Iterable[float]) -> str:
     """From the least to the greatest ratio: ``1.09 to 1.11``."""
     names = sorted({f"{ratio:.2f}" for ratio in ratios}, key=float)
-    return names[0] if len(names) == 1 else f"{names[0]}{between}{names[-1]}"
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
 def interval_words(ci95: tuple[float, float]) -> str:

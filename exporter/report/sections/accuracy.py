@@ -73,7 +73,10 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             f"(SHA-256 `{other.text_sha256[:12]}`)."
         )
     if accuracy.perplexity is None:
-        yield Note(_why_no_perplexity(accuracy))
+        yield Note(
+            "There is no perplexity: the models predict no next token of a text, so their "
+            f"{'embeddings' if accuracy.embeddings else COUNTED[accuracy.compared]} are compared."
+        )
     if (text := report.calibration) is None:
         yield Note(f"Which {kind} importance was measured on is not on record here.")
     elif accuracy.images is not None:
@@ -91,21 +94,6 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             "KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
             "classifier's classes, mean over positions; 0 means that nothing changed."
         )
-
-
-def _why_no_perplexity(accuracy: Accuracy) -> str:
-    if accuracy.images is not None:
-        return "Images have no perplexity: the classes of both models are compared."
-    if accuracy.embeddings is not None:
-        return "Encoders have no perplexity: the embeddings of both models are compared."
-    if accuracy.compared == "order":
-        return "Rerankers have no perplexity: which of two texts stands higher is compared."
-    if accuracy.compared == "classes":
-        return "Classifiers have no perplexity: the classes of both models are compared."
-    return (
-        "There is no perplexity: the tokens are no text, or the model doesn't predict the next "
-        "token."
-    )
 
 
 def _tasks(accuracy: Accuracy) -> Section | None:

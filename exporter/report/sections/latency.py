@@ -51,7 +51,7 @@ def latency_section(report: ComparisonReport) -> Section | None:
     rows = report.latency
     if not rows:
         return None
-    blocks = [_grid(rows), Note(_how(rows)), *_texts(report), *_notes(rows)]
+    blocks = [_grid(rows), Note(_how(rows)), *_notes(rows)]
     return Section("latency", "Latency", blocks, [_speedups(rows)])
 
 
@@ -119,22 +119,6 @@ def _how(rows: Sequence[LatencyRow]) -> str:
         f"*slower*: an interval that allows for repeated looks lies beyond {limits}, a wider one "
         "excludes equal arms, and the speedup is beyond the noise floor. *same*: the interval lies "
         f"within {limits}. *inconclusive*: neither; give it more time or a quieter machine."
-    )
-
-
-def _texts(report: ComparisonReport) -> Iterator[Note]:
-    """How the lengths that were timed stand to those of users' texts."""
-    lengths = [row.sequence_length for row in report.latency if row.phase == "encode"]
-    longest = report.longest_text
-    if longest is None or max(lengths, default=0) < longest:
-        return
-    text = "so the longest that is timed has as many."
-    if max(lengths) > longest:
-        text = f"longer ones, as of {max(lengths)}, are not run by its users."
-    yield Note(
-        f"sentence-transformers cuts this model's texts at {longest} tokens "
-        f"(`max_seq_length` in its sentence_bert_config.json); {text}",
-        lead="Length of texts:",
     )
 
 

@@ -35,20 +35,10 @@ def engines_section(report: ComparisonReport) -> Section | None:
         rows = [[name, *_engine(engine)] for name, engine in built]
         blocks.append(Grid("Engines as built", header, rows, right=range(2, 7)))
     for name, arm in arms.items():
-        if len(arm.engines) > 1:
-            blocks.append(Note(_spread(arm.engines), lead=f"Builds, {name}:"))
         if arm.not_run is not None:
             blocks.append(Note(f"{arm.not_run}", lead=f"Not run, {name}:"))
         blocks += [Note(f"{note}.", lead=f"{name}:") for note in arm.notes]
     return Section("engines", "Engines", blocks) if blocks else None
-
-
-def _spread(engines: Sequence[EngineFacts]) -> str:
-    sizes = [engine.engine_bytes for engine in engines]
-    least, most = min(sizes), max(sizes)
-    if least == most:
-        return f"{len(sizes)} engines of {most:,} bytes each."
-    return f"{len(sizes)} engines of {least:,} to {most:,} bytes."
 
 
 def _engine(engine: EngineFacts) -> list[str]:
@@ -133,22 +123,9 @@ def _each(report: ComparisonReport, fact: Callable[[Arm], str]) -> str:
 
 
 def reproduce_section(report: ComparisonReport) -> Section:
-    """The command that wrote the report, and the one that compares alone."""
-    arms = report.arms
-    alone = ["depthcut", "compare", arms.baseline.path, arms.candidate.path, "-o", "DIR"]
-    alone += ["--float", *report.floats] if report.floats else []
-    alone += [word for path in report.also for word in ("--also", path)]
-    return Section(
-        "reproduce",
-        "How to reproduce",
-        [
-            Note("This report was written by"),
-            Command(shlex.join(report.command)),
-            Note("The comparison alone, with the default shapes:"),
-            Command(shlex.join(alone)),
-            Note(
-                f"SHA-256 of the baseline: `{arms.baseline.sha256[:12]}`, of the candidate: "
-                f"`{arms.candidate.sha256[:12]}`. The raw samples are in `report.json`."
-            ),
-        ],
-    )
+    """The command that wrote the report, and on which files."""
+    pair = {"baseline": report.arms.baseline, "candidate": report.arms.candidate}
+    named = (f"{name} {arm.path} (SHA-256 `{arm.sha256[:12]}`)" for name, arm in pair.items())
+    files = f"Compared were the {' and the '.join(named)}. The raw samples are in `report.json`."
+    blocks = [Note("This report was written by"), Command(shlex.join(report.command)), Note(files)]
+    return Section("reproduce", "How to reproduce", blocks)

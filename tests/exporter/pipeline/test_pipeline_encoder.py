@@ -86,12 +86,6 @@ def test_both_models_give_vectors_of_length_1(pooled: tuple[Path, Any]) -> None:
     assert report.accuracy.embeddings.cosine < 0.9999
 
 
-def test_the_report_says_where_texts_are_cut(pooled: tuple[Path, Any]) -> None:
-    _, report = pooled
-    assert report.longest_text == 32
-    assert {row.sequence_length for row in report.latency} == {8}  # as asked for
-
-
 def test_usual_lengths_are_measured_again_where_they_are_asked_for(
     pooled: tuple[Path, Any],
 ) -> None:

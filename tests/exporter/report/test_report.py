@@ -172,7 +172,7 @@ def test_all_parts_are_there(report: ComparisonReport) -> None:
     assert "| kv | decode | 1.0 | 0.0030 | **does not hold** |" in text
     assert "another text: self, seed 0, 3 x 4, 12 tokens (SHA-256 `000000000000`)" in text
     assert "depthcut export 'my model' -o out" in text
-    assert "depthcut compare 'base model/model.onnx' 'cand model/model.onnx' -o DIR" in text
+    assert "the candidate cand model/model.onnx (SHA-256" in text
     assert "| other processes while timing | 3 % of all CPU time |" in text
 
 
@@ -231,20 +231,6 @@ def test_what_a_reader_must_know_is_told_where_it_is_so(
     assert not any(words in as_markdown(report) for words in result)
     assert "whole-arm:" not in text
     assert ("## Parity" in text) == (name != "nothing known")
-
-
-@pytest.mark.parametrize(
-    ("longest", "phase", "told"),
-    [(128, "encode", True), (100, "encode", True), (256, "encode", False), (None, "encode", False),
-     (128, "prefill", False)],
-)  # fmt: skip
-def test_the_lengths_of_texts_are_explained_where_they_set_those_that_are_timed(
-    report: ComparisonReport, longest: int | None, phase: Any, told: bool
-) -> None:
-    rows = [row(phase, 128, 0, 1.1, "faster")]
-    text = as_markdown(report.model_copy(update={"latency": rows, "longest_text": longest}))
-    assert ("max_seq_length" in text) is told
-    assert (f"at {longest} tokens" in text) is told
 
 
 def test_why_there_is_no_perplexity_is_said(report: ComparisonReport) -> None:

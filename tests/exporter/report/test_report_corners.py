@@ -66,11 +66,6 @@ def test_the_page_shows_the_table_unfolded_however_many_shapes_there_are() -> No
     assert "<summary>Table: Latency of each arm" in page
 
 
-def test_the_command_for_the_comparison_alone_names_the_floats(report: ComparisonReport) -> None:
-    assert "-o DIR --float wikitext-2/float.onnx candidate/float.onnx" in as_markdown(report)
-    assert "--float" not in as_markdown(gate_report())
-
-
 def test_forms_and_weights_of_all_arms_are_told(report: ComparisonReport) -> None:
     part = forms_section(report)
     assert part is not None
