@@ -434,10 +434,8 @@ def _corners(rows: list[LatencyRow]) -> list[Corner]:
 def _environment(text: str) -> Environment:
     return made_environment(
         f"Test CPU {text}", gpu=text, other_cpu_share=0.13, affinity=[0, 1],
-        governor="performance",
         states=[
-            MachineState(seconds=float(n), cpu_mhz=2100.0 + n,
-                         throttled=n == 2, gpu_sm_mhz=1400.0, gpu_celsius=60.0 + n)
+            MachineState(seconds=float(n), throttled=n == 2)
             for n in range(3)
         ],
     )  # fmt: skip

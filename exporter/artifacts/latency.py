@@ -84,23 +84,23 @@ class Shape:
 class MachineState(Record):
     """The machine at one moment; None where the kernel or the driver doesn't say.
 
-    ``seconds`` is the time since measuring began. Of a GPU it is what was seen since the moment
-    before, while it worked: the median of its clock, its highest temperature, any throttling.
+    ``seconds`` is the time since measuring began; ``throttled`` is of the time since the moment
+    before, of a GPU while it worked.
     ``quota_cpus`` is the CPU time that a container may take, in CPUs; ``quota_waiting_share`` is
     the share of the time since the look before that it was kept waiting by that, and
     ``steal_share`` the share of all CPU time that other virtual machines took.
     """
 
     seconds: float
-    cpu_mhz: float | None = None
     throttled: bool | None = None
-    gpu_sm_mhz: float | None = None
-    gpu_celsius: float | None = None
     quota_cpus: float | None = None
     quota_waiting_share: float | None = None
     steal_share: float | None = None
 
-    _earlier = ignoring("load_average_1m", "pressure_share", "on_battery")
+    _earlier = ignoring(
+        *("load_average_1m", "pressure_share", "on_battery"),
+        *("cpu_mhz", "gpu_sm_mhz", "gpu_celsius"),
+    )
 
 
 class Environment(Record):
@@ -117,11 +117,10 @@ class Environment(Record):
     gpu_settings: dict[str, str] = Field(default_factory=dict)
     other_cpu_share: float | None = None
     affinity: list[Count] | None = None
-    governor: str | None = None
     states: list[MachineState] = Field(default_factory=list)
     order_seed: int | None = None
 
-    _earlier = ignoring("load_average_1m", "thread_probe", "pinning")
+    _earlier = ignoring("load_average_1m", "thread_probe", "pinning", "governor")
 
 
 class LatencySamples(Record):

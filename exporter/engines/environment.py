@@ -7,9 +7,7 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +16,8 @@ from exporter.engines.build.libraries import ask_driver
 from exporter.engines.machine_watch import MachineWatch, kernel_text, quota
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_MHZ = re.compile(r"^cpu MHz\s*:\s*([\d.]+)", re.MULTILINE)
 _CPUS = Path("/sys/devices/system/cpu")
-_FIELDS = ("clocks.sm", "temperature.gpu", "clocks_event_reasons.active", "utilization.gpu")
+_FIELDS = ("clocks_event_reasons.active", "utilization.gpu")
 _SETTINGS = (
     "power.limit", "clocks.max.sm", "clocks.max.memory", "clocks.applications.graphics",
     "ecc.mode.current", "persistence_mode",
@@ -44,7 +41,6 @@ def environment(*, threads: int, gpu: bool) -> Environment:
         gpu=gpu_name() if gpu else None,
         gpu_settings=gpu_settings() if gpu else {},
         affinity=sorted(os.sched_getaffinity(0)),
-        governor=kernel_text(_CPUS / "cpu0/cpufreq/scaling_governor"),
     )
 
 
@@ -55,14 +51,11 @@ def machine_state(
     machine: MachineWatch | None = None,
 ) -> MachineState:
     """The machine at this moment."""
-    clocks = watch.seen() if watch else None
-    return MachineState(
-        seconds=seconds,
-        cpu_mhz=_cpu_mhz(),
-        throttled=clocks.throttled if clocks else throttle.rose(),
-        gpu_sm_mhz=clocks.sm_mhz if clocks else None,
-        gpu_celsius=clocks.celsius if clocks else None,
-    ).model_copy(update=machine.look() if machine else {})
+    throttled = watch.throttled() if watch else None
+    state = MachineState(
+        seconds=seconds, throttled=throttle.rose() if throttled is None else throttled
+    )
+    return state.model_copy(update=machine.look() if machine else {})
 
 
 def default_threads() -> int:
@@ -146,20 +139,10 @@ class GpuWatch:
             self._tool.communicate()
             self._tool = None
 
-    def seen(self) -> GpuClocks | None:
-        """What was seen since this was last asked, while the GPU worked; None where nothing was."""
-        looks = [item for item in map(parse_clocks, self._lines()) if item is not None]
-        looks = [look for look in looks if look.busy is not False]
-        if not looks:
-            return None
-        clocks = [look.sm_mhz for look in looks if look.sm_mhz is not None]
-        heats = [look.celsius for look in looks if look.celsius is not None]
-        throttled = [look.throttled for look in looks if look.throttled is not None]
-        return GpuClocks(
-            statistics.median(clocks) if clocks else None,
-            max(heats, default=None),
-            any(throttled) if throttled else None,
-        )
+    def throttled(self) -> bool | None:
+        """Whether it was since this was last asked, while it worked; None: nothing was seen."""
+        looks = [look for look in map(throttled_in, self._lines()) if look is not None]
+        return any(looks) if looks else None
 
     def _lines(self) -> list[str]:
         data = self._tool.stdout.read() if self._tool and self._tool.stdout else None
@@ -184,16 +167,6 @@ def _physical_cores(cpu_info: str, allowed: set[int]) -> int:
     return len(cores)
 
 
-def _cpu_mhz() -> float | None:
-    """Mean over the CPUs that this process may use."""
-    values = []
-    for cpu in os.sched_getaffinity(0):
-        text = kernel_text(_CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq")
-        values += [float(text) / 1000] if text and text.isdigit() else []
-    values = values or [float(mhz) for mhz in _MHZ.findall(_cpu_info())]
-    return sum(values) / len(values) if values else None
-
-
 class ThrottleCounts:
     """The kernel's counts of cores that were throttled for heat."""
 
@@ -214,27 +187,13 @@ def _throttle_count() -> int | None:
     return sum(counts) if counts else None
 
 
-@dataclass(frozen=True)
-class GpuClocks:
-    """The GPU at one moment; None where the driver doesn't say."""
-
-    sm_mhz: float | None
-    celsius: float | None
-    throttled: bool | None
-    busy: bool | None = None
-
-
-def parse_clocks(line: str) -> GpuClocks | None:
-    """Reads one line of the tool's answer."""
-    fields = [field.strip() for field in line.split(",")]
+def throttled_in(line: str) -> bool | None:
+    """Whether the GPU is throttled, by a line of the tool's; None where it idles, or none tells."""
+    fields = line.split(",")
     if len(fields) != len(_FIELDS):
         return None
-    reasons = _number(fields[2])
-    throttled = None if reasons is None else bool(int(reasons) & _THROTTLING)
-    used = _number(fields[3])
-    return GpuClocks(
-        _number(fields[0]), _number(fields[1]), throttled, None if used is None else used > 0
-    )
+    reasons, used = (_number(field.strip()) for field in fields)
+    return None if reasons is None or used == 0 else bool(int(reasons) & _THROTTLING)
 
 
 def _number(text: str) -> float | None:
