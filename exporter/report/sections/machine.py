@@ -127,5 +127,6 @@ def reproduce_section(report: ComparisonReport) -> Section:
     pair = {"baseline": report.arms.baseline, "candidate": report.arms.candidate}
     named = (f"{name} {arm.path} (SHA-256 `{arm.sha256[:12]}`)" for name, arm in pair.items())
     files = f"Compared were the {' and the '.join(named)}. The raw samples are in `report.json`."
-    blocks = [Note("This report was written by"), Command(shlex.join(report.command)), Note(files)]
+    command = Command(shlex.join(report.command))
+    blocks: list[Block] = [Note("This report was written by"), command, Note(files)]
     return Section("reproduce", "How to reproduce", blocks)
