@@ -1,3 +1,5 @@
+"""The files that pass between the stages, and the words and numbers that they are read by."""
+
 from __future__ import annotations
 
 import json
@@ -9,30 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exporter
-from exporter.artifacts import (
-    SCHEMA_VERSION,
-    ImportanceReport,
-    PlannedDeletion,
-    PruningPlan,
-)
-from exporter.artifacts.base import _MADE_BY
+from exporter.artifacts import SCHEMA_VERSION, PlannedDeletion, PruningPlan
+from exporter.artifacts.base import _MADE_BY, IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
+from exporter.artifacts.yaml_file import parse_yaml
 from exporter.errors import ArtifactError, UnsafeInputError
+from exporter.report.words import read_by, shape_words, short_shape
+from tests.made_reports import gate_report, gate_row
 from tests.raising import raises
 
 KINDS = ["attention", "mlp", "block", "cross_attention", "mixer"]
+NEWER = SCHEMA_VERSION + 1
 
 
-def _plan_json(tmp_path: Path, **changes: Any) -> Path:
+def plan_json(**changes: Any) -> bytes:
     plan = PruningPlan(deletions=[PlannedDeletion(layer=25, kind="attention")])
-    data = json.loads(plan.to_json())
-    data.update(changes)
-    path = tmp_path / "plan.json"
-    path.write_text(json.dumps(data), encoding="utf-8")
-    return path
+    return json.dumps(json.loads(plan.to_json()) | changes).encode()
 
 
 def test_a_file_says_first_what_it_is() -> None:
-    keys = list(json.loads(PruningPlan(deletions=[]).to_json()))
+    keys = list(json.loads(plan_json()))
     assert keys[:2] == ["schema_version", "kind"]
     assert {"made_from", "versions", "command"} < set(keys)
 
@@ -56,43 +53,31 @@ def test_a_plan_survives_the_disk(
     assert PruningPlan.read(path) == plan
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    path = _plan_json(tmp_path, schema_version=SCHEMA_VERSION + 1, something_new=1)
-    with raises(
-        ArtifactError, "newer-schema", "$.schema_version", SCHEMA_VERSION + 1, SCHEMA_VERSION
-    ):
-        PruningPlan.read(path)
-
-
 @pytest.mark.parametrize(
-    ("changes", "where"),
+    ("content", "told"),
     [
-        ({"deletions": [{"layer": 1, "kind": "head"}]}, "$.deletions[0].kind:"),
-        ({"deletions": [{"layer": -1, "kind": "mlp"}]}, "$.deletions[0].layer:"),
-        ({"deletion": []}, "$.deletion:"),
-        ({"schema_version": "one"}, "$.schema_version:"),
+        (None, ("file-missing",)),
+        (plan_json(schema_version=NEWER, something_new=1),
+         ("newer-schema", "$.schema_version", NEWER, SCHEMA_VERSION)),
+        (plan_json(deletions=[{"layer": 1, "kind": "head"}]), ("", "$.deletions[0].kind:")),
+        (plan_json(deletions=[{"layer": -1, "kind": "mlp"}]), ("", "$.deletions[0].layer:")),
+        (plan_json(deletion=[]), ("", "$.deletion:")),
+        (plan_json(schema_version="one"), ("", "$.schema_version:")),
+        (b'{"schema_version": 1, "kind": "importance_report"}',
+         ("wrong-kind", "depthcut plan", "an importance file")),
+        (b'{"schema_version": 1, "kind": "stranger"}', ("wrong-kind", "depthcut plan", "stranger")),
+        *((text, ("wrong-kind", "depthcut plan"))
+          for text in (b'{"model_type": "llama"}', b"[]", b'{"schema_version": 1}', b"\xff\xfe")),
+        *((text, ("", "plan.json: $")) for text in (b"", b"{", b'{"schema_version": "one"}')),
     ],
-)
-def test_what_is_wrong_is_named_by_its_json_path(
-    tmp_path: Path, changes: dict[str, Any], where: str
+)  # fmt: skip
+def test_a_file_that_can_t_be_read_is_named_with_the_place_and_what_is_wrong(
+    tmp_path: Path, content: bytes | None, told: tuple[Any, ...]
 ) -> None:
-    with raises(ArtifactError, "", where):
-        PruningPlan.read(_plan_json(tmp_path, **changes))
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b'{"schema_version": 1, "kind": "importance_report"}', "an importance file"),
-        (b'{"schema_version": 1, "kind": "stranger"}', "stranger"),
-        *((text, "") for text in (b'{"model_type": "llama"}', b"[]", b'{"schema_version": 1}')),
-        (b"\xff\xfe", ""),
-    ],
-)
-def test_a_file_of_another_kind_is_told_as_one(tmp_path: Path, content: bytes, named: str) -> None:
     path = tmp_path / "plan.json"
-    path.write_bytes(content)
-    with raises(ArtifactError, "wrong-kind", path, "depthcut plan", named):
+    if content is not None:
+        path.write_bytes(content)
+    with raises(ArtifactError, *told, path):
         PruningPlan.read(path)
 
 
@@ -105,19 +90,6 @@ def test_every_kind_of_file_has_a_name_and_a_command() -> None:
     }
     assert len(kinds) > 10
     assert kinds - _MADE_BY.keys() == set()
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"schema_version": "one"}'])
-def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "importance.json"
-    path.write_text(text, encoding="utf-8")
-    with raises(ArtifactError, "", "importance.json: $"):
-        ImportanceReport.read(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with raises(ArtifactError, "file-missing", tmp_path / "nothing.json"):
-        PruningPlan.read(tmp_path / "nothing.json")
 
 
 def test_what_the_user_names_may_be_a_link_and_what_is_found_may_not(tmp_path: Path) -> None:
@@ -135,3 +107,38 @@ def test_describe_groups_by_kind_in_the_order_of_choice() -> None:
     chosen = [(25, "attention"), (3, "mlp"), (7, "attention")]
     plan = PruningPlan(deletions=[PlannedDeletion(layer=n, kind=k) for n, k in chosen])
     assert plan.describe() == "attention 25, 7; mlp 3"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "read"),
+    [
+        ("ViTForImageClassification", IMAGES),
+        ("DeiTForImageClassificationWithTeacher", IMAGES),
+        ("WhisperForConditionalGeneration", RECORDINGS),
+        ("T5ForConditionalGeneration", TEXTS),
+        ("BertForSequenceClassification", TEXTS),
+    ],
+)
+def test_a_models_class_says_what_it_reads(architecture: str, read: Nouns) -> None:
+    assert nouns_of(architecture) == read
+
+
+@pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])
+def test_a_rows_length_is_called_what_it_counts(read: Nouns) -> None:
+    row = gate_row(100, phase="encode", counts=read.parts)
+    result, short = shape_words(row), short_shape(row)
+    assert ("tokens" in result) is (read == TEXTS)
+    assert ("patches" in result) is (read == IMAGES)
+    # A recording has one length, which is no number that anyone gave.
+    assert ("100" in result) is ("100" in short) is (read != RECORDINGS)
+    assert ("recording" in result) is ("recording" in short) is (read == RECORDINGS)
+    assert read_by(gate_report([row, gate_row(4)])) == read
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("3e-4", 3e-4), ("-1E3", -1e3), ("2.e+1", 20.0), ("2.5e-1", 0.25), ("'3e-4'", "3e-4"),
+     *((name, name) for name in ("e4", "3e", "3e-4x", "3e4e5", "12e4567"))],
+)  # fmt: skip
+def test_a_number_with_an_exponent_is_a_number_and_a_name_a_name(written: str, value: Any) -> None:
+    assert parse_yaml(f"rate: {written}", Path("file.yaml")).data == {"rate": value}

@@ -110,24 +110,26 @@ def test_a_users_file_where_a_new_result_belongs_stops_it(tmp_path: Path, name: 
     assert result["moved"] == b"mine"
 
 
-def test_what_no_run_makes_any_more_goes_unless_it_was_changed(tmp_path: Path) -> None:
-    for changed in (False, True):
-        root = tmp_path / str(changed)
-        with locked(root):
-            ledger = StageLedger(root)
-            write_all(ledger.work, {"extra.json": "made"})
-            ledger.record("extra", {}, [ledger.work / "extra.json"])
+def record(ledger: StageLedger, stage: str, *names: str, key: str = "") -> None:
+    write_all(ledger.work, dict.fromkeys(names, key))
+    ledger.record(stage, {"asked": key}, [ledger.work / name for name in names])
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_no_run_makes_any_more_goes_unless_it_was_changed(
+    tmp_path: Path, changed: bool
+) -> None:
+    for stage, gone in (("extra", None), ("report", "extra")):
+        with locked(tmp_path):
+            ledger = StageLedger(tmp_path)
+            if gone:
+                ledger.forget(gone)
+            record(ledger, stage, f"{stage}.json")
             ledger.publish()
         if changed:
-            (root / "extra.json").write_text("edited")
-        with locked(root):
-            ledger = StageLedger(root)
-            ledger.forget("extra")
-            write_all(ledger.work, {"report.json": "made"})
-            ledger.record("report", {}, [ledger.work / "report.json"])
-            ledger.publish()
-        assert (root / "extra.json").exists() == changed
-        assert not StageLedger(root).has("extra")
+            (tmp_path / "extra.json").write_text("edited")
+    assert (tmp_path / "extra.json").exists() == changed
+    assert not StageLedger(tmp_path).has("extra")
 
 
 def test_an_interrupted_plan_without_replacements_takes_the_earlier_ones_away(
@@ -135,19 +137,18 @@ def test_an_interrupted_plan_without_replacements_takes_the_earlier_ones_away(
 ) -> None:
     """What an earlier run published and this one's plan has not goes, though the run was killed."""
 
-    def plan(key: str, names: tuple[str, ...], *, ends: bool = True) -> None:
+    def plan(key: str, *names: str, ends: bool = True) -> None:
         with locked(tmp_path):
             ledger = StageLedger(tmp_path)
             if not ledger.valid("plan", {"asked": key}):
-                write_all(ledger.work, dict.fromkeys(names, key))
-                ledger.record("plan", {"asked": key}, [ledger.work / name for name in names])
+                record(ledger, "plan", *names, key=key)
             if ends:
                 ledger.publish()
 
-    plan("healed", ("plan.json", "plan.safetensors"))
-    plan("plain", ("plan.json",), ends=False)
+    plan("healed", "plan.json", "plan.safetensors")
+    plan("plain", "plan.json", ends=False)
     assert (tmp_path / "plan.safetensors").read_text() == "healed"
-    plan("plain", ("plan.json",))
+    plan("plain", "plan.json")
     assert (tmp_path / "plan.json").read_text() == "plain"
     assert not (tmp_path / "plan.safetensors").exists()
 
@@ -232,9 +233,7 @@ def forged(root: Path, names: list[str], sha256: str) -> None:
 @pytest.mark.parametrize("forget", [True, False])
 def test_names_that_lead_out_are_no_results_of_ours(tmp_path: Path, forget: bool) -> None:
     victim, root = tmp_path / "victim", tmp_path / "out"
-    victim.write_text("precious")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "victim").write_text("precious")
+    write_all(tmp_path, {"victim": "precious", "folder/victim": "precious"})
     root.mkdir()
     (root / "link").symlink_to(tmp_path / "folder")
     (root / "leaf").symlink_to(victim)
@@ -246,44 +245,29 @@ def test_names_that_lead_out_are_no_results_of_ours(tmp_path: Path, forget: bool
         for stage in (f"old {number}" for number in range(len(names))):
             if forget and ledger.has(stage):
                 ledger.forget(stage)
-        write_all(ledger.work, {"report.json": "made"})
-        ledger.record("report", {}, [ledger.work / "report.json"])
+        record(ledger, "report", "report.json", key="made")
         ledger.publish()
         ledger.drop("..", "link", "leaf", "victim")
     assert contents(tmp_path) == {**before, "out/report.json": b"made"}
 
 
+@pytest.mark.parametrize("target", ["victim", "folder", "nowhere"])
 @pytest.mark.parametrize(
     "place",
-    ["lock", "stages.json", "stages-next.json", "work", "gone", "new", "kept", "changing.json",
+    ["", "lock", "stages.json", "stages-next.json", "work", "gone", "new", "kept", "changing.json",
      "work/report.json", "work/candidate", "results"],
 )  # fmt: skip
-def test_links_in_a_prepared_folder_are_refused(tmp_path: Path, place: str) -> None:
-    victim, folder = tmp_path / "victim", tmp_path / "folder"
-    write_all(tmp_path, {"victim": "precious", "folder/precious": "precious"})
-    for target in (victim, folder):
-        link = tmp_path / target.name[0] / ".depthcut" / place
-        link.parent.mkdir(parents=True)
-        link.symlink_to(target)
-        before = contents(tmp_path)
-        with pytest.raises(PreparedFolderError), locked(link.parents[place.count("/") + 1]):
-            pass
-        assert contents(tmp_path) == before
-        assert link.is_symlink()
-
-
-@pytest.mark.parametrize("target", ["folder", "nowhere", "file"])
-def test_a_folder_of_ours_that_is_a_link_is_refused(tmp_path: Path, target: str) -> None:
-    write_all(
-        tmp_path, {"folder/lock": "precious", "folder/work/precious": "precious", "file": "p"}
-    )
-    root = tmp_path / "out"
-    root.mkdir()
-    (root / ".depthcut").symlink_to(tmp_path / target)
+def test_links_in_a_prepared_folder_are_refused(tmp_path: Path, place: str, target: str) -> None:
+    names = ("victim", "folder/lock", "folder/work/precious")
+    write_all(tmp_path, dict.fromkeys(names, "precious"))
+    link = tmp_path / "out" / ".depthcut" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / target)
     before = contents(tmp_path)
-    with pytest.raises(PreparedFolderError), locked(root):
+    with pytest.raises(PreparedFolderError), locked(tmp_path / "out"):
         pass
     assert contents(tmp_path) == before
+    assert link.is_symlink()
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -70,6 +70,12 @@ def read(plan_path: Path) -> Replacements:
     return replacements
 
 
+def cut(source: Path, target: Path, numbers: Replacements, **options: Any) -> PruneReport:
+    report = prune_file(source, target, LoadedPlan.of(DELETIONS, numbers), CutOptions(**options))
+    assert report.verification.passed
+    return report
+
+
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
@@ -127,11 +133,7 @@ def test_shared_weights_stay_where_they_are(
     monkeypatch.setattr(storage, "_MOST_INLINE_BYTES", limit)
     before = data_of(source).read_bytes()
     target = source.with_name("m.onnx")
-    result = read(write_plan(tmp_path / "plan"))
-    report = prune_file(
-        source, target, LoadedPlan.of(DELETIONS, result), CutOptions(weights="share")
-    )
-    assert report.verification.passed
+    cut(source, target, read(write_plan(tmp_path / "plan")), weights="share")
     assert [own.stat().st_size for own in all_data_of(target)] == [8 * 8 * 4] * (limit == 0)
     assert data_of(source).read_bytes() == before
     onnx.checker.check_model(str(target), full_check=True)
@@ -149,17 +151,12 @@ def test_a_graph_that_holds_its_weights_shares_none_of_them(
     source, target = tmp_path / "source" / "model.onnx", tmp_path / "elsewhere" / "m.onnx"
     source.parent.mkdir()
     source.write_bytes(ir.to_proto(tiny_model(TinySpec())).SerializeToString())
-    result = read(write_plan(tmp_path / "plan"))
-    report = prune_file(
-        source, target, LoadedPlan.of(DELETIONS, result), CutOptions(weights="share")
-    )
-    assert report.verification.passed
+    cut(source, target, read(write_plan(tmp_path / "plan")), weights="share")
     assert data_of(target).stat().st_size == 8 * 8 * 4
 
 
 def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
     """Not even one with the name of an earlier version, in which another model's weights lie."""
-    result = read(write_plan(tmp_path / "plan"))
     other, data = source.with_name("other.onnx"), source.with_name("m.onnx.data")
     save_model(load_model(source), other)
     named = data_of(other).rename(data).name
@@ -169,12 +166,8 @@ def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
             entry.value = named if entry.key == "location" else entry.value
     other.write_bytes(proto.SerializeToString())
     before = other.read_bytes(), data.read_bytes()
-    prune_file(
-        source,
-        source.with_name("m.onnx"),
-        LoadedPlan.of(DELETIONS, result),
-        CutOptions(weights="share"),
-    )
+    numbers = read(write_plan(tmp_path / "plan"))
+    cut(source, source.with_name("m.onnx"), numbers, weights="share")
     assert (other.read_bytes(), data.read_bytes()) == before
     assert load_model(other)
 
@@ -182,7 +175,7 @@ def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
 def test_the_numbers_can_not_be_the_target(source: Path, tmp_path: Path) -> None:
     result = read(write_plan(tmp_path))
     with raises(UsageError, "overwrites-input", result.path):
-        prune_file(source, result.path, LoadedPlan.of(DELETIONS, result))
+        cut(source, result.path, result)
 
 
 def test_verification_catches_other_numbers(
@@ -198,7 +191,7 @@ def test_verification_catches_other_numbers(
 
     monkeypatch.setattr(testing, "masked_model", wrong)
     with raises(VerificationError, "wrong-results"):
-        prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(DELETIONS, result))
+        cut(source, tmp_path / "out" / "m.onnx", result)
     assert not (tmp_path / "out").exists()
 
 
@@ -211,8 +204,7 @@ FACTORS: dict[str, Any] = {
 def test_a_map_of_low_rank_comes_as_two_factors(source: Path, tmp_path: Path) -> None:
     result = read(write_plan(tmp_path / "plan", without("attention.1.weight") | FACTORS))
     target = tmp_path / "out" / "m.onnx"
-    report = prune_file(source, target, LoadedPlan.of(DELETIONS, result))
-    assert report.verification.passed
+    report = cut(source, target, result)
     assert {e.kind: e.parameters_added for e in report.deleted if e.layer == 1} == {
         "attention": 8 * 3 * 2 + 8
     }
@@ -252,37 +244,33 @@ def test_wrong_keys_are_refused(code: str, key: str, tmp_path: Path) -> None:
 def test_a_file_out_of_the_plans_folder_is_refused(tmp_path: Path) -> None:
     write_plan(tmp_path)
     numbers = tmp_path / "numbers.safetensors"
-    for path in ("../numbers.safetensors", str(numbers)):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "link.safetensors").symlink_to(numbers)
+    for path in ("../numbers.safetensors", str(numbers), "link.safetensors"):
         with raises(UnsafePlanError, "", "$.replacements.path", path):
             read(write_plan(tmp_path / "plan", path=path))
-    (tmp_path / "plan" / "link.safetensors").symlink_to(numbers)
-    with raises(UnsafePlanError, "", "$.replacements.path", "link.safetensors"):
-        read(write_plan(tmp_path / "plan", path="link.safetensors"))
 
 
-def test_another_file_than_the_plans_is_refused(tmp_path: Path) -> None:
-    with raises(PlanError, "wrong-hash", "numbers.safetensors"):
-        read(write_plan(tmp_path, sha256="0" * 64))
-    with raises(PlanError, "file-missing", tmp_path / "other.safetensors"):
-        read(write_plan(tmp_path, path="other.safetensors"))
-
-
-def test_a_broken_file_is_refused(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path)
-    (tmp_path / "numbers.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
-    known = ReplacementsRef(
-        path="numbers.safetensors", sha256=sha256_file(tmp_path / "numbers.safetensors")
-    )
-    PruningPlan(deletions=DELETIONS, replacements=known).write(plan)
-    with raises(PlanError, "not-safetensors", "numbers.safetensors"):
-        read(plan)
-
-
-def test_a_file_of_nothing_is_not_hashed(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path)
-    os.truncate(tmp_path / "numbers.safetensors", 1 << 40)
-    with raises(PlanError, "not-safetensors", "numbers.safetensors"):
-        read(plan)
+@pytest.mark.parametrize(
+    ("reference", "code", "named"),
+    [
+        ({"sha256": "0" * 64}, "wrong-hash", "numbers.safetensors"),
+        ({"path": "other.safetensors"}, "file-missing", "other.safetensors"),
+        ({"path": "broken.safetensors"}, "not-safetensors", "broken.safetensors"),
+        ({"path": "empty.safetensors"}, "not-safetensors", "empty.safetensors"),
+    ],
+)
+def test_another_file_than_the_plans_is_refused(
+    tmp_path: Path, reference: dict[str, str], code: str, named: str
+) -> None:
+    broken, empty = (tmp_path / f"{name}.safetensors" for name in ("broken", "empty"))
+    broken.write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    empty.touch()
+    os.truncate(empty, 1 << 40)  # which is not hashed
+    if named == "broken.safetensors":
+        reference = {**reference, "sha256": sha256_file(broken)}
+    with raises(PlanError, code, tmp_path / named):
+        read(write_plan(tmp_path, **reference))
 
 
 def test_a_plan_without_a_file_replaces_nothing(tmp_path: Path) -> None:
@@ -317,15 +305,6 @@ def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str) -> No
 
 
 def test_numbers_that_are_a_circle_of_links_are_refused(tmp_path: Path) -> None:
-    numbers = tmp_path / "plan.safetensors"
-    numbers.symlink_to(numbers)
-    reference = {"path": numbers.name, "sha256": "0" * 64}
-    plan = PruningPlan.model_validate(
-        {
-            "deletions": [{"layer": 1, "kind": "attention", "replacement": "bias"}],
-            "replacements": reference,
-        }
-    )
-    path = plan.write(tmp_path / "plan.json")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises((PlanError, UnsafeInputError)):
-        read_replacements(plan, path)
+        read(write_plan(tmp_path, path="circle"))

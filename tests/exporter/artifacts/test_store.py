@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from exporter.artifacts import PerplexityPair
-from exporter.artifacts.store import StageLedger, Store
-from exporter.errors import UnsafeInputError, UsageError
+from exporter.artifacts.store import StageLedger, Store, in_turn, locked
+from exporter.errors import TargetInUseError, UnsafeInputError, UsageError
+from tests.present import present
 
 ABOUT = {"model": "m", "text": [1, 2]}
+KEY = {"model": "abc", "samples": 20}
 
 
 @pytest.fixture
@@ -24,13 +28,14 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_later_call_finds_what_was_kept(path: Path) -> None:
     first = Store(path, ABOUT)
+    first.keep("a", 1)
     first.keep("a", {"x": 1.5})
     first.keep("b", [2], key="narrower")
-    again = Store(path, ABOUT)
-    assert again.find("a") == {"x": 1.5}
-    assert again.find("b", key="narrower") == [2]
-    assert again.find("c") is None
-    assert again.count == 1
+    for store in (first, Store(path, ABOUT)):
+        assert store.find("a") == {"x": 1.5}
+        assert store.find("b", key="narrower") == [2]
+        assert store.find("c") is None
+        assert store.count == 1
 
 
 def test_under_another_key_it_is_stale_until_its_name_is_kept_again(path: Path) -> None:
@@ -47,13 +52,6 @@ def test_under_another_key_it_is_stale_until_its_name_is_kept_again(path: Path) 
     assert len(path.read_text().splitlines()) == 1
 
 
-def test_a_value_that_was_kept_again_takes_the_place_of_the_first(path: Path) -> None:
-    store = Store(path, ABOUT)
-    store.keep("a", 1)
-    store.keep("a", 2)
-    assert store.find("a") == Store(path, ABOUT).find("a") == 2
-
-
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_comes_back_as_it_was(path: Path, value: float) -> None:
     Store(path, ABOUT).keep("a", {"kl": [value]})
@@ -62,12 +60,6 @@ def test_what_is_not_finite_comes_back_as_it_was(path: Path, value: float) -> No
     (root / "work").mkdir()
     StageLedger(root).record("scored", {}, [], {"kl": value})
     assert repr(StageLedger(root).notes("scored")) == repr({"kl": value})
-
-
-def test_an_infinite_perplexity_is_not_measured_again(path: Path) -> None:
-    kind, measured = TypeAdapter(PerplexityPair), PerplexityPair(baseline=2.0, candidate=math.inf)
-    assert Store(path, ABOUT).once("perplexity", kind, lambda: measured) == measured
-    assert Store(path, ABOUT).once("perplexity", kind, pytest.fail) == measured
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
@@ -91,9 +83,7 @@ def test_an_entry_whose_files_lead_out_is_none(path: Path, name: str) -> None:
 def test_arrays_are_kept_whole_or_not_at_all(path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     Store(path, ABOUT).keep_arrays("fit", {"ridge": 0.1}, {"w": array})
-    result = Store(path, ABOUT).find_arrays("fit")
-    assert result is not None
-    value, arrays = result
+    value, arrays = present(Store(path, ABOUT).find_arrays("fit"))
     assert value == {"ridge": 0.1}
     assert np.array_equal(arrays["w"], array)
     (file,) = path.with_suffix("").iterdir()
@@ -113,26 +103,23 @@ def test_a_line_that_was_cut_short_or_is_no_entry_counts_as_missing(path: Path, 
     assert Store(path, ABOUT).find("b") == 2
 
 
-def test_a_first_line_that_was_cut_short_is_no_other_file(path: Path) -> None:
+@pytest.mark.parametrize("text", ["", '{"na', '{"name": "a", "ke'])
+def test_a_first_line_that_was_cut_short_is_no_other_file(path: Path, text: str) -> None:
     path.parent.mkdir()
-    for text in ("", '{"na', '{"name": "a", "ke'):
-        path.write_text(text)
-        assert Store(path, ABOUT).find("a") is None
+    path.write_text(text)
+    assert Store(path, ABOUT).find("a") is None
 
 
-def test_another_file_is_left_alone(path: Path) -> None:
-    path.parent.mkdir()
-    path.write_text("Dear diary\n")
-    with pytest.raises(UsageError):
-        Store(path, ABOUT)
-    assert path.read_text() == "Dear diary\n"
-
-
-def test_a_bottomless_line_is_refused(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "kind"), [("Dear diary\n", UsageError), ("[" * 200_000 + "\n", UnsafeInputError)]
+)
+def test_another_file_is_left_alone(path: Path, text: str, kind: type[Exception]) -> None:
     Store(path, ABOUT).keep("a", 1)
-    path.write_text(path.read_text() + "[" * 200_000 + "\n")
-    with pytest.raises(UnsafeInputError):
+    path.write_text(text if kind is UsageError else path.read_text() + text)
+    before = path.read_text()
+    with pytest.raises(kind):
         Store(path, ABOUT)
+    assert path.read_text() == before
 
 
 def test_a_store_without_a_file_lasts_as_long_as_its_call() -> None:
@@ -143,23 +130,143 @@ def test_a_store_without_a_file_lasts_as_long_as_its_call() -> None:
 
 
 def test_what_is_found_once_is_not_made_again(path: Path) -> None:
-    calls: list[str] = []
+    made: list[int] = []
+    met: list[int] = []
 
-    def make() -> list[int]:
-        calls.append("made")
-        return [1, 2]
+    def once() -> list[int]:
+        def make() -> list[int]:
+            made.append(1)
+            return [1, 2]
 
-    numbers = TypeAdapter(list[int])
-    for _ in range(2):
-        assert Store(path, ABOUT).once("a", numbers, make) == [1, 2]
-    assert calls == ["made"]
+        kind = TypeAdapter(list[int])
+        return Store(path, ABOUT).once("a", kind, make, on_found=lambda: met.append(1))
+
+    assert once() == once() == [1, 2]
+    assert (made, met) == ([1], [1])
     Store(path, ABOUT).keep("a", "of another version")
-    results: list[Any] = []
-    assert Store(path, ABOUT).once("a", numbers, make, on_found=lambda: results.append(1)) == [1, 2]
-    assert calls == ["made"] * 2
-    assert not results
+    assert once() == [1, 2]
+    assert (made, met) == ([1, 1], [1])
+    infinite = PerplexityPair(baseline=2.0, candidate=math.inf)
+    for make in (lambda: infinite, pytest.fail):
+        assert Store(path, ABOUT).once("b", TypeAdapter(PerplexityPair), make) == infinite
 
 
 def test_nothing_that_is_empty_is_kept(path: Path) -> None:
     assert Store(path, ABOUT).once("a", TypeAdapter(list[int]), list) == []
     assert not path.exists()
+
+
+# The stages of an output folder.
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    ledger = StageLedger(tmp_path)
+    finish(ledger, "{}")
+    ledger.publish()
+    return tmp_path / "importance.json"
+
+
+def finish(ledger: StageLedger, text: str) -> Path:
+    ledger.work.mkdir(parents=True, exist_ok=True)
+    path = ledger.work / "importance.json"
+    path.write_text(text, encoding="utf-8")
+    ledger.record("score", KEY, [path], notes=[1])
+    return path
+
+
+def test_the_same_key_and_files_are_valid_in_a_later_run(result: Path) -> None:
+    later = StageLedger(result.parent)
+    assert later.valid("score", dict(reversed(KEY.items())))
+    assert later.notes("score") == [1]
+    assert not later.is_new
+    assert not later.valid("score", {**KEY, "samples": 21})
+    assert not StageLedger(result.parent, force=True).valid("score", KEY)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_result_that_is_not_as_it_was_is_not_valid(result: Path, damage: str) -> None:
+    result.write_text("{ }", encoding="utf-8") if damage == "changed" else result.unlink()
+    assert not StageLedger(result.parent).valid("score", KEY)
+
+
+@pytest.mark.parametrize("text", [
+    "{", "[]", "1", '"stages"', "[" * 100_000, '{"score": {}}', '{"score": 1}',
+    '{"score": {"key": 1}}', '{"stages": [], "published": {}}', '{"stages": {}, "published": []}',
+    '{"stages": {}}', '{"stages": {"score": 1}, "published": {}}',
+    '{"stages": {"score": {}}, "published": {}}',
+    '{"stages": {"score": {"key": "", "files": [], "value": 1}}, "published": {}}',
+    '{"stages": {"score": {"key": "", "files": {"a": 1}, "value": 1}}, "published": {}}',
+])  # fmt: skip
+def test_a_broken_memory_is_no_memory(result: Path, text: str) -> None:
+    (result.parent / ".depthcut" / "stages.json").write_text(text, encoding="utf-8")
+    assert not StageLedger(result.parent).valid("score", KEY)
+    assert not StageLedger(result.parent).is_new
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_new_results_appear_only_when_published(result: Path, force: bool) -> None:
+    ledger = StageLedger(result.parent, force=force)
+    new = finish(ledger, '["new"]')
+    assert ledger.valid("score", KEY)
+    assert result.read_text() == "{}"
+    assert ledger.path("importance.json") == new
+    assert StageLedger(result.parent).valid("score", KEY)
+    ledger.publish()
+    assert result.read_text() == '["new"]'
+    assert not ledger.work.exists()
+    assert StageLedger(result.parent).valid("score", KEY)
+
+
+def elsewhere(work: Callable[[], Any]) -> Any:
+    """Runs something in another thread, to which a lock of this one is another's."""
+    with ThreadPoolExecutor(1) as jobs:
+        return jobs.submit(work).result(timeout=60)
+
+
+def enter(root: Path) -> None:
+    with locked(root):
+        pass
+
+
+def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(TargetInUseError):
+        elsewhere(lambda: enter(tmp_path))
+    elsewhere(lambda: enter(tmp_path))
+
+
+def test_a_run_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), locked(tmp_path / "new" / "out"):
+        raise RuntimeError
+    assert not any(tmp_path.iterdir())
+    with locked(tmp_path / "new"):
+        (tmp_path / "new" / "report.json").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]
+
+
+def test_what_a_failed_run_finished_stays(tmp_path: Path) -> None:
+    def fails() -> None:
+        with locked(tmp_path / "out"):
+            finish(StageLedger(tmp_path / "out"), "{}")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert StageLedger(tmp_path / "out").valid("score", KEY)
+
+
+def test_turns_wait_for_one_another_and_not_for_a_run(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def other() -> None:
+        with in_turn(tmp_path):
+            seen.append("second")
+
+    with locked(tmp_path), ThreadPoolExecutor(1) as jobs:
+        with in_turn(tmp_path):
+            job = jobs.submit(other)
+            with pytest.raises(TimeoutError):
+                job.result(timeout=0.1)
+            seen.append("first")
+        job.result(timeout=30)
+    assert seen == ["first", "second"]
