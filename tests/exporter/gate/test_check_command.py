@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import exporter.cli as command_line
-from exporter.artifacts import (
-    CheckReport,
-)
+from exporter.artifacts import CheckReport, LatencyRow
 from exporter.errors import UsageError
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.history import append, entry_of, read_baselines
@@ -20,6 +19,7 @@ from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
 from exporter.report.ci import model_lines
 from tests.made_reports import arms_of, gate_report, gate_row
+from tests.present import present
 from tests.raising import ends_in
 from tests.reading import in_file
 
@@ -39,10 +39,29 @@ def not_on_github(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def run(tmp_path: Path, row: Any, *arguments: str | Path) -> int:
-    report = gate_report([row]).write(tmp_path / "report.json")
-    words = in_file(tmp_path, map(str, arguments))
-    return command_line.run(["check", str(report), *words])
+@dataclass
+class Told:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Told]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Checks a report, or one of a row."""
+
+    def call(what: Path | LatencyRow, *arguments: str | Path) -> Told:
+        new = tmp_path / "report.json"
+        report = what if isinstance(what, Path) else gate_report([what]).write(new)
+        code = command_line.run(["check", str(report), *in_file(tmp_path, map(str, arguments))])
+        return Told(code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -61,9 +80,9 @@ def run(tmp_path: Path, row: Any, *arguments: str | Path) -> int:
     ],
 )
 def test_the_exit_code_is_the_verdict(
-    tmp_path: Path, baseline: Path, row: Any, more: tuple[str, ...], code: int
+    run: Run, baseline: Path, row: LatencyRow, more: tuple[str, ...], code: int
 ) -> None:
-    assert run(tmp_path, row, "--baseline", baseline, *TIME, *more) == code
+    assert run(row, "--baseline", baseline, *TIME, *more).code == code
 
 
 @pytest.mark.parametrize(
@@ -81,18 +100,14 @@ def test_the_exit_code_is_the_verdict(
     ],
 )
 def test_everything_else_is_2(
-    tmp_path: Path,
-    arguments: tuple[str, ...],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert run(tmp_path, SAME, *arguments) == 2
-    printed = capsys.readouterr()
-    assert message in printed.err
-    assert "Traceback" not in printed.err
-    assert printed.out == ""
+    told = run(SAME, *arguments)
+    assert (told.code, told.out) == (2, "")
+    assert message in told.err
+    assert "Traceback" not in told.err
 
 
 def test_every_field_of_the_key_may_be_allowed() -> None:
@@ -101,60 +116,52 @@ def test_every_field_of_the_key_may_be_allowed() -> None:
 
 
 def test_broken_reports_and_full_disks_are_no_regression(
-    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, baseline: Path
 ) -> None:
     broken = tmp_path / "broken.json"
     for text in ("{", '{"schema_version": 99, "kind": "comparison_report"}', '{"kind": 1}'):
         broken.write_text(text)
-        assert command_line.run(["check", str(broken), "--baseline", str(baseline)]) == 2
-        assert str(broken) in capsys.readouterr().err
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    assert run(tmp_path, SAME, "--baseline", baseline, "--junit", folder) == 2
-    assert "directory" in capsys.readouterr().err
+        told = run(broken, "--baseline", baseline)
+        assert told.code == 2
+        assert str(broken) in told.err
+    told = run(SAME, "--baseline", baseline, "--junit", tmp_path)
+    assert told.code == 2
+    assert "directory" in told.err
 
 
 def test_another_machine_s_baseline_is_refused_until_it_is_accepted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path
 ) -> None:
     other = gate_report([gate_row()], machine="Another CPU").write(tmp_path / "other.json")
-    assert run(tmp_path, SLOW, "--baseline", other) == 2
-    printed = capsys.readouterr().err
-    assert "device: Another CPU, 2 CPUs, x86_64 there, Test CPU, 2 CPUs, x86_64 here" in printed
-    assert "--allow device" in printed
-    assert run(tmp_path, SLOW, "--baseline", other, "--allow", "device") == 1
-    assert "Accepted difference. device" in capsys.readouterr().out
+    told = run(SLOW, "--baseline", other)
+    assert told.code == 2
+    assert "device: Another CPU, 2 CPUs, x86_64 there, Test CPU, 2 CPUs, x86_64 here" in told.err
+    assert "--allow device" in told.err
+    told = run(SLOW, "--baseline", other, "--allow", "device")
+    assert told.code == 1
+    assert "Accepted difference. device" in told.out
 
 
+@pytest.mark.parametrize("name", ["one.json", "many"])
 def test_the_first_run_makes_the_baseline_and_the_next_is_held_against_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, name: str
 ) -> None:
-    for path in (tmp_path / "one.json", tmp_path / "many"):
-        assert run(tmp_path, SAME, "--baseline", path, "--update-baseline") == 0
-        assert "nothing was checked" in capsys.readouterr().out
-        assert run(tmp_path, SLOW, "--baseline", path) == 1
-        assert run(tmp_path, SLOW, "--baseline", path, "--update-baseline") == 0
-        assert run(tmp_path, SLOW, "--baseline", path) == 0
-        assert len(read_baselines(path)) == 1
-
-
-def test_an_unknown_key_joins_the_others(tmp_path: Path, baseline: Path) -> None:
+    path = tmp_path / name
+    first = run(SAME, "--baseline", path, "--update-baseline")
+    assert first.code == 0
+    assert "nothing was checked" in first.out
+    assert run(SLOW, "--baseline", path).code == 1
+    assert run(SLOW, "--baseline", path, "--update-baseline").code == 0
+    assert run(SLOW, "--baseline", path).code == 0
+    assert len(read_baselines(path)) == 1
     other = gate_report([gate_row()], machine="Another CPU").write(tmp_path / "other.json")
-    call = ["check", str(other), "--baseline", str(baseline)]
-    assert command_line.run(call) == 2
-    assert command_line.run([*call, "--update-baseline"]) == 0
-    assert command_line.run(call) == 0
-    assert len(read_baselines(baseline)) == 2
+    assert run(other, "--baseline", path).code == 2  # an unknown key joins the others
+    assert run(other, "--baseline", path, "--update-baseline").code == 0
+    assert run(other, "--baseline", path).code == 0
+    assert len(read_baselines(path)) == 2
 
 
-def test_a_broken_baseline_is_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "broken.json"
-    path.write_text("{")
-    assert run(tmp_path, SAME, "--baseline", path, "--update-baseline") == 2
-    assert path.read_text() == "{"
-
-
-def test_what_is_read_is_never_written_over(tmp_path: Path, baseline: Path) -> None:
+def test_what_is_read_is_never_written_over(run: Run, tmp_path: Path, baseline: Path) -> None:
     report = gate_report([SAME]).write(tmp_path / "report.json")
     before = report.read_bytes(), baseline.read_bytes()
     for more in (
@@ -164,41 +171,41 @@ def test_what_is_read_is_never_written_over(tmp_path: Path, baseline: Path) -> N
         ("--baseline", report, "--update-baseline"),
     ):
         with ends_in(UsageError, "overwrites-input"):
-            assert command_line.run(["check", str(report), *map(str, more)]) == 2
+            assert run(report, *more).code == 2
     assert (report.read_bytes(), baseline.read_bytes()) == before
+    baseline.write_text("{")
+    assert run(report, "--baseline", baseline, "--update-baseline").code == 2
+    assert baseline.read_text() == "{"
 
 
-def test_the_history_may_lie_beside_the_baselines(tmp_path: Path) -> None:
+def test_the_history_may_lie_beside_the_baselines(run: Run, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     calls = ("--baseline", kept, "--history", kept / "history.jsonl")
-    assert run(tmp_path, SAME, *calls, "--update-baseline") == 0
-    assert run(tmp_path, SLOW, *calls) == 1
+    assert run(SAME, *calls, "--update-baseline").code == 0
+    assert run(SLOW, *calls).code == 1
     assert {path.suffix for path in kept.glob("[!.]*")} == {".json", ".jsonl"}
 
 
-def test_the_table_says_what_and_why(
-    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(tmp_path, SLOW, "--baseline", baseline, *TIME)
-    out = capsys.readouterr().out
-    assert "prefill 128: time" in out
-    assert "+10.0 %" in out
-    assert "at most +3.0 %" in out
-    assert "Regression: 1 regression." in out
-    assert "relative to the unpruned arm" in out
+def test_the_table_says_what_and_why_and_fits(run: Run, baseline: Path) -> None:
+    out = run(SLOW, "--baseline", baseline, *TIME).out
+    for words in (
+        "prefill 128: time", "+10.0 %", "at most +3.0 %", "Regression: 1 regression.",
+        "relative to the unpruned arm",
+    ):  # fmt: skip
+        assert words in out
+    out = run(SAME, "--baseline", baseline).out
+    assert re.search(r"^files: size +1\.0 MB +1\.0 MB ", out, re.MULTILINE)
+    assert re.search(r"^KV cache per token: memory +4,096 B ", out, re.MULTILINE)
+    assert max(map(len, out.split("\n\n")[1].splitlines())) <= 100
 
 
-def test_the_judged_models_are_named(
-    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_judged_models_are_named(run: Run, tmp_path: Path, baseline: Path) -> None:
     summary = tmp_path / "summary.md"
-    run(tmp_path, SAME, "--baseline", baseline, *TIME, "--comment", summary)
-    result = (capsys.readouterr().out, summary.read_text())
-    assert all(f"{name}/model.onnx" in text for text in result for name in ("base", "cand"))
-    assert all("earlier report:" in text for text in result)
-
-    run(tmp_path, SAME, *TIME)
-    alone = capsys.readouterr().out
+    out = run(SAME, "--baseline", baseline, *TIME, "--comment", summary).out
+    for text in (out, summary.read_text()):
+        for words in ("base/model.onnx", "cand/model.onnx", "earlier report:"):
+            assert words in text
+    alone = run(SAME, *TIME).out
     assert "cand/model.onnx" in alone
     assert "earlier report:" not in alone
 
@@ -206,39 +213,23 @@ def test_the_judged_models_are_named(
 def test_the_earlier_report_s_candidate_is_told_apart() -> None:
     old = gate_report(arms=arms_of("then"))
     result = check(gate_report(), Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
-    assert result.models is not None
-    assert result.models.candidate == "cand/model.onnx"
-    assert result.models.earlier == "then/model.onnx"
+    models = present(result.models)
+    assert (models.candidate, models.earlier) == ("cand/model.onnx", "then/model.onnx")
     older = CheckReport.model_validate(result.model_dump(exclude={"models"}))
     assert model_lines(older) == []
 
 
-def test_sizes_are_told_so_that_the_table_fits(
-    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(tmp_path, SAME, "--baseline", baseline)
-    out = capsys.readouterr().out
-    assert re.search(r"^files: size +1\.0 MB +1\.0 MB ", out, re.MULTILINE)
-    assert re.search(r"^KV cache per token: memory +4,096 B ", out, re.MULTILINE)
-    table = out.split("\n\n")[1].splitlines()
-    assert max(map(len, table)) <= 100
-
-
-def test_json_is_the_whole_check_and_nothing_else(
-    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_the_whole_check_and_nothing_else(run: Run, tmp_path: Path, baseline: Path) -> None:
     output = tmp_path / "check.json"
-    assert run(tmp_path, SLOW, "--baseline", baseline, "--json", "--github", "-o", output) == 1
-    printed = capsys.readouterr()
-    result = CheckReport.model_validate_json(printed.out)
+    told = run(SLOW, "--baseline", baseline, "--json", "--github", "-o", output)
+    assert told.code == 1
+    result = CheckReport.model_validate_json(told.out)
     assert result == CheckReport.read(output)
     assert result.verdict == "regressed"
-    assert "::error" in printed.err
+    assert "::error" in told.err
 
 
-def test_drift_is_told_and_does_not_fail(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_drift_is_told_and_does_not_fail(run: Run, tmp_path: Path) -> None:
     """Half a percent a week, each week the baseline of the next."""
     history = tmp_path / "history.jsonl"
     weeks = [gate_report([gate_row(candidate_ms=80 * 1.005**week)]) for week in range(12)]
@@ -246,25 +237,24 @@ def test_drift_is_told_and_does_not_fail(
         append(history, entry_of(report, check(report, Limits(max_kl=1)), commit="c"))
     baseline = weeks[-2].write(tmp_path / "baseline.json")
     calls = ("--baseline", baseline, "--history", history, *TIME, "--commit", "c11", "--github")
-    assert run(tmp_path, weeks[-1].latency[0], *calls) == 0
-    out = capsys.readouterr().out
-    assert "Drift. prefill, batch 1, length 128: over 12 runs, from c (" in out
-    assert "::warning title=prefill%2C batch 1%2C length 128%3A drift::" in out
+    told = run(weeks[-1].latency[0], *calls)
+    assert told.code == 0
+    assert "Drift. prefill, batch 1, length 128: over 12 runs, from c (" in told.out
+    assert "::warning title=prefill%2C batch 1%2C length 128%3A drift::" in told.out
     assert json.loads(history.read_text().splitlines()[-1])["commit"] == "c11"
 
 
 def test_on_github_the_step_has_annotations_and_a_summary(
-    tmp_path: Path,
-    baseline: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, tmp_path: Path, baseline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    assert run(tmp_path, SLOW, "--baseline", baseline, *TIME) == 1
-    assert "::error title=prefill 128%3A time::" in capsys.readouterr().out
+    told = run(SLOW, "--baseline", baseline, *TIME)
+    assert told.code == 1
+    assert "::error title=prefill 128%3A time::" in told.out
     assert summary.read_text().startswith("before\n## depthcut check")
-    assert run(tmp_path, SLOW, "--baseline", baseline, *TIME, "--no-github") == 1
-    assert "::error" not in capsys.readouterr().out
+    told = run(SLOW, "--baseline", baseline, *TIME, "--no-github")
+    assert told.code == 1
+    assert "::error" not in told.out
