@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -26,11 +27,23 @@ from graph_passes import (
 )
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
+from tests.graph_passes.graph_support import smaller
 
 Arrays = Mapping[str, Any]
 
 _RELATIVE = 1e-4  # fused norms that are taken apart round otherwise
 _FATAL, _PATIENCE_S = 4, 20
+
+
+@functools.cache
+def _serialised(name: str) -> bytes:
+    data: bytes = ir.to_proto(smaller(name)).SerializeToString()
+    return data
+
+
+def graph(name: str) -> onnx.ModelProto:
+    """A fresh copy of one of the graphs that the tests of the surgery have."""
+    return onnx.ModelProto.FromString(_serialised(name))
 
 
 class WrongModel(AssertionError):

@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 
 from graph_passes import Deletion, SurgeryError, find_sites, prune_graph
 from graph_passes.testing import masked_model
-from tests.fuzz import corpus, judge
-from tests.fuzz.judge import Cut, WrongModel, check_file
+from tests.fuzz import judge
+from tests.fuzz.judge import Cut, WrongModel, check_file, graph
 from tests.fuzz.mutations import MUTATIONS, spoil_bytes, spoil_locations
+from tests.graph_passes.graph_support import GRAPHS
 from tests.tiny_graphs import tiny_model
 
 _ASKED = int(os.environ.get("DEPTHCUT_FUZZ_EXAMPLES", "0"))
 _SEEDS = st.integers(0, 2**32 - 1)
-_GRAPHS = st.sampled_from(corpus.NAMES)
+_GRAPHS = st.sampled_from(GRAPHS)
 _STEPS = st.lists(st.tuples(st.sampled_from(sorted(MUTATIONS)), _SEEDS), max_size=4)
 _CUTS = st.builds(Cut, picks=st.lists(st.floats(0, 0.999), min_size=1, max_size=4).map(tuple),
 whole_blocks=st.booleans(), renumber=st.booleans(),)  # fmt: skip
@@ -48,11 +49,11 @@ def _quiet() -> Iterator[None]:
     judge.RUNTIME.close()
 
 
-def _mutant(graph: str, steps: list[tuple[str, int]]) -> onnx.ModelProto:
-    model = corpus.graph(graph)
-    for name, seed in steps:
+def _mutant(name: str, steps: list[tuple[str, int]]) -> onnx.ModelProto:
+    model = graph(name)
+    for step, seed in steps:
         if model.graph.node and model.graph.output and model.graph.input:
-            MUTATIONS[name](model, random.Random(seed))
+            MUTATIONS[step](model, random.Random(seed))
     return model
 
 
@@ -67,9 +68,9 @@ def test_mutated_graphs_are_refused_or_cut_right() -> None:
     outcomes: Counter[str] = Counter()
 
     @_examples(120)
-    @given(graph=_GRAPHS, steps=_STEPS, cut=_CUTS)
-    def check(graph: str, steps: list[tuple[str, int]], cut: Cut) -> None:
-        outcomes[_checked(_mutant(graph, steps).SerializeToString(), cut, run=True)] += 1
+    @given(name=_GRAPHS, steps=_STEPS, cut=_CUTS)
+    def check(name: str, steps: list[tuple[str, int]], cut: Cut) -> None:
+        outcomes[_checked(_mutant(name, steps).SerializeToString(), cut, run=True)] += 1
 
     check()
     # The mutations must leave something to cut, and something to refuse.
@@ -78,22 +79,22 @@ def test_mutated_graphs_are_refused_or_cut_right() -> None:
 
 
 @_examples(100)
-@given(graph=_GRAPHS, steps=_STEPS.map(lambda steps: steps[:1]), seed=_SEEDS, cut=_CUTS)
+@given(name=_GRAPHS, steps=_STEPS.map(lambda steps: steps[:1]), seed=_SEEDS, cut=_CUTS)
 def test_spoilt_bytes_are_told_or_cut(
-    graph: str, steps: list[tuple[str, int]], seed: int, cut: Cut
+    name: str, steps: list[tuple[str, int]], seed: int, cut: Cut
 ) -> None:
-    data = spoil_bytes(_mutant(graph, steps).SerializeToString(), random.Random(seed))
+    data = spoil_bytes(_mutant(name, steps).SerializeToString(), random.Random(seed))
     _checked(data, cut, run=False)
 
 
 @pytest.mark.filterwarnings("ignore:Ignoring unknown external data key")
 @_examples(60)
-@given(graph=_GRAPHS, seed=_SEEDS, cut=_CUTS)
-def test_spoilt_external_data_is_told(graph: str, seed: int, cut: Cut) -> None:
+@given(name=_GRAPHS, seed=_SEEDS, cut=_CUTS)
+def test_spoilt_external_data_is_told(name: str, seed: int, cut: Cut) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(
-            corpus.graph(graph), path,
+            graph(name), path,
             save_as_external_data=True, location="model.data", size_threshold=0,
         )  # fmt: skip
         model = onnx.load(path, load_external_data=False)
@@ -107,7 +108,7 @@ def test_every_mutation_changes_something() -> None:
     for name, mutate in MUTATIONS.items():
         changed = 0
         for seed in range(30):
-            model = corpus.graph("pre_norm" if seed % 2 else "fused_genai_bias")
+            model = graph("pre_norm" if seed % 2 else "genai_bias")
             before = model.SerializeToString(deterministic=True)
             mutate(model, random.Random(seed))
             changed += model.SerializeToString(deterministic=True) != before
@@ -142,7 +143,7 @@ def test_a_fault_is_noticed(
     name: str, fault: object, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.onnx"
-    path.write_bytes(corpus.graph("pre_norm").SerializeToString())
+    path.write_bytes(graph("pre_norm").SerializeToString())
     assert check_file(path, Cut((0.3,))) == "equal"
     monkeypatch.setattr(judge, name, fault)
     with pytest.raises(WrongModel, match=wrong):

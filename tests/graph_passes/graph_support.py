@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from fused_graphs import FUSED, fused_feed, fused_model
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
 from graph_passes.testing import masked_model
+from tests.graph_passes.fused_graphs import FUSED, fused_feed, fused_model
 from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
 from tests.tiny_graphs import check_clean as check_clean
 from tests.tiny_graphs import check_tidy as check_tidy

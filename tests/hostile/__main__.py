@@ -14,14 +14,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from tests.hostile import system_calls
+from tests.hostile.judge import without_races
 from tests.hostile.place import Place, clear
-from tests.hostile.table import Try, about, summary, table
+from tests.hostile.watch import REPOSITORY, Rules
 
 _STEP = 1_000_000  # seeds of one campaign
-_REPOSITORY = Path(__file__).parents[2]
+_CODES = {0: "harmless", 2: "refused"}
+
+Try = dict[str, Any]
+"""All about a try, as a job tells it."""
 
 
 def main() -> int:
@@ -43,75 +50,83 @@ def main() -> int:
     options = parser.parse_args()
     options.keep = options.keep.resolve()
     options.keep.mkdir(parents=True, exist_ok=True)
-    first = options.seed * _STEP
-    replayed = options.replay is not None
-    seeds = [options.replay] if replayed else list(range(first, first + options.tries))
+    first, tries, replayed = options.seed * _STEP, options.tries, options.replay is not None
+    if replayed:
+        first, tries = options.replay, 1
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         try:
-            lines = _run(Path(folder).resolve(), seeds, options)
+            lines = _run(Path(folder).resolve(), range(first, first + tries), options)
         finally:
             for job in Path(folder).glob("place*"):
                 clear(job)
     with (options.keep / "tries.jsonl").open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     failed = [line for line in lines if line["faults"]]
-    print(*table(lines), "", summary(lines), sep="\n")
+    print(*_table(lines), sep="\n")
     for line in lines if replayed else failed:
-        print("", *about(line, everything=replayed), sep="\n")
-    return 1 if failed or len(lines) < len(seeds) else 0
+        print(f"\n--replay {line['seed']}: depthcut {' '.join(line['arguments'])}")
+        print(f"  {', '.join(line['mutations'])}: {line['notes']}, exit code {line['code']}")
+        print(*line["faults"], line["said"] if replayed else "", sep="\n")
+    return 1 if failed or len(lines) < tries else 0
 
 
-def _run(folder: Path, seeds: Sequence[int], options: argparse.Namespace) -> list[Try]:
+def _run(folder: Path, seeds: range, options: argparse.Namespace) -> list[Try]:
     """Lets jobs do the tries, each in a process of its own, and gives what they found."""
-    from tests.hostile import system_calls
-
     jobs = []
-    count = min(options.jobs, len(seeds))
-    for number in range(count):
-        outcome = folder / f"told{number}"
-        result = {
-            "seeds": seeds[number::count], "place": str(folder / f"place{number}"),
-            "template": str(folder / "template"),
-            "told": str(outcome), "sound": options.sound, "only": options.only,
-            "kinds": options.kinds,
-            "make": number == 0,
+    for number in range(min(options.jobs, len(seeds))):
+        place, result = folder / f"place{number}", folder / f"told{number}"
+        request = {
+            "seeds": (seeds.start + number, seeds.stop, options.jobs), "place": str(place),
+            "template": str(folder / "template"), "told": str(result), "sound": options.sound,
+            "only": options.only, "kinds": options.kinds, "make": number == 0,
         }  # fmt: skip
-        call = [sys.executable, "-P", "-m", "tests.hostile.job", json.dumps(result)]
+        call = [sys.executable, "-P", "-m", "tests.hostile.job", json.dumps(request)]
+        log = options.keep / f"calls{number}"
         if options.strace:
-            call = [*system_calls.command(options.keep / f"calls{number}"), *call]
-        home = folder / f"place{number}" / "home"
+            call = [*system_calls.command(log), *call]
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(_REPOSITORY),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", "HF_TOKEN": "hf_x",
+            "PATH": os.environ["PATH"], "HOME": str(place / "home"), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8",
+            "HF_TOKEN": "hf_x",
         }  # fmt: skip
-        jobs.append((subprocess.Popen(call, env=environment, cwd=folder), outcome))
-    broken = [job for job, _ in jobs if job.wait()]
+        process = subprocess.Popen(call, env=environment, cwd=folder)
+        jobs.append((process, Place(place), result, log))
+    broken = [process for process, *_ in jobs if process.wait()]
     if broken:
         print(f"a job ended with {broken[0].returncode}", file=sys.stderr)
     lines: list[Try] = []
-    for number, (_, item) in enumerate(jobs):
-        mine = [json.loads(line) for line in item.read_text().splitlines()] if item.exists() else []
+    for _, at, result, log in jobs:
+        mine = [json.loads(line) for line in result.open()] if result.exists() else []
         if options.strace:
-            _add_calls(options.keep / f"calls{number}", mine, Place(folder / f"place{number}"))
+            _add_calls(log, mine, at)
         lines += mine
     return sorted(lines, key=lambda line: line["seed"])
 
 
 def _add_calls(log: Path, lines: Sequence[Try], place: Place) -> None:
     """Adds what strace saw of each try: of its process, and of all that began before the next."""
-    from tests.hostile import system_calls
-    from tests.hostile.judge import without_races
-    from tests.hostile.watch import Rules
-
     by_try = system_calls.by_try(log, [line["pid"] for line in lines])
     for line, calls in zip(lines, by_try, strict=True):
-        rules = Rules(
-            place, place.work / line["folder"], own_code="--trust-remote-code" in line["arguments"]
-        )
-        line["calls"] = len(calls)
+        own_code = "--trust-remote-code" in line["arguments"]
+        rules = Rules(place, place.work / line["folder"], own_code=own_code)
         texts = sorted(set(system_calls.faults(calls, rules)))
         line["faults"] += without_races(texts, line["kinds"], line["code"])[:20]
+
+
+def _table(tries: Sequence[Try]) -> Iterator[str]:
+    """A row for each kind of mutation, and one for all; a try counts once for each of its kinds."""
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in tries:
+        came = {"tries", _CODES.get(line["code"], "other end"), "failed" if line["faults"] else ""}
+        for kind in {*line["kinds"], "all"}:
+            rows[kind].update(
+                {*came, *(fault.partition(":")[0] for fault in line["faults"])} - {""}
+            )
+    names = ["tries", *sorted(rows["all"].keys() - {"tries"})]
+    yield f"| mutation | {' | '.join(names)} |\n|---|{'---:|' * len(names)}"
+    for kind in sorted(rows, key=lambda name: (name == "all", name)):
+        yield f"| {kind} | {' | '.join(str(rows[kind][name]) for name in names)} |"
+    yield f"the longest took {max((line['seconds'] for line in tries), default=0):.1f} s"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.hostile.bases import SCORING, TIMING
+from tests.command_inputs import SCORING, TIMING
 
 MODEL_KINDS = (
     "config entries", "config values", "config text", "index", "safetensors", "tokenizer",
@@ -22,126 +22,106 @@ PLAN_KINDS = ("plan", *RECORD_KINDS)
 
 @dataclass(frozen=True)
 class Command:
-    """A call of `depthcut`."""
+    """A call of `depthcut`, and the stranger's folder that it is called on."""
 
-    arguments: tuple[str, ...]
+    line: str
     folder: str
-    kinds: Sequence[str]
+    kinds: Sequence[str] = MODEL_KINDS
     results: tuple[str, ...] = ()
     weight: float = 1
-    loads: bool = False
     flags: bool = False
-    stages: bool = False  # keeps what is finished of it for the next call
+    stages: bool = False
     needs: str = "torch"
     fails: bool = False
 
     @property
     def name(self) -> str:
         """The command's own name."""
-        return self.arguments[0]
+        return self.line.partition(" ")[0]
 
 
-def _on_models(
-    arguments: Sequence[str], *results: str, of: Sequence[str], **more: object
-) -> list[Command]:
-    return [
-        Command(
-            tuple(part.replace("MODEL", folder) for part in arguments), folder, MODEL_KINDS,
-            results,
-            loads=True, flags=True, **more,  # type: ignore[arg-type]
-        )
-        for folder in of
-    ]  # fmt: skip
+def _models(folders: str, line: str, result: str, weight: float, stages: bool = False) -> list[
+Command]:  # fmt: skip
+    return [Command(line.replace("MODEL", folder), folder, MODEL_KINDS, (result,), weight,
+    flags=True, stages=stages) for folder in folders.replace("CACHE", CACHE).split()]  # fmt: skip
+
+
+def _graphs(
+    line: str, kinds: Sequence[str], *results: str, weight: float = 3, needs: str = "onnxruntime",
+    folder: str = "onnx", fails: bool = False,
+) -> Command:  # fmt: skip
+    return Command(line, folder, kinds, results, weight, needs=needs, fails=fails)
 
 
 CACHE = "hub/models--owner--name/snapshots/0123456789abcdef0123456789abcdef01234567"
-_TEXT = ("llama", "bert", CACHE)
-_ALL = (*_TEXT, "vit")
-_HEALING = ("--heal-calibration", *SCORING[1:])
-_SEARCH = ("--search", "greedy", "--config", "in/search.yaml", "--drop-joint", "1")
+_FEW = SCORING.partition(" --samples")[2]
+_SCORE, _DROP = "score MODEL -o out/importance.json", "--drop-attn 1 --no-measure"
+_HEAL = f"--heal bias --check-text in/other.txt --heal-{SCORING.removeprefix('--')}"
+_CHECK = "check reports/report.json --max-perplexity-increase 900% --history out/history.jsonl"
 
 COMMANDS: list[Command] = [
-    *_on_models(("score", "MODEL", "-o", "out/importance.json", *SCORING), "importance.json",
-    of=_TEXT, weight=6),
-    *_on_models(("score", "MODEL", "-o", "out/importance.json", "--metric", "depth"),
-    "importance.json", of=_ALL),
-    *_on_models(("score", "MODEL", "-o", "out/importance.json", "--stream", *SCORING),
-    "importance.json", of=_TEXT, weight=2),
-    *_on_models(("plan", "in/importance.json", "--model", "MODEL", "-o", "out/plan.json", *_SEARCH),
-    "plan.json", of=("llama", CACHE)),
-    *_on_models(("heal", "MODEL", "in/plan.json", "-o", "out/healed.json", "--heal", "bias",
-    "--check-text", "in/other.txt", *_HEALING), "healed.json", of=("llama", CACHE), weight=1.5),
-    *_on_models(("checkpoint", "MODEL", "in/plan.json", "-o", "out/res"), "res", of=("llama",
-    "bert", CACHE), weight=3),
-    *_on_models(("checkpoint", "MODEL", "in/blocks.json", "-o", "out/res", "--stream"), "res",
-    of=("llama", CACHE), weight=2),
-    *_on_models(("export", "MODEL", "-o", "out/res", "--drop-attn", "1", "--no-measure", *SCORING),
-    "res", of=("llama", "bert", CACHE), weight=0.5, stages=True),
-    *_on_models(("export", "MODEL", "-o", "out/res", "--drop-attn", "1", "--no-measure", "--stream",
-    *SCORING), "res", of=("llama",), weight=0.3, stages=True),
-    *_on_models(("export", "vit", "-o", "out/res", "--drop-attn", "1", "--no-measure", "--metric",
-    "depth"), "res", of=("vit",), weight=0.3, stages=True),
-    *_on_models(("compare", "torch:MODEL", "torch:in/llama", "-o", "out/res", *TIMING), "res",
-    of=("llama", CACHE), weight=1, stages=True),
-    *_on_models(("depths", "MODEL", "--importance", "in/importance.json", "-o", "out/depths.json",
-    "-n", "1", "--eval-text", "in/other.txt", "--eval-tokens", "32", "--config", "in/short.yaml"),
-    "depths.", of=("llama",), weight=0.5),
-    Command(("sweep", "sweeps/one.yaml", "-o", "out/res"), "llama", MODEL_KINDS, ("res",), 0.5,
-    True, True, True),
-    Command(("inspect", "onnx"), "onnx", GRAPH_KINDS, (), 3, needs="onnx"),
-    Command(("inspect", "onnx/model.onnx", "--json"), "onnx", GRAPH_KINDS, (), 1, needs="onnx"),
-    Command(("prune", "onnx", "--drop", "attention:1", "-o", "out/model.onnx"), "onnx", GRAPH_KINDS,
-    ("model.onnx", "prune.json", "genai_config.json"), 5, needs="onnxruntime"),
-    Command(("quantize", "onnx", "-o", "out/model.onnx"), "onnx", GRAPH_KINDS, ("",), 3,
-    needs="onnxruntime"),
-    Command(("compare", "onnx", "in/cut", "-o", "out/res", *TIMING), "onnx", GRAPH_KINDS, ("res",),
-    2, stages=True, needs="onnxruntime"),
-    Command(("package", "encoder", "--triton", "out", "--name", "res", "--device", "cpu"),
-    "encoder", GRAPH_KINDS, ("res",), 3, needs="onnxruntime"),
-    Command(("generate", "onnx", "the list of", "-n", "3", "--threads", "1"), "onnx", GRAPH_KINDS,
-    (), 3, needs="onnxruntime"),
-    Command(("generate", "onnx", "the list of", "-n", "2", "--threads", "1", "--chat"), "onnx",
-    ("template", "tokenizer"), (), 3, needs="onnxruntime"),
-    Command(("score", "llama", "-o", "out/importance.json", "--calibration", "chat", *SCORING[2:]),
-    "llama", ("template", "tokenizer"), ("importance.json",), 2, loads=True),
-    Command(("score", "seen", "-o", "out/importance.json", "--calibration", "seen/pictures",
-    "--samples", "4"), "seen", ("media", "media settings"), ("importance.json",), 3, loads=True),
-    Command(("score", "heard", "-o", "out/importance.json", "--calibration", "heard/sounds",
-    "--samples", "2"), "heard", ("media", "media settings"), ("importance.json",), 3, loads=True),
-    Command(("evaluate", "onnx", "--tasks", "mine", "--task-data", "tasks", "-o", "out/s.json"),
-    "tasks", ("task files",), ("s.json",), 2, needs="onnxruntime"),
-    Command(("check", "reports/report.json", "--max-perplexity-increase", "900%", "--history",
-    "out/history.jsonl", "--junit", "out/j.xml", "-o", "out/c.json"), "reports", ("records",
-    "history"), ("history.jsonl", "j.xml", "c.json"), 3, needs="onnx"),
-    Command(("package", "engine/m.engine", "--triton", "out", "--name", "res"), "engine",
-    RECORD_KINDS, ("res",), 1, needs="onnx", fails=True),
-    Command(("generate", "engine", "the list", "-n", "2", "--tokenizer", "in/whole"), "engine",
-    RECORD_KINDS, (), 1, needs="onnx", fails=True),
-    Command(("checkpoint", "in/llama", "plans/plan.json", "-o", "out/res"), "plans", PLAN_KINDS,
-    ("res",), 3),
-    Command(("prune", "in/whole", "--plan", "plans/plan.json", "-o", "out/model.onnx"), "plans",
-    PLAN_KINDS, ("model.onnx", "prune.json"), 3, needs="onnxruntime"),
-    Command(("heal", "in/llama", "plans/plan.json", "-o", "out/healed.json", "--heal", "bias",
-    "--check-text", "in/other.txt", *_HEALING), "plans", PLAN_KINDS, ("healed.",), 1),
-    Command(("plan", "reports/importance.json", "-o", "out/plan.json", "--drop-joint", "1"),
-    "reports", RECORD_KINDS, ("plan.json",), 2, needs="onnx"),
-    Command(("report", "reports/report.json", "-o", "out/report.html"), "reports", RECORD_KINDS,
-    ("report.html",), 2, needs="onnx"),
-    Command(("report", "reports/report.json", "-o", "out/report.md"), "reports",
-    RECORD_KINDS, ("report.md",), 1, needs="onnx"),
-    Command(("check", "reports/report.json", "--max-perplexity-increase", "900%", "--history",
-    "out/history.jsonl"), "reports", RECORD_KINDS, ("history.jsonl",), 1, needs="onnx"),
-    Command(("score", "--compare", "reports/importance.json", "in/importance.json", "-o",
-    "out/scores.json"), "reports", RECORD_KINDS, ("scores.",), 1, needs="onnx"),
+    *_models("llama bert CACHE", f"{_SCORE} {SCORING}", "importance.json", 6),
+    *_models("llama bert CACHE vit", f"{_SCORE} --metric depth", "importance.json", 1),
+    *_models("llama bert CACHE", f"{_SCORE} --stream {SCORING}", "importance.json", 2),
+    *_models("llama CACHE", "plan in/importance.json --model MODEL -o out/plan.json"
+    " --search greedy --config in/search.yaml --drop-joint 1", "plan.json", 1),
+    *_models("llama CACHE", f"heal MODEL in/plan.json -o out/healed.json {_HEAL}", "healed.json",
+    1.5),
+    *_models("llama bert CACHE", "checkpoint MODEL in/plan.json -o out/res", "res", 3),
+    *_models("llama CACHE", "checkpoint MODEL in/blocks.json -o out/res --stream", "res", 2),
+    *_models("llama bert CACHE", f"export MODEL -o out/res {_DROP} {SCORING}", "res", 0.5, True),
+    *_models("llama", f"export MODEL -o out/res {_DROP} --stream {SCORING}", "res", 0.3, True),
+    *_models("vit", f"export MODEL -o out/res {_DROP} --metric depth", "res", 0.3, True),
+    *_models("llama CACHE", f"compare torch:MODEL torch:in/llama -o out/res {TIMING}", "res", 1),
+    *_models("llama", "depths MODEL --importance in/importance.json -o out/depths.json -n 1"
+    " --eval-text in/other.txt --eval-tokens 32 --config in/short.yaml", "depths.", 0.5),
+    *_models("llama", "sweep sweeps/one.yaml -o out/res", "res", 0.5, True),
+    _graphs("inspect onnx", GRAPH_KINDS, needs="onnx"),
+    _graphs("inspect onnx/model.onnx --json", GRAPH_KINDS, weight=1, needs="onnx"),
+    _graphs("prune onnx --drop attention:1 -o out/model.onnx", GRAPH_KINDS, "model.onnx",
+    "prune.json", "genai_config.json", weight=5),
+    _graphs("quantize onnx -o out/model.onnx", GRAPH_KINDS, ""),
+    _graphs(f"compare onnx in/cut -o out/res {TIMING}", GRAPH_KINDS, "res", weight=2),
+    _graphs("package encoder --triton out --name res --device cpu", GRAPH_KINDS, "res",
+    folder="encoder"),
+    _graphs("generate onnx 'the list of' -n 3 --threads 1", GRAPH_KINDS),
+    _graphs("generate onnx 'the list of' -n 2 --threads 1 --chat", ("template", "tokenizer")),
+    Command(f"score llama -o out/importance.json --calibration chat --samples {_FEW}", "llama",
+    ("template", "tokenizer"), ("importance.json",), 2),
+    Command("score seen -o out/importance.json --calibration seen/pictures --samples 4", "seen",
+    ("media", "media settings"), ("importance.json",), 3),
+    Command("score heard -o out/importance.json --calibration heard/sounds --samples 2", "heard",
+    ("media", "media settings"), ("importance.json",), 3),
+    _graphs("evaluate onnx --tasks mine --task-data tasks -o out/s.json", ("task files",),
+    "s.json", folder="tasks", weight=2),
+    _graphs(f"{_CHECK} --junit out/j.xml -o out/c.json", ("records", "history"), "history.jsonl",
+    "j.xml", "c.json", folder="reports", needs="onnx"),
+    _graphs("package engine/m.engine --triton out --name res", RECORD_KINDS, "res",
+    folder="engine", weight=1, needs="onnx", fails=True),
+    _graphs("generate engine 'the list' -n 2 --tokenizer in/whole", RECORD_KINDS, folder="engine",
+    weight=1, needs="onnx", fails=True),
+    Command("checkpoint in/llama plans/plan.json -o out/res", "plans", PLAN_KINDS, ("res",), 3),
+    _graphs("prune in/whole --plan plans/plan.json -o out/model.onnx", PLAN_KINDS, "model.onnx",
+    "prune.json", folder="plans"),
+    Command(f"heal in/llama plans/plan.json -o out/healed.json {_HEAL}", "plans", PLAN_KINDS,
+    ("healed.",)),
+    _graphs("plan reports/importance.json -o out/plan.json --drop-joint 1", RECORD_KINDS,
+    "plan.json", folder="reports", weight=2, needs="onnx"),
+    _graphs("report reports/report.json -o out/report.html", RECORD_KINDS, "report.html",
+    folder="reports", weight=2, needs="onnx"),
+    _graphs("report reports/report.json -o out/report.md", RECORD_KINDS, "report.md",
+    folder="reports", weight=1, needs="onnx"),
+    _graphs("score --compare reports/importance.json in/importance.json -o out/scores.json",
+    RECORD_KINDS, "scores.", folder="reports", weight=1, needs="onnx"),
 ]  # fmt: skip
 
 
-def chosen(rng: random.Random, commands: Sequence[Command]) -> tuple[Command, list[str]]:
-    """A command, and the options that it is given beside its own."""
+def chosen(rng: random.Random, commands: Sequence[Command]) -> tuple[Command, str]:
+    """A command, and its line with the options that it is given beside its own."""
     command = rng.choices(commands, [item.weight for item in commands])[0]
-    options = []
+    line = command.line
     if command.name not in ("inspect", "generate", "package", "check"):
-        options += rng.choice((["-q"], ["-q"], ["-q"], []))
+        line += rng.choice((" -q", " -q", " -q", ""))
     if command.flags and command.name != "compare" and rng.random() < 0.12:
-        options.append("--trust-remote-code")
-    return command, options
+        line += " --trust-remote-code"
+    return command, line

@@ -5,145 +5,116 @@ from __future__ import annotations
 import json
 import os
 import random
-from typing import Any
+from collections.abc import Callable
 
-from tests.hostile.configs import ODD
-from tests.hostile.records import spots_of
-from tests.hostile.spoilt import Spoilt, mutation, read
+import onnx
+from google.protobuf.message import DecodeError
 
+from tests.fuzz.mutations import MUTATIONS, spoil_bytes, spoil_locations
+from tests.hostile.spoilt import ACTIVE, ELSEWHERE, Spoilt, mutation, odd_values, read
 
-@mutation("genai config")
-def genai(spoilt: Spoilt, rng: random.Random) -> None:
-    result = spoilt.json("genai_config.json")
-    spots = list(spots_of(result))
-    if not spots:
-        return
-    for _ in range(rng.choice((1, 2))):
-        holder, key = rng.choice(spots)
-        holder[key] = rng.choice(
-            (*ODD, "../beside/secret.txt", "%d%d%s", "/etc/hostname", "past.%n")
-        )
-        spoilt.note(f"{key}={str(holder[key])[:50]!r}")
-    spoilt.put_json("genai_config.json", result)
+_SIZES = ([2**40, 2**20], [10**9], [-1, 4], [0], [2**62, 2**62], [1 << 33])
+_FILE = "model.onnx"
 
 
 @mutation("genai config")
 def genai_entry(spoilt: Spoilt, rng: random.Random) -> None:
     result = spoilt.json("genai_config.json")
+    model = result.get("model", {})
     options = {
         "provider_options": [{"x": {"shared_lib_path": "../beside/evil.so"}}],
         "custom_ops_library": "custom_ops.so",
         "config_entries": {"x": "y"},
     }
-    with_options = {
-        **result.get("model", {}).get("decoder", {}),
-        "session_options": options,
-        "filename": rng.choice(("model.onnx", "../beside/x.onnx")),
-    }
-    spoilt.put_json("genai_config.json", {**result, "model": {**result.get("model", {}), "decoder":
-    with_options, rng.choice(("vision", "x")): {"filename": "../x"}}},)  # fmt: skip
-
-
-@mutation("graph", hostile=True)
-def data_elsewhere(spoilt: Spoilt, rng: random.Random) -> None:
-    model = _graph(spoilt)
-    tensors = [tensor for tensor in model.graph.initializer if tensor.external_data]
-    tensor = rng.choice(tensors)
-    for entry in tensor.external_data:
-        if entry.key == "location":
-            entry.value = location = rng.choice(("../beside/secret.txt", str(spoilt.place.beside /
-            "secret.txt"), "/dev/zero", "/etc/hostname", "../victim/mine.txt",
-            "sub/../../beside/secret.txt",))  # fmt: skip
-    spoilt.note(location)
-    spoilt.write("model.onnx", model.SerializeToString())
-
-
-@mutation("graph")
-def odd_data(spoilt: Spoilt, rng: random.Random) -> None:
-    from tests.fuzz.mutations import spoil_locations
-
-    model = _graph(spoilt)
-    spoil_locations(model, rng)
-    spoilt.write("model.onnx", model.SerializeToString())
-
-
-@mutation("graph")
-def mutated_graph(spoilt: Spoilt, rng: random.Random) -> None:
-    """In one of the ways of the fuzz of ONNX files."""
-    from tests.fuzz.mutations import MUTATIONS
-
-    model = _graph(spoilt)
-    for name in rng.choices(sorted(MUTATIONS), k=rng.choice((1, 2))):
-        spoilt.note(name)
-        MUTATIONS[name](model, rng)
-    spoilt.write("model.onnx", model.SerializeToString())
+    decoder = {**model.get("decoder", {}), "session_options": options}
+    decoder["filename"] = rng.choice((_FILE, "../beside/x.onnx"))
+    other = {rng.choice(("vision", "x")): {"filename": "../x"}}
+    result = {**result, "model": {**model, "decoder": decoder, **other}}
+    spoilt.put_json("genai_config.json", result)
 
 
 @mutation("graph")
 def bytes_of_graph(spoilt: Spoilt, rng: random.Random) -> None:
-    from tests.fuzz.mutations import spoil_bytes
-
-    spoilt.write("model.onnx", spoil_bytes(read(spoilt.folder / "model.onnx"), rng))
+    spoilt.write(_FILE, spoil_bytes(read(spoilt.folder / _FILE), rng))
 
 
-@mutation("graph")
-def huge_weight(spoilt: Spoilt, rng: random.Random) -> None:
-    model = _graph(spoilt)
-    tensor = rng.choice([tensor for tensor in model.graph.initializer if tensor.external_data])
-    del tensor.dims[:]
-    tensor.dims.extend(
-        rng.choice(([2**40, 2**20], [10**9], [-1, 4], [0], [2**62, 2**62], [1 << 33]))
-    )
-    sparse = rng.random() < 0.5
+def _graph(change: Callable[[Spoilt, onnx.ModelProto, random.Random], None]) -> None:
+    """Registers a change of the model that a file holds."""
+
+    @mutation("graph", hostile=change is _data_elsewhere)
+    def changed(spoilt: Spoilt, rng: random.Random) -> None:
+        try:
+            model = onnx.load(spoilt.folder / _FILE, load_external_data=False)
+        except DecodeError as error:
+            raise FileNotFoundError from error
+        spoilt.note(change.__name__)
+        change(spoilt, model, rng)
+        spoilt.write(_FILE, model.SerializeToString())
+
+
+def _outside(model: onnx.ModelProto, rng: random.Random) -> onnx.TensorProto:
+    return rng.choice([tensor for tensor in model.graph.initializer if tensor.external_data])
+
+
+def _data_elsewhere(spoilt: Spoilt, model: onnx.ModelProto, rng: random.Random) -> None:
+    location = rng.choice((*ELSEWHERE, str(spoilt.place.beside / "secret.txt"),
+    "sub/../../beside/secret.txt"))  # fmt: skip
+    spoilt.note(location)
+    for item in _outside(model, rng).external_data:
+        item.value = location if item.key == "location" else item.value
+
+
+def _odd_data(spoilt: Spoilt, model: onnx.ModelProto, rng: random.Random) -> None:
+    spoil_locations(model, rng)
+
+
+def _mutated(spoilt: Spoilt, model: onnx.ModelProto, rng: random.Random) -> None:
+    """In one of the ways of the fuzz of ONNX files."""
+    for name in rng.choices(sorted(MUTATIONS), k=rng.choice((1, 2))):
+        spoilt.note(name)
+        MUTATIONS[name](model, rng)
+
+
+def _huge_weight(spoilt: Spoilt, model: onnx.ModelProto, rng: random.Random) -> None:
+    tensor, sparse = _outside(model, rng), rng.random() < 0.5
+    tensor.dims[:] = rng.choice(_SIZES)
     spoilt.note(f"{list(tensor.dims)} {sparse}")
     if sparse:
-        for entry in tensor.external_data:
-            if entry.key == "length":
-                entry.value = str(1 << 40)
+        for item in tensor.external_data:
+            item.value = str(1 << 40) if item.key == "length" else item.value
         os.truncate(spoilt.folder / "model.onnx.data", 1 << 41)
-    spoilt.write("model.onnx", model.SerializeToString())
 
 
-@mutation("graph")
-def active_metadata(spoilt: Spoilt, rng: random.Random) -> None:
-    model = _graph(spoilt)
-    entry = model.metadata_props.add()
-    entry.key = rng.choice(("depthcut.plan", "depthcut", "x")) + rng.choice(
-        ("", "\x1b[2J", "\n::error::x")
-    )
-    entry.value = rng.choice(("[" * 100_000, "{}", json.dumps([{"layer": 10**30, "kind":
+def _active_metadata(spoilt: Spoilt, model: onnx.ModelProto, rng: random.Random) -> None:
+    marks = [mark for mark in ACTIVE if mark not in ("\0", "\ud800")]
+    key = rng.choice(("depthcut.plan", "depthcut", "x")) + rng.choice(("", *marks))
+    value = rng.choice(("[" * 100_000, "{}", json.dumps([{"layer": 10**30, "kind":
     "x\x1b[2J"}]), "\n::error::x", json.dumps({"a": "../x"}), "null",))  # fmt: skip
+    model.metadata_props.add(key=key, value=value)
     for node in rng.sample(list(model.graph.node), 3):
-        node.name += rng.choice(("\n::error::x", "\x1b]0;x\x07", "\u202e", "##[error]"))
+        node.name += rng.choice(marks)
     model.producer_name = "x\x1b[2J"
     model.graph.doc_string = "\n::error::"
-    spoilt.write("model.onnx", model.SerializeToString())
 
 
-@mutation("graph")
-def context_node(spoilt: Spoilt, rng: random.Random) -> None:
+def _noted_plan(spoilt: Spoilt, model: onnx.ModelProto, rng: random.Random) -> None:
+    result = [{"layer": 1, "kind": "attention", "replacement": "none"}]
+    value = json.dumps(odd_values(result, rng, spoilt.note))
+    model.metadata_props.add(key="depthcut.plan", value=value)
+
+
+def _context_node(spoilt: Spoilt, model: onnx.ModelProto, rng: random.Random) -> None:
     """Nodes that make a runtime open files."""
-    import onnx
-
-    model = _graph(spoilt)
-    node = onnx.NodeProto(op_type="EPContext", domain="com.microsoft", name="c", output=["c"])
-    for key, value in {
-        "ep_cache_context": "../beside/secret.txt",
-        "source": rng.choice(("TensorrtExecutionProvider", "QNN", "x")),
-    }.items():
-        node.attribute.add(name=key, type=onnx.AttributeProto.STRING, s=value.encode())
+    kind = rng.choice(("TensorrtExecutionProvider", "QNN", "x"))
+    texts = {"ep_cache_context": "../beside/secret.txt", "source": kind}
+    node = model.graph.node.add(op_type="EPContext", domain="com.microsoft", name="c", output=["c"])
+    for key, text in texts.items():
+        node.attribute.add(name=key, type=onnx.AttributeProto.STRING, s=text.encode())
     node.attribute.add(name="embed_mode", type=onnx.AttributeProto.INT, i=0)
-    model.graph.node.append(node)
     if rng.random() < 0.5:
         model.opset_import.add(domain="com.microsoft", version=1)
-    spoilt.write("model.onnx", model.SerializeToString())
 
 
-def _graph(spoilt: Spoilt) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return onnx.load(spoilt.folder / "model.onnx", load_external_data=False)
-    except DecodeError as error:
-        raise FileNotFoundError from error
+for _change in (_data_elsewhere, _odd_data, _mutated, _huge_weight, _active_metadata, _noted_plan,
+                _context_node):  # fmt: skip
+    _graph(_change)

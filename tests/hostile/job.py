@@ -1,104 +1,139 @@
-"""Does tries one after the other, in a process that has everything imported and only one thread."""
+"""Does tries one after the other, in a process that has everything imported and only one thread.
+
+In each try a place is made and spoilt, a command is run in a fork that is watched, and judged.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import dataclasses
-import gc
-import importlib
 import importlib.util
 import json
+import os
+import random
+import resource
+import shlex
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.attempt import Ended, prepare, run
-from tests.hostile.bases import in_a_child, write_template
-from tests.hostile.commands import COMMANDS, Command
-from tests.hostile.judge import faults, outside, results, without_races
-from tests.hostile.mutations import KINDS
-from tests.hostile.place import Place, clear
-from tests.hostile.watch import Rules
+from tests import forked
+from tests.hostile.bases import write_template
+from tests.hostile.commands import COMMANDS, Command, chosen
+from tests.hostile.judge import Ended, faults, outside, without_races
+from tests.hostile.mutations import KINDS, Mutation, Spoilt
+from tests.hostile.place import Place, clear, entries
+from tests.hostile.watch import Rules, Watch
 
+LONGEST_S = 60.0
+MEMORY = 2 << 30
+_FILE_BYTES = 1 << 30
+_CAP_DAC = 0b110  # a user without them can't read what nobody may read
 _WAIT_S = 120
 
 
-_LIBRARIES = (
-    "scipy.stats", "rich.progress", "jinja2", "tokenizers", "yaml", "safetensors.torch", "torch",
-    "transformers", "transformers.generation", "transformers.models.auto.modeling_auto",
-    "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
-    "onnxscript", "torch.onnx._internal.exporter._core",
-)  # fmt: skip
-_NOT_IMPORTED = (".__main__", ".worker", "pytest_plugin", "entry_points")
+def prepare(
+    seed: int, place: Place, template: Path, commands: Sequence[Command], *, sound: bool = False
+) -> tuple[Command, str, Spoilt]:
+    """Makes a place, and spoils it as a seed says; ``sound``: leaves it as it is."""
+    rng = random.Random(seed)
+    command, line = chosen(rng, commands)
+    place.make(template)
+    if rng.random() < 0.5:  # earlier results stand where new ones go
+        for entry in (place.work / "earlier").glob("*.json"):
+            shutil.copy(entry, place.out)
+        if command.name in ("export", "compare", "sweep"):
+            shutil.copytree(place.work / "earlier" / "res", place.out / "res")
+        shutil.copytree(place.work / "earlier" / "graph", place.out, dirs_exist_ok=True)
+    spoilt = Spoilt(place, place.work / command.folder, command)
+    mutations: list[Mutation] = []
+    for kind in rng.choices(command.kinds, k=0 if sound else rng.choice((1, 1, 1, 2, 3))):
+        mutation = rng.choice(KINDS[kind])
+        try:
+            mutation.apply(spoilt, rng)
+        except Exception:
+            if not mutations:  # else it finds what the one before has spoilt
+                raise
+        else:
+            mutations.append(mutation)
+    spoilt.done = mutations
+    return command, line, spoilt
 
 
-def warm_up() -> None:
-    """Imports what commands need, the way that they do, and runs nothing."""
-    import exporter
-    from exporter.optional import require
+def run(
+    place: Place, task: Callable[[], int], rules: Rules, meanwhile: Callable[[], None] | None = None
+) -> Ended:
+    """Runs a task in a fork, watched, in a place's working directory."""
 
-    require("onnxruntime", extra="cpu")
-    for name in _LIBRARIES:
-        importlib.import_module(name)
-    root = Path(exporter.__path__[0])
-    for path in sorted(root.rglob("*.py")):
-        name = ".".join(path.relative_to(root.parent).with_suffix("").parts)
-        if not name.endswith(_NOT_IMPORTED):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name.removesuffix(".__init__"))
+    def watched() -> int:
+        file = os.open(place.root / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        _limit()
+        Watch(rules, lambda line: os.write(file, f"{line}\n".encode(errors="replace"))).begin()
+        return task()
+
+    begin, streams = time.monotonic(), (place.root / "out", place.root / "err")
+    pid = forked.start(watched, place.work, streams, place.environment())
+    hung = not forked.ends(pid, LONGEST_S, meanwhile)
+    if hung:
+        os.killpg(pid, signal.SIGKILL)
+    code, seconds = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic() - begin
+    said = [path.read_bytes().decode("utf-8", errors="surrogateescape") for path in
+    (*streams, place.root / "told")]  # fmt: skip
+    return Ended(code, seconds, said[0], said[1], said[2].splitlines(), hung, pid)
+
+
+def _limit() -> None:
+    """So much memory and no more, no huge files, and no leave to read what nobody may read."""
+    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc: Any = ctypes.CDLL(None)
+    if os.geteuid() == 0 and libc.capget(header, sets) == 0:
+        for place in range(3):
+            sets[place] &= ~_CAP_DAC
+        libc.capset(header, sets)
 
 
 def attempt(
     seed: int, place: Place, template: Path, commands: Sequence[Command], *, sound: bool = False
 ) -> dict[str, Any]:
     """One try, and all about it."""
-    command, arguments, spoilt = prepare(seed, place, template, commands, sound=sound)
-    before, earlier = outside(spoilt), results(place)
-    own_code = "--trust-remote-code" in arguments
+    command, line, spoilt = prepare(seed, place, template, commands, sound=sound)
+    before, earlier = outside(spoilt), entries(place.out)
+    own_code = "--trust-remote-code" in line
     rules = Rules(place, spoilt.folder, own_code=own_code)
-    ended = run(place, lambda: _called(arguments), rules, spoilt.meanwhile)
+    ended = run(place, lambda: forked.depthcut(line), rules, spoilt.meanwhile)
     texts = list(faults(ended, command, spoilt, before, earlier, own_code=own_code))
     kinds = [mutation.kind for mutation in spoilt.done]
+    said = (ended.out[-1500:] + ended.err[-2500:]).encode("utf-8", "backslashreplace").decode()
     return {
-        "seed": seed, "arguments": arguments, "code": ended.code, "folder": command.folder,
-        "seconds": round(ended.seconds, 2), "pid": ended.pid,
-        "kinds": kinds,
-        "mutations": [mutation.name for mutation in spoilt.done],
-        "notes": spoilt.notes[:12], "faults": without_races(texts, kinds, ended.code),
-        "said": _said(ended),
+        "seed": seed, "arguments": shlex.split(line), "code": ended.code, "folder": command.folder,
+        "seconds": round(ended.seconds, 2), "pid": ended.pid, "kinds": kinds,
+        "mutations": [mutation.name for mutation in spoilt.done], "notes": spoilt.notes[:12],
+        "faults": without_races(texts, kinds, ended.code), "said": said,
     }  # fmt: skip
-
-
-def _called(arguments: Sequence[str]) -> int:
-    from exporter.cli import run
-
-    sys.argv = ["depthcut", *arguments]
-    return run(list(arguments))
-
-
-def _said(ended: Ended) -> str:
-    return (ended.out[-1500:] + ended.err[-2500:]).encode("utf-8", "backslashreplace").decode()
 
 
 def main() -> int:
     """Does the tries that the caller names, and writes a line of JSON for each."""
-    sys.dont_write_bytecode = True
     content = json.loads(sys.argv[1])
     template, place = Path(content["template"]), Place(Path(content["place"]))
     place.root.mkdir(parents=True, exist_ok=True)
-    warm_up()
+    forked.warm_up()
     _have_template(template, make=content["make"])
     commands = _commands(content["only"], content["kinds"])
-    gc.collect()
-    gc.freeze()
-    with Path(content["told"]).open("w") as file:
-        for seed in content["seeds"]:
+    with Path(content["told"]).open("w", buffering=1) as file:
+        for seed in range(*content["seeds"]):
             line = attempt(seed, place, template, commands, sound=content["sound"])
             file.write(json.dumps(line) + "\n")
-            file.flush()
     clear(place.root)
     return 0
 
@@ -111,19 +146,23 @@ def _commands(only: str | None, kinds: str | None) -> list[Command]:
     if unknown:
         raise SystemExit(f"not known: {sorted(unknown)}; kinds are {', '.join(sorted(KINDS))}")
     is_new = int(version("transformers").partition(".")[0]) >= 5  # older ones can't --stream
-    changeds = [
+    narrowed = [
         dataclasses.replace(command, kinds=[kind for kind in command.kinds if kind in wanted])
         for command in COMMANDS
         if command.name in names and importlib.util.find_spec(command.needs)
-        if is_new or "--stream" not in command.arguments
+        if is_new or "--stream" not in command.line
     ]
-    return [command for command in changeds if command.kinds]
+    return [command for command in narrowed if command.kinds]
 
 
 def _have_template(template: Path, *, make: bool) -> None:
-    done = template.with_name("template-done")
+    """Has one job make it, in a fork, so that its process stays one of one thread."""
+    done, log = template.with_name("template-done"), template.with_name("template-log")
     if make:
-        in_a_child(lambda: write_template(template))
+        template.mkdir()
+        pid = forked.start(write_template, template, (log, log), os.environ.copy())
+        if os.waitpid(pid, 0)[1]:
+            raise RuntimeError(f"the sound models could not be made: {log.read_text()}")
         done.touch()
     end = time.monotonic() + _WAIT_S
     while not done.exists():

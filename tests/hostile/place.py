@@ -4,13 +4,13 @@
 # ruff: noqa: PTH101, PTH114, PTH115, PTH123
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +18,24 @@ CANARY = "canary-7d1f0c"
 """What every secret holds: it may appear nowhere else."""
 PWNED = "pwned"
 """The file that code of a model's makes when it runs."""
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 FOREIGN = {".env.prod.old": "TOKEN=mine", ".draft.v2.part": "half a thought", "notes.txt": "mine",
 "letters/letter.txt": "mine too"}  # fmt: skip
 """What the user has in the folder of the results."""
 
 
-@dataclass(frozen=True)
 class Place:
-    """The folders of a try."""
+    """The folders of a try.
 
-    root: Path
+    The command is called in ``work``; its results go to ``out``, where files of the user's are.
+    Its business is neither ``beside``, with secrets and a model that runs code when it is loaded,
+    nor ``home``, with a token and a key, nor ``victim``, a folder of the user's.
+    """
 
-    @property
-    def work(self) -> Path:
-        """Where the command is called."""
-        return self.root / "work"
-
-    @property
-    def out(self) -> Path:
-        """Where its results go, with files of the user's."""
-        return self.work / "out"
-
-    @property
-    def beside(self) -> Path:
-        """Not the command's business: secrets, and a model that runs code when it is loaded."""
-        return self.root / "beside"
-
-    @property
-    def home(self) -> Path:
-        """The user's home, with a token for the hub and a key."""
-        return self.root / "home"
-
-    @property
-    def temporary(self) -> Path:
-        """For temporary files; empty before and after."""
-        return self.root / "tmp"
-
-    @property
-    def victim(self) -> Path:
-        """The user's folder in the working directory, of no business to the command either."""
-        return self.work / "victim"
+    def __init__(self, root: Path) -> None:
+        self.root, self.work, self.temporary = root, root / "work", root / "tmp"
+        self.beside, self.home = root / "beside", root / "home"
+        self.out, self.victim = self.work / "out", self.work / "victim"
 
     def environment(self) -> dict[str, str]:
         """The environment that the command gets."""
@@ -71,19 +47,23 @@ class Place:
     def make(self, template: Path) -> None:
         """Makes everything anew; ``template`` becomes the working directory."""
         clear(self.root)
-        for folder in (self.home / ".ssh", self.temporary, self.root / "cache", self.beside):
+        for folder in (self.temporary, self.root / "cache", self.beside):
             folder.mkdir(parents=True)
         shutil.copytree(template, self.work, symlinks=True)
-        _write(self.home / ".ssh" / "id_rsa", CANARY)
-        _write(self.home / ".cache" / "huggingface" / "token", f"hf_{CANARY}")
-        _write(self.beside / "secret.txt", CANARY)
-        _write(self.beside / "secret.json", json.dumps({"secret": CANARY}))
-        _write(self.victim / "mine.txt", CANARY)
-        _write(self.victim / "deeper" / "mine.json", json.dumps([CANARY]))
         shutil.copytree(self.work / "llama", self.beside / "evil")
-        _write(self.beside / "evil" / "payload.py", payload(self))
-        for name, text in FOREIGN.items():
-            _write(self.out / name, text)
+        files = {
+            self.home / ".ssh" / "id_rsa": CANARY,
+            self.home / ".cache" / "huggingface" / "token": f"hf_{CANARY}",
+            self.beside / "secret.txt": CANARY,
+            self.beside / "secret.json": json.dumps({"secret": CANARY}),
+            self.beside / "evil" / "payload.py": payload(self),
+            self.victim / "mine.txt": CANARY,
+            self.victim / "deeper" / "mine.json": json.dumps([CANARY]),
+            **{self.out / name: text for name, text in FOREIGN.items()},
+        }
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
 
 def payload(place: Place) -> str:
@@ -108,50 +88,37 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+State = tuple[Any, ...]
 
 
-Told = tuple[Any, ...]
-
-
-def entries(folder: Path, leave_out: Callable[[str], bool] = lambda _: False) -> dict[str, Told]:
+def entries(folder: Path, leave_out: Callable[[str], bool] = lambda _: False) -> dict[str, State]:
     """All that is below a folder, and what tells whether it was changed."""
-    entries: dict[str, Told] = {}
+    states: dict[str, State] = {}
     for path, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            full = f"{path}/{name}"
-            relative = os.path.relpath(full, folder)
+            relative = os.path.relpath(f"{path}/{name}", folder)
             if not leave_out(relative):
-                entries[relative] = _told(full)
-        folders[:] = [
-            name for name in folders if not leave_out(os.path.relpath(f"{path}/{name}", folder))
-        ]
-    return entries
+                states[relative] = _state(f"{path}/{name}")
+            elif name in folders:
+                folders.remove(name)
+    return states
 
 
-def _told(path: str) -> Told:
+def _state(path: str) -> State:
     result = os.lstat(path)
     kind, mode = stat.S_IFMT(result.st_mode), stat.S_IMODE(result.st_mode)
     if stat.S_ISLNK(result.st_mode):
         return (kind, os.readlink(path))
     if not stat.S_ISREG(result.st_mode):
         return (kind, mode)
-    few = result.st_size < 1 << 22
-    content = hashlib.sha256(_content(path)).hexdigest() if few else result.st_mtime_ns
+    content: Any = result.st_mtime_ns
+    if result.st_size < 1 << 22:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            content = hashlib.sha256(file.read()).hexdigest()
     return (kind, mode, result.st_size, content)
 
 
-def _content(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def differences(before: Mapping[str, Told], after: Mapping[str, Told]) -> list[str]:
+def differences(before: Mapping[str, State], after: Mapping[str, State]) -> list[str]:
     """What was made, changed or removed, in words."""
     return [
         f"{'made' if name not in before else 'changed' if name in after else 'removed'}: {name}"

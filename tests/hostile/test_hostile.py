@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import attempt, judge
-from tests.hostile.commands import COMMANDS, Command
-from tests.hostile.place import CANARY, FOREIGN, PWNED, Place
-from tests.hostile.spoilt import Mutation, Spoilt
-from tests.hostile.watch import Rules
+from tests.hostile import job, judge, system_calls
+from tests.hostile.commands import COMMANDS
+from tests.hostile.mutations import KINDS, Mutation, Spoilt
+from tests.hostile.place import CANARY, FOREIGN, PWNED, Place, entries
+from tests.hostile.watch import REPOSITORY, Rules
 
-REPOSITORY = Path(__file__).parents[2]
 QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,report,check"
 
 
@@ -32,18 +31,15 @@ QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,repo
     ],
 )
 def test_nothing_comes_of_hostile_folders(tmp_path: Path, tries: int, commands: str) -> None:
-    process = _campaign(tmp_path, "--tries", str(tries), "--seed", "1", "--only", commands)
+    call = [sys.executable, "-m", "tests.hostile", "--keep", str(tmp_path), "--seed", "1"]
+    call += ["--tries", str(tries), "--only", commands]
+    process = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
     lines = [json.loads(line) for line in (tmp_path / "tries.jsonl").read_text().splitlines()]
     assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
     assert len(lines) == tries
     assert sum(line["code"] == judge.REFUSED for line in lines) > tries / 5
     assert any(line["code"] == 0 for line in lines)
     assert len({kind for line in lines for kind in line["kinds"]}) >= 10
-
-
-def _campaign(keep: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, "-m", "tests.hostile", "--keep", str(keep), *options]
-    return subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
 
 
 @pytest.fixture
@@ -57,16 +53,16 @@ def place(tmp_path: Path) -> Place:
     return made
 
 
-def _found(
+def _faults(
     place: Place, task: Callable[[], int], *, own_code: bool = False, hostile: bool = False
 ) -> set[str]:
-    """The classes of what is found wrong with a task in the place of a command."""
+    """The classes of what is wrong with a task in the place of a command."""
     command = next(command for command in COMMANDS if command.folder == "reports")
     done = [Mutation("x", "records", lambda *_: None, hostile)] if hostile else []
     spoilt = Spoilt(place, place.work / command.folder, command, done)
-    before, earlier = judge.outside(spoilt), judge.results(place)
-    ended = attempt.run(place, task, Rules(place, spoilt.folder, own_code=own_code))
-    faults = list(judge.faults(ended, command, spoilt, before, earlier))
+    before, earlier = judge.outside(spoilt), entries(place.out)
+    ended = job.run(place, task, Rules(place, spoilt.folder, own_code=own_code))
+    faults = judge.faults(ended, command, spoilt, before, earlier)
     return {fault.partition(":")[0] for fault in faults}
 
 
@@ -116,67 +112,74 @@ def _connect() -> None:
         made.connect(("127.0.0.1", 9))
 
 
-WRONG: dict[str, tuple[str, Callable[[], int]]] = {
-    "reads a secret": ("outside", _do(lambda: Path("../beside/secret.txt").read_bytes())),
-    "reads the environment": ("outside", _do(lambda: Path("/proc/self/environ").read_bytes())),
-    "reads by a link": ("outside", _do(_link_and_read)),
-    "reads the user's key": (
-        "outside",
+def _much() -> int:
+    try:
+        return len(bytearray(3 << 30)) * 0
+    except MemoryError:
+        print("depthcut: Out of memory.", file=sys.stderr)
+        return 1
+
+
+WRONG: dict[str, list[Callable[[], int]]] = {
+    "outside": [
+        _do(lambda: Path("../beside/secret.txt").read_bytes()),
+        _do(lambda: Path("/proc/self/environ").read_bytes()),
+        _do(_link_and_read),
         _do(lambda: Path.home().joinpath(".ssh/id_rsa").read_text()),
-    ),
-    "writes beside": ("outside", _do(lambda: Path("victim/new").resolve().write_text("x"))),
-    "writes into the model": ("outside", _do(lambda: Path("reports/new").write_text("x"))),
-    "removes": ("outside", _do(lambda: Path("victim/mine.txt").unlink())),
-    "renames": ("outside", _do(lambda: Path("victim/mine.txt").rename("victim/b"))),
-    "takes away": ("outside", _do(lambda: Path("victim/mine.txt").rename("out/b"))),
-    "changes rights": ("outside", _do(lambda: Path("victim/mine.txt").chmod(0o777))),
-    "empties the user's file": ("outside", _do(lambda: Path("out/notes.txt").write_text(""))),
-    "tells a secret": ("outside", _print(CANARY)),
-    "writes a secret": ("outside", _do(lambda: Path("out/x").write_text(os.environ["SECRET"]))),
-    "asks for a name": ("request", _do(lambda: socket.getaddrinfo("localhost", 80))),
-    "connects": ("request", _do(_connect)),
-    "starts a program": ("program", _do(lambda: subprocess.run(["/bin/true"]))),
-    "starts a shell": ("program", _do(lambda: os.system("true"))),
-    "runs the model's code": ("code", _do(_exec_models_code)),
-    "leaves a temporary file": ("left", _do(lambda: Path(tempfile.mkdtemp()))),
-    "fails, and leaves a result": ("left", lambda: [Path("out/x").write_text("x"), _refuse()][1]),
-    "says nothing": ("lines", lambda: 1),
-    "says it twice": ("lines", lambda: [_refuse(), _refuse()][1]),
-    "prints a sequence": ("printed", _print("\x1b[2J")),
-    "prints a command": ("printed", _print("::error::x")),
-    "writes a sequence": ("written", _do(lambda: Path("out/x.xml").write_text("\x1b[2J"))),
-    "writes a command": ("written", _do(lambda: Path("out/x.md").write_text("a\n::error::x"))),
-    "prints a traceback": ("traceback", lambda: 1 // 0),
-    "did not expect it": ("unexpected", _print("depthcut: Unexpected KeyError: 1", 1)),
-    "dies": ("end", lambda: os.kill(os.getpid(), 9) or 0),
+        _do(lambda: Path("victim/new").resolve().write_text("x")),
+        _do(lambda: Path("reports/new").write_text("x")),
+        _do(lambda: Path("victim/mine.txt").unlink()),
+        _do(lambda: Path("victim/mine.txt").rename("victim/b")),
+        _do(lambda: Path("victim/mine.txt").rename("out/b")),
+        _do(lambda: Path("victim/mine.txt").chmod(0o777)),
+        _do(lambda: Path("out/notes.txt").write_text("")),
+        _print(CANARY),
+        _do(lambda: Path("out/x").write_text(os.environ["SECRET"])),
+    ],
+    "request": [_do(lambda: socket.getaddrinfo("localhost", 80)), _do(_connect)],
+    "program": [_do(lambda: subprocess.run(["/bin/true"])), _do(lambda: os.system("true"))],
+    "code": [_do(_exec_models_code), _do(lambda: Path(f"../beside/{PWNED}").touch())],
+    "left": [
+        _do(lambda: Path(tempfile.mkdtemp())),
+        lambda: [Path("out/x").write_text("x"), _refuse()][1],
+    ],
+    "lines": [lambda: 1, lambda: [_refuse(), _refuse()][1]],
+    "printed": [_print("\x1b[2J"), _print("::error::x"), _print("##[error]x")],
+    "written": [
+        _do(lambda: Path("out/x.xml").write_text("\x1b[2J")),
+        _do(lambda: Path("out/x.md").write_text("a\n::error::x")),
+    ],
+    "traceback": [lambda: 1 // 0],
+    "unexpected": [_print("depthcut: Unexpected KeyError: 1", 1)],
+    "end": [lambda: os.kill(os.getpid(), 9) or 0],
+    "memory": [_much],
+    "hang": [lambda: time.sleep(60) or 0],
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_found(place: Place, what: str) -> None:
-    kind, task = WRONG[what]
-    assert kind in _found(place, task)
-
-
-def test_code_that_ran_is_found(place: Place) -> None:
-    (place.beside / PWNED).touch()
-    assert "code" in _found(place, _refuse)
+@pytest.mark.parametrize(("kind", "task"), [(kind, task) for kind in WRONG for task in WRONG[kind]])
+def test_what_is_wrong_is_seen(
+    kind: str, task: Callable[[], int], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "hang":
+        monkeypatch.setattr(job, "LONGEST_S", 0.5)
+    assert kind in _faults(place, task)
 
 
 @pytest.mark.parametrize("task", [_refuse, _write_result])
 def test_what_is_right_is_not_found_wrong(place: Place, task: Callable[[], int]) -> None:
-    assert _found(place, task, hostile=True) == set()
+    assert _faults(place, task, hostile=True) == set()
     assert (place.out / "notes.txt").read_text() == FOREIGN["notes.txt"]
 
 
 def test_hostile_input_must_be_refused_as_such(place: Place) -> None:
     fails = _print("depthcut: it failed.", 1)
-    assert "not refused" in _found(place, fails, hostile=True)
-    assert _found(place, fails) == set()
+    assert "not refused" in _faults(place, fails, hostile=True)
+    assert _faults(place, fails) == set()
 
 
 def test_code_that_may_run_is_not_found_wrong(place: Place) -> None:
-    assert "code" not in _found(place, _do(_exec_models_code), own_code=True)
+    assert "code" not in _faults(place, _do(_exec_models_code), own_code=True)
 
 
 def test_a_link_that_came_in_between_is_refused_at_most() -> None:
@@ -186,27 +189,61 @@ def test_a_link_that_came_in_between_is_refused_at_most() -> None:
     assert judge.without_races(result, ["links"], judge.REFUSED) == result
 
 
-def test_what_runs_on_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "LONGEST_S", 0.5)
-    assert "hang" in _found(place, lambda: time.sleep(60) or 0)
+def test_every_command_and_kind_is_among_them() -> None:
+    assert {command.name for command in COMMANDS} == {*QUICK.split(","), "export", "compare",
+    "depths", "sweep", "evaluate"}  # fmt: skip
+    assert {kind for command in COMMANDS for kind in command.kinds} == set(KINDS)
+    assert min(map(len, KINDS.values())) > 0
 
 
-def test_memory_is_bounded(place: Place) -> None:
-    def much() -> int:
-        try:
-            return len(bytearray(3 << 30)) * 0
-        except MemoryError:
-            print("depthcut: Out of memory.", file=sys.stderr)
-            return 1
+ROOT = "/tmp/place"
+HERE = f"AT_FDCWD<{ROOT}/work>"
+HARMLESS = [
+    f'openat({HERE}, "llama/config.json", O_RDONLY|O_CLOEXEC) = 5<{ROOT}/work/llama/config.json>',
+    f'openat({HERE}, "out/x", O_WRONLY|O_CREAT|O_TRUNC, 0666) = 5<{ROOT}/work/out/x>',
+    'openat(AT_FDCWD</>, "/usr/lib/libm.so.6", O_RDONLY|O_CLOEXEC) = 3</usr/lib/libm.so.6>',
+    'open("/proc/self/environ", O_RDONLY) = 4</proc/7/environ>',
+    'rename("out/a", "out/b") = 0',
+    f'unlinkat(3<{ROOT}/work/out>, "a", 0) = 0',
+    'symlink("/etc/shadow", "out/b") = 0',
+    'connect(3<UNIX-STREAM:[1]>, {sa_family=AF_UNIX, sun_path="/run/socket"}, 110) = -1 ENOENT',
+    f'unlinkat({HERE}, "victim/mine.txt", 0) = -1 ENOENT (No such file or directory)',
+]
+HARMFUL = [
+    f'openat({HERE}, "llama/config.json", O_RDONLY|O_CLOEXEC) = 5<{ROOT}/beside/secret.json>',
+    f'openat({HERE}, "../beside/nothing", O_RDONLY) = -1 ENOENT (No such file or directory)',
+    f'openat({HERE}, "llama/x", O_WRONLY|O_CREAT, 0666) = 5<{ROOT}/work/llama/x>',
+    'open("/etc/hostname", O_RDONLY) = 5</etc/hostname>',
+    f'openat({HERE}, "llama/x.jinja", O_RDONLY) = 5</proc/7/environ>',
+    'rename("victim/mine.txt", "out/b") = 0',
+    'rename("out/a", "victim/mine.txt") = 0',
+    f'unlinkat(3<{ROOT}/work/victim>, "mine.txt", 0) = 0',
+    'symlink("x", "victim/b") = 0',
+    'mkdir("/root/.cache/x", 0700) = 0',
+    'execve("/bin/sh", ["sh", "-c", "x"], 0x7ffd /* 9 vars */) = 0',
+    'connect(3<socket:[1]>, {sa_family=AF_INET, sin_port=htons(53)}, 16) = 0',
+    'connect(3<socket:[1]>, {sa_family=AF_INET6, sin6_port=htons(443)}, 28) = -1 ENETUNREACH',
+]  # fmt: skip
 
-    assert "memory" in _found(place, much)
+
+@pytest.mark.parametrize(
+    ("count", "line"), [*((0, line) for line in HARMLESS), *((1, line) for line in HARMFUL)]
+)
+def test_a_system_call_is_harmless_or_not(count: int, line: str) -> None:
+    place = Place(Path(ROOT))
+    rules = Rules(place, place.work / "llama", own_code=False)
+    assert len(list(system_calls.faults([line], rules))) == count
 
 
-def test_every_command_is_among_them() -> None:
-    names = {command.name for command in COMMANDS}
-    assert names >= {"score", "export", "plan", "inspect", "prune", "heal", "checkpoint",
-    "quantize"}  # fmt: skip
-    kinds = {kind for command in COMMANDS for kind in command.kinds}
-    assert kinds >= {"template", "tokenizer", "media", "media settings", "task files", "history"}
-    assert names >= {"compare", "package", "report", "generate", "sweep", "check"}
-    assert all(isinstance(command, Command) and command.kinds for command in COMMANDS)
+def test_calls_go_to_the_try_that_runs(tmp_path: Path) -> None:
+    """The job has 5; the second try uses the number 8 of the first one's helper again."""
+    log = tmp_path / "log"
+    log.write_text(
+        '5 chmod("/x", 0700) = 0\n7 open("/a", O_RDONLY <unfinished ...>\n8 mkdir("/b", 0700) = 0\n'
+        '7 <... open resumed>) = 3</a>\n5 chmod("/x", 0) = 0\n6 mkdir("/c", 0700) = 0\n'
+        '8 rmdir("/c") = 0\n'
+    )
+    assert system_calls.by_try(log, [7, 6]) == [
+        ['mkdir("/b", 0700) = 0', 'open("/a", O_RDONLY) = 3</a>'],
+        ['mkdir("/c", 0700) = 0', 'rmdir("/c") = 0'],
+    ]

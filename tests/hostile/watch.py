@@ -4,6 +4,7 @@
 # ruff: noqa: PTH114, PTH115, PTH117, PTH118, PTH119, PTH100
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -20,8 +21,10 @@ _LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev",
 _NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr",
             "socket.sendto", "socket.sendmsg", "socket.bind", "urllib.Request")  # fmt: skip
 _PROGRAMS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork", "os.forkpty")
-_ONE_PATH = ("os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.truncate", "os.utime",
-             "shutil.rmtree", "os.mkfifo", "os.mknod")  # fmt: skip
+_ONE_PATH = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2, "os.chown": 3,
+             "os.truncate": 0, "os.utime": 3, "shutil.rmtree": 1, "os.mkfifo": 0,
+             "os.mknod": 0}  # fmt: skip
+"""Changes of one name, and which argument is the folder's handle, if any."""
 _ASKED = ("uname", "lscpu", "ldconfig", "nvidia-smi", "gcc", "cc", "c++", "g++")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -97,18 +100,17 @@ class Watch:
                 raise ConnectionError("the network is off")
         elif not self._inside:
             self._inside = True
-            try:
+            with contextlib.suppress(TypeError, ValueError, OSError):
                 self._look(event, arguments)
-            except (TypeError, ValueError, OSError):
-                pass
-            finally:
-                self._inside = False
+            self._inside = False
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             self._opened(*arguments)
         elif event in _ONE_PATH:
-            self._written(event, arguments[0], _folder_handle(event, arguments))
+            place = _ONE_PATH[event]
+            handle = arguments[place] if place and place < len(arguments) else -1
+            self._written(event, arguments[0], handle)
         elif event in ("os.rename", "os.link", "os.symlink"):
             handles = arguments[2:] if event != "os.symlink" else (-1, arguments[2])
             self._written(event, arguments[1], handles[1])
@@ -155,9 +157,3 @@ class Watch:
             return  # nothing to remove, or to make
         if not self._rules.may_write(real):
             self._tell(f"outside: {event} {real}")
-
-
-def _folder_handle(event: str, arguments: tuple[Any, ...]) -> Any:
-    place = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2, "shutil.rmtree": 1,
-             "os.chown": 3, "os.utime": 3}.get(event)  # fmt: skip
-    return arguments[place] if place is not None and place < len(arguments) else -1

@@ -8,26 +8,26 @@ harness itself failed.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import selectors
 import sys
 import tempfile
-import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TextIO, cast
 
-from tests.kills.bench import warm_up
+from tests.forked import warm_up
 from tests.kills.killing import Killing, Outcome
-from tests.kills.scenarios import SCENARIOS, names
+from tests.kills.scenarios import names
 
 KINDS = ("mixed", "stale", "lost", "different")
-_COLUMNS = ("command", "kills", *KINDS, "seconds")
 
-Work = Sequence[tuple[str, int]]
+Work = list[tuple[str, int]]
 """Commands, and the number of each one's kill."""
 
 
@@ -43,11 +43,15 @@ def main() -> int:
     parser.add_argument("--replay", metavar="COMMAND:NUMBER")
     options = parser.parse_args()
     work = _work(options)
-    if not options.replay:
-        print(f"{len(work)} pieces of work, kills from {options.seed} on", flush=True)
+    print(f"{len(work)} pieces of work", flush=True)
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", NO_COLOR="1")
     warm_up()
     with tempfile.TemporaryDirectory() as folder:
-        return _run(Path(folder), work, options)
+        try:
+            return _run(folder, work, options)
+        except Exception:
+            traceback.print_exc()
+            return 2
 
 
 def _work(options: argparse.Namespace) -> Work:
@@ -65,89 +69,43 @@ def _work(options: argparse.Namespace) -> Work:
     ]
 
 
-def _run(root: Path, work: Work, options: argparse.Namespace) -> int:
-    commands = [name for name in SCENARIOS if name in dict(work)]
-    counts = {command: Counter[str]() for command in commands}
+def _run(folder: str, work: Work, options: argparse.Namespace) -> int:
+    counts: dict[str, Counter[str]] = {command: Counter() for command, _ in work}
     with Path(options.told or os.devnull).open("w", encoding="utf-8", buffering=1) as file:
-        for entry in _shared(root, commands, work, options):
-            seconds = entry.pop("seconds")
-            file.write(json.dumps(entry) + "\n")
-            outcome = Outcome(**entry)
+        for outcome in _outcomes(folder, work, options):
+            file.write(json.dumps(asdict(outcome)) + "\n")
             count = counts[outcome.command]
-            count.update({kind for kind, _ in outcome.problems})
-            count["kills"] += outcome.kills
-            count["seconds"] += seconds
+            count.update({"kills": outcome.kills, **{kind: 1 for kind, _ in outcome.problems}})
             if outcome.problems or options.replay:
-                print(_words(outcome), flush=True)
-    print(_table(counts))
-    return int(any(count[kind] for count in counts.values() for kind in KINDS))
+                print(f"{outcome.command}:{outcome.seed}: {'; '.join(outcome.story)}")
+                print(*(f"  {kind}: {item}" for kind, item in outcome.problems), sep="\n")
+    counts["all"] = sum(counts.values(), Counter())
+    columns = ("kills", *KINDS)
+    print(f"| command | {' | '.join(columns)} |\n{'|---' * (1 + len(columns))}|")
+    for command, count in counts.items():
+        print(f"| {command} | {' | '.join(str(count[name]) for name in columns)} |")
+    return int(any(counts["all"][kind] for kind in KINDS))
 
 
-def _shared(
-    root: Path, commands: Sequence[str], work: Work, options: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def _outcomes(folder: str, work: Work, options: argparse.Namespace) -> Iterator[Outcome]:
     """Spreads the work over processes, and gives what came of each piece as it comes."""
-    pipes = []
-    for job in range(options.jobs):
-        read, write = os.pipe()
-        if not os.fork():
-            code = 1
-            try:
-                with os.fdopen(write, "w", encoding="utf-8") as result:
-                    killing = Killing(root / str(job), commands, most_beginnings=options.states)
-                    for command, number in work[job :: options.jobs]:
-                        result.write(json.dumps(_done(killing, command, number)) + "\n")
-                        result.flush()
-                code = 0
-            except Exception:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        os.close(write)
-        pipes.append(os.fdopen(read, encoding="utf-8"))
-    yield from _heard(pipes)
-    for _ in pipes:
-        if os.wait()[1]:
-            print("A process of the harness has failed.", file=sys.stderr)
-            raise SystemExit(2)
+    commands = tuple({command for command, _ in work})
+    with ProcessPoolExecutor(options.jobs, get_context("fork")) as pool:
+        kill = functools.partial(_killed, folder, commands, options.states)
+        jobs = [pool.submit(kill, *item) for item in work]
+        yield from (job.result() for job in as_completed(jobs))
 
 
-def _done(killing: Killing, command: str, number: int) -> dict[str, Any]:
-    begin = time.monotonic()
-    return {**asdict(killing.kill(command, number)), "seconds": time.monotonic() - begin}
+def _killed(
+    folder: str, commands: tuple[str, ...], states: int | None, command: str, number: int
+) -> Outcome:
+    return _killing(folder, commands, states).kill(command, number)
 
 
-def _heard(pipes: Sequence[TextIO]) -> Iterator[dict[str, Any]]:
-    with selectors.DefaultSelector() as waiting:
-        for pipe in pipes:
-            waiting.register(pipe, selectors.EVENT_READ)
-        while waiting.get_map():
-            for key, _ in waiting.select():
-                line = cast(TextIO, key.fileobj).readline()
-                if line:
-                    yield json.loads(line)
-                else:
-                    waiting.unregister(key.fileobj)
-
-
-def _words(outcome: Outcome) -> str:
-    lines = [f"{outcome.command}:{outcome.seed}: {'; '.join(outcome.story)}"]
-    return "\n".join([*lines, *(f"  {kind}: {item}" for kind, item in outcome.problems)])
-
-
-def _table(counts: dict[str, Counter[str]]) -> str:
-    """What came of all kills, a row a command."""
-    total = sum(counts.values(), Counter[str]())
-    rows = [
-        _COLUMNS,
-        *(
-            (command, *(f"{count[name]:.0f}" for name in _COLUMNS[1:]))
-            for command, count in {**counts, "all": total}.items()
-        ),
-    ]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(_COLUMNS) + "|", *lines[1:]])
+@functools.cache
+def _killing(folder: str, commands: tuple[str, ...], states: int | None) -> Killing:
+    """What this process kills in."""
+    return Killing(Path(folder, str(os.getpid())), commands, most_beginnings=states)
 
 
 if __name__ == "__main__":

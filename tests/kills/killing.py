@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
@@ -11,19 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.kills.bench import Bench, Ended
-from tests.kills.scenarios import FOREIGN, SCENARIOS, SCORING, Scenario
+from tests.command_inputs import write_inputs
+from tests.kills.bench import Bench, Ended, Task
+from tests.kills.scenarios import FOREIGN, SCENARIOS, Scenario
 from tests.kills.ticks import Kill
-from tests.kills.trees import (
-    Result,
-    Tree,
-    broken_promises,
-    pairs,
-    parents,
-    same_json,
-    shown,
-    tree,
-)
+from tests.kills.trees import Result, Tree, broken_promises, pairs, same_json, shown, tree
 
 _LATE, _TIMED, _GROUP, _AGAIN = 0.5, 0.2, 0.6, 0.3
 _TRIES = 6
@@ -55,6 +46,12 @@ class Outcome:
         """Notes what is wrong."""
         self.problems += [(kind, text) for text in told]
 
+    def ended_well(self, ended: Ended) -> bool:
+        """Whether a run that nobody killed succeeded."""
+        if ended.code:
+            self.blame("different", [f"exit code {ended.code}: {ended.said[-400:]}"])
+        return not ended.code
+
 
 class Killing:
     """Kills commands in one bench."""
@@ -68,8 +65,7 @@ class Killing:
         self._beginnings: dict[tuple[str, int], Beginning] = {}
         if any("torch" in SCENARIOS[name].needs for name in commands):
             once_exported(root / "exports")
-        made = self.bench.run(lambda: write_inputs(self.bench.work / "in", commands))
-        assert made.code == 0, made.said
+        self._sound(lambda: write_inputs(Path("in")))
         (self.bench.work / "out").mkdir()
         _write(self.bench.work, FOREIGN)
         self._inputs = tree(self.bench.work / "in")
@@ -80,8 +76,11 @@ class Killing:
         rng = random.Random(f"{command}:{seed}")
         scenario, outcome = SCENARIOS[command], Outcome(command, seed)
         numbers = [1, 0, *range(2, 1 + len(scenario.olds))]
-        beginning = self.beginning(command, rng.choice(numbers[: self._most]))
-        check = self.check(command, beginning, outcome)
+        key = command, rng.choice(numbers[: self._most])
+        if key not in self._beginnings:
+            self._beginnings[key] = self._prepared(*key)
+        beginning = self._beginnings[key]
+        check = _Check(self.bench.work, scenario, beginning, outcome, self._inputs)
         self.bench.reset(beginning.template)
         if not self._killed(scenario, beginning, rng, outcome):
             outcome.story.append("it had ended each time")
@@ -90,9 +89,14 @@ class Killing:
         if rng.random() < _AGAIN:
             self._disturb(scenario, beginning, rng, outcome)
             check.as_a_stranger_reads()
-        self._read(scenario, check)
+        for name, reader in scenario.readers.items():
+            ended = self.bench.run(reader)
+            if ended.code and (self.bench.work / name).exists():
+                outcome.blame("lost", [f"{name} is refused, {ended.code}: {ended.said[-300:]}"])
+        (self.bench.work / "seen.html").unlink(missing_ok=True)
         check.whole()
-        self.again(command, beginning, outcome)
+        if outcome.ended_well(self.bench.run(scenario.task(0))):
+            check.finished(tree(self.bench.temporary))
         return outcome
 
     def _killed(
@@ -101,15 +105,13 @@ class Killing:
         for _ in range(_TRIES):
             kill = _choose(beginning.run, rng)
             outcome.story.append(f"{outcome.command} killed {kill}")
-            ended = self.bench.run(scenario.new, kill)
+            ended = self.bench.run(scenario.task(0), kill)
             if ended.left_running:
                 outcome.blame("different", ["a child of the killed process went on"])
             if ended.code < 0:
                 outcome.kills += 1
                 return True
-            if ended.code:
-                outcome.blame("different", [f"exit code {ended.code}: {ended.said[-400:]}"])
-            outcome.story.append(f"it had ended with {ended.code}")
+            outcome.ended_well(ended)
             self.bench.reset(beginning.template)
         return False
 
@@ -117,64 +119,37 @@ class Killing:
         self, scenario: Scenario, beginning: Beginning, rng: random.Random, outcome: Outcome
     ) -> None:
         """Kills a reader, or the command that is to put things right."""
-        if rng.random() < _AGAIN and scenario.readers:
+        if rng.random() < _AGAIN:
             task = rng.choice([*scenario.readers.values()])
             kill = Kill(at=rng.randint(1, _READING_OPERATIONS))
-            outcome.story.append(f"a reader killed {kill}")
         else:
-            task, kill = scenario.new, _choose(beginning.run, rng)
-            outcome.story.append(f"again, killed {kill}")
-        ended = self.bench.run(task, kill)
-        outcome.kills += ended.code < 0
-
-    def _read(self, scenario: Scenario, check: _Check) -> None:
-        for name, reader in scenario.readers.items():
-            check.read(name, self.bench.run(reader))
-        (self.bench.work / "seen.html").unlink(missing_ok=True)
-
-    def beginning(self, command: str, number: int) -> Beginning:
-        """A state to begin from: 0 is without a result."""
-        if (command, number) not in self._beginnings:
-            self._beginnings[command, number] = self._prepared(command, number)
-        return self._beginnings[command, number]
-
-    def check(self, command: str, beginning: Beginning, outcome: Outcome) -> _Check:
-        """What is asked of the state that is there now."""
-        return _Check(self.bench.work, SCENARIOS[command], beginning, outcome, self._inputs)
-
-    def again(self, command: str, beginning: Beginning, outcome: Outcome) -> None:
-        """Runs the command again, undisturbed: all must be as if nothing had happened."""
-        ended = self.bench.run(SCENARIOS[command].new)
-        if ended.code:
-            outcome.blame("different", [f"exit code {ended.code}: {ended.said[-400:]}"])
-            return
-        self.check(command, beginning, outcome).finished(tree(self.bench.temporary))
+            task, kill = scenario.task(0), _choose(beginning.run, rng)
+        outcome.story.append(f"then {task} killed {kill}")
+        outcome.kills += self.bench.run(task, kill).code < 0
 
     def _prepared(self, command: str, number: int) -> Beginning:
+        """A state to begin from: 0 is without a result."""
         scenario, template = SCENARIOS[command], self._root / f"{command}-{number}"
         self.bench.reset(self._root / "inputs")
         if number:
-            ended = self.bench.run(scenario.olds[number - 1])
-            assert ended.code == 0, ended.said
-        _write(self.bench.work / "out" / "res", scenario.inside if number else {})
+            self._sound(scenario.task(number))
+            _write(self.bench.work / "out" / "res", scenario.inside)
         shutil.copytree(self.bench.work, template, symlinks=True)
-        trees, outcome = [], set(pairs(template).values())
-        texts: dict[str, bytes] = {}
+        trees, allowed = [], set(pairs(template).values())
         for _ in range(_RUNS):
             self.bench.reset(template)
-            ended = self.bench.run(scenario.new)
-            assert ended.code == 0, ended.said
+            ended = self._sound(scenario.task(0))
             trees.append(tree(self.bench.work))
-            outcome |= set(pairs(self.bench.work).values())
-            texts = texts or {
-                name: (self.bench.work / name).read_bytes()
-                for name in trees[0]
-                if name.endswith(".json")
-            }
-        assert not trees[0].keys() ^ trees[1].keys(), trees[0].keys() ^ trees[1].keys()
-        sizes = [(self.bench.work / n).stat().st_size for n in trees[0].keys() - FOREIGN.keys()]
-        result = Result(trees, texts, sizes, outcome, scenario.may_vary)
+            allowed |= set(pairs(self.bench.work).values())
+        assert trees[0].keys() == trees[1].keys(), trees[0].keys() ^ trees[1].keys()
+        texts = {n: (self.bench.work / n).read_bytes() for n in trees[0] if n.endswith(".json")}
+        result = Result(trees, texts, allowed, scenario.may_vary)
         return Beginning(template, tree(template), result, ended)
+
+    def _sound(self, task: Task) -> Ended:
+        ended = self.bench.run(task)
+        assert ended.code == 0, ended.said
+        return ended
 
 
 def _choose(run: Ended, rng: random.Random) -> Kill:
@@ -213,37 +188,23 @@ class _Check:
             return
         odd = (name for name, pair in outcome.items() if pair not in result.pairs)
         self.outcome.blame("mixed", (f"at once: {name} and its weights" for name in odd))
-        kept = {n for n in result.names(start) if n.endswith(".onnx") and n in shown(start)}
+        kept = {n for n in shown(start) if n.endswith(".onnx") and n in result.trees[0]}
         self.outcome.blame("lost", (f"at once: {name}" for name in kept - outcome.keys()))
         self._untouched()
 
-    def read(self, name: str, ended: Ended) -> None:
-        """A reader may find nothing where nothing is."""
-        if ended.code and (self.work / name).exists():
-            self.outcome.blame(
-                "lost", [f"{name} is refused with {ended.code}: {ended.said[-300:]}"]
-            )
-
     def whole(self) -> None:
-        """Each result is the old one or the new one."""
-        now = tree(self.work)
-        for part, growing in self._parts():
-            here = {n: content for n, content in shown(now).items() if part(n) and n[-1] != "/"}
-            if not growing:
-                self._old_or_new(here, part)
+        """Each result is the old one or the new one; what grows may be in between."""
+        now, apart = shown(tree(self.work)), self.scenario.apart
+        others = "|".join([*apart, *self.scenario.growing])
+        for part in (*apart, f"(?!{others or '$'})"):
+            self._old_or_new(now, re.compile(part))
         self.outcome.blame("mixed", broken_promises(self.work))
         self._untouched()
 
-    def _parts(self) -> Iterator[tuple[_Part, bool]]:
-        apart, growing = self.scenario.apart, self.scenario.growing
-        yield from ((_Part((start,)), False) for start in apart)
-        yield from ((_Part((start,)), True) for start in growing)
-        yield _Part((*apart, *growing), inverted=True), False
-
-    def _old_or_new(self, now: Tree, part: _Part) -> None:
+    def _old_or_new(self, now: Tree, part: re.Pattern[str]) -> None:
         start, result = self.beginning.start, self.beginning.result
-        old = {name: content for name, content in shown(start).items() if part(name)}
-        new = {name: content for name, content in shown(result.trees[0]).items() if part(name)}
+        now, old, new = ({n: text for n, text in shown(stand).items() if part.match(n)}
+        for stand in (now, start, result.trees[0]))  # fmt: skip
         if now == old or (now.keys() == new.keys() and self._is_new(now, old, new)):
             return
         lost = (old.keys() & new.keys()) - now.keys()
@@ -265,10 +226,8 @@ class _Check:
     def _other_texts(self, names: Iterable[str]) -> Iterator[str]:
         texts = self.beginning.result.texts
         for name in sorted(names):
-            if name in texts:
-                now = (self.work / name).read_bytes()
-                if parents(now) != parents(texts[name]) or not same_json(now, texts[name]):
-                    yield name
+            if name in texts and not same_json((self.work / name).read_bytes(), texts[name]):
+                yield name
 
     def finished(self, temporary: Tree) -> None:
         """After the same command again everything is as if nobody had killed it."""
@@ -294,110 +253,8 @@ class _Check:
             self.outcome.blame("lost", ["an input was changed"])
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The names that begin as one of these expressions says, or as none of them does."""
-
-    starts: tuple[str, ...]
-    inverted: bool = False
-
-    def __call__(self, name: str) -> bool:
-        return bool(re.match("|".join(self.starts) or "$", name)) != self.inverted
-
-
 def _holds(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
-
-
-_SWEEP = """\
-models: [llama]
-plans: [{plans}]
-precisions: [fp32]
-shapes: {{prefill: [8], decode_past: [8]}}
-scoring: {{calibration: text.txt, samples: 2, sequence_length: 16, batch_size: 2}}
-measuring:
-  {{rounds: 2, eval_text: other.txt, eval_tokens: 32, eval_sequence_length: 16, threads: 1,
-   agreement_prompts: 0}}
-"""
-
-
-def write_inputs(folder: Path, names: Sequence[str]) -> None:
-    """Makes what the scenarios of these names are given, without any command of depthcut."""
-    from tests.text_graphs import WORDS, write_llama_folder, write_tokenizer
-
-    folder.mkdir(parents=True)
-    words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]
-    (folder / "text.txt").write_text(" ".join(words[:400]), encoding="utf-8")
-    (folder / "other.txt").write_text(" ".join(words[150:][::-1]), encoding="utf-8")
-    (folder / "search.yaml").write_text("search_tokens: 32\nshortlist: 3\n", encoding="utf-8")
-    (folder / "short.yaml").write_text("agreement_prompts: 0\n", encoding="utf-8")
-    (folder / "build.yaml").write_text("optimization_level: 0\n", encoding="utf-8")
-    (folder / "budget.yaml").write_text("check_text: in/other.txt\n", encoding="utf-8")
-    _write_graphs(folder)
-    write_tokenizer(folder / "whole")
-    _write_engine(folder / "engine")
-    if any("torch" in SCENARIOS[name].needs for name in names):
-        write_llama_folder(folder / "llama")
-        _write_plans(folder)
-    for name, plans in {"one": "attention:1", "two": "attention:1, mlp:1"}.items():
-        (folder / f"{name}.yaml").write_text(_SWEEP.format(plans=plans), encoding="utf-8")
-
-
-def _write_graphs(folder: Path) -> None:
-    import onnx_ir as ir
-
-    from graph_passes import save_model
-    from tests.llama_shaped import LlamaShape, write_llama
-    from tests.tiny_graphs import TinySpec, tiny_model
-
-    for name, layers in {"whole": 3, "cut": 2}.items():
-        shape = LlamaShape(
-            layers=layers, hidden=32, heads=4, kv_heads=2, intermediate=48, vocabulary=64,
-            dtype=ir.DataType.FLOAT,
-        )  # fmt: skip
-        (folder / name).mkdir()
-        write_llama(folder / name / "model.onnx", shape, noise=0.1)
-    save_model(tiny_model(TinySpec(layers=2)), folder / "tiny.onnx")
-    for name, layers in {"encoder": 3, "encoder-cut": 2}.items():
-        (folder / name).mkdir()
-        encoder = tiny_model(TinySpec(layers=layers, cache=False))
-        file = folder / name / "model.onnx"
-        ir.save(encoder, file, external_data="model.onnx.data", size_threshold_bytes=0)
-
-
-def _write_engine(folder: Path) -> None:
-    from tests.engine_support import written
-
-    folder.mkdir()
-    written(folder)
-
-
-def _write_plans(folder: Path) -> None:
-    from exporter.artifacts.plans import parse_drops
-    from exporter.cli import run
-
-    here = Path.cwd()
-    os.chdir(folder.parent)
-    try:
-        result = (
-            "score",
-            "in/llama",
-            "-o",
-            "in/importance.json",
-            *SCORING,
-            "--samples",
-            "16",
-            "-q",
-        )
-        assert run(result) == 0
-    finally:
-        os.chdir(here)
-    for name, drops in {
-        "plan": ["attention:1"],
-        "blocks": ["block:1"],
-        "wide": ["attention:0", "mlp:2"],
-    }.items():
-        parse_drops(drops).write(folder / f"{name}.json")
 
 
 def once_exported(folder: Path) -> None:

@@ -32,17 +32,20 @@ _KILLED = [name for name in names() if _kills(name)]
 _UNRECORDED = "prune-unrecorded"
 _HARNESS = f"""
 import sys
-from dataclasses import replace
-from exporter.cli import run
 from graph_passes.files.record import ChangeRecord
+from tests.forked import depthcut
 from tests.kills.__main__ import main
-from tests.kills.scenarios import SCENARIOS
+from tests.kills.scenarios import SCENARIOS, Scenario
 
-def unrecorded():
-    ChangeRecord.write = lambda *_: None
-    return run(SCENARIOS["prune"].new)
+class Unrecorded(Scenario):
+    def task(self, number):
+        def unrecorded():
+            ChangeRecord.write = lambda *_: None
+            return depthcut(line)
+        line = super().task(number)
+        return line if number else unrecorded
 
-SCENARIOS["{_UNRECORDED}"] = replace(SCENARIOS["prune"], new=unrecorded)
+SCENARIOS["{_UNRECORDED}"] = Unrecorded(**vars(SCENARIOS["prune"]))
 sys.exit(main())
 """
 

@@ -8,23 +8,13 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-EVENTS = {
-    "os.rename",
-    "os.remove",
-    "os.mkdir",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
-    "os.utime",
-}
+_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink",
+"os.truncate", "os.chmod", "os.utime"}  # fmt: skip
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CALLS = ("write", "pwrite", "copy_file_range", "sendfile")
 _MOST = 1 << 20
@@ -83,7 +73,7 @@ class Ticks:
             path, _, flags = arguments
             if flags & _WRITES and path != os.devnull:
                 self.tick()
-        elif event in EVENTS:
+        elif event in _EVENTS:
             self.tick()
 
     def _heard(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,21 +95,18 @@ class Ticks:
             self.tick()
 
         def placed(*arguments: Any, **options: Any) -> None:
-            with self._placing():
+            self._deeper(1)
+            try:
                 place(*arguments, **options)
                 self.tick()
+            finally:
+                self._deeper(-1)
 
         exchange._exchange, placing.place = exchanged, placed
 
-    @contextmanager
-    def _placing(self) -> Iterator[None]:
+    def _deeper(self, by: int) -> None:
         count, at, victim, depth = self._numbers()
-        _HEAD.pack_into(self._shared, 0, count, at, victim, depth + 1)
-        try:
-            yield
-        finally:
-            count, at, victim, depth = self._numbers()
-            _HEAD.pack_into(self._shared, 0, count, at, victim, depth - 1)
+        _HEAD.pack_into(self._shared, 0, count, at, victim, depth + by)
 
     def _numbers(self) -> tuple[int, int, int, int]:
         return _HEAD.unpack_from(self._shared)

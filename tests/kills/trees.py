@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,21 @@ def tree(folder: Path) -> Tree:
         if here == folder and _INPUTS in folders:
             folders.remove(_INPUTS)
         for name in files:
-            lines[(here / name).relative_to(folder).as_posix()] = _content(here / name)
+            path = here / name
+            content = f"-> {path.readlink()}" if path.is_symlink() else _sha256(path)
+            lines[path.relative_to(folder).as_posix()] = content
         if not folders and not files and here != folder:
             lines[here.relative_to(folder).as_posix() + "/"] = "an empty folder"
     return lines
-
-
-def _content(path: Path) -> str:
-    return f"-> {path.readlink()}" if path.is_symlink() else _sha256(path)
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def shown(found: Tree) -> Tree:
+def shown(entries: Tree) -> Tree:
     """Without what depthcut keeps for itself."""
-    return {name: content for name, content in found.items() if OURS not in Path(name).parts}
+    return {name: content for name, content in entries.items() if OURS not in Path(name).parts}
 
 
 def pairs(folder: Path) -> dict[str, Pair]:
@@ -56,20 +54,13 @@ def pairs(folder: Path) -> dict[str, Pair]:
     results = {}
     for path in sorted(folder.rglob("*.onnx")):
         name = path.relative_to(folder)
-        if path.is_file() and OURS not in name.parts and name.parts[0] != _INPUTS:
-            results[name.as_posix()] = _pair(path)
+        if not path.is_file() or OURS in name.parts or name.parts[0] == _INPUTS:
+            continue
+        files = [path, *(path.parent / location for location in _locations(path.read_bytes()))]
+        for missing in (file for file in files if not file.is_file()):
+            raise ValueError(f"{path.name} names {missing.name}, which is not there")
+        results[name.as_posix()] = tuple(map(_sha256, files))
     return results
-
-
-def _pair(path: Path) -> Pair:
-    content = path.read_bytes()
-    hashes = [hashlib.sha256(content).hexdigest()]
-    for location in _locations(content):
-        data = path.parent / location
-        if not data.is_file():
-            raise ValueError(f"{path.name} names {location}, which is not there")
-        hashes.append(_sha256(data))
-    return tuple(hashes)
 
 
 @functools.lru_cache(512)
@@ -87,7 +78,6 @@ class Result:
 
     trees: list[Tree]
     texts: Mapping[str, bytes]
-    sizes: list[int]
     pairs: set[Pair]
     may_vary: str = "$"
 
@@ -99,10 +89,6 @@ class Result:
             for name in self.trees[0]
             if len({item.get(name) for item in self.trees}) > 1 or re.match(self.may_vary, name)
         }
-
-    def names(self, names: Iterable[str]) -> set[str]:
-        """Those names that belong to it."""
-        return self.trees[0].keys() & set(names)
 
 
 def same_json(one: bytes, other: bytes) -> bool:
@@ -117,12 +103,6 @@ def _fields(value: Any) -> Any:
     if isinstance(value, list):
         return [_fields(value[0])] if value else []
     return None
-
-
-def parents(text: bytes) -> set[str]:
-    """The names of what a text says that it was made from."""
-    content = json.loads(text)
-    return set(content.get("made_from", ())) if isinstance(content, dict) else set()
 
 
 def broken_promises(folder: Path) -> Iterator[str]:
