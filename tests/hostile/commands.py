@@ -30,7 +30,7 @@ class Command:
     results: tuple[str, ...] = ()
     weight: float = 1
     flags: bool = False
-    stages: bool = False
+    stages: bool = False  # keeps what is finished of it for the next call
     needs: str = "torch"
     fails: bool = False
 
@@ -48,9 +48,9 @@ Command]:  # fmt: skip
 
 def _graphs(
     line: str, kinds: Sequence[str], *results: str, weight: float = 3, needs: str = "onnxruntime",
-    folder: str = "onnx", fails: bool = False,
+    folder: str = "onnx", stages: bool = False, fails: bool = False,
 ) -> Command:  # fmt: skip
-    return Command(line, folder, kinds, results, weight, needs=needs, fails=fails)
+    return Command(line, folder, kinds, results, weight, False, stages, needs, fails)
 
 
 CACHE = "hub/models--owner--name/snapshots/0123456789abcdef0123456789abcdef01234567"
@@ -72,7 +72,8 @@ COMMANDS: list[Command] = [
     *_models("llama bert CACHE", f"export MODEL -o out/res {_DROP} {SCORING}", "res", 0.5, True),
     *_models("llama", f"export MODEL -o out/res {_DROP} --stream {SCORING}", "res", 0.3, True),
     *_models("vit", f"export MODEL -o out/res {_DROP} --metric depth", "res", 0.3, True),
-    *_models("llama CACHE", f"compare torch:MODEL torch:in/llama -o out/res {TIMING}", "res", 1),
+    *_models("llama CACHE", f"compare torch:MODEL torch:in/llama -o out/res {TIMING}", "res", 1,
+    True),
     *_models("llama", "depths MODEL --importance in/importance.json -o out/depths.json -n 1"
     " --eval-text in/other.txt --eval-tokens 32 --config in/short.yaml", "depths.", 0.5),
     *_models("llama", "sweep sweeps/one.yaml -o out/res", "res", 0.5, True),
@@ -81,7 +82,8 @@ COMMANDS: list[Command] = [
     _graphs("prune onnx --drop attention:1 -o out/model.onnx", GRAPH_KINDS, "model.onnx",
     "prune.json", "genai_config.json", weight=5),
     _graphs("quantize onnx -o out/model.onnx", GRAPH_KINDS, ""),
-    _graphs(f"compare onnx in/cut -o out/res {TIMING}", GRAPH_KINDS, "res", weight=2),
+    _graphs(f"compare onnx in/cut -o out/res {TIMING}", GRAPH_KINDS, "res", weight=2,
+    stages=True),
     _graphs("package encoder --triton out --name res --device cpu", GRAPH_KINDS, "res",
     folder="encoder"),
     _graphs("generate onnx 'the list of' -n 3 --threads 1", GRAPH_KINDS),
