@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +13,9 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings, Scheme
 from graph_passes import Deletion, ReplacementTensors, SublayerRef, find_sites, prune_graph
-from graph_passes.files.storage import load_model, save_model
+from graph_passes.files.storage import load_model
 from graph_passes.types import ResidualSite
-from tests.tiny_graphs import HIDDEN, TinySpec, tiny_feed, tiny_model
+from tests.tiny_graphs import HIDDEN, TinySpec, saved, tiny_feed, tiny_model
 
 RANK = 3
 CUT = [Deletion(1, "attention"), Deletion(2, "block")]
@@ -22,13 +23,12 @@ CUT = [Deletion(1, "attention"), Deletion(2, "block")]
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
-    save_model(tiny_model(TinySpec(tied=True)), tmp_path / "whole.onnx")
-    return tmp_path / "whole.onnx"
+    return saved(tiny_model(TinySpec(tied=True)), tmp_path, "whole.onnx")
 
 
-def cut(source: Path, target: Path) -> Path:
-    save_model(prune_graph(load_model(source), CUT)[0], target)
-    return target
+def cut(source: Path, target: Path, *deletions: Deletion, **more: Any) -> Path:
+    pruned, _ = prune_graph(load_model(source), deletions or CUT, **more)
+    return saved(pruned, target.parent, target.name)
 
 
 def quantised(source: Path, target: Path, scheme: Scheme = "int4") -> Path:
@@ -65,6 +65,8 @@ def test_cutting_and_quantising_in_either_order_is_the_same(
 ) -> None:
     first = quantised(cut(whole, tmp_path / "c.onnx"), tmp_path / "cq.onnx", scheme)
     last = cut(quantised(whole, tmp_path / "q.onnx", scheme), tmp_path / "qc.onnx")
+    notes = [load_model(path).metadata_props["depthcut.plan"] for path in (first, last)]
+    assert notes[0] == notes[1] == load_model(tmp_path / "c.onnx").metadata_props["depthcut.plan"]
     assert sites(first) == sites(last) == [(0, "attention"), (0, "mlp"), (1, "mlp")]
     assert weights(first) == weights(last)
     np.testing.assert_array_equal(logits(first), logits(last))
@@ -76,23 +78,14 @@ def test_a_cut_takes_the_same_parameters_from_both(
     whole: Path, tmp_path: Path, scheme: Scheme
 ) -> None:
     packed = quantised(whole, tmp_path / "q.onnx", scheme)
+    assert sites(packed) == sites(whole)
+    assert len(sites(whole)) == 6
     gone = []
     for path in (whole, packed):
         report = prune_graph(load_model(path), CUT)[1]
         gone.append(report.before.parameters - report.after.parameters)
         assert sum(entry.parameters_removed for entry in report.deleted) == gone[-1]
     assert gone[0] == gone[1] > 0
-
-
-def test_a_quantised_graph_has_the_sites_of_the_float_one(whole: Path, tmp_path: Path) -> None:
-    assert sites(quantised(whole, tmp_path / "q.onnx")) == sites(whole)
-    assert len(sites(whole)) == 6
-
-
-def test_the_plan_of_a_cut_is_still_noted(whole: Path, tmp_path: Path) -> None:
-    pruned = cut(whole, tmp_path / "c.onnx")
-    noted = load_model(quantised(pruned, tmp_path / "cq.onnx")).metadata_props
-    assert noted["depthcut.plan"] == load_model(pruned).metadata_props["depthcut.plan"]
 
 
 @pytest.mark.parametrize(
@@ -114,25 +107,18 @@ def test_the_matrices_of_a_replacement_are_quantised_too(
         maps[0] if more == 1 else None,
         (maps[0], maps[1]) if more == 2 else None,
     )
-    model, _ = prune_graph(
-        load_model(whole),
-        [Deletion(1, "attention", replacement)],  # type: ignore[arg-type]
+    replaced = cut(
+        whole, tmp_path / "cut.onnx", Deletion(1, "attention", replacement),  # type: ignore[arg-type]
         replacements={SublayerRef(1, "attention"): numbers},
-    )
-    save_model(model, tmp_path / "cut.onnx")
-    quantised(tmp_path / "cut.onnx", tmp_path / "q.onnx")
-    plain = cut_without(whole, tmp_path / "plain.onnx")
+    )  # fmt: skip
+    quantised(replaced, tmp_path / "q.onnx")
+    plain = cut(whole, tmp_path / "plain.onnx", Deletion(1, "attention"))
     assert products(tmp_path / "q.onnx") == products(quantised(plain, tmp_path / "p.onnx")) + more
     kinds = {
         value.dtype for value in load_model(tmp_path / "q.onnx").graph.initializers.values()
         if value.shape is not None and tuple(value.shape.numpy()) in {s[::-1] for s in shapes}
     }  # fmt: skip
     assert ir.DataType.FLOAT not in kinds
-
-
-def cut_without(source: Path, target: Path) -> Path:
-    save_model(prune_graph(load_model(source), [Deletion(1, "attention")])[0], target)
-    return target
 
 
 def products(path: Path) -> int:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from exporter.choose.budgets.budget import Budget
 from exporter.cli import run as run_command
 from exporter.cli.export import export
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import OptionError, QuantizationError
-from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks, can_hold, read_blocks
+from exporter.pipeline.quantizing import with_method
+from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.pipeline.run import Run
+from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks, can_hold, most_bits, read_blocks
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from tests.raising import raises
-from tests.reading import in_file
+from tests.reading import Heard, in_file
 from tests.text_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
 from tests.tiny_gguf import numbers, random_rows, write_gguf
 
-# The package gguf comes with the environment that has PyTorch.
-pytestmark = pytest.mark.torch
+pytestmark = pytest.mark.torch  # whose environment has the package gguf
+
 
 KINDS = {
     "Q4_0": (4, 32), "Q4_1": (4, 32), "Q5_0": (8, 32), "Q5_1": (8, 32), "Q8_0": (8, 32),
@@ -30,14 +36,21 @@ KINDS = {
 IDS = {"input_ids": np.arange(12).reshape(2, 6) % VOCABULARY}
 
 
+def as_written(blocks: Any, shape: tuple[int, ...]) -> Any:
+    steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
+    return (steps * blocks.scales[..., None]).reshape(shape)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_are_the_file_s_own_numbers(kind: str) -> None:
     rows = random_rows(kind, 6, 512)
+    if kind in ("Q4_0", "Q4_1"):
+        rows[0, :2] = 0  # a block of one number
+        assert len(set(numbers(rows, kind)[0, :32])) == 1
     wanted = numbers(rows, kind)
     blocks = read_blocks(rows, wanted, kind)
     assert (blocks.bits, blocks.block) == KINDS[kind]
-    steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
-    made = (steps * blocks.scales[..., None]).reshape(wanted.shape)
+    made = as_written(blocks, wanted.shape)
     np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
     assert blocks.quants.max() < 1 << blocks.bits
 
@@ -50,18 +63,6 @@ def test_numbers_of_another_type_are_told() -> None:
     assert not can_hold("F16")
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
-def test_a_block_of_one_number(kind: str) -> None:
-    rows = random_rows(kind, 1, 64)
-    rows[0, :2] = 0
-    wanted = numbers(rows, kind)
-    blocks = read_blocks(rows, wanted, kind)
-    steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
-    made = (steps * blocks.scales[..., None]).reshape(wanted.shape)
-    np.testing.assert_allclose(made, wanted, rtol=0, atol=1e-6)
-    assert len(set(wanted[0, :32])) == 1
-
-
 def test_rows_are_found_in_any_order_and_across_tensors(tmp_path: Path) -> None:
     query, value = random_rows("Q4_0", 8, 256), random_rows("Q6_K", 4, 256, seed=1)
     path = write_gguf(tmp_path / "m.gguf", {"q": ("Q4_0", query), "v": ("Q6_K", value)})
@@ -69,11 +70,8 @@ def test_rows_are_found_in_any_order_and_across_tensors(tmp_path: Path) -> None:
     result = GgufBlocks(path).find(np.ascontiguousarray(matrix.T))
     assert isinstance(result, KeptBlocks)
     assert result.kinds == ("Q4_0", "Q6_K")
-    blocks = result.blocks
-    assert (blocks.bits, blocks.block) == (8, 16)
-    steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
-    made = (steps * blocks.scales[..., None]).reshape(matrix.shape)
-    np.testing.assert_allclose(made, matrix, rtol=0, atol=1e-6)
+    assert (result.blocks.bits, result.blocks.block) == (8, 16)
+    np.testing.assert_allclose(as_written(result.blocks, matrix.shape), matrix, rtol=0, atol=1e-6)
     matrix[3, 5] += 1e-3
     missing = GgufBlocks(path).find(np.ascontiguousarray(matrix.T))
     assert missing == "its row 3 is not in m.gguf"
@@ -97,9 +95,9 @@ def kept(tmp_path: Path) -> tuple[Path, Path]:
     return graph, gguf
 
 
-def run(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+def gap(path: Path, wanted: Any) -> float:
     with OnnxRuntimeRunner(path, threads=1) as runner:
-        return runner.run(IDS)["logits"]
+        return float(np.abs(runner.run(IDS)["logits"] - wanted).max() / np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(("level", "limit"), [(1, 1e-5), (4, 0.02)], ids=["fp32", "int8"])
@@ -121,46 +119,28 @@ def test_a_graph_keeps_the_blocks(
     assert [name for name in names if name and "sums" in name] == [
         "up_node/block_sums", "up_node/followed_by_sums",
     ]  # fmt: skip
-    wanted = run(graph)
-    np.testing.assert_allclose(run(output), wanted, rtol=0, atol=limit * np.abs(wanted).max())
-
-
-def test_rounding_again_is_worse(kept: tuple[Path, Path], tmp_path: Path) -> None:
-    graph, gguf = kept
-    wanted, gaps = run(graph), []
-    for settings in (
-        QuantizeSettings(method="gguf", gguf=gguf, accuracy_level=1),
-        QuantizeSettings(accuracy_level=1),
-    ):
-        quantize_file(graph, tmp_path / f"{len(gaps)}.onnx", settings)
-        gaps.append(np.abs(run(tmp_path / f"{len(gaps)}.onnx") - wanted).max())
-    assert gaps[0] < gaps[1] / 100
+    with OnnxRuntimeRunner(graph, threads=1) as runner:
+        wanted = runner.run(IDS)["logits"]
+    assert gap(output, wanted) <= limit
+    if level == 1:
+        quantize_file(graph, tmp_path / "anew.onnx", QuantizeSettings(accuracy_level=1))
+        assert gap(output, wanted) < gap(tmp_path / "anew.onnx", wanted) / 100
 
 
 def test_a_weight_of_other_numbers_is_rounded_and_told(
-    kept: tuple[Path, Path], tmp_path: Path
+    kept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph, gguf = kept
     other = np.ones((INNER, WIDTH), np.float32)
     changed = set_weight(graph, "down", other, tmp_path / "changed.onnx")
-    result = quantize_file(
-        changed, tmp_path / "out.onnx", QuantizeSettings(method="gguf", gguf=gguf)
-    )
+    settings = QuantizeSettings(method="gguf", gguf=gguf)
+    result = quantize_file(changed, tmp_path / "out.onnx", settings)
     assert result.rounded_anew == {"down_node": "its row 0 is not in m.gguf"}
     assert result.record.bits == {"4": 2, "8": 1}
     assert result.record.kept_blocks == {"Q8_0": 1, "Q4_1": 1}
-
-
-def test_the_command_tells_what_was_kept(
-    kept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    graph, gguf = kept
-    output = tmp_path / "out" / "model.onnx"
-    call = ["quantize", str(graph), "-o", str(output), "--quantize-method", "gguf"]
-    assert run_command([*call, "--gguf", str(gguf)]) == 0
+    call = ["quantize", str(graph), "-o", str(tmp_path / "out" / "model.onnx")]
+    assert run_command([*call, "--quantize-method", "gguf", "--gguf", str(gguf)]) == 0
     assert "blocks kept as they are: 1 Q4_1, 1 Q4_0, 1 Q8_0" in capsys.readouterr().out
-    assert run_command(call) == 2
-    assert "--gguf" in capsys.readouterr().err
 
 
 def test_a_model_that_is_a_gguf_file_keeps_its_own_blocks(tmp_path: Path) -> None:
@@ -178,20 +158,68 @@ def test_a_model_that_is_a_gguf_file_keeps_its_own_blocks(tmp_path: Path) -> Non
 
 def test_files_that_keep_nothing(kept: tuple[Path, Path], tmp_path: Path) -> None:
     graph, gguf = kept
-    output = tmp_path / "out.onnx"
-    rows = random_rows("Q4_0", 4, 64, seed=9)
-    foreign = write_gguf(tmp_path / "foreign.gguf", {"w": ("Q4_0", rows)})
-    with raises(QuantizationError, "no-usable-blocks", "row 0"):
-        quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=foreign))
-    cut = tmp_path / "cut.gguf"
+    output, cut = tmp_path / "out.onnx", tmp_path / "cut.gguf"
+    foreign = {"w": ("Q4_0", random_rows("Q4_0", 4, 64, seed=9))}
+    half = {"w": ("F16", np.zeros((4, 64), np.float16))}
     cut.write_bytes(gguf.read_bytes()[:40])
-    with raises(QuantizationError, "unreadable", "cut.gguf"):
-        quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=cut))
-    half = np.zeros((4, 64), np.float16)
-    plain = write_gguf(tmp_path / "plain.gguf", {"w": ("F16", half)})
-    with raises(QuantizationError, "no-usable-blocks", "F16"):
-        quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=plain))
+    for file, code, named in (
+        (write_gguf(tmp_path / "foreign.gguf", foreign), "no-usable-blocks", "row 0"),
+        (cut, "unreadable", "cut.gguf"),
+        (write_gguf(tmp_path / "plain.gguf", half), "no-usable-blocks", "F16"),
+    ):
+        with raises(QuantizationError, code, named):
+            quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=file))
+    assert most_bits(tmp_path / "plain.gguf") is None
+    with raises(QuantizationError, "unreadable"):
+        most_bits(cut)
     assert not output.exists()
-    for halved in ({"method": "gguf"}, {"gguf": gguf}):
-        with raises(OptionError, "", "--quantize-method", "--gguf"):
-            QuantizeSettings(**halved)  # type: ignore[arg-type]
+
+
+INT4 = QuantizeSettings()
+
+
+def run_of(source: Path) -> tuple[Run, Heard]:
+    run, heard = object.__new__(Run), Heard()
+    run.request = ExportRequest(
+        source=str(source), out=source.parent, drops=DropRequest(Budget(joint=1))
+    )
+    run.progress = heard
+    return run, heard
+
+
+@pytest.mark.parametrize(
+    ("kinds", "settings", "kept", "bits"),
+    [
+        (["Q4_1", "Q6_K"], INT4, True, 4),
+        (["Q4_1", "Q6_K"], QuantizeSettings("int8"), True, 4),
+        (["Q4_K", "Q8_0"], INT4, True, 4),
+        (["Q8_0", "Q4_K"], INT4, False, 8),  # 8 bits where 4 are asked for
+        (["Q4_0"], replace(INT4, block_size=64), False, 4),
+        (["Q4_0"], replace(INT4, symmetric=True), False, 4),
+    ],
+)
+def test_a_gguf_file_s_blocks_are_kept_where_they_are_what_was_asked_for(
+    tmp_path: Path, kinds: list[str], settings: QuantizeSettings, kept: bool, bits: int
+) -> None:
+    """By the type of most weights."""
+    rows = range(2 * len(kinds), 0, -2)
+    made = {kind: (kind, random_rows(kind, n, 256)) for kind, n in zip(kinds, rows, strict=True)}
+    file = write_gguf(tmp_path / "m.gguf", made)
+    assert most_bits(file) == bits
+    run, heard = run_of(file)
+    chosen = with_method(run, settings)
+    if kept:
+        assert chosen == replace(settings, method="gguf", gguf=file)
+        assert heard.lines == ["quantize: by the method gguf, which keeps the blocks of m.gguf"]
+        return
+    assert chosen == replace(settings, method="rtn")
+    assert heard.lines == ["quantize: by the method rtn, no other was asked for"]
+
+
+def test_a_folder_is_rounded_to_nearest_and_what_was_asked_for_stays(tmp_path: Path) -> None:
+    run, heard = run_of(tmp_path)
+    assert with_method(run, INT4) == replace(INT4, method="rtn")
+    assert len(heard.lines) == 1
+    for settings in (replace(INT4, method="hqq"), QuantizeSettings("int8-dynamic")):
+        assert with_method(run, settings) == settings
+    assert len(heard.lines) == 1

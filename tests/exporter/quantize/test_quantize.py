@@ -19,21 +19,25 @@ from exporter.errors import OptionError, QuantizationError, UsageError
 from exporter.quantize.products import find_products, read_array
 from exporter.quantize.quantize import quantize_file, refuse_quantised
 from exporter.quantize.rewrite import (
+    Blocks,
+    PackedWeights,
     already_rounded,
-    pack_bits,
+    drop_unused,
     round_to_nearest,
     rounded,
-    unpack_bits,
+    use_in_product,
 )
 from exporter.quantize.settings import QuantizeSettings
-from exporter.quantize.weight_only import with_whole_zero_points
-from graph_passes.files.storage import load_model
+from exporter.quantize.weight_only import BlockSums, with_whole_zero_points
+from graph_passes.files.storage import load_model, save_model
+from graph_passes.files.weight_file import WeightWriter
 from graph_passes.pipeline import graph_size
 from tests.raising import raises
 from tests.reading import names_in
 from tests.text_graphs import (
     GEMM,
     INNER,
+    ONLY_HEAD,
     OTHERS,
     RAGGED,
     TIED,
@@ -44,6 +48,9 @@ from tests.text_graphs import (
     set_weight,
     written,
 )
+from tests.tiny_graphs import saved
+
+DYNAMIC: dict[str, Any] = {"scheme": "int8-dynamic"}
 
 
 @pytest.fixture
@@ -60,15 +67,13 @@ def operators(path: Path) -> list[str]:
     return sorted(node.op_type for node in load_model(path).graph)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "bits", "limit"), [("int4", 4, 0.5), ("int8", 8, 0.03)], ids=["int4", "int8"]
-)
+@pytest.mark.parametrize(("scheme", "bits", "limit"), [("int4", 4, 0.5), ("int8", 8, 0.03)])
 def test_products_table_and_tied_head_are_quantised(
-    tied: Path, tmp_path: Path, scheme: str, bits: int, limit: float
+    tied: Path, tmp_path: Path, scheme: Any, bits: int, limit: float
 ) -> None:
     before = contents(tied.parent)
     output = tmp_path / "out" / "model.onnx"
-    result = quantize_file(tied, output, QuantizeSettings(scheme=scheme))  # type: ignore[arg-type]
+    result = quantize_file(tied, output, QuantizeSettings(scheme=scheme))
     assert operators(output) == [
         "Add", "GatherBlockQuantized", "MatMulNBits", "MatMulNBits", "MatMulNBits", "Relu",
     ]  # fmt: skip
@@ -82,46 +87,38 @@ def test_products_table_and_tied_head_are_quantised(
     assert contents(tied.parent) == before
     assert names_in(output.parent) == ["model.onnx", "model.onnx.*.data"]
     onnx.checker.check_model(str(output))
-
-
-def test_a_tied_head_and_its_table_are_one_range_of_the_file(tied: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.onnx"
-    quantize_file(tied, output, QuantizeSettings(scheme="int8"))
     places = [
         (tensor.offset, tensor.length)
         for value in load_model(output).graph.initializers.values()
         if isinstance(tensor := value.const_value, ir.ExternalTensor) and "table" in value.name  # type: ignore[operator]
         and tensor.dtype == ir.DataType.UINT8
     ]  # fmt: skip
-    assert len(places) == 2
-    assert len(set(places)) == 1
+    assert (len(places), len(set(places))) == (2, 1)  # the head and the table
+    with raises(UsageError, "overwrites-input"):
+        quantize_file(tied, tied, QuantizeSettings())
+    assert contents(tied.parent) == before
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("graph", "settings"),
     [
-        QuantizeSettings(scheme="int4"),
-        QuantizeSettings(scheme="int8", symmetric=False),
-        QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8),
-        pytest.param(QuantizeSettings(scheme="int4", method="hqq"), marks=pytest.mark.torch),
+        (TIED, QuantizeSettings(scheme="int4")),
+        (TIED, QuantizeSettings(scheme="int8", symmetric=False)),
+        (TIED, QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8)),
+        pytest.param(TIED, QuantizeSettings(scheme="int4", method="hqq"), marks=pytest.mark.torch),
+        (RAGGED, QuantizeSettings(scheme="int4")),  # what fills the last block is none
     ],
 )
 def test_parameters_are_the_weights_that_packed_bytes_stand_for(
-    tied: Path, tmp_path: Path, settings: QuantizeSettings
+    tmp_path: Path, graph: str, settings: QuantizeSettings
 ) -> None:
-    before = graph_size(load_model(tied)).parameters
-    quantize_file(tied, tmp_path / "out.onnx", settings)
-    # A head of other bits than its table is a matrix of its own.
-    apart = VOCABULARY * WIDTH if settings.head_bits is None else 0
-    assert graph_size(load_model(tmp_path / "out.onnx")).parameters == before + apart
-
-
-def test_what_fills_the_last_block_is_no_parameter(tmp_path: Path) -> None:
-    source = written(RAGGED, tmp_path / "source.onnx")
-    quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int4"))
+    source = written(graph, tmp_path / "source.onnx")
+    quantize_file(source, tmp_path / "out.onnx", settings)
     packed, plain = (load_model(path) for path in (tmp_path / "out.onnx", source))
     assert "MatMulNBits" in {node.op_type for node in packed.graph}
-    assert graph_size(packed).parameters == graph_size(plain).parameters
+    # A head of other bits than its table is a matrix of its own.
+    apart = VOCABULARY * WIDTH if settings.head_bits is None else 0
+    assert graph_size(packed).parameters == graph_size(plain).parameters + apart
 
 
 def test_a_table_of_other_bits_than_its_head_is_apart(tied: Path, tmp_path: Path) -> None:
@@ -143,10 +140,7 @@ def test_the_graph_computes_with_the_unpacked_weights(
     """K is 40, no multiple of the block: the last one is padded, and nothing is left out."""
     source = written(RAGGED, tmp_path / "model.onnx")
     settings = QuantizeSettings(
-        scheme="int4" if bits == 4 else "int8",
-        symmetric=symmetric,
-        accuracy_level=1,
-        head_bits=None,
+        scheme=f"int{bits}", symmetric=symmetric, accuracy_level=1, head_bits=None
     )
     quantize_file(source, tmp_path / "out.onnx", settings)
     weight = read_array(load_model(source).graph.initializers["weight"])
@@ -158,13 +152,14 @@ def test_the_graph_computes_with_the_unpacked_weights(
 
 
 def test_a_gemm_keeps_its_bias(tmp_path: Path) -> None:
-    source = written(GEMM, tmp_path / "model.onnx")
-    quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8", accuracy_level=1))
-    assert operators(tmp_path / "out.onnx") == ["MatMulNBits"]
+    source, out = written(GEMM, tmp_path / "model.onnx"), tmp_path / "out.onnx"
+    quantize_file(source, out, QuantizeSettings(scheme="int8", accuracy_level=1))
+    assert operators(out) == ["MatMulNBits"]
     x = np.random.default_rng(1).standard_normal((3, WIDTH)).astype(np.float32)
-    gap = np.abs(run(tmp_path / "out.onnx", {"x": x}) - run(source, {"x": x})).max()
-    assert gap < 0.02
+    assert np.abs(run(out, {"x": x}) - run(source, {"x": x})).max() < 0.02
     assert np.abs(read_array(load_model(source).graph.initializers["bias"])).max() > 0.2
+    result = quantize_file(source, tmp_path / "dynamic.onnx", QuantizeSettings(**DYNAMIC))
+    assert (result.record.bits, result.in_float) == ({"8": 1}, {})
 
 
 def test_what_stays_in_float_is_told_with_its_reason(tmp_path: Path) -> None:
@@ -179,23 +174,15 @@ def test_what_stays_in_float_is_told_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_the_graphs_own_notes_stay_and_the_record_is_added(tied: Path, tmp_path: Path) -> None:
-    from graph_passes.files.storage import save_model
-
     model = load_model(tied)
     model.metadata_props["depthcut.plan"] = "[]"
-    save_model(model, tmp_path / "noted.onnx")
-    record = quantize_file(
-        tmp_path / "noted.onnx", tmp_path / "out.onnx", QuantizeSettings()
-    ).record
-    notes = load_model(tmp_path / "out.onnx").metadata_props
+    noted = saved(model, tmp_path, "noted.onnx")
+    for name in ("one", "two"):
+        record = quantize_file(noted, tmp_path / name / "m.onnx", QuantizeSettings()).record
+    notes = load_model(tmp_path / "one" / "m.onnx").metadata_props
     assert notes["depthcut.plan"] == "[]"
     assert QuantizationRecord.model_validate_json(notes[QUANTIZATION_KEY]) == record
     assert json.loads(notes[QUANTIZATION_KEY])["block_size"] == 32
-
-
-def test_two_runs_give_the_same_bytes(tied: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        quantize_file(tied, tmp_path / name / "model.onnx", QuantizeSettings())
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -217,80 +204,67 @@ def test_a_quantised_graph_is_not_quantised_again(tied: Path, tmp_path: Path) ->
         refuse_quantised(model, ours)
 
 
+def spoilt(wrong: float) -> Any:
+    weight = np.ones((INNER, WIDTH), np.float32)
+    weight[3, 5] = wrong
+    return lambda path: set_weight(written(TIED, path), "down", weight, path.with_name("bad.onnx"))
+
+
 @pytest.mark.parametrize(
-    ("graph", "kind", "settings", "code", "named"),
+    ("make", "settings", "code", "named"),
     [
-        (RAGGED, ir.DataType.BFLOAT16, {}, "wrong-dtype", ["BFLOAT16"]),
-        (RAGGED, ir.DataType.FLOAT, {"method": "hqq"}, "ragged-block",
+        (lambda path: written(RAGGED, path, kind=ir.DataType.BFLOAT16), {}, "wrong-dtype",
+         ["BFLOAT16"]),
+        (lambda path: written(RAGGED, path), {"method": "hqq"}, "ragged-block",
          ["ragged_node", "32", "--block-size"]),
-        (TWO_ACTIVATIONS, ir.DataType.FLOAT, {}, "nothing-to-quantize", []),
+        (lambda path: written(TWO_ACTIVATIONS, path), {}, "nothing-to-quantize", []),
+        (spoilt(np.nan), {}, "not-finite", ["down_node"]),
+        (spoilt(np.inf), {}, "not-finite", ["down_node"]),
+        (lambda path: written(TIED, path, kind=ir.DataType.BFLOAT16), DYNAMIC, "wrong-dtype",
+         ["not in BFLOAT16"]),
+        (lambda path: written(TIED, path, kind=ir.DataType.FLOAT16), DYNAMIC, "wrong-dtype",
+         ["not in FLOAT16"]),
+        (spoilt(np.nan), DYNAMIC, "not-finite", ["down_node"]),
+        (lambda path: written(ONLY_HEAD, path), DYNAMIC, "nothing-to-quantize", ["head_node"]),
     ],
 )  # fmt: skip
 def test_graphs_that_can_t_be_quantised_are_refused_and_nothing_is_written(
-    tmp_path: Path, graph: str, kind: ir.DataType, settings: Any, code: str, named: list[str]
+    tmp_path: Path, make: Any, settings: Any, code: str, named: list[str]
 ) -> None:
-    source = written(graph, tmp_path / "model.onnx", kind=kind)
-    with raises(QuantizationError, code) as caught:
-        quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(**settings))
-    text = f"{caught.value.message} {caught.value.hint}"
-    assert all(item in text for item in named)
-    assert not list(tmp_path.glob("out*"))
-
-
-def test_the_source_is_not_overwritten(tied: Path) -> None:
-    before = contents(tied.parent)
-    with raises(UsageError, "overwrites-input"):
-        quantize_file(tied, tied, QuantizeSettings())
-    assert contents(tied.parent) == before
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(tied: Path, tmp_path: Path, wrong: float) -> None:
-    bad = np.ones((INNER, WIDTH), np.float32)
-    bad[3, 5] = wrong
-    source = set_weight(tied, "down", bad, tmp_path / "bad.onnx")
-    with raises(QuantizationError, "not-finite", "down_node"):
-        quantize_file(source, tmp_path / "out" / "out.onnx", QuantizeSettings())
+    source = make(tmp_path / "model.onnx")
+    with raises(QuantizationError, code, *named):
+        quantize_file(source, tmp_path / "out" / "out.onnx", QuantizeSettings(**settings))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "named"),
     [
-        ({"block_size": 24}, "--block-size"),
-        ({"block_size": 8}, "--block-size"),
-        ({"accuracy_level": 5}, "--accuracy-level"),
-        ({"scheme": "int8-qdq"}, "--calibration"),
-        ({"method": "hqq", "symmetric": True}, "--symmetric"),
-        ({"scheme": "int8-dynamic", "method": "hqq"}, "--quantize-method"),
+        ({"block_size": 24}, ["--block-size"]),
+        ({"block_size": 8}, ["--block-size"]),
+        ({"accuracy_level": 5}, ["--accuracy-level"]),
+        ({"scheme": "int8-qdq"}, ["--calibration"]),
+        ({"method": "hqq", "symmetric": True}, ["--symmetric"]),
+        ({"scheme": "int8-dynamic", "method": "hqq"}, ["--quantize-method"]),
+        ({"method": "gguf"}, ["--quantize-method", "--gguf"]),
+        ({"gguf": Path("m.gguf")}, ["--quantize-method", "--gguf"]),
     ],
 )
 def test_settings_that_fit_nothing_are_refused(
-    tied: Path, tmp_path: Path, settings: dict[str, Any], told: str
+    tied: Path, tmp_path: Path, settings: dict[str, Any], named: list[str]
 ) -> None:
-    code = "no-calibration" if told == "--calibration" else ""
-    with raises(OptionError, code, told):
+    code = "no-calibration" if named == ["--calibration"] else ""
+    with raises(OptionError, code, *named):
         quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(**settings))
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 def test_usual_blocks_are_taken(tied: Path, tmp_path: Path, block: int) -> None:
-    record = quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=block)).record
-    assert record.block_size == block
-
-
-def test_a_table_whose_rows_are_no_whole_blocks_stays_in_float(tied: Path, tmp_path: Path) -> None:
-    result = quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=128))
-    assert result.record.embedding_bits is None
-    assert result.in_float == {"table": "its rows of 64 are no multiple of the block of 128"}
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_packing_and_unpacking_are_inverse(bits: int) -> None:
-    numbers = np.random.default_rng(0).integers(0, 1 << bits, (5, 3, 16), np.uint8)
-    packed = pack_bits(numbers, bits)
-    assert packed.shape == (5, 3, 16 * bits // 8)
-    np.testing.assert_array_equal(unpack_bits(packed, bits), numbers)
+    result = quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=block))
+    assert result.record.block_size == block
+    left = {"table": "its rows of 64 are no multiple of the block of 128"} if block == 128 else {}
+    assert result.in_float == left
+    assert (result.record.embedding_bits is None) == bool(left)
 
 
 def test_only_the_products_of_weights_are_found(tied: Path) -> None:
@@ -339,3 +313,69 @@ def test_the_report_of_a_cut_goes_with_the_file_that_it_speaks_of(
     (tmp_path / "m.onnx").write_bytes(tied.read_bytes())
     quantize_file(tied, tmp_path / "m.onnx", QuantizeSettings(scheme="int8"))
     assert report.exists() is there
+
+
+DEPTH, BREADTH, BLOCK = 96, 40, 16
+TWO_READERS = f"""<ir_version: 10, opset_import: ["": 20]>
+small (float[batch, rows, {DEPTH}] x) => (float[batch, rows, {BREADTH}] y)
+<float[{DEPTH}, {BREADTH}] first, float[{DEPTH}, {BREADTH}] second> {{
+  [one] a = MatMul(x, first)
+  [two] b = MatMul(x, second)
+  y = Add(a, b)
+}}"""
+
+
+def random_blocks(bits: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    rng = np.random.default_rng(seed)
+    count = DEPTH // BLOCK
+    quants = rng.integers(0, 1 << bits, (BREADTH, count, BLOCK)).astype(np.uint8)
+    scales = rng.uniform(0.01, 0.02, (BREADTH, count)).astype(np.float32)
+    # Some lie outside the range, as those of blocks that are all of one sign.
+    return quants, scales, rng.uniform(-2, 1 << bits, (BREADTH, count)).astype(np.float32)
+
+
+def meant(parts: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+    quants, scales, offsets = parts
+    return ((quants - offsets[..., None]) * scales[..., None]).reshape(BREADTH, DEPTH)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("bits", "level", "limit"), [(4, 1, 2e-5), (4, 4, 0.03), (8, 1, 2e-5), (8, 4, 0.02)]
+)
+def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: float) -> None:
+    model = load_model(written(TWO_READERS, tmp_path / "model.onnx"))
+    made = {"one": random_blocks(bits, 1), "two": random_blocks(bits, 2)}
+    with WeightWriter(tmp_path / "packed.data") as writer:
+        store = PackedWeights(model, writer)
+        sums = BlockSums(store, level)
+        products = find_products(model).products
+        for product in products:
+            fitted = with_whole_zero_points(Blocks(*made[product.name], bits), level)
+            assert fitted.sums == (1 if level == 4 else {4: 4, 8: 2}[bits])
+            stored = store.store(fitted.blocks, product.weight)
+            follow = sums.follow(product, BLOCK, fitted.sums)
+            use_in_product(product, stored, bits, BLOCK, level, follow)
+        drop_unused(model, [product.weight for product in products])
+    assert sum(node.op_type == "Concat" for node in model.graph) == 1
+    save_model(model, tmp_path / "out.onnx")
+    x = np.random.default_rng(3).standard_normal((2, 3, DEPTH)).astype(np.float32) + 1
+    with OnnxRuntimeRunner(tmp_path / "out.onnx", threads=1) as runner:
+        y = runner.run({"x": x})["y"]
+    wanted = x @ (meant(made["one"]) + meant(made["two"])).T
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=limit * np.abs(wanted).max())
+
+
+def test_whole_offsets_need_no_further_rows(tmp_path: Path) -> None:
+    quants, scales, offsets = random_blocks(4, 1)
+    whole = np.clip(np.round(offsets), 0, 15)
+    fitted = with_whole_zero_points(Blocks(quants, scales, whole, 4), 4)
+    assert fitted.sums == 0
+    model = load_model(written(TWO_READERS, tmp_path / "model.onnx"))
+    weight = find_products(model).products[0].weight
+    middle = Blocks(quants, scales, np.full_like(whole, 8), 4)
+    with WeightWriter(tmp_path / "packed.data") as writer:
+        store = PackedWeights(model, writer)
+        assert store.store(fitted.blocks, weight).zeros is not None
+        stored = store.store(with_whole_zero_points(middle, 4).blocks, weight)
+    assert stored.zeros is None
+    assert stored.quants.dtype == ir.DataType.UINT8
