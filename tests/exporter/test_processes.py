@@ -146,3 +146,21 @@ def test_a_busy_neighbour_is_seen() -> None:
     share = other_cpu_share(before, after)
     assert share is not None
     assert share > 0.05 / (os.cpu_count() or 1)
+
+
+def test_free_memory_is_below_what_the_machine_has_and_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = processes.available_bytes()
+    if not sys.platform.startswith("linux"):
+        assert whole is None
+        return
+    assert whole is not None
+    assert 0 < whole <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(processes, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\nfile 400\n")
+    assert processes.available_bytes() == 2400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert processes.available_bytes() == pytest.approx(whole, rel=0.5)

@@ -1,34 +1,62 @@
-"""The check of a cut: it passes what is right, catches what is wrong, and says when it can't."""
+"""The check of a cut: right and wrong ones, with little memory, and in bfloat16 run as float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+import exporter.cli as command_line
 import graph_passes
-from exporter.artifacts import PlannedDeletion, Verification
+from exporter.artifacts import PlannedDeletion, PruneReport, Verification
+from exporter.artifacts.latency import Shape
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
+from exporter.compare.session import compare
+from exporter.cut import verify as verifying
+from exporter.cut.options import CutOptions
 from exporter.cut.random_inputs import cases, draw, half_written
 from exporter.cut.surgery import prune_file
 from exporter.cut.verify import compare_run, judge, with_exact_products
-from exporter.errors import VerificationError
-from graph_passes.files.storage import save_model
+from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.inputs import make_inputs, random_tokens
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.sessions import WidenedCopy, has_bfloat16, in_float32
+from exporter.errors import BackendError, TooLittleMemoryError, VerificationError
+from exporter.option_types import size
+from exporter.report.sections.verdict import notices
+from exporter.report.terminal import comparison_title
+from graph_passes import ReplacementTensors, SublayerRef, testing
+from graph_passes.files import storage
+from graph_passes.files.storage import load_model
 from tests import tiny_graphs
+from tests.engine_support import SHORT
+from tests.llama_shaped import LlamaShape, write_llama
 from tests.raising import raises
-from tests.tiny_graphs import TinySpec, tiny_model
+from tests.reading import data_of, in_file
+from tests.tiny_graphs import TinySpec, saved, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 ENCODER = TinySpec(cache=False)
 
 
 def prune(model: ir.Model, folder: Path, cut: list[PlannedDeletion] = CUT) -> Verification:
-    save_model(model, folder / "source.onnx")
-    return prune_file(folder / "source.onnx", folder / "o" / "m.onnx", cut).verification
+    return prune_file(saved(model, folder), folder / "o" / "m.onnx", cut).verification
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
+    return saved(tiny_model(), tmp_path / "source")
 
 
 @pytest.fixture
@@ -76,34 +104,32 @@ def with_scaled_branches(scale: float) -> ir.Model:
     return Scaled(TinySpec(form="multiplier", cache=False), 0).build()
 
 
-@pytest.mark.parametrize("value", [-1e9, -np.inf])
-def test_suppressed_tokens_do_not_hide_a_wrong_cut(
-    value: float, tmp_path: Path, wrong_layer: None
+HARD = {
+    "far below": lambda: with_suppressed_token(-1e9),
+    "infinitely below": lambda: with_suppressed_token(-np.inf),
+    "weak": lambda: with_scaled_branches(1e-3),
+    "weaker": lambda: with_scaled_branches(1e-4),
+}
+
+
+@pytest.mark.parametrize("name", [*HARD, "plain"])
+def test_suppressed_tokens_and_weak_branches_do_not_spoil_a_right_cut(
+    name: str, tmp_path: Path
 ) -> None:
-    with raises(VerificationError, "wrong-results"):
-        prune(with_suppressed_token(value), tmp_path)
-
-
-@pytest.mark.parametrize("value", [-1e9, -np.inf])
-def test_suppressed_tokens_do_not_spoil_a_right_cut(value: float, tmp_path: Path) -> None:
-    verification = prune(with_suppressed_token(value), tmp_path)
+    model = HARD[name]() if name in HARD else with_scaled_branches(1.0)
+    verification = prune(model, tmp_path)
     assert verification.passed is True
     assert verification.max_abs_error == pytest.approx(0.0, abs=1e-5)
     assert verification.tolerance is not None
     assert verification.tolerance < 1e-2
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e-4])
-def test_a_wrong_cut_of_a_weak_branch_is_caught(
-    scale: float, tmp_path: Path, wrong_layer: None
-) -> None:
+@pytest.mark.usefixtures("wrong_layer")
+@pytest.mark.parametrize("name", HARD)
+def test_nor_do_they_hide_a_wrong_one(name: str, tmp_path: Path) -> None:
     with raises(VerificationError, "wrong-results"):
-        prune(with_scaled_branches(scale), tmp_path)
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-4])
-def test_a_right_cut_of_a_weak_branch_passes(scale: float, tmp_path: Path) -> None:
-    assert prune(with_scaled_branches(scale), tmp_path).passed is True
+        prune(HARD[name](), tmp_path)
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("scale", [1e-9, 0.0])
@@ -136,53 +162,42 @@ def test_a_sequence_can_not_be_compared(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def verdict(plain: Any, masked: Any, pruned: Any, dtype: str = "float32") -> Verification:
-    arrays = [{"y": np.array(values, dtype)} for values in (plain, masked, pruned)]
-    return judge(compare_run("encode", *arrays), cut_anything=True)
-
-
-def _fails(plain: Any, masked: Any, pruned: Any, dtype: str = "float32") -> None:
-    with pytest.raises(VerificationError):
-        verdict(plain, masked, pruned, dtype)
-
-
-def _passes(plain: Any, masked: Any, pruned: Any, dtype: str = "float32") -> None:
-    assert verdict(plain, masked, pruned, dtype).passed is True
-
-
 INF, NAN = np.inf, np.nan
 
 
-@pytest.mark.parametrize(("judgement", "plain", "masked", "pruned", "dtype"), [
-    (_passes, [1, 2], [3, 4], [3, 4.0001], "float32"),
-    (_fails, [1, 2], [3, 4], [3, 4.001], "float32"),
-    (_fails, [3, 4.001], [3, 4], [3, 4.0001], "float32"),  # within 1e-4, a tenth of the effect
-    (_passes, [3, 4.001], [3, 4], [3, 4.00001], "float32"),
-    (_passes, [1, 2], [3, 4], [3, 4.03], "float16"),
-    (_fails, [1, 2], [3, 4], [3, 4.1], "float16"),
-    (_passes, [1, -INF], [3, -INF], [3, -INF], "float32"),
-    (_fails, [1, -INF], [3, -INF], [3, INF], "float32"),
-    (_fails, [1, -INF], [3, -INF], [3, -5], "float32"),
-    (_fails, [1, -INF], [3, -5], [3, -INF], "float32"),
-    (_passes, [1, NAN], [3, NAN], [3, NAN], "float32"),
-    (_fails, [1, 2], [3, NAN], [3, 4], "float32"),
-    (_fails, [NAN, 1], [NAN, NAN], [NAN, NAN], "float32"),
-    (_passes, [1, -1e9], [3, -1e9], [3, -1e9 - 64], "float32"),
-    (_fails, [1, -1e9], [3, -1e9], [3, -2e9], "float32"),
-    (_passes, [1, 2], [3, 4], [3, 4], "int64"),
-    (_fails, [1, 2], [3, 4], [3, 5], "int64"),
-    (_fails, [1, 2], [3, 4], [3], "float32"),
+@pytest.mark.parametrize(("passes", "plain", "masked", "pruned", "dtype"), [
+    (True, [1, 2], [3, 4], [3, 4.0001], "float32"),
+    (False, [1, 2], [3, 4], [3, 4.001], "float32"),
+    (False, [3, 4.001], [3, 4], [3, 4.0001], "float32"),  # within 1e-4, a tenth of the effect
+    (True, [3, 4.001], [3, 4], [3, 4.00001], "float32"),
+    (True, [1, 2], [3, 4], [3, 4.03], "float16"),
+    (False, [1, 2], [3, 4], [3, 4.1], "float16"),
+    (True, [1, -INF], [3, -INF], [3, -INF], "float32"),
+    (False, [1, -INF], [3, -INF], [3, INF], "float32"),
+    (False, [1, -INF], [3, -INF], [3, -5], "float32"),
+    (False, [1, -INF], [3, -5], [3, -INF], "float32"),
+    (True, [1, NAN], [3, NAN], [3, NAN], "float32"),
+    (False, [1, 2], [3, NAN], [3, 4], "float32"),
+    (False, [NAN, 1], [NAN, NAN], [NAN, NAN], "float32"),
+    (True, [1, -1e9], [3, -1e9], [3, -1e9 - 64], "float32"),
+    (False, [1, -1e9], [3, -1e9], [3, -2e9], "float32"),
+    (True, [1, 2], [3, 4], [3, 4], "int64"),
+    (False, [1, 2], [3, 4], [3, 5], "int64"),
+    (False, [1, 2], [3, 4], [3], "float32"),
 ])  # fmt: skip
 def test_what_counts_as_equal(
-    judgement: Callable[..., None], plain: Any, masked: Any, pruned: Any, dtype: str
+    passes: bool, plain: Any, masked: Any, pruned: Any, dtype: str
 ) -> None:
-    judgement(plain, masked, pruned, dtype)
+    arrays = [{"y": np.array(values, dtype)} for values in (plain, masked, pruned)]
+    with nullcontext() if passes else pytest.raises(VerificationError):
+        assert judge(compare_run("encode", *arrays), cut_anything=True).passed is True
 
 
 def test_each_output_has_its_own_scale() -> None:
-    plain = {"logits": np.array([9e5], np.float32), "present": np.array([1.0], np.float32)}
-    masked = {"logits": np.array([8e5], np.float32), "present": np.array([2.0], np.float32)}
-    pruned = {"logits": np.array([8e5], np.float32), "present": np.array([2.5], np.float32)}
+    plain, masked, pruned = (
+        {"logits": np.float32([logit]), "present": np.float32([present])}
+        for logit, present in ((9e5, 1.0), (8e5, 2.0), (8e5, 2.5))
+    )
     judge(compare_run("prefill", plain, masked, masked), cut_anything=True)
     with raises(VerificationError, "wrong-results", "'present'"):
         judge(compare_run("prefill", plain, masked, pruned), cut_anything=True)
@@ -222,21 +237,346 @@ def test_a_cache_that_is_kept_to_a_window_gets_the_windows_room(kept: int, lengt
     assert half_written(model) == ({"present.0.key"} if kept else set())
 
 
-@pytest.mark.parametrize(("shape", "positions"), [([], 6), (["batch", "seq"], [[6], [6]])])
-def test_positions_go_on_after_the_past(shape: list[str], positions: object) -> None:
-    drawn = drawn_beside_a_cache("cache_position", ir.DataType.INT64, shape)
-    np.testing.assert_array_equal(drawn, np.array(positions))
-
-
-def test_an_input_without_a_type_can_not_be_drawn() -> None:
-    with raises(VerificationError, "type-missing", "'mystery'"):
-        drawn_beside_a_cache("mystery", None, ["batch"])
-
-
-def drawn_beside_a_cache(name: str, dtype: ir.DataType | None, shape: list[str]) -> object:
-    """What an input of a decoder is filled with at its second step."""
+@pytest.mark.parametrize(
+    ("name", "shape", "values"),
+    [
+        ("cache_position", [], 6),
+        ("cache_position", ["batch", "seq"], [[6], [6]]),
+        ("mystery", ["batch"], None),
+    ],
+)
+def test_positions_go_on_after_the_past_and_what_has_no_type_can_not_be_drawn(
+    name: str, shape: list[str], values: object
+) -> None:
+    """At a decoder's second step."""
     model = tiny_model(TinySpec())
-    type_ = None if dtype is None else ir.TensorType(dtype)
+    type_ = None if values is None else ir.TensorType(ir.DataType.INT64)
     model.graph.inputs.append(ir.Value(name=name, type=type_, shape=ir.Shape(shape)))
     decode = next(case for case in cases(model) if case.name == "decode")
-    return draw(model, decode, np.random.default_rng(0))[name]
+    if values is None:
+        with raises(VerificationError, "type-missing", "'mystery'"):
+            draw(model, decode, np.random.default_rng(0))
+        return
+    drawn = draw(model, decode, np.random.default_rng(0))[name]
+    np.testing.assert_array_equal(drawn, np.array(values))
+
+
+CHEAP = CutOptions(verify_limit_bytes=0)
+GIGABYTE = 10**9
+
+
+def _free(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:
+    monkeypatch.setattr(verifying, "available_bytes", lambda: count)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_above_the_limit_the_cheaper_setting_is_told(
+    half: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if half:
+        sizes: Any = {"layers": 3, "hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 96}
+        source = write_llama(tmp_path / "m.onnx", LlamaShape(**sizes, vocabulary=500), noise=0.2)
+    else:
+        source = request.getfixturevalue("source")
+    target = tmp_path / "o" / "m.onnx"
+    verification = prune_file(source, target, CUT, CHEAP).verification
+    assert (verification.passed, verification.runs, verification.max_abs_error) == (True, 1, 0.0)
+    assert "decode; cheaper setting" in verification.method
+    assert "more than the limit of 0 MB" in verification.method
+    assert PruneReport.read(target.with_name("prune.json")).verification == verification
+
+
+@pytest.mark.usefixtures("wrong_layer")
+def test_a_wrong_cut_is_caught_in_bfloat16_and_at_the_cheaper_setting(
+    narrow: Path, tmp_path: Path
+) -> None:
+    encoder = saved(tiny_model(ENCODER), tmp_path, "encoder.onnx")
+    for source, plan, options in ((encoder, CUT, CHEAP), (narrow, TWO[1:], CutOptions())):
+        with raises(VerificationError, "wrong-results"):
+            prune_file(source, tmp_path / "o" / "m.onnx", plan, options)
+    assert not (tmp_path / "o").exists()
+
+
+def test_too_little_memory_is_told_before_a_check_runs(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "o" / "m.onnx"
+    _free(monkeypatch, 10_000_000)
+    with raises(TooLittleMemoryError, "", "--verify none"):
+        prune_file(source, target, CUT)
+    assert not (tmp_path / "o").exists()
+    assert prune_file(source, target, CUT, CutOptions(verify="none"))
+    _free(monkeypatch, (256 << 20) + 4000)
+    verification = prune_file(source, target, CUT).verification
+    assert verification.passed is True
+    assert "of memory, 268 MB are free" in verification.method
+    _free(monkeypatch, None)
+    model = load_model(source)
+    assert not verifying.thrifty_because(model, GIGABYTE)
+    assert verifying.thrifty_because(model, 0)
+
+
+def test_half_precision_takes_twice_its_size_and_a_file_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = LlamaShape(layers=4)
+    try:
+        model = load_model(write_llama(tmp_path / "model.onnx", shape))
+    except OSError as error:
+        pytest.skip(f"no sparse files here: {error}")
+    total = sum(value.const_value.nbytes for value in model.graph.initializers.values())  # type: ignore[union-attr]
+    _free(monkeypatch, 2 * total)
+    assert verifying.thrifty_because(model, 10 * total)
+    _free(monkeypatch, 3 * total)
+    assert not verifying.thrifty_because(model, 10 * total)
+    _free(monkeypatch, 3 * GIGABYTE)  # the embedding in fp32, twice, is 2.1 GB
+    assert verifying.thrifty_because(model, 0)
+    _free(monkeypatch, 2 * GIGABYTE)
+    with raises(TooLittleMemoryError):
+        verifying.thrifty_because(model, 0)
+
+
+_WATCHED = """
+import sys, threading, time
+from pathlib import Path
+import onnxruntime
+from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+
+def own():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+def watch():
+    while not done:
+        peaks.append(own())
+        time.sleep(0.001)
+
+source, target, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+done, peaks = False, [own()]
+watcher = threading.Thread(target=watch)
+watcher.start()
+cut = [PlannedDeletion(layer=1, kind="attention")]
+passed = prune_file(source, target, cut, CutOptions(verify_limit_bytes=limit)).verification.passed
+done = True
+watcher.join()
+print(passed, max(peaks) - peaks[0])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's counts")
+def test_the_cheaper_setting_keeps_weights_out_of_memory(tmp_path: Path) -> None:
+    """Counts memory that isn't a file's: what a model larger than the memory could not have."""
+    shape = LlamaShape(
+        layers=2, hidden=1024, heads=8, kv_heads=8, intermediate=2048, vocabulary=1000,
+        dtype=ir.DataType.FLOAT,
+    )  # fmt: skip
+    source = write_llama(tmp_path / "model.onnx", shape, noise=0.02)
+    size = source.with_name("model.onnx.data").stat().st_size
+    assert size > 80e6
+    taken = []
+    for limit in (10 * size, 0):
+        target = tmp_path / str(limit) / "m.onnx"
+        command = [sys.executable, "-c", _WATCHED, str(source), str(target), str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        passed, peak = done.stdout.split()
+        assert passed == "True"
+        taken.append(int(peak))
+    in_full, thrifty = taken
+    assert in_full - thrifty > 0.6 * size
+    assert thrifty < 0.7 * size  # what is imported on the way takes 45 MB
+
+
+def test_the_command_takes_a_limit(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "o" / "m.onnx"
+    call = ["prune", str(source), "-o", str(target), "--drop", "mlp:1"]
+    for text in ("", "GB", "-1GB", "8 elephants", "1e9"):
+        assert command_line.run([*call, *in_file(tmp_path, [f"verify_limit: {text!r}"])]) == 2
+    assert command_line.run([*call, *in_file(tmp_path, ["verify_limit: 1 KB"])]) == 0
+    out, err = capsys.readouterr()
+    assert "verifying at a cheaper setting" in err
+    assert "oracle at the cheaper setting, max error" in out + err
+    verification = PruneReport.read(target.with_name("prune.json")).verification
+    assert "limit of 0.001 MB" in verification.method
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("8GB", 8 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2 << 30), ("0", 0), ("1.5k", 1500)],
+)
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert size(text) == count
+
+
+NARROW = ir.DataType.BFLOAT16
+
+
+def in_bfloat16(model: ir.Model) -> ir.Model:
+    """The model with bfloat16 in the place of float32, caches included."""
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for value in [*values, *(v for node in model.graph for v in node.outputs)]:
+        if value.dtype == ir.DataType.FLOAT:
+            value.type = ir.TensorType(NARROW)
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+            array = value.const_value.numpy().astype(ml_dtypes.bfloat16)
+            value.const_value = ir.tensor(array, name=value.name)
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes.get_int("to") == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", NARROW.value)
+    return model
+
+
+@pytest.fixture
+def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
+    return saved(in_bfloat16(tiny_model(TinySpec())), tmp_path / "narrow")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_copy_stands_where_it_was_asked_for_and_goes(narrow: Path, beside: bool) -> None:
+    with WidenedCopy(narrow, beside=beside) as copy:
+        assert copy.is_file()
+        assert (copy.parent.parent == narrow.parent) is beside
+        place = copy.parent
+    assert not place.exists()
+
+
+TWO = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="mlp")]
+
+
+@pytest.mark.parametrize("weights", ["compact", "share"])
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_a_cut_in_bfloat16_is_verified(narrow: Path, weights: Any, limit: int) -> None:
+    target = narrow.with_name("cut.onnx")
+    options = CutOptions(weights=weights, verify_limit_bytes=limit)
+    verification = prune_file(narrow, target, TWO, options).verification
+    assert verification.passed
+    assert "bfloat16 as float32" in verification.method
+    assert verification.max_abs_error is not None
+    assert verification.max_abs_error < 1e-5
+    assert verification.tolerance is not None
+    assert verification.tolerance < 5e-3  # a ten-thousandth of the logits, and not a twentieth
+    inputs = {value.name: value.dtype for value in load_model(target).graph.inputs}
+    assert inputs["past_key_values.0.key"] == NARROW
+
+
+def replacements(seed: int) -> dict[SublayerRef, ReplacementTensors]:
+    rng = np.random.default_rng(seed)
+    bias, weight = rng.standard_normal(8), rng.standard_normal((8, 8)) / 3
+    return {
+        SublayerRef(1, "attention"): ReplacementTensors(bias, weight),
+        SublayerRef(2, "mlp"): ReplacementTensors(bias),
+    }
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_replacements_in_bfloat16_are_verified(
+    right: bool, narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded to bfloat16 in the graph and not in the oracle, so it takes the wider tolerance."""
+    monkeypatch.setattr(storage, "_MOST_INLINE_BYTES", 0)
+    kinds = [("attention", 1, "linear"), ("mlp", 2, "bias")]
+    plan = [PlannedDeletion(layer=n, kind=k, replacement=r) for k, n, r in kinds]  # type: ignore[arg-type]
+    given = Replacements(narrow.with_name("numbers"), "0" * 64, replacements(0))
+    target, masked = narrow.with_name("cut.onnx"), testing.masked_model
+    call = (narrow, target, LoadedPlan.of(plan, given), CutOptions(weights="share"))
+    if not right:
+        monkeypatch.setattr(testing, "masked_model", lambda m, d, _: masked(m, d, replacements(1)))
+        with raises(VerificationError, "wrong-results"):
+            prune_file(*call)
+        return
+    verification = prune_file(*call).verification
+    assert verification.passed
+    assert verification.max_abs_error is not None
+    assert 0 < verification.max_abs_error < 0.1
+    assert data_of(target).stat().st_size > 0
+
+
+def test_the_copy_in_float32_leaves_the_model_as_it_was(narrow: Path) -> None:
+    model = load_model(narrow)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    wide = in_float32(model)
+    assert has_bfloat16(model)
+    assert not has_bfloat16(wide)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    for name, value in model.graph.initializers.items():
+        tensor = wide.graph.initializers[name].const_value
+        assert tensor is not None
+        assert value.const_value is not None
+        np.testing.assert_array_equal(
+            tensor.numpy(), value.const_value.numpy().astype(tensor.dtype.numpy())
+        )
+
+
+def test_the_weights_count_in_float32_at_both_settings(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "_OWN_BYTES", 0)
+    model = load_model(narrow)
+    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value]
+    total = sum(4 * tensor.size for tensor in weights if tensor.dtype == NARROW)
+    assert verifying._needed_by_the_thrifty(weights) > total
+    assert verifying._needed_in_full(weights) > 2 * total
+    wide = saved(tiny_model(), narrow.parent, "wide.onnx")
+    plain = [v.const_value for v in load_model(wide).graph.initializers.values() if v.const_value]
+    assert verifying._needed_by_the_thrifty(plain) < total
+
+
+def feed(runner: OnnxRuntimeRunner) -> dict[str, Any]:
+    shape = Shape("prefill", 2, 5)
+    return make_inputs(runner.inputs, shape, random_tokens(shape, 11))
+
+
+def test_the_runtime_runs_the_same_weights_in_float32_and_says_so(narrow: Path) -> None:
+    wide = saved(in_float32(load_model(narrow)), narrow.parent, "wide.onnx")
+    with OnnxRuntimeRunner(narrow, threads=1) as runner, OnnxRuntimeRunner(wide, threads=1) as want:
+        assert (runner.capabilities.widened, want.capabilities.widened) == (True, False)
+        assert {spec.dtype.name for spec in runner.outputs} == {"float32"}
+        expected = want.run(feed(want))
+        for name, array in runner.run(feed(runner)).items():
+            np.testing.assert_array_equal(array, expected[name])
+    texts = []
+    for file in (narrow, wide):
+        with OnnxRuntimeDecoder(file, threads=1) as decoder:
+            texts.append(generate(decoder, [3, 1, 4], new_tokens=6).token_ids)
+    assert texts[0] == texts[1]
+
+
+def test_the_copy_is_made_once_and_goes_with_its_runner(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    runner = OnnxRuntimeRunner(narrow, threads=1)
+    for _ in range(2):
+        with runner:
+            assert len(list(scratch.iterdir())) == 1
+    del runner
+    assert not list(scratch.iterdir())
+
+
+def test_a_graph_that_lacks_another_kernel_is_an_error(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+        g (double[2] x) => (double[2] y) { y = Elu(x) }"""
+    ir.save(ir.from_onnx_text(text), tmp_path / "m.onnx")
+    with raises(BackendError, "load-failed", "Elu"):
+        OnnxRuntimeRunner(tmp_path / "m.onnx", threads=1).__enter__()
+
+
+def test_a_comparison_says_what_was_measured(narrow: Path, tmp_path: Path) -> None:
+    prune_file(narrow, narrow.with_name("cut.onnx"), TWO)
+    report = compare(narrow, narrow.with_name("cut.onnx"), SHORT)
+    assert report.arms.baseline.precision == report.arms.candidate.precision == "bf16 as fp32"
+    assert report.arms.baseline.file_bytes < 2 * narrow.stat().st_size + 4096
+    assert report.accuracy is not None
+    assert len(report.latency) == 1
+    assert "Both arms are in bfloat16" in notices(report)[0]
+    assert "bf16 as fp32" in comparison_title(report)
+    wide = saved(tiny_model(), tmp_path, "wide.onnx")
+    report = compare(wide, wide, SHORT)
+    assert report.arms.baseline.precision == "fp32"
+    assert not any("bfloat16" in sentence for sentence in notices(report))
