@@ -55,25 +55,45 @@ def tiny_model(spec: TinySpec = TinySpec(), *, seed: int = 0) -> ir.Model:
 
 
 def tiny_feed(
-    model: ir.Model, *, seq: int, past: int = 0, batch: int = 2, seed: int = 0
+    model: ir.Model,
+    *,
+    seq: int,
+    past: int = 0,
+    batch: int = 2,
+    seed: int = 0,
+    left: int = 1,
+    right: int = 0,
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Random inputs for a tiny model, left-padded in the first sequence if there is room."""
+    """Random inputs of the declared sizes; some first or last positions of one row are padding."""
     rng = np.random.default_rng(seed)
+    sizes = {"batch": batch, "seq": seq, "sequence": seq, "total": past + seq, "source": 5}
+    sizes["kv_cache_dim"] = 16  # as ONNX Runtime's builder calls the size of a head
     feed: dict[str, np.ndarray[Any, Any]] = {}
-    for value in model.graph.inputs:
+    for value in (value for value in model.graph.inputs if not value.is_initializer()):
         name = value.name or ""
-        if name == "input_ids":
-            feed[name] = rng.integers(0, VOCABULARY, (batch, seq))
-        elif name == "attention_mask":
-            feed[name] = np.ones((batch, past + seq), np.int64)
-            feed[name][0, : min(1, past + seq - 1)] = 0
+        assert value.dtype is not None
+        dtype = value.dtype.numpy()
+        if name == "attention_mask":
+            mask = np.ones((batch, past + seq), dtype)
+            mask[0, : min(left, past + seq - 1)] = 0
+            mask[-1, past + seq - right :] = 0
+            feed[name] = mask
+        elif name == "position_ids":
+            feed[name] = np.tile(np.arange(past, past + seq), (batch, 1))
+        elif name == "input_ids":
+            feed[name] = rng.integers(0, VOCABULARY, (batch, seq)).astype(dtype)
         else:
-            feed[name] = rng.standard_normal((batch, HEADS, past, HEAD_DIM)).astype(np.float32)
+            dims = value.shape or ("batch", HEADS, past, HEAD_DIM)
+            shape = [n if isinstance(n, int) else sizes.get(str(n), past) for n in dims]
+            feed[name] = rng.standard_normal(shape).astype(dtype)
     return feed
 
 
 class GraphBuilder:
     """Collects the nodes, weights and ends of a graph."""
+
+    _scale = 1.0
+    """Of the weights."""
 
     def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
@@ -102,6 +122,19 @@ class GraphBuilder:
     def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
         value.name = name
         declare(value, ir.DataType.FLOAT, *dims)
+
+    def _input(self, name: str, *dims: int | str) -> ir.Value:
+        value = declared(name, ir.DataType.FLOAT, *dims)
+        self._inputs.append(value)
+        return value
+
+    def _output(self, value: ir.Value, name: str, *dims: int | str) -> None:
+        self._publish(value, name, *dims)
+        self._outputs.append(value)
+
+    def _weight(self, *shape: int, scale: float | None = None) -> ir.Value:
+        data = self._rng.standard_normal(shape) * (self._scale if scale is None else scale)
+        return self._initializer(data.astype(np.float32))
 
     def _constant(self, data: Any) -> ir.Value:
         return self._initializer(np.asarray(data))
@@ -271,18 +304,11 @@ class _Builder(GraphBuilder):
         return self._op("LayerNormalization", x, self._weight(HIDDEN), self._weight(HIDDEN))
 
     def _past(self, layer: int, part: str) -> ir.Value:
-        name = f"past_key_values.{layer}.{part}"
-        value = declared(name, ir.DataType.FLOAT, "batch", HEADS, "past", HEAD_DIM)
-        self._inputs.append(value)
-        return value
+        return self._input(f"past_key_values.{layer}.{part}", "batch", HEADS, "past", HEAD_DIM)
 
     def _publish_caches(self, key: ir.Value, value: ir.Value, layer: int) -> None:
         for cache, part in ((key, "key"), (value, "value")):
-            self._publish(cache, f"present.{layer}.{part}", "batch", HEADS, "total", HEAD_DIM)
-            self._outputs.append(cache)
-
-    def _weight(self, *shape: int) -> ir.Value:
-        return self._initializer(self._rng.standard_normal(shape).astype(np.float32))
+            self._output(cache, f"present.{layer}.{part}", "batch", HEADS, "total", HEAD_DIM)
 
 
 _ATTENTION = """

@@ -27,7 +27,7 @@ from graph_passes import (
 )
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
-from tests.graph_passes.graph_support import smaller
+from tests.graph_passes.graph_support import tiny
 
 Arrays = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ _FATAL, _PATIENCE_S = 4, 20
 
 @functools.cache
 def _serialised(name: str) -> bytes:
-    data: bytes = ir.to_proto(smaller(name)).SerializeToString()
+    data: bytes = ir.to_proto(tiny(name, layers=2)).SerializeToString()
     return data
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from tests.tiny_graphs import GraphBuilder, declare, declared
+from tests.tiny_graphs import GraphBuilder, declare, declared, tiny_feed
 
 HIDDEN, HEADS, KV_HEADS, SIZE, VOCABULARY, POSITIONS = 32, 4, 2, 32, 11, 32
 _FAR_BELOW = float(np.finfo(np.float32).min)
@@ -51,27 +51,13 @@ def decoder_feed(
     model: ir.Model, *, seq: int, past: int = 0, batch: int = 2, padding: int = 0
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Random inputs; the last row ends with padding."""
-    rng = np.random.default_rng(seq + past)
-    mask = np.ones((batch, past + seq), np.int64)
-    mask[-1, past + seq - padding :] = 0
-    feed: dict[str, np.ndarray[Any, Any]] = {
-        "input_ids": rng.integers(0, VOCABULARY, (batch, seq)),
-        "attention_mask": mask,
-        "position_ids": np.tile(np.arange(past, past + seq), (batch, 1)),
-    }
-    for value in model.graph.inputs:
-        if (value.name or "").startswith("past"):
-            shape = (batch, KV_HEADS, past, SIZE)
-            feed[value.name or ""] = rng.standard_normal(shape).astype(np.float32)
-    return feed
-
-
-def count(model: ir.Model, op_type: str) -> int:
-    """How many nodes are of a type."""
-    return sum(node.op_type == op_type for node in model.graph)
+    seed = seq + past
+    return tiny_feed(model, seq=seq, past=past, batch=batch, seed=seed, left=0, right=padding)
 
 
 class _Builder(GraphBuilder):
+    _scale = 0.3
+
     def __init__(self, spec: DecoderSpec, seed: int) -> None:
         super().__init__(seed)
         self._spec = spec
@@ -91,9 +77,12 @@ class _Builder(GraphBuilder):
                 "Add", x, self._op("Gather", self._weight(POSITIONS, HIDDEN), self._positions)
             )
         pasts = [
-            [self._past(n, part) for part in ("key", "value")] for n in range(self._spec.layers)
+            [
+                self._input(f"past_key_values.{n}.{part}", "batch", KV_HEADS, "past", SIZE)
+                for part in ("key", "value")
+            ]
+            for n in range(self._spec.layers)
         ]
-        self._inputs += [past for pair in pasts for past in pair]
         self._past_length = self._length(pasts[-1][0], 2)
         mask = self._mask()
         self._tables = self._rotary_tables()
@@ -115,8 +104,7 @@ class _Builder(GraphBuilder):
             for past, new in zip(pasts, (key, value), strict=True)
         ]
         for cache, part in zip(caches, ("key", "value"), strict=True):
-            self._publish(cache, f"present.{layer}.{part}", "batch", KV_HEADS, "total", SIZE)
-            self._outputs.append(cache)
+            self._output(cache, f"present.{layer}.{part}", "batch", KV_HEADS, "total", SIZE)
         keys, values = (self._repeated(cache) for cache in caches)
         result = self._attended(query, keys, values, mask)
         turned = self._op("Transpose", result, perm=[0, 2, 1, 3])
@@ -232,10 +220,6 @@ class _Builder(GraphBuilder):
         slope = self._op("Mul", self._op("Cast", keys, to=1), self._number(0.1))
         return self._op("Where", seen, slope, self._number(_FAR_BELOW))
 
-    def _past(self, layer: int, part: str) -> ir.Value:
-        name = f"past_key_values.{layer}.{part}"
-        return declared(name, ir.DataType.FLOAT, "batch", KV_HEADS, "past", SIZE)
-
     def _project(self, x: ir.Value, width: int, source: int = HIDDEN) -> ir.Value:
         made = self._op("MatMul", x, self._weight(source, width))
         return self._op("Add", made, self._weight(width)) if self._spec.bias else made
@@ -247,6 +231,3 @@ class _Builder(GraphBuilder):
     @property
     def _two_weights(self) -> bool:
         return self._spec.norm == "LayerNormalization" and self._spec.norm_bias
-
-    def _weight(self, *shape: int) -> ir.Value:
-        return self._initializer(self._rng.normal(0, 0.3, shape).astype(np.float32))

@@ -52,26 +52,9 @@ def fused_model(spec: FusedSpec, *, seed: int = 0) -> ir.Model:
     return _Builder(spec, seed).build()
 
 
-def fused_feed(
-    model: ir.Model, *, seq: int, past: int = 0, batch: int = 2
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Random inputs for such a model; the mask is all ones."""
-    rng = np.random.default_rng(1)
-    feed: dict[str, np.ndarray[Any, Any]] = {}
-    for value in model.graph.inputs:
-        name = value.name or ""
-        if name == "input_ids":
-            feed[name] = rng.integers(0, VOCABULARY, (batch, seq)).astype(np.int32)
-        elif name == "attention_mask":
-            feed[name] = np.ones((batch, past + seq), np.int32)
-        else:
-            shape = (batch, HEADS, past, HEAD_DIM)
-            packed = value.shape is not None and len(value.shape) == 5
-            feed[name] = rng.standard_normal((2, *shape) if packed else shape).astype(np.float32)
-    return feed
-
-
 class _Builder(GraphBuilder):
+    _scale = 0.2
+
     def __init__(self, spec: FusedSpec, seed: int) -> None:
         super().__init__(seed)
         self._spec = spec
@@ -89,10 +72,10 @@ class _Builder(GraphBuilder):
                 continue
             stream, normed = self._join(stream, self._attention(normed, layer))
             if self._spec.sums and layer == 0:
-                self._publish(stream, "hidden_states", "batch", "seq", HIDDEN)
+                self._output(stream, "hidden_states", "batch", "seq", HIDDEN)
             stream, normed = self._join(stream, self._mlp(normed))
         logits = self._op("MatMul", normed, self._weight(HIDDEN, VOCABULARY))
-        super()._publish(logits, "logits", "batch", "seq", VOCABULARY)
+        self._publish(logits, "logits", "batch", "seq", VOCABULARY)
         return self._model("fused", logits, default=21, com_microsoft=1)
 
     def _embed(self) -> tuple[ir.Value, ir.Value]:
@@ -151,7 +134,7 @@ class _Builder(GraphBuilder):
         query.shape = ir.Shape(["batch", "seq", HIDDEN])
         query.type = ir.TensorType(ir.DataType.FLOAT)
         pasts = [
-            self._past(f"past_key_values.{layer}.{part}", head="kv_cache_dim")
+            self._input(f"past_key_values.{layer}.{part}", "batch", HEADS, "past", "kv_cache_dim")
             for part in ("key", "value")
         ]
         operands = [query, key, value, *pasts, *self._lengths]
@@ -160,16 +143,16 @@ class _Builder(GraphBuilder):
         )
         for present, part in zip(presents, ("key", "value"), strict=True):
             name = f"present.{layer}.{part}"
-            self._publish(present, name, "batch", HEADS, "total", "kv_cache_dim")
+            self._output(present, name, "batch", HEADS, "total", "kv_cache_dim")
         return context
 
     def _packed(self, x: ir.Value, layer: int) -> ir.Value:
         operands = [x, self._weight(HIDDEN, 3 * HIDDEN), self._weight(3 * HIDDEN), self._mask]
         if self._spec.form == "bert":
             return self._ms("Attention", operands, 1, num_heads=HEADS)[0]
-        operands.append(self._past(f"past_{layer}", 2))
+        operands.append(self._input(f"past_{layer}", 2, "batch", HEADS, "past", HEAD_DIM))
         context, present = self._ms("Attention", operands, 2, num_heads=HEADS, unidirectional=1)
-        self._publish(present, f"present_{layer}", 2, "batch", HEADS, "total", HEAD_DIM)
+        self._output(present, f"present_{layer}", 2, "batch", HEADS, "total", HEAD_DIM)
         return context
 
     def _mlp(self, x: ir.Value) -> ir.Value:
@@ -185,18 +168,6 @@ class _Builder(GraphBuilder):
         return self._ms(
             "MatMulNBits", operands, 1, K=width, N=size, bits=4, block_size=_BLOCK
         )[0]  # fmt: skip
-
-    def _past(self, name: str, *packed: int, head: int | str = HEAD_DIM) -> ir.Value:
-        value = declared(name, ir.DataType.FLOAT, *packed, "batch", HEADS, "past", head)
-        self._inputs.append(value)
-        return value
-
-    def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
-        super()._publish(value, name, *dims)
-        self._outputs.append(value)
-
-    def _weight(self, *shape: int, scale: float = 0.2) -> ir.Value:
-        return self._constant((self._rng.standard_normal(shape) * scale).astype(np.float32))
 
     def _ms(
         self, op_type: str, inputs: list[Any], outputs: int, **attributes: Any

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graph_support import feeds, largest_difference, run, session, text, tiny
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
 from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
@@ -20,6 +19,7 @@ from graph_passes.files import storage, weight_file
 from graph_passes.files.hashing import sha256_file
 from graph_passes.files.storage import Weights, data_files, load_model, save_model
 from graph_passes.files.weight_file import WeightWriter, read_bytes
+from tests.graph_passes.graph_support import feeds, largest_difference, run, session, text, tiny
 from tests.raising import raises
 from tests.reading import all_data_of, data_of, names_in
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from itertools import combinations
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
-from graph_support import all_deletions, check_clean, check_tidy, sites_of
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from graph_passes import Deletion
+from graph_passes import Deletion, ReplacementTensors, SublayerRef
 from graph_passes.files.storage import load_model
+from tests.graph_passes.graph_support import all_deletions, proper_subsets, sites_of, usual
+from tests.tiny_graphs import check_clean, check_tidy
 from tests.tiny_models import family_loaded
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
@@ -92,11 +96,8 @@ def test_all_subsets_equal_pytorch_with_the_modules_skipped(
     loaded, source = exported
     assert worst_error(loaded, source, []) < TOLERANCE
     everything = all_deletions(load_model(source))
-    assert [(d.layer, d.kind) for d in everything] == [
-        (0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp"),
-    ]  # fmt: skip
-    subsets = [list(c) for n in (1, 2, 3) for c in combinations(everything, n)]
-    for number, subset in enumerate(subsets):
+    assert [(d.layer, d.kind) for d in everything] == usual(2)
+    for number, subset in enumerate(proper_subsets(everything)):
         path = cut(source, tmp_path / str(number) / "m.onnx", subset)
         assert worst_error(loaded, path, subset) < TOLERANCE
         if skip_norms(source):
@@ -122,3 +123,76 @@ def test_neighbours_stay_fused(exported: tuple[Any, Path], tmp_path: Path) -> No
     joints = {site.residual_add for site in sites_of(load_model(exported[1])) if site.layer == 1}
     after = skip_norms(cut(exported[1], tmp_path / "m.onnx", [Deletion(1, "block")]))
     assert len(before) - len(after) == len(before.keys() & joints)
+
+
+# Replacements: PyTorch with the same maps hooked into it
+
+HIDDEN = 96
+ATTENTION, MLP = SublayerRef(0, "attention"), SublayerRef(1, "mlp")
+PLAN = [
+    PlannedDeletion(layer=0, kind="attention", replacement="linear"),
+    PlannedDeletion(layer=1, kind="mlp", replacement="bias"),
+]
+
+
+def numbers(seed: int = 0) -> dict[SublayerRef, ReplacementTensors]:
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal((HIDDEN, HIDDEN)) / HIDDEN).astype(np.float32)
+    biases = (rng.standard_normal((2, HIDDEN)) / 10).astype(np.float32)
+    return {ATTENTION: ReplacementTensors(biases[0], weight), MLP: ReplacementTensors(biases[1])}
+
+
+@contextlib.contextmanager
+def replaced(model: Any, given: dict[SublayerRef, ReplacementTensors]) -> Iterator[None]:
+    """A llama in which the two sublayers return what takes their place."""
+    import torch
+
+    tensors = {
+        ref: (torch.tensor(one.bias), None if one.weight is None else torch.tensor(one.weight))
+        for ref, one in given.items()
+    }
+
+    def attention(_module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        bias, weight = tensors[ATTENTION]
+        normed = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        return (torch.nn.functional.linear(normed, weight, bias), *output[1:])
+
+    def mlp(_module: Any, _args: Any, output: Any) -> Any:
+        return tensors[MLP][0].expand(output.shape)
+
+    layers = model.model.layers
+    hooks = [
+        layers[0].self_attn.register_forward_hook(attention, with_kwargs=True),
+        layers[1].mlp.register_forward_hook(mlp),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_prefill_and_decode_equal_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.export import parity
+    from exporter.export.torch_export import export_onnx
+
+    loaded = family_loaded("llama")
+    source, target = export_onnx(loaded, tmp_path / "source", opset=20), tmp_path / "out" / "m.onnx"
+    given = Replacements(tmp_path, "0" * 64, numbers())
+    report = prune_file(source, target, LoadedPlan.of(PLAN, given))
+    assert report.verification.passed
+    skipped = [PlannedDeletion(layer=d.layer, kind=d.kind) for d in PLAN]
+
+    def worst(witness: dict[SublayerRef, ReplacementTensors]) -> float:
+        monkeypatch.setattr(parity, "branches_replaced", lambda model, _: replaced(model, witness))
+        checks = parity.check_export(loaded, target, deletions=skipped)
+        assert {check.phase for check in checks} == {"prefill", "decode"}
+        return max(check.max_abs_error for check in checks)
+
+    assert worst(numbers()) < 1e-5
+    turned = numbers()
+    turned[ATTENTION] = ReplacementTensors(
+        turned[ATTENTION].bias, np.array(turned[ATTENTION].weight).T
+    )
+    assert worst(turned) > 1e-4
+    assert worst(numbers(seed=1)) > 1e-2
