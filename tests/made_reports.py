@@ -75,7 +75,6 @@ def samples(median_ms: float, count: int = 24) -> LatencySamples:
     """Times that are all the same, of which the slow ones are said to be slower."""
     return LatencySamples(
         median_ms=median_ms,
-        p50_ms=median_ms,
         p95_ms=median_ms * 1.2,
         p99_ms=median_ms * 1.5,
         samples_ms=[median_ms] * count,

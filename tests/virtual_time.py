@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
+from exporter.artifacts.latency import Shape
+from exporter.compare.timing.subjects import CallProbe, Probe
 from exporter.engines.runners.base import BoundCall
 
 RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"
@@ -61,7 +63,7 @@ class VirtualArm:
     def use_build(self, number: int) -> None:
         """There is one."""
 
-    def probe(self, cell: TimedCell) -> Probe:
+    def probe(self, cell: Shape) -> Probe:
         """A call."""
         return CallProbe(BoundCall(self._call))
 
@@ -126,16 +128,8 @@ class Replayed:
         return float(self._factors[self._next])
 
 
-@dataclass(frozen=True)
-class VirtualCell:
-    """A decode step of nothing."""
-
-    phases: tuple[str, ...] = ("decode",)
-    batch: int = 1
-    sequence_length: int = 1
-    past_length: int = 128
-    new_tokens: int = 0
-    counts: str = "tokens"
+VirtualCell = partial(Shape, phase="decode", batch=1, sequence_length=1, past_length=128)
+"""A decode step of nothing."""
 
 
 def virtual_pair(

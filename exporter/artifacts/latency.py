@@ -40,41 +40,32 @@ FEWEST_ROUNDS = 6
 
 @dataclass(frozen=True)
 class Shape:
-    """One cell of the grid that is measured.
+    """One cell of the grid that is measured: a run of a graph, or a whole generation."""
 
-    Attributes:
-        phase: ``prefill`` (empty cache), ``decode`` (one token, filled cache), or ``encode`` (a
-            graph without a cache).
-        batch: Sequences.
-        sequence_length: New tokens per sequence.
-        past_length: Tokens in the KV cache.
-        counts: What ``sequence_length`` counts; it tells no two shapes apart.
-    """
-
-    phase: Phase
+    phase: (
+        Phase  # prefill: an empty cache; decode: a filled one; encode: none. A generation: prefill
+    )
     batch: int
-    sequence_length: int
+    sequence_length: int  # new tokens of a run, or the prompt's
     past_length: int = 0
-    counts: Parts = field(default="tokens", compare=False)
+    new_tokens: int = 0  # that are generated, also where one ends a text; 0 of a run
+    counts: Parts = field(default="tokens", compare=False)  # what `sequence_length` counts
 
     @property
     def phases(self) -> tuple[TimedPhase, ...]:
-        """The one row that it gives."""
-        return (self.phase,)
-
-    @property
-    def new_tokens(self) -> int:
-        """Nothing is generated: a run is one run."""
-        return 0
+        """Its rows; of a generation the time to the first token, of a later one, and of all."""
+        return ("first_token", "per_token", "generate") if self.new_tokens else (self.phase,)
 
     @property
     def total_length(self) -> int:
-        """Positions that a call reaches."""
-        return self.past_length + self.sequence_length
+        """Positions that it reaches."""
+        return self.past_length + self.sequence_length + self.new_tokens
 
     def __str__(self) -> str:
         past = f", cache {self.past_length}" if self.past_length else ""
         batch = f", batch {self.batch}" if self.batch > 1 else ""
+        if self.new_tokens:
+            return f"generate {self.new_tokens} after {self.sequence_length}{batch}"
         if self.counts == RECORDINGS.parts:  # all have one length
             return f"{self.phase} {RECORDINGS.one}{batch}"
         parts = "" if self.counts == TEXTS.parts else f" {self.counts}"
@@ -127,10 +118,11 @@ class LatencySamples(Record):
     """Raw times of one arm, in the order in which they were taken, and their percentiles."""
 
     median_ms: Milliseconds
-    p50_ms: Milliseconds
     p95_ms: Milliseconds
     p99_ms: Milliseconds
     samples_ms: Annotated[list[Milliseconds], Field(min_length=1, max_length=1 << 20)]
+
+    _earlier = ignoring("p50_ms")
 
 
 class Speedup(Record):

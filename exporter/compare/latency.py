@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Environment, LatencyRow, MachineState, TimedPhase
-from exporter.artifacts.base import IMAGES, Parts
+from exporter.artifacts import Environment, LatencyRow, MachineState
+from exporter.artifacts.base import IMAGES
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
@@ -26,7 +26,6 @@ from exporter.compare.timing.subjects import (
     RunnerArm,
     Sample,
     TimedArm,
-    TimedCell,
 )
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.open_decoder import own_decoder
@@ -98,7 +97,7 @@ class TimingSession:
     def measure(
         self,
         arms: Mapping[str, TimedArm],
-        cells: Sequence[TimedCell],
+        cells: Sequence[Shape],
         *,
         together: bool = True,
     ) -> None:
@@ -139,34 +138,6 @@ class TimingSession:
             self._warned = True
 
 
-@dataclass(frozen=True)
-class GenerationCell:
-    """A prompt's length, and how many tokens are generated; see ``timing.subjects.TimedCell``.
-
-    Both arms generate as many: tokens that end a text don't.
-    """
-
-    batch: int
-    sequence_length: int
-    new_tokens: int
-    past_length: int = 0
-    counts: Parts = "tokens"
-
-    @property
-    def phases(self) -> tuple[TimedPhase, ...]:
-        """Time to the first token, mean time of a later one, and of all of it."""
-        return ("first_token", "per_token", "generate")
-
-    @property
-    def total_length(self) -> int:
-        """Positions that a generation reaches."""
-        return self.sequence_length + self.new_tokens
-
-    def __str__(self) -> str:
-        batch = f", batch {self.batch}" if self.batch > 1 else ""
-        return f"generate {self.new_tokens} after {self.sequence_length}{batch}"
-
-
 class GenerationProbe:
     """Generates greedily from the same prompt each time.
 
@@ -203,7 +174,7 @@ class DecoderArm(Builds[Decoder]):
         super().__init__(builds)
         self._vocabulary = vocabulary
 
-    def probe(self, cell: TimedCell) -> Probe:
+    def probe(self, cell: Shape) -> Probe:
         """Binds the same random prompt for every arm."""
         size = (cell.batch, cell.sequence_length)
         prompt = np.random.default_rng(0).integers(0, self._vocabulary, size, dtype=np.int64)
@@ -226,40 +197,25 @@ def time_all(pair: Pair, store: Store | None = None) -> Timed:
         if shapes:
             session.measure(arms, shapes, together=not pair.in_turns)
         if generations:
-            _Generations(pair, session).apart(arms, vocabulary, generations)
+            _time_generations(pair, session, arms, generations)
     return session.timed
 
 
-@dataclass(frozen=True)
-class _Generations:
-    """Times whole generations."""
-
-    pair: Pair
-    session: TimingSession
-
-    def apart(
-        self, runs: Mapping[str, RunnerArm], vocabulary: int, cells: Sequence[GenerationCell]
-    ) -> None:
-        """One kind of arms at a time: each holds the weights."""
-        for arm in runs.values():
-            arm.unload()
-        try:
-            self._together(vocabulary, cells)
-        finally:
-            for arm in runs.values():
-                arm.load()
-
-    def _together(self, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
-        arms = _decoder_arms(self.pair, vocabulary, max(cell.batch for cell in cells))
-        try:
-            fit = fit_together(lambda: _load(arms), _on_engines(arms))
-            if not fit:
-                self.pair.progress.say(IN_TURNS)
-            together = fit and not self.pair.in_turns
-            self.session.measure(arms, cells, together=together)
-        finally:
-            for arm in arms.values():
-                arm.unload()
+def _time_generations(
+    pair: Pair, session: TimingSession, runs: Mapping[str, RunnerArm], cells: Sequence[Shape]
+) -> None:
+    """Whole generations, one kind of arms at a time: each holds the weights."""
+    with ExitStack() as stack:
+        for run in runs.values():
+            run.unload()
+            stack.callback(run.load)
+        arms = _decoder_arms(pair, max(cell.batch for cell in cells))
+        for arm in arms.values():
+            stack.callback(arm.unload)
+        fit = fit_together(lambda: _load(arms), _on_engines(arms))
+        if not fit:
+            pair.progress.say(IN_TURNS)
+        session.measure(arms, cells, together=fit and not pair.in_turns)
 
 
 def _load(arms: Mapping[str, DecoderArm]) -> None:
@@ -276,8 +232,8 @@ def _on_engines(arms: Mapping[str, DecoderArm]) -> list[OnEngines]:
     ]
 
 
-def _decoder_arms(pair: Pair, vocabulary: int, batch: int) -> dict[str, DecoderArm]:
-    decoder_arms: dict[str, DecoderArm] = {}
+def _decoder_arms(pair: Pair, batch: int) -> dict[str, DecoderArm]:
+    vocabulary, decoder_arms = pair.vocabulary(), dict[str, DecoderArm]()
     for name, arm in pair.arms.items():
         one = batch > 1 and _one_text(arm)
         decoders = [] if one else [own_decoder(runner) for runner in arm.builds]
@@ -314,11 +270,11 @@ def shapes_of(pair: Pair) -> list[Shape]:
     return _within_reach(pair, shapes)
 
 
-def generations_of(pair: Pair) -> list[GenerationCell]:
+def generations_of(pair: Pair) -> list[Shape]:
     """Whole generations."""
     options = pair.options
     cells = [
-        GenerationCell(batch, prompt, new)
+        Shape("prefill", batch, prompt, new_tokens=new)
         for prompt, new in options.timing.generate
         for batch in options.batches
     ]
@@ -344,15 +300,7 @@ def _one_text(arm: ComparedArm) -> bool:
     return arm.runner.backend == LlamaCppRunner.backend
 
 
-class _Reaches(Protocol):
-    @property
-    def total_length(self) -> int: ...
-
-
-_R = TypeVar("_R", bound=_Reaches)
-
-
-def _within_reach(pair: Pair, cells: list[_R]) -> list[_R]:
+def _within_reach(pair: Pair, cells: list[Shape]) -> list[Shape]:
     longest = pair.baseline.folder.longest_sequence
     fitting = [cell for cell in cells if longest is None or cell.total_length <= longest]
     for cell in cells:

@@ -24,9 +24,9 @@ from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.compare.arms import noted_plan
 from exporter.compare.kept import store_of
-from exporter.compare.latency import GenerationCell, Timed, TimingSession
+from exporter.compare.latency import Timed, TimingSession
 from exporter.compare.options import CompareOptions
-from exporter.compare.timing.subjects import CallProbe, Clock, Probe, Sample, TimedCell
+from exporter.compare.timing.subjects import CallProbe, Clock, Probe, Sample
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
@@ -180,13 +180,11 @@ class StackArm:
     def use_build(self, number: int) -> None:
         """There is one."""
 
-    def probe(self, cell: TimedCell) -> Probe:
+    def probe(self, cell: Shape) -> Probe:
         """Binds one graph to a shape, or a whole generation."""
         source = self._batched(cell)
-        if isinstance(cell, GenerationCell):
+        if cell.new_tokens:
             return _Generation(self._runner, source, self._tokens(cell), cell.new_tokens)
-        if not isinstance(cell, Shape):
-            raise TypeError(f"{cell} is no run of a graph")
         graph = _GRAPH_OF[cell.phase]
         values = dict(source)
         if graph != ENCODER:
@@ -198,19 +196,16 @@ class StackArm:
         wanted = {spec.name: values[spec.name] for spec in runner.inputs}
         return CallProbe(runner.prepare(wanted, phase=cell.phase))
 
-    def _batched(self, cell: TimedCell) -> dict[str, Array]:
+    def _batched(self, cell: Shape) -> dict[str, Array]:
         """The source as often as the cell has rows; of text as many tokens as are asked for."""
         own = {name: np.repeat(array, cell.batch, axis=0) for name, array in self._source.items()}
-        encodes = isinstance(cell, GenerationCell) or (
-            isinstance(cell, Shape) and cell.phase == "encode"
-        )
-        if encodes and "input_ids" in own:
+        if (cell.new_tokens or cell.phase == "encode") and "input_ids" in own:
             size = (cell.batch, cell.sequence_length)
             return {"input_ids": self._random(*size), "attention_mask": np.ones(size, np.int64)}
         return own
 
-    def _tokens(self, cell: TimedCell) -> Array:
-        if isinstance(cell, Shape) and cell.phase == "decode":
+    def _tokens(self, cell: Shape) -> Array:
+        if cell.phase == "decode":
             return self._random(cell.batch, 1)
         return np.tile(np.array(self._rules.prompt, np.int64), (cell.batch, 1))
 
@@ -295,9 +290,9 @@ class Cells:
     source: Mapping[str, Array]  # what the encoder reads, `[1, ...]`, by its inputs' names
     options: CompareOptions
 
-    def all(self) -> list[TimedCell]:
+    def all(self) -> list[Shape]:
         """Graph by graph of each batch."""
-        cells: list[TimedCell] = []
+        cells: list[Shape] = []
         for batch in self.options.batches:
             cells += self._sources(batch)
             cells.append(Shape("prefill", batch, self._prompt))
@@ -341,14 +336,19 @@ class Cells:
         most = None if longest is None else longest - 1
         return self._within(self.options.decode_past_lengths, most)
 
-    def _generations(self, batch: int) -> list[GenerationCell]:
+    def _generations(self, batch: int) -> list[Shape]:
         """By the source's tokens, of a recording by the prompt's, and by new tokens."""
         return [
-            GenerationCell(batch, self._prompt if self._frames is not None else source, new)
+            Shape(
+                "prefill",
+                batch,
+                self._prompt if self._frames is not None else source,
+                new_tokens=new,
+            )
             for source, new in self.options.timing.generate
         ]
 
-    def _is_too_long(self, cell: GenerationCell) -> bool:
+    def _is_too_long(self, cell: Shape) -> bool:
         longest = self.folder.longest_target
         source = 0 if self._frames is not None else cell.sequence_length
         return longest is not None and max(source, self._prompt + cell.new_tokens) > longest

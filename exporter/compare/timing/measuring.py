@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.artifacts import LatencyRow
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.timing.row import (
     Chunk,
@@ -27,7 +28,6 @@ from exporter.compare.timing.subjects import (
     Clock,
     Probe,
     TimedArm,
-    TimedCell,
     Warmup,
     calls_per_visit,
     launches_of,
@@ -58,7 +58,7 @@ class TimingBudget:
 
 def measure_rows(
     arms: Mapping[str, TimedArm],  # the first is the baseline, the second the candidate
-    cells: Sequence[TimedCell],
+    cells: Sequence[Shape],
     budget: TimingBudget,
     *,
     store: Store | None = None,
@@ -82,7 +82,7 @@ def measure_rows(
 class _Bound:
     """Arms that are bound to a cell and warm."""
 
-    cell: TimedCell
+    cell: Shape
     names: Sequence[str]
     probes: Sequence[Probe]
     clock: Literal["host", "device"]
@@ -113,9 +113,7 @@ class _Measurement:
         self._rng = np.random.default_rng(budget.seed)
         self._bound: _Bound | None = None
 
-    def measure(
-        self, cells: Sequence[TimedCell], after_chunk: Callable[[], None]
-    ) -> list[LatencyRow]:
+    def measure(self, cells: Sequence[Shape], after_chunk: Callable[[], None]) -> list[LatencyRow]:
         begin, most = time.monotonic(), self._budget.wall_seconds
         first = find_chunk(self._store, cells[0], 0)
         if first is None:
@@ -139,7 +137,7 @@ class _Measurement:
                     row.end("budget")
         return [record for row in rows for record in row.records()]
 
-    def _row(self, cell: TimedCell, reloading: bool) -> MeasuredRow:
+    def _row(self, cell: Shape, reloading: bool) -> MeasuredRow:
         budget = self._budget
         return MeasuredRow(
             cell,
@@ -152,7 +150,7 @@ class _Measurement:
             looks=self.enough is None,
         )
 
-    def _reloading(self, cells: Sequence[TimedCell]) -> bool:
+    def _reloading(self, cells: Sequence[Shape]) -> bool:
         """Whether to load anew for every chunk: tried once; fewer chunks where it takes long."""
         budget = self._budget
         if not budget.reload or self._builds > 1 or self._chunks < FEWEST_LOADS:
@@ -248,9 +246,7 @@ class _Measurement:
             launches=launches_of(bound.probes),
         )
 
-    def _warm(
-        self, cell: TimedCell, number: int, names: Sequence[str], *, reloading: bool
-    ) -> _Bound:
+    def _warm(self, cell: Shape, number: int, names: Sequence[str], *, reloading: bool) -> _Bound:
         """Binds arms and warms them up; those that were not let go of since are still both."""
         kept, self._bound = self._bound, None
         if kept is not None and (kept.cell, kept.names) == (cell, names):
@@ -267,7 +263,7 @@ class _Measurement:
         self._bound = bound if stays else None
         return bound
 
-    def _warm_up(self, probes: Sequence[Probe], cell: TimedCell, number: int) -> Warmup:
+    def _warm_up(self, probes: Sequence[Probe], cell: Shape, number: int) -> Warmup:
         budget = self._budget
         limits: dict[str, Any] = {"seconds": budget.warmup_seconds}
         if number:  # the model's files, the threads and the processor are warm by then

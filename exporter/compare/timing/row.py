@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import LatencyRow, Stop, VerdictWord
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.timing.statistics import (
     ONE_LOOK,
@@ -24,7 +25,7 @@ from exporter.compare.timing.statistics import (
     summarize,
     verdict,
 )
-from exporter.compare.timing.subjects import Clock, Probe, Sample, TimedCell
+from exporter.compare.timing.subjects import Clock, Probe, Sample
 
 Times = NDArray[np.float64]
 """Milliseconds of one round, ``[arms, 2 * calls, phases]``."""
@@ -119,7 +120,7 @@ def joined(parts: Sequence[Chunk]) -> Chunk:
     )
 
 
-def find_chunk(store: Store, cell: TimedCell, number: int) -> Chunk | None:
+def find_chunk(store: Store, cell: Shape, number: int) -> Chunk | None:
     """The chunk of a cell, where an earlier run has finished it."""
     kept = store.find(f"{cell} #{number}")
     with contextlib.suppress(ValueError):
@@ -127,7 +128,7 @@ def find_chunk(store: Store, cell: TimedCell, number: int) -> Chunk | None:
     return None
 
 
-def keep_chunk(store: Store, cell: TimedCell, number: int, chunk: Chunk) -> None:
+def keep_chunk(store: Store, cell: Shape, number: int, chunk: Chunk) -> None:
     """Keeps a finished chunk for a later run."""
     store.keep(f"{cell} #{number}", chunk.to_json())
 
@@ -141,7 +142,7 @@ class MeasuredRow:
 
     def __init__(
         self,
-        cell: TimedCell,
+        cell: Shape,
         arms: Sequence[str],  # the first is the baseline, the second the candidate
         *,
         builds: int,  # builds of each arm; chunk *i* timed build `i % builds`

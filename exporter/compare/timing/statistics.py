@@ -39,10 +39,9 @@ def summarize(samples_ms: Milliseconds) -> LatencySamples:
     samples_ms: `[rounds, calls]`, in the order in which they were taken.
     """
     flat = np.asarray(samples_ms, dtype=np.float64).ravel()
-    p50, p95, p99 = np.percentile(flat, [50, 95, 99])
+    median, p95, p99 = np.percentile(flat, [50, 95, 99])
     return LatencySamples(
-        median_ms=float(p50),
-        p50_ms=float(p50),
+        median_ms=float(median),
         p95_ms=float(p95),
         p99_ms=float(p99),
         samples_ms=[float(value) for value in flat],

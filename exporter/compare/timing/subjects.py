@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from exporter.artifacts import TimedPhase
-from exporter.artifacts.base import Parts
 from exporter.artifacts.latency import Shape
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall, Runner
@@ -53,34 +51,6 @@ Sample = tuple[float, ...]
 """Milliseconds of one call: one number for each phase that the cell is timed for."""
 
 
-class TimedCell(Protocol):
-    """One cell of the grid, and the rows that it gives."""
-
-    @property
-    def phases(self) -> tuple[TimedPhase, ...]:
-        """A row each, in the order of a sample's numbers."""
-
-    @property
-    def batch(self) -> int:
-        """Sequences."""
-
-    @property
-    def sequence_length(self) -> int:
-        """New tokens of a run, or the prompt's."""
-
-    @property
-    def past_length(self) -> int:
-        """Tokens in the cache before."""
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens that are generated."""
-
-    @property
-    def counts(self) -> Parts:
-        """What ``sequence_length`` counts."""
-
-
 class Probe(Protocol):
     """One arm bound to one cell of the grid."""
 
@@ -108,7 +78,7 @@ class TimedArm(Protocol):
     def use_build(self, number: int) -> None:
         """Times this one of its builds from now on; an arm of fewer begins again."""
 
-    def probe(self, cell: TimedCell) -> Probe:
+    def probe(self, cell: Shape) -> Probe:
         """Binds it to a cell.
 
         Raises:
@@ -225,10 +195,8 @@ class RunnerArm(Builds[Runner]):
         """Whether its times are the device's."""
         return self.current.has_device_clock
 
-    def probe(self, cell: TimedCell) -> Probe:
+    def probe(self, cell: Shape) -> Probe:
         """Binds the same random tokens for every arm."""
-        if not isinstance(cell, Shape):
-            raise TypeError(f"{cell} is no run of a graph")
         runner = self.current
         tokens = random_tokens(cell, self._vocabulary)
         inputs = make_inputs(runner.inputs, cell, tokens)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from exporter.artifacts.latency import Shape
 from exporter.choose.costs import measuring
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import CostSettings, measure_on
@@ -25,7 +26,7 @@ from exporter.choose.costs.table import (
     variants,
 )
 from exporter.choose.costs.timing import Effort
-from exporter.compare.timing.subjects import Probe, TimedCell
+from exporter.compare.timing.subjects import Probe
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from graph_passes.types import Replacement
 from tests.made_tables import made_table
@@ -179,7 +180,7 @@ class CostlyArm(VirtualArm):
 
     variant: Variant | None = None
 
-    def probe(self, cell: TimedCell) -> Probe:
+    def probe(self, cell: Shape) -> Probe:
         phase = cell.phases[0]
         self.call_ms = FIXED_MS[phase] + sum(LAYERS * item[phase] for item in EACH_MS.values())
         for member in self.variant.members if self.variant else ():

@@ -13,7 +13,6 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.compare.encoder_decoder.arms import Cells, StackFolder, open_stack_store
-from exporter.compare.latency import GenerationCell
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.progress import QUIET
 
@@ -34,7 +33,7 @@ def test_relative_positions_reach_as_far_as_is_asked(tmp_path: Path) -> None:
     assert list(result.shortened()) == []
     assert result.all() == [
         Shape("encode", 1, 600), Shape("prefill", 1, 1), Shape("decode", 1, 1, 700),
-        GenerationCell(1, 600, 8),
+        Shape("prefill", 1, 600, new_tokens=8),
     ]  # fmt: skip
 
 
