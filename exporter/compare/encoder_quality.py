@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,19 +11,20 @@ from scipy import stats
 
 from exporter.artifacts import Accuracy, EmbeddingAgreement, Interval
 from exporter.artifacts.latency import Shape
-from exporter.compare.agreement import LOGITS
-from exporter.compare.intervals import clipped, mean_interval, share_interval
+from exporter.compare.agreement import COLUMNS, LOGITS, accuracy_of, figures
+from exporter.compare.intervals import clipped, mean_interval
 from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
-from exporter.models.ablation.damage import Clusters, Distributions, divergence
+from exporter.models.ablation.damage import Clusters, Distributions
 from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.progress import QUIET, Progress
 from graph_passes.fusing.pooling import EMBEDDING
 
 _TYPES = "token_type_ids"
 _FIVE = 5
+_NO_TARGETS = np.zeros(0, np.int64)
 
 
 def class_log_probabilities(
@@ -62,7 +62,7 @@ def log_probabilities_of(logits: NDArray[Any], what: str, *, separate: bool = Fa
     rows = logits.astype(np.float64).reshape(-1, 1 if separate else logits.shape[-1])
     if rows.shape[1] == 1:
         rows = np.hstack([np.zeros_like(rows), rows])
-    return Distributions(rows, np.zeros(0, np.int64), what).log_probabilities
+    return Distributions(rows, _NO_TARGETS, what).log_probabilities
 
 
 def in_pairs(rows: Sequence[Floats]) -> list[Floats]:
@@ -101,41 +101,14 @@ def compare_classes(
             "Compare two forms of the same classifier, on a text that has paragraphs.",
             code="other-classes",
         )
-    kl, same, five, rows = (np.zeros(len(baseline)) for _ in range(4))
-    for number, (first, second) in enumerate(zip(baseline, candidate, strict=True)):
-        kl[number] = _divergences(first, second).sum()
-        same[number] = (first.argmax(axis=1) == second.argmax(axis=1)).sum()
-        five[number] = _shared(first, second).sum()
-        rows[number] = len(first)
-    return Accuracy(
-        text_source=source,
-        text_sha256=sha256,
-        tokens=int(rows.sum()),
-        perplexity=None,
-        kl_divergence=float(kl.sum() / rows.sum()),
-        kl_interval=clipped(mean_interval(kl, rows, clusters, positive=True), 0.0, math.inf),
-        top1_agreement=float(same.sum() / rows.sum()),
-        top1_interval=share_interval(same, rows, clusters),
-        compared="order" if orders else "classes",
-        top5_agreement=float(five.sum() / rows.sum()) if baseline[0].shape[1] > _FIVE else None,
-    )
-
-
-def _shared(first: Floats, second: Floats) -> Floats:
-    """Of each row, the share of the first's five likeliest classes among the second's."""
-    five = [np.argsort(-array, axis=1, kind="stable")[:, :_FIVE] for array in (first, second)]
-    shared: Floats = (five[0][:, :, None] == five[1][:, None]).any(-1).mean(-1)
-    return shared
-
-
-def _divergences(baseline: Floats, candidate: Floats) -> Floats:
-    """KL(baseline || candidate) of each row, in nats."""
-    nothing = np.zeros(0, np.int64)
-    first, second = (
-        Distributions(array.copy(), nothing, "The classes' logits")
-        for array in (baseline, candidate)
-    )
-    return divergence(first, second)
+    by_text = np.zeros((len(COLUMNS), len(baseline)))
+    for number, pair in enumerate(zip(baseline, candidate, strict=True)):
+        arms = (Distributions(rows.copy(), _NO_TARGETS, "The classes' logits") for rows in pair)
+        by_text[:, number] = figures(*arms).sum(axis=1)
+    known: dict[str, object] = {"compared": "order" if orders else "classes"}
+    if baseline[0].shape[1] <= _FIVE:
+        known["top5_agreement"] = None
+    return accuracy_of(by_text, source, sha256, clusters).model_copy(update=known)
 
 
 OUTPUTS = (EMBEDDING, "last_hidden_state", "token_embeddings", "hidden_states")
