@@ -233,7 +233,7 @@ def test_a_row_says_of_each_arm_how_it_was_launched() -> None:
     )  # fmt: skip
     for way in ("CUDA graph", "kernels"):
         row.add(joined([ONE_ARM, replace(ONE_ARM, launches=(way,))]))
-    (record,) = row.records(1.0)
+    (record,) = row.records()
     assert record.launches == {"a": "", "b": "CUDA graph or kernels"}
 
 
