@@ -19,7 +19,6 @@ from exporter.artifacts import (
     Interval,
     LatencyRow,
     OtherText,
-    SampleAnswers,
     VerdictWord,
 )
 from exporter.artifacts.store import Store
@@ -55,7 +54,7 @@ from exporter.compare.evaluation import (
     tokenize_passages,
 )
 from exporter.compare.intervals import MOST_JUDGED
-from exporter.compare.kept import AccuracyCache
+from exporter.compare.kept import judged_once
 from exporter.compare.timing.statistics import estimate_between, times_of, verdict_of_interval
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters
@@ -227,53 +226,43 @@ def measure_accuracy(
     """Judges all arms that are judged on the same tokens; each reads them once."""
     check_questions(pair)
     refuse_without_config(pair)
-    answers = AccuracyCache(pair, texts, store, other)
+    every = [texts, *([] if other is None else [other])]
+    return judged_once(
+        pair, every, store, TypeAdapter(AccuracyResult), lambda: _judged(pair, texts, other)
+    )
+
+
+def _judged(pair: Pair, texts: TextSource, other: TextSource | None) -> AccuracyResult:
     if isinstance(texts, Images):
-        return answers.found(
-            "classes of images", TypeAdapter(AccuracyResult), lambda: _of_images(pair, texts)
-        )
+        return _of_images(pair, texts)
     outputs = {spec.name: spec.shape for spec in pair.baseline.runner.outputs}
-    gives_logits = LOGITS in outputs
-    per_text = gives_logits and len(outputs[LOGITS]) == 2
-    if gives_logits and not (per_text or pair.baseline.folder.classifies):
-        return _of_text(pair, texts, other, answers)
+    per_text = len(outputs.get(LOGITS, ())) == 2
+    if LOGITS in outputs and not (per_text or pair.baseline.folder.classifies):
+        return _of_text(pair, texts, other)
     if other is not None:
         pair.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
-    if gives_logits:
-        return _of_classes(pair, texts, answers)
-    embedded = answers.found(
-        "embeddings",
-        TypeAdapter(AccuracyResult | None),
-        lambda: _of_embeddings(pair, texts, answers),
-    )
+    if LOGITS in outputs:
+        return _of_classes(pair, texts)
+    embedded = _of_embeddings(pair, texts)
     if embedded is None:
         pair.progress.say("accuracy: left out, the models have no output called logits")
     return embedded or AccuracyResult()
 
 
-def _of_text(
-    pair: Pair, texts: TextSource, other: TextSource | None, answers: AccuracyCache
-) -> AccuracyResult:
+def _of_text(pair: Pair, texts: TextSource, other: TextSource | None) -> AccuracyResult:
     """For models that predict tokens."""
     tokens = _tokens(pair, texts)
-    accuracies = _predictions(pair, tokens, answers)
-    there = {} if other is None else _predictions(pair, _tokens(pair, other), answers, "other text")
-    generated = answers.found(
-        "generation",
-        TypeAdapter(list[tuple[tuple[str, str], GenerationAgreement]]),
-        lambda: list(generation_agreements(pair, tokens).items()),
-    )
-    texts_of = dict(generated)
+    accuracies = _predictions(pair, tokens)
+    there = {} if other is None else _predictions(pair, _tokens(pair, other))
+    generated = generation_agreements(pair, tokens)
     more = {
         "other": _other(there[pair.held_against[0]]) if there else None,
-        "generation": texts_of.get(("baseline", "candidate")),
-        "answers": answers.found(
-            "sample answers", TypeAdapter(SampleAnswers | None), lambda: sample_answers(pair)
-        ),
-        "tasks": task_results(pair, answers),
+        "generation": generated.get(("baseline", "candidate")),
+        "answers": sample_answers(pair),
+        "tasks": task_results(pair),
     }
     own = accuracies["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, wholes_alike(pair), accuracies, texts_of, there) if pair.grid else ()
+    grid = _grid(pair.whole, wholes_alike(pair), accuracies, generated, there) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
 
 
@@ -281,26 +270,19 @@ def _other(accuracy: Accuracy) -> OtherText:
     return OtherText(**{name: getattr(accuracy, name) for name in OtherText.model_fields})
 
 
-def _predictions(
-    pair: Pair, tokens: EvaluationTokens, answers: AccuracyCache, name: str = "predictions"
-) -> dict[tuple[str, str], Accuracy]:
+def _predictions(pair: Pair, tokens: EvaluationTokens) -> dict[tuple[str, str], Accuracy]:
     """All that one pass over a text tells, by what is held against what."""
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
     pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
-    baseline = pair.baseline
     alike = ((whole, name) for name, whole in wholes_alike(pair).items() if whole)
     pairs = list(dict.fromkeys([*pair.held_against, *alike]))
-    causal = predicts_next_token(baseline.runner, baseline.folder)
-    accuracies = answers.found(
-        name,
-        TypeAdapter(list[Accuracy]),
-        lambda: compare_predictions(
-            {name: arm.runner for name, arm in pair.judged.items()},
-            pairs,
-            tokens,
-            causal=causal and tokens.is_text,
-            progress=pair.progress,
-        ),
+    causal = predicts_next_token(pair.baseline.runner, pair.baseline.folder)
+    accuracies = compare_predictions(
+        {name: arm.runner for name, arm in pair.judged.items()},
+        pairs,
+        tokens,
+        causal=causal and tokens.is_text,
+        progress=pair.progress,
     )
     return dict(zip(pairs, accuracies, strict=True))
 
@@ -364,7 +346,7 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
     )
 
 
-def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult:
+def _of_classes(pair: Pair, texts: TextSource) -> AccuracyResult:
     """For classifiers of texts or of their tokens, on passages of the text or on pairs."""
     most = _EMBEDDED_TEXTS if _classes(pair.baseline) is None else MOST_JUDGED
     passages = _pairs(pair, texts) or _passages(pair, texts, most)
@@ -381,7 +363,7 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
         )
         for names in pair.held_against
     }
-    more = {"tasks": task_results(pair, answers)}
+    more = {"tasks": task_results(pair)}
     own = accuracies["baseline", "candidate"].model_copy(update=more)
     grid = _grid(pair.whole, {}, accuracies, {}, {}) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
@@ -420,7 +402,7 @@ def _classes_of(
     return in_pairs(floats) if _classes(arm) == 1 else floats
 
 
-def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult | None:
+def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
     """For encoders: passages of the text embedded; None for models that embed nothing."""
     runner = pair.baseline.runner
     if embedding_output(runner.outputs) is None:
@@ -451,7 +433,7 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
         kl_divergence=None,
         top1_agreement=None,
         embeddings=agreements["baseline", "candidate"],
-        tasks=task_results(pair, answers),
+        tasks=task_results(pair),
     )
     return AccuracyResult(
         own,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from exporter.artifacts import (
     Accuracy,
@@ -24,7 +22,6 @@ from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.encoder_quality import compare_classes, log_probabilities_of
 from exporter.compare.evaluation import EvaluationTokens, Prompts, questions
-from exporter.compare.kept import AccuracyCache
 from exporter.compare.tasks.choosing import (
     only_for_encoders,
     refuse_missing_tasks,
@@ -226,7 +223,7 @@ def check_questions(pair: Pair) -> None:
     refuse_missing_tasks(quality)
 
 
-def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
+def task_results(pair: Pair) -> list[TaskResult]:
     """Scores both arms on the same items; nothing where no task was asked for."""
     if not pair.options.quality.tasks:
         return []
@@ -242,10 +239,7 @@ def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
             progress=pair.progress,
         )
 
-    both = [
-        answers.found(f"tasks of the {name}", TypeAdapter(list[TaskScores]), partial(scored, arm))
-        for name, arm in (("baseline", pair.baseline), ("candidate", pair.candidate))
-    ]
+    both = scored(pair.baseline), scored(pair.candidate)
     return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
 
 

@@ -70,34 +70,28 @@ def forget(folder: Path) -> None:
     (folder / FOLDER / _NAME).unlink(missing_ok=True)
 
 
-class AccuracyCache:
-    """Finished results of accuracy, each found or measured once."""
-
-    def __init__(
-        self,
-        pair: Pair,
-        texts: TextSource,
-        store: Store | None = None,  # where results are kept; None keeps none
-        other: TextSource | None = None,
-    ) -> None:
-        self._pair = pair
-        self._store = store or Store(None)
-        self._asked = _asked(pair, texts, other)
-
-    def found(self, name: str, kind: TypeAdapter[_T], find: Callable[[], _T]) -> _T:
-        """What an earlier run found under a name, or what is found now, which is kept if any."""
-        text = f"accuracy: kept from an earlier run: {name}"
-        return self._store.once(
-            name, kind, find, key=self._asked, on_found=lambda: self._pair.progress.say(text)
-        )
+def judged_once(
+    pair: Pair,
+    texts: Sequence[TextSource],
+    store: Store | None,  # where what is found is kept; None keeps nothing
+    kind: TypeAdapter[_T],
+    judge: Callable[[], _T],
+) -> _T:
+    """What an earlier run found of the same arms' answers to the same, or what is found now."""
+    return (store or Store(None)).once(
+        "accuracy",
+        kind,
+        judge,
+        key=_asked(pair, texts),
+        on_found=lambda: pair.progress.say("accuracy: kept from an earlier run"),
+    )
 
 
-def _asked(pair: Pair, texts: TextSource, other: TextSource | None) -> dict[str, Any]:
+def _asked(pair: Pair, texts: Sequence[TextSource]) -> dict[str, Any]:
     """Everything that answers depend on, beside what times do."""
     options = pair.options
     return {
-        "text": [texts.source, _hash_of(texts)],
-        "other text": other and [other.source, other.sha256],
+        "texts": [[text.source, _hash_of(text)] for text in texts],
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
         "tasks": task_versions(options.quality),

@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Pa
     assert len(kept) >= 2
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "that an earlier run timed" in done.stderr + done.stdout
-    assert "kept from an earlier run: predictions" in done.stderr + done.stdout
+    assert "accuracy: kept from an earlier run" in done.stderr + done.stdout
     report = ComparisonReport.read(out / "report.json")
     first = [value for round_ms in kept[0]["value"]["times_ms"] for (value,) in round_ms[0]]
     assert report.latency[0].baseline.samples_ms[: len(first)] == first
@@ -150,10 +150,7 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     options, out = with_tasks(tmp_path), tmp_path / "out"
     stopped_while_timing(monkeypatch, *judged, options, resume=out)
     kept = [json.loads(line)["name"] for line in lines(out)]
-    assert kept == [
-        "predictions", "generation", "sample answers", "tasks of the baseline",
-        "tasks of the candidate",
-    ]  # fmt: skip
+    assert kept == ["accuracy"]
     fresh = compare(*judged, options).accuracy
     assert fresh is not None
     assert fresh.tasks
@@ -194,7 +191,7 @@ def test_answers_to_another_question_are_measured_anew(
         path.write_text(path.read_text() + "\n")
     else:
         first, *rest = lines(out)
-        broken = json.dumps({**json.loads(first), "value": [{"tokens": 1}]})
+        broken = json.dumps({**json.loads(first), "value": {"accuracy": {"tokens": 1}}})
         (out / ".depthcut" / "comparison.jsonl").write_text("\n".join([broken, *rest, ""]))
     monkeypatch.setattr("exporter.compare.accuracy.compare_predictions", stop)
     with pytest.raises(KeyboardInterrupt):
