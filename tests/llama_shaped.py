@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.export.forms.tensorrt import rewrite_decoder
+from tests.tiny_graphs import GraphBuilder, declare, declared
 
 _PIECE_BYTES = 64 << 20
 _PAGE_BYTES = 4096
@@ -70,25 +71,23 @@ def _noise(size: int, dtype: ir.DataType, scale: float) -> Iterator[bytes]:
         yield piece
 
 
-class _Builder:
+class _Builder(GraphBuilder):
     def __init__(self, shape: LlamaShape, location: str) -> None:
+        super().__init__()
         self.location = location
         self.size = 0
         self._shape = shape
-        self._nodes: list[ir.Node] = []
-        self._weights: list[ir.Value] = []
         self._small: dict[tuple[str, str], ir.Value] = {}
-        self._inputs = [_value("input_ids", ir.DataType.INT64, "batch", "seq")]
-        self._presents: list[ir.Value] = []
+        self._inputs = [declared("input_ids", ir.DataType.INT64, "batch", "seq")]
 
     def build(self) -> ir.Model:
         shape = self._shape
         ids = self._inputs[0]
         if shape.cache:
-            mask = _value("attention_mask", ir.DataType.INT64, "batch", "total")
+            mask = declared("attention_mask", ir.DataType.INT64, "batch", "total")
             self._inputs.append(mask)
             if shape.positions:
-                self._inputs.append(_value("position_ids", ir.DataType.INT64, "batch", "seq"))
+                self._inputs.append(declared("position_ids", ir.DataType.INT64, "batch", "seq"))
             self._pasts = [
                 [self._past(layer, part) for part in ("key", "value")]
                 for layer in range(shape.layers)
@@ -100,31 +99,26 @@ class _Builder:
             x = self._op("Add", x, self._mlp(self._norm(x), layer))
         head = self._weight("head", shape.hidden, shape.vocabulary)
         logits = self._op("MatMul", self._norm(x), head)
-        self._publish(logits, "logits", "batch", "seq", shape.vocabulary)
-        graph = ir.Graph(
-            self._inputs,
-            [logits, *self._presents],
-            nodes=self._nodes,
-            initializers=[*self._weights, *self._small.values()],
-            opset_imports={"": 23 if shape.fused_norm or shape.fused_attention else 20},
-            name="llama",
-        )
-        return ir.Model(graph, ir_version=10, producer_name="depthcut")
+        self._publish(logits, "logits", "batch", "seq", shape.vocabulary, dtype=self._shape.dtype)
+        self._weights += self._small.values()
+        opset = 23 if shape.fused_norm or shape.fused_attention else 20
+        return self._model("llama", logits, default=opset)
 
     def _attention(self, x: ir.Value, layer: int) -> ir.Value:
         s = self._shape
         query = self._heads(x, f"{layer}.q", s.heads)
         key, value = (self._heads(x, f"{layer}.{name}", s.kv_heads) for name in "kv")
         query, key = self._rotated(query), self._rotated(key)
-        _declare(query, s.dtype, "batch", s.heads, "seq", s.head_dim)  # an exporter knows it
+        declare(query, s.dtype, "batch", s.heads, "seq", s.head_dim)  # an exporter knows it
         if s.cache:
             past_key, past_value = self._pasts[layer]
             key = self._op("Concat", past_key, key, axis=2)
             value = self._op("Concat", past_value, value, axis=2)
             for cache, part in ((key, "key"), (value, "value")):
                 name = f"present.{layer}.{part}"
-                self._publish(cache, name, "batch", s.kv_heads, "total", s.head_dim)
-                self._presents.append(cache)
+                sizes = "batch", s.kv_heads, "total", s.head_dim
+                self._publish(cache, name, *sizes, dtype=s.dtype)
+                self._outputs.append(cache)
         joined = self._op("Transpose", self._attended(query, key, value), perm=[0, 2, 1, 3])
         flat = self._op("Reshape", joined, self._number(np.array([0, 0, s.hidden])))
         return self._op("MatMul", flat, self._weight(f"{layer}.o", s.hidden, s.hidden))
@@ -221,22 +215,15 @@ class _Builder:
         kind = self._shape.dtype.value
         return [self._op("Cast", self._op(name, angles), to=kind) for name in ("Cos", "Sin")]
 
-    def _length(self, value: ir.Value, axis: int) -> ir.Value:
-        return self._op("Squeeze", self._op("Shape", value, start=axis, end=axis + 1))
-
     def _past(self, layer: int, part: str) -> ir.Value:
         s = self._shape
         name = f"past_key_values.{layer}.{part}"
-        value = _value(name, s.dtype, "batch", s.kv_heads, "past", s.head_dim)
+        value = declared(name, s.dtype, "batch", s.kv_heads, "past", s.head_dim)
         self._inputs.append(value)
         return value
 
-    def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
-        value.name = name
-        _declare(value, self._shape.dtype, *dims)
-
     def _weight(self, name: str, *dims: int) -> ir.Value:
-        value = _value(name, self._shape.dtype, *dims)
+        value = declared(name, self._shape.dtype, *dims)
         length = int(np.prod(dims, dtype=np.int64)) * self._shape.dtype.numpy().itemsize
         self.size = -(-self.size // _PAGE_BYTES) * _PAGE_BYTES
         value.const_value = ir.ExternalTensor(
@@ -252,21 +239,7 @@ class _Builder:
         if key not in self._small:
             name = f"c{len(self._small)}"
             tensor = ir.tensor(array, name=name)
-            value = _value(name, tensor.dtype, *array.shape)
+            value = declared(name, tensor.dtype, *array.shape)
             value.const_value = tensor
             self._small[key] = value
         return self._small[key]
-
-    def _op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        node = ir.node(op_type, list(inputs), attributes or None, name=f"n{len(self._nodes)}")  # type: ignore[arg-type]
-        node.outputs[0].name = f"v{len(self._nodes)}"
-        self._nodes.append(node)
-        return node.outputs[0]
-
-
-def _declare(value: ir.Value, dtype: ir.DataType, *dims: int | str) -> None:
-    value.type, value.shape = ir.TensorType(dtype), ir.Shape(dims)
-
-
-def _value(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))

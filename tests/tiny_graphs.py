@@ -119,9 +119,11 @@ class GraphBuilder:
     def _length(self, value: ir.Value, axis: int) -> ir.Value:
         return self._op("Squeeze", self._op("Shape", value, start=axis, end=axis + 1))
 
-    def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
+    def _publish(
+        self, value: ir.Value, name: str, *dims: int | str, dtype: ir.DataType = ir.DataType.FLOAT
+    ) -> None:
         value.name = name
-        declare(value, ir.DataType.FLOAT, *dims)
+        declare(value, dtype, *dims)
 
     def _input(self, name: str, *dims: int | str) -> ir.Value:
         value = declared(name, ir.DataType.FLOAT, *dims)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from exporter.artifacts import PlannedDeletion
+from exporter.artifacts import ModelRef, PlannedDeletion
 from exporter.artifacts.loaded_plan import Replacements
+from exporter.models.loading.model_source import LoadedModel
 from exporter.score import CalibrationText
 from graph_passes import ReplacementTensors, SublayerRef
 from tests.text_graphs import WORDS, write_tokenizer
@@ -51,8 +52,28 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 _ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta", "esm", "mpnet"}
 
 
-def tiny_model(model_type: str, *, head: str = "", **changes: Any) -> Any:
+def enlarged(model: Any) -> Any:
     """A model in eval mode, its weights large enough that every branch counts."""
+    import torch
+
+    for parameter in model.eval().requires_grad_(False).parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def as_loaded(model: Any, name: str, tokenizer: Any = None, **more: Any) -> Any:
+    """A model of PyTorch as the loader would give it."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    ref = ModelRef(**{
+        "source": name, "architecture": type(model).__name__, "num_layers": layers,
+        "sha256": "0" * 64, **more,
+    })  # fmt: skip
+    return LoadedModel(model.eval().requires_grad_(False), tokenizer, ref, Path(name))
+
+
+def tiny_model(model_type: str, *, head: str = "", **changes: Any) -> Any:
+    """A random model of a family."""
     import torch
     import transformers
 
@@ -64,28 +85,12 @@ def tiny_model(model_type: str, *, head: str = "", **changes: Any) -> Any:
     if head:
         auto = getattr(transformers, f"AutoModelFor{head}")
     torch.manual_seed(0)
-    model = auto.from_config(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
+    return enlarged(auto.from_config(config))
 
 
 def tiny_loaded(model_type: str, tokenizer: Any = None, **changes: Any) -> Any:
     """The same as the loader would give it."""
     return as_loaded(tiny_model(model_type, **changes), model_type, tokenizer)
-
-
-def as_loaded(model: Any, name: str, tokenizer: Any = None) -> Any:
-    """A model of PyTorch as the loader would give it."""
-    from exporter.artifacts import ModelRef
-    from exporter.models.loading.model_source import LoadedModel
-
-    model = model.eval().requires_grad_(False)
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    made = type(model).__name__
-    ref = ModelRef(source=name, architecture=made, num_layers=layers, sha256="0" * 64)
-    return LoadedModel(model, tokenizer, ref, Path(name))
 
 
 def tiny_tokenizer(*, special_ends: bool = False) -> Any:
@@ -186,15 +191,23 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def family_loaded(family: str, *, dtype: str = "float32", seed: int = 0, **changes: Any) -> Any:
-    """A ``LoadedModel`` with random weights and no tokenizer; ``changes`` go into the config."""
+def made_of(config: str, model: str, settings: dict[str, Any], seed: int = 0) -> Any:
+    """A model of these classes of transformers."""
     import torch
     import transformers
 
-    config_name, model_name, settings = FAMILIES[family]
-    config = getattr(transformers, config_name)(**settings | changes)
     torch.manual_seed(seed)
-    return as_loaded(getattr(transformers, model_name)(config).to(getattr(torch, dtype)), family)
+    return getattr(transformers, model)(getattr(transformers, config)(**settings))
+
+
+def family_loaded(family: str, *, dtype: str = "float32", seed: int = 0, **changes: Any) -> Any:
+    """A ``LoadedModel`` with random weights and no tokenizer; ``changes`` go into the config."""
+    import torch
+
+    config, name, settings = FAMILIES[family]
+    return as_loaded(
+        made_of(config, name, settings | changes, seed).to(getattr(torch, dtype)), family
+    )
 
 
 RANK = 5
@@ -245,65 +258,37 @@ def answer(model: Any) -> Any:
 
 
 RATE = 16_000
-_STACKS = {
-    "vocab_size": 64, "encoder_layers": 2, "decoder_layers": 2, "num_layers": 2,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_heads": 4,
-    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_ff": 48, "d_model": 32, "d_kv": 8,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+_TOKENS = {
+    "vocab_size": 64, "d_model": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1,
 }  # fmt: skip
+_STACKS = {
+    **_TOKENS, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+}  # fmt: skip
+_T5 = {**_TOKENS, "num_layers": 2, "num_heads": 4, "d_ff": 48, "d_kv": 8}
+_BART = {**_STACKS, "max_position_embeddings": 40, "forced_eos_token_id": None}
 _WHISPER = {
-    "num_mel_bins": 8, "max_source_positions": 50, "max_target_positions": 40,
+    **_STACKS, "num_mel_bins": 8, "max_source_positions": 50, "max_target_positions": 40,
     "suppress_tokens": None, "begin_suppress_tokens": None,
 }  # fmt: skip
-_BART = {"max_position_embeddings": 40, "forced_eos_token_id": None}
 CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "whisper": ("WhisperConfig", "WhisperForConditionalGeneration", _WHISPER),
-    "t5": ("T5Config", "T5ForConditionalGeneration", {}),
+    "t5": ("T5Config", "T5ForConditionalGeneration", _T5),
     "bart": ("BartConfig", "BartForConditionalGeneration", _BART),
     "marian": ("MarianConfig", "MarianMTModel", _BART),
 }
 
 
-def made_model(family: str) -> Any:
-    """A model in eval mode, its weights large enough that every branch counts."""
-    import torch
-    import transformers
-
-    config_name, model_name, own = CLASSES[family]
-    kind = getattr(transformers, config_name)
-    taken = {**_STACKS, **own}
-    if family != "t5":
-        taken = {k: v for k, v in taken.items() if k not in ("num_layers", "num_heads", "d_kv")}
-    else:
-        taken = {k: v for k, v in taken.items() if not k.startswith(("encoder_", "decoder_layers"))}
-    torch.manual_seed(0)
-    model = getattr(transformers, model_name)(kind(**taken)).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
 def made_loaded(family: str) -> Any:
-    """A ``LoadedModel`` without a tokenizer."""
-    from exporter.artifacts import ModelRef
-    from exporter.models.loading.model_source import LoadedModel
-
-    model = made_model(family)
-    ref = ModelRef(
-        source=family,
-        architecture=type(model).__name__,
-        num_layers=4,
-        encoder_layers=2,
-        sha256="0" * 64,
-    )
-    return LoadedModel(model, None, ref, Path(family))
+    """A ``LoadedModel`` of an encoder-decoder without a tokenizer."""
+    return as_loaded(enlarged(made_of(*CLASSES[family])), family, num_layers=4, encoder_layers=2)
 
 
 def write_source(folder: Path, family: str) -> Path:
     """A Hugging Face folder with a tokenizer of 64 words, and for speech its features."""
 
-    made_model(family).save_pretrained(folder)
+    made_loaded(family).model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     if family == "whisper":
         result = {

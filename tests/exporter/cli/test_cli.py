@@ -1,3 +1,5 @@
+"""The command line: help, exit codes, progress, what each command asks for."""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,17 +14,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 
 import exporter.cli as command_line
+from exporter.artifacts.servers import SERVERS, STAYS
+from exporter.cli import cli, run
+from exporter.cli import export as module
 from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress, TaskLines
+from exporter.cli.export import ExportCall
 from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
+from exporter.pipeline import road
 from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
-from tests.reading import in_file
+from tests.made_reports import full_importance
+from tests.reading import Heard, in_file
+from tests.tiny_gguf import TinyGguf
 from tests.tiny_graphs import TinySpec, tiny_model
 
 COMMANDS = ["export", "score", "plan", "prune", "compare", "check", "inspect"]
@@ -37,12 +48,6 @@ def test_help_loads_nothing_heavy() -> None:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "LOADED []" in ran.stdout
     assert all(name in ran.stdout for name in COMMANDS)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line.run([command, "--help"]) == 0
-    assert "Usage: depthcut" in capsys.readouterr().out
 
 
 def test_the_commands_stand_in_order_and_none_is_missing_or_cut_short(
@@ -152,17 +157,11 @@ def test_a_wrong_call_is_2(
     assert [path.name for path in tmp_path.iterdir()] == ["keys.yaml"]
 
 
-def test_prune_wants_one_way_of_saying_what(tmp_path: Path) -> None:
-    model = tmp_path / "model.onnx"
-    model.touch()
-    assert command_line.run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 2
-
-
 def test_everything_goes_by_force_alone(tmp_path: Path) -> None:
-    from tests.made_reports import full_importance
-
     scores = full_importance(layers=2).write(tmp_path / "importance.json")
-    output = tmp_path / "plan.json"
+    before, output = scores.read_text(), tmp_path / "plan.json"
+    assert command_line.run(["plan", str(scores), "-o", str(scores), "--drop-attn", "1"]) == 2
+    assert scores.read_text() == before
     call = ["plan", str(scores), "-o", str(output), "-q", "--drop-joint", "4"]
     assert command_line.run(call) == 2
     assert not output.exists()
@@ -172,15 +171,13 @@ def test_everything_goes_by_force_alone(tmp_path: Path) -> None:
 
 
 def test_a_graph_is_emptied_by_force_alone(tmp_path: Path) -> None:
-    from graph_passes.files.storage import save_model
-    from tests.tiny_graphs import TinySpec, tiny_model
-
     model, output = tmp_path / "model.onnx", tmp_path / "out" / "model.onnx"
     save_model(tiny_model(TinySpec(layers=2)), model)
-    call = ["prune", str(model), "-o", str(output), "-q", "--drop", "block:0-1"]
-    assert command_line.run(call) == 2
+    call = ["prune", str(model), "-o", str(output), "-q"]
+    for drop in ([], ["--drop", "block:0-1"]):
+        assert command_line.run([*call, *drop]) == 2
     assert not output.exists()
-    assert command_line.run([*call, "--allow-empty"]) == 0
+    assert command_line.run([*call, *drop, "--allow-empty"]) == 0
     report = json.loads((output.parent / "prune.json").read_text())
     assert len(report["deleted"]) == 4
     assert report["verification"]["passed"] is True
@@ -260,13 +257,20 @@ def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_progress_off_a_terminal_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for verbosity in (0, -1):
+        progress = ConsoleProgress(verbosity)
+        with progress.task("count", 3) as task:
+            task.advance()
+            progress.say("found [bold]3[/bold]")
+        lines = capsys.readouterr().err.splitlines()
+        if verbosity == 0:
+            assert lines[0] == "found [bold]3[/bold]"
+            assert re.fullmatch(r"count: done in \d+\.\d s", lines[1])
+    assert lines == [], "it was to be quiet"
     progress = ConsoleProgress()
-    with progress.task("count", 3) as task:
-        task.advance()
-        progress.say("found [bold]3[/bold]")
-    result, done = capsys.readouterr().err.splitlines()
-    assert result == "found [bold]3[/bold]"
-    assert re.fullmatch(r"count: done in \d+\.\d s", done)
+    with pytest.raises(PlanError), progress.task("search"), progress.task("run"):
+        raise PlanError("no.")
+    assert capsys.readouterr().err == "search ...\n"
 
 
 def test_a_bar_is_gone_once_its_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,13 +290,6 @@ def test_a_bar_is_gone_once_its_work_is_done(monkeypatch: pytest.MonkeyPatch) ->
     assert done
     assert "/3" not in rest
     assert "part: done" not in bars
-
-
-def test_what_failed_is_named_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = ConsoleProgress()
-    with pytest.raises(PlanError), progress.task("search"), progress.task("run"):
-        raise PlanError("no.")
-    assert capsys.readouterr().err == "search ...\n"
 
 
 def test_a_long_task_begins_with_a_line_where_no_terminal_is(
@@ -329,13 +326,6 @@ def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
         lines.tick()
     total = round(sum(sizes) / 1e6)
     assert result[-1].startswith(f"write: {total} of {total} MB, after ")
-
-
-def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = ConsoleProgress(-1)
-    with progress.task("count", 3):
-        progress.say("found")
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -384,14 +374,6 @@ def test_an_interrupt_while_modules_load_is_130_and_one_line(tmp_path: Path, mod
     )  # fmt: skip
     assert ran.returncode == 130
     assert len(ran.stderr.splitlines()) == 1
-
-
-def test_plan_does_not_overwrite_the_scores(tmp_path: Path) -> None:
-    scores = tmp_path / "importance.json"
-    scores.write_text("{}")
-    call = ["plan", str(scores), "-o", str(scores), "--drop-attn", "1"]
-    assert command_line.run(call) == 2
-    assert scores.read_text() == "{}"
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -492,3 +474,109 @@ def test_an_option_of_another_command_and_what_was_removed_are_named(
 ) -> None:
     assert command_line.run(call) == 2
     assert told in capsys.readouterr().err
+
+
+def _target(*options: str) -> Any:
+    command = cli.get_command(None, "export")
+    assert isinstance(command, SchemaCommand)
+    call = command.read(["MODEL", "-o", "out", *options])
+    assert isinstance(call, ExportCall)
+    return call.request.target
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ([], "onnxruntime-cpu"),
+        (["--quick"], "onnxruntime-cpu"),
+        (["--at-most", "5%"], "onnxruntime-cpu"),
+        (["min_embedding_cosine: 0.978"], "onnxruntime-cpu"),
+        (["--at-most", "5%", "--target", "portable"], "portable"),
+        (["--at-most", "5%", "opset: 20"], "portable"),
+        (["--provider", "cuda"], "portable"),
+        (["--at-most", "5%", "--provider", "cuda"], "portable"),
+        (["--provider", "cuda", "--dtype", "float16"], "onnxruntime-cuda"),
+        (["--dtype", "float16"], "portable"),
+        (["--drop-attn", "2"], "portable"),
+        (["--faster", "1.1x"], "portable"),
+    ],
+)
+def test_limits_on_quality_take_the_same_form_as_no_limits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], target: str
+) -> None:
+    options = in_file(tmp_path, options)
+    monkeypatch.setattr(module, "find_spec", lambda _: object())
+    assert _target(*options) == target
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    assert _target(*options) == "portable"
+
+
+@pytest.mark.parametrize(
+    ("target", "installed", "is_told"),
+    [("portable", None, True), ("portable", "", False), ("onnxruntime-cpu", None, False)],
+)
+def test_a_form_that_an_extra_would_make_faster_is_told(
+    monkeypatch: pytest.MonkeyPatch, target: str, installed: str | None, is_told: bool
+) -> None:
+    monkeypatch.setattr(road, "find_spec", lambda _: installed)
+    monkeypatch.setattr(road.keys, "score_key", lambda _: {})
+    for name in ("refuse_foreign_goals", "_stage"):
+        monkeypatch.setattr(road, name, lambda *_: None)
+    heard = Heard()
+    request = SimpleNamespace(target=target, scored=True, stream=False)
+    ledger = SimpleNamespace(valid=lambda *_: False)
+    run: Any = SimpleNamespace(request=request, ledger=ledger, progress=heard)
+    road._score(run)
+    assert any("genai" in line for line in heard.lines) == is_told
+
+
+ON_GRAPHS = {"onnxruntime", "openvino", "tensorrt"}
+BY_FOLDERS = set(SERVERS) - ON_GRAPHS
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    save_model(tiny_model(), tmp_path / "model.onnx")
+    return tmp_path
+
+
+def inspected(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
+    assert run(["inspect", str(path), "--json"]) == 0
+    results: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return results
+
+
+def holding(found: dict[str, Any]) -> set[str]:
+    return {row["runtime"] for row in found["runtimes"] if row["attention"] != STAYS}
+
+
+@pytest.mark.parametrize("config", [None, LLAMA], ids=["alone", "exported"])
+def test_a_graph_can_go_where_graphs_are_read(
+    graph: Path, capsys: pytest.CaptureFixture[str], config: Any
+) -> None:
+    if config is not None:
+        (graph / "config.json").write_text(json.dumps(config))
+    result = inspected(capsys, graph)
+    assert len(result["sites"]) == 6
+    assert {row["runtime"] for row in result["runtimes"]} == holding(result) == ON_GRAPHS
+    assert run(["inspect", str(graph)]) == 0
+    *table, others = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith(server) for server in BY_FOLDERS for line in table)
+    assert all(server in others for server in BY_FOLDERS)
+
+
+def test_a_gguf_file_tells_its_sublayers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = inspected(capsys, TinyGguf.llama(layers=2).write(tmp_path / "a.gguf"))
+    named = [(sublayer["layer"], sublayer["kind"]) for sublayer in result["sublayers"]]
+    assert named == [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
+    assert all(sublayer["bytes"] == 4 * sublayer["parameters"] for sublayer in result["sublayers"])
+    assert holding(result) == set(SERVERS)
+    other = TinyGguf.llama(layers=2, architecture="qwen2").write(tmp_path / "b.gguf")
+    assert holding(inspected(capsys, other)) == ON_GRAPHS
+    assert run(["inspect", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert all(server in out for server in SERVERS)
+    assert "no ONNX files" not in out

@@ -152,7 +152,7 @@ ACTIVE = "x\x1b[31m\u202e\n::error::no ##vso[task.x]"
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_what_a_report_says_is_no_command_to_the_log(inner: Inner, broken: bool) -> None:
+def test_what_a_report_or_a_model_says_is_no_command_to_the_log(inner: Inner, broken: bool) -> None:
     lost = Interval(value=-0.03, ci95=(-0.032, -0.028))
     task = TaskResult(
         task=ACTIVE, metric="acc", items=900, baseline=0.6, candidate=0.57, difference=lost
@@ -166,15 +166,10 @@ def test_what_a_report_says_is_no_command_to_the_log(inner: Inner, broken: bool)
     result.assert_outcomes(failed=1)
     outcome = result.stdout.str() + (inner.path / "out.xml").read_text()
     assert "error" in outcome
+    outcome += inner.run(f"depthcut.compare({ACTIVE!a}, 'b')", "--tb=line").stdout.str()
+    assert "task.x" in outcome
     for active in ("\x1b[31m", "\u202e", "\n::error", "##vso["):
         assert active not in outcome
-
-
-def test_what_a_model_says_is_no_command_to_the_log(inner: Inner) -> None:
-    result = inner.run(f"depthcut.compare({ACTIVE!a}, 'b')", "--tb=line").stdout.str()
-    assert "task.x" in result
-    for active in ("\x1b[31m", "\u202e", "\n::error", "##vso["):
-        assert active not in result
 
 
 def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
@@ -189,7 +184,8 @@ def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
     result.stdout.fnmatch_lines(["*RegressionError*device: Another CPU*"])
 
 
-def test_results_are_properties_in_junit(inner: Inner) -> None:
+def test_results_are_properties_in_junit_and_strict_settings_do_not_mind(inner: Inner) -> None:
+    inner.pytester.makeini("[pytest]\naddopts = --strict-config --strict-markers\n")
     inner.report(gate_row())
     inner.run('depthcut.report("report.json").assert_speedup(1.1)', "--junitxml=out.xml")
     properties = {
@@ -201,16 +197,11 @@ def test_results_are_properties_in_junit(inner: Inner) -> None:
     assert result.endswith(": within the limit")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "ini"),
-    [((), "depthcut_inconclusive = maybe"), ((), "depthcut_time_budget = long")],
-)
-def test_settings_that_make_no_sense_are_told(
-    inner: Inner, arguments: tuple[str, ...], ini: str
-) -> None:
+@pytest.mark.parametrize("ini", ["depthcut_inconclusive = maybe", "depthcut_time_budget = long"])
+def test_settings_that_make_no_sense_are_told(inner: Inner, ini: str) -> None:
     inner.pytester.makeini(f"[pytest]\n{ini}\n")
     inner.report(gate_row())
-    result = inner.run('depthcut.report("report.json").assert_kl(1)', *arguments)
+    result = inner.run('depthcut.report("report.json").assert_kl(1)')
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*depthcut*"])
 
@@ -276,7 +267,7 @@ assert count[0][2].timing.time_budget_s == {budget_s}
     models.run(body, *arguments).assert_outcomes(passed=1)
 
 
-def test_workers_beside_it_are_told(models: Inner) -> None:
+def test_workers_beside_it_and_unknown_options_are_told(models: Inner) -> None:
     models.report(gate_row())
     body = """
 request.getfixturevalue("count")
@@ -286,9 +277,6 @@ depthcut.compare("base", "cand").assert_kl(1)
     result = models.run(body)
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(["*2 workers of pytest-xdist*"])
-
-
-def test_an_unknown_option_is_told(models: Inner) -> None:
     result = models.run('depthcut.compare("base", "cand", colour=1)')
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*colour*"])
@@ -302,9 +290,3 @@ def test_a_suite_that_doesn_t_use_it_pays_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "NEW ['depthcut_pytest']" in done.stdout
-
-
-def test_strict_settings_do_not_mind_it(inner: Inner) -> None:
-    inner.pytester.makeini("[pytest]\naddopts = --strict-config --strict-markers\n")
-    inner.report(gate_row())
-    inner.run('depthcut.report("report.json").assert_kl(1)').assert_outcomes(passed=1)

@@ -30,13 +30,6 @@ from exporter.models.model_folder import ModelFolder, longest_sequence
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.progress import QUIET
-from tests.exporter.models.test_sentence_folder import (
-    BAD_LISTS,
-    BAD_PLACES,
-    BAD_POOLINGS,
-    BAD_PRODUCTS,
-    MODULES,
-)
 from tests.raising import raises
 from tests.text_graphs import WORDS, write_tokenizer
 from tests.tiny_models import write_bert_tokenizer, write_sentence_files
@@ -346,15 +339,6 @@ BAD_LINES: list[Any] = [
 def test_a_broken_line_names_itself(tmp_path: Path, lines: Any, code: str, field: str) -> None:
     with raises(TaskError, code, field):
         local_tasks(task_of(tmp_path, *lines))
-
-
-def test_forty_kinds_of_bad_input_are_forty_errors() -> None:
-    """Told from each other by their code and by what is wrong; of tables alone."""
-    kinds = {(code, field) for _, code, field in [*BAD_LINES, *BAD_POOLINGS]}
-    tables = {"modules": MODULES, "products": BAD_PRODUCTS, "places": BAD_PLACES}
-    kinds |= {(code, f"{of}: {item}") for of, table in tables.items() for item, code in table}
-    kinds |= {("modules-unreadable", text) for text in BAD_LISTS}
-    assert len({kind for kind in kinds if kind[0]}) >= 40
 
 
 def test_a_limit_is_one_of_queries_and_not_of_passages(tmp_path: Path) -> None:

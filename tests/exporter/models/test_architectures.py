@@ -40,50 +40,41 @@ def test_branches_of_every_family_add_up_to_the_stream(model_type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "form"),
-    [
-        ("llama", "sequential"),
-        ("gemma2", "sequential"),
-        ("gpt_neox", "parallel"),
-        ("falcon", "parallel"),
-        ("bert", "post_norm"),
-    ],
-)
-def test_the_form_of_the_residual(model_type: str, form: str) -> None:
-    assert layer_modules(tiny_model(model_type))[0].form == form
-
-
-@pytest.mark.parametrize(
     ("model_type", "changes", "form"),
     [
+        ("llama", {}, "sequential"),
+        ("gemma2", {}, "sequential"),
+        ("gpt_neox", {}, "parallel"),
+        ("falcon", {}, "parallel"),
+        ("bert", {}, "post_norm"),
         ("gpt_neox", {"use_parallel_residual": False}, "sequential"),
         ("stablelm", {"use_parallel_residual": True}, "parallel"),
         ("falcon", {"parallel_attn": False, "new_decoder_architecture": False}, "sequential"),
         ("opt", {"do_layer_norm_before": False}, "post_norm"),
     ],
 )
-def test_the_config_decides_the_form(model_type: str, changes: dict[str, Any], form: str) -> None:
+def test_the_config_decides_the_form_of_the_residual(
+    model_type: str, changes: dict[str, Any], form: str
+) -> None:
     model = tiny_model(model_type, **changes)
     layers = layer_modules(model)
     assert layers[0].form == form
     assert probe(model, layers) == "adds_up"
 
 
-def test_a_wrong_row_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("gemma2")
-    monkeypatch.setitem(FAMILIES, "gemma2", FAMILIES["llama"])
-    assert probe(model, layer_modules(model)) == "differs"
-
-
-def test_a_wrong_form_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sums alone would hold."""
-    model = tiny_model("llama")
-    monkeypatch.setitem(FAMILIES, "llama", FAMILIES["cohere"])
-    assert probe(model, layer_modules(model)) == "differs"
-
-
-def test_a_residual_behind_the_norm_is_found_out() -> None:
-    model = tiny_model("bloom", apply_residual_connection_post_layernorm=True)
+@pytest.mark.parametrize(
+    ("model_type", "changes", "row"),
+    [
+        ("gemma2", {}, "llama"),
+        ("llama", {}, "cohere"),  # another form: the sums alone would hold
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "bloom"),
+    ],
+)
+def test_a_wrong_row_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, changes: dict[str, Any], row: str
+) -> None:
+    model = tiny_model(model_type, **changes)
+    monkeypatch.setitem(FAMILIES, model_type, FAMILIES[row])
     assert probe(model, layer_modules(model)) == "differs"
 
 
@@ -98,13 +89,21 @@ def test_an_unknown_type_with_a_known_layout_is_recognised(model_type: str) -> N
     ]
 
 
-def test_an_unknown_layout_is_refused() -> None:
+def test_unknown_layouts_are_refused_and_a_silent_branch_is_none() -> None:
     model = tiny_model("llama")
+    layers = layer_modules(model)
+    with silenced([layers[2].attention]):
+        assert probe(model, layers) == "silent"
+    assert probe(model, layers) == "adds_up"
     model.config.model_type = "new_kid"
     # A scale on the whole layer: no sum of branches explains its output.
     for layer in model.model.layers:
         layer.register_forward_hook(lambda _m, _i, output: output * 2)
     with raises(UnknownArchitectureError, "unknown-family", "new_kid", "llama"):
+        layer_modules(model)
+    model = tiny_model("llama")
+    del model.model.layers[1].mlp
+    with raises(UnknownArchitectureError, "layers-elsewhere", "llama"):
         layer_modules(model)
 
 
@@ -125,13 +124,6 @@ def test_other_kinds_of_models_are_refused(model_type: str, code: str, named: st
     sizes |= {"d_ff": 16, "d_kv": 4, "hidden_size": 16, "num_hidden_layers": 2}
     with raises(UnknownArchitectureError, code, named):
         layer_modules(AutoModel.from_config(AutoConfig.for_model(model_type, **sizes)))
-
-
-def test_a_known_family_with_other_modules_is_refused() -> None:
-    model = tiny_model("llama")
-    del model.model.layers[1].mlp
-    with raises(UnknownArchitectureError, "layers-elsewhere", "llama"):
-        layer_modules(model)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "bloom", "opt", "gpt_neox"])
@@ -188,11 +180,3 @@ def test_skipping_what_is_not_there(deletion: Any, code: str, named: Any) -> Non
     with raises(PlanError, code, *named), skipped(model, [deletion]):
         pass
     assert hook_count(model) == 0
-
-
-def test_a_silent_branch_is_told_from_a_wrong_layout() -> None:
-    model = tiny_model("llama")
-    layers = layer_modules(model)
-    with silenced([layers[2].attention]):
-        assert probe(model, layers) == "silent"
-    assert probe(model, layers) == "adds_up"

@@ -132,13 +132,34 @@ def test_one_file_goes_before_an_index(folder: Path) -> None:
     assert list(CheckpointShards.open(folder).entries) == ["a"]
 
 
-def test_a_folder_without_weights(tmp_path: Path) -> None:
-    _refused(tmp_path, "no-weights", "model.safetensors", INDEX)
+@pytest.mark.parametrize(
+    ("places", "code", "named"),
+    [
+        ({"a": FIRST, "c": FIRST}, "not-in-shard", ("c", FIRST)),
+        ({"a": SECOND, "b": FIRST, "c": SECOND}, "not-in-shard", ("a", SECOND, FIRST)),
+        ({"a": FIRST, "x": FIRST}, "not-in-shard", ("x", FIRST)),
+        ({"a": f"../{FIRST}"}, "outside-folder", (f"../{FIRST}",)),
+        ({"a": "gone"}, "shard-missing", ()),
+        ([1], "unreadable", ()),
+        ({"a": 1}, "unreadable", ("weight_map",)),
+        ("[" * 99_999, "nested-too-deep", ()),
+        (None, "no-weights", ("model.safetensors",)),
+    ],
+)
+def test_an_index_that_disagrees(
+    folder: Path, places: Any, code: str, named: tuple[object, ...]
+) -> None:
+    _write_index(folder, places)
+    if isinstance(places, str):
+        (folder / INDEX).write_text(places)
+    elif places is None:
+        (folder / INDEX).unlink()
+    _refused(folder, code, INDEX, *named)
 
 
-def test_a_shard_that_is_not_there(folder: Path) -> None:
-    (folder / SECOND).unlink()
-    _refused(folder, "shard-missing", SECOND)
+def test_a_tensor_in_two_shards(folder: Path) -> None:
+    save_file({"c": TENSORS["c"], "a": TENSORS["a"]}, folder / SECOND)
+    _refused(folder, "held-twice", SECOND, "a", FIRST)
 
 
 @pytest.mark.parametrize(
@@ -166,30 +187,6 @@ def test_a_shard_that_is_not_whole(folder: Path, damage: Callable[[bytes], bytes
     _refused(folder, "broken-header", path)
 
 
-@pytest.mark.parametrize(
-    ("places", "code", "named"),
-    [
-        ({"a": FIRST, "c": FIRST}, "not-in-shard", ("c", FIRST)),
-        ({"a": SECOND, "b": FIRST, "c": SECOND}, "not-in-shard", ("a", SECOND, FIRST)),
-        ({"a": FIRST, "x": FIRST}, "not-in-shard", ("x", FIRST)),
-        ({"a": f"../{FIRST}"}, "outside-folder", (f"../{FIRST}",)),
-        ([1], "unreadable", ()),
-        ({"a": 1}, "unreadable", ("weight_map",)),
-    ],
-)
-def test_an_index_that_disagrees(
-    folder: Path, places: Any, code: str, named: tuple[object, ...]
-) -> None:
-    _write_index(folder, places)
-    _refused(folder, code, folder / INDEX, *named)
-
-
-def test_an_index_that_is_nested_without_end(folder: Path) -> None:
-    (folder / INDEX).write_text("[" * 99_999)
-    with raises(UnsafeInputError, "nested-too-deep", folder / INDEX):
-        CheckpointShards.open(folder)
-
-
 def test_a_shard_that_may_not_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
@@ -200,8 +197,3 @@ def test_a_shard_that_may_not_be_opened(folder: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "open", refusing)
     _refused(folder, "unreadable", SECOND)
-
-
-def test_a_tensor_in_two_shards(folder: Path) -> None:
-    save_file({"c": TENSORS["c"], "a": TENSORS["a"]}, folder / SECOND)
-    _refused(folder, "held-twice", SECOND, "a", FIRST)

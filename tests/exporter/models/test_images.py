@@ -23,16 +23,28 @@ from exporter.errors import (
     UnsafeInputError,
 )
 from exporter.files import sha256_bytes
+from exporter.models.loading.model_source import load_model
 from exporter.models.texts import sources
+from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.images import ImageReader, Picture, of_pixels, read_images
+from exporter.models.texts.mixtures import mixed_text
 from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import read_texts, refuse_same_text
 from exporter.pipeline.request import QUICK
 from exporter.pipeline.run import file_hash
 from exporter.quantize.calibration import calibration_beside
+from exporter.score import score_on
 from tests.raising import raises
 from tests.reading import Heard
-from tests.tiny_models import KINDS, write_classifier, write_image, write_images, write_processor
+from tests.tiny_models import (
+    KINDS,
+    tiny_config,
+    tiny_loaded,
+    write_classifier,
+    write_image,
+    write_images,
+    write_processor,
+)
 
 CONFIG = {"image_size": 16, "num_channels": 3}
 
@@ -79,7 +91,9 @@ def test_the_same_images_are_known_again_with_or_without_labels(tmp_path: Path) 
     refuse_same_text(changed, [first], "the same")
 
 
-def test_noise_says_so_and_is_another_for_each_end() -> None:
+def test_noise_says_so_and_is_another_for_each_end(
+    tmp_path: Path,
+) -> None:
     first, second = (read_images("random", part=part) for part in ("calibration", "evaluation"))
     assert first.is_random
     assert "noise" in first.source
@@ -87,6 +101,10 @@ def test_noise_says_so_and_is_another_for_each_end() -> None:
     assert not first.has_labels
     for spec in QUICK["calibration"]:  # the text of a first look
         assert read_images(spec, part="calibration").sha256 == first.sha256
+    reader = ImageReader("model", tmp_path, CONFIG)
+    many, few = (reader.noise(number, "calibration") for number in (8, 3))
+    assert np.array_equal(many[:3], few)
+    assert not np.array_equal(reader.noise(3, "evaluation"), few)
 
 
 @pytest.mark.parametrize("spec", ["docstrings", "self", "missing/", "a.txt", "texts", "mixed"])
@@ -142,16 +160,6 @@ def test_a_file_that_changes_after_it_was_found_is_told(tmp_path: Path, change: 
         picture.read()
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("PIL")
-    whole = write_image(tmp_path / "a.png", 0)
-    (tmp_path / "b.png").write_bytes(whole.read_bytes()[:300])
-    (tmp_path / "c.png").write_text("no image at all")
-    for name in ("b.png", "c.png"):
-        with raises(TextSourceError, "no-image", name):
-            Picture(str(tmp_path / name)).read()
-
-
 @pytest.mark.parametrize(
     ("size", "most", "large"),
     [((20, 24), 1 << 26, False), ((20, 24), 100, True), ((4, 256), 1 << 26, False),
@@ -180,6 +188,15 @@ def test_images_are_turned_as_their_camera_says(
     result[274] = orientation
     image.save(tmp_path / "b.png", exif=result)
     assert Picture(str(tmp_path / "b.png")).read().size == size
+
+
+@pytest.mark.parametrize("content", [b"no image at all", None])
+def test_a_broken_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+    pytest.importorskip("PIL")
+    whole = write_image(tmp_path / "a.png", 0).read_bytes()
+    (tmp_path / "b.png").write_bytes(content or whole[:300])
+    with raises(TextSourceError, "no-image", "b.png"):
+        Picture(str(tmp_path / "b.png")).read()
 
 
 def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: Any) -> None:
@@ -369,19 +386,7 @@ def test_a_processor_of_another_model_is_refused(
 
 
 @pytest.mark.torch
-def test_an_image_that_is_resized_to_more_than_a_machine_holds_is_refused(
-    reader: ImageReader, tmp_path: Path
-) -> None:
-    write_processor(
-        tmp_path, image_processor_type="BitImageProcessor", size={"shortest_edge": 2048}
-    )
-    narrow = write_image(tmp_path / "a.png", 0, (8, 512))
-    with raises(TextSourceError, "image-too-large", "a.png", 2048):
-        reader.pixels([Picture(str(narrow))])
-
-
-@pytest.mark.torch
-def test_more_images_than_the_memory_holds_are_refused(
+def test_more_than_the_memory_holds_is_refused(
     reader: ImageReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [Picture(str(write_image(tmp_path / "a.png", 0)))] * 3
@@ -391,6 +396,11 @@ def test_more_images_than_the_memory_holds_are_refused(
     monkeypatch.setattr("exporter.models.texts.images.available_bytes", lambda: nbytes - 1)
     with raises(ModelSourceError, "images-too-large", 3):
         reader.pixels(pictures)
+    large = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 2048}}
+    write_processor(tmp_path, **large)  # that is what it is resized to
+    with raises(TextSourceError, "image-too-large", "a.png", 2048):
+        other = ImageReader("model", tmp_path, CONFIG)
+        other.pixels([Picture(str(write_image(tmp_path / "a.png", 0, (8, 512))))])
 
 
 @pytest.mark.parametrize("spec", ["pydoc", "random"])
@@ -403,13 +413,6 @@ def test_weights_are_fitted_to_noise_where_no_images_are_named(tmp_path: Path, s
     assert text.sources.arrays["pixel_values"].shape[1:] == (3, 16, 16)
 
 
-def test_noise_is_the_same_however_much_is_asked_for(tmp_path: Path) -> None:
-    reader = ImageReader("model", tmp_path, CONFIG)
-    many, few = (reader.noise(number, "calibration") for number in (8, 3))
-    assert np.array_equal(many[:3], few)
-    assert not np.array_equal(reader.noise(3, "evaluation"), few)
-
-
 @pytest.mark.parametrize("size", [None, "16", 0, [16], 1 << 20, [1 << 13, 1 << 13]])
 def test_a_config_must_say_how_large_its_images_are(tmp_path: Path, size: Any) -> None:
     with raises(ModelSourceError, "odd-setting", "image_size"):
@@ -418,10 +421,6 @@ def test_a_config_must_say_how_large_its_images_are(tmp_path: Path, size: Any) -
 
 @pytest.mark.torch
 def test_samples_have_a_token_for_each_position(tmp_path: Path) -> None:
-    from exporter.models.loading.model_source import load_model
-    from exporter.models.texts.calibration import calibration_text
-    from exporter.models.texts.mixtures import mixed_text
-
     pytest.importorskip("PIL")
     loaded = load_model(str(write_classifier(tmp_path / "model")))
     folders = [str(write_images(tmp_path / n, 3, seed=s)) for n, s in (("a", 0), ("b", 9))]
@@ -449,9 +448,6 @@ def test_few_images_choose_nothing_however_many_positions_they_have() -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize(("spec", "told"), [(None, True), ("pydoc", True), ("random", False)])
 def test_without_a_name_the_samples_are_noise(spec: str | None, told: bool) -> None:
-    from exporter.models.texts.calibration import calibration_text
-    from tests.tiny_models import tiny_loaded
-
     loaded, heard = tiny_loaded("vit", head="ImageClassification"), Heard()
     text = calibration_text(loaded, spec, samples=3, progress=heard)
     assert "noise" in text.ref.source
@@ -462,10 +458,6 @@ def test_without_a_name_the_samples_are_noise(spec: str | None, told: bool) -> N
 @pytest.mark.torch
 def test_models_of_images_without_one_head_and_samples_of_the_other_kind_are_refused() -> None:
     from transformers import DeiTForImageClassificationWithTeacher as TwoHeads
-
-    from exporter.models.texts.calibration import calibration_text
-    from exporter.score import score_on
-    from tests.tiny_models import tiny_config, tiny_loaded
 
     with raises(CalibrationError, "takes-no-text", "ViTModel"):
         calibration_text(tiny_loaded("vit"))

@@ -1,15 +1,19 @@
-"""A model without its weights is the loaded one in all but them, and its modules fill alike."""
+"""Weights apart from their model: filled in by module, and a GGUF header that is read once."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
+from exporter.models.loading import gguf_file
+from exporter.models.loading.gguf_file import header_read_once
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
@@ -18,6 +22,7 @@ from tests.tiny_gguf import TinyGguf
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.torch
+
 
 # Ties, fused experts, norms in odd places, positions in buffers, renamed parts.
 FAMILIES = ("llama", "gpt2", "mixtral", "gemma3_text", "gpt_neox", "deepseek_v3", "opt", "bert")
@@ -70,7 +75,7 @@ def _expect_same(whole: Any, meta: MetaModel) -> None:
     assert ties[0] == ties[1]
 
 
-def test_one_module_is_filled_and_the_others_are_not(llama: Path) -> None:
+def test_a_failure_empties_the_module_too(llama: Path) -> None:
     meta = load_meta(str(llama))
     prefix = "model.layers.1"
     expected = load_model(str(llama)).model.get_submodule(prefix).state_dict()
@@ -83,10 +88,6 @@ def test_one_module_is_filled_and_the_others_are_not(llama: Path) -> None:
             assert tensor.equal(expected[name])
     assert all(parameter.is_meta for parameter in meta.model.parameters())
     assert not meta.weights.names("model.layer")  # a part of a name is no prefix
-
-
-def test_a_failure_empties_the_module_too(llama: Path) -> None:
-    meta = load_meta(str(llama))
     with pytest.raises(KeyboardInterrupt), meta.held("model.layers.0"):
         raise KeyboardInterrupt
     assert all(parameter.is_meta for parameter in meta.model.parameters())
@@ -187,37 +188,174 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
     del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, path)
-    with raises(ModelSourceError, "weights-missing", 1, "layers.1.mlp.up_proj"):
-        load_meta(str(tmp_path))
+    save_file(weights, path, metadata={"format": "pt"})
+    for load in (load_meta, load_model):  # whole, they are not made up either
+        with raises(ModelSourceError, "weights-missing", 1, "layers.1.mlp.up_proj"):
+            load(str(tmp_path))
 
 
-def test_weights_of_another_shape(llama: Path, tmp_path: Path) -> None:
-    saved(tmp_path, "llama")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    with raises(ModelSourceError, "load-failed", tmp_path):
-        load_meta(str(tmp_path))
+@pytest.mark.parametrize(
+    ("changes", "options", "kind", "code", "named"),
+    [
+        ({"intermediate_size": 40}, {}, ModelSourceError, "load-failed", ""),
+        ({}, {"dtype": "int8"}, ModelSourceError, "unknown-dtype", "int8"),
+        ({"model_type": "nothing"}, {}, UnsafeModelError, "unread-model-type", "'nothing'"),
+        ({"model_type": "nothing"}, {"allow_any_model_type": True}, UnknownArchitectureError,
+         "unknown-model-type", "'nothing'"),
+        ({}, {"gguf": True}, ModelSourceError, "quantized", "m.gguf"),
+        ({}, {"old": "4.57.1"}, ModelSourceError, "old-library", "4.57.1"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_streamed(
+    tmp_path: Path, monkeypatch: Any, changes: Any, options: Any, kind: Any, code: str, named: str
+) -> None:
+    path = saved(tmp_path, "llama")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | changes))
+    if options.pop("gguf", False):
+        path = TinyGguf.llama().write(tmp_path / "m.gguf")
+    if old := options.pop("old", ""):
+        monkeypatch.setattr("transformers.__version__", old)
+    with raises(kind, code, named):
+        load_meta(str(path), **options)
 
 
-def test_what_can_not_be_streamed(tmp_path: Path) -> None:
-    gguf = TinyGguf.llama().write(tmp_path / "m.gguf")
-    with raises(ModelSourceError, "quantized", gguf):
-        load_meta(str(gguf))
-    saved(tmp_path, "llama")
-    with raises(ModelSourceError, "unknown-dtype", "int8"):
-        load_meta(str(tmp_path), dtype="int8")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "nothing"}))
-    with raises(UnsafeModelError, "unread-model-type", "'nothing'"):
-        load_meta(str(tmp_path))
-    with raises(UnknownArchitectureError, "unknown-model-type", "'nothing'"):
-        load_meta(str(tmp_path), allow_any_model_type=True)
+_WIDTH = 32
+_TOKENS = ["<s>", "</s>", *"abcdefghijkl", "ab", "cd"]
+_KINDS = {"attn_q": "Q4_0", "ffn_up": "Q8_0", "ffn_down": "F16"}
 
 
-def test_old_transformers_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
+def _tiny_gguf(path: Path, seed: int = 0) -> Path:
+    """A Llama of two layers with a vocabulary, in several types."""
+    import gguf
 
-    monkeypatch.setattr(transformers, "__version__", "4.57.1")
-    with raises(ModelSourceError, "old-library", "4.57.1"):
-        load_meta(str(llama))
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(16)
+    writer.add_embedding_length(_WIDTH)
+    writer.add_feed_forward_length(_WIDTH)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(_TOKENS)
+    writer.add_token_types([3, 3, *[1] * (len(_TOKENS) - 2)])
+    writer.add_token_merges(["a b", "c d"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    for name, kind, values in _weights(seed):
+        which = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, gguf.quants.quantize(values, which), raw_dtype=which)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _weights(seed: int) -> list[tuple[str, str, Any]]:
+    square = (_WIDTH, _WIDTH)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (len(_TOKENS), _WIDTH),
+        "output_norm": (_WIDTH,),
+    }
+    block = dict.fromkeys(("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), square)
+    block |= dict.fromkeys(("attn_k", "attn_v"), (_WIDTH // 2, _WIDTH))
+    norms = dict.fromkeys(("attn_norm", "ffn_norm"), (_WIDTH,))
+    for layer in range(2):
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in (block | norms).items()}
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            f"{name}.weight",
+            _KINDS.get(name.rpartition(".")[2], "F32"),
+            rng.standard_normal(shape).astype(np.float32),
+        )
+        for name, shape in shapes.items()
+    ]
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """All that a load brings, its weights as bytes."""
+    import torch
+
+    model, info, tokenizer = gguf_file.load_gguf(path, torch.float32)
+    weights = {
+        name: (tensor.dtype, tuple(tensor.shape), tensor.numpy().tobytes())
+        for name, tensor in model.state_dict().items()
+    }
+    return {
+        "weights": weights,
+        "config": model.config.to_dict(),
+        "info": {name: sorted(keys) for name, keys in info.items()},
+        "tokenizer": tokenizer.backend_tokenizer.to_str(),
+    }
+
+
+def _plainly(monkeypatch: pytest.MonkeyPatch, path: Path) -> dict[str, Any]:
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_file, "header_read_once", contextlib.nullcontext)
+        return _told(path)
+
+
+def _count(monkeypatch: pytest.MonkeyPatch, kind: Any, name: str) -> list[str]:
+    calls: list[str] = []
+    real = getattr(kind, name)
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, name, counted)
+    return calls
+
+
+def test_a_load_is_bit_equal_to_a_plain_one_and_parses_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+
+    path = _tiny_gguf(tmp_path / "a.gguf")
+    headers = _count(monkeypatch, gguf.GGUFReader, "__init__")
+    tables = _count(monkeypatch, gguf.TensorNameMap, "__init__")
+    plain = _plainly(monkeypatch, path)
+    assert len(headers) > 1
+    assert len(tables) > 1
+    headers.clear()
+    tables.clear()
+    assert _told(path) == plain
+    assert (len(headers), len(tables)) == (1, 1)
+
+
+def test_nothing_is_kept_for_the_next_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative twin: other weights under the same name are seen, and compared as others."""
+    path = _tiny_gguf(tmp_path / "a.gguf")
+    first = _told(path)
+    path.unlink()
+    second = _told(_tiny_gguf(path, seed=1))
+    assert second["weights"] != first["weights"]
+    assert second == _plainly(monkeypatch, path)
+
+
+def test_gguf_is_as_before_whatever_happens() -> None:
+    import gguf
+
+    kinds = (gguf.GGUFReader, gguf.TensorNameMap)
+    before = [dict(vars(kind)) for kind in kinds]
+    with header_read_once():
+        assert [dict(vars(kind)) for kind in kinds] != before
+    assert [dict(vars(kind)) for kind in kinds] == before
+    with pytest.raises(ZeroDivisionError), header_read_once():
+        _ = 1 // 0
+    assert [dict(vars(kind)) for kind in kinds] == before
+
+
+def test_what_fails_fails_each_time(tmp_path: Path) -> None:
+    import gguf
+
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 64)
+    with header_read_once():
+        for _ in range(2):
+            with pytest.raises(ValueError, match="version"):
+                gguf.GGUFReader(path)

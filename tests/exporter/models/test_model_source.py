@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,14 +96,6 @@ def test_what_is_no_model_is_refused_by_its_place(
         resolve_source(str(tmp_path / source))
 
 
-@pytest.mark.parametrize("names", [["BartForSequenceClassification"], ["BartModel"], [], "x", None])
-def test_an_encoder_decoder_that_generates_nothing_is_refused(tmp_path: Path, names: Any) -> None:
-    folder = _folder(tmp_path / "m", {"model_type": "bart", "architectures": names})
-    (folder / "model.safetensors").write_bytes(_weights("one"))
-    with raises(UnknownArchitectureError, "not-generating", folder):
-        encoder_decoder_config(str(folder))
-
-
 @pytest.mark.parametrize(
     ("told", "taken"),
     [
@@ -111,13 +104,19 @@ def test_an_encoder_decoder_that_generates_nothing_is_refused(tmp_path: Path, na
         ({"model_type": "fsmt", "architectures": ["FSMTOdd"], "is_encoder_decoder": True}, True),
         ({"model_type": "bart", "is_encoder_decoder": False}, False),
         ({"model_type": "llama"}, False),
+        *[({"model_type": "bart", "architectures": names}, None)  # it generates nothing
+          for names in (["BartForSequenceClassification"], ["BartModel"], [], "x", None)],
     ],
-)
+)  # fmt: skip
 def test_what_has_two_stacks_is_known_by_its_config(
-    tmp_path: Path, told: dict[str, Any], taken: bool
+    tmp_path: Path, told: dict[str, Any], taken: bool | None
 ) -> None:
     folder = _folder(tmp_path / "m", told)
     (folder / "model.safetensors").write_bytes(_weights("one"))
+    if taken is None:
+        with raises(UnknownArchitectureError, "not-generating", folder):
+            encoder_decoder_config(str(folder))
+        return
     result = encoder_decoder_config(str(folder), allow_any_model_type=True)
     assert (result is not None) == taken
 
@@ -162,29 +161,24 @@ def test_the_hash_follows_the_weights_and_not_the_rest(tmp_path: Path) -> None:
     assert source_sha256(str(path)) == sha256_file(path)
 
 
-def test_what_no_library_opens_may_be_anything(tmp_path: Path) -> None:
-    """A card that is a link, and the text of a training; a vocabulary is bounded."""
+def test_what_no_library_opens_may_be_anything_and_what_one_opens_is_bounded(
+    tmp_path: Path,
+) -> None:
+    """A card that is a link, and the text of a training; or a file of nothing is read for hours."""
     folder = _folder(tmp_path / "m")
-    (folder / "model.safetensors").write_bytes(_weights("one"))
+    for name in ("model.safetensors", "other.safetensors"):
+        (folder / name).write_bytes(_weights("x"))
     (tmp_path / "words").write_text("words")
     (folder / "README.md").symlink_to(tmp_path / "words")
     for name in ("train.txt", "vocab.txt"):
         (folder / name).touch()
     os.truncate(folder / "train.txt", 1 << 40)
-    source_sha256(str(folder))
-    os.truncate(folder / "vocab.txt", 1 << 40)
-    with pytest.raises(UnsafeInputError):
-        source_sha256(str(folder))
-
-
-def test_what_ends_before_its_header_says_is_not_hashed(tmp_path: Path) -> None:
-    """Or a file of nothing would be read for hours."""
-    folder = _folder(tmp_path)
-    (folder / "model.safetensors").write_bytes(_weights("x"))
-    (folder / "other.safetensors").write_bytes(_weights("x"))
     assert source_sha256(str(folder))
     os.truncate(folder / "other.safetensors", 1 << 40)
     with raises(ModelSourceError, "broken-header", "other.safetensors"):
+        source_sha256(str(folder))
+    os.truncate(folder / "vocab.txt", 1 << 40)
+    with pytest.raises(UnsafeInputError):
         source_sha256(str(folder))
 
 
@@ -288,17 +282,6 @@ def test_what_ships_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_missing_weights_are_not_made_up(checkpoint: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(checkpoint / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with raises(ModelSourceError, "weights-missing", 1, "layers.1.mlp.up_proj"):
-        load_model(str(checkpoint))
-
-
-@pytest.mark.torch
 def test_weights_under_a_name_of_the_config(checkpoint: Path) -> None:
     expected = _logits(load_model(str(checkpoint)).model)
     (checkpoint / "model.safetensors").rename(checkpoint / "own.safetensors")
@@ -326,21 +309,19 @@ def test_memory_that_runs_out_is_no_bad_file(
 
 
 @pytest.mark.torch
-def test_pickled_weights_load_only_with_leave(checkpoint: Path) -> None:
+def test_pickled_weights_load_only_with_leave_and_where_there_are_no_others(
+    checkpoint: Path,
+) -> None:
     import torch
 
     expected = _logits(load_model(str(checkpoint)).model)
+    (checkpoint / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    assert load_model(str(checkpoint), allow_pickle=True).ref.num_layers == 3
     torch.save(tiny_model("llama").state_dict(), checkpoint / "pytorch_model.bin")
     (checkpoint / "model.safetensors").unlink()
     with raises(ModelSourceError, "no-weights"):
         load_model(str(checkpoint))
     assert _logits(load_model(str(checkpoint), allow_pickle=True).model).equal(expected)
-
-
-@pytest.mark.torch
-def test_safetensors_are_preferred_where_pickles_are_allowed(checkpoint: Path) -> None:
-    (checkpoint / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    assert load_model(str(checkpoint), allow_pickle=True).ref.num_layers == 3
 
 
 def _rewrite_config(folder: Path, **changes: Any) -> None:
@@ -349,20 +330,15 @@ def _rewrite_config(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.torch
-def test_an_unknown_model_type(checkpoint: Path) -> None:
+def test_an_unknown_type_and_its_code_stay_out(checkpoint: Path, tmp_path: Path) -> None:
     _rewrite_config(checkpoint, model_type="new_kid")
     with raises(UnsafeModelError, "unread-model-type", "--allow-any-model-type"):
         load_model(str(checkpoint))
     with raises(UnknownArchitectureError, "unknown-model-type", "new_kid"):
         load_model(str(checkpoint), allow_any_model_type=True)
-
-
-@pytest.mark.torch
-def test_remote_code_stays_out(checkpoint: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
-    code = f"open({str(ran)!r}, 'w')\nclass C: pass\n"
-    (checkpoint / "code.py").write_text(code)
-    _rewrite_config(checkpoint, model_type="new_kid", auto_map={"AutoConfig": "code.C"})
+    (checkpoint / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass C: pass\n")
+    _rewrite_config(checkpoint, auto_map={"AutoConfig": "code.C"})
     with raises(UnsafeModelError, "unread-model-type", "--trust-remote-code"):
         load_model(str(checkpoint))
     with raises(UnsafeModelError, "unknown-model-type", "--trust-remote-code"):
@@ -430,16 +406,14 @@ def test_the_config_that_is_taken_is_the_one_that_was_looked_at(
 
 
 @pytest.mark.torch
-def test_the_commit_of_a_hub_model_is_noted(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_commit_of_a_hub_model_is_noted_and_a_hub_that_does_not_answer_is_told(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub.constants
+
     assert load_model(str(checkpoint)).ref.revision is None
     snapshot = into_cache(checkpoint, tmp_path / "hub", subfolder="")
     assert load_model(str(snapshot)).ref.revision == REVISION
-
-
-@pytest.mark.torch
-def test_the_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
-
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with raises(ModelSourceError, "not-on-hub", "no-such/model"):
@@ -471,32 +445,83 @@ def test_a_gguf_model_is_as_good_as_any(tmp_path: Path, capfd: pytest.CaptureFix
     assert again.tokenizer.chat_template
 
 
-@pytest.mark.real_model
-def test_a_truncated_gguf_file(tmp_path: Path) -> None:
-    cut = tmp_path / "cut.gguf"
-    with _smollm2().open("rb") as file:
-        cut.write_bytes(file.read(50_000_000))
-    with raises(GgufFileError, "wrong-offset", "cut.gguf"):
-        load_model(str(cut))
-
-
-@pytest.mark.real_model
-def test_a_gguf_type_that_cannot_be_dequantised(tmp_path: Path) -> None:
-    content = bytearray(_smollm2().read_bytes())
+def _of_an_odd_type(content: bytes) -> bytes:
+    """Behind the name stand the number of dimensions, two dimensions, and the type."""
     name = b"blk.0.attn_k.weight"
-    # Behind the name stand the number of dimensions, two dimensions, and the type.
     at = content.index(name) + len(name) + 4 + 2 * 8
-    content[at : at + 4] = (250).to_bytes(4, "little")
-    path = tmp_path / "odd.gguf"
-    path.write_bytes(content)
-    with raises(ModelSourceError, "unreadable", "odd.gguf"):
-        load_model(str(path))
+    return content[:at] + (250).to_bytes(4, "little") + content[at + 4 :]
 
 
 @pytest.mark.real_model
-def test_a_gguf_architecture_that_is_unknown(tmp_path: Path) -> None:
-    content = _smollm2().read_bytes()
+@pytest.mark.parametrize(
+    ("damage", "kind", "code", "named"),
+    [
+        (lambda content: content[:50_000_000], GgufFileError, "wrong-offset", "odd.gguf"),
+        (_of_an_odd_type, ModelSourceError, "unreadable", "odd.gguf"),
+        (lambda content: content.replace(b"llama", b"lxxma"), UnknownArchitectureError,
+         "unknown-family", "lxxma"),
+    ],
+)  # fmt: skip
+def test_a_gguf_file_that_can_not_be_loaded(
+    tmp_path: Path, damage: Any, kind: Any, code: str, named: str
+) -> None:
     path = tmp_path / "odd.gguf"
-    path.write_bytes(content.replace(b"llama", b"lxxma"))
-    with raises(UnknownArchitectureError, "unknown-family", "lxxma"):
+    path.write_bytes(damage(_smollm2().read_bytes()))
+    with raises(kind, code, named):
         load_model(str(path))
+
+
+FILES = {
+    "config.json": json.dumps({"model_type": "llama"}),
+    "model.safetensors": "\x02" + "\0" * 7 + "{}",
+    "modeling.py": "code",
+    "README.md": "words",
+    "onnx/model.safetensors": "others",
+    "original/tokenizer.model": "others",
+    "nested/modeling.py": "others",
+    "additional_chat_templates/rag.jinja": "template",
+    "additional_chat_templates/config.json": "others",
+}
+WANTED = {"config.json", "model.safetensors", "additional_chat_templates/rag.jinja"}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot that each fetch adds its files to, chosen as the hub's client chooses them."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    remote, local = tmp_path / "remote", tmp_path / "local"
+    for name, content in FILES.items():
+        path = remote / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    def snapshot_download(
+        name: str, *, revision: Any, allow_patterns: Any, ignore_patterns: Any
+    ) -> str:
+        present = [p.relative_to(remote).as_posix() for p in remote.rglob("*") if p.is_file()]
+        for kept in filter_repo_objects(
+            present, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (local / kept).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(remote / kept, local / kept)
+        return str(local)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    # As in a fresh process: not all that is imported sets it.
+    monkeypatch.delattr(huggingface_hub, "constants", raising=False)
+    return local
+
+
+@pytest.mark.torch
+def test_only_what_the_model_is_made_of_is_fetched_and_code_with_leave_only(cache: Path) -> None:
+    def names() -> set[str]:
+        return {p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.is_file()}
+
+    assert resolve_source("owner/name") == cache
+    assert names() == WANTED
+    plain = source_sha256("owner/name")
+    first = source_sha256("owner/name", trust_remote_code=True)
+    assert names() == WANTED | {"modeling.py"}
+    assert source_sha256("owner/name", trust_remote_code=True) == first != plain

@@ -14,7 +14,7 @@ from exporter.models.ablation.embeddings import meter_here
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.mixtures import joined, samples_of
-from exporter.progress import Progress
+from tests.reading import Heard
 from tests.text_graphs import WORDS
 from tests.tiny_models import write_bert_tokenizer, write_encoder
 
@@ -102,22 +102,14 @@ def test_other_classifiers_read_a_text_by_its_paragraphs(
     assert len(result.input_ids) == 12
 
 
-class _Heard(Progress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-
 def test_a_text_without_sentences_is_read_singly_and_says_so(reranker: Any, tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\n\n".join(f"the {word}" for word in WORDS[4:10]))
-    heard = _Heard()
+    heard = Heard()
     result = _samples(reranker, str(path), progress=heard)
     assert result.types is None
     assert len(result.input_ids) == 6
-    assert any("query and passage" in item for item in heard.said)
+    assert any("query and passage" in item for item in heard.lines)
 
 
 def test_a_cut_is_measured_with_the_types(reranker: Any, text: str) -> None:
@@ -141,7 +133,7 @@ def test_a_cut_is_measured_with_the_types(reranker: Any, text: str) -> None:
     assert float(expected.mean()) > 1e-4
 
 
-def test_a_lesson_has_the_types_of_its_samples(reranker: Any, text: str) -> None:
+def test_other_parts_keep_the_types(reranker: Any, text: str, tmp_path: Path) -> None:
     from exporter.heal.distill.teacher import Lesson
 
     result = _samples(reranker, text)
@@ -150,10 +142,6 @@ def test_a_lesson_has_the_types_of_its_samples(reranker: Any, text: str) -> None
     given = lesson.inputs(torch.device("cpu"))["token_type_ids"]
     width = int(result.mask[[3, 1]].any(axis=0).sum())
     assert given.tolist() == result.types[[3, 1], :width].tolist()
-
-
-def test_a_mixture_keeps_the_types_and_pads(reranker: Any, text: str, tmp_path: Path) -> None:
-    result = _samples(reranker, text)
     (tmp_path / "words.txt").write_text("\n\n".join(f"the {word}" for word in WORDS[4:10]))
     single = calibration_text(
         reranker, str(tmp_path / "words.txt"), sequence_length=32, passages=True

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from exporter.errors import ModelSourceError, TextSourceError
-from exporter.models.decoding_rules import DecodingRules, greedy
+from exporter.errors import CalibrationError, ModelSourceError, TextSourceError
+from exporter.models.decoding_rules import DecodingRules, greedy, target_positions
+from exporter.models.encoder_decoder_text import _own_targets
 from exporter.models.texts.paired import PairReader, paired_text
 from exporter.models.texts.pairs import LARGEST_BYTES, Pair, Pairs, read_pairs, read_sound
 from graph_passes.errors import UnsafeInputError
 from tests.raising import raises
-from tests.tiny_models import RATE, write_recordings, write_sound
+from tests.tiny_models import RATE, made_loaded, write_recordings, write_sound
 
 
 def written(folder: Path, *lines: Any) -> str:
@@ -28,7 +30,7 @@ def written(folder: Path, *lines: Any) -> str:
     return str(file)
 
 
-def test_a_recording_is_read_as_it_is_whatever_its_channels_and_bits(tmp_path: Path) -> None:
+def test_recordings_are_read_as_they_are(tmp_path: Path) -> None:
     from scipy.io import wavfile
 
     sound = read_sound(write_sound(tmp_path / "a.wav", 0.5), RATE, 1)
@@ -42,31 +44,11 @@ def test_a_recording_is_read_as_it_is_whatever_its_channels_and_bits(tmp_path: P
     wavfile.write(tmp_path / "d.wav", RATE, np.full(100, np.nan, np.float32))
     with raises(TextSourceError, "not-finite"):
         read_sound(tmp_path / "d.wav", RATE, 1)
-
-
-def test_another_rate_keeps_pitch_and_length(tmp_path: Path) -> None:
     sound = read_sound(write_sound(tmp_path / "a.wav", 0.5, 44_100, pitch=440), RATE, 1)
     assert sound.file_rate == 44_100
     assert len(sound.samples) == RATE // 2
     spectrum = np.abs(np.fft.rfft(sound.samples))
     assert abs(spectrum.argmax() * 2 - 440) <= 2
-
-
-@pytest.mark.parametrize(
-    ("make", "code"),
-    [
-        (lambda path: None, "file-missing"),
-        (lambda path: path.write_bytes(b"no sound at all"), "no-recording"),
-        (lambda path: write_sound(path, 0), "no-sound"),
-        (lambda path: write_sound(path, 1.5), "sound-too-long"),
-        (lambda path: write_sound(path, 0.5, 100), "odd-rate"),
-    ],
-)
-def test_a_recording_that_can_not_be_taken_is_refused(tmp_path: Path, make: Any, code: str) -> None:
-    path = tmp_path / "a.wav"
-    make(path)
-    with raises(TextSourceError, code, path):
-        read_sound(path, RATE, 1)
 
 
 def header(channels: int = 1, align: int = 2, bits: int = 16, kind: int = 1) -> bytes:
@@ -75,27 +57,32 @@ def header(channels: int = 1, align: int = 2, bits: int = 16, kind: int = 1) -> 
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("make", "code"),
     [
-        b"RIFF\x24",
-        b"RIFF\x04\0\0\0WAVE",
-        header()[:30],
-        header(channels=0, align=0),
-        header(channels=0, kind=3),
-        header(align=1, bits=32, kind=3),
-        b"RIFF\xff\xff\0\0" + header()[8:36] + b"fact\0\0\0\0" * 1_000 + header()[36:],
+        (lambda path: None, "file-missing"),
+        (lambda path: write_sound(path, 0), "no-sound"),
+        (lambda path: write_sound(path, 1.5), "sound-too-long"),
+        (lambda path: write_sound(path, 0.5, 100), "odd-rate"),
+        (b"no sound at all", "no-recording"),
+        (b"RIFF\x24", "no-recording"),
+        (b"RIFF\x04\0\0\0WAVE", "no-recording"),
+        (header()[:30], "no-recording"),
+        (header(channels=0, align=0), "no-recording"),
+        (header(channels=0, kind=3), "no-recording"),
+        (header(align=1, bits=32, kind=3), "no-recording"),
+        (b"RIFF\xff\xff\0\0" + header()[8:36] + b"fact\0\0\0\0" * 1_000 + header()[36:],
+         "no-recording"),
     ],
-)
-def test_a_broken_header_is_no_recording(tmp_path: Path, content: bytes) -> None:
+)  # fmt: skip
+def test_a_recording_that_can_not_be_taken_is_refused(tmp_path: Path, make: Any, code: str) -> None:
     path = tmp_path / "a.wav"
-    path.write_bytes(content)
-    with raises(TextSourceError, "no-recording", path):
+    path.write_bytes(make) if isinstance(make, bytes) else make(path)
+    with raises(TextSourceError, code, path):
         read_sound(path, RATE, 1)
 
 
 @pytest.mark.torch
-def test_what_is_too_long_is_not_decoded(tmp_path: Path) -> None:
-    """A compressed hour takes little room on disk and much in memory."""
+def test_compressed_recordings(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     path = tmp_path / "a.flac"
     soundfile.write(path, np.zeros(300 * RATE, np.int16), RATE)
@@ -105,13 +92,8 @@ def test_what_is_too_long_is_not_decoded(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300 * RATE
-
-
-@pytest.mark.torch
-def test_a_compressed_recording_is_read_as_a_plain_one(tmp_path: Path) -> None:
     from scipy.io import wavfile
 
-    soundfile = pytest.importorskip("soundfile")
     plain = write_sound(tmp_path / "a.wav", 5, channels=2)
     soundfile.write(tmp_path / "a.flac", wavfile.read(plain)[1], RATE)
     one, other = (read_sound(tmp_path / name, RATE, 5) for name in ("a.wav", "a.flac"))
@@ -250,6 +232,7 @@ def test_only_recordings_of_the_folder_are_read(tmp_path: Path, place: str) -> N
             read_pairs(str(folder), part="evaluation", sound=True)
 
 
+BEGIN = {"decoder_start_token_id": 1, "eos_token_id": 2}
 WHISPER = {
     "decoder_start_token_id": 50, "eos_token_id": 57, "pad_token_id": 57,
     "suppress_tokens": [3, 4], "begin_suppress_tokens": [5],
@@ -275,20 +258,6 @@ def test_a_target_begins_as_the_configs_say(told: dict[str, Any], prompt: tuple[
     assert DecodingRules.of(told, {"eos_token_id": None}).prompt == prompt
 
 
-@pytest.mark.parametrize(
-    ("told", "code", "named"),
-    [
-        ({"eos_token_id": 1}, "no-start-token", "decoder_start_token_id"),
-        (WHISPER | {"task": "translate"}, "unknown-task", "translate"),
-    ],
-)
-def test_a_prompt_that_nothing_tells_is_refused(
-    told: dict[str, Any], code: str, named: str
-) -> None:
-    with raises(ModelSourceError, code, named):
-        DecodingRules.of({}, told)
-
-
 @pytest.mark.torch
 def test_a_language_may_be_told_by_its_name() -> None:
     assert DecodingRules.of({}, WHISPER | {"language": "German"}).prompt == (50, 61, 62, 63)
@@ -303,6 +272,7 @@ def test_a_language_may_be_told_by_its_name() -> None:
         ("task_to_id", {"transcribe": "62"}),
         ("language", ["de", "en"]),
         ("suppress_tokens", [1.5]),
+        ("suppress_tokens", [1] * 20_000),
         ("begin_suppress_tokens", 7),
         ("forced_decoder_ids", [[1]]),
         ("forced_decoder_ids", [["a", 3], [1, 2]]),
@@ -310,12 +280,38 @@ def test_a_language_may_be_told_by_its_name() -> None:
         ("decoder_start_token_id", -1),
         ("pad_token_id", 10**30),
         ("bad_words_ids", [[1, 2]] * 20_000),
-        ("suppress_tokens", [1] * 20_000),
+        ("bad_words_ids", [5]),
+        ("bad_words_ids", [[]]),
+        ("bad_words_ids", [[-1]]),
+        ("forced_eos_token_id", -1),
+        ("forced_eos_token_id", "2"),
+        ("no_repeat_ngram_size", -1),
+        ("no_repeat_ngram_size", "3"),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", float("nan")),
+        ("min_length", 1.5),
+        ("max_new_tokens", True),
     ],
 )
 def test_odd_entries_of_a_generation_config_are_refused(name: str, value: Any) -> None:
     with raises(ModelSourceError, "odd-setting", name):
         DecodingRules.of({}, WHISPER | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "named"),
+    [
+        ({"eos_token_id": 1}, "no-start-token", "decoder_start_token_id"),
+        (WHISPER | {"task": "translate"}, "unknown-task", "translate"),
+        *[(BEGIN | {"forced_decoder_ids": ids}, "open-prompt", "")
+          for ids in ([[1, None], [2, 7]], [[2, 7]], [[1, 5], [3, 7]])],
+    ],
+)  # fmt: skip
+def test_a_prompt_that_nothing_tells_is_refused(
+    told: dict[str, Any], code: str, named: str
+) -> None:
+    with raises(ModelSourceError, code, named):
+        DecodingRules.of({}, told)
 
 
 FEATURES = {"feature_size": 8, "sampling_rate": RATE, "hop_length": 160, "chunk_length": 1}
@@ -376,16 +372,13 @@ def test_a_model_s_own_targets_are_made_of_few_sources_at_once() -> None:
     assert text.mask.sum(axis=1).tolist() == [5] * 4 + [6] * 4 + [7] * 2
 
 
-def test_no_more_pairs_are_judged_on_than_have_so_many_tokens() -> None:
+def test_answers_are_as_many_and_as_long_as_is_asked() -> None:
     reader = reader_with({"max_position_embeddings": 40})
     pairs = Pairs("p", tuple(Pair("a", "one two three") for _ in range(9)), "0" * 64)
     count = len(reader.targets(pairs, 1)[0])
     assert [reader.within(pairs, most) for most in (1, 3 * count - 1, 3 * count, 100 * count)] == [
         1, 2, 3, 9,
     ]  # fmt: skip
-
-
-def test_answers_of_speech_end_where_the_decoder_does() -> None:
     prompt = len(DecodingRules.of({}, WHISPER).prompt)
     sizes = {"max_target_positions": 448}
     speech = reader_with({"num_mel_bins": 2, **sizes})
@@ -413,3 +406,167 @@ def test_the_likeliest_token_that_may_come_is_taken_until_each_has_ended() -> No
     assert fed[0] == [[1], [1]]
     assert fed[-1] == [[2], [6]]
     assert greedy(step, 0, rules, 2, 1).tolist() == [[1, 3], [1, 3]]
+
+
+NEW = 36
+END = 2
+CASES: dict[str, Callable[[list[int]], dict[str, Any]]] = {
+    "bad words": lambda row: {"bad_words_ids": [[row[3]], [row[6]]]},
+    "bad rows": lambda row: {"bad_words_ids": [row[3:5], row[6:9], [row[2], 1]]},
+    "no pair twice": lambda _: {"no_repeat_ngram_size": 2},
+    "no token twice": lambda _: {"no_repeat_ngram_size": 1},
+    "penalty": lambda _: {"repetition_penalty": 1.7},
+    "a shortest length": lambda row: {"min_length": 9, "eos_token_id": [row[4], END]},
+    "a fewest number": lambda row: {"min_new_tokens": 7, "eos_token_id": [row[4], END]},
+    "a longest length": lambda _: {"max_length": 6},
+    "a largest number": lambda _: {"max_new_tokens": 3},
+    "a last token": lambda _: {"forced_eos_token_id": 9, "max_new_tokens": 4},
+    "a last token in spite of a shortest length": lambda _: {
+        "forced_eos_token_id": END, "max_length": 6, "min_length": 9,
+    },
+    "never": lambda row: {"suppress_tokens": row[2:4]},
+    "not first": lambda row: {"begin_suppress_tokens": row[1:2]},
+    "a first token": lambda row: {
+        "forced_bos_token_id": 9, "min_new_tokens": 6, "max_new_tokens": 9,
+        "eos_token_id": [row[4], END],
+    },
+    "several": lambda row: {
+        "repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_length": 5,
+        "bad_words_ids": [[row[2]]],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_generation_config_says_is_done_as_transformers_does_it(name: str) -> None:
+    plain, same = answers({})
+    assert plain == same
+    assert len({*plain[0]}) > 4
+    result = CASES[name](plain[0])
+    ours, theirs = answers(result)
+    assert ours == theirs
+    ends = {"eos_token_id": result.get("eos_token_id", END)}
+    assert ours != answers(ends)[0], "the setting changes nothing here, so nothing is shown"
+
+
+def answers(told: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
+    """Greedy answers to the same sources, ours and transformers'."""
+    import torch
+    from transformers import GenerationConfig
+
+    loaded = made_loaded("bart")
+    model: Any = loaded.model
+    torch.manual_seed(5)
+    torch.nn.init.normal_(model.model.decoder.embed_positions.weight, std=0.7)  # many tokens come
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(64, 32), requires_grad=False)
+    config = {"max_new_tokens": NEW, "decoder_start_token_id": 1, "eos_token_id": END}
+    if "max_length" in told:
+        del config["max_new_tokens"]
+    model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, **config | told)
+    ids = torch.randint(6, 64, (6, 7), generator=torch.Generator().manual_seed(3))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    reader = PairReader.of(loaded)
+    ours = _own_targets(loaded, reader, {name: value.numpy() for name, value in given.items()})
+    theirs = model.generate(**given, do_sample=False, num_beams=1)
+    return ours.tolist(), theirs.tolist()
+
+
+def test_what_configs_say_of_generation_is_taken_or_named() -> None:
+    result = {"num_beams": 4, "do_sample": False, "encoder_no_repeat_ngram_size": 3}
+    ignored = ("num_beams 4", "encoder_no_repeat_ngram_size 3")
+    assert DecodingRules.of({}, BEGIN | result).ignored == ignored
+    assert DecodingRules.of({}, BEGIN | {"num_beams": 1, "do_sample": None}).ignored == ()
+    config = BEGIN | {"no_repeat_ngram_size": 3}  # a model's, where no other file speaks of it
+    assert DecodingRules.of(config, {}).no_repeat == 3
+    assert DecodingRules.of(config, {"eos_token_id": 2}).no_repeat == 0
+    rules = DecodingRules.of({}, BEGIN | {"bad_words_ids": [[2], [5]]})
+    assert rules.never_in_row == ((5,),), "a word that ends a target is not forbidden"
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"n_positions": 512, "relative_attention_num_buckets": 32}, None),
+        ({"n_positions": 512}, 512),
+        ({"max_target_positions": 448, "n_positions": 512}, 448),
+        ({}, None),
+    ],
+)
+def test_relative_positions_have_no_end(config: dict[str, Any], most: int | None) -> None:
+    assert target_positions(config) == most
+
+
+@pytest.mark.parametrize(
+    ("told", "answer"),
+    [
+        ({"forced_eos_token_id": 2, "max_new_tokens": 3}, [1, 4, 4, 2]),
+        ({"forced_eos_token_id": [5, 99], "max_length": 4}, [1, 4, 4, 5]),
+        ({"forced_eos_token_id": 2, "max_new_tokens": 9}, [1, 4, 4, 4]),
+        ({"forced_eos_token_id": 2}, [1, 4, 4, 4]),  # no length is named
+        ({"max_new_tokens": 3}, [1, 4, 4, 4]),
+        # Beyond the vocabulary.
+        (
+            {"bad_words_ids": [[99]], "suppress_tokens": [99], "repetition_penalty": 2.0},
+            [1, 4, 4, 4],
+        ),
+    ],
+)
+def test_a_forced_end_comes_where_the_longest_target_ends(
+    told: dict[str, Any], answer: list[int]
+) -> None:
+    def step(state: int, tokens: Any) -> tuple[Any, int]:
+        return np.eye(6, dtype=np.float32)[[4]], state
+
+    assert greedy(step, 0, DecodingRules.of({}, BEGIN | told), 1, 3).tolist() == [answer]
+
+
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "▁w1", "▁w2"]
+
+
+def translator(kind: str, told: dict[str, Any], **languages: str) -> Any:
+    """A reader with a tokenizer of many languages, which knows two words."""
+    import transformers
+
+    words: Any = [(word, -1.0 * number) for number, word in enumerate(WORDS)]
+    if kind == "NllbTokenizer":
+        words = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = getattr(transformers, kind)(vocab=words, **languages)
+    config = {name: tokenizer.convert_tokens_to_ids(value) for name, value in told.items()}
+    rules = DecodingRules.of({}, {"decoder_start_token_id": 2, "eos_token_id": 2} | config)
+    return PairReader("m", Path("m"), {}, rules, tokenizer)
+
+
+PAIRS = Pairs("pairs", (Pair("w1", "w2 w1"),), "")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("kind", "told", "begin"),
+    [
+        # Behind the end token, as facebook/mbart-large-50-one-to-many-mmt begins.
+        ("MBart50Tokenizer", {"forced_bos_token_id": "ro_RO"}, ["</s>", "ro_RO"]),
+        # The language itself, as facebook/mbart-large-en-ro begins.
+        ("MBartTokenizer", {"decoder_start_token_id": "ro_RO"}, ["ro_RO"]),
+        # As facebook/nllb-200, whose model is m2m_100.
+        ("NllbTokenizer", {"forced_bos_token_id": "ron_Latn"}, ["</s>", "ron_Latn"]),
+    ],
+)
+@pytest.mark.parametrize("set_in_tokenizer", [True, False])
+def test_a_target_of_many_languages_begins_with_its_own(
+    kind: str, told: dict[str, Any], begin: list[str], *, set_in_tokenizer: bool
+) -> None:
+    languages = {"tgt_lang": begin[-1]} if set_in_tokenizer else {}
+    reader = translator(kind, told, **languages)
+    (row,) = reader.targets(PAIRS, 1)
+    text = reader.tokenizer("w2 w1", add_special_tokens=False)["input_ids"]
+    assert len(text) >= 2
+    assert row == [*reader.tokenizer.convert_tokens_to_ids(begin), *text, 2]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["MBart50Tokenizer", "NllbTokenizer"])
+def test_a_target_of_no_known_language_is_refused(kind: str) -> None:
+    with raises(CalibrationError, "no-target-language", "forced_bos_token_id"):
+        translator(kind, {}).targets(PAIRS, 1)

@@ -1,4 +1,4 @@
-"""What is read of a folder of sentence-transformers, and what is wrong with some."""
+"""Folders of sentence-transformers: what is read of them, what goes with a model, what is wrong."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from exporter.errors import ModelSourceError
+from exporter.errors import ModelSourceError, UnsafeInputError
 from exporter.models.sentence_folder import (
     MEAN,
     Pooling,
+    copy_sentence_files,
     pooling_of,
     read_pooling,
     read_prompts,
     sentence_files,
+    settings_hashes,
+    stage_companions,
     why_not_whole,
 )
+from exporter.models.texts.tokenizer import read_tokenizer
 from graph_passes.fusing.pooling import MODES, PoolingMode
 from tests.raising import raises
 from tests.tiny_models import write_dense, write_sentence_files
@@ -89,16 +93,13 @@ def test_a_folder_without_its_pooling(tmp_path: Path) -> None:
         read_pooling(tmp_path)
 
 
-BAD_POOLINGS: list[Any] = [
-    ({"pooling_mode": "median"}, "unknown-pooling", "median"),
-    ({"pooling_mode": ["mean", 3]}, "unknown-pooling", "3"),
-    ({"pooling_mode": "mean", "include_prompt": False}, "prompt-left-out", "1_Pooling"),
-]
-
-
 @pytest.mark.parametrize(
     ("told", "code", "field"),
-    BAD_POOLINGS,
+    [
+        ({"pooling_mode": "median"}, "unknown-pooling", "median"),
+        ({"pooling_mode": ["mean", 3]}, "unknown-pooling", "3"),
+        ({"pooling_mode": "mean", "include_prompt": False}, "prompt-left-out", "1_Pooling"),
+    ],
 )
 def test_poolings_that_no_graph_has(tmp_path: Path, told: Any, code: str, field: str) -> None:
     write_sentence_files(tmp_path, pooling=told)
@@ -125,19 +126,20 @@ def test_what_is_left_out_leaves_the_folder_s_own_mode(tmp_path: Path) -> None:
     assert "median" in why_not_whole(tmp_path)
 
 
-MODULES: list[Any] = [
-    (["Transformer", "Dense"], "other-modules"),
-    (["Transformer", "Pooling", "Dense"], "dense-missing"),
-    (["Transformer", "Pooling", "Normalize", "Dense"], "other-modules"),
-    (["Transformer", "Pooling", "Pooling"], "other-modules"),
-    (["Pooling"], "other-modules"),
-    (["Transformer", "Pooling", "Normalize"], None),
-]
-
-
 @pytest.mark.parametrize(
     ("modules", "code"),
-    MODULES,
+    [
+        (["Transformer", "Dense"], "other-modules"),
+        (["Transformer", "Pooling", "Dense"], "dense-missing"),
+        (["Transformer", "Pooling", "Normalize", "Dense"], "other-modules"),
+        (["Transformer", "Pooling", "Pooling"], "other-modules"),
+        (["Pooling"], "other-modules"),
+        (["Transformer", "Pooling", "Normalize"], None),
+        ("{", "modules-unreadable"),
+        ("{}", "modules-unreadable"),
+        ("[]", "modules-unreadable"),
+        ("[3]", "modules-unreadable"),
+    ],
 )
 def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str | None) -> None:
     write_sentence_files(tmp_path)
@@ -145,12 +147,14 @@ def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str |
         {"path": "1_Pooling" if kind == "Pooling" else "", "type": f"sentence_transformers.{kind}"}
         for kind in modules
     ]
-    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    text = modules if isinstance(modules, str) else json.dumps(listed)
+    (tmp_path / "modules.json").write_text(text)
     if code is None:
         assert read_pooling(tmp_path).normalised
         return
     with raises(ModelSourceError, code, "modules.json"):
         read_pooling(tmp_path)
+    assert pooling_of(tmp_path) == MEAN or code != "modules-unreadable"
 
 
 def test_a_product_behind_the_pooling(tmp_path: Path) -> None:
@@ -179,17 +183,14 @@ def test_a_product_of_pytorch_is_the_same(tmp_path: Path, activation: str) -> No
         assert item[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-BAD_PRODUCTS: list[Any] = [
-    ("activation", "unknown-activation"),
-    ("missing", "dense-missing"),
-    ("unreadable", "dense-unreadable"),
-    ("shape", "dense-unreadable"),
-]
-
-
 @pytest.mark.parametrize(
     ("broken", "code"),
-    BAD_PRODUCTS,
+    [
+        ("activation", "unknown-activation"),
+        ("missing", "dense-missing"),
+        ("unreadable", "dense-unreadable"),
+        ("shape", "dense-unreadable"),
+    ],
 )
 def test_products_that_no_graph_can_have(tmp_path: Path, broken: str, code: str) -> None:
     activation = "GELU" if broken == "activation" else "Tanh"
@@ -207,19 +208,16 @@ def test_products_that_no_graph_can_have(tmp_path: Path, broken: str, code: str)
     assert "2_Dense" in why_not_whole(tmp_path)
 
 
-BAD_PLACES: list[Any] = [
-    ("..", "module-elsewhere"),
-    ("../1_Pooling", "module-elsewhere"),
-    ("/1_Pooling", "module-elsewhere"),
-    ("", "module-elsewhere"),
-    (3, "module-elsewhere"),
-    ("x" * 300, "pooling-missing"),
-]
-
-
 @pytest.mark.parametrize(
     ("place", "code"),
-    BAD_PLACES,
+    [
+        ("..", "module-elsewhere"),
+        ("../1_Pooling", "module-elsewhere"),
+        ("/1_Pooling", "module-elsewhere"),
+        ("", "module-elsewhere"),
+        (3, "module-elsewhere"),
+        ("x" * 300, "pooling-missing"),
+    ],
 )
 def test_a_pooling_that_is_not_in_the_folder(tmp_path: Path, place: Any, code: str) -> None:
     folder = tmp_path / "model"
@@ -240,18 +238,6 @@ def test_a_pooling_that_is_not_in_the_folder(tmp_path: Path, place: Any, code: s
         sentence_files(folder)
 
 
-BAD_LISTS = ["{", "{}", "[]", "[3]"]
-
-
-@pytest.mark.parametrize("text", BAD_LISTS)
-def test_a_list_of_modules_that_is_none(tmp_path: Path, text: str) -> None:
-    write_sentence_files(tmp_path)
-    (tmp_path / "modules.json").write_text(text)
-    with raises(ModelSourceError, "modules-unreadable", "modules.json"):
-        read_pooling(tmp_path)
-    assert pooling_of(tmp_path) == MEAN
-
-
 def test_prompts_by_name_and_by_default(tmp_path: Path) -> None:
     write_sentence_files(tmp_path, prompts={"query": "query: ", "web": "w: "})
     result = read_prompts(tmp_path)
@@ -270,3 +256,133 @@ def test_prompts_by_name_and_by_default(tmp_path: Path) -> None:
         read_prompts(tmp_path)
     prompts.unlink()
     assert read_prompts(tmp_path).of("query") == ""
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """The source, the output and the stage."""
+    for name in ("source", "out", "stage"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "source" / "config.json").write_text("{}")
+    return tmp_path / "source" / "m.onnx", tmp_path / "out" / "m.onnx", tmp_path / "stage"
+
+
+def test_a_models_own_files_go_with_it_and_code_and_pickles_do_not(
+    places: tuple[Path, Path, Path],
+) -> None:
+    for name in ("tokenizer.py", "vocab.pkl", "tokenizer.bin", "notes.txt"):
+        places[0].with_name(name).write_text("import os")
+    moves = stage_companions(*places)
+    assert [final.name for _, final in moves] == ["config.json"]
+    assert moves[0][0].read_text() == "{}"
+    places[1].with_name("config.json").write_text('{"mine": 1}')
+    assert stage_companions(*places) == []  # what stands in the output's folder stays
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("chat_template.jinja", "../secret"),
+        ("chat_template.jinja", "/proc/self/environ"),
+        ("1_Pooling/config.json", "../../secret"),
+        ("preprocessor_config.json", "../secret"),
+        ("tokenizer.json", "../secret"),
+    ],
+)
+def test_links_out_of_the_folder_are_refused(
+    places: tuple[Path, Path, Path], name: str, target: str
+) -> None:
+    folder = places[0].parent
+    sentence_model(folder, MODULES)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+    with pytest.raises(UnsafeInputError):
+        stage_companions(*places)
+    assert not (places[2] / name).exists()
+    if name != "chat_template.jinja":
+        with pytest.raises(UnsafeInputError):
+            read_tokenizer(folder / name) if "token" in name else settings_hashes(folder)
+
+
+MODULES = [
+    {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+
+
+def sentence_model(folder: Path, modules: Any) -> None:
+    """What sentence-transformers adds to a model's folder, and more than may be copied."""
+    for name in ("1_Pooling/config.json", "2_Dense/config.json", "sentence_bert_config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "2_Dense" / "pytorch_model.bin").write_text("pickled")
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def test_sentence_transformers_files_go_with_a_model(places: tuple[Path, Path, Path]) -> None:
+    folder, stage = places[0].parent, places[2]
+    sentence_model(folder, MODULES)
+    moves = stage_companions(*places)
+    names = ["config.json", "modules.json", "sentence_bert_config.json", "1_Pooling"]
+    assert [final.name for _, final in moves] == names
+    assert names_below(stage) == {*names[:3], "1_Pooling/config.json"}
+    copy_sentence_files(folder, places[1].parent)
+    assert names_below(places[1].parent) == {*names[1:3], "1_Pooling/config.json"}
+
+
+def test_weights_of_a_further_layer_go_with_it_unless_they_are_pickled(
+    places: tuple[Path, Path, Path],
+) -> None:
+    folder = places[0].parent
+    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    sentence_model(folder, [*MODULES[:2], dense])
+    assert sentence_files(folder) == []
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"numbers")
+    copy_sentence_files(folder, places[2])
+    below = names_below(places[2])
+    assert "2_Dense/model.safetensors" in below
+    assert "2_Dense/pytorch_model.bin" not in below
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        {"path": "1_Pooling", "type": "somebody.Pooling"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.LSTM"},
+        {"path": "../source/1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"path": "/etc", "type": "sentence_transformers.models.Pooling"},
+        {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"},
+        {"path": 1, "type": "sentence_transformers.models.Pooling"},
+        "1_Pooling",
+    ],
+)
+def test_modules_that_can_t_be_taken_along_leave_it_a_plain_model(
+    places: tuple[Path, Path, Path], module: Any
+) -> None:
+    folder = places[0].parent
+    sentence_model(folder, MODULES[:1])
+    assert "modules.json" in sentence_files(folder)
+    sentence_model(folder, [MODULES[0], module])
+    assert sentence_files(folder) == []
+    (folder / "modules.json").write_text("{")
+    assert sentence_files(folder) == []
+
+
+def test_what_answers_depend_on_beside_weights_has_hashes(places: tuple[Path, Path, Path]) -> None:
+    folder = places[0].parent
+    sentence_model(folder, MODULES)
+    (folder / "preprocessor_config.json").write_text("{}")
+    before = settings_hashes(folder)
+    (folder / "README.md").write_text("no setting")
+    assert settings_hashes(folder) == before
+    for name in ("preprocessor_config.json", "1_Pooling/config.json"):
+        path = folder / name
+        path.write_text(path.read_text() + " ")
+        assert {key for key, own in settings_hashes(folder).items() if own != before[key]} == {name}
+        path.write_text(path.read_text()[:-1])
+
+
+def names_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Reading texts, keeping calibration and evaluation apart, packing tokens."""
+"""Texts: read, kept apart, cut into samples, pairs and paragraphs, mixed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,24 @@ import pytest
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import ComparisonError, MissingDependencyError, TextSourceError
+from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.documents import Content, Units
-from exporter.models.texts.passages import pack_tokens
+from exporter.models.texts.mixtures import joined, samples_of, seed_of_all, specs_of
+from exporter.models.texts.passages import (
+    Passages,
+    drawn_pairs,
+    drawn_paragraphs,
+    pack_pairs,
+    pack_passages,
+    pack_tokens,
+    pairs_of,
+    paragraphs,
+)
 from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
+from exporter.models.texts.tokenizer import TextTokenizer, tokenizer_in
 from tests.raising import raises
+from tests.text_graphs import WORDS
+from tests.tiny_models import write_bert_tokenizer
 
 
 def encode_words(text: str) -> list[int]:
@@ -133,7 +147,7 @@ def fake_datasets(rows: list[dict[str, Any]], splits: list[str]) -> types.Simple
     )
 
 
-def test_hub_data_set_uses_the_split_of_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_sets_are_read_by_their_parts_split(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fake_datasets([{"text": "one"}, {"text": ""}, {"text": "two"}], ["train", "test"])
     monkeypatch.setitem(sys.modules, "datasets", fake)
     texts = read_texts("hf:wiki:raw", part="evaluation")
@@ -141,9 +155,6 @@ def test_hub_data_set_uses_the_split_of_the_part(monkeypatch: pytest.MonkeyPatch
     assert texts.source == "hf:wiki:raw:test:text"
     read_texts("hf:wiki", part="calibration")
     assert fake.calls == [("wiki", "raw", "test"), ("wiki", None, "train")]
-
-
-def test_lines_of_a_hub_data_set_of_wikitext_are_articles(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": line} for line in WIKI.splitlines(keepends=True)]
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets(rows, ["test"]))
     first, second = read_texts("hf:wiki", part="evaluation").documents
@@ -151,7 +162,7 @@ def test_lines_of_a_hub_data_set_of_wikitext_are_articles(monkeypatch: pytest.Mo
     assert "More ." in first
 
 
-def test_hub_errors_name_split_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_errors_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets([{"body": "x"}], ["train"]))
     with raises(TextSourceError, "split-missing", "test", "validation", "train"):
         read_texts("hf:wiki", part="evaluation")
@@ -159,9 +170,6 @@ def test_hub_errors_name_split_and_columns(monkeypatch: pytest.MonkeyPatch) -> N
         read_texts("hf:wiki::train:txt", part="evaluation")
     with raises(TextSourceError, "no-data-set"):
         read_texts("hf:", part="evaluation")
-
-
-def test_hub_needs_consent_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with raises(TextSourceError, "needs-network", "hf:wiki"):
         read_texts("hf:wiki", part="evaluation", allow_network=False)
@@ -221,7 +229,7 @@ def test_samples_come_from_all_over_a_text(by_size: bool) -> None:
     assert len(set(of)) >= 5
 
 
-def test_a_unit_is_left_out_with_all_that_shares_a_paragraph_with_it() -> None:
+def test_a_text_is_as_many_units_as_it_has_parts() -> None:
     copy = STORIES[3].splitlines()[0] + "\n\n" + story("other")
     units = Units.of((*STORIES, copy), 16)
     (both,) = (unit for unit in units.parts if copy in unit)
@@ -231,9 +239,6 @@ def test_a_unit_is_left_out_with_all_that_shares_a_paragraph_with_it() -> None:
     other_length = Units.of((*STORIES, copy), 40).apart_from(units.keys([range(3)]))
     gone = {text for unit in units.parts[:3] for text in unit}
     assert not gone & {text for unit in other_length.parts for text in unit}
-
-
-def test_stretches_of_one_document_have_gaps_between_them() -> None:
     document = story("one", 400)
     units = Units.of([document], 16)
     assert units.are_stretches
@@ -306,3 +311,216 @@ def test_a_paragraph_that_all_documents_have_ties_none_of_them() -> None:
     kept = [unit for unit in units.apart_from(units.keys([range(4)])).parts if unit]
     assert len(kept) == 36
     assert sorted(map(len, units.parts))[-1] == 2
+
+
+_LONG = "a paragraph of more than forty characters, surely"
+
+
+def _source(*documents: str) -> TextSource:
+    return TextSource("made", documents, "0" * 64)
+
+
+def _encode(text: str, special: bool) -> list[int]:
+    """A token a word: its length; 101 before and 102 behind."""
+    ids = [len(word) for word in text.split()]
+    return [101, *ids, 102] if special else ids
+
+
+TOKENIZER = TextTokenizer(_encode)
+
+
+def _packed(*documents: str, longest: int, tokens: int) -> Passages:
+    drawn = drawn_paragraphs(Units.of(documents, longest))
+    return pack_passages(TOKENIZER, drawn, longest=longest, tokens=tokens)
+
+
+def test_short_lines_are_paragraphs_where_there_are_no_others() -> None:
+    source = _source(f"Heading\n\n{_LONG}\n \n{_LONG}\n\n{_LONG}\nand a second line", "\n\n")
+    assert paragraphs(source) == [_LONG, f"{_LONG} and a second line"]
+    assert paragraphs(_source("how to sort\n\nhow to sort\n\nlist")) == ["how to sort", "list"]
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "tokens", "rows"),
+    [
+        ("a bb ccc\n\ndddd", 6, 100, [[101, 1, 2, 3, 102], [101, 4, 102]]),
+        ("a bb ccc dddd e", 4, 100, [[101, 1, 2, 102], [101, 3, 4, 102], [101, 1, 102]]),
+        ("a bb\n\nccc dddd\n\ne", 8, 5, [[101, 1, 2, 102], [101, 3, 4, 102]]),
+        ("a bb\n\nccc dddd\n\ne", 8, 4, [[101, 1, 2, 102]]),  # no more than is wanted
+        (" ", 8, 5, []),
+    ],
+)
+def test_each_paragraph_is_a_padded_sample_with_the_tokenizers_ends(
+    text: str, longest: int, tokens: int, rows: list[list[int]]
+) -> None:
+    ids, mask, types, documents = _packed(text, longest=longest, tokens=tokens)
+    assert [row[own].tolist() for row, own in zip(ids, mask, strict=True)] == rows
+    assert ids.shape == mask.shape == (len(rows), longest)
+    assert (ids.dtype, types) == (np.int64, None)
+    assert documents.tolist() == [0] * len(rows)
+
+
+def test_paragraphs_are_of_the_units_that_they_are_told_of() -> None:
+    documents = tuple(f"{n} {_LONG}\n\n{_LONG} of {n}, and no other one" for n in range(30))
+    units = Units.of(documents, 8)
+    for unit, paragraph in drawn_paragraphs(units):
+        assert any(paragraph in text for text in units.parts[unit])
+
+
+def _mixed(name: str, samples: int, first: int = 0) -> CalibrationText:
+    ids = np.arange(first, first + samples * 4, dtype=np.int64).reshape(samples, 4)
+    ref = CalibrationRef(
+        source=name, samples=samples, sequence_length=4, tokens=4 * samples, sha256=name * 64,
+        documents=f"0-{samples - 1}",
+    )  # fmt: skip
+    return CalibrationText(ref, ids, np.ones_like(ids, dtype=np.bool_))
+
+
+def test_a_mixture_comes_apart_into_its_texts() -> None:
+    texts = [_mixed("a", 6), _mixed("b", 6, first=100), _mixed("c", 3, first=200)]
+    mixture = joined(texts)
+    assert [one.ref for one in mixture.apart] == [text.ref for text in texts]
+    for one, text in zip(mixture.apart, texts, strict=True):
+        np.testing.assert_array_equal(one.input_ids, text.input_ids)
+    assert mixture.parts == [text.part for text in texts]
+    assert mixture.part.ids_sha256 not in {part.ids_sha256 for part in mixture.parts}
+    assert mixture.part.mixture == mixture.parts
+    part = joined([_mixed("a", 2), _mixed("b", 2, first=100)]).rows(slice(0, 1))
+    assert [ref.source for ref in part.parts] == ["a"]
+    assert [ref.source for ref in part.ref.mixture] == ["a", "b"]
+    text = _mixed("a", 2)
+    assert joined([text]) is text
+    assert text.parts == [text.part]
+    assert text.ref.mixture == []
+    assert text.ref.texts == [text.ref]
+    assert text.part.ids_sha256 == text.ids_sha256
+    assert text.part.model_copy(update={"ids_sha256": None}) == text.ref
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 6), slice(2, 8), slice(0, None, 2)])
+def test_every_part_of_a_mixture_has_alike_much_of_each(chosen: slice) -> None:
+    part = joined([_mixed("a", 6), _mixed("b", 6, first=100)]).rows(chosen)
+    assert [ref.samples for ref in part.parts] == [3, 3]
+    assert [ref.tokens for ref in part.parts] == [12, 12]
+    assert part.ref.samples == 6
+    assert [ref.samples for ref in part.ref.texts] == [3, 3]
+
+
+def test_a_mixture_is_read_again_by_the_names_of_its_texts() -> None:
+    names = [
+        "pydoc (calibration half, Python 3.11)",
+        "self (text sampled by the model, seed 3)",
+        "a",
+    ]
+    texts = [_mixed(name, samples) for name, samples in zip(names, (6, 6, 2), strict=True)]
+    ref = joined(texts).ref
+    assert (specs_of(ref), samples_of(ref), seed_of_all(ref)) == (("pydoc", "self", "a"), 6, 3)
+    ref = texts[2].ref
+    assert (specs_of(ref), samples_of(ref), seed_of_all(ref)) == (("a",), 2, 0)
+    ref = ref.model_copy(update={"samples": 0})  # of scores that read no text
+    assert (specs_of(ref), samples_of(ref), seed_of_all(ref)) == ((), None, 0)
+
+
+CORPUS = [{"id": "a", "text": "A"}, {"id": "b", "text": "B"}]
+
+
+def _read(folder: Path, lines: list[Any]) -> TextSource:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return read_texts(str(path), part="calibration")
+
+
+@pytest.mark.parametrize(
+    ("lines", "pairs"),
+    [
+        ([{"query": "q", "passage": "p"}], [("q", "p")]),
+        ([{"query": "q", "passages": ["p", "r"], "relevant": [0]}], [("q", "p"), ("q", "r")]),
+        ([{"sentence1": "s", "sentence2": "t", "score": 1}], [("s", "t")]),
+        ([*CORPUS, {"query": "q", "relevant": ["b"]}], [("q", "B"), ("q", "A")]),
+        ([{"query": "q", "relevant": ["a"]}, *CORPUS], [("q", "A"), ("q", "B")]),
+        (CORPUS, []),
+        ([{"text": "t", "label": 1}], []),
+        ([{"query": "a prompt alone"}], []),
+    ],
+)
+def test_lines_of_tasks_are_pairs(tmp_path: Path, lines: list[Any], pairs: list[Any]) -> None:
+    source = _read(tmp_path, lines)
+    assert list(source.pairs) == pairs
+    assert not pairs or pairs_of(source) == pairs
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ({"query": "q", "passage": " "}, "passage"),
+        ({"query": "q"}, "passage"),
+        ({"passage": "p"}, "query"),
+        ({"query": "q", "passages": []}, "passages"),
+        ({"query": "q", "passages": ["p", 1]}, "passages[1]"),
+        *[({"query": "r", "relevant": relevant}, "") for relevant in ([], ["c"], "a", None)],
+    ],
+)
+def test_a_pair_of_one_side_names_its_line(tmp_path: Path, line: Any, field: str) -> None:
+    before = (
+        [{"query": "q", "passage": "p"}] if field else [*CORPUS, {"query": "q", "relevant": ["a"]}]
+    )
+    with raises(TextSourceError, "one-sided", f"line {len(before) + 1}", field):
+        _read(tmp_path, [*before, line])
+
+
+def test_other_models_read_both_sides_as_paragraphs(tmp_path: Path) -> None:
+    source = _read(tmp_path, [{"query": "q", "passages": ["p", "r"]}])
+    assert source.documents == ("q\n\np\n\nr",)
+    other = _read(tmp_path, [{"query": "q", "passages": ["p", "s"]}])
+    assert source.sha256 != other.sha256
+
+
+def _sentences(number: int) -> TextSource:
+    paragraphs = (
+        f"Here is the first sentence of {word}. And then there follows all of the rest of {word}."
+        for word in WORDS[:number]
+    )
+    return TextSource("made", ("\n\n".join(paragraphs),), "0" * 64)
+
+
+def test_a_text_makes_pairs_that_belong_together_and_that_don_t() -> None:
+    pairs = pairs_of(_sentences(5))
+    belongs = [first.split()[-1] == rest.split()[-1] for first, rest in pairs]
+    assert belongs == [True, False, False, True, True, False, False, True, True, False]
+    for at in range(0, 10, 2):
+        assert pairs[at][0] == pairs[at + 1][0]
+    assert pairs_of(_sentences(1)) == []
+
+
+def test_what_stands_together_is_drawn_together() -> None:
+    line = (
+        "Here is sentence {} of {}. And then there follows all of the rest of what {} says of {}."
+    )
+    documents = tuple(
+        "\n\n".join(line.format(n, word, n, word) for n in range(3)) for word in WORDS
+    )
+    source = TextSource("made", documents, "0" * 64)
+    units = source.units(8)
+    drawn = [*drawn_pairs(source, units)]
+    assert len(drawn) == 2 * 3 * len(WORDS)
+    for (unit, one), (again, other) in zip(drawn[::2], drawn[1::2], strict=True):
+        assert unit == again
+        assert one[0] == other[0]
+        assert any(one[0] in text for text in units.parts[unit])
+
+
+def test_packed_pairs_tell_which_text_a_token_is_of(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    write_bert_tokenizer(tmp_path)
+    first, second = " ".join(WORDS[:2]), " ".join(WORDS[2:10])
+    ids, mask, types, _ = pack_pairs(
+        tokenizer_in(tmp_path / "tokenizer.json"),
+        enumerate([(first, second), (first, first), (first, first)]),
+        longest=8,
+        tokens=9,
+    )
+    assert types is not None
+    assert ids[0].tolist() == [21, 1, 2, 22, 3, 4, 5, 22]  # the longer text has lost its end
+    assert ids[1][mask[1]].tolist() == [21, 1, 2, 22, 1, 2, 22]
+    assert types[0].tolist() == [0] * 4 + [1] * 4
+    assert types[1][mask[1]].tolist() == [0] * 4 + [1] * 3

@@ -12,9 +12,35 @@ from typing import Any
 
 import pytest
 
+from exporter.artifacts import ParityCheck
 from exporter.choose.budgets.budget import Budget
-from exporter.errors import DepthcutError, OptionError, UsageError
-from exporter.pipeline.request import DropRequest
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.cli.compare import compare
+from exporter.cli.export import export
+from exporter.compare import kinds as engine_arm
+from exporter.compare.options import CompareOptions, QualityOptions
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.libraries import Driver
+from exporter.engines.build.settings import BuildSettings
+from exporter.errors import (
+    BackendError,
+    DepthcutError,
+    EngineError,
+    OptionError,
+    UsageError,
+    VerificationError,
+)
+from exporter.files import sha256_file, sha256_files
+from exporter.models.graph_facts import read_facts
+from exporter.models.loading.sources import SourceOptions
+from exporter.pipeline import refusals, stages
+from exporter.pipeline import stages as engines
+from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
+from exporter.pipeline.road import export_model, write_models
+from exporter.pipeline.run import _question_hashes
+from exporter.quantize.settings import QuantizeSettings
+from exporter.score import ScoreOptions
+from tests.engine_support import decoder_record, written_as
 from tests.raising import raises
 from tests.reading import Heard, data_of, lines_of, names_in, run_lines
 
@@ -27,25 +53,7 @@ RESULTS |= {"baseline", "candidate"}
 STAGES = ("score", "plan", "export", "prune", "measure")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.text_graphs import write_llama_folder
-
-    folder = tmp_path_factory.mktemp("llama")
-    write_llama_folder(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
-    from exporter.compare.options import CompareOptions
-    from exporter.pipeline.request import ExportRequest
-    from exporter.score import ScoreOptions
-
+def _request(checkpoint: Path, out: Path, /, **changes: Any) -> Any:
     request = ExportRequest(
         source=str(checkpoint),
         out=out,
@@ -60,8 +68,6 @@ def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
 
 
 def _walk(request: Any) -> tuple[Any, Heard]:
-    from exporter.pipeline.road import export_model
-
     heard = Heard()
     return export_model(request, heard), heard
 
@@ -80,28 +86,18 @@ def again(finished: tuple[Path, Any], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "out"))
 
 
-def test_everything_is_there(finished: tuple[Path, Any]) -> None:
-    out, _ = finished
+def test_everything_is_there_and_names_its_parents(finished: tuple[Path, Any]) -> None:
+    out, report = finished
     assert {path.name for path in out.iterdir()} == RESULTS | {".depthcut"}
     for arm in ("baseline", "candidate"):
         assert {*names_in(out / arm)} >= SHIPPED
         assert json.loads((out / arm / "config.json").read_text())["model_type"] == "llama"
         assert "optimum" in lines_of((out / arm / "USE.md").read_text())
-
-
-def test_the_lines_of_the_report_load_both_folders(finished: tuple[Path, Any]) -> None:
-    out, report = finished
     assert [use.folder for use in report.uses] == ["candidate", "baseline"]
     lines = lines_of((out / "report.md").read_text(encoding="utf-8"))
     result, _ = run_lines(lines["ONNX Runtime, candidate, baseline"], out)
     own = lines_of((out / "candidate" / "USE.md").read_text())["ONNX Runtime"]
     assert run_lines(own, out / "candidate")[0] == result
-
-
-def test_the_files_name_their_parents(finished: tuple[Path, Any]) -> None:
-    from exporter.files import sha256_file
-
-    out, _ = finished
     plan = json.loads((out / "plan.json").read_text())
     assert plan["importance_sha256"] == sha256_file(out / "importance.json")
     prune = json.loads((out / "prune.json").read_text())
@@ -110,7 +106,9 @@ def test_the_files_name_their_parents(finished: tuple[Path, Any]) -> None:
     assert prune["verification"]["passed"] is True
 
 
-def test_the_lowest_score_is_dropped_and_its_cache_with_it(finished: tuple[Path, Any]) -> None:
+def test_the_lowest_score_is_dropped_and_the_report_tells_all_of_it(
+    finished: tuple[Path, Any],
+) -> None:
     out, report = finished
     scores = json.loads((out / "importance.json").read_text())["scores"]
     lowest = min((s for s in scores if s["kind"] == "attention"), key=lambda s: s["score"])
@@ -118,10 +116,6 @@ def test_the_lowest_score_is_dropped_and_its_cache_with_it(finished: tuple[Path,
     kv = [arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)]
     # Two heads of eight floats, keys and values, three layers and then two.
     assert kv == [3 * 2 * 2 * 8 * 4, 2 * 2 * 2 * 8 * 4]
-
-
-def test_the_report_tells_all_of_it(finished: tuple[Path, Any]) -> None:
-    out, report = finished
     assert {(check.phase, check.passed) for check in report.parity} == {
         ("prefill", True),
         ("decode", True),
@@ -134,23 +128,20 @@ def test_the_report_tells_all_of_it(finished: tuple[Path, Any]) -> None:
     assert "pydoc (evaluation half" in text
 
 
-def test_a_second_run_reuses_all(checkpoint: Path, again: Path) -> None:
+def test_a_second_run_reuses_all_that_does_not_depend_on_what_changed(
+    checkpoint: Path, again: Path
+) -> None:
     before = _contents(again)
     report, heard = _walk(_request(checkpoint, again))
     assert heard.reused == list(STAGES)
     assert _contents(again) == before
     assert [d.kind for d in report.plan] == ["attention"]
-
-
-def test_another_number_redoes_what_depends_on_it(checkpoint: Path, again: Path) -> None:
     report, heard = _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert heard.reused == ["score", "export"]
     assert [d.kind for d in report.plan] == ["mlp"]
 
 
 def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> None:
-    from exporter.choose.selection.search_options import SearchOptions
-
     search = SearchOptions(search="greedy", tokens=64)
     _, heard = _walk(_request(checkpoint, again, search=search))
     assert {"score", "export"} <= set(heard.reused)
@@ -181,8 +172,6 @@ def test_a_plan_by_hand_is_walked(checkpoint: Path, again: Path, tmp_path: Path)
 def test_a_plan_by_hand_needs_no_scores_where_there_is_no_report(
     checkpoint: Path, again: Path, tmp_path: Path
 ) -> None:
-    from exporter.pipeline.road import write_models
-
     drops = DropRequest(plan=again / "plan.json")
     out, heard = tmp_path / "new", Heard()
     write_models(_request(checkpoint, out, drops=drops, compared=False), heard)
@@ -215,29 +204,10 @@ def test_a_bad_plan_is_refused_and_damages_nothing(
     assert _contents(again) == before
 
 
-def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) -> None:
-    from exporter.compare.options import CompareOptions
-    from exporter.score import ScoreOptions
-
-    text = tmp_path / "text.txt"
-    text.write_text("the value of a list is the name of an object " * 50)
-    request = _request(
-        checkpoint,
-        tmp_path / "out",
-        score=ScoreOptions(calibration=(str(text),), samples=2, sequence_length=16),
-        compare=CompareOptions(eval_text=str(text), eval_tokens=32, eval_sequence_length=16),
-    )
-    with raises(DepthcutError, "same-text", "text.txt"):
-        _walk(request)
-    assert not (tmp_path / "out" / "baseline").exists()
-
-
 def test_a_failed_check_keeps_the_earlier_candidate(
     checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import exporter.export.parity as parity
-    from exporter.artifacts import ParityCheck
-    from exporter.errors import VerificationError
 
     wrong = ParityCheck(
         name="logits", phase="decode", max_abs_error=1.0, tolerance=0.1, passed=False
@@ -253,9 +223,6 @@ def test_a_failed_check_keeps_the_earlier_candidate(
 def test_a_run_that_failed_late_is_taken_up_again(
     checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.errors import BackendError
-    from exporter.pipeline import stages
-
     def fails(*_: object, **__: object) -> None:
         raise BackendError("no more.")
 
@@ -274,14 +241,36 @@ def test_a_run_that_failed_late_is_taken_up_again(
     assert [entry["kind"] for entry in prune["deleted"]] == ["mlp"]
 
 
-def test_an_option_that_can_not_work_fails_before_any_work(
-    checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "code", "named"),
+    [
+        ({"compare": CompareOptions(eval_text="/nothing.txt")}, "file-missing", "nothing.txt"),
+        (
+            {"compare": CompareOptions(quality=QualityOptions(tasks=("none",), task_data=Path()))},
+            "unknown-task",
+            "none",
+        ),
+        ({"engines": EngineRequest("tensorrt")}, "no-driver", "tensorrt"),
+        (
+            {
+                "score": ScoreOptions(calibration=(__file__,), samples=2, sequence_length=16),
+                "compare": CompareOptions(
+                    eval_text=__file__, eval_tokens=32, eval_sequence_length=16
+                ),
+            },
+            "same-text",
+            "test_pipeline.py",
+        ),
+    ],
+)
+def test_what_can_not_work_fails_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: Any, changes: Any, code: str, named: str
 ) -> None:
-    from exporter.compare.options import CompareOptions
-
-    options = CompareOptions(eval_text=str(tmp_path / "nothing.txt"))
-    with raises(DepthcutError, "file-missing", "nothing.txt"):
-        _walk(_request(checkpoint, tmp_path / "out", compare=options))
+    monkeypatch.setattr(
+        "exporter.engines.build.libraries.ask_driver", lambda: Driver("no NVIDIA driver")
+    )
+    with raises(DepthcutError, code, named):
+        _walk(_request(checkpoint, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
     request = _request(tmp_path / "no-model", tmp_path / "out")  # before a model is looked for, too
     for item, name in ((request.load, "dtype"), (request, "choose_dtype")):
@@ -289,19 +278,7 @@ def test_an_option_that_can_not_work_fails_before_any_work(
             replace(item, **{name: "float8"})
 
 
-def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
-    from exporter.compare.options import CompareOptions, QualityOptions
-
-    quality = QualityOptions(tasks=("nothing",), task_data=tmp_path)
-    with raises(DepthcutError, "unknown-task", "nothing"):
-        _walk(_request(checkpoint, tmp_path / "out", compare=CompareOptions(quality=quality)))
-    assert not (tmp_path / "out").exists()
-
-
 def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
-    from exporter.compare.options import QualityOptions
-    from exporter.pipeline.run import _question_hashes
-
     quality = QualityOptions(tasks=("a",), task_data=tmp_path)
     (tmp_path / "a.jsonl").write_text("{}")
     before = _question_hashes(quality)
@@ -314,9 +291,6 @@ def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
 def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
     checkpoint: Path, again: Path
 ) -> None:
-    from exporter.models.graph_facts import read_facts
-    from exporter.quantize.settings import QuantizeSettings
-
     request = _request(checkpoint, again, quantize=QuantizeSettings(scheme="int8"))
     report, heard = _walk(request)
     assert heard.reused == ["score", "plan", "export", "prune"]
@@ -341,9 +315,6 @@ def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
 
 
 def test_export_takes_every_option_that_says_how_compare_judges() -> None:
-    from exporter.cli.compare import compare
-    from exporter.cli.export import export
-
     own = {
         "baseline",
         "candidate",
@@ -360,8 +331,6 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import exporter.models.loading.model_files as model_files
-    from exporter.pipeline import stages
-    from exporter.pipeline.road import write_models
 
     save = model_files.save_pretrained_files
 
@@ -417,13 +386,6 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Lets builds end at once; their records are as real ones', and no driver is there."""
-    from exporter.compare import kinds as engine_arm
-    from exporter.engines.build.libraries import Driver
-    from exporter.files import sha256_file, sha256_files
-    from exporter.pipeline import refusals
-    from exporter.pipeline import stages as engines
-    from tests.engine_support import decoder_record, written_as
-
     made = []
 
     def build_engines(onnx: Path, target: Path, *, builds: int, **_: Any) -> list[Any]:
@@ -446,8 +408,6 @@ def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_engines_are_built_on_the_way_and_told_in_the_report(
     checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.pipeline.request import EngineRequest
-
     made = _fake_builds(monkeypatch)
     request = _request(checkpoint, again, engines=EngineRequest("tensorrt-rtx", builds=2))
     report, heard = _walk(request)
@@ -475,29 +435,10 @@ def test_engines_are_built_on_the_way_and_told_in_the_report(
     assert any(line.startswith("engines:") for line in heard.lines)
 
 
-def test_engines_that_can_not_be_built_are_refused_before_any_work(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exporter.engines.build import libraries
-    from exporter.engines.build.libraries import Driver
-    from exporter.errors import EngineError
-    from exporter.pipeline.request import EngineRequest
-
-    monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
-    request = _request(checkpoint, tmp_path / "out", engines=EngineRequest("tensorrt"))
-    with raises(EngineError, "no-driver", "tensorrt"):
-        _walk(request)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.rtx
 def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    from exporter.engines.build.settings import BuildSettings
-    from exporter.errors import EngineError
-    from exporter.pipeline.request import EngineRequest
-
     settings = BuildSettings(compute_capabilities=("sm89", "sm1"))
     wanted = EngineRequest("tensorrt-rtx", settings=settings)
     with raises(EngineError, "unknown-card", "sm1"):
@@ -510,13 +451,6 @@ def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
 def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.compare import kinds as engine_arm
-    from exporter.engines.build.engine_set import find_engines
-    from exporter.engines.build.libraries import Driver
-    from exporter.engines.build.settings import BuildSettings
-    from exporter.models.loading.sources import SourceOptions
-    from exporter.pipeline.request import EngineRequest
-
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
     settings = BuildSettings(compute_capabilities=("sm89",), optimization_level=0)
     request = _request(

@@ -17,22 +17,32 @@ from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
+from exporter.compare.session import compare as compare_folders
+from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.errors import (
     ComparisonError,
     DepthcutError,
     HealingError,
+    ModelSourceError,
     PlanError,
     ScoringError,
     UsageError,
 )
 from exporter.heal.options import HealOptions
+from exporter.models.decoding_rules import DecodingRules
+from exporter.models.loading.model_source import load_model
 from exporter.models.loading.sources import SourceOptions
+from exporter.pipeline import run as keys
+from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
+from exporter.pipeline.road import export_model, write_models
+from exporter.pipeline.run import Run
+from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
 from tests.raising import raises
 from tests.reading import leaves_of
-from tests.tiny_models import write_recordings, write_source
+from tests.tiny_models import made_loaded, write_recordings, write_sound, write_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -59,8 +69,6 @@ def compare(**changes: Any) -> CompareOptions:
 def whisper(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A model that was scored on recordings, cut, and judged on others."""
     pytest.importorskip("jiwer")
-    from exporter.pipeline.road import export_model
-
     place = tmp_path_factory.mktemp("whisper")
     source = write_source(place / "source", "whisper")
     scored, judged = (write_recordings(place / name, at) for name, at in (("a", 0), ("b", 5)))
@@ -91,15 +99,11 @@ def test_every_sublayer_of_both_halves_is_scored(whisper: tuple[Path, Any]) -> N
     assert report.calibration.samples == 4
 
 
-def test_the_plan_is_chosen_by_damage_that_it_tells(whisper: tuple[Path, Any]) -> None:
-    plan = PruningPlan.read(whisper[0] / "plan.json")
-    assert plan.predicted["kl"] > 0
-    assert plan.predicted_on == "searched"
-    assert plan.chosen_on[0].samples == 4
-
-
-def test_the_plan_is_healed_by_what_takes_the_branches_places(whisper: tuple[Path, Any]) -> None:
+def test_the_plan_is_chosen_by_damage_and_healed(whisper: tuple[Path, Any]) -> None:
     chosen = PruningPlan.read(whisper[0] / "plan.json")
+    assert chosen.predicted["kl"] > 0
+    assert chosen.predicted_on == "searched"
+    assert chosen.chosen_on[0].samples == 4
     healed = PruningPlan.read(whisper[0] / "healing" / "plan.json")
     assert [(d.layer, d.kind) for d in healed.deletions] == sorted(
         (d.layer, d.kind) for d in chosen.deletions
@@ -144,16 +148,13 @@ def test_both_models_compute_what_pytorch_computes(whisper: tuple[Path, Any]) ->
     assert any("candidate" in check.name for check in parity)
 
 
-def test_each_graph_and_a_generation_are_timed(whisper: tuple[Path, Any]) -> None:
+def test_each_graph_and_a_generation_are_timed_and_judged(whisper: tuple[Path, Any]) -> None:
     rows = whisper[1].latency
     assert [row.phase for row in rows] == [
         "encode", "prefill", "decode", "first_token", "per_token", "generate",
     ]  # fmt: skip
     assert rows[0].sequence_length == 100  # frames
     assert rows[2].past_length == 39  # as far as the decoder reaches
-
-
-def test_answers_are_judged(whisper: tuple[Path, Any]) -> None:
     accuracy = whisper[1].accuracy
     assert accuracy.kl_divergence > 0
     assert 0 <= accuracy.top1_agreement < 1
@@ -185,11 +186,6 @@ def test_everything_is_written_that_a_reader_wants(whisper: tuple[Path, Any]) ->
 def test_valid_stages_are_reused_and_other_recordings_are_not(
     whisper: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    from exporter.pipeline import run as keys
-    from exporter.pipeline.run import Run
-    from exporter.progress import QUIET
-    from tests.tiny_models import write_sound
-
     out = whisper[0]
     recordings = tmp_path / "a"
     shutil.copytree(out.parent / "a", recordings)
@@ -204,10 +200,6 @@ def test_valid_stages_are_reused_and_other_recordings_are_not(
 def test_greedy_generation_is_that_of_transformers(whisper: tuple[Path, Any]) -> None:
     import torch
     from transformers import GenerationMixin
-
-    from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
-    from exporter.models.decoding_rules import DecodingRules
-    from exporter.models.loading.model_source import load_model
 
     loaded = load_model(str(whisper[0].parent / "source"))
     model: Any = loaded.model
@@ -229,8 +221,6 @@ def test_greedy_generation_is_that_of_transformers(whisper: tuple[Path, Any]) ->
 
 
 def test_text_goes_the_same_way(exports_once: None, tmp_path: Path) -> None:
-    from exporter.pipeline.road import export_model
-
     source = write_source(tmp_path / "source", "bart")
     pairs = [{"source": f"w{n} w{n + 1} w{n + 2}", "target": f"w{n + 9} w{n}"} for n in range(6)]
     file = tmp_path / "pairs.jsonl"
@@ -278,13 +268,18 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"score": ScoreOptions(calibration=("pydoc",))}, DepthcutError, "no-recordings"),
         ({"drops": DropRequest(Budget(joint=7))}, PlanError, "too-many"),
         ({"drops": DropRequest(Budget(cross_attention=3))}, PlanError, "too-many"),
+        # Recordings have one length.
+        ({"compare": compare(prefill_lengths=(8,))}, UsageError, "no-source-length"),
+        (
+            {"compare": compare(timing=TimingOptions(generate=((2, 4),)))},
+            UsageError,
+            "no-source-length",
+        ),
     ],
 )
 def test_what_an_encoder_decoder_can_not_have_is_refused(
     tmp_path: Path, changes: dict[str, Any], kind: type[DepthcutError], code: str
 ) -> None:
-    from exporter.pipeline.road import export_model
-
     source = write_source(tmp_path / "source", "whisper")
     with raises(kind, code):
         export_model(request_for(source, tmp_path / "out", **changes))
@@ -367,8 +362,6 @@ def test_every_option_is_heeded_or_refused() -> None:
 
 @pytest.mark.parametrize("name", LESS)
 def test_an_option_without_effect_is_refused(name: str) -> None:
-    from exporter.pipeline.encoder_decoder import refuse_unfit
-
     codes = {"one-graph-option", "numbers-only", "other-search"}
     with pytest.raises(DepthcutError) as caught:
         refuse_unfit(request_for(Path("m"), Path("out"), **LESS[name]()))
@@ -376,8 +369,6 @@ def test_an_option_without_effect_is_refused(name: str) -> None:
 
 
 def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
-    from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
-
     results: dict[str, Any] = {
         "compare": compare(quality=QualityOptions(agreement_prompts=2)),
         "search": SearchOptions("greedy", tokens=512),
@@ -393,24 +384,10 @@ def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
         refuse_unfit(without_presets(replace(request, quick=True, compare=changed)))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"prefill_lengths": (8,)}, {"timing": TimingOptions(generate=((2, 4),))}],
-)
-def test_recordings_have_one_length(tmp_path: Path, changes: dict[str, Any]) -> None:
-    from exporter.pipeline.road import export_model
-
-    source = write_source(tmp_path / "source", "whisper")
-    with raises(UsageError, "no-source-length"):
-        export_model(request_for(source, tmp_path / "out", compare=compare(**changes)))
-
-
 @pytest.mark.parametrize("family", ["whisper", "bart"])
 def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
     tmp_path: Path, family: str
 ) -> None:
-    from exporter.pipeline.road import export_model
-
     source, scored = write_source(tmp_path / "source", family), tmp_path / "a"
     write_recordings(scored, 0)
     judged: Path | str = scored / "recordings.jsonl"
@@ -432,8 +409,6 @@ def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
 
 
 def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Path) -> None:
-    from exporter.compare.session import compare as compare_folders
-
     out, report = whisper
     arms = out / "baseline", out / "candidate"
     again = compare_folders(*arms, compare(), resume=tmp_path)
@@ -457,8 +432,6 @@ def stack_files(folder: Path) -> Path:
 
 
 def test_an_encoder_decoder_is_compared_with_its_like_alone(tmp_path: Path) -> None:
-    from exporter.compare.session import compare as compare_folders
-
     one, other = (stack_files(tmp_path / name) for name in ("one", "other"))
     with raises(ComparisonError, "pair-alone"):
         compare_folders(one, other, also=[one])
@@ -474,8 +447,6 @@ def test_an_encoder_decoder_is_compared_with_its_like_alone(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("told", ["the caller", "the plan's parts", "the graphs' notes"])
 def test_what_anything_was_decided_by_judges_nothing(whisper: tuple[Path, Any], told: str) -> None:
-    from exporter.compare.session import compare as compare_folders
-
     out, report = whisper
     scored, other = (out.parent / name / "recordings.jsonl" for name in ("a", "b"))
     known: dict[str, Any] = {
@@ -498,8 +469,6 @@ def test_what_anything_was_decided_by_judges_nothing(whisper: tuple[Path, Any], 
 def test_a_plan_for_another_kind_of_model_is_refused(
     tmp_path: Path, encoder_layers: int | None, code: str
 ) -> None:
-    from exporter.pipeline.road import export_model
-
     source = write_source(tmp_path / "source", "whisper")
     drops = DropRequest(plan=plan_file(tmp_path, encoder_layers))
     with raises(PlanError, code):
@@ -507,8 +476,6 @@ def test_a_plan_for_another_kind_of_model_is_refused(
 
 
 def test_a_plan_by_hand_is_taken_without_scores(exports_once: None, tmp_path: Path) -> None:
-    from exporter.pipeline.road import write_models
-
     source = write_source(tmp_path / "source", "whisper")
     request = request_for(
         source,
@@ -524,9 +491,7 @@ def test_a_plan_by_hand_is_taken_without_scores(exports_once: None, tmp_path: Pa
     assert not (tmp_path / "out" / "importance.json").exists()
 
 
-def test_the_features_must_be_there_and_fit(tmp_path: Path) -> None:
-    from exporter.errors import ModelSourceError
-    from exporter.models.loading.model_source import load_model
+def test_the_features_must_be_there_and_fit_and_streams_be_finite(tmp_path: Path) -> None:
     from exporter.score import score
 
     source = write_source(tmp_path / "source", "whisper")
@@ -538,12 +503,6 @@ def test_the_features_must_be_there_and_fit(tmp_path: Path) -> None:
     (source / "preprocessor_config.json").unlink()
     with raises(ModelSourceError, "no-feature-extractor", source):
         score(load_model(str(source)), options)
-
-
-def test_a_stream_that_is_not_finite_is_told_with_its_layer(tmp_path: Path) -> None:
-    from exporter.score import score
-    from tests.tiny_models import made_loaded
-
     loaded = made_loaded("t5")
     loaded.model.decoder.block[1].layer[2].DenseReluDense.wo.weight.data[0, 0] = np.nan
     with raises(ScoringError, "not-finite", 3):

@@ -1,27 +1,48 @@
-"""`depthcut export --plan` with replacements: they go along, are checked, and are told of."""
+"""`depthcut export` with what heals a cut: replacements, trained weights, folded ones."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from test_pipeline import _request, _walk, checkpoint, own_cache
+from test_pipeline import _request, _walk
 
-from exporter.artifacts import CalibrationRef, HealingReport, ModelRef, PruneReport, PruningPlan
-from exporter.artifacts.plans import noted_texts
-from exporter.errors import PlanError
+from exporter.artifacts import (
+    CalibrationRef,
+    HealingReport,
+    ImportanceReport,
+    ModelRef,
+    PruneReport,
+    PruningPlan,
+)
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import MODEL_KEY, noted_texts
+from exporter.checkpoint.pruned_model import load_pruned
+from exporter.choose.budgets.budget import Budget
+from exporter.compare.options import CompareOptions
+from exporter.cut.surgery import prune_file
+from exporter.errors import ComparisonError, PlanError
+from exporter.files import sha256_file
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import report_of, write_healed_plan
+from exporter.models.ablation.branch_replacements import BranchReplacement
+from exporter.pipeline.refusals import refuse_bad_options
 from exporter.pipeline.request import DropRequest
 from graph_passes.files.storage import load_model
+from graph_passes.replacements import array_of
 from tests.made_reports import full_report
-from tests.raising import raises
+from tests.raising import raises, tells
 from tests.tiny_models import planned, random_replacements
 
 pytestmark = pytest.mark.torch
 
-__all__ = ["checkpoint", "own_cache"]  # fixtures
+
 PLAN = planned(("attention", 1, "linear"), ("mlp", 2, "bias"), ("mlp", 0, "none"))
 HIDDEN = 32
 
@@ -31,10 +52,6 @@ def write_healed(
 ) -> Path:
     """A plan with random numbers."""
     import torch
-
-    from exporter.heal.plan_file import write_healed_plan
-    from exporter.models.ablation.branch_replacements import BranchReplacement
-    from graph_passes.replacements import array_of
 
     given = random_replacements(hidden, PLAN, seed=seed)
     branch_replacements = {
@@ -80,11 +97,7 @@ def test_the_candidate_holds_the_replacements(walked: Any) -> None:
     weights = load_model(out / "candidate" / "model.onnx").graph.initializers
     assert "depthcut.attention.1.weight" in weights
     assert [entry.replacement for entry in report.plan] == ["linear", "bias", "none"]
-
-
-def test_a_healing_that_nobody_told_of_is_not_known(walked: Any) -> None:
-    out, _, report = walked
-    assert report.healing is None
+    assert report.healing is None  # nobody told of it
     assert not (out / "plan.report.json").exists()
     for name in ("report.md", "report.html"):
         assert "Replaced: 2 of 3 deletions." in (out / name).read_text()
@@ -116,8 +129,6 @@ def test_the_same_plan_is_reused_and_other_numbers_are_not(
 
 
 def test_only_the_report_that_was_written_with_a_plan_is_its_own(tmp_path: Path) -> None:
-    from exporter.heal.plan_file import report_of
-
     path = write_healed(tmp_path / "mine" / "healed.json", report=made_report())
     report = path.with_name("healed.report.json")
     plan = PruningPlan.read(path)
@@ -132,28 +143,22 @@ def test_only_the_report_that_was_written_with_a_plan_is_its_own(tmp_path: Path)
     assert "healing_report" not in PruningPlan.read(healed_again).made_from
 
 
-def test_numbers_of_another_width_are_refused_before_the_export(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    plan = write_healed(tmp_path / "wide" / "wide.json", hidden=48)
-    request = _request(checkpoint, tmp_path / "out", drops=DropRequest(plan=plan))
-    with raises(PlanError, "wrong-shape", 48, 32):
-        _walk(request)
-    assert not (tmp_path / "out" / "baseline").exists()
-
-
+@pytest.mark.parametrize(
+    ("given", "code", "named"),
+    [
+        ({"hidden": 48}, "wrong-shape", (48, 32)),
+        ({"model": "f" * 64}, "another-model", ("ffffffffffff",)),
+    ],
+)
 def test_numbers_of_another_model_are_refused_before_the_export(
-    walked: Any, checkpoint: Path, tmp_path: Path
+    walked: Any, checkpoint: Path, tmp_path: Path, given: Any, code: str, named: Any
 ) -> None:
-    from exporter.artifacts import ImportanceReport
-    from exporter.artifacts.plans import MODEL_KEY
-
     ours = ImportanceReport.read(walked[0] / "importance.json").model.sha256
     for arm in ("baseline", "candidate"):
         assert load_model(walked[0] / arm / "model.onnx").metadata_props[MODEL_KEY] == ours
-    plan = write_healed(tmp_path / "mine" / "healed.json", model="f" * 64)
+    plan = write_healed(tmp_path / "mine" / "healed.json", **given)
     request = _request(checkpoint, tmp_path / "out", drops=DropRequest(plan=plan))
-    with raises(PlanError, "another-model", "ffffffffffff"):
+    with raises(PlanError, code, *named):
         _walk(request)
     assert not (tmp_path / "out" / "baseline").exists()
 
@@ -161,9 +166,6 @@ def test_numbers_of_another_model_are_refused_before_the_export(
 def test_export_heals_on_the_road_and_tells_what_it_gained(
     walked: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
-    from exporter.files import sha256_file
-    from exporter.heal.options import HealOptions
-
     out = Path(shutil.copytree(walked[0], tmp_path / "out"))
     bare = tmp_path / "bare.json"
     PruningPlan(deletions=PLAN[2:]).write(bare)
@@ -201,43 +203,161 @@ def test_export_heals_on_the_road_and_tells_what_it_gained(
     assert not healing.exists()
 
 
-def test_what_is_fitted_on_is_not_judged_on(checkpoint: Path, tmp_path: Path) -> None:
-    from exporter.compare.options import CompareOptions
-    from exporter.errors import ComparisonError
-    from exporter.heal.options import HealOptions
-
+@pytest.mark.parametrize("role", ["chosen_on", "fitted_on", "stopped_on", "heal"])
+def test_what_a_plan_rests_on_is_not_judged_on(checkpoint: Path, tmp_path: Path, role: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the list of value " * 200)
-    request = _request(
-        checkpoint,
-        tmp_path / "out",
-        heal=HealOptions(calibration=(str(text),)),
-        compare=CompareOptions(eval_text=str(text)),
-    )
-    with raises(ComparisonError, "same-text"):
-        _walk(request)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("role", ["chosen_on", "fitted_on", "stopped_on"])
-def test_what_a_given_plan_rests_on_is_not_judged_on(
-    checkpoint: Path, tmp_path: Path, role: str
-) -> None:
-    from exporter.compare.options import CompareOptions
-    from exporter.errors import ComparisonError
-    from exporter.files import sha256_file
-    from exporter.pipeline.refusals import refuse_bad_options
-
-    text = tmp_path / "text.txt"
-    text.write_text("the list of value " * 200)
+    judged = CompareOptions(eval_text=str(text))
+    if role == "heal":
+        heal = HealOptions(calibration=(str(text),))
+        with raises(ComparisonError, "same-text"):
+            _walk(_request(checkpoint, tmp_path / "out", heal=heal, compare=judged))
+        assert not (tmp_path / "out").exists()
+        return
     for sha256, refused in ((sha256_file(text), True), ("0" * 64, False)):
         ref = CalibrationRef(source="own", samples=1, sequence_length=8, tokens=8, sha256=sha256)
         plan = PruningPlan(deletions=PLAN[2:], **{role: [ref]}).write(tmp_path / "plan.json")
-        request = _request(
-            checkpoint,
-            tmp_path / "out",
-            drops=DropRequest(plan=plan),
-            compare=CompareOptions(eval_text=str(text)),
-        )
+        drops = DropRequest(plan=plan)
+        request = _request(checkpoint, tmp_path / "out", drops=drops, compare=judged)
         with raises(ComparisonError, "same-text", "text.txt") if refused else nullcontext():
             refuse_bad_options(request)
+
+
+IDS = np.arange(3, 11, dtype=np.int64)[None]
+DISTILL = HealOptions(
+    kind="distill",
+    tokens=40 * 64,
+    step_tokens=64,
+    sequence_length=16,
+    learning_rate=0.01,
+    samples=24,
+)
+
+
+@pytest.fixture(scope="module")
+def distilled(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("distilled") / "out"
+    return out, _walk(_request(checkpoint, out, heal=DISTILL, checkpoint=True))[0]
+
+
+def kinds(model: Path) -> Counter[str]:
+    """How many nodes of each operator a graph has."""
+    return Counter(node.op_type for node in load_model(model).graph)
+
+
+def parameters_of(model: Path) -> int:
+    """How many numbers a graph's initialisers hold."""
+    graph = load_model(model).graph
+    return sum(int(np.prod(value.shape.numpy())) for value in graph.initializers.values())
+
+
+def logits(folder: Path) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    given = {}
+    for spec in session.get_inputs():
+        past = spec.name.startswith("past")
+        shape = [1, spec.shape[1], 0, spec.shape[3]] if past else [1, 8]
+        given[spec.name] = np.ones(shape, np.float32 if past else np.int64)
+    known = {"input_ids": IDS, "position_ids": np.arange(8)[None]}
+    given |= {name: value for name, value in known.items() if name in given}
+    return session.run(["logits"], given)[0]
+
+
+def test_the_candidate_is_the_bare_cut_with_other_weights(distilled: Any, tmp_path: Path) -> None:
+    out, report = distilled
+    plan = PruningPlan.read(out / "plan.json")
+    prune_file(out / "baseline" / "model.onnx", tmp_path / "model.onnx", plan.deletions)
+    assert kinds(out / "candidate" / "model.onnx") == kinds(tmp_path / "model.onnx")
+    assert not np.allclose(logits(out / "candidate"), logits(tmp_path), atol=1e-3)
+    assert PruneReport.read(out / "prune.json").verification.passed
+    checks = [check for check in report.parity if "candidate" in check.name]
+    assert checks
+    assert all(check.passed for check in checks)
+
+
+def test_the_healed_plan_says_how_and_on_what(distilled: Any) -> None:
+    out, report = distilled
+    plan = PruningPlan.read(out / "healing" / "plan.json")
+    healing = HealingReport.read(out / "healing" / "heal.json").healing
+    assert report.healing == healing
+    assert healing.training is not None
+    assert plan.changed_weights == healing.changed_weights > 0
+    assert healing.parameters == 0
+    losses = [check.held_out_loss for check in healing.training.checks]
+    assert min(losses) < losses[0]
+    roles = plan.roles
+    assert set(roles) == {"chosen", "fitted", "stopped", "judged"}
+    digests = [ref.ids_sha256 for refs in roles.values() for ref in refs]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_checkpoint_is_a_model_with_these_weights(distilled: Any) -> None:
+    import torch
+
+    card = (distilled[0] / "candidate" / "hf" / "README.md").read_text()
+    plan = PruningPlan.read(distilled[0] / "healing" / "plan.json")
+    assert tells(card, plan.changed_weights)
+    loaded = load_pruned(distilled[0] / "candidate" / "hf")
+    with torch.inference_mode():
+        wanted = loaded.model(torch.from_numpy(IDS)).logits.numpy()
+    assert np.allclose(logits(distilled[0] / "candidate"), wanted, atol=1e-4)
+
+
+def test_the_healed_plan_gives_the_same_candidate_and_cuts_no_graph_with_the_old_weights(
+    distilled: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    given, out = distilled[0] / "healing" / "plan.json", tmp_path / "out"
+    _walk(_request(checkpoint, out, drops=DropRequest(plan=given)))
+    assert np.allclose(logits(out / "candidate"), logits(distilled[0] / "candidate"), atol=1e-6)
+    with raises(PlanError, "changed-weights-in-graph"):
+        prune_file(out / "baseline" / "model.onnx", tmp_path / "cut.onnx", LoadedPlan.read(given))
+    assert not (tmp_path / "cut.onnx").exists()
+
+
+FOLD = HealOptions(kind="fold", calibration=("self",), sequence_length=16, samples=64)
+
+
+@pytest.fixture(scope="module")
+def folded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("folded") / "out"
+    drops = DropRequest(Budget(block=1))
+    return out, _walk(_request(checkpoint, out, heal=FOLD, drops=drops, checkpoint=True))[0]
+
+
+def test_the_candidate_has_nodes_and_parameters_of_the_bare_cut(
+    folded: Any, tmp_path: Path
+) -> None:
+    out, report = folded
+    assert not (out / "candidate" / "whole").exists()
+    plan, cut = PruningPlan.read(out / "plan.json"), tmp_path / "model.onnx"
+    prune_file(out / "baseline" / "model.onnx", cut, plan.deletions)
+    result = out / "candidate" / "model.onnx"
+    assert kinds(result) == kinds(cut)
+    sizes = [parameters_of(path) for path in (result, cut, out / "baseline" / "model.onnx")]
+    assert sizes[0] == sizes[1] < sizes[2]
+    assert not np.allclose(logits(out / "candidate"), logits(tmp_path), atol=1e-3)
+    assert PruneReport.read(out / "prune.json").verification.passed
+    healing = HealingReport.read(out / "healing" / "heal.json").healing
+    assert report.healing == healing
+    assert (healing.asked, healing.parameters, healing.training) == ("fold", 0, None)
+    assert healing.changed_weights > 0
+    own = next(text for text in healing.texts if text.role == "calibration")
+    assert own.healed.kl < own.dropped.kl
+
+
+def test_transformers_loads_the_checkpoint_without_our_code(folded: Any, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(folded[0] / "candidate" / "hf", tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("depthcut", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    plain, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert type(plain).__module__.startswith("transformers.")
+    assert not any(loading.values())
+    with torch.inference_mode():
+        wanted = plain.eval()(torch.from_numpy(IDS)).logits.numpy()
+    assert np.allclose(logits(folded[0] / "candidate"), wanted, atol=1e-4)

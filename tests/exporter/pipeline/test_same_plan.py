@@ -16,9 +16,16 @@ from hypothesis import strategies as st
 
 from exporter import cli
 from exporter.artifacts import PruningPlan, Speedup
+from exporter.artifacts.store import locked
+from exporter.choose.budgets.target_speedup import Stopwatch
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.weighing import sizes
 from exporter.cli.export import export
 from exporter.errors import DepthcutError
 from exporter.heal.options import HealOptions
+from exporter.pipeline import run as keys
+from exporter.pipeline.run import Run
+from exporter.progress import Quiet
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -94,11 +101,7 @@ class Road:
             return None
 
     def _planned(self, request: Any) -> Path:
-        from exporter.artifacts.store import locked
         from exporter.pipeline import road, stages
-        from exporter.pipeline import run as keys
-        from exporter.pipeline.run import Run
-        from exporter.progress import Quiet
 
         with locked(request.out):
             run = Run(request, Quiet())
@@ -127,9 +130,6 @@ def road(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def _make_times(patch: pytest.MonkeyPatch) -> None:
     """A sublayer saves a tenth of a request, a replacement takes some of that."""
-    from exporter.choose.budgets.target_speedup import Stopwatch
-    from exporter.choose.costs.request_shape import RequestShape
-
     saved = {"none": 10.0, "bias": 9.0, "linear": 6.0}
     names: Any = [(layer, kind) for layer in LAYERS for kind in ("attention", "mlp")]
 
@@ -147,8 +147,6 @@ def _make_times(patch: pytest.MonkeyPatch) -> None:
 
 def _room(graph: Path, texts: list[str]) -> list[str]:
     """The options with a limit that is 10 % below what the model takes."""
-    from exporter.choose.costs.weighing import sizes
-
     sequences = 4 if "sequences: 4" in texts else 1
     whole = sizes(graph).total_bytes(context=100, batch=sequences)
     return [str(int(0.9 * whole)) if word == "SOME" else word for word in texts]

@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import ComparisonReport, SweepCell, SweepReport
+from exporter.cli import cli
+from exporter.cli.console import ConsoleProgress
 from exporter.errors import OnnxFileError, SweepError
+from exporter.pipeline.sweep.job import run_job
+from exporter.pipeline.sweep.run import look, run_sweep
+from exporter.pipeline.sweep.schema import parse_sweep
 from tests.raising import tells
 from tests.reading import Heard, data_of
+from tests.text_graphs import write_llama_folder
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("yaml")
@@ -32,45 +38,25 @@ measuring:
 @pytest.fixture(scope="module")
 def folder(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep's file with the random Llama of three layers that it names beside it."""
-    torch: Any = pytest.importorskip("torch")
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from tests.text_graphs import write_tokenizer
-
     folder = tmp_path_factory.mktemp("sweep")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "llama")
-    write_tokenizer(folder / "llama")
-    PreTrainedTokenizerFast.from_pretrained(folder / "llama").save_pretrained(folder / "llama")
+    write_llama_folder(folder / "llama")
     (folder / "sweep.yaml").write_text(FILE)
     return folder
 
 
 def here(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:
     """Runs cells in this process, which has PyTorch loaded already."""
-    from exporter.pipeline.sweep.job import run_job
-
     for place, job in enumerate(jobs):
         yield place, run_job(job, progress)
 
 
 def sweep(folder: Path, out: Path, text: str = FILE, **options: Any) -> SweepReport:
-    from exporter.pipeline.sweep.run import run_sweep
-    from exporter.pipeline.sweep.schema import parse_sweep
-
     result = parse_sweep(text, folder / "sweep.yaml")
     return run_sweep(result, out, **{"runner": here, **options})
 
 
 def looked(folder: Path, out: Path, text: str) -> dict[str, str]:
     """What is there of each cell, without running any."""
-    from exporter.pipeline.sweep.run import look
-    from exporter.pipeline.sweep.schema import parse_sweep
-
     report = look(parse_sweep(text, folder / "sweep.yaml"), out)
     return {cell.folder.removeprefix("cells/llama/"): cell.status for cell in report.cells}
 
@@ -85,7 +71,7 @@ def swept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, report
 
 
-def test_every_cell_is_told_and_a_failure_stops_no_other(swept: tuple[Path, SweepReport]) -> None:
+def test_every_cell_is_told_with_what_an_export_leaves(swept: tuple[Path, SweepReport]) -> None:
     out, report = swept
     assert [cell.status for cell in report.cells] == ["done", "done", "failed", "failed"]
     failure = report.cells[2].failure
@@ -94,10 +80,6 @@ def test_every_cell_is_told_and_a_failure_stops_no_other(swept: tuple[Path, Swee
     assert tells(failure.message, 2)
     assert SweepReport.read(out / "sweep.json").cells == report.cells
     assert report.text == FILE
-
-
-def test_a_cell_holds_what_an_export_leaves(swept: tuple[Path, SweepReport]) -> None:
-    out, report = swept
     for cell in report.cells[:2]:
         there = {path.name for path in (out / cell.folder).iterdir()}
         assert {"importance.json", "plan.json", "prune.json", "report.html", "baseline"} <= there
@@ -124,7 +106,9 @@ def test_only_a_quantised_cell_is_held_against_another_float(
     assert all(shape.over_float is not None for shape in quantised.shapes)
 
 
-def test_what_cells_have_in_common_is_there_once(swept: tuple[Path, SweepReport]) -> None:
+def test_what_cells_have_in_common_is_there_once(
+    swept: tuple[Path, SweepReport],
+) -> None:
     out, report = swept
     one, other = (out / cell.folder for cell in report.cells[:2])
     weights = data_of(one / "baseline" / "model.onnx").name
@@ -133,10 +117,6 @@ def test_what_cells_have_in_common_is_there_once(swept: tuple[Path, SweepReport]
     assert not (one / "report.json").samefile(other / "report.json")
     shared = {path.name.partition("-")[0] for path in (out / ".depthcut" / "shared").iterdir()}
     assert shared == {"score", "plan", "export", "prune", "quantize"}
-
-
-def test_the_table_names_every_cell_and_leads_to_it(swept: tuple[Path, SweepReport]) -> None:
-    out, report = swept
     text, page = ((out / f"sweep.{end}").read_text() for end in ("md", "html"))
     assert text.startswith(
         "# depthcut sweep: Sweep\n\n1 model x 2 plans x 2 precisions: 4 cells, 2 done, 2 failed."
@@ -239,35 +219,31 @@ def test_another_s_table_is_not_written_over(folder: Path, tmp_path: Path) -> No
         assert len(list(out.iterdir())) == 1
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
-@pytest.mark.parametrize("told", ["as it is", "as an error of the model's file"])
-def test_a_full_disk_ends_the_sweep(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, number: int
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (OSError(errno.ENOSPC, "No more"), None),
+        (OSError(errno.EFBIG, "No more"), None),
+        (OnnxFileError("It can't be written."), OSError(errno.ENOSPC, "No more")),
+        (OnnxFileError("It can't be written."), OSError(errno.EFBIG, "No more")),
+        (ValueError("what now"), None),
+        (MemoryError(), None),
+        (OSError(errno.EIO, "I/O error"), None),
+    ],
+)
+def test_a_full_disk_ends_the_sweep_and_anything_else_is_a_cell_that_failed(
+    folder: Path, tmp_path: Path, monkeypatch: Any, error: Exception, cause: Exception | None
 ) -> None:
-    import exporter.pipeline.sweep.job as job
-
-    def full(*_: Any) -> Any:
-        error = OSError(number, "No more")
-        if told == "as it is":
-            raise error
-        raise OnnxFileError("It can't be written.") from error
-
-    monkeypatch.setattr(job, "export_model", full)
-    with pytest.raises(OSError) as caught:  # noqa: PT011 - by its number
-        sweep(folder, tmp_path / "out")
-    assert caught.value.errno == number
-
-
-@pytest.mark.parametrize("error", [ValueError("what now"), MemoryError(), OSError(5, "I/O error")])
-def test_anything_else_is_a_cell_that_failed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    import exporter.pipeline.sweep.job as job
-
     def fail(*_: Any) -> Any:
-        raise error
+        raise error from cause
 
-    monkeypatch.setattr(job, "export_model", fail)
+    monkeypatch.setattr("exporter.pipeline.sweep.job.export_model", fail)
+    number = getattr(cause or error, "errno", None)
+    if number in (errno.ENOSPC, errno.EFBIG):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - by its number
+            sweep(folder, tmp_path / "out")
+        assert caught.value.errno == number
+        return
     report = sweep(folder, tmp_path / "out")
     assert {cell.status for cell in report.cells} == {"failed"}
     assert {cell.failure.error for cell in report.cells if cell.failure} == {type(error).__name__}
@@ -278,9 +254,6 @@ def test_a_cell_runs_in_a_process_of_its_own(
     folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from click.testing import CliRunner
-
-    from exporter.cli import cli
-    from exporter.cli.console import ConsoleProgress
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = Path(shutil.copytree(swept[0], tmp_path / "out"))
@@ -335,9 +308,6 @@ def test_a_model_that_changes_while_the_sweep_runs_fails_its_cells(
 
 
 def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(folder: Path, tmp_path: Path) -> None:
-    from exporter.pipeline.sweep.run import run_sweep
-    from exporter.pipeline.sweep.schema import parse_sweep
-
     place = tmp_path / "models" / "llama"
     shutil.copytree(folder / "llama", place)
     text = FILE.replace("models: [llama]", "models: [models/llama]")

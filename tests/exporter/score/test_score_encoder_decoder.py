@@ -24,7 +24,7 @@ from exporter.models.texts.pairs import read_pairs
 from exporter.score import ScoreOptions, score
 from graph_passes.types import SublayerRef
 from tests.raising import raises
-from tests.tiny_models import hook_count, made_loaded, made_model
+from tests.tiny_models import hook_count, made_loaded
 
 pytestmark = pytest.mark.torch
 
@@ -39,7 +39,7 @@ def model_of(family: str) -> Any:
     from tests.tiny_models import tiny_config
 
     if family not in OF_BART:
-        return made_model(family)
+        return made_loaded(family).model
     torch.manual_seed(0)
     kind = getattr(transformers, f"{OF_BART[family]}ForConditionalGeneration")
     model = kind(tiny_config(family)).eval().requires_grad_(False)
@@ -66,9 +66,9 @@ def test_the_branches_add_up_to_the_streams(family: str) -> None:
 def test_half_of_an_encoder_decoder_has_one_stack() -> None:
     import transformers
 
-    decoder = transformers.BartForCausalLM(made_model("bart").config).eval()
+    decoder = transformers.BartForCausalLM(made_loaded("bart").model.config).eval()
     assert len(layer_modules(decoder)) == 2
-    encoder = transformers.T5EncoderModel(made_model("t5").config).eval()
+    encoder = transformers.T5EncoderModel(made_loaded("t5").model.config).eval()
     with raises(UnknownArchitectureError, "unknown-family", "t5"):
         layer_modules(encoder)
 
@@ -78,7 +78,7 @@ def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
 
     import transformers
 
-    model = transformers.BartForSequenceClassification(made_model("bart").config)
+    model = transformers.BartForSequenceClassification(made_loaded("bart").model.config)
     loaded = replace(made_loaded("bart"), model=model.eval())
     with raises(UnknownArchitectureError, "not-generating", "BartForSequenceClassification"):
         score(loaded, ScoreOptions(calibration=("random",), samples=2))
@@ -87,14 +87,14 @@ def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
 def test_a_wrong_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from exporter.models.families import STACKS
 
-    model = made_model("bart")
+    model = made_loaded("bart").model
     monkeypatch.setitem(STACKS, "bart", STACKS["whisper"])
     assert probe(model, stacked_layers(model)) == "differs"
 
 
 @pytest.mark.parametrize("family", ["whisper", "t5", "bart"])
 def test_each_branch_that_is_skipped_changes_the_answer(family: str) -> None:
-    model = made_model(family)
+    model = made_loaded(family).model
     inputs = probe_inputs(model)
     whole = run_backbone(model, inputs)[0]
     refs = [part.ref for part in every_sublayer(model)]

@@ -1,29 +1,41 @@
-"""A sweep's file: what may stand there, where a mistake is, which cells it makes."""
+"""A sweep's file, the processes of its cells, and its cells on a cluster."""
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from exporter.cli import cli
+from exporter.cli.console import ConsoleProgress
 from exporter.errors import OptionError, SweepError
-from tests.raising import raises
+from exporter.pipeline.sweep import job as child
+from exporter.pipeline.sweep import run as on_ray
+from exporter.pipeline.sweep.cells import cells_of
+from exporter.pipeline.sweep.job import Job
+from exporter.pipeline.sweep.run import run_on_ray
+from exporter.pipeline.sweep.schema import read_sweep
+from exporter.progress import QUIET
+from tests.raising import raises, tells
+from tests.reading import Heard as Lines
 
 pytest.importorskip("yaml")
+
 
 LEAST = "models: [m]\nplans: [attention:1]\n"
 
 
 def read(folder: Path, text: str) -> object:
-    from exporter.pipeline.sweep.schema import read_sweep
-
     (folder / "sweep.yaml").write_text(text)
     return read_sweep(folder / "sweep.yaml")
 
 
 def cells(folder: Path, text: str) -> list[object]:
-    from exporter.pipeline.sweep.cells import cells_of
-
     (folder / "m").mkdir(exist_ok=True)
     return list(cells_of(read(folder, text), folder / "out"))  # type: ignore[arg-type]
 
@@ -92,11 +104,6 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
     assert not quantised.load.trust_remote_code
 
 
-def test_a_file_can_not_switch_a_danger_on(tmp_path: Path) -> None:
-    result = refused(tmp_path, "models: [{source: m, trust_remote_code: true}]\nplans: [mlp:1]")
-    assert "$.models[0].trust_remote_code:" in result
-
-
 def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> None:
     plans = (
         "{drop_block: 1, metric: kl}",
@@ -111,6 +118,9 @@ def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> No
     ("text", "told"),
     [
         ("", "$: keys and their values are expected here"),
+        # A file can't switch a danger on.
+        ("models: [{source: m, trust_remote_code: true}]\nplans: [mlp:1]",
+         "$.models[0].trust_remote_code:"),
         ("- m", "line 1: $: keys and their values"),
         ("models: [m]", "$.plans: this is missing"),
         ("models: m\nplans: [mlp:1]", "line 1: $.models: "),
@@ -186,3 +196,183 @@ def test_paths_are_told_without_detours_unless_those_lead_elsewhere(tmp_path: Pa
     (cell,) = cells(tmp_path / "here", text.replace("x/../p", "link/../p"))
     assert cell.request.drops.plan is not None
     assert cell.request.drops.plan.samefile(tmp_path / "there" / "p.json")
+
+
+class Heard(Lines):
+    """Keeps what it is told of tasks, too."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+
+    def detail(self, message: str) -> None:
+        self.lines.append(("detail", message))
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
+        self.lines.append((description, total))
+        try:
+            yield self
+        except Exception:
+            self.lines.append(f"{description} failed")
+            raise
+        self.lines.append(f"{description} ended")
+
+    def advance(self, steps: int = 1) -> None:
+        self.lines.append(steps)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    text = "models: [m]\nplans: [mlp:1]\n"
+    return Job(
+        str(tmp_path / "s.yaml"), text, str(tmp_path / "out"), 0, "m", "m, mlp-1, fp32", "key"
+    )
+
+
+def run(job: Job, monkeypatch: pytest.MonkeyPatch, script: str) -> tuple[Any, Heard]:
+    monkeypatch.setattr(child, "WORKER", ("-c", f"import json, os, sys, time\n{script}"))
+    heard = Heard()
+    ((place, cell),) = child.run_in_children([job], heard)
+    assert place == 0
+    return cell, heard
+
+
+def test_what_it_says_comes_through(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """
+told = json.loads(sys.stdin.readline())
+cell = dict(model='m', plan=told['name'], precision='p', folder='f', key=told['key'], status='done')
+for event in ({'say': 'one'}, {'task': 'load', 'total': 2}, {'advance': 2}, {'detail': 'two'},
+              {'task': 'open', 'total': None}, {'end': 'open', 'failed': False},
+              {'task': 'cut', 'total': 1}, {'end': 'cut', 'failed': True},
+              {'end': 'load', 'failed': False}, {'cell': cell}):
+    print(json.dumps(event))
+"""
+    cell, heard = run(job, monkeypatch, script)
+    assert (cell.plan, cell.key, cell.status) == ("m, mlp-1, fp32", "key", "done")
+    assert heard.lines == [
+        "sweep: 1 of 1: m, mlp-1, fp32 ...",
+        "one", ("load", 2), 2, ("detail", "two"), ("open", None), "open ended", ("cut", 1),
+        "cut failed", "load ended",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "told", "hint"),
+    [
+        ("os.kill(os.getpid(), 9)", "was killed: Killed", "memory"),
+        ("sys.exit(3)", "ended with exit code 3", None),
+        ("print('{\"say\": \"in the mid', end=''); sys.exit(3)", "ended with exit code 3", None),
+        ("print(json.dumps({'say': 'a'})); sys.exit(1)", "ended with exit code 1.", None),
+        ("print(json.dumps({'task': 'load', 'total': 2})); sys.exit(1)",
+         "ended with exit code 1, in the middle of 'load'.", None),
+    ],
+)  # fmt: skip
+def test_one_that_crashes_is_a_cell_that_failed(
+    job: Job, monkeypatch: pytest.MonkeyPatch, script: str, told: str, hint: str | None
+) -> None:
+    cell, heard = run(job, monkeypatch, script)
+    assert ("load failed" in heard.lines) == ("'load'" in told)
+    assert "load ended" not in heard.lines
+    assert cell.status == "failed"
+    assert told in cell.failure.message
+    assert (cell.failure.hint is None) == (hint is None)
+
+
+def test_a_full_disk_ends_the_sweep(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="Errno 28") as caught:
+        run(job, monkeypatch, "print(json.dumps({'full': '/some/where', 'errno': 28}))")
+    assert caught.value.filename == "/some/where"
+
+
+def test_nothing_is_left_running_after_an_interruption(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Interrupting(Heard):
+        def say(self, message: str) -> None:
+            if message == "a":
+                raise KeyboardInterrupt
+
+    script = f"""
+import signal
+def end(*_):
+    open({str(tmp_path / "tidied")!r}, 'w').close()
+    sys.exit(130)
+signal.signal(signal.SIGTERM, end)
+print(json.dumps({{'say': 'a'}}), flush=True)
+time.sleep(60)
+"""
+    monkeypatch.setattr(child, "WORKER", ("-c", f"import json, os, sys, time\n{script}"))
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(child.run_in_children([job], Interrupting()))
+    assert (tmp_path / "tidied").exists()
+    assert time.monotonic() - begin < 50  # it was not waited for to the end
+
+
+TEXT = "models: [m]\nplans: [mlp:1, mlp:2]\n"
+
+
+class Machines:
+    """Stands in for a cluster: does the pieces here, the last one first."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+        self.workers = 2
+
+    @contextmanager
+    def open_pool(self, address: str | None, **options: Any) -> Iterator[Machines]:
+        self.asked = {"address": address, **options}
+        yield self
+
+    def run(self, setup: Any, work: Any, jobs: Any) -> Iterator[tuple[int, Any]]:
+        state = setup()
+        for place in reversed(range(len(jobs))):
+            yield place, work(state, jobs[place])
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
+    result = Machines()
+    monkeypatch.setattr(on_ray, "open_pool", result.open_pool)
+    monkeypatch.setattr(child, "WORKER", ("-c", "import sys; sys.exit(3)"))
+    return result
+
+
+def jobs(folder: Path) -> list[Job]:
+    place = str(folder / "s.yaml"), TEXT, str(folder / "out")
+    return [Job(*place, index, "m", f"cell {index}", "key") for index in range(2)]
+
+
+def test_each_cell_has_a_machine_and_a_process_for_itself(
+    machines: Machines, tmp_path: Path
+) -> None:
+    outcome = list(run_on_ray(jobs(tmp_path), QUIET, address="head:6379", workers=3))
+    result = {"address": "head:6379", "workers": 3, "whole_nodes": True, "progress": QUIET}
+    assert machines.asked == result
+    assert [place for place, _ in outcome] == [1, 0]
+    assert [cell.plan for _, cell in outcome] == ["mlp-2", "mlp-1"]
+    assert all(tells(cell.failure.message, 3) for _, cell in outcome if cell.failure)
+    assert list((tmp_path / "out" / ".depthcut").iterdir()) == []
+
+
+def test_a_machine_that_does_not_see_the_folder_is_refused(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def elsewhere(*_: Any, **__: Any) -> Iterator[Machines]:
+        shutil.rmtree(tmp_path / "out")
+        yield machines
+
+    monkeypatch.setattr(on_ray, "open_pool", elsewhere)
+    with raises(SweepError, "folder-not-shared", tmp_path / "out"):
+        list(run_on_ray(jobs(tmp_path), QUIET, address=None))
+
+
+def test_a_number_of_workers_is_for_a_cluster(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    (tmp_path / "m").mkdir()
+    (tmp_path / "s.yaml").write_text(TEXT)
+    arguments = ["sweep", str(tmp_path / "s.yaml"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, [*arguments, "--ray-workers", "2"], obj=ConsoleProgress())
+    assert getattr(done.exception, "keys", ())[0] == "ray_workers"

@@ -1,4 +1,4 @@
-"""genai_config.json follows its decoder through a cut, or the cut is refused with the reason."""
+"""ONNX files with what lies beside them: genai_config.json, a hub's cache, their caches' bytes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.cli import run
 from exporter.cut.options import CutOptions
-from exporter.cut.surgery import prune_file
-from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError, UsageError
+from exporter.cut.surgery import inspect_file, prune_file
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import BackendError, DepthcutError, OnnxFileError, SurgeryError, UsageError
 from exporter.models.genai_config import GenaiConfig, rewritten
-from graph_passes.files import record
-from graph_passes.files.storage import save_model
+from exporter.models.graph_facts import read_facts
+from graph_passes import ResidualSite
+from graph_passes.files import record, storage
+from graph_passes.files.storage import data_files, load_model, runtime_form, save_model
 from tests.raising import raises
-from tests.reading import in_file
-from tests.tiny_graphs import TinySpec, tiny_model
+from tests.reading import data_of, in_file
+from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
+from tests.tiny_models import into_cache
 
 PLAN = [PlannedDeletion(layer=1, kind="attention")]
 NAMES = {
@@ -92,9 +98,6 @@ def test_a_config_of_another_file_is_left_alone(source: Path, tmp_path: Path) ->
     rewrite_source(source, json.dumps(with_decoder(filename="other.onnx")))
     prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
     assert not (tmp_path / "o" / "genai_config.json").exists()
-
-
-def test_the_config_can_be_left_out(source: Path, tmp_path: Path) -> None:
     rewrite_source(source, "{")
     prune_file(
         source, tmp_path / "o" / "c.onnx", PLAN, CutOptions(verify="none", genai_config="none")
@@ -179,41 +182,36 @@ def test_the_config_appears_with_the_result_or_not_at_all(
 @pytest.mark.parametrize(("content", "code", "named"), [
     ("{", "not-json", "genai_config.json"),
     ("[]", "not-an-object", "genai_config.json"),
-    (json.dumps({"model": {"decoder": {"pipeline": [{"lm": {"filename": "model.onnx"}}]}}}),
+    ({"model": {"decoder": {"pipeline": [{"lm": {"filename": "model.onnx"}}]}}},
      "several-models", "model.decoder.pipeline.0.lm.filename"),
-    (json.dumps({"model": {"encoder": {"filename": "./model.onnx"}}}), "several-models",
+    ({"model": {"encoder": {"filename": "./model.onnx"}}}, "several-models",
      "model.encoder.filename"),
-    (json.dumps(CONFIG | {"draft": {"filename": "model.onnx"}}), "several-models",
-     "draft.filename"),
-    (json.dumps(with_decoder(shared_initializers=[{"name": "w"}])), "shared-weights",
+    (CONFIG | {"draft": {"filename": "model.onnx"}}, "several-models", "draft.filename"),
+    (with_decoder(shared_initializers=[{"name": "w"}]), "shared-weights",
      "model.decoder.shared_initializers"),
+    (with_decoder(inputs={"past_key_names": "past.%d.k", "past_value_names": "past.%d.v"}),
+     "unnamed-input", "past_key_values"),
+    ("[" * 100_000, "nested-too-deep", "genai_config.json"),
 ])  # fmt: skip
 def test_layouts_that_a_cut_would_break_are_refused(
-    source: Path, tmp_path: Path, content: str, code: str, named: str
+    source: Path, tmp_path: Path, content: Any, code: str, named: str
 ) -> None:
-    rewrite_source(source, content)
-    with raises(SurgeryError, code, named, "--genai-config none"):
+    rewrite_source(source, content if isinstance(content, str) else json.dumps(content))
+    with raises(DepthcutError, code, named) as refused:
         prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
+    assert "--genai-config none" in str(refused.value) or code == "nested-too-deep"
     assert not (tmp_path / "o").exists()
 
 
-def test_a_config_that_is_nested_without_end_is_refused(source: Path, tmp_path: Path) -> None:
-    rewrite_source(source, "[" * 100_000)
-    with pytest.raises(UnsafeInputError):
-        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
-    assert not (tmp_path / "o").exists()
-
-
-def test_names_that_do_not_fit_the_graph_are_refused(source: Path, tmp_path: Path) -> None:
-    names = {"past_key_names": "past.%d.k", "past_value_names": "past.%d.v"}
-    rewrite_source(source, json.dumps(with_decoder(inputs=names)))
-    with raises(SurgeryError, "unnamed-input", "past_key_values"):
-        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
-
-
-def test_the_runtimes_own_names_are_known() -> None:
-    content = with_decoder(inputs={})
-    assert decoder_of(content, GONE, {})["num_hidden_layers"] == 2
+def test_a_decoder_with_an_encoder_keeps_its_attentions_and_lists_are_lists() -> None:
+    inputs = NAMES["inputs"] | {"cross_past_key_names": "past_key_cross_%d"}
+    with raises(SurgeryError, "encoder-keys"):
+        decoder_of(with_decoder(inputs=inputs), GONE, DENSE)
+    assert decoder_of(with_decoder(inputs=inputs), [], {})["num_hidden_layers"] == 3
+    window = {"slide_key_value_cache": False, "layers": "all"}
+    with raises(SurgeryError, "not-numbers"):
+        decoder_of(with_decoder(sliding_window=window), GONE, {})
+    assert decoder_of(with_decoder(inputs={}), GONE, {})["num_hidden_layers"] == 2  # usual names
 
 
 @pytest.mark.parametrize("parts", [
@@ -241,14 +239,139 @@ def test_lists_of_layers_follow_the_numbers() -> None:
     assert paged["state_groups"] == [{"kind": "paged_kv", "layer_ids": [0, 1]}]
 
 
-def test_a_list_of_layers_that_is_none_is_refused() -> None:
-    window = {"slide_key_value_cache": False, "layers": "all"}
-    with raises(SurgeryError, "not-numbers"):
-        decoder_of(with_decoder(sliding_window=window), GONE, {})
+def _cache(name: str, length: str, head_size: int | str) -> ir.Value:
+    shape = ir.Shape(["batch", 2, length, head_size])
+    return ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
 
 
-def test_a_decoder_with_an_encoder_keeps_its_attentions() -> None:
-    inputs = NAMES["inputs"] | {"cross_past_key_names": "past_key_cross_%d"}
-    with raises(SurgeryError, "encoder-keys"):
-        decoder_of(with_decoder(inputs=inputs), GONE, DENSE)
-    assert decoder_of(with_decoder(inputs=inputs), [], {})["num_hidden_layers"] == 3
+@pytest.mark.parametrize("declared", [8, "kv_cache_dim"])
+@pytest.mark.parametrize(("name", "expected"), [("past_key_values.0.key", 2 * 8 * 4), ("mask", 0)])
+def test_a_token_in_the_cache_has_all_its_bytes(
+    declared: int | str, name: str, expected: int, tmp_path: Path
+) -> None:
+    past, new = _cache(name, "past", declared), _cache("new", "sequence", 8)
+    total = _cache("present.0.key", "total", 8)
+    append = ir.node("Concat", [past, new], {"axis": 2}, outputs=[total])
+    graph = ir.Graph([past, new], [total], nodes=[append], opset_imports={"": 20}, name="cache")
+    path = tmp_path / "model.onnx"
+    ir.save(ir.Model(graph, ir_version=10), path)
+    assert read_facts(path).kv_cache_bytes_per_token == expected
+
+
+CUT = [PlannedDeletion(layer=1, kind="attention")]
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model as plain files."""
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
+    path = tmp_path / "plain" / "model.onnx"
+    save_model(tiny_model(TinySpec(tied=True)), path)
+    return path
+
+
+@pytest.fixture
+def cached(plain: Path, tmp_path: Path) -> Path:
+    """The same model in a cache."""
+    copy = tmp_path / "download"
+    copy.mkdir()
+    for file in plain.parent.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return into_cache(copy, tmp_path / "hub") / "model.onnx"
+
+
+@pytest.mark.parametrize("subfolder", ["", "onnx", "onnx/fp32"])
+def test_sites_and_facts_are_read_in_a_cache(plain: Path, tmp_path: Path, subfolder: str) -> None:
+    sites, facts = inspect_file(plain), read_facts(plain)
+    assert all(isinstance(site, ResidualSite) for site in sites)
+    model = into_cache(plain.parent, tmp_path / "hub", subfolder=subfolder) / "model.onnx"
+    assert data_files(load_model(model)) == [data_of(model)]
+    assert (inspect_file(model), read_facts(model)) == (sites, facts)
+
+
+def test_a_model_is_cut_and_verified_in_a_cache(cached: Path, plain: Path, tmp_path: Path) -> None:
+    blobs = {file: file.read_bytes() for file in cached.parents[3].joinpath("blobs").iterdir()}
+    assert len(blobs) == 2
+    report = prune_file(cached, tmp_path / "o" / "m.onnx", CUT)
+    again = prune_file(plain, tmp_path / "p" / "m.onnx", CUT)
+    assert report.verification == again.verification
+    assert report.verification.passed is True
+    assert report.made_from == again.made_from
+    for name in ("m.onnx", data_of(tmp_path / "p" / "m.onnx").name):
+        written = tmp_path / "o" / name
+        assert not written.is_symlink()
+        assert written.read_bytes() == (tmp_path / "p" / name).read_bytes()
+    assert {file: file.read_bytes() for file in blobs} == blobs
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_sharing_a_caches_weights_is_refused(cached: Path, tmp_path: Path, inside: bool) -> None:
+    target = (cached.parent if inside else tmp_path / "o") / "pruned.onnx"
+    with raises(OnnxFileError, "weights-linked" if inside else "other-folder"):
+        prune_file(cached, target, CUT, CutOptions(weights="share"))
+    assert not target.exists()
+
+
+def _redirect(cached: Path, target: Path) -> None:
+    data = data_of(cached)
+    content = data.read_bytes()
+    data.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    data.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "outside.data",
+        "hub/models--owner--other/blobs/outside",
+        "hub/models--owner--name/refs/outside",
+        "hub/models--owner--name/blobs/below/outside",
+        "hub/models--owner--name/snapshots/other/outside",
+    ],
+)
+def test_a_link_out_of_the_blobs_is_refused(cached: Path, tmp_path: Path, elsewhere: str) -> None:
+    _redirect(cached, tmp_path / elsewhere)
+    with raises(OnnxFileError, "outside-folder", cached):
+        load_model(cached)
+    with raises(OnnxFileError, "outside-folder", cached):
+        prune_file(cached, tmp_path / "o" / "m.onnx", CUT)
+    with raises(BackendError, "outside-folder", cached), OnnxRuntimeRunner(cached, threads=1):
+        pass
+
+
+@pytest.mark.parametrize("name", ["model--owner--name", "some_folder", "models--owner--name"])
+def test_only_a_caches_layout_counts(cached: Path, tmp_path: Path, name: str) -> None:
+    repository = cached.parents[3]
+    moved = repository.rename(repository.with_name(name))
+    if name.startswith("models"):
+        (moved / "blobs").rename(tmp_path / "elsewhere")
+        (moved / "blobs").symlink_to(tmp_path / "elsewhere")
+    with raises(OnnxFileError, "outside-folder"):
+        load_model(moved / cached.relative_to(repository))
+
+
+def test_the_runner_takes_a_model_in_a_cache(cached: Path, plain: Path) -> None:
+    feed = tiny_feed(tiny_model(TinySpec(tied=True)), seq=4)
+    results = []
+    for path in (cached, plain):
+        with OnnxRuntimeRunner(path, threads=1) as runner:
+            results.append(runner.run(feed, ["logits"])["logits"])
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_the_runtime_gets_the_model_as_it_is_or_with_its_locations_resolved(
+    plain: Path, cached: Path
+) -> None:
+    model = load_model(plain)
+    data, folder = runtime_form(model, plain.parent)
+    assert folder == plain.parent
+    assert data == ir.to_proto(model).SerializeToString(deterministic=True)
+    model = load_model(cached)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    data, folder = runtime_form(model, cached.parent)
+    assert folder == (cached.parents[3] / "blobs").resolve()
+    assert data_of(cached).name.encode() not in data
+    after = [value.const_value for value in model.graph.initializers.values()]
+    assert all(a is b for a, b in zip(tensors, after, strict=True))

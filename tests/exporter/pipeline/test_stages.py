@@ -1,22 +1,36 @@
-"""`depthcut export --quantize`: its stage, what makes it stale, what is refused, the options."""
+"""Stages by themselves: quantising, those that folders share, and the end of a useless cut."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import exporter.quantize.quantize as quantizer
-from exporter.artifacts import QuantizationRecord
+from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan, QuantizationRecord
 from exporter.artifacts.store import StageLedger
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.cli.export import export
-from exporter.errors import ComparisonError, DepthcutError, OptionError, UsageError
-from exporter.pipeline.quantizing import quantize, quantize_key
-from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
+from exporter.errors import ComparisonError, DepthcutError, OptionError, UnmetGoalError, UsageError
+from exporter.pipeline import quantizing as shared
+from exporter.pipeline.quantizing import (
+    Finished,
+    SharedStages,
+    quantize,
+    quantize_key,
+    take_or_make,
+)
+from exporter.pipeline.refusals import (
+    USELESS_COSINE,
+    refuse_bad_options,
+    refuse_foreign_results,
+    refuse_useless,
+)
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.progress import Quiet
@@ -252,3 +266,174 @@ def test_how_is_nothing_without_into_what(tmp_path: Path, key: str, value: objec
     with pytest.raises(OptionError) as caught:
         asked("--config", str(config))
     assert "quantize" in caught.value.keys
+
+
+KEY = {"model": "m", "dtype": "float32"}
+
+
+class Maker:
+    """Makes a stage of a folder and a file, and counts."""
+
+    def __init__(self, work: Path, text: str = "weights") -> None:
+        self.work, self.text, self.calls = work, text, 0
+
+    def __call__(self) -> Finished:
+        self.calls += 1
+        (self.work / "baseline" / "sub").mkdir(parents=True, exist_ok=True)
+        files = [self.work / "baseline" / "sub" / "w.bin", self.work / "note.json"]
+        for file in files:
+            file.write_text(self.text)
+        return files, [self.text]
+
+
+def walk(folder: Path, root: Path, key: Any = KEY, text: str = "weights") -> tuple[Maker, Path]:
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    make = Maker(work, text)
+    (files, notes), made = take_or_make(root, "export", key, work, make)
+    assert made == bool(make.calls)
+    assert {path.read_text() for path in files} == {notes[0]}
+    return make, work
+
+
+def test_a_stage_is_made_once_for_a_key(tmp_path: Path) -> None:
+    first, one = walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
+    second, other = walk(tmp_path / "b", tmp_path / ".depthcut" / "shared")
+    assert (first.calls, second.calls) == (1, 0)
+    for name in ("baseline/sub/w.bin", "note.json"):
+        assert (one / name).samefile(other / name)
+    walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
+    other, _ = walk(
+        tmp_path / "b", tmp_path / ".depthcut" / "shared", {**KEY, "dtype": "float16"}, "halves"
+    )
+    assert other.calls == 1
+
+
+@pytest.mark.parametrize("damage", ["file", "entry", "gone"])
+def test_what_was_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
+    root = tmp_path / ".depthcut" / "shared"
+    _, work = walk(tmp_path / "a", root)
+    (place,) = root.glob("export-*")
+    if damage == "file":
+        (place / "files" / "note.json").unlink()
+        (place / "files" / "note.json").write_text("other")
+    elif damage == "entry":
+        (place / "entry.json").write_text("{")
+    else:
+        (place / "files" / "note.json").unlink()
+    again, _ = walk(tmp_path / "b", root)
+    assert again.calls == 1
+    assert walk(tmp_path / "c", root)[0].calls == 0
+    assert (work / "note.json").read_text() == "weights"
+
+
+def test_without_hard_links_the_files_are_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(shared.os, "link", refuse)
+    _, one = walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
+    again, other = walk(tmp_path / "b", tmp_path / ".depthcut" / "shared")
+    assert again.calls == 0
+    assert not (one / "note.json").samefile(other / "note.json")
+
+
+def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
+    root = tmp_path / ".depthcut" / "shared"
+    walk(tmp_path / "a", root)
+    _, work = walk(tmp_path / "b", root, {"model": "gone"}, "other")
+    for path in work.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    SharedStages(root).tidy()
+    assert len(list(root.glob("export-*"))) == 1
+    assert walk(tmp_path / "c", root)[0].calls == 0
+    assert walk(tmp_path / "d", root, {"model": "gone"}, "other")[0].calls == 1
+
+
+def test_a_stage_that_fails_is_nobody_s(tmp_path: Path) -> None:
+    def fail() -> Finished:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        take_or_make(tmp_path / ".depthcut" / "shared", "export", KEY, tmp_path, fail)
+    assert walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")[0].calls == 1
+
+
+def run_of(
+    rise: float | None,
+    budget: Budget | None = None,
+    refuses: bool = True,
+    given: bool = False,
+    figure: str = "log_perplexity_increase",
+) -> Any:
+    deletions = [PlannedDeletion(layer=n, kind="attention", replacement="none") for n in range(8)]
+    figures = {} if rise is None else {figure: rise}
+    plan = PruningPlan(deletions=deletions, predicted=figures)
+    drops = SimpleNamespace(budget=None if given else budget or Budget(attention=8))
+    request = SimpleNamespace(drops=drops, refuses_useless=refuses)
+    return SimpleNamespace(request=request, plan=SimpleNamespace(plan=plan))
+
+
+class _ForSequenceClassification:
+    config: Any
+
+
+def of_classes(same: float, texts: int, labels: int = 3, **more: Any) -> Any:
+    result = run_of(same, figure="top1_agreement", **more)
+    judged = CalibrationRef(
+        source="made", samples=texts, sequence_length=8, tokens=8 * texts, sha256="0"
+    )
+    plan = result.plan.plan.model_copy(update={"judged_on": [judged]})
+    model = _ForSequenceClassification()
+    model.config = SimpleNamespace(num_labels=labels)
+    return SimpleNamespace(
+        request=result.request,
+        plan=SimpleNamespace(plan=plan),
+        choosing=SimpleNamespace(model=model),
+    )
+
+
+TWICE = math.log(2)
+"""The perplexity that it makes of one."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (run_of(1.6 * TWICE), ("--drop-attn 5", "--allow-damage")),
+        (run_of(2 * TWICE, Budget(target_speedup=1.2, at=USUAL_REQUEST)), ("--faster 1.10x",)),
+        (run_of(2 * TWICE, Budget(parameters=0.1)), ("--parameters 5.0%",)),
+        (run_of(2 * TWICE, Budget(fits=Memory(10**6))), ("--allow-damage",)),
+        (run_of(0.99 * TWICE), None),
+        (run_of(5.0, refuses=False), None),
+        (run_of(5.0, Budget(floors=Floors(100.0))), None),
+        (run_of(5.0, given=True), None),
+        (run_of(None), None),
+        # An encoder whose embeddings are others.
+        (run_of(0.6, figure="cosine"), ("--drop-attn 4", "0.600", USELESS_COSINE)),
+        (run_of(USELESS_COSINE + 0.01, figure="cosine"), None),
+        (run_of(0.6, refuses=False, figure="cosine"), None),
+        # A classifier whose texts get other classes, if enough texts show it.
+        (of_classes(0.6, 100), ("--drop-attn 4", "60%", "made")),
+        (of_classes(0.6, 6), None),
+        (of_classes(0.82, 100), None),
+        (of_classes(0.6, 100, refuses=False), None),
+        # Of a reranker half as many orders show it.
+        (of_classes(0.5, 24), ()),
+        (of_classes(0.5, 27), ()),
+        (of_classes(0.5, 24, labels=1), None),
+        (of_classes(0.5, 27, labels=1), None),
+        (of_classes(0.5, 100, labels=1), ()),
+    ],
+)
+def test_a_cut_that_ruins_the_model_is_refused_unless_it_is_asked_for(
+    asked: Any, words: tuple[object, ...] | None
+) -> None:
+    if words is None:
+        refuse_useless(asked)
+        return
+    with raises(UnmetGoalError, "useless", *words):
+        refuse_useless(asked)

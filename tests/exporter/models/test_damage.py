@@ -1,0 +1,626 @@
+"""What a cut costs: tokens, choices, classes and embeddings, held against plain forward passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.errors import PlanError, ScoringError
+from exporter.heal.distill.student import Student
+from exporter.models.ablation import choices
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    branches_replaced,
+)
+from exporter.models.ablation.choices import ChoiceItem, ChoiceItems, ChoiceMeter, ChoiceRow
+from exporter.models.ablation.damage import (
+    ClassDamage,
+    Damage,
+    EmbeddingDamage,
+    RatioSums,
+    Reference,
+    damage_of_numbers,
+    ratio,
+    ratio_std_error,
+)
+from exporter.models.ablation.embeddings import (
+    MULTI_LABEL,
+    EmbeddingMeter,
+    EmbeddingReference,
+    meter_of,
+)
+from exporter.models.ablation.meter import DamageMeter, judged_by
+from exporter.models.architectures import sublayers
+from exporter.models.families import FAMILIES
+from exporter.models.residual_stream import first_tensor
+from exporter.models.texts.samples import batches_of
+from exporter.score.cluster.meter import ClusterMeter
+from graph_passes.types import SublayerRef
+from tests.raising import raises
+from tests.tiny_models import hook_count, tiny_model, write_sentence_files
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+
+_HIDDEN = 32
+_IDS = np.random.default_rng(0).integers(3, 60, (5, 12))
+_MASK = np.arange(12) < np.array([12, 7, 12, 3, 9])[:, None]
+_ALL = np.ones_like(_IDS, dtype=np.bool_)
+_CUT: Any = {(0, "attention"): NOTHING}
+
+
+def _branch_replacements() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    bias = torch.randn(_HIDDEN, generator=generator) * 0.1
+    left = torch.randn(_HIDDEN, 4, generator=generator) * 0.3
+    right = torch.randn(4, _HIDDEN, generator=generator) * 0.3
+    return {
+        "none": NOTHING,
+        "bias": BranchReplacement(bias),
+        "linear": BranchReplacement(bias, (left @ right,)),
+        "factors": BranchReplacement(bias, (right, left)),
+    }
+
+
+def _enter(model: Any, cut: Any) -> None:
+    with branches_replaced(model, cut):
+        pass
+
+
+def _kl(model: Any, cut: Any) -> float:
+    """The whole model's and the cut one's distributions, with no part of them reused."""
+    ids = torch.tensor(_IDS)
+    with torch.no_grad():
+        whole = model(ids).logits.log_softmax(-1)
+        with branches_replaced(model, cut):
+            other = model(ids).logits.log_softmax(-1)
+    return float((whole.exp() * (whole - other)).sum(-1)[:, :-1].mean())
+
+
+def _generating() -> list[str]:
+    own_heads = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
+    others = ("deberta-v2", "distilbert", "esm", "mpnet", "modernbert", "eurobert")
+    pictures = ("vit", "deit", "dinov2")
+    return [name for name in sorted(FAMILIES) if name not in own_heads + others + pictures]
+
+
+@pytest.mark.parametrize("model_type", _generating())
+def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
+    model, kinds = tiny_model(model_type), _branch_replacements()
+    meter = DamageMeter(model, _IDS, _ALL, batch_size=2)
+    first: Any = {(0, "attention"): kinds["bias"]}
+    extensions: list[Any] = [
+        {(1, "attention"): kinds["none"]},
+        {(1, "mlp"): kinds["none"]},
+        {(2, "mlp"): kinds["bias"], (0, "mlp"): kinds["none"]},
+        {(1, "attention"): kinds["linear"], (2, "mlp"): kinds["none"]},
+    ]
+    cuts = [{**first, **extension} for extension in extensions]
+    many = meter.measure_many(first, cuts)
+    for damage, cut in zip(many, [first, *cuts], strict=True):
+        expected = _kl(model, cut)
+        # float32 sums over the vocabulary, in another order.
+        assert damage.kl == pytest.approx(expected, abs=1e-5 * max(1, expected))
+        assert damage.kl > 1e-4
+    assert hook_count(model) == 0
+
+
+def test_only_what_is_cut_costs() -> None:
+    model, none = tiny_model("llama"), {(1, "mlp"): NOTHING}
+    meter = DamageMeter(model, _IDS, _ALL)
+    whole = meter.measure({})
+    assert whole.kl == pytest.approx(0, abs=1e-6)  # float32 rounding
+    assert whole.log_perplexity_increase == pytest.approx(0, abs=1e-6)
+    assert whole.top1_agreement == 1.0
+    assert whole.positions.tolist() == [11] * 5
+    # A sublayer that comes back counts as changed.
+    assert meter.measure_many(_CUT | none, [none])[1].kl == pytest.approx(
+        _kl(model, none), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "bloom", "opt", "gpt_neox"])
+def test_the_branches_own_map_changes_nothing(model_type: str) -> None:
+    """A branch that is a linear map of what it reads is replaced by itself, multiplier and all."""
+    model = tiny_model(model_type)
+    part = sublayers(model)[3]
+    seen: list[Any] = []
+    first = part.reads.register_forward_pre_hook(
+        lambda _m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
+    )
+    second = part.contribution.register_forward_hook(
+        lambda _m, _i, output: seen.append(first_tensor(output))
+    )
+    with torch.no_grad():
+        model(torch.tensor(_IDS))
+    first.remove()
+    second.remove()
+    read, gave = (tensor.reshape(-1, _HIDDEN).double() for tensor in seen)
+    # Fewer tokens than a norm leaves dimensions: there is a map that gives their outputs exactly.
+    few = _HIDDEN - 8
+    weight = torch.linalg.lstsq(read[:few], gave[:few] * part.multiplier).solution
+    name: Any = (part.layer, part.kind)
+    cut = {name: BranchReplacement(None, (weight.T.float(),))}
+    with branches_replaced(model, cut), torch.no_grad():
+        other: list[Any] = []
+        hook = part.contribution.register_forward_hook(
+            lambda _m, _i, output: other.append(first_tensor(output))
+        )
+        model(torch.tensor(_IDS))
+        hook.remove()
+    fitted = other[0].reshape(-1, _HIDDEN).double()
+    # The system's condition times float32's rounding.
+    assert (fitted - gave)[:few].abs().max() <= 1e-3 * gave.abs().max()
+    assert (fitted - gave)[few:].abs().max() >= 1e-2 * gave.abs().max()
+
+
+def test_padding_is_left_out() -> None:
+    model = tiny_model("llama")
+    cut = {(1, "attention"): NOTHING}
+    damage = DamageMeter(model, _IDS, _MASK).measure(cut)
+    assert damage.positions.tolist() == [11, 6, 11, 2, 8]
+    alone = DamageMeter(model, _IDS[1:2, :7], _ALL[:1, :7]).measure(cut)
+    assert damage.kl_sums[1] == pytest.approx(alone.kl_sums[0], rel=1e-4)  # other attention kernel
+
+
+def _nan(size: int) -> BranchReplacement:
+    return BranchReplacement(torch.full((size,), float("nan")))
+
+
+def _broken() -> Any:
+    model = tiny_model("llama")
+    model.model.norm.weight.fill_(float("nan"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("measure", "kind", "code", "named"),
+    [
+        (lambda: _enter(tiny_model("llama"), {(9, "mlp"): NOTHING}), PlanError, "layer-missing",
+         (9,)),
+        (lambda: DamageMeter(tiny_model("llama"), _IDS, _ALL).measure({(1, "mlp"): _nan(_HIDDEN)}),
+         ScoringError, "not-finite", (0, "mlp 1")),
+        # Not blamed on the cut.
+        (lambda: DamageMeter(_broken(), _IDS, _ALL).measure(_CUT), ScoringError, "not-finite",
+         (0,)),
+        (lambda: DamageMeter(tiny_model("llama"), _IDS[:, :1], _ALL[:, :1]), ScoringError,
+         "no-tokens", ()),
+        (lambda: DamageMeter(tiny_model("vit"), _IDS, _ALL), ScoringError, "no-next-token", ()),
+        (lambda: ChoiceMeter(tiny_model("bert"), _items(1)), ScoringError, "no-next-token", ()),
+        (lambda: meter_of(tiny_model("bert"), _IDS, _MASK, embeds=False), ScoringError,
+         "no-next-token", ()),
+    ],
+)  # fmt: skip
+def test_what_has_no_damage_is_refused(
+    measure: Any, kind: Any, code: str, named: tuple[object, ...]
+) -> None:
+    with raises(kind, code, *named):
+        measure()
+
+
+def test_tokens_that_a_model_rules_out_cost_nothing() -> None:
+    cut = {(1, "mlp"): NOTHING}
+    model = tiny_model("llama")
+    shorter = DamageMeter(_without_last_token(model, drop=True), _IDS, _ALL).measure(cut)
+    model = tiny_model("llama")
+    masked = DamageMeter(_without_last_token(model, drop=False), _IDS, _ALL).measure(cut)
+    assert masked.kl == pytest.approx(shorter.kl, rel=1e-4)  # float32 sums in another order
+    assert masked.log_perplexity_increase == pytest.approx(
+        shorter.log_perplexity_increase, rel=1e-4
+    )
+
+
+def _without_last_token(model: Any, *, drop: bool) -> Any:
+    """Its head says nothing of the last token, or that it never comes."""
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        kept, last = output[..., :-1], output[..., -1:]
+        return kept if drop else torch.cat([kept, torch.full_like(last, -torch.inf)], dim=-1)
+
+    model.get_output_embeddings().register_forward_hook(hook)
+    return model
+
+
+def test_a_token_that_only_the_cut_model_rules_out_is_refused() -> None:
+    logits = torch.zeros(1, 2, 4)
+    ruled_out = logits.clone()
+    ruled_out[..., 3] = -torch.inf
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    targets = torch.zeros(1, 2, dtype=torch.int64)
+    reference = Reference(logits, targets, mask)
+    assert not np.isfinite(reference.damage(ruled_out).kl_sums).any()
+    nan = torch.full_like(logits, torch.nan)
+    assert np.isnan(reference.damage(nan).kl_sums).all()
+    assert np.isnan(Reference(nan, targets, mask).damage(logits).kl_sums).all()
+
+
+def _logits(model: Any) -> list[Any]:
+    """Of each text by itself, without padding: ``[classes]`` or ``[tokens, classes]``."""
+    with torch.no_grad():
+        return [
+            model(torch.tensor(ids[mask])[None]).logits[0].double()
+            for ids, mask in zip(_IDS, _MASK, strict=True)
+        ]
+
+
+def _rows(logits: list[Any], head: str, kind: str | None) -> list[Any]:
+    """Of each text what is compared: ``[positions, classes]``."""
+    if head == "TokenClassification":
+        return logits
+    if kind == MULTI_LABEL:
+        return [torch.stack([0 * logit, logit], -1) for logit in logits]
+    if len(logits[0]) > 1:
+        return [logit[None] for logit in logits]
+    pairs = [logits[0] - logits[1], logits[2] - logits[3], logits[4]]  # in batches of two
+    rows = [torch.cat([0 * pair, pair])[None] for pair in pairs]
+    return [rows[0], rows[0][:0], rows[1], rows[1][:0], rows[2]]
+
+
+def _expected(model: Any, cut: Any, value: Any) -> tuple[list[float], list[float]]:
+    """KL divergence and agreement, summed over each text's rows."""
+    whole = _rows(_logits(model), *value)
+    with branches_replaced(model, cut):
+        other = _rows(_logits(model), *value)
+    pairs = [
+        (one.log_softmax(-1), item.log_softmax(-1)) for one, item in zip(whole, other, strict=True)
+    ]
+    kls = [float((p.exp() * (p - q)).sum()) for p, q in pairs]
+    return kls, [float((p.argmax(-1) == q.argmax(-1)).sum()) for p, q in pairs]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        {"model_type": "bert"},
+        {"model_type": "roberta"},
+        {"model_type": "distilbert"},
+        {"model_type": "modernbert"},
+        {"model_type": "llama", "pad_token_id": 2},  # answers at a text's last token
+        {"model_type": "llama", "pad_token_id": None},
+        {"model_type": "qwen3", "pad_token_id": -1},
+    ],
+)
+@pytest.mark.parametrize(
+    ("head", "classes", "kind"),
+    [
+        ("SequenceClassification", 3, None),
+        ("SequenceClassification", 3, MULTI_LABEL),
+        ("SequenceClassification", 1, None),
+        ("TokenClassification", 4, None),
+    ],
+)
+def test_the_divergences_are_those_of_texts_alone(
+    family: dict[str, Any], head: str, classes: int, kind: str | None
+) -> None:
+    model = tiny_model(**family, head=head, num_labels=classes, problem_type=kind)
+    padding = model.config.pad_token_id
+    meter = meter_of(model, _IDS, _MASK, batch_size=2)
+    others: list[Any] = [{**_CUT, (1, "mlp"): NOTHING}, {(2, "mlp"): NOTHING}]
+    for damage, cut in zip(meter.measure_many(_CUT, others), [_CUT, *others], strict=True):
+        kls, same = _expected(model, cut, (head, kind))
+        assert damage.kl_sums.tolist() == pytest.approx(kls, abs=1e-5)  # float32, padded in batches
+        assert damage.agreements.tolist() == same
+        assert damage.distance == damage.kl > 1e-5
+    rows = [len(row) for row in _rows(_logits(model), head, kind)]
+    assert damage.positions.tolist() == rows
+    assert model.config.pad_token_id == padding
+
+
+@pytest.mark.parametrize("padding", [2, None])
+def test_a_student_answers_padded_texts_as_texts_alone(padding: int | None) -> None:
+    model = tiny_model("llama", head="SequenceClassification", pad_token_id=padding)
+    student = Student(model, {}, "all", None)
+    (batch,) = batches_of(_IDS, _MASK, 5)
+    with torch.no_grad():
+        alone = [
+            model(torch.tensor(ids[mask])[None]).logits[0]
+            for ids, mask in zip(_IDS, _MASK, strict=True)
+        ]
+    assert torch.allclose(student.teach(batch.inputs()).given, torch.stack(alone), atol=1e-5)
+
+
+def test_an_order_that_changes_is_seen_beside_a_large_bias() -> None:
+    model = tiny_model("bert", head="SequenceClassification", num_labels=1)
+    cut: Any = {(n, kind): NOTHING for n in range(3) for kind in ("attention", "mlp")}
+    before = meter_of(model, _IDS[:4], _MASK[:4]).measure(cut)
+    model.classifier.bias -= 50
+    damage = meter_of(model, _IDS[:4], _MASK[:4]).measure(cut)
+    assert damage.kl == pytest.approx(before.kl, rel=1e-3)  # type: ignore[union-attr]
+    assert damage.kl > 1e-4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
+    batch_size: int, told: bool
+) -> None:
+    model = tiny_model("bert", head="SequenceClassification", num_labels=1)
+    texts = (_IDS[:4], _MASK[:4])
+    types = np.zeros_like(_IDS[:4]) if told else None
+    whole, result = (
+        meter_of(model, *texts, batch_size=size, types=types).measure(_CUT)
+        for size in (4, batch_size)
+    )
+    assert vars(result)["positions"].tolist() == [1, 0, 1, 0]
+    assert result.distance == pytest.approx(whole.distance, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "judged", "kind"),
+    [
+        ("bert", "", "embeddings", EmbeddingDamage),
+        ("bert", "SequenceClassification", "classes", ClassDamage),
+        ("bert", "TokenClassification", "classes", ClassDamage),
+        ("llama", "", "tokens", Damage),
+        ("llama", "", "", EmbeddingDamage),  # on demand
+    ],
+)
+def test_what_is_measured_goes_by_the_model_and_is_read_again(
+    family: str, head: str, judged: str, kind: type
+) -> None:
+    model = tiny_model(family, head=head)
+    assert judged_by(model) == judged or not judged
+    damage = meter_of(model, _IDS, _MASK, embeds=None if judged else True).measure(_CUT)
+    assert type(damage) is kind
+    again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
+    assert type(again) is kind
+    assert again.distance == damage.distance
+
+
+class _Here:
+    """A group of one worker in this process."""
+
+    workers = 1
+
+    def __init__(self, meter: Any) -> None:
+        self._meter = meter
+
+    def run(self, work: Any, jobs: Any) -> Any:
+        return [(number, work(self._meter, job)) for number, job in enumerate(jobs)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("family", "head", "classes"),
+    [("bert", "SequenceClassification", 1), ("bert", "SequenceClassification", 3), ("bert", "", 2),
+     ("llama", "CausalLM", 2)],
+)  # fmt: skip
+def test_workers_measure_the_batches_that_their_model_has(
+    family: str, head: str, classes: int, size: int
+) -> None:
+    model = tiny_model(family, head=head, num_labels=classes)
+    types = np.zeros_like(_IDS) if classes == 1 else None
+    meter = meter_of(model, _IDS, _MASK, batch_size=size, types=types)
+    spread = ClusterMeter(_Here(meter), 3)  # type: ignore[arg-type]
+    (damage,) = spread.measure_many(_CUT, [])
+    assert damage.distance == meter.measure(_CUT).distance
+
+
+CUTS: list[dict[SublayerRef, Any]] = [
+    {},
+    {SublayerRef(0, "attention"): NOTHING},
+    {SublayerRef(1, "mlp"): NOTHING, SublayerRef(2, "attention"): NOTHING},
+]
+
+
+def _items(number: int = 6) -> list[ChoiceItem]:
+    """With two to four answers of one to three tokens, after contexts of two to nine."""
+    draw = np.random.default_rng(0)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.integers(3, 60, draw.integers(low, high)).tolist())
+
+    choice_items = []
+    for at in range(number):
+        context = ids(2, 10)
+        rows = tuple(ChoiceRow(context, ids(1, 4)) for _ in range(2 + at % 3))
+        choice_items.append(ChoiceItem(rows, int(draw.integers(len(rows)))))
+    return choice_items
+
+
+def _alone(model: Any, row: ChoiceRow, cut: Any) -> float:
+    whole = torch.tensor([[*row.context, *row.answer]])
+    with torch.no_grad(), branches_replaced(model, cut):
+        log_p = model(whole).logits.log_softmax(-1)[0]
+    first = len(row.context) - 1
+    return float(sum(log_p[first + n, token] for n, token in enumerate(row.answer)))
+
+
+def _log_probabilities(model: Any, items: list[ChoiceItem], cut: Any) -> list[Any]:
+    results = []
+    for item in items:
+        sums = torch.tensor([_alone(model, row, cut) for row in item.rows], dtype=torch.double)
+        results.append(sums.log_softmax(-1))
+    return results
+
+
+@pytest.mark.parametrize("run_tokens", [1, 60, 10_000])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "falcon", "bloom"])
+def test_the_damage_is_that_to_the_odds_of_the_right_answer(
+    model_type: str, run_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "_RUN_TOKENS", run_tokens)
+    model, items = tiny_model(model_type), _items()
+    gold = [item.gold for item in items]
+    whole, *_ = tables = [_log_probabilities(model, items, cut) for cut in CUTS]
+    hooks = hook_count(model)
+    many = ChoiceMeter(model, items).measure_many(CUTS[0], CUTS[1:])
+    assert hook_count(model) == hooks
+    for damage, table in zip(many, tables, strict=True):
+        expected = [float(w[g] - t[g]) for w, t, g in zip(whole, table, gold, strict=True)]
+        lost = damage.nll_sums - damage.baseline_nll_sums
+        np.testing.assert_allclose(lost, expected, atol=2e-5)
+        kl = [float((w.exp() * (w - t)).sum()) for w, t in zip(whole, table, strict=True)]
+        np.testing.assert_allclose(damage.kl_sums, kl, atol=2e-5)
+        alike = [bool(w.argmax() == t.argmax()) for w, t in zip(whole, table, strict=True)]
+        assert damage.agreements.tolist() == alike
+        assert damage.positions.tolist() == [1.0] * len(items)
+    assert many[1].log_perplexity_increase == pytest.approx(
+        float(np.mean([w[g] - t[g] for w, t, g in zip(whole, tables[1], gold, strict=True)])),
+        abs=2e-5,
+    )
+    assert abs(many[1].log_perplexity_increase) > 1e-3
+    assert abs(many[0].log_perplexity_increase) < 1e-6
+
+
+def test_log_likelihoods_are_those_of_each_answer_alone() -> None:
+    model, items = tiny_model("llama"), _items()
+    for cut in CUTS:
+        result = ChoiceMeter(model, items).log_likelihoods(cut)
+        expected = [[_alone(model, row, cut) for row in item.rows] for item in items]
+        assert [len(values) for values in result] == [len(item.rows) for item in items]
+        np.testing.assert_allclose(np.concatenate(result), np.concatenate(expected), atol=5e-5)
+
+
+def test_answers_of_one_token_after_one_context_share_a_row() -> None:
+    model = tiny_model("llama")
+    answers = [(7,), (8,), (9, 10), (9, 11)]
+    item = ChoiceItem(tuple(ChoiceRow((4, 5, 6), answer) for answer in answers), 0)
+    other = ChoiceItem(tuple(ChoiceRow(context, (7,)) for context in ((4, 5), (5, 4))), 1)
+    meter, read = ChoiceMeter(model, [item, other]), []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    meter.log_likelihoods({})
+    handle.remove()
+    (ids,) = read
+    assert ids.tolist() == [[4, 5, 6, 6], [4, 5, 6, 9], [4, 5, 5, 5], [5, 4, 4, 4]]
+
+
+def test_items_are_known_again_by_their_tokens_and_by_what_is_right() -> None:
+    items = tuple(_items(3))
+    part = ChoiceItems("a.jsonl", "0" * 64, items).part
+    assert (part.samples, part.unit, part.sha256) == (3, "item", "0" * 64)
+    assert part.sequence_length == max(len(row.tokens) for item in items for row in item.rows)
+    first = items[0]
+    others = [
+        items[:2], items[::-1],
+        (ChoiceItem(first.rows, (first.gold + 1) % len(first.rows)), *items[1:]),
+    ]  # fmt: skip
+    digests = {ChoiceItems("a.jsonl", "0" * 64, tuple(one)).part.ids_sha256 for one in others}
+    assert len(digests) == len(others)
+    assert part.ids_sha256 not in digests
+
+
+# deberta-v2's relative positions and esm's dropout of tokens are not of interest here.
+_ENCODERS = ("bert", "roberta", "electra", "mpnet", "distilbert", "modernbert", "llama", "gpt2")
+
+
+def _cosines(model: Any, cut: Any, pool: Any = lambda states: states.mean(0)) -> list[float]:
+    """Text by text, without padding and with nothing reused."""
+    values = []
+    for ids, mask in zip(_IDS, _MASK, strict=True):
+        given = torch.tensor(ids[mask])[None]
+        with torch.no_grad():
+            whole = pool(model.base_model(given).last_hidden_state[0].double())
+            with branches_replaced(model, cut):
+                other = pool(model.base_model(given).last_hidden_state[0].double())
+        values.append(float(torch.cosine_similarity(whole, other, dim=0)))
+    return values
+
+
+@pytest.mark.parametrize("model_type", _ENCODERS)
+def test_the_cosines_are_those_of_texts_alone(model_type: str) -> None:
+    model = tiny_model(model_type)
+    bias = BranchReplacement(torch.full((_HIDDEN,), 0.2))
+    meter = EmbeddingMeter(model, _IDS, _MASK, batch_size=2)
+    others: list[Any] = [
+        {**_CUT, (1, "mlp"): NOTHING}, {**_CUT, (2, "attention"): bias}, {(2, "mlp"): NOTHING}
+    ]  # fmt: skip
+    many = meter.measure_many(_CUT, others)
+    for damage, cut in zip(many, [_CUT, *others], strict=True):
+        # float32, padded in batches against alone
+        assert damage.cosines.tolist() == pytest.approx(_cosines(model, cut), abs=1e-5)
+        assert damage.cosine < 0.9999
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4, 4), (13, 1, 1, 1)])
+def test_texts_of_one_document_keep_the_means_and_widen_their_errors(sizes: Any) -> None:
+    rng, documents = np.random.default_rng(0), np.repeat(np.arange(4), sizes)
+    cosines = 0.9 + 0.02 * rng.normal(size=4)[documents] + 0.002 * rng.normal(size=16)
+    alone = EmbeddingDamage(cosines, rng.uniform(1, 2, (16, 6)), np.ones(16))
+    result = alone.by_document(np.repeat(documents, 2))  # two inputs a text
+    assert len(result.cosines) == 4
+    assert result.cosine == pytest.approx(alone.cosine)
+    assert result.correlation == pytest.approx(alone.correlation)
+    expected = ratio_std_error(cosines, np.ones(16), documents)
+    assert result.cosine_std_error == pytest.approx(expected)
+    expected = ratio_std_error(alone.correlations, np.ones(16), documents)
+    assert result.correlation_std_error == pytest.approx(expected)
+
+
+def _states(model: Any, cut: Any) -> Any:
+    """Each text's embedding of length 1, ``[texts, hidden]``."""
+    result = []
+    for ids, mask in zip(_IDS, _MASK, strict=True):
+        with torch.no_grad(), branches_replaced(model, cut):
+            mean = model(torch.tensor(ids[mask])[None]).last_hidden_state[0].double().mean(0)
+        result.append((mean / mean.norm()).numpy())
+    return np.stack(result)
+
+
+def test_the_correlation_is_that_of_all_pairs_similarities() -> None:
+    model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
+    damage = EmbeddingMeter(model, _IDS, _MASK, batch_size=2).measure(cut)  # all in one batch
+    above = np.triu_indices(5, 1)
+    both = [(item @ item.T)[above] for item in (_states(model, {}), _states(model, cut))]
+    assert damage.correlation == pytest.approx(np.corrcoef(*both)[0, 1], abs=1e-5)  # float32
+    assert damage.correlation < 0.9999
+    assert EmbeddingMeter(model, _IDS, _MASK).measure({}).correlation == pytest.approx(1, abs=1e-6)
+    again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
+    assert isinstance(again, EmbeddingDamage)
+    assert again.correlation == damage.correlation
+    alone = EmbeddingMeter(model, _IDS[:1], _MASK[:1]).measure(cut)
+    assert np.isnan(alone.correlation)
+    assert alone.finite.all()
+
+
+def test_the_spread_of_the_correlation_is_that_of_a_jackknife() -> None:
+    rng = np.random.default_rng(0)
+    whole = torch.from_numpy(rng.standard_normal((60, 8)))
+    cut = whole + 0.5 * torch.from_numpy(rng.standard_normal((60, 8)))
+
+    def measured(texts: Any) -> EmbeddingDamage:
+        return EmbeddingReference(whole[texts]).damage(cut[texts])
+
+    every = np.arange(60)
+    damage, left = measured(every), [measured(every[every != n]).correlation for n in every]
+    jackknife = float(np.sqrt(59 / 60 * ((np.array(left) - np.mean(left)) ** 2).sum()))
+    assert damage.correlations.mean() == pytest.approx(damage.correlation)
+    assert damage.correlation_std_error == pytest.approx(jackknife, rel=0.1)
+
+
+def test_states_are_pooled_as_the_model_s_folder_says(tmp_path: Path) -> None:
+    model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
+    by_mean = EmbeddingMeter(model, _IDS, _MASK).measure(cut)
+    write_sentence_files(tmp_path, pooling={"pooling_mode": "lasttoken"})
+    model.config.name_or_path = str(tmp_path)
+    by_last = EmbeddingMeter(model, _IDS, _MASK).measure(cut)
+    assert by_last.cosines == pytest.approx(
+        _cosines(model, cut, lambda states: states[-1]), abs=1e-5
+    )
+    assert by_last.cosines != pytest.approx(by_mean.cosines, abs=1e-3)
+
+
+SUMS = np.array([3.0, 8.0, 0.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "weights", [[2.0, 4.0, 0.0, 1.0], [2.0, 4.0, 3.0, 1.0], [2.0, 0.0, 0.0, 0.0]]
+)
+def test_running_sums_have_the_standard_errors_of_all_samples_at_once(weights: list[float]) -> None:
+    counts = np.array(weights)
+    sums = np.where(counts > 0, SUMS, 0.0)
+    running = RatioSums((1,))
+    for part in (slice(0, 1), slice(1, 4)):
+        running.add(sums[None, part], counts[part])
+    wanted, result = ratio_std_error(sums, counts), running.std_errors
+    assert running.means[0] == ratio(sums, counts)
+    assert (None if result is None else pytest.approx(float(result[0]))) == wanted

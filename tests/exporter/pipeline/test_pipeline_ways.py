@@ -1,0 +1,385 @@
+"""`depthcut export` for a budget, with a checkpoint, forced, and streamed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import RESULTS, SHIPPED, _request, _walk
+
+from exporter import cli
+from exporter.artifacts import HealingReport, ImportanceReport, PruneReport, PruningPlan, Speedup
+from exporter.checkpoint.pruned_model import load_pruned
+from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.target_speedup import Stopwatch
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.cli.export import export
+from exporter.errors import (
+    OptionError,
+    PlanError,
+    UnknownArchitectureError,
+    UnmetGoalError,
+    UsageError,
+)
+from exporter.files import sha256_file
+from exporter.heal.options import HealOptions
+from exporter.models.loading.model_files import save_checkpoint
+from exporter.models.loading.sources import SourceOptions
+from exporter.pipeline.request import DropRequest
+from exporter.pipeline.road import export_model, write_models
+from tests.made_tables import made_table
+from tests.raising import raises
+from tests.reading import in_file, names_in
+from tests.tiny_models import tiny_loaded
+
+pytestmark = pytest.mark.torch
+
+
+AT = RequestShape(batch=1, prompt=8, new=2)
+
+
+def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> Any:
+    healing = None if heal == "none" else HealOptions(kind=heal)
+    return _request(checkpoint, out, drops=DropRequest(budget), heal=healing)
+
+
+@pytest.fixture
+def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
+    graphs: list[Path] = []
+
+    def costs(self: Any, replacements: Any) -> Any:
+        graphs.append(self.onnx)
+        names: Any = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
+        return made_table({n: dict.fromkeys(replacements, 10.0) for n in names}, at=AT)
+
+    def speedup(self: Any, walk: Any) -> Speedup:
+        ratio = 100 / (100 - 10 * len(walk.choices))
+        return Speedup(ratio=ratio, ci95=(ratio, ratio))
+
+    monkeypatch.setattr(Stopwatch, "costs", costs)
+    monkeypatch.setattr(Stopwatch, "speedup", speedup)
+    return graphs
+
+
+@pytest.mark.long
+def test_a_plan_is_timed_on_the_baseline_and_healed(
+    checkpoint: Path,
+    tmp_path: Path,
+    made_times: list[Path],
+) -> None:
+    out = tmp_path / "out"
+    report, _ = _walk(_asked(checkpoint, out, Budget(target_speedup=1.25, at=AT)))
+    plan = PruningPlan.read(out / "plan.json")
+    assert plan.budget["target_speedup"] == 1.25
+    assert plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
+    assert [d.replacement for d in plan.deletions] == ["bias"] * 2
+    assert (out / "plan.safetensors").is_file()
+    assert report.healing == HealingReport.read(out / "plan.report.json").healing
+    assert [branch.replacement for branch in report.healing.branches] == ["bias"] * 2
+    assert PruneReport.read(out / "prune.json").verification.passed is True
+    assert [graph.name for graph in made_times] == ["model.onnx"]
+    assert all(check.passed for check in report.parity)
+    _, heard = _walk(_asked(checkpoint, out, Budget(target_speedup=1.25, at=AT)))
+    assert set(heard.reused) >= {"score", "export", "plan", "prune", "measure"}
+    before = (out / "plan.json").read_bytes()
+    with raises(PlanError, "out-of-reach", "99.0 %"):
+        _walk(_asked(checkpoint, out, Budget(parameters=0.99), "none"))
+    assert (out / "plan.json").read_bytes() == before
+
+
+def test_tensorrt_is_refused_where_times_are_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    result = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
+    with raises(OptionError) as refused:
+        replace(result, target="tensorrt")
+    assert refused.value.keys[0] == "at"
+
+
+def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    result = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
+    with raises(UsageError, "needs-measured-damage", "--search"):
+        replace(result, search=SearchOptions(search="one-shot"))
+    assert replace(result, search=SearchOptions(search="greedy")).search.by_damage
+
+
+def test_one_way_of_saying_what_to_drop() -> None:
+    with raises(OptionError) as refused:
+        DropRequest(Budget(attention=1), Path("plan.json"))
+    assert refused.value.keys == ("plan",)
+
+
+def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    heal = HealOptions(kind="fold", samples=12, sequence_length=16)
+    result = _request(
+        checkpoint, out, drops=DropRequest(Budget(floors=Floors(0.5))), heal=heal,
+        search=SearchOptions(search="auto"),
+    )  # fmt: skip
+    report, _ = _walk(result)
+    plan = PruningPlan.read(out / "plan.json")
+    assert plan.tried[-1].holds
+    assert plan.changed_weights > 0
+    assert report.healing == HealingReport.read(out / "plan.report.json").healing
+    assert all(check.passed for check in report.parity)
+    assert PruneReport.read(out / "prune.json").verification.passed is True
+    _, heard = _walk(result)
+    assert set(heard.reused) >= {"score", "export", "plan", "prune", "measure"}
+    before = (out / "plan.json").read_bytes()
+    never = replace(result, drops=DropRequest(Budget(floors=Floors(1e-12, 0.999999))))
+    # Times decide which cuts are tried: one that changes nothing may leave it undecided.
+    for request in (never, replace(never, out=tmp_path / "other")):
+        with pytest.raises(UnmetGoalError) as refused:
+            _walk(request)
+        assert refused.value.code.endswith("nothing-within-limits")
+    assert (out / "plan.json").read_bytes() == before
+    assert {path.name for path in (tmp_path / "other").iterdir()} == {".depthcut"}
+
+
+def test_without_a_number_the_cut_is_trained_checked_and_compared(
+    checkpoint: Path, tmp_path: Path, made_times: list[Path]
+) -> None:
+    """What `depthcut export MODEL -o out` does, with fewer tokens."""
+    out = tmp_path / "out"
+    result = export.read([str(checkpoint), "-o", str(out), "--at-most", "90%", "--at", str(AT)])
+    usual, tiny = result.request, _request(checkpoint, out)
+    assert usual.heal is not None
+    heal = replace(
+        usual.heal, tokens=12 * 64, step_tokens=64, sequence_length=16, samples=24, time_s=3600.0
+    )
+    report, heard = _walk(replace(usual, heal=heal, score=tiny.score, compare=tiny.compare))
+    plan = PruningPlan.read(out / "plan.json")
+    assert plan.tried[0].healed_by == "distill"
+    assert plan.tried[0].training_seconds > 0
+    assert plan.tried[-1].holds
+    assert plan.budget["at"] == str(AT)
+    assert plan.predicted["speedup"] > 1
+    assert plan.changed_weights > 0
+    assert report.healing is not None
+    assert report.healing.training is not None
+    assert [graph.name for graph in made_times] == ["model.onnx"]
+    assert all(check.passed for check in report.parity)
+    assert PruneReport.read(out / "prune.json").verification.passed is True
+    assert any("more" in line and "time" in line for line in heard.lines), "what more time gives"
+
+
+FORMER = ["score", "plan", "export", "prune"]
+BEFORE = {"model.onnx", "model.onnx.*.data", "config.json"}
+
+
+@pytest.fixture(scope="module")
+def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Once without a checkpoint, by a plan in LLM-Drop's words, and once more with one."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    plan = folder / "config.json"
+    plan.write_text(json.dumps({"drop_attn_list": [1], "drop_mlp_list": [], "x": 1}))
+    request = _request(checkpoint, folder / "out", drops=DropRequest(plan=plan))
+    _walk(request)
+    assert not (folder / "out" / "candidate" / "hf").exists()
+    _, heard = _walk(replace(request, checkpoint=True))
+    return folder / "out", plan, heard
+
+
+def test_the_candidate_keeps_its_graph_and_gains_the_checkpoint(walked: Any) -> None:
+    out, _, heard = walked
+    assert heard.reused == [*FORMER, "measure"]
+    assert {*names_in(out / "candidate")} >= {*BEFORE, "hf"}
+    assert {*names_in(out / "candidate" / "hf")} >= {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    assert not (out / ".depthcut" / "work").exists()
+    assert load_pruned(out / "candidate" / "hf").tokenizer is not None
+    lines = [line for line in heard.lines if "candidate against the checkpoint" in line]
+    assert len(lines) == 4
+    assert all("holds" in line for line in lines)
+
+
+def test_the_plan_is_written_in_our_words_and_the_card_tells_what_was_measured(
+    walked: Any,
+) -> None:
+    out, plan, _ = walked
+    written = json.loads((out / "plan.json").read_text())
+    assert [(d["kind"], d["layer"]) for d in written["deletions"]] == [("attention", 1)]
+    assert written["kind"] == "pruning_plan"
+    card = (out / "candidate" / "hf" / "README.md").read_text()
+    report = json.loads((out / "report.json").read_text())
+    assert f"{report['accuracy']['perplexity']['candidate']:.4g}" in card
+    assert report["environment"]["processor"] in card
+    assert "By a plan that came without scores." in card
+    assert "cosine" not in card  # of this run, and not what LLM-Drop's plan rests on
+    assert str(out) not in card
+    assert str(plan.parent) not in card
+
+
+def test_nothing_is_written_twice(walked: Any, checkpoint: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(walked[0], tmp_path / "out"))
+    drops = DropRequest(plan=walked[1])
+    _, heard = _walk(replace(_request(checkpoint, out, drops=drops), checkpoint=True))
+    assert heard.reused == [*FORMER, "hf", "measure", "card"]
+    (out / "candidate" / "model.onnx").unlink()
+    _, heard = _walk(replace(_request(checkpoint, out, drops=drops), checkpoint=True))
+    assert "prune" not in heard.reused
+    assert {*names_in(out / "candidate")} >= {*BEFORE, "hf"}
+    assert names_in(out / "candidate" / "hf") == names_in(walked[0] / "candidate" / "hf")
+
+
+def test_another_plan_takes_the_old_checkpoint_away(
+    walked: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Of whole blocks it is a plain model, whose layers the graph has under other numbers."""
+    out = Path(shutil.copytree(walked[0], tmp_path / "out"))
+    request = _request(checkpoint, out, drops=DropRequest(Budget(block=1)))
+    _, heard = _walk(replace(request, checkpoint=True))
+    assert heard.reused == ["score", "export"]
+    config = json.loads((out / "candidate" / "hf" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 2
+    assert "depthcut" not in config
+
+
+def test_a_model_of_images_is_refused_before_it_is_scored(tmp_path: Path) -> None:
+    save_checkpoint(tiny_loaded("vit"), tmp_path / "vit")
+    request = replace(_request(tmp_path / "vit", tmp_path / "out"), checkpoint=True)
+    with raises(UnknownArchitectureError, "takes-no-tokens", "ViT"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_that_is_not_known_is_refused_before_it_is_scored_by_layers(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.checkpoint.streamed.FAMILIES", {})
+    request = replace(_request(checkpoint, tmp_path / "out"), checkpoint=True, stream=True)
+    with pytest.raises(UnknownArchitectureError):
+        _walk(request)
+    assert not (tmp_path / "out" / "importance.json").exists()
+
+
+EVERYTHING = DropRequest(Budget(joint=6))
+
+
+def test_everything_goes_and_equals_pytorch_and_the_oracle(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    request = _request(checkpoint, out, drops=EVERYTHING, allow_empty=True)
+    report, _ = _walk(request)
+    pruned = PruneReport.read(out / "prune.json")
+    assert len(pruned.deleted) == 6
+    assert pruned.verification.passed
+    assert all(check.passed for check in report.parity)
+    assert report.arms.candidate.kv_cache_bytes_per_token == 0
+    before = (out / "plan.json").read_bytes()
+    with raises(PlanError, "nothing-left"):
+        _walk(_request(checkpoint, out, drops=EVERYTHING))  # though no stage is to be redone
+    assert (out / "plan.json").read_bytes() == before
+
+
+def test_caches_of_fixed_length_do_not_all_go(checkpoint: Path, tmp_path: Path) -> None:
+    drops = DropRequest(Budget(attention=3))
+    with raises(PlanError, "no-caches-left", "tensorrt-rtx", "--cache-length 0"):
+        _walk(_request(checkpoint, tmp_path / "out", target="tensorrt-rtx", drops=drops))
+
+
+SHORT = ("--samples", "4", "--sequence-length", "16", "batch_size: 2", "--drop-attn", "1")
+
+
+def run(checkpoint: Path, out: Path, *options: str) -> tuple[int, str, str]:
+    """The exit code, and both streams."""
+    text = out.with_name("text.txt")
+    text.write_text("w1 w2 w3 w5 w8 w13 w21 w34 " * 20)
+    given = ["--stream", "--calibration", str(text), *SHORT, *options]
+    arguments = ["export", str(checkpoint), "-o", str(out), *in_file(out.parent, given)]
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as result,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        code = cli.run(arguments)
+    return code, result.getvalue(), errors.getvalue()
+
+
+@pytest.fixture(scope="module")
+def streamed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("streamed") / "out"
+    return out, run(checkpoint, out, "--no-measure", "--checkpoint")
+
+
+@pytest.mark.long
+def test_it_writes_both_models_and_no_report(streamed: Any) -> None:
+    out, (code, stdout, stderr) = streamed
+    assert code == 0, stderr
+    assert "million parameters, not compared" in stdout
+    names = {path.name for path in out.iterdir()}
+    assert (out / "candidate" / "hf" / "README.md").is_file()
+    for checked in (
+        "candidate against the checkpoint", "baseline against PyTorch",
+        "candidate against PyTorch with the same modules skipped",
+    ):  # fmt: skip
+        assert f"{checked}, decode, logits: holds" in stderr
+    assert names == {name for name in RESULTS if not name.startswith("report")} | {".depthcut"}
+    for arm in ("baseline", "candidate"):
+        assert {*names_in(out / arm)} >= SHIPPED
+    assert len(ImportanceReport.read(out / "importance.json").scores) == 3 * 3
+    assert PruneReport.read(out / "prune.json").verification.passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        ({"heal": HealOptions()}, "needs-whole-model", ("--heal",)),
+        ({"search": SearchOptions(search="greedy")}, "needs-whole-model", ("--search greedy",)),
+        ({"exporter": "optimum"}, "needs-whole-model", ("--exporter optimum",)),
+        ({"load": SourceOptions(trust_remote_code=True)}, "", ("--trust-remote-code",)),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused(
+    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], code: str, told: tuple[str, ...]
+) -> None:
+    with raises(UsageError, code, *told):
+        export_model(_request(checkpoint, tmp_path / "out", stream=True, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [((), ("1e-05 GB", "--no-measure")), (("--no-measure", "--dtype", "bfloat16"), ("float32",))],
+)
+def test_what_the_memory_does_not_hold_is_refused_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, named: Any
+) -> None:
+    monkeypatch.setattr("exporter.pipeline.streaming.available_bytes", lambda: 10_000)
+    code, _, stderr = run(checkpoint, tmp_path / "out", *options)
+    assert code == 2
+    assert all(word in stderr for word in named)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_a_report_of_other_models_goes(streamed: Any, checkpoint: Path) -> None:
+    """The last one: it changes the folder."""
+    out = streamed[0]
+    stages = out / ".depthcut" / "stages.json"
+    ledger = json.loads(stages.read_text())
+    for name in ("report.json", "report.md"):
+        (out / name).write_text("{}")
+        ledger["published"][name] = sha256_file(out / name)
+    files = {name: ledger["published"][name] for name in ("report.json", "report.md")}
+    ledger["stages"]["measure"] = {"key": "of other models", "files": files, "notes": None}
+    stages.write_text(json.dumps(ledger))
+    (out / "report.md").write_text("edited by hand")
+    request = _request(
+        checkpoint, out, stream=True, compared=False, drops=DropRequest(Budget(attention=1))
+    )
+    write_models(request)
+    assert not (out / "report.json").exists()
+    assert (out / "report.md").read_text() == "edited by hand"
+    assert (out / "candidate" / "model.onnx").exists()
