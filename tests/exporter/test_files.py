@@ -69,7 +69,7 @@ def test_a_failed_write_keeps_the_older_file(
     assert _names(tmp_path) == ["report.json"]
 
 
-def test_written_files_follow_the_umask(tmp_path: Path) -> None:
+def test_written_files_follow_the_umask_and_replace_no_folder(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
         write_text(tmp_path / "a.json", "{}")
@@ -79,6 +79,11 @@ def test_written_files_follow_the_umask(tmp_path: Path) -> None:
         os.umask(old)
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "b").stat().st_mode & 0o777 == 0o750
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        write_text(tmp_path / "report.json", "{}")
+    assert error.value.filename == str(tmp_path / "report.json")
+    assert _names(tmp_path) == ["report.json"]
 
 
 @pytest.mark.parametrize("end", [None, RuntimeError, KeyboardInterrupt])
@@ -112,14 +117,6 @@ def test_hashes(tmp_path: Path) -> None:
     both = sha256_files([tmp_path / "a"], tmp_path)
     (tmp_path / "a").replace(tmp_path / "b")
     assert sha256_files([tmp_path / "b"], tmp_path) != both
-
-
-def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
-    (tmp_path / "report.json").mkdir()
-    with pytest.raises(IsADirectoryError) as error:
-        write_text(tmp_path / "report.json", "{}")
-    assert error.value.filename == str(tmp_path / "report.json")
-    assert _names(tmp_path) == ["report.json"]
 
 
 def test_texts_appear_together_or_not_at_all(

@@ -401,17 +401,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(target.glob("*.whl")))
 
 
-def test_the_wheel_holds_two_packages_and_its_entry_points(wheel: zipfile.ZipFile) -> None:
-    """Other names are surely ours: a wheel's modules share one folder with everybody's."""
+def test_what_the_wheel_holds(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     info = {name for name in tops if name.endswith(".dist-info")}
     others = tops - info - {"exporter", "graph_passes"}
     assert others
     assert all(name.startswith("depthcut_") for name in others)
     assert {"exporter/py.typed", "graph_passes/py.typed"} <= set(wheel.namelist())
-
-
-def test_the_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
     name = next(n for n in wheel.namelist() if n.endswith("entry_points.txt"))
     assert "depthcut = depthcut_command:main" in wheel.read(name).decode()
 
@@ -423,10 +419,6 @@ def test_base_needs_neither_torch_nor_a_runtime() -> None:
     assert {"cpu", "gpu", "rtx", "optimum", "demo", "eval", "dev"} <= set(
         project["optional-dependencies"]
     )
-
-
-def test_the_version_is_told_once() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     from exporter import __version__
 
     assert project["version"] == __version__

@@ -54,6 +54,8 @@ def test_what_the_shards_hold(folder: Path) -> None:
     assert shards.entries["c"].file == folder / SECOND
     assert shards.nbytes == sum(tensor.nbytes for tensor in TENSORS.values())
     assert shards.bytes_read == 0
+    save_file({"a": TENSORS["a"]}, folder / "model.safetensors")
+    assert list(CheckpointShards.open(folder).entries) == ["a"]
 
 
 @pytest.mark.torch
@@ -125,11 +127,6 @@ def test_tensors_that_hold_the_same(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert not shards.same("a", "y")
     assert not shards.same("a", "c")
     assert shards.bytes_read == 0
-
-
-def test_one_file_goes_before_an_index(folder: Path) -> None:
-    save_file({"a": TENSORS["a"]}, folder / "model.safetensors")
-    assert list(CheckpointShards.open(folder).entries) == ["a"]
 
 
 @pytest.mark.parametrize(

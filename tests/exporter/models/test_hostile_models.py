@@ -103,121 +103,112 @@ def index(folder: Path, aim: Path, **places: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": filled}))
 
 
-REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
+REFUSED: dict[str, Change] = {
     # The findings of the review, as they were reported.
-    "code by the arguments of a backbone": (
-        config(**DETR, backbone="evil/bb", backbone_kwargs={"trust_remote_code": True}), (),
+    "code by the arguments of a backbone": config(
+        **DETR, backbone="evil/bb", backbone_kwargs={"trust_remote_code": True}
     ),
-    "a request for a backbone": (config(**DETR, backbone="attacker/beacon"), ()),
-    "an adapter": (
-        json_file("adapter_config.json", base_model_name_or_path="attacker/base", peft_type="LORA"),
-        (),
+    "a request for a backbone": config(**DETR, backbone="attacker/beacon"),
+    "an adapter": json_file(
+        "adapter_config.json", base_model_name_or_path="attacker/base", peft_type="LORA"
     ),
-    "a template that is the environment": (
-        link("chat_template.jinja", "/proc/self/environ"), (),
-    ),
-    "a config that is nested without end": (text("config.json", DEEP), ()),
+    "a template that is the environment": link("chat_template.jinja", "/proc/self/environ"),
+    "a config that is nested without end": text("config.json", DEEP),
     # Their kin: code and other models.
-    "a backbone deep inside": (config(text_config={"parts": [{"backbone": "attacker/b"}]}), ()),
-    "code allowed deep inside": (config(vision_config={"x": {"trust_remote_code": True}}), ()),
-    "code allowed by the generation's config": (
-        json_file("generation_config.json", trust_remote_code=True), (),
+    "a backbone deep inside": config(text_config={"parts": [{"backbone": "attacker/b"}]}),
+    "code allowed deep inside": config(vision_config={"x": {"trust_remote_code": True}}),
+    "code allowed by the generation's config": json_file(
+        "generation_config.json", trust_remote_code=True
     ),
-    "code for generating": (json_file("generation_config.json", custom_generate="a/b"), ()),
-    "code for generating, in a file of its own": (
-        text("custom_generate/generate.py", f"open('AIM/{RAN}', 'w').close()\n"), (),
+    "code for generating": json_file("generation_config.json", custom_generate="a/b"),
+    "code for generating, in a file of its own": text(
+        "custom_generate/generate.py", f"open('AIM/{RAN}', 'w').close()\n"
     ),
-    "code of a type that nobody knows": (
-        config(model_type="kid", auto_map={"AutoConfig": "code.C"}),
-        ("allow_any_model_type: true",),
+    "code of a type that nobody knows": config(model_type="kid", auto_map={"AutoConfig": "code.C"}),
+    "code at a path": config(auto_map={"AutoConfig": "../outside/evil/bb/code.C"}),
+    "a kernel for the attention": config(attn_implementation="attacker/kernel"),
+    "a kernel for the experts": config(_experts_implementation={"": "a/kernel@main:f"}),
+    "a timm backbone": config(**DETR | {"use_timm_backbone": True}),
+    "a model of two others": config(
+        model_type="encoder-decoder",
+        encoder={"model_type": "llama"},
+        decoder={"model_type": "llama"},
     ),
-    "code at a path": (
-        config(auto_map={"AutoConfig": "../outside/evil/bb/code.C"}), ("--trust-remote-code",),
-    ),
-    "a kernel for the attention": (config(attn_implementation="attacker/kernel"), ()),
-    "a kernel for the experts": (config(_experts_implementation={"": "a/kernel@main:f"}), ()),
-    "a timm backbone": (config(**DETR | {"use_timm_backbone": True}), ()),
-    "a model of two others": (
-        config(
-            model_type="encoder-decoder",
-            encoder={"model_type": "llama"}, decoder={"model_type": "llama"},
-        ), (),
-    ),
-    "a type deep inside": (config(parts=[{"model_type": "timm_wrapper"}]), ()),
-    "a type that is no text": (config(model_type=["llama"]), ()),
-    "another config in its place": (config(configuration_files=["config.4.0.0.json"]), ()),
-    "code of another repository": (
-        config(auto_map={"AutoConfig": "attacker/code--code.C"}), ("--trust-remote-code",),
-    ),
-    "a tokenizer's code of another repository": (
-        json_file("tokenizer_config.json", auto_map={"AutoTokenizer": ["a/b--c.T", None]}),
-        ("--trust-remote-code",),
+    "a type deep inside": config(parts=[{"model_type": "timm_wrapper"}]),
+    "a type that is no text": config(model_type=["llama"]),
+    "another config in its place": config(configuration_files=["config.4.0.0.json"]),
+    "code of another repository": config(auto_map={"AutoConfig": "attacker/code--code.C"}),
+    "a tokenizer's code of another repository": json_file(
+        "tokenizer_config.json", auto_map={"AutoTokenizer": ["a/b--c.T", None]}
     ),
     # Files elsewhere.
-    "a tokenizer's file elsewhere": (
-        json_file("tokenizer_config.json", tokenizer_file=f"AIM/{SECRET}"), (),
+    "a tokenizer's file elsewhere": json_file(
+        "tokenizer_config.json", tokenizer_file=f"AIM/{SECRET}"
     ),
-    "a vocabulary elsewhere": (json_file("tokenizer_config.json", vocab=f"AIM/{SECRET}"), ()),
-    "a vocabulary elsewhere, by the special tokens": (
-        json_file("special_tokens_map.json", vocab_file=f"AIM/{SECRET}"), (),
+    "a vocabulary elsewhere": json_file("tokenizer_config.json", vocab=f"AIM/{SECRET}"),
+    "a vocabulary elsewhere, by the special tokens": json_file(
+        "special_tokens_map.json", vocab_file=f"AIM/{SECRET}"
     ),
-    "a tokenizer's arguments by order": (
-        json_file("tokenizer_config.json", init_inputs=[f"AIM/{SECRET}"]), (),
+    "a tokenizer's arguments by order": json_file(
+        "tokenizer_config.json", init_inputs=[f"AIM/{SECRET}"]
     ),
-    "a sentencepiece model elsewhere": (
-        json_file("tokenizer_config.json", sp_model_kwargs={"model_file": f"AIM/{SECRET}"}), (),
+    "a sentencepiece model elsewhere": json_file(
+        "tokenizer_config.json", sp_model_kwargs={"model_file": f"AIM/{SECRET}"}
     ),
-    "a tokenizer of several models": (
-        json_file("tokenizer_config.json", tokenizer_class="RagTokenizer"), (),
+    "a tokenizer of several models": json_file(
+        "tokenizer_config.json", tokenizer_class="RagTokenizer"
     ),
-    "a tokenizer with a program": (
-        json_file("tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer"), (),
+    "a tokenizer with a program": json_file(
+        "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer"
     ),
-    "weights elsewhere": (config(transformers_weights=f"../outside/{SECRET}"), ()),
-    "shards above": (index(a=f"../outside/{SECRET}"), ()),
-    "shards at an absolute path": (index(a=f"AIM/{SECRET}"), ()),
-    "a config that is a link": (link("config.json"), ()),
-    "a tokenizer that is a link": (link("tokenizer.json"), ()),
-    "weights that are a link": (link("model.safetensors"), ()),
-    "code that is a link": (link("code.py"), ("--trust-remote-code",)),
-    "a further template that is a link": (link("additional_chat_templates/rag.jinja"), ()),
-    "a folder of templates that is a link": (
-        link("additional_chat_templates", "AIM/templates"), (),
+    "weights elsewhere": config(transformers_weights=f"../outside/{SECRET}"),
+    "shards above": index(a=f"../outside/{SECRET}"),
+    "shards at an absolute path": index(a=f"AIM/{SECRET}"),
+    "a config that is a link": link("config.json"),
+    "a tokenizer that is a link": link("tokenizer.json"),
+    "weights that are a link": link("model.safetensors"),
+    "code that is a link": link("code.py"),
+    "a further template that is a link": link("additional_chat_templates/rag.jinja"),
+    "a folder of templates that is a link": link("additional_chat_templates", "AIM/templates"),
+    "a folder of templates that is a link to an empty one": link(
+        "additional_chat_templates", "AIM/empty"
     ),
-    "a folder of templates that is a link to an empty one": (
-        link("additional_chat_templates", "AIM/empty"), (),
-    ),
-    "code for generating in a folder that is a link": (
-        link("custom_generate", "AIM/templates"), ("--trust-remote-code",),
-    ),
+    "code for generating in a folder that is a link": link("custom_generate", "AIM/templates"),
     # No files, and files of no sane size.
-    "a circle of links": (link("generation_config.json", "generation_config.json"), ()),
-    "a config that is a pipe": (fifo("config.json"), ()),
-    "a tokenizer that is a pipe": (fifo("tokenizer.json"), ()),
-    "weights that are a pipe": (fifo("model.safetensors"), ()),
-    "a config without end": (link("config.json", "/dev/zero"), ()),
-    "a config of a gigabyte of nothing": (grown("config.json", 1 << 30), ()),
-    "a tokenizer of a terabyte of nothing": (grown("tokenizer.json", 1 << 40), ()),
-    "a tokenizer that is nested without end": (text("tokenizer.json", DEEP), ()),
-    "a tokenizer's config that is nested without end": (text("tokenizer_config.json", DEEP), ()),
-    "layers without end": (config(num_hidden_layers=1 << 64), ()),
-    "layers without end, deep inside": (config(text_config={"n_layers": 1 << 31}), ()),
-    "far more layers than weights": (config(num_hidden_layers=9_000), ()),
-    "many more layers than weights": (config(num_hidden_layers=600), ()),
-    "a width without end": (config(hidden_size=1_000_000_000), ()),
-    "a vocabulary without end": (config(vocab_size=1 << 40), ()),
-    "half a character": (text("config.json", r'{"model_type": "llama", "x": "\ud800"}'), ()),
-    "a header of no sane size": (
-        text("model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}"), (),
+    "a circle of links": link("generation_config.json", "generation_config.json"),
+    "a config that is a pipe": fifo("config.json"),
+    "a tokenizer that is a pipe": fifo("tokenizer.json"),
+    "weights that are a pipe": fifo("model.safetensors"),
+    "a config without end": link("config.json", "/dev/zero"),
+    "a config of a gigabyte of nothing": grown("config.json", 1 << 30),
+    "a tokenizer of a terabyte of nothing": grown("tokenizer.json", 1 << 40),
+    "a tokenizer that is nested without end": text("tokenizer.json", DEEP),
+    "a tokenizer's config that is nested without end": text("tokenizer_config.json", DEEP),
+    "layers without end": config(num_hidden_layers=1 << 64),
+    "layers without end, deep inside": config(text_config={"n_layers": 1 << 31}),
+    "far more layers than weights": config(num_hidden_layers=9_000),
+    "many more layers than weights": config(num_hidden_layers=600),
+    "a width without end": config(hidden_size=1_000_000_000),
+    "a vocabulary without end": config(vocab_size=1 << 40),
+    "half a character": text("config.json", r'{"model_type": "llama", "x": "\ud800"}'),
+    "a header of no sane size": text("model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}"),
+    "a header that is nested without end": text(
+        "model.safetensors", (200_000).to_bytes(8, "little") + DEEP.encode()
     ),
-    "a header that is nested without end": (
-        text("model.safetensors", (200_000).to_bytes(8, "little") + DEEP.encode()), (),
-    ),
-    "an index that is nested without end": (text("model.safetensors.index.json", DEEP), ()),
-    "a type with control characters": (config(model_type="\x1b[2J\n::error::x\u202e"), ()),
-    "a shard with control characters": (index(a="../\x1b]0;x\x07\n::error::y"), ()),
-}  # fmt: skip
-"""Each must end with exit code 2 and one line; with the options that it is given."""
+    "an index that is nested without end": text("model.safetensors.index.json", DEEP),
+    "a type with control characters": config(model_type="\x1b[2J\n::error::x\u202e"),
+    "a shard with control characters": index(a="../\x1b]0;x\x07\n::error::y"),
+}
+"""Each must end with exit code 2 and one line; with the leave that it is given."""
+
+LEAVE = {
+    "code of a type that nobody knows": "allow_any_model_type: true",
+    "code at a path": "--trust-remote-code",
+    "code of another repository": "--trust-remote-code",
+    "a tokenizer's code of another repository": "--trust-remote-code",
+    "code that is a link": "--trust-remote-code",
+    "code for generating in a folder that is a link": "--trust-remote-code",
+}
 
 BROKEN: dict[str, Change] = {
     "a size in words": config(vocab_size="many"),
@@ -257,18 +248,17 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     home = tmp_path_factory.mktemp("hostile")
     good, aim = home / "good", outside(home / "outside")
     save_checkpoint(tiny_loaded("llama", tiny_tokenizer()), good)
-    cases = {**REFUSED, **{name: (change, ()) for name, change in BROKEN.items()}}
-    calls = {"good": _command(good, home / "good.json", ())}
-    for number, (name, (change, options)) in enumerate(cases.items()):
+    calls = {"good": _command(good, home / "good.json", None)}
+    for number, (name, change) in enumerate((REFUSED | BROKEN).items()):
         folder = Path(shutil.copytree(good, home / str(number)))
         change(folder, aim)
-        calls[name] = _command(folder, home / f"{number}.json", options)
+        calls[name] = _command(folder, home / f"{number}.json", LEAVE.get(name))
     return dict(zip(calls, _run(home, aim, list(calls.values())), strict=True)), home, aim
 
 
-def _command(folder: Path, output: Path, options: tuple[str, ...]) -> list[str]:
+def _command(folder: Path, output: Path, leave: str | None) -> list[str]:
     sizes = ("--samples", "2", "--sequence-length", "16", "--calibration", "pydoc")
-    more = in_file(output.parent, options) if options else []
+    more = in_file(folder, [leave]) if leave else []
     return ["score", str(folder), "-o", str(output), "-q", *sizes, *more]
 
 

@@ -49,25 +49,20 @@ from tests.tiny_models import (
 CONFIG = {"image_size": 16, "num_channels": 3}
 
 
-def test_images_side_by_side_have_no_labels_and_any_names(tmp_path: Path) -> None:
-    write_images(tmp_path, 5)
-    shutil.move(write_image(tmp_path / "a.png", 0), tmp_path / os.fsdecode(b"\xe4.png"))
-    (tmp_path / "notes.txt").write_text("no image")
-    images = read_images(str(tmp_path), part="calibration")
+def test_images_have_the_labels_of_their_folders(tmp_path: Path, monkeypatch: Any) -> None:
+    flat = write_images(tmp_path / "flat", 5)
+    shutil.move(write_image(flat / "a.png", 0), flat / os.fsdecode(b"\xe4.png"))
+    (flat / "notes.txt").write_text("no image")
+    images = read_images(str(flat), part="calibration")
     assert (len(images.pictures), images.has_labels, images.is_random) == (6, False, False)
-    assert images.source == str(tmp_path)
-
-
-def test_folders_name_the_classes_which_take_turns_as_far_as_images_fit(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
-    write_images(tmp_path, 9, KINDS[:3])
-    images = read_images(str(tmp_path), part="evaluation")
+    assert images.source == str(flat)
+    named = str(write_images(tmp_path / "named", 9, KINDS[:3]))
+    images = read_images(named, part="evaluation")
     labels = [picture.label for picture in images.pictures]
     assert images.has_labels
     assert all(set(labels[start : start + 3]) == set(KINDS[:3]) for start in (0, 3, 6))
     monkeypatch.setattr("exporter.models.texts.images.MOST_IMAGES", 4)
-    few = read_images(str(tmp_path), part="evaluation")
+    few = read_images(named, part="evaluation")
     assert (len(few.pictures), few.there) == (4, 9)
 
 

@@ -71,6 +71,8 @@ def _indexed(places: Any) -> dict[str, Any]:
         ("", {}, "no-config", "config.json"),
         ("", {"a.gguf": "GGUF"}, "no-config", "a.gguf"),
         ("", {"config.json": {"model_type": "llama"}}, "no-weights", "safetensors"),
+        ("", {"config.json": {"model_type": "llama"}, "pytorch_model.bin": "x"}, "no-weights",
+         "pytorch_model.bin"),
         ("", {"config.json": "{"}, "unreadable", "config.json"),
         ("", {"config.json": []}, "not-an-object", "config.json"),
         ("", {"config.json": {"quantization_config": {"quant_method": "gptq"}}}, "quantized",
@@ -129,14 +131,6 @@ def test_a_folder_that_a_killed_command_was_about_to_put_there(tmp_path: Path) -
     ChangeRecord([Change(home / "new", model, identity(home / "new"), None)], []).write(home)
     assert resolve_source(str(model)) == model
     assert not (tmp_path / ".depthcut").exists()
-
-
-def test_pickles_need_leave(tmp_path: Path) -> None:
-    folder = _folder(tmp_path)
-    (folder / "pytorch_model.bin").write_bytes(b"x")
-    with raises(ModelSourceError, "no-weights", "pytorch_model.bin"):
-        resolve_source(str(folder))
-    assert resolve_source(str(folder), allow_pickle=True) == folder
 
 
 def test_the_hash_follows_the_weights_and_not_the_rest(tmp_path: Path) -> None:
@@ -282,18 +276,6 @@ def test_what_ships_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_weights_under_a_name_of_the_config(checkpoint: Path) -> None:
-    expected = _logits(load_model(str(checkpoint)).model)
-    (checkpoint / "model.safetensors").rename(checkpoint / "own.safetensors")
-    with raises(ModelSourceError, "no-weights", "model.safetensors"):
-        load_model(str(checkpoint))
-    config = json.loads((checkpoint / "config.json").read_text())
-    config["transformers_weights"] = "own.safetensors"
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    assert _logits(load_model(str(checkpoint)).model).equal(expected)
-
-
-@pytest.mark.torch
 @pytest.mark.parametrize("place", ["LlamaForCausalLM", "AutoTokenizer"])
 def test_memory_that_runs_out_is_no_bad_file(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -362,9 +344,17 @@ def test_a_folder_that_pools_gives_token_states_whatever_class_its_config_names(
 
 
 @pytest.mark.torch
-def test_a_config_can_not_name_any_class_of_transformers(checkpoint: Path) -> None:
+def test_what_a_config_names_is_taken_or_not(checkpoint: Path) -> None:
     _rewrite_config(checkpoint, architectures=["RagModel", "pipeline", "Trainer", "AutoBackbone"])
     assert load_model(str(checkpoint)).ref.architecture == "LlamaForCausalLM"
+    expected = _logits(load_model(str(checkpoint)).model)
+    (checkpoint / "model.safetensors").rename(checkpoint / "own.safetensors")
+    with raises(ModelSourceError, "no-weights", "model.safetensors"):
+        load_model(str(checkpoint))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["transformers_weights"] = "own.safetensors"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert _logits(load_model(str(checkpoint)).model).equal(expected)
 
 
 @pytest.mark.torch

@@ -321,7 +321,9 @@ def sentence_model(folder: Path, modules: Any) -> None:
     (folder / "modules.json").write_text(json.dumps(modules))
 
 
-def test_sentence_transformers_files_go_with_a_model(places: tuple[Path, Path, Path]) -> None:
+def test_sentence_transformers_files_go_with_a_model_unless_they_are_pickled(
+    places: tuple[Path, Path, Path],
+) -> None:
     folder, stage = places[0].parent, places[2]
     sentence_model(folder, MODULES)
     moves = stage_companions(*places)
@@ -330,11 +332,6 @@ def test_sentence_transformers_files_go_with_a_model(places: tuple[Path, Path, P
     assert names_below(stage) == {*names[:3], "1_Pooling/config.json"}
     copy_sentence_files(folder, places[1].parent)
     assert names_below(places[1].parent) == {*names[1:3], "1_Pooling/config.json"}
-
-
-def test_weights_of_a_further_layer_go_with_it_unless_they_are_pickled(
-    places: tuple[Path, Path, Path],
-) -> None:
     folder = places[0].parent
     dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     sentence_model(folder, [*MODULES[:2], dense])

@@ -265,7 +265,9 @@ def logits(folder: Path) -> Any:
     return session.run(["logits"], given)[0]
 
 
-def test_the_candidate_is_the_bare_cut_with_other_weights(distilled: Any, tmp_path: Path) -> None:
+def test_candidate_and_checkpoint_are_the_bare_cut_with_other_weights(
+    distilled: Any, tmp_path: Path
+) -> None:
     out, report = distilled
     plan = PruningPlan.read(out / "plan.json")
     prune_file(out / "baseline" / "model.onnx", tmp_path / "model.onnx", plan.deletions)
@@ -275,6 +277,15 @@ def test_the_candidate_is_the_bare_cut_with_other_weights(distilled: Any, tmp_pa
     checks = [check for check in report.parity if "candidate" in check.name]
     assert checks
     assert all(check.passed for check in checks)
+    import torch
+
+    card = (distilled[0] / "candidate" / "hf" / "README.md").read_text()
+    plan = PruningPlan.read(distilled[0] / "healing" / "plan.json")
+    assert tells(card, plan.changed_weights)
+    loaded = load_pruned(distilled[0] / "candidate" / "hf")
+    with torch.inference_mode():
+        wanted = loaded.model(torch.from_numpy(IDS)).logits.numpy()
+    assert np.allclose(logits(distilled[0] / "candidate"), wanted, atol=1e-4)
 
 
 def test_the_healed_plan_says_how_and_on_what(distilled: Any) -> None:
@@ -291,18 +302,6 @@ def test_the_healed_plan_says_how_and_on_what(distilled: Any) -> None:
     assert set(roles) == {"chosen", "fitted", "stopped", "judged"}
     digests = [ref.ids_sha256 for refs in roles.values() for ref in refs]
     assert len(set(digests)) == len(digests)
-
-
-def test_the_checkpoint_is_a_model_with_these_weights(distilled: Any) -> None:
-    import torch
-
-    card = (distilled[0] / "candidate" / "hf" / "README.md").read_text()
-    plan = PruningPlan.read(distilled[0] / "healing" / "plan.json")
-    assert tells(card, plan.changed_weights)
-    loaded = load_pruned(distilled[0] / "candidate" / "hf")
-    with torch.inference_mode():
-        wanted = loaded.model(torch.from_numpy(IDS)).logits.numpy()
-    assert np.allclose(logits(distilled[0] / "candidate"), wanted, atol=1e-4)
 
 
 def test_the_healed_plan_gives_the_same_candidate_and_cuts_no_graph_with_the_old_weights(

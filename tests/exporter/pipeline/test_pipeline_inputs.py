@@ -311,10 +311,16 @@ def test_the_checkpoint_is_the_cut_model(noisy: tuple[Path, Any]) -> None:
         assert pruned(pixel_values=images).logits == pytest.approx(expected, abs=1e-5)
 
 
-def test_layers_that_come_one_by_one_have_the_same_scores(noisy: tuple[Path, Any]) -> None:
+def test_models_by_layer_and_of_pytorch_are_the_same(noisy: tuple[Path, Any]) -> None:
     source, options = str(noisy[0] / "source"), ScoreOptions(samples=4)
     whole, streamed = score(load_model(source), options), score(load_meta(source), options)
     assert [item.score for item in streamed.scores] == [item.score for item in whole.scores]
+    place, _ = noisy
+    source = f"torch:{place / 'source'}"
+    accuracy = compare(source, source, NOISE).accuracy
+    assert accuracy is not None
+    assert accuracy.kl_divergence == pytest.approx(0, abs=1e-9)
+    assert accuracy.top1_agreement == 1
 
 
 def test_the_classes_are_those_of_pytorch(labelled: tuple[Path, Any]) -> None:
@@ -431,12 +437,3 @@ def test_what_a_folder_lacks_is_told(
     options = judged_on(images) if name != "config.json" else NOISE
     with raises(kind, code, name):
         compare(*arms, options)
-
-
-def test_pytorch_models_are_compared_too(noisy: tuple[Path, Any]) -> None:
-    place, _ = noisy
-    source = f"torch:{place / 'source'}"
-    accuracy = compare(source, source, NOISE).accuracy
-    assert accuracy is not None
-    assert accuracy.kl_divergence == pytest.approx(0, abs=1e-9)
-    assert accuracy.top1_agreement == 1

@@ -95,21 +95,17 @@ def test_a_plan_is_timed_on_the_baseline_and_healed(
     assert (out / "plan.json").read_bytes() == before
 
 
-def test_tensorrt_is_refused_where_times_are_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+def test_budgets_that_contradict_other_options_are_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     result = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
     with raises(OptionError) as refused:
         replace(result, target="tensorrt")
     assert refused.value.keys[0] == "at"
-
-
-def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     result = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
     with raises(UsageError, "needs-measured-damage", "--search"):
         replace(result, search=SearchOptions(search="one-shot"))
     assert replace(result, search=SearchOptions(search="greedy")).search.by_damage
-
-
-def test_one_way_of_saying_what_to_drop() -> None:
     with raises(OptionError) as refused:
         DropRequest(Budget(attention=1), Path("plan.json"))
     assert refused.value.keys == ("plan",)
@@ -246,17 +242,14 @@ def test_another_plan_takes_the_old_checkpoint_away(
     assert "depthcut" not in config
 
 
-def test_a_model_of_images_is_refused_before_it_is_scored(tmp_path: Path) -> None:
+def test_what_has_no_checkpoint_is_refused_before_it_is_scored(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tiny_loaded("vit"), tmp_path / "vit")
     request = replace(_request(tmp_path / "vit", tmp_path / "out"), checkpoint=True)
     with raises(UnknownArchitectureError, "takes-no-tokens", "ViT"):
         _walk(request)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_family_that_is_not_known_is_refused_before_it_is_scored_by_layers(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr("exporter.checkpoint.streamed.FAMILIES", {})
     request = replace(_request(checkpoint, tmp_path / "out"), checkpoint=True, stream=True)
     with pytest.raises(UnknownArchitectureError):

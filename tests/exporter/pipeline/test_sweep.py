@@ -67,7 +67,7 @@ def test_the_cells_are_the_product_in_the_order_of_the_file(tmp_path: Path) -> N
     ]
 
 
-def test_texts_of_a_mixture_are_relative_to_the_file(tmp_path: Path) -> None:
+def test_texts_are_relative_to_the_file_and_blocks_scored_on_demand(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name)
     a, b = (str(tmp_path / name) for name in ("a.txt", "b.txt"))
@@ -75,6 +75,16 @@ def test_texts_of_a_mixture_are_relative_to_the_file(tmp_path: Path) -> None:
     (cell,) = cells(tmp_path, LEAST + text + "scoring: {calibration: [a.txt, chat, b.txt]}\n")
     assert cell.request.score.calibration == (a, "chat", b)
     assert cell.request.quantize.calibration == (b, "pydoc")
+    plans = (
+        "{drop_block: 1, metric: kl}",
+        "{drop_block: 1, metric: [cosine]}",
+        "{drop_mlp: 1, metric: kl}",
+    )
+    text = f"models: [m]\nplans: [{', '.join(plans)}]\n"
+    assert [cell.request.score.blocks for cell in cells(tmp_path, text)] == [True, False, False]
+    with raises(OptionError, "no-calibration", "--calibration"):
+        cells(tmp_path, LEAST + "precisions: [int8-qdq]")
+    assert cells(tmp_path, LEAST + "precisions: [int8-qdq]\nscoring: {calibration: pydoc}")
 
 
 def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
@@ -102,16 +112,6 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
     assert quantised.quantize.embedding_bits == 8
     assert quantised.shared == half.shared == tmp_path / "out" / ".depthcut" / "shared"
     assert not quantised.load.trust_remote_code
-
-
-def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> None:
-    plans = (
-        "{drop_block: 1, metric: kl}",
-        "{drop_block: 1, metric: [cosine]}",
-        "{drop_mlp: 1, metric: kl}",
-    )
-    text = f"models: [m]\nplans: [{', '.join(plans)}]\n"
-    assert [cell.request.score.blocks for cell in cells(tmp_path, text)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,6 @@ def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> No
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
     assert told in refused(tmp_path, text)
-
-
-def test_a_quantisation_that_makes_no_sense_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    with raises(OptionError, "no-calibration", "--calibration"):
-        cells(tmp_path, LEAST + "precisions: [int8-qdq]")
-    assert cells(tmp_path, LEAST + "precisions: [int8-qdq]\nscoring: {calibration: pydoc}")
 
 
 def test_a_path_is_relative_to_the_file_and_to_nothing_else(
