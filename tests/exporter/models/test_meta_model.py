@@ -18,7 +18,7 @@ from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_m
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
 from tests.raising import raises
-from tests.tiny_gguf import TinyGguf
+from tests.tiny_gguf import VOCABULARY, TinyGguf
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.torch
@@ -220,7 +220,6 @@ def test_what_can_not_be_streamed(
         load_meta(str(path), **options)
 
 
-_WIDTH = 32
 _TOKENS = ["<s>", "</s>", *"abcdefghijkl", "ab", "cd"]
 _KINDS = {"attn_q": "Q4_0", "ffn_up": "Q8_0", "ffn_down": "F16"}
 
@@ -229,50 +228,20 @@ def _tiny_gguf(path: Path, seed: int = 0) -> Path:
     """A Llama of two layers with a vocabulary, in several types."""
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(16)
-    writer.add_embedding_length(_WIDTH)
-    writer.add_feed_forward_length(_WIDTH)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(_TOKENS)
-    writer.add_token_types([3, 3, *[1] * (len(_TOKENS) - 2)])
-    writer.add_token_merges(["a b", "c d"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    for name, kind, values in _weights(seed):
-        which = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(name, gguf.quants.quantize(values, which), raw_dtype=which)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _weights(seed: int) -> list[tuple[str, str, Any]]:
-    square = (_WIDTH, _WIDTH)
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd": (len(_TOKENS), _WIDTH),
-        "output_norm": (_WIDTH,),
+    tiny = TinyGguf.llama(2, seed=seed)
+    rest = [f"<{number}>" for number in range(VOCABULARY - len(_TOKENS))]
+    tiny.entries |= {
+        "tokenizer.ggml.tokens": [*_TOKENS, *rest],
+        "tokenizer.ggml.token_type": ("i", [3, 3, *[1] * (VOCABULARY - 2)]),
+        "tokenizer.ggml.merges": ["a b", "c d"],
+        "tokenizer.ggml.bos_token_id": ("I", 0),
+        "tokenizer.ggml.eos_token_id": ("I", 1),
     }
-    block = dict.fromkeys(("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), square)
-    block |= dict.fromkeys(("attn_k", "attn_v"), (_WIDTH // 2, _WIDTH))
-    norms = dict.fromkeys(("attn_norm", "ffn_norm"), (_WIDTH,))
-    for layer in range(2):
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in (block | norms).items()}
-    rng = np.random.default_rng(seed)
-    return [
-        (
-            f"{name}.weight",
-            _KINDS.get(name.rpartition(".")[2], "F32"),
-            rng.standard_normal(shape).astype(np.float32),
-        )
-        for name, shape in shapes.items()
-    ]
+    for name, (shape, _, content) in tiny.tensors.items():
+        kind = gguf.GGMLQuantizationType[_KINDS.get(name.split(".")[-2], "F32")]
+        values = np.frombuffer(content, np.float32).reshape(shape[::-1])
+        tiny.tensors[name] = (shape, int(kind), gguf.quants.quantize(values, kind).tobytes())
+    return tiny.write(path)
 
 
 def _told(path: Path) -> dict[str, Any]:
