@@ -29,11 +29,9 @@ def prune_graph(
     The result computes what the model computes with the deleted branches multiplied by zero, plus
     their replacements where they have one: ``bias`` adds ``b``, ``linear`` adds ``W x + b``,
     where ``x`` is what the branch was computed from (:attr:`ResidualSite.branch_input`). A bias
-    may be added to one that the graph holds already.
-
-    Weights are shared with the original and never read, such a bias excepted. The plan stands in
-    the result's ``metadata_props`` under ``depthcut.plan``, details of replacements under
-    ``depthcut.replacements``; the same call gives the same graph every time.
+    may be added to one that the graph holds already. Weights are shared with the original and
+    never read, such a bias excepted. The plan stands in the result's ``metadata_props`` under
+    ``depthcut.plan``, details of replacements under ``depthcut.replacements``.
 
     Args:
         model: The model; it is unchanged afterwards, whether this succeeds or fails.
@@ -50,12 +48,10 @@ def prune_graph(
         The pruned model and the report of what went.
 
     Raises:
-        SurgeryError: The graph can't be searched, a named sublayer is not there or can't be cut
-            safely, nothing would be left, numbers of a replacement are missing or wrong, or the
-            model was cut before in a way that does not go together with what is asked for.
+        SurgeryError: The graph, a named sublayer, the numbers of a replacement, or how the model
+            was cut before don't allow it.
     """
-    refusal = graph_refusal(model)
-    if refusal is not None:
+    if refusal := graph_refusal(model):
         where = f"At node {refusal.node!r}: " if refusal.node else ""
         raise SurgeryError(f"{where}{refusal.reason}.", code=refusal.code)
     pruned = model.clone()
@@ -64,14 +60,8 @@ def prune_graph(
     )(pruned)
     assert isinstance(result, DeletionResult)
     CleanupPass(keep_debug=keep_debug)(pruned)
-    report = PassReport(
-        deleted=result.deleted,
-        refused=result.refused,
-        before=graph_size(model),
-        after=graph_size(pruned),
-        kv_renumbering=result.kv_renumbering,
-    )
-    return pruned, report
+    sizes = graph_size(model), graph_size(pruned)
+    return pruned, PassReport(result.deleted, result.refused, *sizes, result.kv_renumbering)
 
 
 def graph_size(model: ir.Model) -> GraphSize:

@@ -131,7 +131,7 @@ def _without_factor(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     if node is None or node.op_type not in ("Mul", "Div"):
         return value, 1.0
     for inner, other in (node.inputs, node.inputs[::-1]):
-        number = _number(other)
+        number = number_of(other)
         if number is None or (node.op_type == "Div" and other is node.inputs[0]):
             continue
         return inner, 1 / number if node.op_type == "Div" else number
@@ -192,7 +192,7 @@ def _cached(core: ir.Node, whole: ir.Value) -> tuple[ir.Value, ir.Value, ir.Valu
             raise _refused(
                 core, "takes its keys or values in a form that isn't known", "unknown-keys"
             )
-        if not _is_axis_2(unsqueeze.inputs[1]):
+        if number_of(unsqueeze.inputs[1]) != 2:  # each head is repeated on its own
             raise _refused(core, "repeats its keys in another order than the queries", "keys-order")
         value = unsqueeze.inputs[0]
     concat = made_by(value, "Concat")
@@ -205,11 +205,6 @@ def _cached(core: ir.Node, whole: ir.Value) -> tuple[ir.Value, ir.Value, ir.Valu
     if not concat.outputs[0].is_graph_output():
         raise _refused(core, "doesn't give its cache as an output", "cache-not-output")
     return past, new, concat.outputs[0]
-
-
-def _is_axis_2(axes: ir.Value | None) -> bool:
-    """Whether a dimension was put in behind the heads: each is repeated on its own."""
-    return axes is not None and _numbers(axes) == [2]
 
 
 def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -228,14 +223,10 @@ def _size(value: ir.Value, axis: int) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _number(value: ir.Value | None) -> float | None:
+def number_of(value: ir.Value | None) -> float | None:
+    """The one number of a constant; None where there is none or several."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
-
-
-def _numbers(value: ir.Value) -> list[int] | None:
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy().reshape(-1).tolist()
+    return tensor.numpy().item() if tensor is not None and tensor.size == 1 else None
 
 
 def _refused(node: ir.Node, reason: str, code: str) -> FusionError:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.errors import FusionError
-from graph_passes.fusing.attention_sites import AttentionSite
+from graph_passes.fusing.attention_sites import AttentionSite, number_of
 from graph_passes.fusing.masks import POSITIONS, Probe
 
 _LAST_AXES = (3, -1)
@@ -170,23 +170,18 @@ def _of_sum(add: ir.Node) -> Rotary | None:
     return Rotary(inner, cos, turned[1], doubled=True)
 
 
-def _slice(value: ir.Value | None) -> tuple[ir.Value, int, int] | None:
+def _slice(value: ir.Value | None) -> tuple[ir.Value, float, float] | None:
     """What a piece was cut from along the last dimension, where it begins and ends."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Slice" or node.inputs[0] is None:
         return None
-    numbers = [_single(operand) for operand in node.inputs[1:]]
+    numbers = [number_of(operand) for operand in node.inputs[1:]]
     if len(numbers) < 3 or None in numbers or (len(numbers) > 3 and numbers[3] != 1):
         return None
     start, stop, axis = numbers[:3]
     assert start is not None
     assert stop is not None
     return (node.inputs[0], start, stop) if axis in _LAST_AXES else None
-
-
-def _single(value: ir.Value | None) -> int | None:
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return int(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
 
 
 def _last(value: ir.Value) -> int:
