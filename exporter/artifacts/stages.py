@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from exporter.artifacts.accuracy import TaskResult
 from exporter.artifacts.base import (
     IMAGES,
     TEXTS,
@@ -17,6 +16,7 @@ from exporter.artifacts.base import (
     Length,
     Nouns,
     Record,
+    ignoring,
 )
 from exporter.errors import ArtifactError
 from exporter.printable import counted
@@ -280,8 +280,8 @@ class PruningPlan(PlanParts, Artifact):
     importance_sha256: str | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
     predicted_on: FiguresFrom | None = None
-    predicted_tasks: list[TaskResult] = Field(default_factory=list)
     tried: list[TriedCut] = Field(default_factory=list)
+    _earlier = ignoring("predicted_tasks")
 
     def describe(self) -> str:
         """The deletions in words: ``attention 25, 26 (linear); mlp 3``."""

@@ -209,6 +209,7 @@ _SERVER = "the server that you deploy to: depthcut generates greedily"
 _TRTEXEC = "trtexec for such an engine"
 _LONG = "eval_sequence_length in a --config file, or --tasks with lm-eval's tasks, such as ruler"
 _PROBES = "--tasks with --task-data; samples/07_ci/probes.py writes the four as such tasks"
+_ONE_PROCESS = "score --metric kl --ray, whose scores plan takes; searches run in one process"
 _VISIBLE = "CUDA_VISIBLE_DEVICES, which names the GPU to all programs"
 _AGAIN = "depthcut compare again, and check its report"
 REMOVED = {
@@ -271,6 +272,8 @@ REMOVED = {
     "compare --probes": _PROBES,
     "evaluate --probes": _PROBES,
     "export --probes": _PROBES,
+    "plan --ray": _ONE_PROCESS,
+    "plan --ray-workers": _ONE_PROCESS,
     "report --format": "-o FILE.md, which is written as Markdown",
     "check-engine --report": "polygraphy inspect capability MODEL",
     "export --quantize mixed": "int4 with quantize_method: hqq in a --config file, without a text",

@@ -156,7 +156,7 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
     """Measure how much of a request's time each attention and MLP of MODEL takes.
 
     MODEL is an ONNX file or a folder with one; torch:DIR, a Hugging Face folder that PyTorch
-    runs; openvino:DIR, or llama.cpp:FILE, a GGUF file. Variants of it, each with half of the
+    runs; or openvino:DIR. Variants of it, each with half of the
     sublayers of one kind and shape cut, are timed in turns with the whole one. Measurements that
     are already in the output file are kept.
     """

@@ -73,7 +73,6 @@ def _budget_key(run: Run, budget: Budget) -> Key:
     return {
         "budget": asdict(budget),
         "settings": asdict(_settings(run, budget)),
-        "items": [file_hash(str(path)) for path in run.request.search.task_files],
         "baseline": run.ledger.files_hash("export") if run.request.plans_on_graph else None,
         "provider": run.request.compare.provider if timed else None,
         "threads": run.request.compare.threads if timed else None,

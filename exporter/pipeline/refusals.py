@@ -13,11 +13,10 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plans import read_plan
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.evaluation import questions
 from exporter.compare.intervals import share_interval
 from exporter.compare.kept import decided_on, evaluation_texts, read_source
-from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
+from exporter.compare.tasks.choosing import refuse_missing_tasks
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.build.network import refuse_unknown_targets
 from exporter.engines.runners.cache_form import read_cache_form
@@ -93,7 +92,6 @@ def refuse_bad_options(request: ExportRequest) -> None:
         modelopt_version(request.quantize.modelopt)
     if not _reads_pairs(request):
         _refuse_deciding_text(request)
-    _refuse_steering_items(request)
     refuse_missing_tasks(request.compare.quality)
     questions(request.compare.quality.prompts)
     for path in request.also:
@@ -138,22 +136,6 @@ def _reads_images(request: ExportRequest) -> bool:
         return classifies_images(request.source, **request.load.reading)
     except DepthcutError:  # told where the model is opened
         return False
-
-
-def _refuse_steering_items(request: ExportRequest) -> None:
-    """Refuses an objective whose items can't be read, and to judge on items that would steer."""
-    steering = read_tasks(request.search.task_files)
-    if not steering:
-        return
-    part_items(steering, request.search)
-    items = {item for task in steering for item in task.items}
-    for task in local_tasks(request.compare.quality) or []:
-        if items.intersection(task.items):
-            raise UsageError(
-                f"{task.name} has items of --objective, some of which would steer the choice.",
-                "Leave it out of --tasks; the plan tells the figures on the items that don't.",
-                code="steering-items",
-            )
 
 
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:

@@ -252,7 +252,6 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
         "plan": plan,
         "texts": [file_hash(text) for text in texts],
         "tasks": _question_hashes(request.compare.quality),
-        "items": [file_hash(str(path)) for path in request.search.task_files],
         "writes": REPORTS,
         "versions": {**library_versions(), "python": platform.python_version()},
     }

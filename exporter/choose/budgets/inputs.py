@@ -34,15 +34,11 @@ from exporter.choose.budgets.units import with_context
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.table import CostTable
 from exporter.choose.selection.meters import (
-    MakeMeter,
     RememberingMeter,
-    items_meter,
     searched_meter,
 )
 from exporter.choose.selection.options import protected_names, refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
-from exporter.choose.selection.task_items import TaskParts, read_tasks, task_parts
-from exporter.compare.tasks.items import TaskItems
 from exporter.errors import BackendError, CostError, PlanError
 from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.texts import text_behind
@@ -119,7 +115,6 @@ class PlanInputs:
         sizes: GraphSizes | None = None,  # of the graph's sublayers; None: of the model's modules
         stopwatch: Stopwatch | None = None,  # measures requests; None where no time is asked for
         costs: CostTable | None = None,  # measured before; None: the stopwatch measures them
-        make_meter: MakeMeter | None = None,  # None: in this process
         importance_sha256: str | None = None,
         cache_dir: Path | None = None,
         progress: Progress = QUIET,
@@ -130,7 +125,7 @@ class PlanInputs:
         self.importance_sha256 = importance_sha256
         self._load, self._work, self._given_sizes = load, work, sizes
         self._stopwatch, self._given_costs = stopwatch, costs
-        self._make_meter, self._cache_dir = make_meter or meter_here, cache_dir
+        self._cache_dir = cache_dir
         self._progress = progress
         self._allow_all = self.settings.allow_all and budget.only_counts
         refuse_missing(budget, sizes, stopwatch, costs)
@@ -236,19 +231,6 @@ class PlanInputs:
         return Judges.of(self.floors, self.loaded.model)
 
     @cached_property
-    def task_files(self) -> list[TaskItems]:
-        """The items of the objective; none where texts decide."""
-        return read_tasks(self.settings.search.task_files)
-
-    @cached_property
-    def tasks(self) -> TaskParts | None:
-        """The items that steer and those that judge; None where texts decide."""
-        search = self.settings.search
-        if not search.task_files:
-            return None
-        return task_parts(self.loaded, search.task_files, self.task_files, search)
-
-    @cached_property
     def further_text(self) -> CalibrationText | None:
         """As much again of the same texts, on which nothing was chosen; None if it isn't there."""
         kept = self._cache_dir
@@ -331,18 +313,12 @@ class PlanInputs:
 
     def _objective_meter(self) -> RememberingMeter[AnyDamage]:
         """Measures what the search keeps small."""
-        if self.tasks is None:
-            return self._searched_meter(self.texts.searched)
-        return items_meter(self.loaded, self.tasks.steering, kept=self._work / DAMAGES)
-
-    def _searched_meter(self, text: CalibrationText) -> RememberingMeter[AnyDamage]:
         return searched_meter(
             self.loaded,
-            self._measured_on(text),
+            self._measured_on(self.texts.searched),
             self.settings.batch_size,
             embeds=self.embeds,
             kept=self._work / DAMAGES,
-            make=self._make_meter,
         )
 
     def _measured_on(self, text: CalibrationText) -> CalibrationText:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,12 @@ from exporter.choose.budgets.units import with_request
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
-from exporter.choose.selection.meters import MakeMeter
 from exporter.errors import ModelSourceError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.heal.plan_file import refuse_places, write_healed_plan
 from exporter.models.loading.model_class import hub_off
 from exporter.models.loading.model_source import load_model
 from exporter.progress import Progress
-from exporter.score.cluster.meter import ModelAddress, cluster_meter
-from exporter.score.cluster.pool import open_pool
 from graph_passes.files.placing import SCRATCH, working
 
 
@@ -33,8 +29,8 @@ def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan:
     _refuse_places(request, report)
     weighs = request.settings.for_budget(request.budget).weighs_replacements
     keeps = not request.budget.only_counts or weighs
-    with working(request.output, forget=not keeps) as kept, ExitStack() as workers:
-        planner = _planner(request, report, kept, workers, progress)
+    with working(request.output, forget=not keeps) as kept:
+        planner = _planner(request, report, kept, progress)
         made = _write_plan(request, report, planner, progress)
         if keeps and kept.exists():
             progress.say(f"plan: what was measured and timed is kept for the next call: {kept}")
@@ -45,7 +41,6 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
     """Refuses what would be written over an input, or beside a model's weights."""
     texts, model = request.settings.calibration, request.model
     inputs = [request.importance, *map(Path, filter(None, (*texts, model)))]
-    inputs += request.settings.search.task_files
     inputs += [request.onnx] if request.onnx is not None else []
     places = {request.output: "pruning_plan", request.costs: "cost_table"}
     for written, kind in places.items():
@@ -82,7 +77,6 @@ def _planner(
     request: PlanRequest,
     report: ImportanceReport,
     work: Path,
-    workers: ExitStack,
     progress: Progress,
 ) -> Planner:
     weighed = None if request.onnx is None else sizes(request.onnx)
@@ -109,7 +103,6 @@ def _planner(
         budget,
         request.settings,
         work=work,
-        make_meter=_spread_meters(request, workers, progress),
         sizes=weighed,
         stopwatch=stopwatch,
         costs=None if known is None else CostTable.read(known),
@@ -133,29 +126,3 @@ def _model(request: PlanRequest, source: str, progress: Progress) -> Any:
             f"The model {source}, which {request.importance} names, is not on this machine.",
             "Give it with --model to fetch it.",
         ) from error
-
-
-def _spread_meters(
-    request: PlanRequest, workers: ExitStack, progress: Progress
-) -> MakeMeter | None:
-    """What measures a search's candidates on a cluster; None where no cluster is asked for."""
-    cluster = request.cluster
-    if cluster is None:
-        return None
-
-    def make(loaded: Any, text: Any, batch_size: int, positions: int, embeds: Any) -> Any:
-        pool = workers.enter_context(
-            open_pool(cluster.address, workers=cluster.workers, progress=progress)
-        )
-        meter = cluster_meter(
-            pool,
-            ModelAddress.of(loaded, vars(request.load)),
-            text,
-            num_layers=loaded.ref.num_layers,
-            batch_size=batch_size,
-            positions=positions,
-            embeds=embeds,
-        )
-        return workers.enter_context(meter)
-
-    return make

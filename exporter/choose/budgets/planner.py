@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -45,18 +45,9 @@ from exporter.choose.selection.by_scores import SEARCH_S, affordable, one_shot
 from exporter.choose.selection.greedy import greedy_in_stacks, settled_for_stacks
 from exporter.choose.selection.meters import searched_meter
 from exporter.choose.selection.options import Step, refuse_counts
-from exporter.choose.selection.task_items import (
-    judged_tasks,
-    part_items,
-    task_figures,
-    task_results,
-)
-from exporter.compare.tasks.items import TaskScores
 from exporter.errors import PlanError
 from exporter.heal.healed import heal
 from exporter.heal.texts import on_text_of
-from exporter.models.ablation.branch_replacements import BranchReplacement
-from graph_passes.types import SublayerRef
 
 
 class Planner(PlanInputs):
@@ -75,8 +66,6 @@ class Planner(PlanInputs):
             refuse_more_than_scores(self.budget, self.settings.search)
         if self.budget.only_counts and self.budget.keep_first is None:
             check_counts(self.budget.counts)
-        if self.task_files:  # what can't be read is told before a model is loaded
-            part_items(self.task_files, self.settings.search)
         if self.report.model.encoder_layers is not None:
             return self._of_stacks()
         if self.settings.search.search == "auto":
@@ -303,14 +292,12 @@ class Planner(PlanInputs):
 
     def _parts(self) -> dict[str, list[CalibrationRef]]:
         """What decided, as far as anything did: a plan without fits and floors needs no check."""
-        texts, fits, tasks = self.texts, self.settings.weighed is not None, self.tasks
-        steering = [] if tasks is None else [task.part for task in tasks.steering]
-        judged = [] if tasks is None else [task.part for task in tasks.judged]
+        texts, fits = self.texts, self.settings.weighed is not None
         return {
-            "chosen_on": steering or self._measured_on(texts.searched).parts,
+            "chosen_on": self._measured_on(texts.searched).parts,
             "fitted_on": self.fitted_text.parts if fits else [],
             "stopped_on": texts.checked.parts if fits or self.budget.floors else [],
-            "judged_on": [*texts.reported.parts, *judged],
+            "judged_on": texts.reported.parts,
         }
 
     def _plan_of(self, candidate: PlanCandidate) -> PruningPlan:
@@ -373,22 +360,11 @@ class Planner(PlanInputs):
                 batch_size=self.settings.batch_size,
                 progress=self._progress,
             )
-        judged = self._judged(branch_replacements)
         result = {
-            "predicted": figures | elsewhere(healing) | (task_figures(judged) if judged else {}),
+            "predicted": figures | elsewhere(healing),
             "predicted_on": self.texts.figures_from,
-            "predicted_tasks": task_results(judged),
             "judged_apart": judged_apart(damage, self.texts.reported),
             **self._parts(),
         }
         plan = self._plan_of(candidate).model_copy(update=result)
         return Outcome(plan, branch_replacements, damage, speedup, healing)
-
-    def _judged(
-        self, cut: Mapping[SublayerRef, BranchReplacement]
-    ) -> list[tuple[TaskScores, TaskScores]]:
-        """Both models' answers to the items that did not steer; none where texts decide."""
-        if self.tasks is None:
-            return []
-        with self._progress.task("judge on the other items"):
-            return judged_tasks(self.loaded, self.tasks, cut, self._progress)

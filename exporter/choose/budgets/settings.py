@@ -29,7 +29,6 @@ from exporter.options import (
     part,
     value_at,
 )
-from exporter.score.cluster.options import ClusterOptions
 from exporter.score.options import NAMED_ONCE, SCORING, MetricName
 
 ROUNDS = 4
@@ -142,12 +141,6 @@ class PlanSettings(Options):
         """Whether limits on quality are those of a cut whose weights were healed."""
         return bool(budget.floors) and self.heal is not None and self.heal.changes_weights
 
-    @property
-    def _objective(self) -> str:
-        """With the names of its files alone: what was chosen on says where they are."""
-        names = ",".join(path.name for path in self.search.task_files)
-        return f"{self.search.kept_small}:{names}" if names else self.search.kept_small
-
     def told(self) -> dict[str, int | float | str]:
         """What a plan notes of it, beside what was asked for."""
         search = self.search
@@ -155,7 +148,7 @@ class PlanSettings(Options):
             return {}
         numbers: dict[str, int | float | str | None] = {
             "search": search.search,
-            "objective": self._objective if search.by_damage else None,
+            "objective": search.kept_small if search.by_damage else None,
             "heal": None if self.weighed is None else self.weighed.kind,
             "protect": ", ".join(search.protect) or None,
             "for": self.server,
@@ -262,7 +255,6 @@ class PlanRequest(Options):
         section=LOADING,
     )
     load: SourceOptions = part(SourceOptions(), without=("dtype",))
-    cluster: ClusterOptions | None = part(switch="address")
 
     rules = (
         *map(_running, _OF_MODELS),
@@ -279,19 +271,6 @@ class PlanRequest(Options):
             lambda told: told.settings.allow_all and not told.budget.only_counts,
             "{0} is for plans with a number of sublayers; plans for other budgets always keep one.",
             "Leave it out, or give numbers only; depthcut heal {0} adds replacements.",
-        ),
-        Rule(
-            ("cluster", "settings.search.objective"),
-            lambda told: told.cluster is not None and bool(told.settings.search.task_files),
-            "{0} is for searches on text, not for {1} tasks:FILE.",
-            "Leave one of them out.",
-        ),
-        Rule(
-            ("cluster",),
-            lambda told: told.cluster is not None and not told.spreads,
-            "{0} distributes searches by damage for numbers of sublayers; other plans are "
-            "made in one process.",
-            "Use --search greedy without --heal, or leave {0} out.",
         ),
     )
 
@@ -313,9 +292,3 @@ class PlanRequest(Options):
     def runs_model(self) -> bool:
         """Whether the scores alone don't say what is dropped, or something is fitted."""
         return self.settings.heal is not None or not self.goes_by_scores
-
-    @property
-    def spreads(self) -> bool:
-        """Whether the search can be spread over a cluster."""
-        damage = self.settings.search.by_damage and self.settings.weighed is None
-        return self.budget.only_counts and damage

@@ -6,7 +6,7 @@ import errno
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,17 +16,27 @@ import numpy as np
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import Variant
 from exporter.choose.costs.weighing import sizes
+from exporter.compare.kinds import ArmName
 from exporter.compare.timing.subjects import RunnerArm, TimedArm
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.libraries import Backend, ask_driver
+from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
+from exporter.engines.build.settings import BuildSettings
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.registry import ONNX, open_runner
-from exporter.errors import CostError
+from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
+from exporter.engines.runners.tensorrt import open_engine
+from exporter.errors import CostError, UsageError
 from exporter.files import sha256_bytes
 from exporter.models.graph_facts import GraphFacts, read_facts
-from exporter.models.model_folder import PIXELS, find_model
+from exporter.models.loading.model_source import load_model as load_torch_model
+from exporter.models.model_folder import PIXELS, find_model, find_onnx
+from exporter.optional import require
+from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
 
@@ -231,3 +241,122 @@ def random_replacement(hidden: int, replacement: str) -> ReplacementTensors:
     if replacement == "bias":
         return ReplacementTensors(draw(hidden))
     return ReplacementTensors(draw(hidden), draw(hidden, hidden))
+
+
+@dataclass
+class EngineCostRunner:
+    """An ONNX file as a TensorRT engine, built anew for each variant."""
+
+    onnx: Path
+    folder: Path
+    at: RequestShape
+    backend: Backend = "tensorrt-rtx"
+    settings: BuildSettings = field(default_factory=BuildSettings)
+    threads: int = 1
+    progress: Progress = QUIET
+
+    def __post_init__(self) -> None:
+        problem = ask_driver().problem
+        if problem:
+            raise CostError(
+                f"Engines can't be timed here: {problem}.",
+                "Measure on ONNX Runtime, or on a machine with an NVIDIA GPU.",
+            )
+
+    @property
+    def provider(self) -> str:
+        """The library again: the card is a part of the machine."""
+        return self.backend
+
+    @property
+    def on_gpu(self) -> bool:
+        """It is an NVIDIA GPU."""
+        return True
+
+    @property
+    def sha256(self) -> str:
+        """Of the graph's files."""
+        return self._graph.sha256
+
+    @property
+    def sizes(self) -> GraphSizes:
+        """What the graph's sublayers take."""
+        return self._graph.sizes
+
+    @cached_property
+    def _graph(self) -> OnnxCostRunner:
+        return OnnxCostRunner(self.onnx, self.folder)
+
+    @cached_property
+    def _baseline(self) -> Runner:
+        return self._built(self.onnx, self.folder / "whole")
+
+    @contextmanager
+    def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
+        """The whole model and one with some sublayers cut, loaded while the block runs."""
+        with cut_for_a_while(self.onnx, self.folder, variant, self.sizes) as graph:
+            cut = self._built(graph, graph.parent / "engines")
+            runners = {"baseline": self._baseline, "candidate": cut}
+            with subjects(runners, self._graph.vocabulary) as loaded:
+                yield loaded
+
+    def _built(self, onnx: Path, target: Path) -> Runner:
+        target.mkdir(parents=True, exist_ok=True)
+        built = build_engines(
+            onnx,
+            target,
+            ranges=fitting(graph_inputs(onnx), ranges_for(self.at)),
+            backend=self.backend,
+            settings=self.settings,
+            progress=self.progress,
+        )
+        return open_engine([path for path, _ in built])
+
+
+def ranges_for(at: RequestShape) -> Ranges:
+    """What an engine must serve for a request."""
+    last = max(at.prompt, at.longest - 1)
+    return Ranges(
+        batch=Span(at.batch, at.batch, at.batch),
+        prompt=Span(1, at.prompt, at.prompt),
+        context=Span(1, (at.prompt + last) // 2, last),
+    )
+
+
+def open_cost_runner(
+    model: Path | str,
+    folder: Path,
+    at: RequestShape,
+    *,
+    provider: str = "cpu",
+    engine: Backend | None = None,
+    progress: Progress = QUIET,
+) -> CostRunner:
+    """Finds what runs a model."""
+    name = ArmName.of(model)
+    if name.is_torch and engine is None:
+        return _torch(name, provider)
+    runs_on = RUNNERS.get(name.kind)
+    if runs_on is None or runs_on.gguf or (engine is not None and name.kind != ONNX):
+        raise CostError(
+            f"No variants of {name} can be made.",
+            "Name the ONNX file, and for engines of it the library: --engine.",
+        )
+    onnx = find_onnx(name.path)
+    if engine is None:
+        return OnnxCostRunner(onnx, folder, provider, runs_on=name.kind)
+
+    return EngineCostRunner(onnx, folder, at, engine, progress=progress)
+
+
+def _torch(name: ArmName, provider: str) -> CostRunner:
+    if name.kind == "torch-compile":
+        raise UsageError(
+            f"{name} would be compiled again for each variant.", f"Measure torch:{name.path}."
+        )
+    require("torch", extra="torch")
+    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
+
+    if not name.path.exists():
+        raise CostError(f"{name.path} does not exist.", "Give a Hugging Face folder after torch:.")
+    return TorchCostRunner(load_torch_model(str(name.path)), provider)

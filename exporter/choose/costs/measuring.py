@@ -13,8 +13,7 @@ from typing import Any
 
 from exporter.artifacts import Environment, LatencyRow, library_versions
 from exporter.artifacts.latency import Shape
-from exporter.choose.costs.backend_cost_runners import open_cost_runner
-from exporter.choose.costs.cost_runners import CostRunner
+from exporter.choose.costs.cost_runners import CostRunner, open_cost_runner
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial, Variant, groups_of, variants

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, cast
@@ -14,7 +14,6 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.choices import ChoiceItems, ChoiceMeter
 from exporter.models.ablation.damage import AnyDamage, D, D_co, damage_of_numbers
 from exporter.models.ablation.embeddings import POSITIONS, meter_here
 from exporter.models.sentence_folder import pooling_of
@@ -46,11 +45,6 @@ class MeterOf(Protocol[D_co]):
 Meter = MeterOf[AnyDamage]
 
 
-MakeMeter = Callable[["LoadedModel", "CalibrationText", int, int, bool | None], Meter]
-"""From a model, a text, the samples in a batch, how many positions go on one that is looked at and
-whether embeddings count, to what measures cuts on them."""
-
-
 _AT_ONCE = 12
 """Cuts that are measured before they are written down. Each such group runs the cut that they start
 from once more; a command that is stopped loses one group."""
@@ -63,7 +57,6 @@ def searched_meter(
     *,
     embeds: bool | None = None,  # None: where the model predicts no next token
     kept: Path | None = None,
-    make: MakeMeter = meter_here,
 ) -> RememberingMeter[AnyDamage]:
     """Measures nothing twice."""
     about = {
@@ -73,16 +66,7 @@ def searched_meter(
         "embeds": embeds,
         "pooling": asdict(pooling_of(loaded.path)),
     }
-    return RememberingMeter(make(loaded, text, batch_size, POSITIONS, embeds), kept, about)
-
-
-def items_meter(
-    loaded: LoadedModel, tasks: Sequence[ChoiceItems], *, kept: Path | None = None
-) -> RememberingMeter[AnyDamage]:
-    """Measures damage to the choice among answers, in this process, nothing twice."""
-    about = {**loaded.identity(), "items": [task.part.ids_sha256 for task in tasks]}
-    items = [item for task in tasks for item in task.items]
-    return RememberingMeter(ChoiceMeter(loaded.model, items), kept, about)
+    return RememberingMeter(meter_here(loaded, text, batch_size, POSITIONS, embeds), kept, about)
 
 
 class RememberingMeter(Generic[D]):

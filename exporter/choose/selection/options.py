@@ -23,10 +23,9 @@ from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerK
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
-Objective = Literal["kl", "perplexity", "tasks", "cosine", "similarity"]
-"""What a search keeps small: KL divergence from the whole model, the perplexity's increase, what
-the right answers' mean log-probability against the others loses, or what the embeddings' mean
-cosine with the whole model's lacks of 1."""
+Objective = Literal["kl", "perplexity", "cosine", "similarity"]
+"""What a search keeps small: KL divergence from the whole model, the perplexity's increase, or what
+the embeddings' mean cosine with the whole model's, or their similarities' correlation, lacks."""
 
 Group = DeletionKind | Literal["joint"]
 """Of what a number is asked for; ``joint``: attentions and MLPs together."""

@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Literal, cast
-
-from pydantic import AfterValidator
+from typing import Literal
 
 from exporter.choose.selection.options import Objective
-from exporter.option_types import Seed, Several, Whole, Written
-from exporter.options import Options, Rule, dataclass, is_given, option
+from exporter.option_types import Several, Whole
+from exporter.options import Options, dataclass, option
 
 DROPPING = "What to drop"
 Search = Literal["auto", "one-shot", "greedy"]
-OF_TASKS = ("items", "judged_items", "seed")
-"""The fields that only the objective ``tasks`` heeds."""
-OF_SEARCHES = ("objective", "shortlist", "tokens", *OF_TASKS)
+OF_SEARCHES = ("objective", "shortlist", "tokens")
 """The fields that only searches by damage heed."""
-_TASKS = "tasks:"
 OF_EMBEDDINGS = ("cosine", "similarity")
-_OF_TEXTS = ("kl", "perplexity", *OF_EMBEDDINGS)
-
-
-def _known_objective(value: str) -> str:
-    files = value.removeprefix(_TASKS).split(",") if value.startswith(_TASKS) else []
-    if value not in _OF_TEXTS and not (files and all(files)):
-        raise ValueError(f"it is {', '.join(_OF_TEXTS)} or {_TASKS}FILE.jsonl")
-    return value
-
-
-ObjectiveName = Annotated[
-    str,
-    AfterValidator(_known_objective),
-    Written("kl|perplexity|cosine|similarity|tasks:FILE,FILE"),
-]
-"""An :data:`Objective`; of tasks with the files of their items."""
-
-
-def _of_tasks(name: str) -> Rule:
-    return Rule(
-        (name, "objective"),
-        lambda item: is_given(item, name) and not item.task_files,
-        "{0} is for {1} tasks:FILE.",
-        "Give both, or neither.",
-    )
 
 
 @dataclass(frozen=True)
@@ -59,13 +28,12 @@ class SearchOptions(Options):
         brief="auto, one-shot or greedy",
         section=DROPPING,
     )
-    objective: ObjectiveName | None = option(
+    objective: Objective | None = option(
         None,
         "For --search greedy: the damage to minimise: the KL divergence from "
-        "the whole model's answers, the perplexity, the loss of the correct answers' "
-        "log-probability on the items of FILE.jsonl (several files make a mixture), or 1 minus "
-        "the cosine of the embeddings, or 1 minus the correlation of the similarities of pairs of "
-        "texts (similarity). kl of a classifier is that of its classes.",
+        "the whole model's answers, the perplexity, 1 minus the cosine of the embeddings, or 1 "
+        "minus the correlation of the similarities of pairs of texts (similarity). kl of a "
+        "classifier is that of its classes.",
         brief="The damage to minimise",
         usual="kl, for encoders cosine",
         section=DROPPING,
@@ -91,40 +59,11 @@ class SearchOptions(Options):
         section=DROPPING,
         config_only=True,
     )
-    seed: Seed = option(
-        0,
-        "For --objective tasks: seed of the split of the items.",
-        "--search-seed",
-        section=DROPPING,
-        config_only=True,
-    )
-
-    items: Several = option(
-        100,
-        "For --objective tasks: number of items for the search, at most half of a file.",
-        "--search-items",
-        section=DROPPING,
-        config_only=True,
-    )
-    judged_items: Several = option(
-        400,
-        "For --objective tasks: number of other items to evaluate the plan on.",
-        section=DROPPING,
-        config_only=True,
-    )
-    rules = tuple(map(_of_tasks, OF_TASKS))
-
-    @property
-    def task_files(self) -> tuple[Path, ...]:
-        """The files whose items steer the choice; none where texts do."""
-        if self.objective is None or not self.objective.startswith(_TASKS):
-            return ()
-        return tuple(map(Path, self.objective.removeprefix(_TASKS).split(",")))
 
     @property
     def kept_small(self) -> Objective:
-        """The objective without its files; that of next tokens where nothing is said."""
-        return cast("Objective", "tasks" if self.task_files else self.objective or "kl")
+        """The objective; that of next tokens where nothing is said."""
+        return self.objective or "kl"
 
     def for_model(self, *, embeds: bool) -> SearchOptions:
         """The same with what is kept small named, as it goes with a model."""

@@ -184,14 +184,10 @@ def plan_text(cell: Cell) -> str | None:
 
 
 def write_plan(cell: Cell) -> None:
-    """Puts that plan where the cell's request expects it."""
+    """Puts that plan where the cell's request expects it; what a killed run left there goes."""
     text, path = plan_text(cell), cell.request.drops.plan
-    if text is not None and path is not None and not _holds(path, text):
+    if text is not None and path is not None:
         write_text(path, text)
-
-
-def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def cell_key(cell: Cell, source_sha256: str) -> str:

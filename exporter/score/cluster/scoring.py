@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import math
+import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, ModelRef
-from exporter.errors import ScoringError
-from exporter.models.ablation.damage import Damage, Floats
+from exporter.errors import ClusterError, ModelSourceError, ScoringError
+from exporter.models.ablation.branch_replacements import NOTHING
+from exporter.models.ablation.damage import D, Damage, Floats, joined
+from exporter.models.ablation.meter import CutMeter
 from exporter.models.architectures import layer_modules, named_sublayers
-from exporter.models.loading.model_source import load_model
+from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import in_couples
 from exporter.progress import QUIET, Progress
-from exporter.score.cluster.meter import CutJob, ModelAddress, cut_jobs, joined_damages, measured
 from exporter.score.cluster.pool import Pool
 from exporter.score.metric import (
     AnswerMetric,
@@ -40,6 +45,7 @@ from exporter.score.passes import (
 )
 from exporter.score.registry import metrics_named
 from exporter.score.scoring import order_scores, report_of, scored_model
+from graph_passes.types import SublayerRef
 
 
 def score_on_cluster(
@@ -132,6 +138,44 @@ class _Scoring:
 
 
 @dataclass(frozen=True)
+class ModelAddress:
+    """What a worker loads."""
+
+    source: str
+    sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, options: Mapping[str, Any] | None = None) -> ModelAddress:
+        """Where a loaded model came from."""
+        source = loaded.ref.source
+        if Path(source).expanduser().exists():
+            source = str(loaded.path.resolve())
+        return cls(source, loaded.ref.sha256, dict(options or {}))
+
+    def load(self) -> LoadedModel:
+        """Loads it, in the worker."""
+        host = socket.gethostname()
+        try:
+            loaded = load_model(self.source, **self.options)
+        except ModelSourceError as error:
+            raise ClusterError(
+                f"On {host}: {error.message}",
+                "The model has to lie under the same path on all machines, such as a shared "
+                "folder, or be a hub id that all can fetch.",
+                code="model-missing",
+            ) from error
+        if loaded.ref.sha256 != self.sha256:
+            raise ClusterError(
+                f"On {host}, {self.source} is another model (sha256 {loaded.ref.sha256[:12]}) "
+                f"than where the command was given (sha256 {self.sha256[:12]}).",
+                "Give all machines the same files.",
+                code="another-model",
+            )
+        return loaded
+
+
+@dataclass(frozen=True)
 class ScoringSetup:
     """What a worker sets up to score."""
 
@@ -147,6 +191,24 @@ class ScoringSetup:
         layers, size = layer_modules(model), self.batch_size
         scored = ScoredModel(model, layers, self.text, size, positions=self.positions)
         return scored, metrics_named(self.metrics)
+
+
+_FEWEST_CUTS = 4
+"""So few share a run of what they begin from; fewer would mostly run that."""
+
+Names = tuple[SublayerRef, ...]
+
+
+@dataclass(frozen=True)
+class CutJob:
+    """Some cuts on one batch."""
+
+    start: int
+    cut: Names
+    others: tuple[Names, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.others) + 1} cuts on the samples from {self.start} on"
 
 
 @dataclass(frozen=True)
@@ -192,3 +254,34 @@ def work(
     except ScoringError:
         refuse_not_finite(scored, [batch])
         raise
+
+
+def cut_jobs(
+    starts: Sequence[int], workers: int, cut: Names, others: Sequence[Names]
+) -> list[CutJob]:
+    """The pieces, in the order of the text: as few as keep all workers busy to the end."""
+    wanted = workers // math.gcd(len(starts), workers)
+    parts = max(1, min(wanted, len(others) // _FEWEST_CUTS))
+    bounds = [len(others) * part // parts for part in range(parts + 1)]
+    return [
+        CutJob(start, cut, tuple(others[first:end]))
+        for start in starts
+        for first, end in itertools.pairwise(bounds)
+    ]
+
+
+def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[D]]) -> list[D]:
+    """Over all samples: of the cut itself, then of each other in their order."""
+    whole: dict[int, D] = {}
+    rest: dict[int, list[D]] = {}
+    for job, (first, *others) in zip(jobs, found, strict=True):
+        whole.setdefault(job.start, first)  # each part of a batch has run it
+        rest.setdefault(job.start, []).extend(others)
+    return [joined(list(whole.values())), *map(joined, map(list, zip(*rest.values(), strict=True)))]
+
+
+def measured(meter: CutMeter[D], job: CutJob) -> list[D]:
+    """What one piece costs: its cut, then each other; in the worker."""
+    cut = dict.fromkeys(job.cut, NOTHING)
+    others = [dict.fromkeys(names, NOTHING) for names in job.others]
+    return list(meter.measure_batch(job.start, cut, others))

@@ -301,7 +301,6 @@ NO_OPTIONS = {"refuses_useless", "quick", "in_stacks"}
 BY_RULES = {
     "heal.server",  # as server
     "heal.seed", "heal.sequence_length",  # as those of scores
-    "search.seed", "search.items", "search.judged_items",
     "drops.budget.fits.context", "drops.budget.fits.batch",  # with a limit of bytes alone
     "stream_dir", "cache_length",
 }  # fmt: skip

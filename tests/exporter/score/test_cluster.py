@@ -7,18 +7,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exporter import cli
-from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.artifacts import ImportanceReport
 from exporter.errors import CalibrationError, ClusterError
 from exporter.progress import Quiet
 from tests.raising import raises
-from tests.reading import in_file
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
@@ -128,73 +125,6 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
 
 def _figures(report: ImportanceReport) -> Any:
     return report.model_dump(include={"metric", "scores", "further", "made_from"})
-
-
-class Posted:
-    """A group in this process that gets and gives copies of everything, as by Ray.
-
-    Two processes that load PyTorch again would show no more: that the pieces of a search, which
-    those of `kl` are too, are done on real workers is what the first test is for.
-    """
-
-    workers = 2
-
-    def __init__(self, setup: Any) -> None:
-        self._state = posted(setup)()
-
-    def run(self, work: Any, jobs: Any) -> Iterator[tuple[int, Any]]:
-        for number in reversed(range(len(jobs))):
-            yield number, posted(posted(work)(self._state, posted(jobs[number])))
-
-
-def posted(what: Any) -> Any:
-    return ray.cloudpickle.loads(ray.cloudpickle.dumps(what))
-
-
-@pytest.mark.usefixtures("pool")
-def test_a_search_in_pieces_makes_the_same_plan(
-    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crews: list[Posted] = []
-
-    def group(_pool: Any, setup: Any) -> Any:
-        crews.append(Posted(setup))
-        return nullcontext(crews[-1])
-
-    monkeypatch.setattr("exporter.score.cluster.pool.Pool.group", group)
-    scores, plans = tmp_path / "importance.json", [tmp_path / "one.json", tmp_path / "two.json"]
-    size = ["--samples", "6", "--sequence-length", "16", "--batch-size", "2", "-q"]
-    assert cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size]) == 0
-    search = [
-        "--drop-joint",
-        "2",
-        "--search",
-        "greedy",
-        *in_file(tmp_path, ["batch_size: 2"]),
-        "-q",
-    ]
-    assert cli.run(["plan", str(scores), "-o", str(plans[0]), *search]) == 0
-    assert not crews
-    spread = [*search, "--ray", "--ray-workers", "2"]
-    assert cli.run(["plan", str(scores), "-o", str(plans[1]), *spread]) == 0
-    assert len(crews) == 1
-    one, two = map(PruningPlan.read, plans)
-    assert two.deletions == one.deletions
-    assert two.predicted == one.predicted
-
-
-def test_searches_that_measure_nothing_are_refused(
-    model: Path, text: Path, tmp_path: Path, capsys: Any
-) -> None:
-    scores = tmp_path / "importance.json"
-    size = ["--samples", "2", "--sequence-length", "16", "-q"]
-    cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size])
-    plan = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--ray"]
-    assert cli.run([*plan, "--drop-joint", "1", "--search", "one-shot"]) == 2
-    assert "--search" in capsys.readouterr().err
-    assert cli.run([*plan, "--parameters", "10%"]) == 2
-    assert "--ray" in capsys.readouterr().err
-    assert not (tmp_path / "plan.json").exists()
 
 
 @pytest.fixture(scope="class")
@@ -316,7 +246,7 @@ def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
     from exporter.models.loading.model_source import load_model
-    from exporter.score.cluster.meter import ModelAddress
+    from exporter.score.cluster.scoring import ModelAddress
 
     loaded = load_model(str(model))
     assert ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256

@@ -11,8 +11,8 @@ import pytest
 from exporter import cli
 from exporter.errors import ClusterError, MissingDependencyError
 from exporter.models.ablation.damage import Damage
-from exporter.score.cluster.meter import cut_jobs, joined_damages
 from exporter.score.cluster.pool import allocate, open_pool
+from exporter.score.cluster.scoring import cut_jobs, joined_damages
 from tests.raising import raises
 
 
