@@ -13,8 +13,12 @@ import pytest
 from exporter.choose.budgets import target_speedup
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.costs.backend_cost_runners import EngineCostRunner, ranges_for
-from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
+from exporter.choose.costs.cost_runners import (
+    EngineCostRunner,
+    OnnxCostRunner,
+    cut_for_a_while,
+    ranges_for,
+)
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import CostSettings, measure_costs, measure_on
 from exporter.choose.costs.request_shape import RequestShape
@@ -319,7 +323,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
         results.append((onnx.name, target, ranges))
         return [(Path(shutil.copy(onnx, target / "model.engine")), None)]
 
-    module = "exporter.choose.costs.backend_cost_runners"
+    module = "exporter.choose.costs.cost_runners"
     monkeypatch.setattr(f"{module}.ask_driver", lambda: Driver(problem=""))
     monkeypatch.setattr(f"{module}.build_engines", build_engines)
     monkeypatch.setattr(
@@ -384,7 +388,7 @@ def test_a_wrong_call_is_told(
     told: str,
 ) -> None:  # fmt: skip
     driver = Driver(problem="there is no NVIDIA driver")
-    monkeypatch.setattr("exporter.choose.costs.backend_cost_runners.ask_driver", lambda: driver)
+    monkeypatch.setattr("exporter.choose.costs.cost_runners.ask_driver", lambda: driver)
     before = graph.read_bytes()
     model, *options = call.format(folder=graph.parent).split()
     assert run(["costs", model, *CALL, *options]) == 2
