@@ -19,7 +19,6 @@ from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import Variant
 from exporter.choose.costs.weighing import sizes
-from exporter.compare.kinds import ArmName
 from exporter.compare.timing.subjects import RunnerArm, TimedArm
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
@@ -28,14 +27,12 @@ from exporter.engines.build.libraries import Backend, ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
+from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import open_engine
-from exporter.errors import CostError, UsageError
+from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.models.graph_facts import GraphFacts, read_facts
-from exporter.models.loading.model_source import load_model as load_torch_model
-from exporter.models.model_folder import PIXELS, find_model, find_onnx
-from exporter.optional import require
+from exporter.models.model_folder import PIXELS, find_model
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
@@ -321,42 +318,3 @@ def ranges_for(at: RequestShape) -> Ranges:
         prompt=Span(1, at.prompt, at.prompt),
         context=Span(1, (at.prompt + last) // 2, last),
     )
-
-
-def open_cost_runner(
-    model: Path | str,
-    folder: Path,
-    at: RequestShape,
-    *,
-    provider: str = "cpu",
-    engine: Backend | None = None,
-    progress: Progress = QUIET,
-) -> CostRunner:
-    """Finds what runs a model."""
-    name = ArmName.of(model)
-    if name.is_torch and engine is None:
-        return _torch(name, provider)
-    runs_on = RUNNERS.get(name.kind)
-    if runs_on is None or runs_on.gguf or (engine is not None and name.kind != ONNX):
-        raise CostError(
-            f"No variants of {name} can be made.",
-            "Name the ONNX file, and for engines of it the library: --engine.",
-        )
-    onnx = find_onnx(name.path)
-    if engine is None:
-        return OnnxCostRunner(onnx, folder, provider, runs_on=name.kind)
-
-    return EngineCostRunner(onnx, folder, at, engine, progress=progress)
-
-
-def _torch(name: ArmName, provider: str) -> CostRunner:
-    if name.kind == "torch-compile":
-        raise UsageError(
-            f"{name} would be compiled again for each variant.", f"Measure torch:{name.path}."
-        )
-    require("torch", extra="torch")
-    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
-
-    if not name.path.exists():
-        raise CostError(f"{name.path} does not exist.", "Give a Hugging Face folder after torch:.")
-    return TorchCostRunner(load_torch_model(str(name.path)), provider)

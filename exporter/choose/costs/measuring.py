@@ -13,15 +13,20 @@ from typing import Any
 
 from exporter.artifacts import Environment, LatencyRow, library_versions
 from exporter.artifacts.latency import Shape
-from exporter.choose.costs.cost_runners import CostRunner, open_cost_runner
+from exporter.choose.costs.cost_runners import CostRunner, EngineCostRunner, OnnxCostRunner
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial, Variant, groups_of, variants
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
+from exporter.compare.kinds import ArmName
 from exporter.engines.build.libraries import Backend
 from exporter.engines.environment import default_threads, environment
+from exporter.engines.runners.registry import ONNX, RUNNERS
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from exporter.files import scratch_folder
+from exporter.models.loading.model_source import load_model
+from exporter.models.model_folder import find_onnx
+from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
@@ -361,3 +366,42 @@ def usable(settings: CostSettings, here: Conditions, progress: Progress) -> Cost
         )
         return None
     return table
+
+
+def open_cost_runner(
+    model: Path | str,
+    folder: Path,
+    at: RequestShape,
+    *,
+    provider: str = "cpu",
+    engine: Backend | None = None,
+    progress: Progress = QUIET,
+) -> CostRunner:
+    """Finds what runs a model."""
+    name = ArmName.of(model)
+    if name.is_torch and engine is None:
+        return _torch(name, provider)
+    runs_on = RUNNERS.get(name.kind)
+    if runs_on is None or runs_on.gguf or (engine is not None and name.kind != ONNX):
+        raise CostError(
+            f"No variants of {name} can be made.",
+            "Name the ONNX file, and for engines of it the library: --engine.",
+        )
+    onnx = find_onnx(name.path)
+    if engine is None:
+        return OnnxCostRunner(onnx, folder, provider, runs_on=name.kind)
+
+    return EngineCostRunner(onnx, folder, at, engine, progress=progress)
+
+
+def _torch(name: ArmName, provider: str) -> CostRunner:
+    if name.kind == "torch-compile":
+        raise UsageError(
+            f"{name} would be compiled again for each variant.", f"Measure torch:{name.path}."
+        )
+    require("torch", extra="torch")
+    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
+
+    if not name.path.exists():
+        raise CostError(f"{name.path} does not exist.", "Give a Hugging Face folder after torch:.")
+    return TorchCostRunner(load_model(str(name.path)), provider)
