@@ -67,7 +67,7 @@ def _checked(data: bytes, cut: Cut, *, run: bool) -> str:
 def test_mutated_graphs_are_refused_or_cut_right() -> None:
     outcomes: Counter[str] = Counter()
 
-    @_examples(120)
+    @_examples(160)
     @given(name=_GRAPHS, steps=_STEPS, cut=_CUTS)
     def check(name: str, steps: list[tuple[str, int]], cut: Cut) -> None:
         outcomes[_checked(_mutant(name, steps).SerializeToString(), cut, run=True)] += 1

@@ -28,6 +28,7 @@ from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, DepthcutError
 from exporter.files import sha256_file
 from tests.raising import raises
+from tests.text_graphs import write_tokenizer
 
 pytestmark = pytest.mark.gpu
 
@@ -229,16 +230,8 @@ def test_a_broken_engine_is_one_line_and_no_crash(
 def test_the_command_generates(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = {f"w{number}": number for number in range(VOCABULARY)}
-    tokenizer = tmp_path / "tokenizer.json"
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
-    parts = ("truncation", "padding", "normalizer", "post_processor", "decoder")
-    content = {
-        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
-        "model": model, **dict.fromkeys(parts),
-    }  # fmt: skip
-    tokenizer.write_text(json.dumps(content))
-    arguments = ["generate", str(engines), "w3 w14", "-n", "6", "--tokenizer", str(tokenizer)]
+    write_tokenizer(tmp_path, [f"w{number}" for number in range(1, VOCABULARY)])
+    arguments = ["generate", str(engines), "w3 w14", "-n", "6", "--tokenizer", str(tmp_path)]
     assert run([*arguments, "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert len(done["token_ids"]) == 6

@@ -72,24 +72,30 @@ def main() -> int:
 
 def _run(folder: Path, seeds: range, options: argparse.Namespace) -> list[Try]:
     """Lets jobs do the tries, each in a process of its own, and gives what they found."""
-    jobs = []
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8",
+        "HF_TOKEN": "hf_x",
+    }  # fmt: skip
+    python, template, jobs = [sys.executable, "-P", "-m"], folder / "template", []
+    template.mkdir()
+    subprocess.run(
+        [*python, "tests.hostile.bases"], env=environment, cwd=template, check=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     for number in range(min(options.jobs, len(seeds))):
         place, result = folder / f"place{number}", folder / f"told{number}"
         request = {
             "seeds": (seeds.start + number, seeds.stop, options.jobs), "place": str(place),
-            "template": str(folder / "template"), "told": str(result), "sound": options.sound,
-            "only": options.only, "kinds": options.kinds, "make": number == 0,
+            "template": str(template), "told": str(result), "sound": options.sound,
+            "only": options.only, "kinds": options.kinds,
         }  # fmt: skip
-        call = [sys.executable, "-P", "-m", "tests.hostile.job", json.dumps(request)]
+        call = [*python, "tests.hostile.job", json.dumps(request)]
         log = options.keep / f"calls{number}"
         if options.strace:
             call = [*system_calls.command(log), *call]
-        environment = {
-            "PATH": os.environ["PATH"], "HOME": str(place / "home"), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8",
-            "HF_TOKEN": "hf_x",
-        }  # fmt: skip
-        process = subprocess.Popen(call, env=environment, cwd=folder)
+        home = {"HOME": str(place / "home")}
+        process = subprocess.Popen(call, env={**environment, **home}, cwd=folder)
         jobs.append((process, Place(place), result, log))
     broken = [process for process, *_ in jobs if process.wait()]
     if broken:

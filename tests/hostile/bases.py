@@ -17,7 +17,7 @@ _DECODER = {
 }  # fmt: skip
 
 
-def write_template() -> int:
+def write_template() -> None:
     """Fills the working directory, of which each try gets a copy."""
     write_inputs(Path("in"))
     for name in ("tasks", "plans", "reports", "sweeps", "earlier"):
@@ -25,7 +25,6 @@ def write_template() -> int:
     _write_models()
     _write_graphs()
     _write_records()
-    return 0
 
 
 def _write_models() -> None:
@@ -85,3 +84,7 @@ def _write_records() -> None:
     shutil.copytree("in/llama", "earlier/res")
     for name in ("importance", "plan"):
         shutil.copy(f"in/{name}.json", "earlier")
+
+
+if __name__ == "__main__":
+    write_template()

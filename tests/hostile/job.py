@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from tests import forked
-from tests.hostile.bases import write_template
 from tests.hostile.commands import COMMANDS, Command, chosen
 from tests.hostile.judge import Ended, faults, outside, without_races
 from tests.hostile.mutations import KINDS, Mutation, Spoilt
@@ -34,7 +33,6 @@ LONGEST_S = 60.0
 MEMORY = 2 << 30
 _FILE_BYTES = 1 << 30
 _CAP_DAC = 0b110  # a user without them can't read what nobody may read
-_WAIT_S = 120
 
 
 def prepare(
@@ -128,7 +126,6 @@ def main() -> int:
     template, place = Path(content["template"]), Place(Path(content["place"]))
     place.root.mkdir(parents=True, exist_ok=True)
     forked.warm_up()
-    _have_template(template, make=content["make"])
     commands = _commands(content["only"], content["kinds"])
     with Path(content["told"]).open("w", buffering=1) as file:
         for seed in range(*content["seeds"]):
@@ -153,22 +150,6 @@ def _commands(only: str | None, kinds: str | None) -> list[Command]:
         if is_new or "--stream" not in command.line
     ]
     return [command for command in narrowed if command.kinds]
-
-
-def _have_template(template: Path, *, make: bool) -> None:
-    """Has one job make it, in a fork, so that its process stays one of one thread."""
-    done, log = template.with_name("template-done"), template.with_name("template-log")
-    if make:
-        template.mkdir()
-        pid = forked.start(write_template, template, (log, log), os.environ.copy())
-        if os.waitpid(pid, 0)[1]:
-            raise RuntimeError(f"the sound models could not be made: {log.read_text()}")
-        done.touch()
-    end = time.monotonic() + _WAIT_S
-    while not done.exists():
-        if time.monotonic() > end:
-            raise RuntimeError("the sound models are not there")
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":
