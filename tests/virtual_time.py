@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import CallProbe, Probe
 from exporter.engines.runners.base import BoundCall
 
@@ -146,3 +148,12 @@ def virtual_pair(
     for arm in arms.values():
         arm.load()
     return time, arms
+
+
+def timed(
+    budget: TimingBudget, noise: Noise | None = None, *, store: Any = None, **kind: Any
+) -> LatencyRow:
+    """The row of a virtual pair."""
+    time, arms = virtual_pair(noise or Quiet(), **kind)
+    (row,) = measure_rows(arms, [VirtualCell()], budget, clock=time, store=store)
+    return row

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from exporter.compare.latency import Timed
+from tests.text_graphs import write_tiny_lm
 
 
 @pytest.fixture
 def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> tuple[Path, Path]:
+    """A language model and the same without a cache of its first layer; random tokens judge."""
+    return write_tiny_lm(tmp_path / "baseline"), write_tiny_lm(tmp_path / "candidate", layers=(1,))

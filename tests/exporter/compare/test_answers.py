@@ -1,112 +1,103 @@
-"""What both arms say to prompts, in reports and printed."""
+"""What both arms say to prompts, how far they go on alike, and embeddings of both."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from exporter.artifacts import Accuracy, ComparisonReport
+from exporter.artifacts import ComparisonReport, SampleAnswers
 from exporter.cli import run
+from exporter.compare.encoder_quality import compare_embeddings, embed, refuse_few_texts
 from exporter.compare.evaluation import questions
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
-from exporter.errors import BackendError, ComparisonError, TextSourceError
+from exporter.compare.tasks.likelihood import task_texts
+from exporter.engines.decoding.generate import agreement, continuations, generate
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import BackendError, ComparisonError, TextSourceError, UsageError
+from exporter.models.model_folder import ModelFolder
+from graph_passes import save_model
+from tests.compared import accuracy_of, encoder, encoders, language_model, language_models
 from tests.made_reports import as_markdown, as_page, as_text
+from tests.present import present
 from tests.raising import ends_in, raises
-from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
+from tests.reading import in_file
+from tests.stand_in.decoders import Scripted
+from tests.text_graphs import WORDS, write_tokenizer
+from tests.tiny_graphs import TinySpec, tiny_model
 
 pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.usefixtures("no_timing")
 TEMPLATE = "the list {{ messages[0]['content'] }} is"
 CHAT = {"chat_template.jinja": TEMPLATE}
-
-
-def arms(folder: Path, files: dict[str, str] | None = None, **config: Any) -> list[Path]:
-    """A language model and the same with other weights, each with these files beside it."""
-    for name, noise in (("a", 0.0), ("b", 1.0)):
-        write_tiny_lm(folder / name, noise=noise)
-        write_tokenizer(folder / name)
-        (folder / name / "config.json").write_text(json.dumps({"eos_token_id": 0} | config))
-        for file, text in (files or {}).items():
-            (folder / name / file).write_text(text)
-    return [folder / "a", folder / "b"]
-
-
-def encoders(folder: Path) -> list[Path]:
-    made = [
-        write_tiny_lm(folder / name, layers=(), output="last_hidden_state", noise=noise)
-        for name, noise in (("a", 0.0), ("b", 0.5))
-    ]
-    for item in made:
-        write_tokenizer(item, ["guitar", "song", "tax", "law", "bread", "oven", "a", "the"])
-    return made
+PROMPTS = np.array([[0, 5], [1, 5], [2, 5]])
+SHORT = CompareOptions(eval_tokens=96, prefill_lengths=(4,))
 
 
 def options(**quality: Any) -> CompareOptions:
     few = {"agreement_prompts": 0, "answer_tokens": 5} | quality
-    return CompareOptions(eval_tokens=96, prefill_lengths=(4,), quality=QualityOptions(**few))
+    return replace(SHORT, quality=QualityOptions(**few))
 
 
-def accuracy(folders: list[Path], **quality: Any) -> Accuracy:
-    result = compare(*folders, options(**quality)).accuracy
-    assert result is not None
-    return result
+def answers(folders: tuple[Path, Path], **quality: Any) -> SampleAnswers:
+    return present(accuracy_of(*folders, options=options(**quality)).answers)
 
 
-def written(path: Path, text: str) -> Path:
-    path.write_text(text)
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "p.txt"
+    path.write_text("the value")
     return path
 
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_built_in_prompts_are_answered_by_both(tmp_path: Path, chat: bool) -> None:
-    answers = accuracy(arms(tmp_path, CHAT), chat=chat).answers
-    assert answers is not None
-    assert (answers.chat, answers.source, answers.new_tokens) == (chat, "built in", 5)
-    prompts = questions(None)
-    assert [answer.prompt for answer in answers.answers] == [
-        *(prompts.texts if chat else prompts.openings)
+    said = answers(language_models(tmp_path, CHAT), chat=chat)
+    assert (said.chat, said.source, said.new_tokens) == (chat, "built in", 5)
+    known = questions(None)
+    assert [answer.prompt for answer in said.answers] == [
+        *(known.texts if chat else known.openings)
     ]
-    assert 3 <= len(answers.answers) <= 5
-    assert any(answer.baseline != answer.candidate for answer in answers.answers)
-    assert not answers.left_out
+    assert 3 <= len(said.answers) <= 5
+    assert any(answer.baseline != answer.candidate for answer in said.answers)
+    assert not said.left_out
 
 
-def test_the_template_decides_what_the_model_reads(tmp_path: Path) -> None:
-    result = {"prompts": written(tmp_path / "p.txt", "of that\n")}
-    (tmp_path / "chat").mkdir()
-    (tmp_path / "plain").mkdir()
-    chat = accuracy(arms(tmp_path / "chat", CHAT), chat=True, **result).answers
-    plain = accuracy(arms(tmp_path / "plain"), **result).answers
-    (tmp_path / "p.txt").write_text("the list of that is")
-    same = accuracy([tmp_path / "plain" / name for name in "ab"], **result).answers
-    assert chat is not None
-    assert plain is not None
-    assert same is not None
-    assert chat.answers[0].baseline == same.answers[0].baseline != plain.answers[0].baseline
-    assert (chat.answers[0].prompt, same.answers[0].prompt) == ("of that", "the list of that is")
+def test_the_template_decides_what_the_model_reads(tmp_path: Path, prompts: Path) -> None:
+    folders = language_models(tmp_path)
+    texts = {"of that": {}, "the list of that is": {}, "in the template": CHAT}
+    first = {}
+    for text, files in texts.items():
+        prompts.write_text("of that" if files else text)
+        for name, content in files.items():
+            (folders[0] / name).write_text(content)
+        first[text] = answers(folders, prompts=prompts, chat=bool(files)).answers[0]
+    plain, same, chat = first.values()
+    assert chat.baseline == same.baseline != plain.baseline
+    assert (chat.prompt, same.prompt) == ("of that", "the list of that is")
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("p.txt", "the value\n\n  if that \n"),
-        (
-            "p.jsonl",
-            '{"prompt": "the value", "more": "longer than the prompt"}\n{"q": "if that"}\n',
-        ),
+        ("p.jsonl", '{"prompt": "the value", "more": "longer than all"}\n{"q": "if that"}\n'),
     ],
 )
 def test_the_user_s_prompts_are_a_line_each(tmp_path: Path, name: str, text: str) -> None:
-    path = written(tmp_path / name, text)
-    answers = accuracy(arms(tmp_path), prompts=path).answers
-    assert answers is not None
-    assert [answer.prompt for answer in answers.answers] == ["the value", "if that"]
-    assert answers.source == str(path)
+    (tmp_path / name).write_text(text)
+    said = answers(language_models(tmp_path), prompts=tmp_path / name)
+    assert [answer.prompt for answer in said.answers] == ["the value", "if that"]
+    assert said.source == str(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -122,23 +113,18 @@ def test_a_file_without_prompts_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, code: str
 ) -> None:
     monkeypatch.delattr("exporter.compare.accuracy.compare_predictions")
+    (tmp_path / name).write_text(text)
     with raises(TextSourceError, code, name):
-        accuracy(arms(tmp_path), prompts=written(tmp_path / name, text))
+        answers(language_models(tmp_path), prompts=tmp_path / name)
 
 
-def test_an_answer_says_whether_it_was_cut(tmp_path: Path) -> None:
-    (tmp_path / "on").mkdir()
-    (tmp_path / "end").mkdir()
-    prompts = written(tmp_path / "p.txt", "the value")
-    cut = accuracy(arms(tmp_path / "on", eos_token_id=99), prompts=prompts).answers
-    every = list(range(32))
-    ended = accuracy(arms(tmp_path / "end", eos_token_id=every), prompts=prompts).answers
-    assert cut is not None
-    assert ended is not None
-    assert not cut.answers[0].baseline.ended
-    assert cut.answers[0].baseline.text
-    assert ended.answers[0].baseline.ended
-    assert not ended.answers[0].baseline.text
+@pytest.mark.parametrize(("end", "ended"), [(99, False), (list(range(32)), True)])
+def test_an_answer_says_whether_it_was_cut(
+    tmp_path: Path, prompts: Path, end: Any, ended: bool
+) -> None:
+    said = answers(language_models(tmp_path, eos_token_id=end), prompts=prompts)
+    assert said.answers[0].baseline.ended is ended
+    assert bool(said.answers[0].baseline.text) is not ended
 
 
 @pytest.mark.parametrize(
@@ -150,27 +136,25 @@ def test_an_answer_says_whether_it_was_cut(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_t_be_answered_is_left_out_with_a_reason_or_refused_if_it_was_asked_for(
-    tmp_path: Path, files: dict[str, str], config: dict[str, int], reason: str
+    tmp_path: Path, prompts: Path, files: dict[str, str], config: dict[str, int], reason: str
 ) -> None:
-    folders = arms(tmp_path, files, **config)
-    result = accuracy(folders, answer_tokens=90, chat=bool(files))
-    assert result.answers is not None
-    assert result.answers.answers == []
-    assert reason in result.answers.left_out
+    folders = language_models(tmp_path, files, **config)
+    asked: dict[str, Any] = {"answer_tokens": 90, "chat": bool(files)}
+    result = accuracy_of(*folders, options=options(**asked))
+    assert present(result.answers).answers == []
+    assert reason in present(result.answers).left_out
     assert result.top1_agreement is not None
-    own = written(tmp_path / "p.txt", "the value " * 4)
-    with raises(ComparisonError, "prompts-unanswered", "--prompts", own, reason):
-        accuracy(folders, answer_tokens=90, prompts=own, chat=bool(files))
+    prompts.write_text("the value " * 4)
+    with raises(ComparisonError, "prompts-unanswered", "--prompts", prompts, reason):
+        answers(folders, **asked, prompts=prompts)
 
 
 def test_without_a_tokenizer_one_line_says_so(tmp_path: Path) -> None:
-    folders = arms(tmp_path)
+    folders = language_models(tmp_path)
     for folder in folders:
         (folder / "tokenizer.json").unlink()
     report = compare(*folders, options())
-    assert report.accuracy is not None
-    assert report.accuracy.answers is not None
-    assert "tokenizer.json" in report.accuracy.answers.left_out
+    assert "tokenizer.json" in present(present(report.accuracy).answers).left_out
     (line,) = (
         as_markdown(report).split("## What the models say\n\n")[1].split("\n\n## ")[0].splitlines()
     )
@@ -179,35 +163,35 @@ def test_without_a_tokenizer_one_line_says_so(tmp_path: Path) -> None:
 
 
 def test_nobody_has_to_ask(tmp_path: Path) -> None:
-    report = compare(*arms(tmp_path), options(answer_tokens=0))
-    assert report.accuracy is not None
-    assert report.accuracy.answers is None
+    report = compare(*language_models(tmp_path), options(answer_tokens=0))
+    assert present(report.accuracy).answers is None
     assert "What the models say" not in as_markdown(report)
 
 
 def test_a_tokenizer_of_another_model_s_template_is_left_out(tmp_path: Path) -> None:
-    folders = arms(tmp_path, {"chat_template.jinja": "beyond"})
+    folders = language_models(tmp_path, {"chat_template.jinja": "beyond"})
     for folder in folders:
         write_tokenizer(folder, [*WORDS, *(f"w{number}" for number in range(20)), "beyond"])
-    answers = accuracy(folders, chat=True).answers
-    assert answers is not None
-    assert answers.left_out
-    assert not answers.answers
+    said = answers(folders, chat=True)
+    assert said.left_out
+    assert not said.answers
 
 
 def test_the_command_shows_them_in_every_form(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = written(tmp_path / "text.txt", " ".join(np.random.default_rng(0).choice(WORDS, 900)))
-    prompts = written(tmp_path / "p.txt", "the value")
-    call = ["compare", *map(str, arms(tmp_path, CHAT)), "-o", str(tmp_path / "out"), "-q"]
-    more = ["--eval-text", str(text), "--eval-tokens", "96", "--prompts", str(prompts)]
-    keys = written(tmp_path / "c.yaml", "{agreement_prompts: 0, answer_tokens: 3}")
-    assert run([*call, *more, "--config", str(keys)]) == 0
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 900)))
+    arms = map(str, language_models(tmp_path, CHAT, num_hidden_layers=2))
+    call = ["compare", *arms, "-o", str(tmp_path / "out"), "-q", "--eval-text", str(text)]
+    call += ["--eval-tokens", "96", "--prompts", str(prompts)]
+    keys = ["agreement_prompts: 1", "agreement_tokens: 5", "answer_tokens: 3"]
+    assert run([*call, *in_file(tmp_path, keys)]) == 0
     report = ComparisonReport.read(tmp_path / "out" / "report.json")
-    assert report.accuracy is not None
-    assert report.accuracy.answers is not None
-    (result,) = report.accuracy.answers.answers
+    accuracy = present(report.accuracy)
+    assert present(accuracy.generation).prompts == 1
+    assert report.arms.baseline.layers == 2
+    (result,) = present(accuracy.answers).answers
     words = result.candidate.text.split()
     assert 0 < len(words) <= 3
     for item in (capsys.readouterr().out, as_markdown(report), as_page(report)):
@@ -215,38 +199,188 @@ def test_the_command_shows_them_in_every_form(
         assert " ".join(words) in item
     with ends_in(TextSourceError, "no-text", prompts):
         prompts.write_text("")
-        assert run([*call, *more]) == 2
+        assert run(call) == 2
 
 
 def test_generate_asks_in_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(arms(tmp_path, CHAT)[0])
-    call = ["generate", model, "-n", "4", "--threads", "1", "--json", "-q"]
-    assert run([*call, "of that", "--chat"]) == 0
-    chat = json.loads(capsys.readouterr().out)["token_ids"]
-    assert run([*call, "the list of that is"]) == 0
-    assert json.loads(capsys.readouterr().out)["token_ids"] == chat
-    assert run([*call, "of that"]) == 0
-    assert json.loads(capsys.readouterr().out)["token_ids"] != chat
+    model = str(language_model(tmp_path, CHAT))
+
+    def generated(*words: str) -> Any:
+        assert run(["generate", model, "-n", "4", "--threads", "1", "--json", "-q", *words]) == 0
+        return json.loads(capsys.readouterr().out)["token_ids"]
+
+    chat = generated("of that", "--chat")
+    assert generated("the list of that is") == chat != generated("of that")
 
 
 def test_generate_makes_no_template_up(tmp_path: Path) -> None:
-    model = arms(tmp_path)[0]
+    model, other = language_model(tmp_path / "a"), language_model(tmp_path / "elsewhere", CHAT)
+    call = ["generate", str(model), "of that", "--chat"]
     with ends_in(BackendError, "no-chat-template", "--chat", "--tokenizer", model):
-        assert run(["generate", str(model), "of that", "--chat"]) == 2
-    (tmp_path / "elsewhere").mkdir()
-    write_tokenizer(tmp_path / "elsewhere")
-    written(tmp_path / "elsewhere" / "chat_template.jinja", TEMPLATE)
-    other = ["--tokenizer", str(tmp_path / "elsewhere"), "-n", "2", "--threads", "1"]
-    assert run(["generate", str(model), "of that", "--chat", *other]) == 0
+        assert run(call) == 2
+    assert run([*call, "--tokenizer", str(other), "-n", "2", "--threads", "1"]) == 0
 
 
-def test_an_encoder_can_t_be_asked(tmp_path: Path) -> None:
+def test_an_encoder_can_t_be_asked(tmp_path: Path, prompts: Path) -> None:
     model, other = encoders(tmp_path)
-    prompts = written(tmp_path / "p.txt", "the value")
+    for folder in (model, other):
+        write_tokenizer(folder)
     with raises(ComparisonError, "prompts-unanswered", prompts):
         compare(model, other, options(prompts=prompts))
-    with ends_in(BackendError, "no-chat-template"):
-        assert run(["generate", str(model), "the guitar", "--chat"]) == 2
-    written(model / "chat_template.jinja", TEMPLATE)
-    with ends_in(BackendError, "no-kv-cache"):
-        assert run(["generate", str(model), "the guitar", "--chat"]) == 2
+    for code in ("no-chat-template", "no-kv-cache"):
+        with ends_in(BackendError, code):
+            assert run(["generate", str(model), "the value", "--chat"]) == 2
+        (model / "chat_template.jinja").write_text(TEMPLATE)
+
+
+# Greedy continuations.
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_texts_agree_up_to_the_first_other_token(batch_size: int | None) -> None:
+    first = Scripted([1, 2, 3], [4, 5, 6], [7, 9, 1])
+    second = Scripted([1, 2, 3], [4, 8, 6], [7, 9, 2])
+    texts = (
+        continuations(arm, PROMPTS, new_tokens=3, stop_ids={9}, batch_size=batch_size)
+        for arm in (first, second)
+    )
+    result = agreement(*texts)
+    assert result.exact_match == pytest.approx(2 / 3, abs=1e-12)  # after the 9 nothing counts
+    assert (result.prompts, result.new_tokens) == (3, 3)
+    assert first.batches == {None: [3], 1: [1, 1, 1], 2: [2, 1]}[batch_size]
+    texts = (continuations(arm, PROMPTS, new_tokens=3) for arm in (first, second))
+    assert agreement(*texts).exact_match == pytest.approx(1 / 3, abs=1e-12)
+
+
+def test_a_runner_s_decoder_says_what_the_backend_s_own_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    save_model(tiny_model(TinySpec(layers=2)), path)
+    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+        wanted = generate(decoder, [3, 1, 4], new_tokens=9).token_ids
+    with OnnxRuntimeRunner(path, threads=1) as runner, RunnerDecoder(runner) as decoder:
+        for _ in range(2):
+            assert generate(decoder, [3, 1, 4], new_tokens=9).token_ids == wanted
+    save_model(tiny_model(TinySpec(cache=False)), tmp_path / "encoder.onnx")
+    with (
+        OnnxRuntimeRunner(tmp_path / "encoder.onnx", threads=1) as runner,
+        raises(BackendError, "no-kv-cache"),
+    ):
+        RunnerDecoder(runner).__enter__()
+
+
+@pytest.mark.parametrize(("longest_cache", "generates"), [(126, False), (127, True)])
+def test_generation_beyond_what_a_runner_holds_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_cache: int, generates: bool
+) -> None:
+    def refuse(_: object, shapes: Mapping[str, tuple[int, ...]], **_phase: object) -> None:
+        if shapes["attention_mask"][1] > longest_cache:
+            raise BackendError("no profile holds this call")
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "refuse_shapes", refuse)
+    accuracy = accuracy_of(*language_models(tmp_path), options=SHORT)
+    assert (accuracy.generation is not None) == generates
+    assert accuracy.top1_agreement is not None
+
+
+@pytest.mark.parametrize("wrong", [{"agreement_prompts": -1}, {"agreement_tokens": 0}])
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        QualityOptions(**wrong)
+
+
+def test_the_codec_reads_the_folder_s_tokenizer(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    folder = ModelFolder(tmp_path / "model.onnx", tmp_path / "tokenizer.json", {"bos_token_id": 3})
+    codec = task_texts(folder)
+    assert (codec.prefix_id, codec.stop_ids) == (3, {7, 8})
+
+
+class Compiled(OnnxRuntimeRunner):
+    """As an arm of torch.compile says what it does."""
+
+    def __init__(self, model: Path, **kind: Any) -> None:
+        super().__init__(model, **kind)
+        self.capabilities = replace(self.capabilities, shapes="compiled")
+
+
+def test_what_would_be_compiled_for_each_length_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.engines.runners.onnxruntime.OnnxRuntimeRunner", Compiled)
+    arms = language_models(tmp_path)
+    accuracy = accuracy_of(*arms, options=SHORT)
+    assert accuracy.kl_divergence is not None
+    assert accuracy.generation is None
+    (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
+    tasks = QualityOptions(tasks=("mine",), task_data=tmp_path)
+    with raises(ComparisonError, "recompiles") as caught:
+        compare(*arms, replace(SHORT, quality=tasks))
+    assert "torch:DIR" in caught.value.hint
+    assert compare(*encoders(tmp_path / "e"), SHORT).accuracy is None
+
+
+# Embeddings.
+
+
+def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
+    first, second = encoders(tmp_path)
+    write_tokenizer(first)
+    accuracy = accuracy_of(first, second, options=SHORT)
+    assert accuracy.text_source.startswith("pydoc (evaluation half")
+    assert (accuracy.perplexity, accuracy.kl_divergence) == (None, None)
+    embeddings = present(accuracy.embeddings)
+    assert embeddings.texts == 64
+    assert 0 < embeddings.lowest_cosine < embeddings.cosine < 1
+    assert 0 < embeddings.rank_agreement < 1
+    same = present(accuracy_of(first, first, options=SHORT).embeddings)
+    assert same.lowest_cosine == pytest.approx(1, abs=1e-12)
+    assert same.rank_agreement == pytest.approx(1, abs=1e-12)
+
+
+def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 32, size) for size in (3, 9, 5, 7, 4)]
+    with ExitStack() as stack:
+        runners = [
+            stack.enter_context(OnnxRuntimeRunner(folder / "model.onnx", threads=1))
+            for folder in encoders(tmp_path)
+        ]
+        result = compare_embeddings(*(embed(one, texts, arm="it") for one in runners))
+        arms = [
+            [one.run({"input_ids": ids[None]})["last_hidden_state"][0].mean(0) for ids in texts]
+            for one in runners
+        ]
+    with raises(ComparisonError, "too-few-texts", 2):
+        refuse_few_texts(texts[:2])
+    unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
+    assert result.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
+    pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]
+    assert result.rank_agreement == pytest.approx(stats.spearmanr(*pairs).statistic, rel=1e-9)
+    assert present(result.rank_interval).value == result.rank_agreement
+
+
+def test_the_interval_of_the_ranking_holds_that_of_other_texts_of_the_kind() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((400, 8))
+    second = first + 0.5 * rng.standard_normal(first.shape)
+    unit = [item / np.linalg.norm(item, axis=1, keepdims=True) for item in (first, second)]
+    wanted = compare_embeddings(*(item[:200] for item in unit)).rank_agreement
+    intervals = [
+        present(compare_embeddings(*(item[n : n + 20] for item in unit)).rank_interval).ci95
+        for n in range(200, 400, 20)
+    ]
+    assert sum(low <= wanted <= high for low, high in intervals) >= 8
+    assert max(high - low for low, high in intervals) < 0.5
+
+
+def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    texts = [np.array([1, 2])] * 3
+    broken = encoder(tmp_path, scale=float("nan"))
+    with (
+        OnnxRuntimeRunner(broken / "model.onnx", threads=1) as runner,
+        raises(ComparisonError, "not-finite", "candidate", "text 0"),
+    ):
+        embed(runner, texts, arm="candidate")
+    with raises(ComparisonError, "other-width", 1):
+        compare_embeddings(np.ones((3, 2)), np.ones((3, 1)))

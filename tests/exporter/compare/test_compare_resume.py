@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,19 +28,14 @@ from exporter.compare.options import CompareOptions, QualityOptions, TimingOptio
 from exporter.compare.session import compare
 from exporter.compare.timing.measuring import TimingBudget
 from exporter.compare.timing.row import Chunk, MeasuredRow, find_chunk, joined, keep_chunk
-from exporter.errors import ComparisonError, UsageError
+from exporter.errors import ComparisonError
+from tests.compared import accuracy_of, encoder, language_models, quick
+from tests.present import present
 from tests.raising import raises
 from tests.reading import in_file
-from tests.text_graphs import write_tiny_lm, write_tokenizer
+from tests.text_graphs import write_tiny_lm
 
-OPTIONS = CompareOptions(
-    threads=1,
-    prefill_lengths=(4,),
-    decode_past_lengths=(),
-    rounds=8,
-    eval_tokens=32,
-    eval_sequence_length=16,
-)
+OPTIONS = quick(rounds=8)
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +44,6 @@ def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         exporter.compare.latency, "TimingBudget", partial(TimingBudget, warmup_seconds=0.1)
     )
-
-
-@pytest.fixture
-def arms(tmp_path: Path) -> tuple[Path, Path]:
-    return write_tiny_lm(tmp_path / "baseline"), write_tiny_lm(tmp_path / "candidate", layers=(1,))
 
 
 def lines(folder: Path) -> list[str]:
@@ -127,21 +118,16 @@ def stopped_while_timing(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **how
 
 
 @pytest.fixture
-def judged(arms: tuple[Path, Path], no_timing: None) -> tuple[Path, Path]:
-    """Arms with text and a task, where nothing is timed but for a moment."""
-    for folder in arms:
-        write_tokenizer(folder)
-        (folder / "config.json").write_text('{"eos_token_id": 0}')
+def judged(tmp_path: Path, no_timing: None) -> tuple[Path, Path]:
+    """Arms with text and a task, where nothing is timed."""
     item = {"query": "the value", "choices": ["of", "a list"], "gold": 1}
-    (arms[0].parent / "words.jsonl").write_text(json.dumps(item))
-    return arms
+    (tmp_path / "words.jsonl").write_text(json.dumps(item))
+    return language_models(tmp_path)
 
 
 def with_tasks(folder: Path, **others: Any) -> CompareOptions:
-    quality = QualityOptions(
-        tasks=("words",), task_data=folder, agreement_prompts=1, agreement_tokens=2
-    )
-    return replace(OPTIONS, quality=replace(quality, **others))
+    few = {"agreement_prompts": 1, "agreement_tokens": 2, **others}
+    return quick(quality=QualityOptions(tasks=("words",), task_data=folder, **few))
 
 
 def test_what_was_found_of_the_answers_is_not_measured_again(
@@ -151,48 +137,45 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     stopped_while_timing(monkeypatch, *judged, options, resume=out)
     kept = [json.loads(line)["name"] for line in lines(out)]
     assert kept == ["accuracy"]
-    fresh = compare(*judged, options).accuracy
-    assert fresh is not None
+    fresh = accuracy_of(*judged, options=options)
     assert fresh.tasks
     assert fresh.generation is not None
-    assert fresh.answers is not None
-    assert fresh.answers.answers
-    with monkeypatch.context() as patch:
-        for name in (
-            "accuracy.generation_agreements", "accuracy.sample_answers", "answers.score_tasks",
-        ):  # fmt: skip
-            patch.setattr(f"exporter.compare.{name}", stop)
-        patch.setattr("exporter.compare.accuracy.compare_predictions", stop)
-        assert compare(*judged, options, resume=out).accuracy == fresh
+    assert present(fresh.answers).answers
+    for name in (
+        "accuracy.compare_predictions", "accuracy.generation_agreements",
+        "accuracy.sample_answers", "answers.score_tasks",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"exporter.compare.{name}", stop)
+    assert accuracy_of(*judged, options=options, resume=out) == fresh
 
 
-@pytest.mark.parametrize(
-    "changed", ["options", "tokenizer", "template", "processor", "prompts", "task", "line"]
-)
+OTHERWISE: dict[str, Callable[[str], str]] = {
+    "a/chat_template.jinja": lambda _: "{{ messages[0].content }}",
+    "b/preprocessor_config.json": lambda _: "{}",
+    "prompts.txt": lambda _: "a list\n",
+    "a/tokenizer.json": lambda text: text + "\n",
+    "words.jsonl": lambda text: text + "\n",
+    "out/.depthcut/comparison.jsonl": lambda text: text.replace(
+        text.splitlines()[0],
+        json.dumps(json.loads(text.splitlines()[0]) | {"value": {"accuracy": {"tokens": 1}}}),
+    ),
+    "options": str,
+}
+
+
+@pytest.mark.parametrize("changed", OTHERWISE)
 def test_answers_to_another_question_are_measured_anew(
     judged: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    (tmp_path / "prompts.txt").write_text("the value\n")
-    options, out = with_tasks(tmp_path, prompts=tmp_path / "prompts.txt"), tmp_path / "out"
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("the value\n")
+    options = with_tasks(tmp_path, prompts=prompts)
     stopped_while_timing(monkeypatch, *judged, options, resume=out)
     if changed == "options":
-        options = with_tasks(tmp_path, prompts=tmp_path / "prompts.txt", agreement_tokens=3)
-    elif changed == "template":
-        (judged[0] / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    elif changed == "processor":
-        (judged[1] / "preprocessor_config.json").write_text("{}")
-    elif changed == "prompts":
-        (tmp_path / "prompts.txt").write_text("a list\n")
-    elif changed == "tokenizer":
-        path = judged[0] / "tokenizer.json"
-        path.write_text(path.read_text() + "\n")
-    elif changed == "task":
-        path = tmp_path / "words.jsonl"
-        path.write_text(path.read_text() + "\n")
+        options = with_tasks(tmp_path, prompts=prompts, agreement_tokens=3)
     else:
-        first, *rest = lines(out)
-        broken = json.dumps({**json.loads(first), "value": {"accuracy": {"tokens": 1}}})
-        (out / ".depthcut" / "comparison.jsonl").write_text("\n".join([broken, *rest, ""]))
+        file = tmp_path / changed
+        file.write_text(OTHERWISE[changed](file.read_text() if file.exists() else ""))
     monkeypatch.setattr("exporter.compare.accuracy.compare_predictions", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(*judged, options, resume=out)
@@ -240,18 +223,16 @@ def test_what_fails_before_anything_is_measured_leaves_nothing(
 ) -> None:
     write_tiny_lm(tmp_path / "interface", output="last_hidden_state")
     before = sorted(tmp_path.iterdir())
-    out = str(tmp_path / "new" / "out")
-    options = ["--prefill", "4", "--eval-tokens", "32"]
-    assert run(["compare", str(arms[0]), str(tmp_path / wrong), "-o", out, *options]) == 2
+    call = ["compare", str(arms[0]), str(tmp_path / wrong), "-o", str(tmp_path / "new" / "out")]
+    assert run([*call, "--prefill", "4", "--eval-tokens", "32"]) == 2
     assert "depthcut: " in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_whole_generations_are_timed_in_three_rows(arms: tuple[Path, Path]) -> None:
-    options = replace(
-        OPTIONS, rounds=2, batches=(1, 2), timing=TimingOptions(generate=((4, 3),))
-    )  # fmt: skip
-    report = compare(*arms, replace(options, prefill_lengths=()))
+def test_whole_generations_are_timed_in_three_rows(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    timing = TimingOptions(generate=((4, 3),))
+    options = quick(batches=(1, 2), prefill_lengths=(), timing=timing)
+    report = compare(*arms, options)
     assert [(row.phase, row.batch) for row in report.latency] == [
         (phase, batch)
         for batch in (1, 2)
@@ -263,57 +244,31 @@ def test_whole_generations_are_timed_in_three_rows(arms: tuple[Path, Path]) -> N
             parts = [getattr(row, arm).samples_ms for row in (first, later, whole)]
             for ttft, tpot, total in zip(*parts, strict=True):
                 assert total == pytest.approx(ttft + 2 * tpot, rel=1e-6)
-
-
-def test_a_graph_without_a_cache_can_t_generate(tmp_path: Path) -> None:
-    folder = write_tiny_lm(tmp_path, layers=(), output="last_hidden_state")
-    options = replace(OPTIONS, timing=TimingOptions(generate=((4, 3),)))
+    folder = encoder(tmp_path / "e")
     with raises(ComparisonError, "no-kv-cache", "--generate"):
-        compare(folder, folder, options)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"time_budget_s": 0},
-        {"time_budget_s": float("nan")},
-        {"threshold": 0},
-        {"threshold": 1.5},
-        {"generate": ((0, 3),)},
-        {"generate": ((4, 1),)},
-    ],
-)
-def test_timing_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        TimingOptions(**wrong)
+        compare(folder, folder, quick(timing=timing))
 
 
 def test_the_machine_is_looked_at_between_chunks(arms: tuple[Path, Path]) -> None:
-    environment = compare(*arms, OPTIONS).environment
+    report = compare(*arms, OPTIONS)
+    environment = report.environment
     assert len(environment.states) == 1 + 8
     seconds = [state.seconds for state in environment.states]
     assert seconds == sorted(seconds)
     assert environment.affinity
+    earlier = json.loads(report.to_json())  # what earlier versions told of it is passed over
+    earlier["environment"] |= {"thread_probe": None, "pinning": None}
+    earlier["environment"]["states"][0] |= {"pressure_share": 0.1, "on_battery": False}
+    assert ComparisonReport.model_validate(earlier) == report
+    earlier["environment"]["other"] = 1
+    with pytest.raises(ValidationError):
+        ComparisonReport.model_validate(earlier)
 
 
 def test_threads_are_the_cores_unless_a_number_is_asked_for(
     arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exporter.compare.session.default_threads", lambda: 3)
-    seeds = set()
-    for threads, expected in ((None, 3), (2, 2)):
-        machine = compare(*arms, replace(OPTIONS, threads=threads)).environment
-        assert machine.threads == expected
-        seeds.add(machine.order_seed)
-    assert len(seeds) == 2  # the order of rounds is another in each run
-
-
-def test_what_earlier_versions_told_of_a_machine_is_passed_over(arms: tuple[Path, Path]) -> None:
-    report = compare(*arms, replace(OPTIONS, threads=1))
-    earlier = json.loads(report.to_json())
-    earlier["environment"] |= {"thread_probe": None, "pinning": None}
-    earlier["environment"]["states"][0] |= {"pressure_share": 0.1, "on_battery": False}
-    assert type(report).model_validate(earlier) == report
-    earlier["environment"]["other"] = 1
-    with pytest.raises(ValidationError):
-        type(report).model_validate(earlier)
+    machines = [compare(*arms, quick(threads=threads)).environment for threads in (None, 2)]
+    assert [machine.threads for machine in machines] == [3, 2]
+    assert machines[0].order_seed != machines[1].order_seed  # another order of rounds in each run

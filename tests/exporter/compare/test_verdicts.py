@@ -1,13 +1,18 @@
-"""Percentiles, intervals and verdicts, on synthetic times with injected noise and slowdowns."""
+"""Intervals and verdicts, on synthetic and recorded times with injected slowdowns."""
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from exporter.artifacts import FEWEST_ROUNDS, NoiseFloor, Speedup
+from exporter.compare.timing.measuring import TimingBudget
 from exporter.compare.timing.statistics import (
     ErrorBudget,
     Milliseconds,
@@ -18,6 +23,15 @@ from exporter.compare.timing.statistics import (
     summarize,
     verdict,
     verdict_of_interval,
+)
+from tests.present import present
+from tests.virtual_time import (
+    HELD_OUT,
+    RECORDED,
+    BusyMachine,
+    Noise,
+    Replayed,
+    timed,
 )
 
 ROUNDS, CALLS = 24, 8
@@ -39,24 +53,16 @@ def busy_machine(
     return arm(30.0), arm(30.0 * slowdown)
 
 
-def verdicts(slowdown: float, noise: float, trials: int = TRIALS) -> Counter[str]:
-    counter: Counter[str] = Counter()
-    for trial in range(trials):
-        baseline, candidate = busy_machine(np.random.default_rng(trial), slowdown, noise)
-        counter[verdict(estimate(log_ratios(baseline, candidate)), rounds=ROUNDS)] += 1
-    return counter
+def words_of(slowdown: float, noise: float) -> Counter[str]:
+    pairs = (busy_machine(np.random.default_rng(n), slowdown, noise) for n in range(TRIALS))
+    return Counter(verdict(estimate(log_ratios(*pair)), rounds=ROUNDS) for pair in pairs)
 
 
-def test_a_speedup_of_a_tenth_is_found_on_a_noisy_machine() -> None:
-    result = verdicts(1 / 1.1, noise=0.1)
-    assert result["faster"] >= TRIALS - 1, result
-    assert result["slower"] == 0
-
-
-def test_a_slowdown_lost_in_noise_is_inconclusive_not_same() -> None:
-    result = verdicts(1.03, noise=0.3)
-    assert result["same"] == 0
-    assert result["inconclusive"] >= TRIALS - 2, result
+def test_a_speedup_of_a_tenth_is_found_and_one_lost_in_noise_is_inconclusive_not_same() -> None:
+    sure, lost = words_of(1 / 1.1, noise=0.1), words_of(1.03, noise=0.3)
+    assert sure["faster"] >= TRIALS - 1, sure
+    assert sure["slower"] == lost["same"] == 0
+    assert lost["inconclusive"] >= TRIALS - 2, lost
 
 
 def test_a_drift_that_both_arms_share_hardly_widens_the_interval() -> None:
@@ -74,8 +80,8 @@ def speedup(baseline: Milliseconds, candidate: Milliseconds) -> Speedup:
     return estimate(log_ratios(baseline, candidate)).speedup()
 
 
-def width(found: Speedup) -> float:
-    return found.ci95[1] - found.ci95[0]
+def width(speedup: Speedup) -> float:
+    return speedup.ci95[1] - speedup.ci95[0]
 
 
 def test_the_ratio_is_that_of_the_rounds_medians_and_lies_in_its_interval() -> None:
@@ -84,6 +90,8 @@ def test_the_ratio_is_that_of_the_rounds_medians_and_lies_in_its_interval() -> N
     by_round = np.median(baseline, axis=1) / np.median(candidate, axis=1)
     assert result.ratio == pytest.approx(np.median(by_round), rel=0.02)
     assert result.ci95[0] < result.ratio < result.ci95[1]
+    constant = speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0))
+    assert (constant.ratio, constant.ci95) == (2.0, (2.0, 2.0))
 
 
 def test_two_noisy_chunks_still_give_an_interval_that_a_report_holds() -> None:
@@ -92,11 +100,6 @@ def test_two_noisy_chunks_still_give_an_interval_that_a_report_holds() -> None:
     assert low < 1e-9
     assert high > 1e9
     assert Speedup.model_validate_json(result.model_dump_json()) == result
-
-
-def test_constant_times_have_an_interval_of_no_width() -> None:
-    result = speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0))
-    assert (result.ratio, result.ci95) == (2.0, (2.0, 2.0))
 
 
 @pytest.mark.parametrize("rounds", [2, 3, 5, FEWEST_ROUNDS, 20])
@@ -112,10 +115,14 @@ def test_the_interval_misses_equal_arms_no_more_than_it_may(rounds: int) -> None
     assert 1 <= misses <= 20
 
 
-def test_there_is_no_verdict_of_few_rounds() -> None:
+def test_there_is_no_verdict_of_few_rounds_or_within_the_noise_floor() -> None:
     result = SpeedupEstimate(0.5, 0.0, 1)
     assert verdict(result, rounds=FEWEST_ROUNDS) == "faster"
     assert verdict(result, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
+    result = SpeedupEstimate(np.log(1.05), 0.001, 50)
+    for ratio, word in ((1.06, "inconclusive"), (1.04, "faster")):
+        floor = NoiseFloor(ratio=ratio, rounds=9, speedup=Speedup(ratio=1, ci95=(0.9, 1.1)))
+        assert verdict(result, rounds=50, noise_floor=floor) == word
 
 
 def lottery(seed: int, groups: int, *, order: float = 0.0) -> Milliseconds:
@@ -156,43 +163,40 @@ def test_what_hits_both_turns_of_a_round_counts_once() -> None:
 
 def test_turns_are_equal_parts_of_a_round() -> None:
     baseline, candidate = np.array([[1.0, 1.0, 4.0, 4.0]]), np.array([[1.0, 1.0, 2.0, 2.0]])
-    np.testing.assert_allclose(
-        log_ratios(baseline, candidate, turns=2), [[0, np.log(2)]], rtol=0, atol=1e-15
-    )
-    with pytest.raises(ValueError, match=r"\b4\b.*\b3\b"):
-        log_ratios(baseline, candidate, turns=3)
+    result = log_ratios(baseline, candidate, turns=2)
+    np.testing.assert_allclose(result, [[0, np.log(2)]], rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
-def test_times_that_are_none_are_refused(wrong: float) -> None:
-    times = np.full((6, 2), 5.0)
-    broken = times.copy()
-    broken[3, 1] = wrong
-    with pytest.raises(ValueError, match=f"{wrong} ms"):
-        log_ratios(times, broken)
+def spoilt(value: float) -> Milliseconds:
+    times = np.ones((3, 2))
+    times[1, 1] = value
+    return times
 
 
-def test_saved_samples_come_back_as_rounds() -> None:
-    times = np.arange(1.0, 13.0).reshape(6, 2)
-    np.testing.assert_array_equal(as_rounds(summarize(times), 6), times)
-    with pytest.raises(ValueError, match=r"\b12\b.*\b5\b"):
-        as_rounds(summarize(times), 5)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: log_ratios(np.ones((1, 4)), np.ones((1, 4)), turns=3), r"\b4\b.*\b3\b"),
+        (lambda: as_rounds(summarize(np.ones((6, 2))), 5), r"\b12\b.*\b5\b"),
+        (lambda: speedup(np.ones((3, 2)), np.ones((2, 2))), r"\(3, 2\).*\(2, 2\)"),
+        (lambda: speedup(np.ones((1, 2)), np.ones((1, 2))), r"\b2\b.*\b1\b"),
+        (lambda: log_ratios(np.ones((3, 2)), spoilt(0.0)), "0.0 ms"),
+        (lambda: log_ratios(np.ones((3, 2)), spoilt(-1.0)), "-1.0 ms"),
+        (lambda: log_ratios(np.ones((3, 2)), spoilt(math.nan)), "nan ms"),
+        (lambda: log_ratios(np.ones((3, 2)), spoilt(math.inf)), "inf ms"),
+    ],
+)
+def test_times_that_are_none_or_no_pair_are_refused(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
-def test_the_noise_floor_holds_words_back() -> None:
-    result = SpeedupEstimate(np.log(1.05), 0.001, 50)
-    for ratio, word in ((1.06, "inconclusive"), (1.04, "faster")):
-        floor = NoiseFloor(ratio=ratio, rounds=9, speedup=Speedup(ratio=1, ci95=(0.9, 1.1)))
-        assert verdict(result, rounds=50, noise_floor=floor) == word
-
-
-def test_equal_arms_have_to_be_excluded_more_strictly_than_the_threshold() -> None:
-    result = SpeedupEstimate(
-        -0.03, 0.009, 100
-    )  # 2.2 errors beyond the threshold, 3.3 from equal arms
-    assert verdict(result, rounds=50, errors=ErrorBudget(equal=0.004, threshold=0.05)) == "slower"
-    strict = ErrorBudget(equal=0.0004, threshold=0.05)
-    assert verdict(result, rounds=50, errors=strict) == "inconclusive"
+@pytest.mark.parametrize(("equal", "word"), [(0.004, "slower"), (0.0004, "inconclusive")])
+def test_equal_arms_have_to_be_excluded_more_strictly_than_the_threshold(
+    equal: float, word: str
+) -> None:
+    result = SpeedupEstimate(-0.03, 0.009, 100)  # 2.2 errors beyond it, 3.3 from equal arms
+    assert verdict(result, rounds=50, errors=ErrorBudget(equal=equal, threshold=0.05)) == word
 
 
 @pytest.mark.parametrize(
@@ -215,16 +219,50 @@ def test_verdict_goes_by_where_the_whole_interval_lies(
     assert verdict_of_interval(interval, ROUNDS) == word
 
 
-def test_unpaired_or_single_rounds_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(3, 2\).*\(2, 2\)"):
-        speedup(np.ones((3, 2)), np.ones((2, 2)))
-    with pytest.raises(ValueError, match=r"\b2\b.*\b1\b"):
-        speedup(np.ones((1, 2)), np.ones((1, 2)))
-
-
-def test_summary_keeps_the_order_of_the_samples() -> None:
-    samples = summarize(np.array([[5.0, 1.0], [3.0, 11.0]]))
+def test_summary_keeps_the_order_of_the_samples_and_they_come_back_as_rounds() -> None:
+    times = np.array([[5.0, 1.0], [3.0, 11.0]])
+    samples = summarize(times)
     assert samples.samples_ms == [5.0, 1.0, 3.0, 11.0]
     assert samples.median_ms == 4.0
     assert samples.p95_ms == pytest.approx(10.1, abs=1e-9)
     assert samples.p99_ms == pytest.approx(10.82, abs=1e-9)
+    np.testing.assert_array_equal(as_rounds(samples, 2), times)
+
+
+# On a busy machine and on recorded steps.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """Each trial collects garbage; conftest.py puts aside what was imported before."""
+    importlib.import_module("scipy.stats")
+
+
+def recorded(seed: int) -> Noise:
+    with np.load(RECORDED, allow_pickle=False) as file:
+        return Replayed(file["2_threads"].astype(np.float64), seed)
+
+
+@pytest.mark.parametrize("make", [recorded, BusyMachine])
+@pytest.mark.parametrize(("slowdown", "trials"), [(1.0, 24), (1.03, 16)])
+def test_equal_arms_are_hardly_ever_told_apart_and_three_percent_are(
+    make: Callable[[int], Noise], slowdown: float, trials: int
+) -> None:
+    rows = [
+        timed(TimingBudget(seconds=60), make(seed), slowdown=slowdown, seed=seed, lottery=0.002)
+        for seed in range(trials)
+    ]
+    assert all(present(row.seconds) < 64 for row in rows)
+    words = Counter(row.verdict for row in rows)
+    if slowdown == 1:
+        assert words["faster"] + words["slower"] <= 2, words
+    else:
+        assert words["slower"] >= 13, words
+        assert words["faster"] + words["same"] == 0, words
+
+
+def test_six_recordings_of_five_minutes_are_held_out() -> None:
+    with np.load(HELD_OUT, allow_pickle=False) as file:
+        seconds = [file[name].astype(np.float64).sum() / 1000 for name in file.files]
+    assert len(seconds) >= 6
+    assert min(seconds) > 295
