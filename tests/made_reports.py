@@ -44,7 +44,6 @@ from exporter.artifacts import (
     Speedup,
     TaskResult,
 )
-from exporter.artifacts.comparison import FolderUses, Use
 from exporter.compare.timing.statistics import summarize
 from exporter.report.files import rendered
 from exporter.report.terminal import comparison_grids, plain_text
@@ -224,8 +223,6 @@ def full_report(
         accuracy=_accuracy(random, text),
         corners=_corners(latency),
         healing=_healing(text),
-        uses=[FolderUses(folder=text, uses=[Use(library=text, text=text, needs="onnxruntime")],
-                         notes=[f"transformers: `from_pretrained` doesn't load {text}."])],
     )  # fmt: skip
 
 

@@ -108,32 +108,6 @@ Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", 
 """The runtime that a graph is written for."""
 
 
-PLACE = "FOLDER"
-"""What the lines call the model's folder; whoever shows them says before them what it is."""
-
-
-class Use(Record):
-    """One way to load and run a model.
-
-    ``needs`` is what to install for it, as pip takes it. ``text`` are the lines, which take the
-    folder from the variable :data:`PLACE`. ``remark`` is what else there is to know.
-    """
-
-    library: str
-    needs: str
-    text: str
-    language: Literal["python", "sh"] = "python"
-    remark: str = ""
-
-
-class FolderUses(Record):
-    """All ways to use a folder; ``folder`` is relative to the report, ``notes`` apply to it all."""
-
-    folder: str
-    uses: list[Use] = Field(default_factory=list)
-    notes: list[str] = Field(default_factory=list)
-
-
 class EngineFacts(Record):
     """What is known of one built engine without running it.
 
@@ -215,9 +189,8 @@ class ComparisonReport(Artifact):
     accuracy: Accuracy | None
     corners: list[Corner] = Field(default_factory=list, max_length=1_000)
     healing: Healing | None = None
-    uses: list[FolderUses] = Field(default_factory=list)
 
-    _earlier = ignoring("longest_text")
+    _earlier = ignoring("longest_text", "uses")
 
     @property
     def also(self) -> list[str]:

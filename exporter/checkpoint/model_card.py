@@ -18,13 +18,11 @@ from exporter.artifacts import (
     PruningPlan,
 )
 from exporter.artifacts.base import IMAGES, Nouns, nouns_of
-from exporter.artifacts.comparison import PLACE, FolderUses, Use
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.engines.usage import HERE, auto_task, lines
+from exporter.engines.usage import PLACE, FolderUses, Use, auto_task, lines, use_blocks
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section, parts_blocks
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
-from exporter.report.sections.model import use_blocks
 from exporter.report.sections.summary import COUNTED, HEADER, accuracy_rows, latency_rows
 from exporter.report.words import dropped_lines, significant, weights_words
 
@@ -51,12 +49,12 @@ _SERVERS = {"vllm": ("vllm", _VLLM), "mlx": ("mlx-lm", _MLX)}
 _USES_PLAIN = "It is a plain model with fewer layers; whatever loads the base loads it."
 
 
-def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses:
+def checkpoint_uses(facts: CheckpointFacts) -> FolderUses:
     """All ways to load a checkpoint."""
     if facts.servers:
         known = [_SERVERS[name] for name in facts.servers if name in _SERVERS]
         uses = [Use(library=needs, needs=needs, text=text) for needs, text in known]
-        return FolderUses(folder=folder, uses=uses, notes=[_DECILM])
+        return FolderUses(uses, [_DECILM])
     if not facts.plain:
         own = Use(
             library="depthcut",
@@ -64,7 +62,7 @@ def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses
             text=lines("pruned", **_filled(facts)),
             remark="It needs depthcut with its extra torch, and runs no code from this folder.",
         )
-        return FolderUses(folder=folder, uses=[own], notes=[_REFUSED.format(facts.transformers)])
+        return FolderUses([own], [_REFUSED.format(facts.transformers)])
     remark = f"transformers {facts.transformers} loads it as it is."
     if facts.kept is not None:
         remark = f"{remark} {_USES_PLAIN}"
@@ -73,7 +71,7 @@ def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses
     if facts.has_modules:
         name = "sentence-transformers"
         uses.append(Use(library=name, needs=name, text=lines("sentences", m=None)))
-    return FolderUses(folder=folder, uses=uses)
+    return FolderUses(uses)
 
 
 def _filled(facts: CheckpointFacts) -> dict[str, Any]:
@@ -260,11 +258,7 @@ def _quality(report: ComparisonReport) -> Iterator[Block]:
 
 def _loading(facts: CheckpointFacts) -> Section:
     uses = checkpoint_uses(facts)
-    blocks = [
-        block
-        for use in uses.uses
-        for block in use_blocks(use, [uses.folder], lead=f"{use.library}:")
-    ]
+    blocks = [block for use in uses.uses for block in use_blocks(use, lead=f"{use.library}:")]
     here = f"The lines are run in this folder; elsewhere, let {PLACE} be its path."
     return Section("use", "How to load it", [Note(here), *blocks, *map(Note, uses.notes)])
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import onnx_ir as ir
 
-from exporter.artifacts.comparison import FORM_KEY, PLACE, FolderUses, FormRecord, Use
+from exporter.artifacts.comparison import FORM_KEY, FormRecord
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
 from exporter.errors import ComparisonError, SurgeryError, UnsafeInputError
 from exporter.files import write_text
@@ -20,7 +20,7 @@ from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.model_folder import longest_sequence, read_object, token_ids
 from exporter.models.sentence_folder import MEAN, MODULES, Pooling, pooling_of
 from exporter.report.markdown import code, section_markdown
-from exporter.report.sections.model import use_sections
+from exporter.report.sections.blocks import Block, Bullets, Command, Note, Section
 from graph_passes.files.reading import read_text
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.pooling import EMBEDDING, STATES
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 USE_FILE, TOKENIZER = "USE.md", "tokenizer.json"
-HERE = "."
-"""The folder in its own file: the lines are run in it."""
+PLACE = "FOLDER"
+"""What the lines call the model's folder; whoever shows them says before them what it is."""
 _PROMPT, _NEW_TOKENS = "The capital of France is", 20
 _LEFT_OUT = 8  # room for the prompt
 _PLAIN = re.compile(r"[\w.+-]+")
@@ -70,6 +70,24 @@ _NO_CONFIG = (
 _BUILDS_ANYWHERE = (
     "Running an engine needs an NVIDIA GPU; building one needs none with TensorRT-RTX."
 )
+
+
+class Use(NamedTuple):
+    """One way to load and run a model."""
+
+    library: str
+    needs: str  # what to install for it, as pip takes it
+    text: str  # the lines, which take the folder from the variable PLACE
+    language: Literal["python", "sh"] = "python"
+    remark: str = ""
+
+
+class FolderUses(NamedTuple):
+    """All ways to use a folder; the notes apply to it all."""
+
+    uses: list[Use]
+    notes: Sequence[str] = ()
+
 
 _LINES = {
     "opened": """\
@@ -416,14 +434,14 @@ def auto_task(architecture: str) -> str | None:
     return "" if task is None and architecture.endswith("Model") else task
 
 
-def graph_uses(graph: Path, beside: Sequence[Path] = (), *, folder: str = HERE) -> FolderUses:
+def graph_uses(graph: Path, beside: Sequence[Path] = ()) -> FolderUses:
     """All ways to use a graph; empty where its names could not stand in code."""
     model = UsedModel.read(graph, beside or [graph.parent])
     if not all(map(_PLAIN.fullmatch, [model.file, *model.outputs])):
-        return FolderUses(folder=folder)
+        return FolderUses([])
     notes = [_NO_CHECKPOINT] * bool(model.config)
     notes += [_NO_CONFIG] * bool(model.pasts and not model.for_genai)
-    return FolderUses(folder=folder, uses=model.uses(), notes=notes)
+    return FolderUses(model.uses(), notes)
 
 
 def stage_graph_use(output: Path, stage: Path) -> list[tuple[Path, Path]]:
@@ -449,8 +467,21 @@ def write_use(name: str, uses: FolderUses, folder: Path) -> None:
     """Writes that file into a folder, where a way is known."""
     if uses.uses:
         place = f"The lines are run in this folder; elsewhere, let {PLACE} be its path."
-        sections = map(section_markdown, use_sections(uses))
+        parts = [Section(use.library, use.library, [*use_blocks(use)]) for use in uses.uses]
+        if uses.notes:
+            parts.append(Section("notes", "Not with this folder", [Bullets(uses.notes)]))
+        sections = map(section_markdown, parts)
         write_text(folder / USE_FILE, "\n\n".join([_title(name), place, *sections]) + "\n")
+
+
+def use_blocks(use: Use, lead: str = "") -> Iterator[Block]:
+    """What to install and the lines, the first of which says where the folder is."""
+    text = f"`pip install {use.needs}`." if use.needs else ""
+    words = " ".join(filter(None, (text, use.remark)))
+    if lead or words:
+        yield Note(words, lead=lead)
+    place = f"{PLACE}=." if use.language == "sh" else f'{PLACE} = "."'
+    yield Command(f"{place}\n{use.text}", use.language)
 
 
 def use_place(folder: Path, name: str) -> Path:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck, PruneReport, PruningPlan
-from exporter.artifacts.comparison import FolderUses
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.checkpoint.model_card import CardSources, checkpoint_uses, model_card
+from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import load_pruned, refuse_tokenless
 from exporter.checkpoint.streamed import layers_of
 from exporter.checkpoint.write import CARD, write_checkpoint
@@ -25,7 +24,6 @@ from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.usage import (
     USE_FILE,
-    graph_uses,
     write_graph_use,
 )
 from exporter.errors import VerificationError
@@ -154,21 +152,6 @@ def _candidate_in_work(run: Run) -> Path:
     for stage in ("prune", CHECKPOINT, CARD_STAGE):
         run.ledger.take_along(stage, _CANDIDATE)
     return run.ledger.work / _CANDIDATE
-
-
-_ARMS = ("candidate", "baseline")
-
-
-def folder_uses(run: Run) -> list[FolderUses]:
-    """For each folder that this run has written, the pruned model's before the whole one's."""
-    names = [QUANTIZED[arm] for arm in _ARMS] if run.request.quantize is not None else []
-    uses = [
-        graph_uses(run.ledger.path(name) / "model.onnx", folder=name) for name in (*names, *_ARMS)
-    ]
-    if run.request.checkpoint:
-        facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
-        uses.append(checkpoint_uses(facts, folder=f"candidate/{CHECKPOINT}"))
-    return uses
 
 
 WRITTEN_ANEW = ("model.onnx", "model.onnx*.data", USE_FILE)
@@ -330,8 +313,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
         resume=run.request.out,
         progress=run.progress,
     )
-    result = {"healing": run.healing, "uses": folder_uses(run)}
-    report = published(run, report.model_copy(update=result))
+    report = published(run, report.model_copy(update={"healing": run.healing}))
     paths = write_reports(report, run.ledger.work, importance)
     forget(run.request.out)
     return paths, None

@@ -14,7 +14,6 @@ from exporter.report.sections.model import (
     importance_section,
     parity_section,
     size_section,
-    use_section,
 )
 from exporter.report.sections.summary import answers_section
 from exporter.report.sections.verdict import (
@@ -39,7 +38,6 @@ def comparison_document(
         *answers,
         size_section(report),
         forms_section(report),
-        use_section(report),
         dropped_section(report),
         healing_section(report),
         None if importance is None else importance_section(importance, report.plan),

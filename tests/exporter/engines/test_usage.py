@@ -15,7 +15,6 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import FORM_KEY, FormRecord, PlannedDeletion
-from exporter.artifacts.comparison import FolderUses, Use
 from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
@@ -23,6 +22,8 @@ from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.runners.cache_form import CacheForm
 from exporter.engines.usage import (
+    FolderUses,
+    Use,
     UsedModel,
     graph_uses,
     use_place,
@@ -30,11 +31,8 @@ from exporter.engines.usage import (
 )
 from exporter.export.forms.genai import write_genai_config
 from exporter.models.sentence_folder import MEAN, Pooling
-from exporter.report.sections import comparison_document
-from exporter.report.sections.model import use_section
 from graph_passes.files.storage import load_model
 from tests.graph_passes.fused_graphs import HEADS, HIDDEN, VOCABULARY, FusedSpec, fused_model
-from tests.made_reports import gate_report
 from tests.reading import lines_of, run_lines, run_shell
 from tests.text_graphs import write_tiny_lm, write_tokenizer
 from tests.tiny_graphs import saved
@@ -261,18 +259,6 @@ def test_encoders_are_pooled_as_their_files_say(
         return
     after = use.text.partition("found =")[2]
     assert ("mask" in after, "norm" in after, "sentence_embedding" in use.text) == told
-
-
-def test_the_report_shows_lines_that_are_alike_once(cut: Path) -> None:
-    uses = [graph_uses(cut / "model.onnx", folder=name) for name in ("candidate", "baseline")]
-    report = gate_report(uses=uses)
-    section = use_section(report)
-    assert section is not None
-    shown = [block.text for block in section.blocks if hasattr(block, "language")]
-    assert len(shown) == len(uses[0].uses)
-    assert shown[0].startswith('FOLDER = "candidate"  # or baseline\n')
-    assert section in comparison_document(report).sections
-    assert use_section(gate_report()) is None
 
 
 def exported(family: str, folder: Path) -> Path:

@@ -87,17 +87,14 @@ def again(finished: tuple[Path, Any], tmp_path: Path) -> Path:
 
 
 def test_everything_is_there_and_names_its_parents(finished: tuple[Path, Any]) -> None:
-    out, report = finished
+    out, _ = finished
     assert {path.name for path in out.iterdir()} == RESULTS | {".depthcut"}
     for arm in ("baseline", "candidate"):
         assert {*names_in(out / arm)} >= SHIPPED
         assert json.loads((out / arm / "config.json").read_text())["model_type"] == "llama"
-        assert "optimum" in lines_of((out / arm / "USE.md").read_text())
-    assert [use.folder for use in report.uses] == ["candidate", "baseline"]
-    lines = lines_of((out / "report.md").read_text(encoding="utf-8"))
-    result, _ = run_lines(lines["ONNX Runtime, candidate, baseline"], out)
-    own = lines_of((out / "candidate" / "USE.md").read_text())["ONNX Runtime"]
-    assert run_lines(own, out / "candidate")[0] == result
+        lines = lines_of((out / arm / "USE.md").read_text(encoding="utf-8"))
+        assert "optimum" in lines
+        assert run_lines(lines["ONNX Runtime"], out / arm)
     plan = json.loads((out / "plan.json").read_text())
     assert plan["importance_sha256"] == sha256_file(out / "importance.json")
     prune = json.loads((out / "prune.json").read_text())
