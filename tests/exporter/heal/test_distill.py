@@ -13,6 +13,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,28 +47,20 @@ from exporter.models.ablation.branch_replacements import (  # noqa: E402
     branches_replaced,
 )
 from exporter.models.changed_weights import change_weights, weights_changed  # noqa: E402
-from tests.exporter.distill_cases import DROPPED, IDS, answer, fitting, student_of, text  # noqa: E402
-
-
-@pytest.mark.parametrize(
-    ("family", "train"),
-    [("llama", "adapters"), ("llama", "all"), ("gpt2", "adapters"), ("bert", "adapters")],
+from tests.exporter.distill_cases import (  # noqa: E402
+    DROPPED,
+    IDS,
+    answer,
+    fitting,
+    student_of,
+    text,
 )
-def test_held_out_loss_falls_and_the_model_is_as_it_was(family: str, train: Any) -> None:
-    loaded = tiny_loaded(family)
-    before, hooks = answer(loaded.model), hook_count(loaded.model)
-    modules = [type(module) for module in loaded.model.modules()]
-    with distilled(fitting(loaded, train=train)) as made:
-        assert made.training is not None
-        losses = [check.held_out_loss for check in made.training.checks]
-        assert min(losses) < 0.95 * losses[0]
-        assert made.weights
-        assert not any(replacement.maps or replacement.bias is not None
-                       for replacement in made.branch_replacements.values())  # fmt: skip
-    assert torch.equal(answer(loaded.model), before)
-    assert hook_count(loaded.model) == hooks
-    assert [type(module) for module in loaded.model.modules()] == modules
-    assert not any(item.requires_grad for item in loaded.model.parameters())
+
+TRAINING = "exporter.heal.distill.training"
+
+
+def kinds_of(model: Any) -> list[type]:
+    return [type(module) for module in model.modules()]
 
 
 @pytest.mark.parametrize(
@@ -79,25 +72,29 @@ def test_held_out_loss_falls_and_the_model_is_as_it_was(family: str, train: Any)
         ("mixtral", "adapters", torch.bfloat16),
     ],
 )
-def test_what_is_judged_is_what_is_written(
+def test_held_out_loss_falls_and_what_is_judged_is_what_is_written(
     family: str, train: Any, dtype: Any, tmp_path: Path
 ) -> None:
-    """To the last bit: merged weights, in the type that the model has."""
+    """To the last bit: merged weights, in the type that the model has; which is as it was."""
     loaded = tiny_loaded(family)
     loaded.model.to(dtype)
+    before = answer(loaded.model), hook_count(loaded.model), kinds_of(loaded.model)
     cut = dict.fromkeys(DROPPED, NOTHING)
     with distilled(fitting(loaded, train=train)) as made:
-        assert made.within is not None
+        losses = losses_of(made.training)
+        assert min(losses) < 0.95 * losses[0]
+        assert not any(item.maps or item.bias for item in made.branch_replacements.values())
         with made.within(), branches_replaced(loaded.model, cut):
             wanted = answer(loaded.model)
         plan = PruningPlan(deletions=planned(("attention", 1, "none"), ("mlp", 2, "none")))
         written = write_healed_plan(tmp_path / "plan.json", plan, {}, weights=made.weights)
-    assert written.changed_weights == len(made.weights)
-    read = LoadedPlan.read(tmp_path / "plan.json")
+    assert torch.equal(answer(loaded.model), before[0])
+    assert (hook_count(loaded.model), kinds_of(loaded.model)) == before[1:]
+    assert not any(item.requires_grad for item in loaded.model.parameters())
+    assert written.changed_weights == len(made.weights) > 0
     with branches_replaced(loaded.model, cut):
         bare = answer(loaded.model)
-    change_weights(loaded.model, read.changed_weights)
-    with branches_replaced(loaded.model, cut):
+        change_weights(loaded.model, LoadedPlan.read(tmp_path / "plan.json").changed_weights)
         result = answer(loaded.model)
     assert torch.equal(result, wanted)
     assert not torch.allclose(result, bare, atol=1e-3)
@@ -116,6 +113,17 @@ def test_merged_weights_give_what_the_student_answers(family: str) -> None:
     student.close()
     with weights_changed(loaded.model, changes), branches_replaced(loaded.model, cut):
         assert torch.allclose(answer(loaded.model), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "phimoe"])
+def test_experts_and_routers_have_no_adapters_and_are_as_they_were(family: str) -> None:
+    loaded = tiny_loaded(family)
+    before, kinds = answer(loaded.model), kinds_of(loaded.model)
+    student = student_of(loaded)
+    assert student.trained
+    student.close()
+    assert kinds_of(loaded.model) == kinds
+    assert torch.equal(answer(loaded.model), before)
 
 
 def test_the_loss_and_its_gradient_are_those_of_kl_divergence() -> None:
@@ -141,65 +149,55 @@ def test_the_loss_and_its_gradient_are_those_of_kl_divergence() -> None:
 def test_an_interrupted_training_goes_on_to_the_same_weights(
     how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.heal.distill.training._SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr("exporter.heal.distill.training._SHARE_FOR_SAVING", 1e9)
+    monkeypatch.setattr(f"{TRAINING}._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(f"{TRAINING}._SHARE_FOR_SAVING", 1e9)
     loaded = tiny_loaded("llama")
     with distilled(fitting(loaded, **how)) as made:
-        wanted, training = made.weights, made.training
-        maps = made.branch_replacements
-    assert training is not None
-    assert training.steps > 8
-    steps, step = [], Trainer._step
+        wanted, maps = made.weights, made.branch_replacements
+    assert made.training.steps > 8
+    steps, kept, step, keep = [], list[str](), Trainer._step, Store.keep_arrays
 
     def interrupted(trainer: Trainer) -> float:
-        if len(steps) == 7:
+        if len(steps) == 7 and "over" not in steps:
+            steps.append("over")
             raise KeyboardInterrupt
         steps.append(1)
         return step(trainer)
 
-    kept: list[str] = []
-    keep = Store.keep_arrays
-    monkeypatch.setattr(
-        Store,
-        "keep_arrays",
-        lambda store, name, *more: (kept.append(name), keep(store, name, *more)),
-    )
+    def keeping(store: Store, name: str, *more: Any) -> None:
+        kept.append(name)
+        keep(store, name, *more)
+
+    monkeypatch.setattr(Store, "keep_arrays", keeping)
     monkeypatch.setattr(Trainer, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt), distilled(fitting(loaded, tmp_path, **how)):
         pass
-    monkeypatch.setattr(Trainer, "_step", lambda trainer: (steps.append(1), step(trainer))[1])
-    with distilled(fitting(loaded, tmp_path, **how)) as made:
-        weights = made.weights
-        again = made.branch_replacements
-    assert len(steps) == training.steps
+    with distilled(fitting(loaded, tmp_path, **how)) as again:
+        assert len(steps) == made.training.steps + 1
     assert len(kept) > 8
     assert all(one != other for one, other in pairwise(kept)), "the newest state is written over"
-    assert weights.keys() == wanted.keys()
-    for name, change in wanted.items():
-        for one, other in zip(weights[name].numbers, change.numbers, strict=True):
+    assert again.weights.keys() == wanted.keys()
+    pairs = [(again.weights[name].numbers, change.numbers) for name, change in wanted.items()]
+    pairs += [(again.branch_replacements[ref].maps, item.maps) for ref, item in maps.items()]
+    for ours, theirs in pairs:
+        for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(one, other)
-    for ref, item in maps.items():
-        assert bool(item.maps) == ("replacements" in how)
-        for one, other in zip(item.maps, again[ref].maps, strict=True):
-            assert torch.equal(one, other)
+    assert all(bool(item.maps) == ("replacements" in how) for item in maps.values())
 
 
 def test_a_state_of_other_settings_is_not_gone_on_from_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.heal.distill.training._SAVE_EVERY_S", 0.0)
-    loaded = tiny_loaded("llama")
-    counted: list[int] = []
-    step = Trainer._step
-    monkeypatch.setattr(Trainer, "_step", lambda trainer: (counted.append(1), step(trainer))[1])
+    monkeypatch.setattr(f"{TRAINING}._SAVE_EVERY_S", 0.0)
+    counted = Mock(side_effect=Trainer._step)
+    monkeypatch.setattr(Trainer, "_step", lambda trainer: counted(trainer))
     said = []
     for folder, rank in (("one", 16), ("one", 2), ("other", 2)):
         heard = Heard()
-        counted.clear()
-        result = fitting(loaded, tmp_path / folder, rank=rank)
-        with distilled(replace(result, progress=heard)):
-            assert len(counted) == 12
+        result = fitting(tiny_loaded("llama"), tmp_path / folder, rank=rank)
+        training_of(replace(result, progress=heard))
         said.append(len(heard.lines))
+    assert counted.call_count == 3 * 12
     assert said[1] == said[2] + 1
 
 
@@ -209,58 +207,75 @@ def test_replacements_are_fitted_trained_and_written(kind: Any, tmp_path: Path) 
     result = fitting(loaded, replacements=kind, learning_rate=1e-3)
     before = result.alike(kind)[0]
     with distilled(result) as made:
-        assert made.training is not None
         bare, fitted, *trained = (check.held_out_loss for check in made.training.checks)
         assert min(trained) < fitted < bare
-        assert made.within is not None
         with made.within(), branches_replaced(loaded.model, made.branch_replacements):
             wanted = answer(loaded.model)
-        deletions = planned(("attention", 1, kind), ("mlp", 2, kind))
-        write_healed_plan(
-            tmp_path / "plan.json", PruningPlan(deletions=deletions), made.branch_replacements,
-            weights=made.weights,
-        )  # fmt: skip
-    for name, replacement in made.branch_replacements.items():
-        assert replacement.bias is not None
+        plan = PruningPlan(deletions=planned(("attention", 1, kind), ("mlp", 2, kind)))
+        replacements = made.branch_replacements
+        write_healed_plan(tmp_path / "plan.json", plan, replacements, weights=made.weights)
+    for name, replacement in replacements.items():
         assert bool(replacement.maps) == (kind == "linear")
         assert not torch.equal(replacement.bias, before[name].bias)
-    read = LoadedPlan.read(tmp_path / "plan.json")
-    change_weights(loaded.model, read.changed_weights)
-    with branches_replaced(loaded.model, made.branch_replacements):
+    change_weights(loaded.model, LoadedPlan.read(tmp_path / "plan.json").changed_weights)
+    with branches_replaced(loaded.model, replacements):
         assert torch.allclose(answer(loaded.model), wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize("train", ["adapters", "all"])
-def test_beside_adapters_fitted_maps_are_trained_at_a_lower_rate(train: Any) -> None:
-    loaded = tiny_loaded("llama")
-    cut = {DROPPED[0]: BranchReplacement(torch.zeros(32), (torch.zeros(32, 32),))}
-    student = Student(loaded.model, cut, train, 4 if train == "adapters" else None)
-    groups = rate_groups(student.trained, student.replacing, train)
-    shares = {id(param): group["share"] for group in groups for param in group["params"]}
-    trained, names = student.trained, set(student.replacing)
-    student.close()
-    replaced = [shares.pop(id(trained[name])) for name in names]
-    others = [shares.pop(id(trained[name])) for name in trained.keys() - names]
-    assert not shares
-    assert len(replaced) == 2
-    assert max(replaced) < 0.2 if train == "adapters" else set(replaced) == {1.0}
-    assert set(others) == {1.0}
-
-
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    loaded = tiny_loaded("llama")
-    with distilled(fitting(loaded)) as made:
+    with distilled(fitting(tiny_loaded("llama"))) as made:
         weights = made.weights
     with raises(PlanError, "weight-of-another-shape"):
         change_weights(tiny_loaded("llama", hidden_size=64).model, weights)
     with raises(PlanError, "unknown-weight"):
         change_weights(tiny_loaded("gpt2").model, weights)
-    plan = PruningPlan(deletions=planned(("attention", 1, "none")))
-    write_healed_plan(tmp_path / "plan.json", plan, {}, weights=weights)
-    result = PruningPlan.read(tmp_path / "plan.json")
-    result.model_copy(update={"changed_weights": 3}).write(tmp_path / "plan.json")
+    path, plan = tmp_path / "plan.json", PruningPlan(deletions=planned(("attention", 1, "none")))
+    write_healed_plan(path, plan, {}, weights=weights)
+    PruningPlan.read(path).model_copy(update={"changed_weights": 3}).write(path)
     with raises(PlanError, "other-count-of-weights", 3, len(weights)):
-        LoadedPlan.read(tmp_path / "plan.json")
+        LoadedPlan.read(path)
+
+
+@pytest.mark.parametrize("train", ["adapters", "all"])
+def test_beside_adapters_fitted_maps_are_trained_at_a_lower_rate(train: Any) -> None:
+    cut = {DROPPED[0]: BranchReplacement(torch.zeros(32), (torch.zeros(32, 32),))}
+    rank = 4 if train == "adapters" else None
+    student = Student(tiny_loaded("llama").model, cut, train, rank)
+    groups = rate_groups(student.trained, student.replacing, train)
+    shares = {id(param): group["share"] for group in groups for param in group["params"]}
+    by_name = {name: shares.pop(id(item)) for name, item in student.trained.items()}
+    replaced = [by_name.pop(name) for name in set(student.replacing)]
+    student.close()
+    assert not shares
+    assert len(replaced) == 2
+    assert max(replaced) < 0.2 if train == "adapters" else set(replaced) == {1.0}
+    assert set(by_name.values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("cause", "train", "error", "code"),
+    [
+        ("quantized", "all", HealingError, "quantized-student"),
+        ("narrow", "all", HealingError, "narrow-weights"),
+        ("interrupted", "adapters", KeyboardInterrupt, ""),
+    ],
+)
+def test_a_student_that_can_not_be_made_leaves_the_model(
+    cause: str, train: Any, error: Any, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_loaded("llama")
+    kinds = kinds_of(loaded.model)
+    if cause == "quantized":
+        loaded.model.is_quantized = True
+    elif cause == "narrow":
+        loaded.model.to(torch.bfloat16)
+    else:
+        monkeypatch.setattr(Student, "_count_outputs", failing_with(KeyboardInterrupt()))
+    with pytest.raises(error) as caught:
+        student_of(loaded, train)
+    assert getattr(caught.value, "code", "") == code
+    assert kinds_of(loaded.model) == kinds
+    assert not any(item.requires_grad for item in loaded.model.parameters())
 
 
 @pytest.mark.long
@@ -285,33 +300,6 @@ def test_two_processes_train_one_student_together_and_the_first_decides(tmp_path
     assert min(alike["losses"][1:]) < alike["losses"][0]
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "phimoe"])
-def test_experts_and_routers_have_no_adapters_and_are_as_they_were(family: str) -> None:
-    loaded = tiny_loaded(family)
-    before = answer(loaded.model)
-    modules = [type(module) for module in loaded.model.modules()]
-    student = student_of(loaded)
-    assert student.trained
-    student.close()
-    assert [type(module) for module in loaded.model.modules()] == modules
-    assert torch.equal(answer(loaded.model), before)
-
-
-def test_a_failure_while_the_student_is_made_leaves_the_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def failing(_: Student) -> None:
-        raise KeyboardInterrupt
-
-    loaded = tiny_loaded("llama")
-    modules = [type(module) for module in loaded.model.modules()]
-    monkeypatch.setattr(Student, "_count_outputs", failing)
-    with pytest.raises(KeyboardInterrupt):
-        student_of(loaded)
-    assert [type(module) for module in loaded.model.modules()] == modules
-    assert not any(item.requires_grad for item in loaded.model.parameters())
-
-
 @pytest.mark.parametrize(
     ("most", "samples"),
     [(6, [5, 2]), (16, [12, 4]), (600, [36, 12])],
@@ -320,33 +308,30 @@ def test_a_failure_while_the_student_is_made_leaves_the_model(
 def test_the_fold_is_of_alike_much_of_each_text(
     monkeypatch: pytest.MonkeyPatch, most: int, samples: list[int]
 ) -> None:
-    heard: list[CalibrationText] = []
-
-    def hear(_: Any, few: CalibrationText) -> Any:
-        heard.append(few)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", hear)
+    stopped = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", stopped)
     monkeypatch.setattr("exporter.heal.distill.distilled.DEFAULT_TOKENS", most * 16)
     result = fitting(tiny_loaded("llama"))
     mixture = joined([text(36, seed=2), text(12, seed=3)])
     texts = replace(result.texts, fitting=mixture)
     with pytest.raises(KeyboardInterrupt), distilled(replace(result, texts=texts)):
         pass
-    (few,) = heard
-    assert [item.ref.samples for item in few.apart] == samples
+    assert [item.ref.samples for item in stopped.call_args.args[1].apart] == samples
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("family", "train"),
-    [("llama", "adapters"), ("llama", "all"), ("gpt2", "adapters"), ("mixtral", "adapters"),
-     ("bert", "all")],
-)  # fmt: skip
-def test_as_many_numbers_are_trained_as_is_said(family: str, train: Any, dtype: str) -> None:
-    if (train, dtype) == ("all", "bfloat16"):
-        pytest.skip("weights of 16 bits are not trained themselves")
-    model = tiny_loaded(family).model.to(getattr(torch, dtype))
+    ("family", "train", "dtype"),
+    [
+        *(
+            (family, "adapters", dtype)
+            for family in ("llama", "gpt2", "mixtral")
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
+        *(("llama", "all", torch.float32), ("bert", "all", torch.float32)),
+    ],
+)
+def test_as_many_numbers_are_trained_as_is_said(family: str, train: Any, dtype: Any) -> None:
+    model = tiny_loaded(family).model.to(dtype)
     rank = 4 if train == "adapters" else None
     said = trained_numbers(model, DROPPED, train, rank)
     assert said <= trained_numbers(model, [], train, rank)
@@ -355,19 +340,20 @@ def test_as_many_numbers_are_trained_as_is_said(family: str, train: Any, dtype: 
     student.close()
 
 
-def test_the_others_end_with_the_first() -> None:
-    class Other(Workers):
-        def __init__(self) -> None:
-            self.count, self._number = 2, 1
-
-        def from_first(self, value: Any) -> Any:
-            return (None, "full") if failing else (5, "")
-
-    failing = True
+def test_the_process_that_fails_says_why_and_the_others_end_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent = Mock(side_effect=lambda value: value)
+    monkeypatch.setattr(Workers, "from_first", lambda _, value: sent(value))
+    with pytest.raises(OSError, match="full"):
+        Workers().once(failing_with(OSError("full")))
+    sent.assert_called_once_with((None, "full"))
+    other, idle = Workers(), failing_with(AssertionError("only the first makes it"))
+    other.count, other._number = 2, 1
+    sent.side_effect = [(None, "full"), (5, "")]
     with raises(HealingError, "first-process-failed", "full"):
-        Other().once(lambda: pytest.fail("only the first makes it"))
-    failing = False
-    assert Other().once(lambda: pytest.fail("only the first makes it")) == 5
+        other.once(idle)
+    assert other.once(idle) == 5
 
 
 def _exchange(rank: int, port: int, folder: Path) -> None:
@@ -407,7 +393,6 @@ def test_two_processes_exchange_what_they_have(tmp_path: Path) -> None:
 
 def training_of(asked: Fitting) -> Training:
     with distilled(asked) as made:
-        assert made.training is not None
         return made.training
 
 
@@ -415,20 +400,8 @@ def losses_of(training: Training) -> list[float]:
     return [check.held_out_loss for check in training.checks]
 
 
-@pytest.mark.parametrize("case", ["quantised", "narrow"])
-def test_weights_that_can_not_be_trained_are_refused(case: str) -> None:
-    loaded = tiny_loaded("llama")
-    if case == "quantised":
-        loaded.model.is_quantized = True
-    else:
-        loaded.model.to(torch.bfloat16)
-    with raises(HealingError, "quantized-student" if case == "quantised" else "narrow-weights"):
-        student_of(loaded, "all")
-
-
 def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_nothing() -> None:
     with distilled(fitting(tiny_loaded("llama"), learning_rate=30.0)) as made:
-        assert made.training is not None
         bare, folded, *trained = made.training.checks
         assert (bare.tokens, folded.tokens) == (0, 0)
         assert folded.held_out_loss < bare.held_out_loss
@@ -459,9 +432,7 @@ def test_what_was_fitted_and_does_harm_is_not_begun_with(
 
     monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", harmful_weights)
     monkeypatch.setattr(Fitting, "alike", harmful_maps)
-    result = fitting(tiny_loaded("llama"), tmp_path, replacements=replacements)
-    with distilled(result) as made:
-        assert made.training is not None
+    with distilled(fitting(tiny_loaded("llama"), tmp_path, replacements=replacements)) as made:
         bare, harmed, *trained = losses_of(made.training)
         assert harmed > bare > min(trained)
         assert made.training.fitted_loss is None
@@ -470,6 +441,27 @@ def test_what_was_fitted_and_does_harm_is_not_begun_with(
             assert {len(product.numbers) for product in products} == {2}
         else:
             assert all(0 < r.maps[0].abs().max() < 1 for r in made.branch_replacements.values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "stopped"),
+    [
+        (lambda loss, steps: float("nan") if steps == 8 else loss, "diverged"),
+        (lambda loss, steps: loss * (50.0 if steps > 12 else 1.0), "diverged"),
+        (lambda loss, _: loss, "tokens"),
+    ],
+    ids=["not finite", "only grows", "falls"],
+)
+def test_a_training_that_diverges_ends_with_the_best_state(
+    losses: Any, stopped: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    name = "_step" if "not finite" in request.node.name else "_held_out_loss"
+    real = getattr(Trainer, name)
+    monkeypatch.setattr(Trainer, name, lambda trainer: losses(real(trainer), trainer._state.steps))
+    training = training_of(fitting(tiny_loaded("llama"), tokens=64 * 40))
+    assert training.stopped_by == stopped
+    assert (training.tokens < 64 * 40) == (stopped == "diverged")
+    assert min(losses_of(training)) < losses_of(training)[0]
 
 
 @pytest.mark.parametrize("error", [HealingError("", code="nothing-to-fold-into"), MemoryError()])
@@ -489,47 +481,18 @@ def failing_with(error: BaseException) -> Any:
     return failing
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_state(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    step = Trainer._step
-
-    def diverging(trainer: Trainer) -> float:
-        loss = step(trainer)
-        return float("nan") if trainer._state.steps == 8 else loss
-
-    monkeypatch.setattr(Trainer, "_step", diverging)
-    training = training_of(fitting(tiny_loaded("llama")))
-    assert training.stopped_by == "diverged"
-    assert min(losses_of(training)) < losses_of(training)[0]
-
-
-@pytest.mark.parametrize(("times", "stopped"), [(50.0, "diverged"), (1.0, "tokens")])
-def test_a_loss_that_only_grows_ends_the_training_with_the_best_state(
-    times: float, stopped: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held_out = Trainer._held_out_loss
-
-    def growing(trainer: Trainer) -> float:
-        return held_out(trainer) * (times if trainer._state.steps > 12 else 1.0)
-
-    monkeypatch.setattr(Trainer, "_held_out_loss", growing)
-    training = training_of(fitting(tiny_loaded("llama"), tokens=64 * 40))
-    assert training.stopped_by == stopped
-    assert (training.tokens < 64 * 40) == (stopped == "diverged")
-    assert min(losses_of(training)) < losses_of(training)[0]
-
-
 @pytest.mark.parametrize(("scale", "full"), [(1, False), (60, True)])
 def test_the_rate_is_lower_where_answers_are_near(scale: float, full: bool) -> None:
     loaded = tiny_loaded("llama")
     with torch.no_grad():
         loaded.model.lm_head.weight *= scale
-    training = training_of(fitting(loaded, learning_rate=None, tokens=12 * 64))
+    training = training_of(fitting(loaded, learning_rate=None))
     begins = min(check.held_out_loss for check in training.checks if not check.tokens)
     assert (begins > 0.2) is full
     wanted = 1e-3 * min(1.0, (begins / 0.2) ** 0.5)
     assert training.learning_rate == pytest.approx(wanted, rel=1e-6)
+    # Held-out text takes a small part of the tokens.
+    assert sum(check.tokens > 0 for check in training.checks) == 3
 
 
 def test_a_training_that_gains_nothing_ends_early_but_not_while_the_rate_is_high() -> None:
@@ -538,34 +501,24 @@ def test_a_training_that_gains_nothing_ends_early_but_not_while_the_rate_is_high
     assert 0.5 <= training.tokens / (64 * 400) < 0.95
 
 
-@pytest.mark.parametrize(("steps", "checks"), [(12, 3), (24, 6)])
-def test_held_out_text_takes_a_small_part_of_the_tokens(
-    monkeypatch: pytest.MonkeyPatch, steps: int, checks: int
-) -> None:
-    monkeypatch.setattr("exporter.heal.distill.training._PATIENCE", checks)
-    training = training_of(fitting(tiny_loaded("llama"), tokens=steps * 64))
-    assert sum(check.tokens > 0 for check in training.checks) == checks
-
-
 def test_the_time_is_kept_with_the_last_check_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    step, held_out = Trainer._step, Trainer._held_out_loss
 
-    def taking(seconds: float, real: Any) -> Any:
+    def take(seconds: float, name: str) -> None:
         def run(trainer: Trainer) -> Any:
             now[0] += seconds
             return real(trainer)
 
-        return run
+        real = getattr(Trainer, name)
+        monkeypatch.setattr(Trainer, name, run)
 
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr("exporter.heal.distill.training._PATIENCE", 100)
-    monkeypatch.setattr("exporter.heal.distill.training.time", clock)
-    monkeypatch.setattr(Trainer, "_step", taking(1.0, step))
-    monkeypatch.setattr(Trainer, "_held_out_loss", taking(4.0, held_out))
-    training = training_of(
-        fitting(tiny_loaded("llama"), tokens=10**6, time_s=60.0, learning_rate=1e-3)
-    )
+    monkeypatch.setattr(f"{TRAINING}._PATIENCE", 100)
+    monkeypatch.setattr(f"{TRAINING}.time", clock)
+    take(1.0, "_step")
+    take(4.0, "_held_out_loss")
+    asked = fitting(tiny_loaded("llama"), tokens=10**6, time_s=60.0, learning_rate=1e-3)
+    training = training_of(asked)
     assert training.stopped_by == "time"
     assert training.checks[-1].tokens == training.tokens < 10**6
     assert 59.0 <= training.seconds <= 61.0
@@ -631,13 +584,3 @@ def test_paragraphs_are_read_beside_others_as_long_always_the_same() -> None:
     assert sizes == {(1, 2), (3, 4), (7, 8), (9, 10)}
     assert made.reads_steps_again
     assert not scheduled(lengths, step_tokens=11, tokens=22).reads_steps_again
-
-
-def test_the_process_that_fails_says_why_and_tells_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    results: list[Any] = []
-    monkeypatch.setattr(Workers, "from_first", lambda _, value: results.append(value) or value)
-    with pytest.raises(OSError, match="full"):
-        Workers().once(failing_with(OSError("full")))
-    assert results == [(None, "full")]
