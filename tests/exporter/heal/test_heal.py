@@ -1,0 +1,551 @@
+"""From a plan to a healed one: what is put in, what it gains and where, and what is refused."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+import exporter.cli as command_line
+from exporter.artifacts import HealingReport, PruningPlan
+from exporter.artifacts.loaded_plan import read_replacements
+from exporter.artifacts.plans import read_plan
+from exporter.artifacts.servers import SERVERS, refuse_unheld
+from exporter.checkpoint.pruned_model import load_pruned
+from exporter.cut.branch_replacements import branch_replacements_of
+from exporter.errors import (
+    HealingError,
+    MissingDependencyError,
+    OptionError,
+    PlanError,
+    TextSourceError,
+    UnknownArchitectureError,
+)
+from exporter.files import sha256_file
+from exporter.heal.fit import held_out_tokens
+from exporter.heal.healed import heal
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import write_healed_plan
+from exporter.heal.texts import healing_texts
+from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.ablation.meter import DamageMeter
+from exporter.models.loading.model_source import load_model
+from exporter.models.texts.calibration import calibration_text, seed_of
+from exporter.models.texts.documents import keys_of
+from exporter.models.texts.sources import read_texts
+from graph_passes.files import placing
+from tests.raising import ends_in, raises, tells
+from tests.reading import Heard
+from tests.text_graphs import WORDS, write_tokenizer
+from tests.tiny_models import planned
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+EVERYTHING = planned(*(("block", layer, "none") for layer in range(3)))
+PLAN = planned(("attention", 1, "none"), ("mlp", 0, "none"), ("attention", 2, "none"))
+SHORT = {"samples": 12, "sequence_length": 16}
+FIRST, SECOND = WORDS[:6], WORDS[10:]
+"""Two domains that share no word."""
+
+
+def words_of(words: Sequence[str], count: int, seed: int) -> list[str]:
+    """A text in which two words foretell the next, nearly always."""
+    source, numbers = random.Random(seed), [0, 1]
+    while len(numbers) < count:
+        result = (numbers[-1] * 3 + numbers[-2] + 1) % len(words)
+        numbers.append(result if source.random() < 0.9 else source.randrange(len(words)))
+    return [words[number] for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of three layers that has learned both domains a little."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    write_tokenizer(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=24, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    rows = [
+        tokenizer(" ".join(words_of(words, 16, seed))).input_ids
+        for words in (FIRST, SECOND) for seed in range(100, 164)
+    ]  # fmt: skip
+    ids, steps = torch.tensor(rows), torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(input_ids=ids, labels=ids).loss
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> Any:
+    return load_model(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("texts")
+
+    def written(name: str, words: Sequence[str] = FIRST, count: int = 800, seed: int = 0) -> str:
+        path = folder / f"{name}.txt"
+        path.write_text(" ".join(words_of(words, count, seed)))
+        return str(path)
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def texts(write: Any) -> tuple[str, str]:
+    return write("first"), write("second", SECOND, seed=1)
+
+
+def asked(texts: Sequence[str], **options: Any) -> HealOptions:
+    return HealOptions(**{"calibration": texts[:1], "check_text": texts[1], **SHORT, **options})
+
+
+def healed(loaded: Any, texts: tuple[str, str], plan: Any = PLAN, **options: Any) -> Any:
+    return heal(loaded, PruningPlan(deletions=plan), asked(texts, **options))
+
+
+@pytest.mark.parametrize("kind", ["bias", "linear", "best"])
+def test_healing_takes_back_what_dropping_cost_and_says_how_much(
+    loaded: Any, texts: tuple[str, str], kind: Any
+) -> None:
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    result = healed(loaded, texts, kind=kind)
+    assert all(tensor.equal(before[name]) for name, tensor in loaded.model.state_dict().items())
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+    own, other = result.report.healing.texts
+    assert (own.role, other.role) == ("calibration", "other")
+    assert own.gain > 0
+    assert own.healed.kl < own.dropped.kl
+    rises = [cut.log_perplexity_increase for cut in (own.dropped, own.healed)]
+    assert own.gain == pytest.approx(rises[0] - rises[1], abs=1e-9)
+    deletions = result.plan.deletions
+    assert {deletion.replacement for deletion in deletions} == {kind} or kind == "best"
+    assert [(cut.kind, cut.layer) for cut in deletions] == [(cut.kind, cut.layer) for cut in PLAN]
+    assert result.plan.predicted["kl"] == own.healed.kl
+    # Measured again from the returned replacements.
+    samples = healing_texts(loaded, asked(texts))
+    fitted, held_out = samples.fitting.input_ids, samples.held_out.input_ids
+    assert len(fitted) + len(held_out) == 16
+    assert 4 <= len(held_out) <= 5  # documents stay whole
+    assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
+    judged = samples.halves[1] if kind == "best" else samples.held_out
+    again = DamageMeter(loaded.model, judged.input_ids, judged.mask)
+    assert own.healed.kl == pytest.approx(again.measure(result.branch_replacements).kl, rel=1e-6)
+
+
+def test_a_block_becomes_its_two_sublayers(loaded: Any, texts: tuple[str, str]) -> None:
+    deletions = healed(loaded, texts, planned(("block", 1, "none"))).plan.deletions
+    names = [(cut.kind, cut.layer, cut.replacement) for cut in deletions]
+    assert names == [("attention", 1, "linear"), ("mlp", 1, "linear")]
+
+
+def test_domains_that_share_nothing_are_warned_of(
+    loaded: Any, texts: tuple[str, str], write: Any
+) -> None:
+    apart = healed(loaded, texts, kind="bias").report.healing
+    assert len(apart.warnings) == 1
+    only = healed(loaded, texts, kind="bias", check_text="none").report.healing
+    assert [text.role for text in only.texts] == ["calibration"]
+    assert only.warnings
+    again = write("again", seed=7)
+    alike = healed(loaded, (texts[0], again), kind="linear", samples=24).report.healing
+    assert alike.warnings == []
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_both_halves_of_what_is_held_out_are_mixtures(
+    loaded: Any, texts: tuple[str, str], write: Any, others: int
+) -> None:
+    """`best` would else choose on one text alone and be judged on the other."""
+    more = [write(str(n), WORDS[6:10], seed=n) for n in range(others)]
+    options = asked(texts, calibration=(*texts, *more), check_text="pydoc")
+    result = healing_texts(loaded, options)
+    samples = [text.input_ids.tolist() for text in result.held]
+    for half in result.halves:
+        rows = half.input_ids.tolist()
+        assert all(0 < sum(row in rows for row in text) < len(text) for text in samples)
+    # Of every fifth sample, on which ridges are judged, too.
+    chosen = result.fitting.input_ids[held_out_tokens(result.fitting.mask, 0.2).any(1)]
+    domains = {bool(np.isin(row, result.held[0].input_ids).all()) for row in chosen}
+    assert domains == {True, False}
+    # What has chosen on the first leaves other texts alone.
+    part = chosen_part(loaded, texts[0], 13)
+    again = healing_texts(loaded, options, chosen_on=[part]).held
+    same = [
+        np.array_equal(a.input_ids, b.input_ids) for a, b in zip(result.held, again, strict=True)
+    ]
+    assert same == [False, *[True] * (1 + others)]
+
+
+@pytest.mark.parametrize(("kind", "both"), [("best", True), ("linear", False)])
+def test_a_sample_that_serves_both_ends_is_warned_of(
+    loaded: Any, texts: tuple[str, str], write: Any, kind: Any, both: bool
+) -> None:
+    healing = healed(loaded, (write("two", count=40), texts[1]), kind=kind).report.healing
+    warned = any("chosen and measured on the same one" in one for one in healing.warnings)
+    assert warned is both
+
+
+def chosen_part(loaded: Any, source: str, samples: int, length: int = 16, **more: Any) -> Any:
+    return calibration_text(loaded, source, samples=samples, sequence_length=length, **more).part
+
+
+@pytest.mark.parametrize(
+    ("samples", "length", "again"),
+    [(8, 16, False), (40, 16, False), (4, 32, False), (3, 40, False), (60, 16, True)],
+)
+def test_what_has_chosen_judges_nothing_and_is_fitted_on_only_where_the_text_is_short(
+    samples: int, length: int, again: bool, loaded: Any, texts: tuple[str, str], write: Any
+) -> None:
+    """Held-out samples went on in the article that had chosen."""
+    long = write("long", count=4000)
+    part = chosen_part(loaded, long, samples, length)
+    result = healing_texts(loaded, asked((long, texts[1])), chosen_on=[part])
+    source = read_texts(long, part="calibration")
+    chosen, units = source.units(length).keys(part.spans), source.units(16)
+
+    def shared(text: Any) -> bool:
+        keys = [keys_of(item) for number in set(text.documents) for item in units.parts[number]]
+        return bool(frozenset().union(*keys) & chosen)
+
+    assert [*result.again] == [long] * again
+    assert result.chose == ()
+    assert len(result.fitting.input_ids) >= 8
+    assert len(result.held_out.input_ids) >= 3
+    assert not shared(result.held_out)
+    assert not set(result.fitting.documents) & set(result.held_out.documents)
+    if length == 16:
+        assert shared(result.fitting) is again
+    first, second = (set(half.documents) for half in result.halves)
+    assert again or not first & second
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(0, 1), (3, 0)])
+def test_text_that_the_model_samples_is_another_than_what_has_chosen(
+    seed: int, expected: int, loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    part = chosen_part(loaded, "self", 2, seed=seed)
+    result = healing_texts(loaded, asked(("self", texts[0])), chosen_on=[part])
+    assert seed_of(result.fitting.ref.source) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "chosen_on", "on"),
+    [
+        ("short", 12, "short", "unseen"),
+        ("short", 13, "short", "searched"),
+        ("first", 13, "first", "unseen"),
+        ("second", 13, "short", "unseen"),
+    ],
+)
+def test_a_text_that_is_too_short_for_four_parts_is_told_of(
+    loaded: Any, texts: tuple[str, str], write: Any, name: str, samples: int, chosen_on: str,
+    on: str,
+) -> None:  # fmt: skip
+    named = {"first": texts[0], "second": texts[1], "short": write("short", count=320, seed=7)}
+    chosen = chosen_part(loaded, named[chosen_on], samples)
+    plan = PruningPlan(deletions=PLAN, chosen_on=[chosen])
+    outcome = heal(loaded, plan, asked((named[name], "pydoc")))
+    parts = [ref.ids_sha256 for refs in outcome.plan.roles.values() for ref in refs]
+    assert (len(set(parts)) == len(parts)) == ((name, samples) != ("short", 12))
+    assert outcome.plan.predicted_on == on
+    assert outcome.report.healing.warnings or name != "short"
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "code"),
+    [
+        ("quantized", HealingError, "quantized-student"),
+        ("old", MissingDependencyError, "too-old"),
+        ("missing", MissingDependencyError, ""),
+    ],
+)
+def test_what_can_not_be_trained_costs_no_text(
+    cause: str, error: Any, code: str, loaded: Any, texts: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: pytest.fail("read"))
+    if cause == "quantized":
+        monkeypatch.setattr(loaded.model, "is_quantized", True, raising=False)
+    elif cause == "missing":
+        monkeypatch.setitem(sys.modules, "peft", None)
+    else:
+        monkeypatch.setattr("peft.__version__", "0.9.1")
+    with raises(error, code):
+        healed(loaded, texts, kind="distill")
+
+
+@pytest.fixture
+def call(checkpoint: Path, texts: tuple[str, str], tmp_path: Path) -> Any:
+    """Runs the command on a plan beside what it writes."""
+
+    def made(output: Any, *more: Any, plan: Any = PLAN, model: Any = checkpoint) -> int:
+        written = tmp_path / "plans" / "plan.json"
+        written.parent.mkdir(exist_ok=True)
+        PruningPlan(deletions=plan).write(written)
+        words = ["heal", model, written, "-o", tmp_path / output, "--heal-calibration", texts[0],
+                 "--check-text", texts[1], "--samples", 12, "--sequence-length", 16]  # fmt: skip
+        return command_line.run([*map(str, [*words, *more])])
+
+    return made
+
+
+def test_the_command_writes_plan_numbers_and_report(
+    call: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "healed.json"
+    assert call(output, "--heal", "bias") == 0
+    names = {path.name for path in output.parent.iterdir()}
+    assert names == {"healed.json", "healed.safetensors", "healed.report.json"}
+    replacements = read_replacements(read_plan(output), output)
+    assert len(replacements.tensors) == 3
+    report = HealingReport.read(output.with_name("healed.report.json"))
+    assert report.made_from["plan"] == sha256_file(tmp_path / "plans" / "plan.json")
+    text = "".join(capfd.readouterr())
+    assert tells(text, 3)
+    assert all(word in text for word in ("perplexity", "bias"))
+    (warning,) = report.healing.warnings
+    assert text.count(warning) == 1
+    assert call(output, "--heal", "bias", "--quiet") == 0
+    assert capfd.readouterr().out.count(warning) == 1
+    modes = [path.stat().st_mode & 0o077 for path in output.parent.iterdir()]
+    assert len(set(modes)) == 1
+
+
+def test_a_checkpoint_that_fails_takes_no_plan_with_it(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lonely = "exporter.models.pruned_structure._lonely_norms"
+    monkeypatch.setattr(lonely, lambda m, *_: [m.model.norm])
+    with ends_in(UnknownArchitectureError, "wrong-results"):
+        assert call("healed.json", "--save-checkpoint", tmp_path / "hf") == 2
+    assert tells(capfd.readouterr().out, 3)
+    assert (tmp_path / "healed.json").exists()
+    assert not (tmp_path / "hf").exists()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_failure_leaves_an_earlier_result_and_what_it_had_goes_with_it(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan for a budget may replace nothing, and then has neither numbers nor report."""
+    output, bare = tmp_path / "healed.json", PruningPlan(deletions=PLAN)
+    assert call(output) == 0
+    before = contents(tmp_path)
+    home, place = placing.home_of(output), placing.place
+
+    def full(where: Path, *arguments: Any) -> None:
+        if where == home:
+            raise OSError(28, "No space left on device")
+        place(where, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(placing, "place", full)
+        assert call(output, "--heal", "bias") == 2
+    assert contents(tmp_path) == before
+    with monkeypatch.context() as patch:
+        failing = Mock(side_effect=OSError(5, "Input/output error"))
+        patch.setattr("graph_passes.files.record.sync_names", failing)
+        with pytest.raises(OSError, match="Errno 5"):
+            write_healed_plan(output, bare, {})
+    assert contents(tmp_path) == before
+    write_healed_plan(output, bare, {})
+    assert [*contents(tmp_path)] == [output]
+    mine = [tmp_path / "plans" / f"plan.{end}" for end in ("safetensors", "report.json")]
+    for path in mine:
+        path.write_text("mine")
+    write_healed_plan(tmp_path / "plans" / "plan.json", bare, {})
+    assert {path.read_text() for path in mine} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("output", "more", "told"),
+    [
+        ("healed.safetensors", "", "is the name of the file for the plan's numbers"),
+        ("folder", "", "is a folder"),
+        ("model/healed.json", "", "would be taken for weights of the model"),
+        ("plans/plan.json", "", "plan.json"),
+        ("first.json", "--heal-calibration first.safetensors", "first.safetensors"),
+        # It would be gone again.
+        ("hf/healed.json", "--save-checkpoint hf", "can't be inside it"),
+        ("healed.json", "--save-checkpoint plans", "can't be inside it"),
+        ("healed.json", "--save-checkpoint model/hf", "can't be inside it"),
+    ],
+)
+def test_places_that_would_do_harm_are_refused_before_any_work(
+    call: Any, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, output: str, more: str, told: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("exporter.cli.heal.load_model", lambda *_, **__: pytest.fail("loaded"))
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "plan.json").touch()
+    (tmp_path / "first.safetensors").write_text(" ".join(WORDS * 40))
+    before = sorted(tmp_path.rglob("*"))
+    assert call(output, *more.split(), model=model) == 2
+    assert told in "".join(capfd.readouterr())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_texts_that_are_too_few_or_the_same_are_refused(
+    loaded: Any, texts: tuple[str, str], write: Any
+) -> None:
+    short, copy = write("short", WORDS, count=20), write("copy")
+    twice = f"{Path(copy).parent}/./copy.txt"
+    for given, more, error, code, named in (
+        ((short, texts[1]), {}, HealingError, "too-few-samples", ["short.txt", 16]),
+        ((texts[0], texts[0]), {}, OptionError, "", ["--check-text"]),
+        ((texts[0], copy), {}, HealingError, "same-text", ["copy.txt", "--check-text"]),
+        (
+            texts, {"calibration": (texts[0], copy)}, HealingError, "named-twice",
+            ["first.txt", "copy.txt"],
+        ),
+        (texts, {"calibration": (copy, twice)}, HealingError, "named-twice", ["copy.txt"]),
+        ((texts[0], f"{copy}.none"), {}, TextSourceError, "file-missing", ["none"]),
+    ):  # fmt: skip
+        with raises(error, code, *named):
+            healed(loaded, given, **more)
+
+
+@pytest.mark.parametrize("replacements", ["none", "linear"])
+def test_a_fold_that_gains_nothing_ends_only_what_asked_for_it_alone(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, replacements: Any
+) -> None:
+    """A first look asks for maps, too: then the best of them, or nothing, takes the places."""
+    monkeypatch.setattr("exporter.heal.folded._loses", lambda *_: True)
+    if replacements == "none":
+        with raises(HealingError, "folding-gained-nothing"):
+            healed(loaded, texts, kind="fold")
+    else:
+        result = healed(loaded, texts, kind="fold", replacements=replacements)
+        assert result.report.healing.asked == "best"
+
+
+@pytest.mark.parametrize(
+    ("kind", "server", "wanted"),
+    [
+        ("linear", "llama.cpp", {"linear", "none"}),
+        ("best", "llama.cpp", {"linear", "none"}),
+        ("linear", "mlx", {"linear"}),
+        ("linear", "onnxruntime", {"linear"}),
+    ],
+)
+def test_replacements_are_those_that_a_runtime_holds(
+    loaded: Any, texts: tuple[str, str], kind: Any, server: Any, wanted: set[str]
+) -> None:
+    result = healed(loaded, texts, kind=kind, server=server)
+    assert {deletion.replacement for deletion in result.plan.deletions} <= wanted
+    refuse_unheld([server], result.plan.deletions)
+    maps = [replacement for replacement in result.branch_replacements.values() if replacement.maps]
+    free = not SERVERS[server].intercept
+    assert all(free == (not item.bias.any()) for item in maps if item.bias is not None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "kind", "server", "error", "code"),
+    [
+        (PLAN, "linear", "vllm", HealingError, "server-holds-none"),
+        (PLAN, "bias", "llama.cpp", HealingError, "server-holds-none"),
+        (planned(("attention", 0, "none")), "fold", "vllm", PlanError, "server-needs-it"),
+        (planned(("attention", 0, "none")), "linear", "sglang", PlanError, "server-needs-it"),
+    ],
+)
+def test_a_runtime_without_a_place_for_it_is_named(
+    loaded: Any, texts: tuple[str, str], plan: Any, kind: Any, server: Any, error: Any, code: str
+) -> None:
+    with raises(error, code, server):
+        healed(loaded, texts, plan, kind=kind, server=server)
+
+
+@pytest.mark.parametrize("plan", [PLAN, EVERYTHING])
+def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
+    call: Any, checkpoint: Path, tmp_path: Path, plan: Any
+) -> None:
+    output, folder, more = tmp_path / "healed.json", tmp_path / "hf", []
+    if plan == EVERYTHING:
+        assert call(output, "--save-checkpoint", folder, plan=plan) == 2
+        assert not output.exists()
+        more = ["--allow-empty"]
+    assert call(output, *more, "--save-checkpoint", folder, plan=plan) == 0
+    whole, healed_plan = load_model(str(checkpoint)), read_plan(output)
+    numbers = read_replacements(healed_plan, output)
+    cut = branch_replacements_of(healed_plan.deletions, numbers, whole.model)
+    ids = torch.arange(1, 21)[None]
+    with torch.inference_mode():
+        with branches_replaced(whole.model, cut):
+            wanted = whole.model(ids).logits
+        loaded = load_pruned(folder)
+        assert loaded.tokenizer is not None
+        # The same products in the same order.
+        torch.testing.assert_close(loaded.model(ids).logits, wanted, rtol=0, atol=1e-6)
+        assert not torch.allclose(wanted, whole.model(ids).logits, atol=1e-2)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    for taken in (tmp_path / "taken", checkpoint):
+        assert call(output, *more, "--save-checkpoint", taken, plan=plan) == 2
+
+
+@pytest.mark.parametrize("of_this_model", [True, False])
+def test_a_plan_of_another_model_is_healed_with_a_warning(
+    loaded: Any, texts: tuple[str, str], of_this_model: bool
+) -> None:
+    options, heard = HealOptions(kind="bias", calibration=texts[:1], **SHORT), Heard()
+    meant = loaded.ref.sha256 if of_this_model else "f" * 64
+    plan = PruningPlan(deletions=PLAN[:1], made_from={"model": meant})
+    made = heal(loaded, plan, options, progress=heard)
+    assert any(meant[:8] in line for line in heard.lines) is not of_this_model
+    assert made.plan.made_from["model"] == loaded.ref.sha256
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone", "error", "code"),
+    [
+        ("auto", True, HealingError("", code="distillation-gained-nothing"), ""),
+        ("distill", True, HealingError("", code="distillation-gained-nothing"), "distillation-"),
+        ("auto", True, MemoryError(), ""),
+        ("auto", False, MemoryError(), "out-of-memory"),  # the other processes would wait
+    ],
+)
+def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: Any, alone: bool,
+    error: Exception, code: str,
+) -> None:  # fmt: skip
+    failing = Mock(side_effect=error)
+    monkeypatch.setattr("exporter.heal.distill.training.Trainer._begin", failing)
+    monkeypatch.setattr("exporter.heal.healed.is_alone", lambda: alone)
+    if code:
+        with pytest.raises(HealingError) as caught:
+            healed(loaded, texts, kind=kind)
+        assert caught.value.code.startswith(code)
+    else:
+        healing = healed(loaded, texts, kind=kind).report.healing
+        assert healing.asked in ("fold", "best")
+        assert healing.training is None
