@@ -1,0 +1,521 @@
+"""Parts of reports: all models, scores, healing; tables of depths and of sweeps."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from exporter.artifacts import (
+    ComparisonReport,
+    DepthCell,
+    DepthsInt8,
+    DepthsReport,
+    HealedText,
+    Healing,
+    ImportanceReport,
+    MetricScores,
+    PlannedDeletion,
+    SweepReport,
+    SweepShape,
+)
+from exporter.cli import run
+from exporter.heal.domains import warnings_of
+from exporter.report.charts import Shades
+from exporter.report.files import SWEEP_REPORTS, write_study, write_sweep
+from exporter.report.files import page as render
+from exporter.report.markdown import section_markdown
+from exporter.report.sections.blocks import Grid, Link, Sign, plain
+from exporter.report.sections.depths import depths_document, least_kl
+from exporter.report.sections.healing import healing_grid, healing_section, healing_words
+from exporter.report.sections.latency import corners_section
+from exporter.report.sections.model import forms_section, importance_map, importance_section
+from exporter.report.sections.sweep import cells_grid, gain, sweep_document, sweep_lead
+from exporter.report.sections.verdict import headline
+from exporter.report.terminal import comparison_grids, drawn_table
+from tests.made_reports import (
+    as_markdown,
+    as_page,
+    as_text,
+    full_report,
+    gate_report,
+    importance_of,
+)
+from tests.made_tables import (
+    damage,
+    made_answer,
+    made_cell,
+    made_depths,
+    made_failure,
+    made_result,
+    made_shape,
+    made_sweep,
+)
+from tests.present import present
+from tests.reading import Page
+
+# All models, and how each graph is written.
+
+
+@pytest.fixture(scope="module")
+def report() -> ComparisonReport:
+    return full_report(rows=5, samples=24)
+
+
+def test_the_table_has_a_row_a_model(report: ComparisonReport) -> None:
+    text = section_markdown(present(corners_section(report)))
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert [name[2:] for name in rows][-4:] == [
+        "whole, fp32", "cut, fp32", "whole, int8", "cut, int8",
+    ]  # fmt: skip
+    assert "1.19x [1.15, 1.24] | faster |" in rows["| cut, fp32"]
+    assert "| 17.71, +10.3 % [+5.1, +16.2] | 0.150 | 85.0 % | 25.0 % |" in rows["| cut, fp32"]
+    assert rows["| cut, int8"].endswith("| 125.0 |")
+    assert "| 16.20 | 0.0100 | 96.0 % | 75.0 % |" in rows["| whole, int8"]
+    none = {"exact_match": None, "embedding_cosine": None}
+    corners = [corner.model_copy(update=none) for corner in report.corners]
+    text = as_markdown(report.model_copy(update={"corners": corners}))
+    assert "| same continuation |" not in text
+    assert "| cosine of embeddings |" not in text
+    assert "| same top-1 token |" in text
+
+
+def test_every_form_of_the_report_has_them(report: ComparisonReport) -> None:
+    assert "## All models" in as_markdown(report)
+    page = as_page(report)
+    assert ">All models</h2>" in page
+    assert "<summary>Table: All models" not in page  # unfolded, however many shapes there are
+    plain = as_text(report).splitlines()
+    assert any(line.split()[:2] == ["cut,", "int8"] and "3.10x" in line for line in plain)
+    screen = io.StringIO()
+    for grid in comparison_grids(report)[1:]:
+        Console(file=screen, width=80).print(drawn_table(grid))
+    assert "cut, int8" in screen.getvalue()
+    assert "3.10x [3.06, 3.15]" in screen.getvalue()
+    without = gate_report()
+    assert len(comparison_grids(without)) == 1
+    assert "All models" not in as_text(without) + as_markdown(without) + as_page(without)
+
+
+def test_forms_and_weights_of_all_arms_are_told(report: ComparisonReport) -> None:
+    text = section_markdown(present(forms_section(report)))
+    assert (
+        "| candidate | onnxruntime-cpu (genai wikitext-2, fused norms) | 30 GroupQueryAttention, "
+        "60 wikitext-2 | int8 (rtn, blocks of 32, symmetric, accuracy level 4, embedding of 8 "
+        "bits, head of 8 bits, calibrated on wikitext-2) | 211 of 8 bits |" in text
+    )
+    assert "| float candidate | - | - | fp32 | - |" in text
+    assert "**Form of baseline, candidate, float baseline:** Nothing faster" in text
+    assert forms_section(gate_report()) is None
+    assert headline(report).endswith("1 block, in int8")  # into which both are quantised
+    arms = report.arms
+    baseline = arms.baseline.model_copy(update={"quantization": None})
+    other = report.model_copy(update={"arms": arms.model_copy(update={"baseline": baseline})})
+    assert headline(other).endswith("1 block")
+
+
+# Scores.
+
+REPORT = importance_of({"attention": [0.1, 1.1], "mlp": [0.2], "block": [0.3, 1.3]})
+CUT = PlannedDeletion(layer=1, kind="attention")
+BLOCK = PlannedDeletion(layer=0, kind="block")
+
+
+def scaled(factor: float) -> ImportanceReport:
+    some = [score.model_copy(update={"score": score.score * factor}) for score in REPORT.scores]
+    return REPORT.model_copy(update={"scores": some})
+
+
+@pytest.mark.parametrize(
+    ("factor", "plan", "rows"),
+    [
+        (1, [CUT], ["| 0 | 0.1000 | 0.2000 | 0.3000 |", "| 1 | **1.1000** | - | 1.3000 |"]),
+        (1, [BLOCK], ["| 0 | **0.1000** | **0.2000** | **0.3000** |", "| 1 | 1.1000 |"]),
+        (1 / 4000, [], ["| 0 | 0.0000250 | 0.0000500 | 0.0000750 |"]),
+        (-1, [], ["| 1 | -1.1000 | - | -1.3000 |"]),
+        (0, [], ["| 0 | 0.0000 |"]),
+    ],
+)
+def test_scores_are_told_by_layer_and_what_is_dropped_in_bold(
+    factor: float, plan: list[PlannedDeletion], rows: list[str]
+) -> None:
+    report = scaled(factor)
+    text = section_markdown(importance_section(report, plan))
+    assert all(row in text for row in rows)
+    assert "h0" in importance_map(report, plan).draw("k")
+
+
+def test_one_large_score_leaves_shades_to_the_others() -> None:
+    values = [-0.01, 0.02, 0.3, 1.1, 6.0]
+    shades = [*map(Shades(values), values)]
+    assert shades == sorted(shades)
+    assert len(set(shades)) >= 4
+
+
+def test_the_metric_that_decides_is_named_and_the_others_too() -> None:
+    text = section_markdown(importance_section(REPORT, []))
+    assert "Metric: cosine." in text
+    assert "Also" not in text
+    further = [MetricScores(metric="depth", scores=REPORT.scores)]
+    chosen = REPORT.model_copy(update={"further": further}).of_metric("depth")
+    text = section_markdown(importance_section(chosen, []))
+    assert "Metric: depth." in text
+    assert "Also scored by cosine." in text
+
+
+# Healing: both domains, the warning, every branch.
+
+
+HEALING = present(full_report().healing)
+
+
+def healed(role: Any, before: float, after: float, error: float = 0.01, kl: float = 0.2) -> Any:
+    """What healing did on a text: the rise of the perplexity's logarithm before and after."""
+    text = HEALING.texts[0]
+    return text.model_copy(
+        update={
+            "role": role,
+            "text": text.text.model_copy(update={"source": f"{role} text"}),
+            "dropped": rise(before, kl=0.5),
+            "healed": rise(after, kl=kl),
+            "gain": before - after,
+            "gain_std_error": error,
+        }
+    )
+
+
+def rise(increase: float, kl: float) -> Any:
+    figures = {"log_perplexity_increase": increase, "kl": kl}
+    return HEALING.texts[0].dropped.model_copy(update=figures)
+
+
+def healing(*texts: HealedText) -> Healing:
+    (branch,) = HEALING.branches
+    branches = [
+        branch.model_copy(update={"layer": 3, "parameters": 1100}),
+        branch.model_copy(update={"layer": 4, "kind": "mlp", "replacement": "none"}),
+    ]
+    return HEALING.model_copy(
+        update={
+            "branches": branches,
+            "parameters": 1100,
+            "texts": [*texts],
+            "warnings": warnings_of(texts),
+        }
+    )
+
+
+BOTH = healing(healed("calibration", 0.6, 0.1), healed("other", 0.5, 0.2))
+APART = healing(healed("calibration", 0.6, 0.1), healed("other", 0.5, 0.49))
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "told"),
+    [
+        ((0.6, 0.1), (0.5, 0.2), None),
+        ((0.6, 0.1), (0.5, 0.49), "disagree: on calibration text"),  # 2 % is none
+        ((0.6, 0.1), (0.5, 0.7), "on other text (other domain) -40 %"),  # a loss
+        ((0.6, 0.59), (0.5, 0.1), "disagree: on other text"),
+        ((0.6, 0.1), (0.5, 0.4), "on other text (other domain) 20 %"),  # 83 % against 20 %
+        ((0.6, 0.62), (0.5, 0.52), "in either domain"),
+        ((0.6, 0.1), None, "in the calibration's domain only"),
+    ],
+)
+def test_domains_that_disagree_are_warned_of(own: Any, other: Any, told: str | None) -> None:
+    texts = [healed("calibration", *own)] + ([] if other is None else [healed("other", *other)])
+    result = warnings_of(texts)
+    assert [told in warning for warning in result] == ([] if told is None else [True])
+
+
+def test_a_gain_within_its_noise_is_none() -> None:
+    noisy = healed("other", 0.5, 0.3, error=0.2)
+    texts = warnings_of([healed("calibration", 0.6, 0.1), noisy])
+    assert len(texts) == 1
+    assert "on other text (other domain) (+0.200 ± 0.200 nats)" in texts[0]
+    both = warnings_of([healed("calibration", 0.6, 0.4, error=0.2), noisy])
+    assert "on calibration text (held out) (+0.200 ± 0.200 nats) and on other text" in both[0]
+    lost = healed("calibration", 0.6, 0.9)
+    assert "in either domain" in warnings_of([lost, noisy])[0]
+    sure = healed("other", 0.5, 0.3, error=0.02)
+    assert warnings_of([healed("calibration", 0.6, 0.1), sure]) == []
+
+
+def test_answers_that_are_further_away_are_no_gain() -> None:
+    """A text may become likelier by chance while the model answers otherwise than the whole one."""
+    own = healed("calibration", 0.6, 0.1)
+    for error in (0.01, 0.2):
+        further = healed("other", 0.5, 0.2, error, kl=0.8)
+        result = warnings_of([own, further])[0]
+        assert "disagree" in result
+        assert "on other text (other domain) 60 % (and KL rises from 0.5 to 0.8 nats)" in result
+    assert warnings_of([own, healed("other", 0.5, 0.2, kl=0.4)]) == []
+
+
+def test_the_rows_have_both_texts_and_what_was_taken_back() -> None:
+    rows = healing_grid(BOTH).rows
+    assert [row[1] for row in rows] == ["perplexity", "KL, nats", "same top-1"] * 2
+    assert rows[0][-1] == "+0.500 nats ± 0.010 (83 %)"
+    assert rows[3][-1] == "+0.300 nats ± 0.010 (60 %)"
+    assert healing_words(BOTH) == "1 replaced (1 linear), 1 left without; 1,100 numbers added"
+
+
+def test_what_was_folded_and_what_was_replaced_are_both_told() -> None:
+    folded = BOTH.model_copy(update={"asked": "fold", "changed_weights": 3})
+    assert healing_words(folded).startswith("3 weights changed, 1 replaced (1 linear), 1 left")
+    alone = [branch.model_copy(update={"replacement": "none"}) for branch in BOTH.branches]
+    bare = folded.model_copy(update={"branches": alone})
+    assert healing_words(bare).startswith("3 weights changed, 1,100 numbers")
+    for item, entry, untold in (
+        (folded, "replacements fitted beside them", "no kept weight"),
+        (bare, "Folded by least squares", "beside them"),
+        (folded.model_copy(update={"changed_weights": 0}), "no kept weight", "Folded by"),
+    ):
+        shown = as_markdown(gate_report(healing=item))
+        assert entry in shown
+        assert untold not in shown
+
+
+def test_reports_show_the_part_and_its_warning() -> None:
+    bare = gate_report()
+    assert healing_section(bare) is None
+    assert "held out" not in as_markdown(bare)
+    for item in (BOTH, APART):
+        report = bare.model_copy(update={"healing": item})
+        for written in (as_markdown(report), as_page(report)):
+            assert "calibration text" in written
+            assert "attention 3" in written
+            assert ("The domains disagree" in written) == (item is APART)
+
+
+# Several depths.
+
+
+def test_the_least_harm_is_told_by_intervals_alone() -> None:
+    report = made_depths()
+    ways = {number: [cell.way for cell in least_kl(report, number)] for number in report.numbers}
+    # Alike at 1: the way that says more of what was dropped comes first.
+    assert ways == {1: ["attention", "joint"], 2: ["joint", "attention"]}  # 0.12-0.18, 0.16-0.24
+    lead = depths_document(report).lead
+    assert "n = 2: can't tell Joint Layer Drop (0.15 nats, perplexity 1.40x) from Attention" in lead
+    apart = [cell for cell in report.cells if cell.way != "attention"]
+    assert [cell.way for cell in least_kl(with_cells(apart), 2)] == ["joint"]
+    assert "n = 2: Joint Layer Drop (" in depths_document(with_cells(apart)).lead
+    unsure = [without_interval(cell) for cell in apart]
+    assert [cell.way for cell in least_kl(with_cells(unsure), 2)] == ["joint", "mlp"]
+    nothing = depths_document(with_cells([made_depths().of_way("block")[1]]))
+    assert nothing.lead == "Nothing could be dropped at these numbers."
+    assert "Nothing could be dropped" in Page(render([nothing])).text
+
+
+def with_cells(cells: list[DepthCell]) -> DepthsReport:
+    return made_depths().model_copy(update={"cells": cells})
+
+
+def without_interval(cell: DepthCell) -> DepthCell:
+    damage = cell.damage and cell.damage.model_copy(update={"kl_ci95": None})
+    return cell.model_copy(update={"damage": damage})
+
+
+def test_markdown_has_every_cell_and_the_page_is_whole_and_escaped(tmp_path: Path) -> None:
+    write_study(made_depths(), tmp_path / "depths.json")
+    assert DepthsReport.read(tmp_path / "depths.json").cells == made_depths().cells
+    text = (tmp_path / "depths.md").read_text()
+    for words in (
+        "- block of 2: The plan drops everything.",
+        "| attention | 1 | 22.00 | 1.10x [0.990, 1.21] |",
+        "| joint | 2 | -2.0 % | attention 0; MLP 1 |",
+        "where the whole model's perplexity is 20.00;",
+        "words, acc: the whole model has 0.500 on 12 items.",
+        "| MLP Drop | 0.400 [-0.200, +0.000] | 0.300 [-0.300, -0.100] |",
+    ):
+        assert words in text
+    page = render([depths_document(made_depths(text="<script>alert(1)</script>"))])
+    assert "<script" not in page
+    assert len(Page(page).all("table")) == len(Page(page).all("caption")) > 1
+
+
+def test_the_answer_comes_first_with_its_reason(tmp_path: Path) -> None:
+    write_study(made_answer(), tmp_path / "depths.json")
+    assert DepthsReport.read(tmp_path / "depths.json").recommended == made_answer().cells[0]
+    text = (tmp_path / "depths.md").read_text()
+    assert text.index("How much may I drop?") < text.index("| way | n |")
+    rows = [line for line in text.splitlines() if line.startswith("| 1 attention |")]
+    figures = ("1.09x", "1.04x", "+10.0 %", "+1.2 %", "+20.0 %", "+3.4 %", "recommended")
+    assert all(figure in rows[0] for figure in figures)
+    assert sum("recommended" in line for line in text.splitlines() if line.startswith("|")) == 1
+    assert "There is no product." in text
+    lead = depths_document(made_answer()).lead
+    assert "1.06 times as fast" in lead
+    assert "2.0 %" in lead
+
+
+def test_int8_stands_beside_the_cuts_or_says_why_not() -> None:
+    without: Any = made_answer()
+    int8 = DepthsInt8(
+        bytes_removed=0.715,
+        perplexity_ratio=1.004,
+        other_perplexity_ratio=1.006,
+        speedups={"prefill": 1.15, "decode": 2.46, "request": 1.6},
+    )
+
+    def section(**told: Any) -> tuple[list[list[Any]], str]:
+        answer = without.answer.model_copy(update=told)
+        grid, *notes = (
+            depths_document(without.model_copy(update={"answer": answer})).sections[0].blocks
+        )
+        return grid.rows, " ".join(note.text for note in notes)
+
+    rows, words = section(int8=int8)
+    assert [rows[-1][n] for n in (1, 2, 3, 4, 6)] == [
+        "-71.5 %", "1.15x", "2.46x", "+0.4 %", "+0.6 %",
+    ]  # fmt: skip
+    assert "--quantize int8" in words
+    fewer, reason = section(no_int8="the extra genai is not installed")
+    assert len(fewer) == len(rows) - 1
+    assert "the extra genai is not installed" in reason
+
+
+@pytest.mark.parametrize(
+    ("healed", "ends", "told", "untold"),
+    [
+        (1.05, (1.021, 1.08), ("+5.0 %", "--at-most"), ()),
+        (1.05, (1.019, 1.08), ("+5.0 %", "+1.9 %", "--eval-tokens"), ()),
+        (1.012, (0.911, 1.113), ("+1.2 %", "-8.9 %", "--eval-tokens"), ()),
+        # It keeps the limit, but isn't faster: more text is no help.
+        (1.005, (1.001, 1.009), ("1 attention,", "2.0 %"),
+         ("--eval-tokens", "--at-most", "--time")),
+    ],
+)  # fmt: skip
+def test_where_nothing_keeps_the_limit_the_next_step_is_told(
+    healed: float, ends: tuple[float, float], told: tuple[str, ...], untold: tuple[str, ...]
+) -> None:
+    cost = damage(healed, 0.01).model_copy(update={"perplexity_ratio_ci95": ends})
+    cells = [
+        cell if cell.healed is None else cell.model_copy(update={"healed": cost})
+        for cell in made_answer(None).cells
+    ]
+    report = made_answer(None).model_copy(update={"cells": cells})
+    assert report.recommended is None
+    document = depths_document(report)
+    assert all(text in document.lead for text in told)
+    assert not any(text in document.lead for text in untold)
+    assert "recommended" not in str(document.sections[0].blocks[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--ways", "attention,heads"], "heads"),
+        (["-n", ","], "--numbers"),
+        (["-o", "depths.md"], "depths.json"),
+        (["--task-limit", "2"], "--tasks"),
+    ],
+)
+def test_wrong_calls_are_refused_before_a_model_is_loaded(
+    tmp_path: Path,
+    option: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = tmp_path / "importance.json"
+    scores.write_text("{}")
+    assert run(["depths", "nowhere", "--importance", str(scores), *option]) == 2
+    assert told in capsys.readouterr().err
+
+
+# Sweeps.
+
+
+def words(grid: Grid) -> list[list[str]]:
+    return [[plain(cell) for cell in row] for row in grid.rows]
+
+
+def test_a_quantised_cell_is_held_against_the_whole_model_in_float() -> None:
+    report = made_sweep(
+        [
+            made_cell("m", "a", "fp32", made_result(1.1, 16.0)),
+            made_cell("m", "a", "int4", made_result(1.1, 17.0, scheme="int4")),
+        ]
+    )
+    grid = cells_grid(report)
+    assert list(grid.header)[3:5] == ["prefill 512", "decode at 512"]
+    assert words(grid) == [
+        ["m", "A: a", "fp32", "1.14x", "1.10x", "16.00 (+9.6 %)", "0.200", "510.0 (-5.6 %)"],
+        ["", "B: a", "int4", "2.20x", "2.20x", "17.00 (+16.4 %)", "0.300", "150.0 (-72.2 %)"],
+    ]
+    assert isinstance(grid.rows[0][1], Link)
+    assert grid.rows[0][1].target == "cells/m/a/fp32/report.html"
+
+
+def shape(ratio: float, low: float, high: float, rounds: int = 12) -> SweepShape:
+    over = {"value": ratio, "ci95": (low, high)}
+    return made_shape("decode 8", 1.0, over_float=over, rounds=rounds)
+
+
+@pytest.mark.parametrize(
+    ("timed", "tone"),
+    [
+        (made_shape("decode 8", 1.1), "good"),
+        (made_shape("decode 8", 1.0), "unsure"),
+        (made_shape("decode 8", 1.0, verdict="slower"), "bad"),
+        (shape(1.1, 1.05, 1.2), "good"),
+        (shape(1.1, 0.9, 1.2), "unsure"),
+        (shape(0.8, 0.7, 0.9), "bad"),
+        (shape(1.1, 1.05, 1.2, rounds=2), "unsure"),
+    ],
+)
+def test_a_gain_is_called_one_only_beyond_its_interval(timed: SweepShape, tone: str) -> None:
+    report = made_sweep([made_cell("m", "a", "p", made_result(1.0, 15.0, shapes=[timed]))])
+    sign = cells_grid(report).rows[0][3]
+    assert isinstance(sign, Sign)
+    assert sign.tone == tone
+    assert sign.word == f"{gain(timed)[0]:.2f}x"
+
+
+def test_letters_stay_whatever_is_done_so_far(tmp_path: Path) -> None:
+    cells = [
+        made_failure("m", "a", "fp32", "<script>|x"),
+        made_cell("m", "a", "int8"),
+        made_cell("m", "b", "fp32", made_result(1.1, 15.0)),
+    ]
+    rows = words(cells_grid(made_sweep(cells)))
+    assert [row[1] for row in rows] == ["A: a", "B: a", "C: b"]
+    assert [row[3] for row in rows] == ["failed", "not run", "1.14x"]
+    assert sweep_lead(made_sweep(cells)).endswith("3 cells, 1 done, 1 failed, 1 not run.")
+    report = made_sweep(cells[:2])  # nothing done is a table too
+    assert [row[3] for row in words(cells_grid(report))] == ["failed", "not run"]
+    write_sweep(report, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(SWEEP_REPORTS)
+    assert "<script>" not in (tmp_path / "sweep.html").read_text()
+    assert "&lt;script>\\|x" in (tmp_path / "sweep.md").read_text()
+
+
+def parts(report: SweepReport) -> dict[str, str]:
+    return {part.key: str(part.blocks) for part in sweep_document(report).sections}
+
+
+def test_several_machines_are_warned_of_and_what_failed_says_why() -> None:
+    one = made_cell("m", "a", "fp32", made_result(1.1, 15.0))
+    other = made_cell("m", "b", "fp32", made_result(1.1, 15.0, machine="Xeon", threads=4))
+    alone = parts(made_sweep([one]))
+    assert "don't compare" not in alone["machines"]
+    assert "failures" not in alone
+    assert sweep_lead(made_sweep([one])) == "1 model x 1 plan x 1 precision: 1 cell, 1 done."
+    both = parts(made_sweep([one, other, made_failure("m", "c", "fp32", "No layer 9.")]))
+    assert "don't compare" in both["machines"]
+    assert "Xeon, 4 threads: B" in both["machines"]
+    assert "No layer 9. Take another plan." in both["failures"]
+
+
+def test_a_model_without_perplexity_is_told_by_its_divergence() -> None:
+    bare = made_result(1.1, 15.0).model_copy(update={"perplexity": None})
+    (row,) = words(cells_grid(made_sweep([made_cell("m", "a", "fp32", bare)])))
+    none = bare.model_copy(update={"kl_divergence": None})
+    (other,) = words(cells_grid(made_sweep([made_cell("m", "a", "fp32", none)])))
+    assert (row[-3], other[-3:-1]) == ("-", ["-", "-"])
+    assert row[-2] != "-"
