@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
 import math
 import operator
@@ -14,6 +15,8 @@ from xml.etree import ElementTree as Xml
 
 import onnx_ir as ir
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -34,7 +37,10 @@ from exporter.errors import DepthcutError
 from exporter.gate.gate import check
 from exporter.gate.history import entry_of
 from exporter.gate.limits import Limits
+from exporter.printable import one_line
 from exporter.report.ci import annotation_lines, comment, github_benchmark, junit, summary
+from exporter.report.markdown import _target as target
+from exporter.report.markdown import code, escaped, fenced
 from graph_passes.plan_record import PLAN_KEY, recorded
 from tests.made_reports import (
     as_markdown,
@@ -53,8 +59,8 @@ EVIL = (
     "![x](http://evil.example/x) <img src=y> [z](www.evil.example) | @someone `c` "
     "\n# h\n\n- i\x1b[m"
 )
-_AUTOLINK = re.compile(r"://evil|www\.evil|@some")
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+_AUTOLINK = re.compile(r"://evil|www\.evil|@some")
 
 
 def tokens(text: str) -> Iterator[Token]:
@@ -76,35 +82,27 @@ def foreign(text: str) -> list[str]:
     return [*types, *headings, *(word for word in words if _AUTOLINK.search(word))]
 
 
-@pytest.fixture
-def report() -> ComparisonReport:
+def marked(text: str) -> ComparisonReport:
+    """A report with these words wherever a model or a machine has some, and a regression."""
     task = TaskResult(
-        task=EVIL, metric=EVIL, items=9, baseline=0.6, candidate=0.5,
+        task=text, metric=text, items=9, baseline=0.6, candidate=0.5,
         difference=Interval(value=-0.1, ci95=(-0.12, -0.08)),
     )  # fmt: skip
-    answer = Answer(text=EVIL, ended=True)
-    said = gate_accuracy(
-        tasks=[task],
-        answers=SampleAnswers(
-            source=EVIL, answers=[SampleAnswer(prompt=EVIL, baseline=answer, candidate=answer)]
-        ),
-    )
-    made = gate_report((gate_row(candidate_ms=120.0),), accuracy=said)
-    arms = {
-        name: arm.model_copy(update={"backend": EVIL, "provider": EVIL})
-        for name, arm in (("baseline", made.arms.baseline), ("candidate", made.arms.candidate))
-    }
-    machine = made.environment.model_copy(update={"processor": EVIL, "gpu": EVIL})
-    return made.model_copy(
-        update={"arms": made.arms.model_copy(update=arms), "environment": machine,
-                "command": ["depthcut", EVIL]}
-    )  # fmt: skip
+    answer = Answer(text=text, ended=True)
+    pair = SampleAnswer(prompt=text, baseline=answer, candidate=answer)
+    said = gate_accuracy(tasks=[task], answers=SampleAnswers(source=text, answers=[pair]))
+    changes = {"latency": [gate_row(candidate_ms=120.0)], "accuracy": said}
+    return full_report(layers=3, rows=1, samples=48, text=text).model_copy(update=changes)
 
 
-@pytest.fixture
-def found(report: ComparisonReport) -> CheckReport:
-    checked = check(report, Limits(max_slowdown=0.01, max_task_drop=0.01))
-    return checked.model_copy(update={"notes": [EVIL]})
+def checked(text: str) -> CheckReport:
+    result = check(marked(text), Limits(max_task_drop=0.01))
+    return result.model_copy(update={"notes": [text]})
+
+
+@pytest.fixture(scope="module")
+def report() -> ComparisonReport:
+    return marked(EVIL)
 
 
 def test_what_is_to_be_found_would_be() -> None:
@@ -113,10 +111,13 @@ def test_what_is_to_be_found_would_be() -> None:
     assert foreign("x\n\n# h") == ["h"]
 
 
-def test_a_report(report: ComparisonReport) -> None:
+def test_a_report(report: ComparisonReport, tmp_path: Path) -> None:
     markdown = as_markdown(report)
     assert "evil.example" in markdown
     assert foreign(markdown) == []
+    saved = report.write(tmp_path / "report.json")
+    assert run(["report", str(saved), "-o", str(tmp_path / "report.md")]) == 0
+    assert foreign((tmp_path / "report.md").read_text()) == []
 
 
 def test_answers_on_a_terminal_and_on_the_page(report: ComparisonReport) -> None:
@@ -128,7 +129,8 @@ def test_answers_on_a_terminal_and_on_the_page(report: ComparisonReport) -> None
     assert not re.search("<img|<a |\\x1b", shown)
 
 
-def test_the_summary_and_the_annotations_of_github(found: CheckReport) -> None:
+def test_the_summary_and_the_annotations_of_github() -> None:
+    found = checked(EVIL)
     text = summary(found)
     assert "evil.example" in text
     assert foreign(text) == []
@@ -155,43 +157,21 @@ def test_a_model_card(report: ComparisonReport) -> None:
     assert json.loads(lines["base_model"]) == facts.base
 
 
-def test_the_page_of_the_command(report: ComparisonReport, tmp_path: Path) -> None:
-    report.write(tmp_path / "report.json")
-    assert run(["report", str(tmp_path / "report.json"), "-o", str(tmp_path / "report.md")]) == 0
-    assert foreign((tmp_path / "report.md").read_text()) == []
-
-
 ACTIVE = (
     "]]>&<b>, 100 % x\x1b[31m \u202eevil\r\n::error::no\n##vso[task.x]y \x00\ufffe ##teamcity[z]"
 )
 _LOG_COMMAND = re.compile(r"^\s*::|##\w*\[", re.MULTILINE)
 
 
-def _active_report() -> ComparisonReport:
-    task = TaskResult(
-        task=ACTIVE, metric=ACTIVE, items=9, baseline=0.6, candidate=0.5,
-        difference=Interval(value=-0.1, ci95=(-0.12, -0.08)),
-    )  # fmt: skip
-    base = full_report(layers=3, rows=1, samples=48, text=ACTIVE)
-    accuracy = gate_accuracy(tasks=[task])
-    changes = {"latency": [gate_row()], "accuracy": accuracy}
-    return base.model_copy(update=changes)
-
-
-def _active_check() -> CheckReport:
-    checked = check(_active_report(), Limits(max_task_drop=0.01))
-    return checked.model_copy(update={"notes": [ACTIVE]})
-
-
 OUTPUTS: dict[str, Callable[[], str]] = {
-    "page": lambda: as_page(_active_report()),
-    "Markdown": lambda: as_markdown(_active_report()),
-    "JUnit": lambda: junit(_active_check()),
-    "summary": lambda: summary(_active_check()),
-    "comment": lambda: comment(_active_check(), _active_report()),
-    "benchmark": lambda: "".join(github_benchmark(_active_report()).values()),
+    "page": lambda: as_page(marked(ACTIVE)),
+    "Markdown": lambda: as_markdown(marked(ACTIVE)),
+    "JUnit": lambda: junit(checked(ACTIVE)),
+    "summary": lambda: summary(checked(ACTIVE)),
+    "comment": lambda: comment(checked(ACTIVE), marked(ACTIVE)),
+    "benchmark": lambda: "".join(github_benchmark(marked(ACTIVE)).values()),
     "annotations": lambda: "\n".join(
-        line.removeprefix("::error") for line in annotation_lines(_active_check())
+        line.removeprefix("::error") for line in annotation_lines(checked(ACTIVE))
     ),
 }
 
@@ -262,8 +242,7 @@ def test_a_number_beyond_its_bound_is_refused_with_its_place(
     [("model.num_layers", 10**8), ("scores.0.layer", 10**8), ("calibration.samples", 10**30)],
 )
 def test_scores_of_no_model_are_refused(path: str, value: int, tmp_path: Path) -> None:
-    report = full_report(layers=3, rows=1, samples=48).write(tmp_path / "report.json")
-    scores = tmp_path / "importance.json"
+    report, scores = gate_report().write(tmp_path / "report.json"), tmp_path / "importance.json"
     scores.write_text(spoilt(full_importance(layers=3).to_json(), path, value))
     assert run(["report", str(report), "--importance", str(scores)]) == 2
     assert not report.with_suffix(".html").exists()
@@ -271,11 +250,7 @@ def test_scores_of_no_model_are_refused(path: str, value: int, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [
-        ("rows.0.speedup", 1e300),
-        ("rows.0.ci95", [5e-324, 1.0]),
-        ("rows.0.speedup", math.nan),
-    ],
+    [("rows.0.speedup", 1e300), ("rows.0.ci95", [5e-324, 1.0]), ("rows.0.speedup", math.nan)],
 )
 def test_a_line_of_a_history_keeps_to_the_bounds(path: str, value: Any, tmp_path: Path) -> None:
     report, history = gate_report(), tmp_path / "history.jsonl"
@@ -290,3 +265,125 @@ def test_a_plan_in_a_graph_names_layers_of_a_model(layer: Any) -> None:
     model = ir.Model(ir.Graph([], [], nodes=[], name="g"), ir_version=10)
     model.metadata_props[PLAN_KEY] = json.dumps([{"layer": layer, "kind": "mlp"}])
     assert recorded(model) == frozenset()
+
+
+# What strangers wrote stays text in Markdown: read by a parser, it is what it was.
+
+HOSTILE = [
+    "![x](http://evil/x.png)", "[x](http://evil)", "[x]: http://evil", "[x][y]",
+    "a](http://evil)[b", "<img src=x onerror=y>", "<!-- hidden", "`code`", "``",
+    "**bold** *it* __b__ _i_ ~~gone~~", "# heading", "> quote", ">quote", "- item", "1. item",
+    "---", "===", "```sh", "~~~", "a | b", "\\", "\\[x](http://evil)", "&lt;b&gt; &#60;",
+    "$\\href{http://evil}{x}$", "line\n\n# heading", "\x1b[31m\u202e",
+]  # fmt: skip
+texts = st.text(st.sampled_from([*"ab1 .)(!`*_[]<>|\\#-+=~&;:/@$%,{}'\"\n\t\x1b"]), min_size=1)
+
+
+def plain(text: str) -> str:
+    """How a text reads: on one line, control characters visible."""
+    return one_line(" ".join(text.split()))
+
+
+def read_as_text(tokens: list[Token] | None) -> Iterator[str]:
+    """The text, and a mark for all that is more than text."""
+    for token in tokens or []:
+        if token.type == "inline":
+            yield from read_as_text(token.children)
+        elif token.type in ("text", "text_special"):
+            yield token.content
+        elif token.type == "html_inline" and token.content == "<!-- -->":
+            yield ""
+        elif token.type not in ("softbreak",):
+            yield f"<{token.type}>"
+
+
+def rendered(page: str) -> str:
+    return "".join(read_as_text(PARSER.parse(page)))
+
+
+CONTEXTS = {
+    "{}": "<paragraph_open>{}<paragraph_close>",
+    "- a {}": "<bullet_list_open><list_item_open><paragraph_open>a {}<paragraph_close>"
+    "<list_item_close><bullet_list_close>",
+    "a **{}** b": "<paragraph_open>a <strong_open>{}<strong_close> b<paragraph_close>",
+    "[{}](<beside.md>)": "<paragraph_open><link_open>{}<link_close><paragraph_close>",
+    "| h | i |\n|---|---|\n| {} | b |": "<table_open><thead_open><tr_open><th_open>h<th_close>"
+    "<th_open>i<th_close><tr_close><thead_close><tbody_open><tr_open><td_open>{}<td_close>"
+    "<td_open>b<td_close><tr_close><tbody_close><table_close>",
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_it_reads_as_it_was_written(text: str, context: str) -> None:
+    page = context.replace("{}", escaped(text))
+    assert rendered(page) == CONTEXTS[context].replace("{}", plain(text))
+
+
+def test_unescaped_it_would_not() -> None:
+    wrong = [t for t in HOSTILE if rendered(t) != CONTEXTS["{}"].replace("{}", plain(t))]
+    assert len(wrong) > len(HOSTILE) / 2
+
+
+@given(texts, st.sampled_from(list(CONTEXTS)))
+def test_whatever_it_is_it_is_text(text: str, context: str) -> None:
+    words = f"w{text}w" if context == "a **{}** b" else text  # bold begins and ends at words
+    if plain(words) in ("", "-", "+"):
+        return
+    page = context.replace("{}", escaped(words))
+    assert rendered(page) == CONTEXTS[context].replace("{}", plain(words))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://evil.example", "see www.evil.example", "ftp://x", "a@evil.example", "@someone"],
+)
+def test_what_github_would_make_a_link_of_is_cut(text: str) -> None:
+    result = escaped(text)
+    assert re.search(r"://|www\.|@\w", result) is None
+    assert html.unescape(result.replace("<!-- -->", "")) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1.130x [1.101, 1.153]", "[-3.2 %, +4.1 %]", "layers.0.self_attn/Add_1", "2 > 1, 3 - 2",
+     "std::vector, 50 %", "-0.3", "-", "1.5 GB"],
+)  # fmt: skip
+def test_plain_text_stays_as_it_is(text: str) -> None:
+    assert escaped(text) == text
+
+
+def test_our_own_code_and_stress_stay_in_notes() -> None:
+    text = "the hash `ab_c*d` is *faster* than ` and a*b*"
+    result = escaped(text, own_marks=True)
+    assert result == "the hash `ab_c*d` is *faster* than \\` and a\\*b\\*"
+    assert rendered(result).count("code_inline") == 1
+    assert "`" not in escaped("`a`").replace("\\`", "")
+
+
+@given(texts)
+def test_notes_hold_no_links_or_html_either(text: str) -> None:
+    result = rendered(f"a {escaped(text, own_marks=True)}")
+    matches = set(re.findall(r"<(\w+)>", result)) - set(re.findall(r"<(\w+)>", text))
+    assert matches <= {"paragraph_open", "paragraph_close", "code_inline", "em_open", "em_close"}
+
+
+@given(texts)
+def test_code_is_code(text: str) -> None:
+    tokens = PARSER.parse(f"a {code(text)} b")
+    kinds = [token.type for token in tokens[1].children or []]
+    assert kinds == ["text", "code_inline", "text"]
+
+
+@given(texts, st.sampled_from(["", "```", "`````"]))
+def test_nothing_ends_a_block_of_code(text: str, more: str) -> None:
+    tokens = PARSER.parse("\n".join(fenced(f"{text}\n{more}\n{text}", "sh")))
+    assert [token.type for token in tokens] == ["fence"]
+
+
+@given(texts)
+def test_a_link_leads_where_we_say(text: str) -> None:
+    tokens = PARSER.parse(f"[a]({target(text)})")
+    kinds = [token.type for token in tokens[1].children or []]
+    assert kinds == ["link_open", "text", "link_close"]
+    assert target("cell 1/report.html") == "<cell 1/report.html>"
