@@ -18,23 +18,24 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from exporter.artifacts import PlannedDeletion, PruningPlan, ReplacementsRef, Target
-from exporter.artifacts.loaded_plan import Replacements, read_replacements
+from exporter.artifacts import Target
 from exporter.compare.timing.statistics import estimate
-from exporter.files import sha256_file, staged_directory
-from tests.benchmarks.frame import print_machine
+from exporter.files import staged_directory
+from tests.benchmarks.frame import in_turns, keep_samples, print_head, print_machine, print_row
+from tests.tiny_models import planned, random_replacements
 
 OURS, GENAI = "depthcut", "onnxruntime-genai"
 ATTENTIONS = (25, 26, 7, 28, 6, 5, 4, 14, 9, 29, 27, 3, 22, 10, 17)
@@ -86,14 +87,11 @@ class Models:
             from exporter.cut.options import CutOptions
             from exporter.cut.surgery import prune_file
 
-            put = "linear" if linear else "none"
-            deletions = [
-                PlannedDeletion(layer=n, kind="attention", replacement=put)  # type: ignore[arg-type]
-                for n in ATTENTIONS[:count]
-            ]
-            whole = self.whole()
-            plan = LoadedPlan.of(deletions, _maps(whole, deletions) if linear else None)
-            how = CutOptions(verify="none")
+            put, whole = "linear" if linear else "none", self.whole()
+            deletions = planned(*(("attention", n, put) for n in ATTENTIONS[:count]))
+            # What maps compute doesn't matter for the time.
+            maps = random_replacements(_HIDDEN, deletions) if linear else None
+            plan, how = LoadedPlan.of(deletions, maps), CutOptions(verify="none")
             prune_file(whole / "model.onnx", folder / "model.onnx", plan, how)
             _copy_beside(whole, folder)
 
@@ -131,22 +129,14 @@ def _copy_beside(source: Path, folder: Path) -> None:
             shutil.copy2(file, folder)
 
 
-def _maps(folder: Path, deletions: list[PlannedDeletion]) -> Replacements:
-    """Random maps of the right sizes: what they compute doesn't matter for the time."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    rng, hidden = np.random.default_rng(0), config["hidden_size"]
-    tensors = {}
-    for deletion in deletions:
-        name = f"attention.{deletion.layer}"
-        tensors[f"{name}.weight"] = rng.normal(0, 1e-3, (hidden, hidden)).astype(np.float32)
-        tensors[f"{name}.bias"] = np.zeros(hidden, np.float32)
-    path = folder.parent / "maps.safetensors"
-    save_file(tensors, path)
-    named = ReplacementsRef(path=path.name, sha256=sha256_file(path))
-    plan = PruningPlan(deletions=deletions, replacements=named)
-    maps = read_replacements(plan, folder.parent / "plan.json")
-    assert maps is not None
-    return maps
+@dataclass(frozen=True)
+class Arm:
+    """A library on a model."""
+
+    library: str
+    model: Path
+    python: str = sys.executable
+    beside: str | None = None
 
 
 def fp32(models: Models, options: argparse.Namespace) -> dict[str, Arm]:
@@ -180,6 +170,101 @@ def int4(models: Models, options: argparse.Namespace) -> dict[str, Arm]:
 TABLES = {"fp32": fp32, "int4": int4}
 
 
+_SCRIPT = Path(__file__).with_name("peers.py")
+# depthcut moves its weights to huge pages by itself; so every library gets them.
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_HIDDEN, _LENGTHS, _STEPS = 576, (512, 2048), 8
+_CONTEXT = max(_LENGTHS) + 320
+# A prompt's column after its decode column: a session then need not run its prompt twice.
+_COLUMNS = {
+    f"{word} {n}": command
+    for n in _LENGTHS
+    for word, command in (("decode", f"decode {n} {_STEPS}"), ("prompt", f"prefill {n}"))
+}
+Times = dict[str, dict[str, list[list[float]]]]
+"""Milliseconds by column and arm, ``[load][round]``."""
+
+
+def measure(arms: Mapping[str, Arm], loads: int, rounds: int) -> tuple[Times, dict[str, str]]:
+    """Loads all arms, asks them in turns, and does so again; the times, and versions by arm."""
+    times: Times = {column: {} for column in _COLUMNS}
+    versions: dict[str, str] = {}
+    for load in range(loads):
+        with contextlib.ExitStack() as stack:
+            peers = {}
+            for name in random.sample(sorted(arms), len(arms)):
+                if (peer := stack.enter_context(_loaded(name, arms[name], versions))) is not None:
+                    peers[name] = peer
+            for column, command in _COLUMNS.items():
+                asked = {name: partial(ask, command) for name, ask in peers.items()}
+                in_turns(asked, 1)
+                most = rounds if column.startswith("decode") else max(1, rounds // 3)
+                for name, taken in in_turns(asked, most).items():
+                    times[column].setdefault(name, []).append(taken)
+        print(f"  load {load + 1} of {loads} done", file=sys.stderr, flush=True)
+    return times, versions
+
+
+@contextlib.contextmanager
+def _loaded(
+    name: str, arm: Arm, versions: dict[str, str]
+) -> Iterator[Callable[[str], float] | None]:
+    """A process that has loaded its model, to be asked; None where it can't."""
+    from exporter.engines.environment import default_threads
+
+    # Beside the script lie modules that would shadow others.
+    words = ["serve", arm.library, str(arm.model), str(default_threads()), str(_CONTEXT)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [arm.python, "-P", str(_SCRIPT), *words], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **_HUGE_PAGES},
+        ) as process,
+    ):  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        given, answers = process.stdin, process.stdout
+
+        def ask(command: str) -> float:
+            given.write(command + "\n")
+            given.flush()
+            return float(json.loads(answers.readline()))
+
+        line = answers.readline()
+        if line.startswith("{"):
+            versions[name] = ", ".join(f"{key} {value}" for key, value in json.loads(line).items())
+        else:
+            process.wait()
+            errors.seek(0)
+            reason = "".join(errors.read().strip().splitlines()[-1:]) or "it said nothing"
+            print(f"{name}: left out: {reason}", flush=True)
+        yield ask if name in versions else None
+        given.close()
+
+
+def print_table(arms: Mapping[str, Arm], times: Times, versions: Mapping[str, str]) -> None:
+    """Prints medians, and ratios beside the arms that they are held against."""
+    print_head("ms, medians", *_COLUMNS, "of")
+    for name in (name for name in arms if name in versions):
+        cells = (np.median(np.concatenate(times[column][name])) for column in _COLUMNS)
+        print_row(name, *(f"{cell:.2f}" for cell in cells), versions[name])
+    print_head("ratio, 95 % interval over loads", *_COLUMNS)
+    for name, other in ((name, arm.beside) for name, arm in arms.items()):
+        if name in versions and other in versions:
+            print_row(
+                f"{name} / {other}", *(_ratio(item[name], item[other]) for item in times.values())
+            )
+
+
+def _ratio(ours: list[list[float]], theirs: list[list[float]]) -> str:
+    pairs = zip(ours, theirs, strict=True)
+    logs = np.array([np.log(np.median(a) / np.median(b)) for a, b in pairs])
+    if len(logs) == 1:
+        return f"{np.exp(logs[0]):.3f}"
+    ratio = estimate(logs)
+    return "{:.3f} [{:.3f}, {:.3f}]".format(np.exp(ratio.log_ratio), *ratio.interval())
+
+
 def main() -> int:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -196,147 +281,11 @@ def main() -> int:
     arms = TABLES[options.table](Models(options.source, options.work), options)
     if options.only:
         arms = {name: arm for name, arm in arms.items() if name in options.only}
-    print_table(arms, measure(arms, options.loads, options.rounds))
+    times, versions = measure(arms, options.loads, options.rounds)
+    keep_samples(f"forms-{options.table}", times)
+    print_table(arms, times, versions)
     return 0
 
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-_SCRIPT = Path(__file__).with_name("forms_peer.py")
-# depthcut moves its weights to huge pages by itself; so every library gets them.
-_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-_LENGTHS, _STEPS = (512, 2048), 8
-_CONTEXT = max(_LENGTHS) + 320
-# A prompt's column after its decode column: a session then need not run its prompt twice.
-_COLUMNS = {
-    f"{word} {n}": command
-    for n in _LENGTHS
-    for word, command in (("decode", f"decode {n} {_STEPS}"), ("prompt", f"prefill {n}"))
-}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A library on a model."""
-
-    library: str
-    model: Path
-    python: str = sys.executable
-    beside: str | None = None
-
-
-@dataclass
-class Times:
-    """Milliseconds ``[load][round]`` by arm and column, and each library's versions."""
-
-    taken: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def ratio(self, arm: str, other: str, column: str) -> tuple[float, float, float]:
-        """``arm`` over ``other``, and its 95 % interval over loads."""
-        pairs = zip(self.taken[arm, column], self.taken[other, column], strict=True)
-        logs = np.array([np.log(np.median(ours) / np.median(theirs)) for ours, theirs in pairs])
-        if len(logs) == 1:
-            return float(np.exp(logs[0])), float("nan"), float("nan")
-        ratio = estimate(logs)
-        return float(np.exp(ratio.log_ratio)), *ratio.interval()
-
-
-def measure(arms: Mapping[str, Arm], loads: int, rounds: int) -> Times:
-    """Loads all arms, asks them in turns, and does so again."""
-    times, rng = Times(), np.random.default_rng()
-    for load in range(loads):
-        with contextlib.ExitStack() as stack:
-            peers = {}
-            for name in rng.permutation(sorted(arms)).tolist():
-                peer = stack.enter_context(_loaded(name, arms[name]))
-                if peer is not None:
-                    peers[name] = peer
-            _one_load(peers, rounds, times, rng)
-        print(f"  load {load + 1} of {loads} done", file=sys.stderr, flush=True)
-    return times
-
-
-def _one_load(
-    peers: Mapping[str, Peer], rounds: int, times: Times, rng: np.random.Generator
-) -> None:
-    for name, peer in peers.items():
-        times.versions[name] = ", ".join(f"{key} {value}" for key, value in peer.versions.items())
-    for column, command in _COLUMNS.items():
-        for name, peer in peers.items():
-            times.taken.setdefault((name, column), []).append([])
-            peer.ask(command)
-        for _ in range(rounds if column.startswith("decode") else max(1, rounds // 3)):
-            for name in rng.permutation(sorted(peers)).tolist():
-                times.taken[name, column][-1].append(peers[name].ask(command))
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A process that has loaded its model."""
-
-    process: subprocess.Popen[str]
-    versions: dict[str, str]
-
-    def ask(self, command: str) -> float:
-        """Milliseconds."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        return float(json.loads(self.process.stdout.readline()))
-
-
-@contextlib.contextmanager
-def _loaded(name: str, arm: Arm) -> Iterator[Peer | None]:
-    from exporter.engines.environment import default_threads
-
-    # Beside the script lie modules that would shadow others.
-    words = [arm.library, str(arm.model), str(default_threads()), str(_CONTEXT)]
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            [arm.python, "-P", str(_SCRIPT), *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**os.environ, **_HUGE_PAGES},
-        ) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("{"):
-            process.wait()
-            errors.seek(0)
-            reason = "".join(errors.read().strip().splitlines()[-1:]) or "it said nothing"
-            print(f"{name}: left out: {reason}", flush=True)
-            yield None
-            return
-        try:
-            yield Peer(process, json.loads(line))
-        finally:
-            process.stdin.close()
-
-
-def print_table(arms: Mapping[str, Arm], times: Times) -> None:
-    """Prints medians, and ratios beside the arms that they are held against."""
-    there = [name for name in arms if name in times.versions]
-    width = max(map(len, there))
-    print(f"{'ms, medians':{width}}  " + "  ".join(f"{column:>13}" for column in _COLUMNS))
-    for name in there:
-        cells = (np.median(np.concatenate(times.taken[name, column])) for column in _COLUMNS)
-        print(f"{name:{width}}  " + "  ".join(f"{cell:13.2f}" for cell in cells))
-    print()
-    for name in there:
-        other = arms[name].beside
-        if other in there:
-            ratios = {column: times.ratio(name, other, column) for column in _COLUMNS}
-            words = (f"{c} {r:.3f} [{low:.3f}, {high:.3f}]" for c, (r, low, high) in ratios.items())
-            print(f"{name} / {other}: " + "; ".join(words))
-    print()
-    for name in there:
-        print(f"{name}: {times.versions[name]}")

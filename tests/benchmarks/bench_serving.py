@@ -40,6 +40,7 @@ CUTS = {
 }
 """By the cosines of attentions and blocks on WikiText-2's valid part, MLPs aside."""
 TOKENS = 256
+_PEERS = str(Path(__file__).with_name("peers.py"))
 MOST_KL_RATIO = 2.0
 MOST_MLX_ERROR = 1e-3
 """Of the largest logit."""
@@ -79,7 +80,7 @@ class Bench:
             write_checkpoint(
                 self._loaded, plan.plan, target, replacements=maps, form="decilm", server="mlx"
             )
-            theirs, version = self._asked([python, _script("mlx_runs")], target)
+            theirs, version = self._asked([python, _PEERS, "answers", "mlx"], target)
             ours = self._logits(plan)
             error = float(np.abs(ours - theirs).max() / np.abs(ours).max())
             print_row(name, f"{error:.1e}", version)
@@ -89,7 +90,7 @@ class Bench:
     def in_llama_cpp(self, python: str) -> int:
         """Holds GGUF files against PyTorch, by the divergence of the answers."""
         print_head("cut", "MB", "KL divergence", "same top-1", "llama.cpp")
-        words = [python, _script("llama_cpp_runs"), "answers"]
+        words = [python, _PEERS, "answers", "llama.cpp"]
         whole_kl = self._row("whole", self._source, LoadedPlan.of([]), words)
         wrong = 0
         for name in self._cuts:
@@ -130,10 +131,6 @@ class Bench:
             logits = self._loaded.model(torch.from_numpy(self._ids)[None], use_cache=False).logits
         answer: NDArray[np.float32] = logits[0].float().numpy()
         return answer
-
-
-def _script(name: str) -> str:
-    return str(Path(__file__).with_name(f"{name}.py"))
 
 
 def _log_shares(logits: Any) -> NDArray[np.float64]:
