@@ -48,8 +48,7 @@ def mean_interval(
     Samples, or the documents that they are of, are what was drawn at random, not tokens: tokens of
     one sample resemble each other. The interval is Student's t, corrected for the mean's skewness
     by Hall's transformation ("On the removal of skewness by transformation", J. R. Statist. Soc. B
-    54, 1992); the t interval counts where it reaches further. tests/benchmarks/bench_intervals.py
-    tells how often it holds the truth.
+    54, 1992); the t interval counts where it reaches further.
     """
     sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
     error = ratio_std_error(sums, counts) if np.isfinite(sums).all() else None
