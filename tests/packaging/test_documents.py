@@ -22,19 +22,14 @@ DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")),
 ]
-GENERATED = {
-    "architectures.md",
-    "dialects.md",
-    "builds.md",
-    "rivals.md",
-}
+GENERATED = {"architectures.md", "dialects.md", "builds.md", "rivals.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
+PATHS = pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
 GONE = {
     *("--attention-only", "--backend", "--force", "--heal-rank", "--heal-time", "--kind"),
     *("--load-once", "--method", "--no-compare", "--prompt", "--scheme", "--target-speedup"),
 }
 """What options were called before; the changelog says so."""
-REMOVED_OPTIONS = {words.split()[-1] for words in REMOVED}
 FOREIGN = {
     "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--lower", "--mlx",
     "--model-path", "--save-results", "--seed", "--strace", "--table", "--text", "--times",
@@ -79,7 +74,7 @@ def no_files_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_files_needed")
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+@PATHS
 def test_every_call_parses(path: Path) -> None:
     calls = depthcut_calls(path.read_text(encoding="utf-8"))
     assert calls or path != ROOT / "README.md"
@@ -119,7 +114,7 @@ def test_every_option_stands_in_a_document_or_sample() -> None:
     assert unnamed == set()
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+@PATHS
 def test_every_option_that_is_named_exists(path: Path) -> None:
     commands = schema_commands()
     known = {
@@ -132,7 +127,11 @@ def test_every_option_that_is_named_exists(path: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose)) - FOREIGN
     named = {name for name in named if not name.startswith("--depthcut-")}
     keys = {name for command in commands for name in command.keys}
-    named -= GONE | REMOVED_OPTIONS | keys if path.name == "CHANGELOG.md" else set()
+    named -= (
+        GONE | {words.split()[-1] for words in REMOVED} | keys
+        if path.name == "CHANGELOG.md"
+        else set()
+    )
     assert named <= known | {"--model_args", "--model"}
 
 
@@ -155,35 +154,7 @@ def test_an_option_that_is_gone_would_be_found() -> None:
     assert gone_options('hint = "Take --kinds attention."') == set()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_somewhere(path: Path) -> None:
-    assert dead_links(path) == []
-
-
-def dead_links(path: Path) -> list[str]:
-    """Links to files that aren't there, and to headings that the file doesn't have."""
-    texts = []
-    for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", path.read_text(encoding="utf-8")):
-        name, _, heading = link.partition("#")
-        target = path.parent / name if name else path
-        if not target.exists() or (heading and heading not in anchors(target)):
-            texts.append(link)
-    return texts
-
-
-def anchors(path: Path) -> set[str]:
-    """What GitHub makes of a page's headings."""
-    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
-
-
-def test_a_dead_link_would_be_found(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("# Its head: `one`\n[a](#its-head-one) [b](page.md) [c](#tail) [d](gone.md)")
-    assert dead_links(page) == ["#tail", "gone.md"]
-
-
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+@PATHS
 def test_every_target_and_script_exists(path: Path) -> None:
     assert missing_calls(path.read_text(encoding="utf-8")) == []
 

@@ -30,6 +30,7 @@ TENSORRT: dict[str, Any] = {
     "outputs": [{"name": "embedding", "dtype": "half", "shape": (-1, 11)}],
 }  # fmt: skip
 
+BAD_NAMES = ("../up", "a b", "", "a/b", ".", "..", ".hidden")
 TENSORRT_ALONE: dict[str, Any] = {"backend": "tensorrt", "settings": BuildSettings()}
 
 
@@ -60,26 +61,19 @@ def test_an_onnx_file_becomes_a_model_of_the_repository(folder: Path, tmp_path: 
     assert "KIND_CPU" in text
 
 
-def test_requests_to_an_onnx_file_are_put_together_up_to_the_batch_that_is_asked_for(
-    folder: Path, tmp_path: Path
+@pytest.mark.parametrize(("most", "fixed"), [(16, False), (1, False), (32, True)])
+def test_requests_are_put_together_up_to_the_batch_that_is_asked_for_if_there_is_one(
+    folder: Path, tmp_path: Path, most: int, fixed: bool
 ) -> None:
-    for most, item in ((16, 16), (1, 0)):
-        home = package_triton(folder / "model.onnx", tmp_path / "repo", max_batch=most)
-        text = (home / "config.pbtxt").read_text()
-        assert f"max_batch_size: {item}\n" in text
-        assert ("dynamic_batching { }" in text) is (item > 1)
-    assert 'name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ]' in text
-
-
-def test_a_model_without_a_batch_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
-    model = ir.load(folder / "model.onnx")
-    for value in model.graph.inputs:
+    model, size = ir.load(folder / "model.onnx"), 0 if fixed or most == 1 else most
+    for value in model.graph.inputs if fixed else ():
         value.shape = ir.Shape([1, *value.shape[1:]])
     ir.save(model, folder / "one.onnx")
-    home = package_triton(folder / "one.onnx", tmp_path / "repo")
+    home = package_triton(folder / "one.onnx", tmp_path / "repo", max_batch=most)
     text = (home / "config.pbtxt").read_text()
-    assert "max_batch_size: 0\n" in text
-    assert "dynamic_batching" not in text
+    assert f"max_batch_size: {size}\n" in text
+    assert ("dynamic_batching { }" in text) is (size > 1)
+    assert ('name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ]' in text) is (most == 1)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "engine", "rtx"])
@@ -132,31 +126,30 @@ def test_an_engine_s_batches_are_those_of_its_profile(
     assert (f"preferred_batch_size: {preferred}" in text) is bool(preferred)
 
 
-def test_an_engine_of_tensorrt_rtx_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PackagingError, match="no backend"):
-        package_triton(written(tmp_path), tmp_path / "repo")
-    assert not (tmp_path / "repo" / tmp_path.name).exists()
-
-
-def test_an_engine_never_runs_on_a_cpu(tmp_path: Path) -> None:
-    with pytest.raises(PackagingError, match="GPU only"):
-        package_triton(written(tmp_path, **TENSORRT), tmp_path / "repo", device="cpu")
+@pytest.mark.parametrize(
+    ("built", "options", "word"),
+    [
+        ({}, {}, "no backend"),
+        (TENSORRT, {"device": "cpu"}, "GPU only"),
+        *((None, {"name": name}, "name") for name in BAD_NAMES),
+    ],
+)
+def test_what_triton_cant_serve_is_refused(
+    built: dict[str, Any] | None, options: dict[str, Any], word: str, folder: Path, tmp_path: Path
+) -> None:
+    source = folder / "model.onnx" if built is None else written(tmp_path, **built)
+    with pytest.raises(PackagingError, match=word):
+        package_triton(source, tmp_path / "repo", **options)
+    assert not [*(tmp_path / "repo").glob("*")]
 
 
 def test_a_folder_of_another_kind_is_not_replaced(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "repo" / "tiny-encoder").mkdir(parents=True)
-    (tmp_path / "repo" / "tiny-encoder" / "precious.txt").write_text("mine")
+    precious = tmp_path / "repo" / "tiny-encoder" / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
     with pytest.raises(PackagingError, match="tiny-encoder"):
         package_triton(folder / "model.onnx", tmp_path / "repo")
-    assert (tmp_path / "repo" / "tiny-encoder" / "precious.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", ["../up", "a b", "", "a/b", ".", "..", ".hidden"])
-def test_a_name_that_is_none_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PackagingError, match="name") as caught:
-        package_triton(folder / "model.onnx", tmp_path / "repo", name=name)
-    assert "--name" in caught.value.hint
-    assert not (tmp_path / "repo").exists()
+    assert precious.read_text() == "mine"
 
 
 def test_a_model_never_takes_its_sources_place(folder: Path, tmp_path: Path) -> None:
