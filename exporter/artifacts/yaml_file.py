@@ -21,7 +21,15 @@ _MOST_VALUES = 10_000  # aliases counted as often as they stand for something
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """PyYAML's, which takes ``3e-4`` for the number that YAML 1.2 says it is."""
+    """Takes ``3e-4`` for the number that YAML 1.2 says it is, and tells where a value is none."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """The value of a node."""
+        try:
+            return super().construct_object(node, deep)
+        except _UNREADABLE as error:
+            problem = f"no number or date ({first_line(error)}); a name stands in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 _Loader.add_implicit_resolver(
@@ -33,19 +41,12 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A file that was read.
-
-    Attributes:
-        path: Where it lies.
-        text: What it holds, to the letter.
-        data: The same as plain values.
-        root: YAML's nodes, which know their lines.
-    """
+    """A file that was read."""
 
     path: Path
     text: str
     data: Any
-    root: Any
+    root: Any  # YAML's nodes, which know their lines
 
     def line(self, location: tuple[_Key, ...]) -> int | None:
         """The line of the deepest part of a location that the file has."""
@@ -86,27 +87,17 @@ def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> Y
                 f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice.",
                 "YAML keeps the last one only; remove one.",
             )
-        return YamlFile(path, text, _data(root, path, error), root)
+        loader = _Loader("")
+        try:
+            data = None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
+        return YamlFile(path, text, data, root)
     except (yaml.YAMLError, RecursionError) as found:
         mark = getattr(found, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         value = getattr(found, "problem", None) or first_line(found)
         raise error(f"{path}{where}: this is not valid YAML: {value}.") from found
-
-
-def _data(root: Any, path: Path, error: type[UsageError]) -> Any:
-    """The nodes' values."""
-    loader = _Loader("")
-    try:
-        return None if root is None else loader.construct_document(root)
-    except _UNREADABLE as found:
-        raise error(
-            f"{path}, line {_unreadable(root)}: this is not a valid number or date: "
-            f"{first_line(found)}.",
-            "Put it in quotes, if it is a name.",
-        ) from found
-    finally:
-        loader.dispose()
 
 
 def _count(node: Any, known: dict[int, float]) -> float:
@@ -120,20 +111,6 @@ def _count(node: Any, known: dict[int, float]) -> float:
         )
         known[id(node)] = 1 + sum(_count(part, known) for part in parts)
     return known[id(node)]
-
-
-def _unreadable(node: Any) -> int:
-    """The line of the first plain value that can't be made."""
-    if not isinstance(node.value, str):
-        parts = itertools.chain.from_iterable(
-            p if isinstance(p, tuple) else (p,) for p in node.value
-        )
-        return next((line for part in parts if (line := _unreadable(part))), 0)
-    try:
-        _Loader("").construct_document(node)
-    except _UNREADABLE:
-        return int(node.start_mark.line) + 1
-    return 0
 
 
 def _repeated_keys(node: Any, seen: set[int]) -> Iterator[Any]:
