@@ -192,13 +192,7 @@ Parts = Literal["tokens", "patches", "frames"]
 
 
 class Nouns(NamedTuple):
-    """What users call a model's samples.
-
-    Attributes:
-        one: A sample.
-        several: Samples.
-        parts: What a sample's length counts.
-    """
+    """What users call a model's samples."""
 
     one: str
     several: str

@@ -38,14 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedPlan:
-    """A plan, and the numbers of its replacements.
-
-    Attributes:
-        plan: What is to go.
-        replacements: The numbers for the deletions that name a replacement; None without any.
-        path: The plan's file; None where it comes from none.
-        sha256: The hash of that file.
-    """
+    """A plan, where it comes from a file its place and hash, and the numbers of replacements."""
 
     plan: PruningPlan
     replacements: Replacements | None = None
@@ -117,10 +110,9 @@ _DTYPES = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
 class ChangedWeight:
     """The new value of a weight that the model keeps.
 
-    Attributes:
-        numbers: The whole new value; or the two factors ``down`` [rank, in] and ``up`` [out, rank]
-            of ``up @ down``, which is added to the old one. From a file they are tensors of
-            onnx_ir that are read whenever asked for, from healing PyTorch's.
+    That is the whole value, or the two factors ``down`` [rank, in] and ``up`` [out, rank] of
+    ``up @ down``, which is added to the old one. From a file they are tensors of onnx_ir that are
+    read whenever asked for, from healing PyTorch's.
     """
 
     numbers: tuple[Any] | tuple[Any, Any]
@@ -134,19 +126,12 @@ class ChangedWeight:
 
 @dataclass(frozen=True)
 class Replacements:
-    """What healing put into a plan's file of numbers.
-
-    Attributes:
-        path: The file.
-        sha256: Its hash.
-        tensors: For each replaced sublayer its numbers; a weight is read whenever it is asked for.
-        weights: The changed weights, by the parameter's name in the PyTorch model.
-    """
+    """What healing put into a plan's file of numbers."""
 
     path: Path
     sha256: str
-    tensors: Mapping[SublayerRef, ReplacementTensors]
-    weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
+    tensors: Mapping[SublayerRef, ReplacementTensors]  # weights are read whenever asked for
+    weights: Mapping[str, ChangedWeight] = field(default_factory=dict)  # by PyTorch's names
 
 
 def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None:

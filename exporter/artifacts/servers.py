@@ -26,22 +26,13 @@ _ANY: tuple[Replacement, ...] = ("none", "bias", "linear")
 
 @dataclass(frozen=True)
 class Held:
-    """What a runtime can hold of a cut.
-
-    Attributes:
-        attention: What may take an attention's place.
-        mlp: What may take an MLP's place.
-        first: What may take the place of layer 0's attention.
-        intercept: Whether a linear map may have one.
-        llama_only: Whether that is so for models that compute as Llama does alone.
-        form: What is written for it.
-    """
+    """What a runtime can hold of a cut: what may take the places of sublayers."""
 
     attention: tuple[Replacement, ...] = ("none",)
     mlp: tuple[Replacement, ...] = ("none",)
-    first: tuple[Replacement, ...] = ()
-    intercept: bool = False
-    llama_only: bool = True
+    first: tuple[Replacement, ...] = ()  # of layer 0's attention
+    intercept: bool = False  # whether a linear map may have one
+    llama_only: bool = True  # so for models alone that compute as Llama does
     form: Literal["GGUF", "DeciLM", "ONNX"] = "DeciLM"
 
     def places(self, ref: SublayerRef) -> tuple[Replacement, ...]:
@@ -93,23 +84,14 @@ def refuse_unheld(
 
 @dataclass(frozen=True)
 class ServingRow:
-    """What one runtime can hold of a model, and of a plan.
-
-    Attributes:
-        runtime: Its name.
-        form: What is written for it.
-        attention: What may become of an attention, in words: a drop, a bias or a map in its place.
-        mlp: Likewise of an MLP.
-        first: Likewise of layer 0's attention.
-        problem: Why it can't hold the plan; empty where it can, None without a plan.
-    """
+    """What one runtime can hold of a model, in words as :class:`Held`, and of a plan."""
 
     runtime: Server
     form: str
     attention: str
     mlp: str
     first: str
-    problem: str | None = None
+    problem: str | None = None  # why it can't hold the plan; empty where it can
 
 
 def serving_rows(

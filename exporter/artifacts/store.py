@@ -50,21 +50,15 @@ def _checked(name: str) -> str:
 
 
 class StoreEntry(BaseModel):
-    """Something that was finished.
-
-    Attributes:
-        key: The hash of everything that it was made from.
-        files: The SHA-256 of its files, by their names below a folder.
-        value: What is to be known of it; JSON.
-    """
+    """Something that was finished."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants"
     )
 
-    key: str
-    files: dict[Annotated[str, AfterValidator(_checked)], str] = {}
-    value: Any = None
+    key: str  # the hash of everything that it was made from
+    files: dict[Annotated[str, AfterValidator(_checked)], str] = {}  # SHA-256 by name
+    value: Any = None  # JSON
 
     @classmethod
     def of(cls, key: str, folder: Path, files: Iterable[Path], value: Any = None) -> StoreEntry:
@@ -203,11 +197,7 @@ _WORK, _NEXT = "work", "stages-next.json"
 
 
 class StageLedger:
-    """The stages that were finished in an output folder.
-
-    Attributes:
-        work: The workplace, where a stage writes its files.
-    """
+    """The stages that were finished in an output folder."""
 
     def __init__(self, root: Path, *, force: bool = False) -> None:
         self._root = root
@@ -217,7 +207,7 @@ class StageLedger:
         self._used: set[str] = set()
         self._forgotten: set[str] = set()
         self._stages, self._published = _read_memory(self._path)
-        self.work = root / FOLDER / _WORK
+        self.work = root / FOLDER / _WORK  # where a stage writes its files
 
     @property
     def is_new(self) -> bool:
