@@ -18,7 +18,7 @@ from graph_passes import Deletion, SublayerRef, SurgeryError, fused_norms, prune
 from graph_passes.finding.shapes import head_size
 from graph_passes.pipeline import graph_size
 from graph_passes.testing import masked_model
-from tests.graph_passes.fused_graphs import FUSED, FusedSpec, fused_model
+from tests.graph_passes.fused_graphs import FUSED
 from tests.graph_passes.graph_support import (
     SPECS,
     Arrays,
@@ -52,17 +52,6 @@ def skip_norms(model: ir.Model) -> list[ir.Node]:
 def first_of_gpt2(name: str, deletion: Deletion) -> bool:
     """The norm of GPT-2's embedding is fused as well, and can't be another's."""
     return FUSED[name].form == "gpt2" and deletion == Deletion(0, "attention")
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_every_sublayer_is_found_in_the_graphs_own_names(name: str) -> None:
-    model = tiny(name, layers=2)
-    joints = {node.name: node for node in skip_norms(model)}
-    assert {site.residual_add for site in sites_of(model)} == set(joints)
-    for site in sites_of(model):
-        operands = {value.name for value in joints[site.residual_add].inputs[:2] if value}
-        assert site.skip in operands
-        assert set(site.branches) <= operands or FUSED[name].parallel
 
 
 @pytest.mark.parametrize("name", [name for name in FUSED if "int4" not in name])
@@ -117,31 +106,6 @@ def test_of_a_post_norm_sum_the_norm_stays(tmp_path: Path) -> None:
             assert after["Add"] <= operators(model)["Add"]
 
 
-def norm_settings(model: ir.Model) -> dict[str | None, tuple[object, ...]]:
-    """The norms' weights and epsilon, wherever their operators have them."""
-    result = {}
-    for node in (node for node in model.graph if "Norm" in node.op_type):
-        start, end = 1, 3
-        if node.op_type.startswith("Skip"):
-            start, end = 2, 3 if "Simplified" in node.op_type else 4
-        elif node.op_type == "EmbedLayerNormalization":
-            start, end = 5, 7
-        weights = [value.name for value in node.inputs[start:end] if value is not None]
-        result[node.name] = (*weights, node.attributes.get_float("epsilon", 1e-12))
-    return result
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_each_norm_that_is_left_keeps_its_weights_and_epsilon(name: str) -> None:
-    model = tiny(name, layers=2)
-    before = norm_settings(model)
-    for deletion in all_deletions(model):
-        after = norm_settings(prune_graph(model, [deletion])[0])
-        assert after == {name: before[name] for name in after}
-        stays = name not in PRE_NORM or first_of_gpt2(name, deletion)
-        assert len(before) - len(after) == (0 if stays else 1)
-
-
 @pytest.mark.parametrize("name", [name for name, spec in FUSED.items() if spec.bias])
 def test_a_fused_bias_belongs_to_its_branch(name: str) -> None:
     model, plan = tiny(name, layers=2), [Deletion(0, "mlp")]
@@ -191,15 +155,6 @@ def test_a_weight_that_is_computed_too_late_leaves_the_sum_plain() -> None:
     assert oracle_error(model, plan) <= TOLERANCE
 
 
-def test_a_deep_graph_stays_fused() -> None:
-    model = fused_model(FusedSpec(layers=12))
-    plan = [Deletion(layer, "attention") for layer in range(0, 12, 2)]
-    plan += [Deletion(layer, "mlp") for layer in (0, 1, 2, 11)]
-    assert oracle_error(model, plan) <= TOLERANCE
-    after = operators(prune_graph(model, plan)[0])
-    assert (after[SKIP], after["SimplifiedLayerNormalization"]) == (24 - len(plan), 1)
-
-
 def test_a_branch_that_only_broadcasts_is_not_fused_with_the_norm() -> None:
     """Layer 0's MLP has a single position, which the sum with the attention broadcasts."""
     model = tiny("genai_parallel", layers=2)
@@ -246,11 +201,6 @@ def test_verification_catches_a_wrong_fused_graph(
     plan = [PlannedDeletion(layer=0, kind="attention")]
     with raises(VerificationError, "wrong-results"):
         prune_file(tmp_path / "source.onnx", tmp_path / "out" / "m.onnx", plan)
-
-
-def test_a_packed_matrix_counts_by_its_numbers() -> None:
-    packed, plain = (sites_of(tiny(name)) for name in ("genai_int4", "genai"))
-    assert [site.parameters for site in packed] == [site.parameters for site in plain]
 
 
 def cache(*dims: int | str) -> ir.Value:

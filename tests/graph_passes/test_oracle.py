@@ -71,7 +71,8 @@ def test_all_subsets_equal_the_masked_original(name: str) -> None:
     assert len(subsets) == 14
     assert max(oracle_error(model, subset) for subset in subsets) <= tolerance(name)
     for subset in subsets:
-        _, report = prune_graph(model, subset)
+        pruned, report = prune_graph(model, subset)
+        assert kinds(pruned) == [ref for ref in usual(2) if Deletion(*ref) not in subset]  # type: ignore[arg-type]
         nodes = sum(entry.nodes_removed for entry in report.deleted)
         added = report.before.nodes - report.after.nodes - nodes
         assert abs(added) <= (2 if name in SPECS else 0)

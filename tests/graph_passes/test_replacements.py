@@ -20,9 +20,7 @@ from graph_passes import (
     ReplacementTensors,
     SublayerRef,
     SurgeryError,
-    load_model,
     prune_graph,
-    save_model,
 )
 from graph_passes.testing import masked_model
 from tests.graph_passes.fused_graphs import FUSED, FusedSpec, fused_model
@@ -118,8 +116,12 @@ def test_two_factors_equal_the_masked_original(name: str) -> None:
     pruned, report = prune_graph(model, SEVERAL, replacements=given)
     added = {(entry.layer, entry.kind): entry.parameters_added for entry in report.deleted}
     assert added[1, "attention"] in (2 * RANK * hidden, (2 * RANK + 1) * hidden)  # a bias may fold
-    for end, shape in (("down", (hidden, RANK)), ("up", (RANK, hidden))):
-        assert pruned.graph.initializers[f"depthcut.attention.1.weight_{end}"].shape == shape
+    own = {n: w.shape for n, w in pruned.graph.initializers.items() if n.startswith("depthcut.att")}
+    own.pop("depthcut.attention.1.bias", None)  # no product of the two is there
+    assert own == {
+        "depthcut.attention.1.weight_down": (hidden, RANK),
+        "depthcut.attention.1.weight_up": (RANK, hidden),
+    }
 
 
 def test_two_factors_equal_their_product() -> None:
@@ -130,17 +132,6 @@ def test_two_factors_equal_their_product() -> None:
     assert oracle_error(model, LINEAR, given, other=product) <= TOLERANCE
     swapped = {REF: ReplacementTensors(given[REF].bias, (up @ down).T)}
     assert oracle_error(model, LINEAR, given, other=swapped) > 1e-3
-
-
-def test_the_file_holds_both_factors_and_no_product(tmp_path: Path) -> None:
-    save_model(with_numbers(tiny("pre_norm"), LINEAR, rank=RANK)[0], tmp_path / "m.onnx")
-    kept = load_model(tmp_path / "m.onnx").graph
-    names = {name for name in kept.initializers if name.startswith("depthcut.")}
-    assert names == {
-        f"depthcut.attention.1.{part}" for part in ("bias", "weight_down", "weight_up")
-    }
-    products = [node.name for node in kept if node.name and node.name.startswith("depthcut.")]
-    assert products[:2] == ["depthcut.attention.1.matmul_down", "depthcut.attention.1.matmul_up"]
 
 
 @pytest.mark.parametrize("rank", [None, RANK])

@@ -337,15 +337,13 @@ def test_a_large_weight_stands_in_a_page_as_in_its_source(
     assert [offset % PAGE for offset in offsets[1:]] == [within_page] * 2
 
 
-def test_small_weights_stand_close_together(source: Path, tmp_path: Path) -> None:
-    tensors = [stored(source, 100 * i, 100, str(i)) for i in range(4)]
-    assert written(tmp_path, tensors) == [0, 128, 256, 384]
-
-
-def test_weights_in_memory_are_written_too(source: Path, tmp_path: Path) -> None:
+def test_small_weights_stand_close_together_and_those_in_memory_are_written_too(
+    source: Path, tmp_path: Path
+) -> None:
     array = np.frombuffer(noise(LARGE + 1, 1), np.uint8)
-    offsets = written(tmp_path, [stored(source, 0, 100), ir.tensor(array, name="m")])
-    assert offsets == [0, PAGE]
+    tensors = [stored(source, 100 * i, 100, str(i)) for i in range(4)]
+    offsets = written(tmp_path, [*tensors, ir.tensor(array, name="m")])
+    assert offsets == [0, 128, 256, 384, PAGE]
 
 
 def test_whole_pages_are_copied_apart_from_the_rest(
