@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plan_dialects import ORIGIN, without_drops
-from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server, refuse_unheld
+from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server, other_arithmetic, refuse_unheld
 from exporter.checkpoint.facts import Weights
 from exporter.checkpoint.pruned_model import CONFIG_CODE
 from exporter.checkpoint.streamed import Piece, piece_of, write_shards
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.files import in_shards, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
-from exporter.models.llama_arithmetic import other_arithmetic
 from exporter.models.loading.model_files import save_pretrained_files, shipped_config
 from exporter.models.loading.model_source import LoadedModel
 from exporter.printable import json_text

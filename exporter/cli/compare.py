@@ -230,7 +230,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
 
 
 def _decoder(call: GenerateCall) -> Decoder:
-    from exporter.engines.decoding.open_decoder import open_decoder
+    from exporter.engines.decoding.generate import open_decoder
 
     return open_decoder(
         call.model,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, SweepReport
-from exporter.artifacts.servers import is_plain, serving_rows
+from exporter.artifacts.servers import is_plain, other_class, serving_rows
 from exporter.choose.budgets.budget import (
     REACHING,
     USUAL_LIMITS,
@@ -29,7 +29,6 @@ from exporter.cli.results import (
     print_serving,
 )
 from exporter.errors import OptionError
-from exporter.models.llama_arithmetic import other_class
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.sources import SourceOptions
 from exporter.option_types import InputFile, OutputFolder
@@ -288,7 +287,7 @@ def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     For any other budget the damage of cuts and replacements is measured. Budgets can be combined.
     After an interruption the same command resumes.
     """
-    from exporter.choose.budgets.making import make_plan
+    from exporter.choose.budgets.planner import make_plan
 
     made = make_plan(call.request, progress)
     if not progress.as_json:

@@ -30,8 +30,7 @@ from exporter.compare.tasks.choosing import (
 from exporter.compare.tasks.encoding import labels_in
 from exporter.compare.tasks.items import TaskScores, compare_scores
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.generate import agreement, continuations, generate
-from exporter.engines.decoding.open_decoder import decoder_on
+from exporter.engines.decoding.generate import agreement, continuations, decoder_on, generate
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import has_cache, make_inputs
 from exporter.errors import BackendError, ComparisonError

@@ -28,7 +28,7 @@ from exporter.compare.timing.subjects import (
     TimedArm,
 )
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.open_decoder import own_decoder
+from exporter.engines.decoding.generate import own_decoder
 from exporter.engines.environment import GpuWatch, ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache, whole_phase
 from exporter.engines.machine_watch import MachineWatch, doubt

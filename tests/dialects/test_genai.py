@@ -15,8 +15,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, SharedCache
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.cache_form import read_cache_form

@@ -16,7 +16,7 @@ from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import LIBRARIES, Backend
 from exporter.engines.build.profiles import fitting, graph_inputs
-from exporter.engines.decoding.open_decoder import decoder_on
+from exporter.engines.decoding.generate import decoder_on
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.inputs import make_inputs, random_tokens

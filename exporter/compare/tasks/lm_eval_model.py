@@ -19,7 +19,7 @@ from exporter.compare.tasks.likelihood import (
     open_scorer,
 )
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.open_decoder import decoder_on
+from exporter.engines.decoding.generate import decoder_on
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import TaskError
 

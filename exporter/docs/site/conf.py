@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import __version__
-from exporter.docs.site.commands import command_reference
-from exporter.docs.site.files import file_reference
+from exporter.docs.site.reference import command_reference, file_reference
 
 project = "depthcut"
 release = __version__

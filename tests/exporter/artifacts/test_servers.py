@@ -11,12 +11,12 @@ from exporter.artifacts.servers import (
     SERVERS,
     STAYS,
     is_plain,
+    other_arithmetic,
     refuse_unheld,
     serving_rows,
     where_served,
 )
 from exporter.errors import PlanError
-from exporter.models.llama_arithmetic import other_arithmetic
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
 from tests.raising import raises

@@ -152,7 +152,7 @@ def test_the_command_searches(
 ) -> None:
     sources: list[str] = []
     monkeypatch.setattr(
-        "exporter.choose.budgets.making.load_model",
+        "exporter.choose.budgets.planner.load_model",
         lambda source, **_: (sources.append(source), loaded)[1],
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "unused"))

@@ -343,7 +343,7 @@ def test_a_required_speedup_is_told_by_the_exit_code(
         predicted={**dict(zip(names, ci95, strict=False)), "measured_speedup": 1.25},
     )
     plan.write(tmp_path / "out" / "plan.json")
-    makers = "exporter.choose.budgets.making.make_plan", "exporter.pipeline.road.write_models"
+    makers = "exporter.choose.budgets.planner.make_plan", "exporter.pipeline.road.write_models"
     for name in (*makers, "exporter.cli.export.print_models"):
         monkeypatch.setattr(name, lambda *_: plan)
     graph = tmp_path / "g.onnx"

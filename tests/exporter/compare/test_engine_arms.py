@@ -27,7 +27,7 @@ from exporter.engines.build.engine_set import (
 from exporter.engines.build.libraries import Driver
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.decoding.open_decoder import own_decoder
+from exporter.engines.decoding.generate import own_decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

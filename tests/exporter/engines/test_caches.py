@@ -13,8 +13,7 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.decoder import runner_caches
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import (
     GrowingCache,
     HostCache,

@@ -13,7 +13,7 @@ from exporter.artifacts.latency import Shape
 from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
 from exporter.engines.build.libraries import Device, Driver
 from exporter.engines.build.session import Session, cache_path
-from exporter.engines.decoding.open_decoder import decoder_on
+from exporter.engines.decoding.generate import decoder_on
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder, plan_cache
 from exporter.engines.inputs import make_inputs, random_tokens

@@ -27,8 +27,7 @@ from exporter.engines.build.engine_set import (
 from exporter.engines.build.libraries import Device
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import (
     CachePlan,

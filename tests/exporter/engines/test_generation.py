@@ -13,8 +13,7 @@ import pytest
 from exporter.artifacts import PlannedDeletion
 from exporter.cli import run
 from exporter.cut.surgery import prune_file
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form

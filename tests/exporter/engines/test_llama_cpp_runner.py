@@ -15,8 +15,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cut.gguf_surgery import cut_gguf
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder, own_decoder
+from exporter.engines.decoding.generate import generate, open_decoder, own_decoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner

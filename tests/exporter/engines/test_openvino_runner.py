@@ -12,8 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

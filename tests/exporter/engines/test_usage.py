@@ -18,8 +18,7 @@ from exporter.artifacts import FORM_KEY, FormRecord, PlannedDeletion
 from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.runners.cache_form import CacheForm
 from exporter.engines.usage import (
     FolderUses,

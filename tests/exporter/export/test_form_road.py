@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import FORM_KEY, ComparisonReport, FormRecord
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.runners.cache_form import read_cache_form
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.logits_to_keep import KEEP

@@ -9,8 +9,7 @@ import pytest
 
 from exporter.artifacts import FORM_KEY, FormRecord
 from exporter.cli import run
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.errors import UsageError
 from exporter.export.forms.tensorrt import rewrite_decoder

@@ -23,7 +23,7 @@ def main() -> None:
 
 def _trained() -> dict[str, Any]:
     from exporter.heal.automatic import settled
-    from exporter.heal.distill.distilled import distilled
+    from exporter.heal.healed import distilled
     from exporter.heal.options import HealOptions
     from tests.exporter.distill_cases import fitting
     from tests.tiny_models import tiny_loaded
@@ -48,8 +48,7 @@ def _trained() -> dict[str, Any]:
 
 def _see_other_things() -> None:
     from exporter.errors import HealingError
-    from exporter.heal import memory
-    from exporter.heal.distill import distilled
+    from exporter.heal import healed, memory
     from exporter.heal.distill.training import Trainer
 
     def refused(*_given: Any) -> Any:
@@ -58,7 +57,7 @@ def _see_other_things() -> None:
     held_out = Trainer._held_out_loss
     Trainer._held_out_loss = lambda trainer: held_out(trainer) * 10 ** len(trainer._state.checks)
     Trainer._fraction = lambda trainer, began=None: 1.0
-    distilled.folded_values = refused
+    healed.folded_values = refused
     memory.available_bytes = lambda: 1
 
 

@@ -32,14 +32,13 @@ from tests.tiny_models import hook_count, planned, tiny_loaded
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.distill.student import Student, trained_numbers  # noqa: E402
 from exporter.heal.distill.teacher import answer_loss  # noqa: E402
 from exporter.heal.distill.training import Schedule, Trainer, rate_groups  # noqa: E402
 from exporter.heal.distill.workers import Workers  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.folded import folded_values  # noqa: E402
-from exporter.heal.healed import _made  # noqa: E402
+from exporter.heal.healed import _made, distilled  # noqa: E402
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     NOTHING,
@@ -309,8 +308,8 @@ def test_the_fold_is_of_alike_much_of_each_text(
     monkeypatch: pytest.MonkeyPatch, most: int, samples: list[int]
 ) -> None:
     stopped = Mock(side_effect=KeyboardInterrupt)
-    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", stopped)
-    monkeypatch.setattr("exporter.heal.distill.distilled.DEFAULT_TOKENS", most * 16)
+    monkeypatch.setattr("exporter.heal.healed.folded_values", stopped)
+    monkeypatch.setattr("exporter.heal.healed.DEFAULT_TOKENS", most * 16)
     result = fitting(tiny_loaded("llama"))
     mixture = joined([text(36, seed=2), text(12, seed=3)])
     texts = replace(result.texts, fitting=mixture)
@@ -430,7 +429,7 @@ def test_what_was_fitted_and_does_harm_is_not_begun_with(
             item.maps[-1].add_(5.0)
         return maps, fits
 
-    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", harmful_weights)
+    monkeypatch.setattr("exporter.heal.healed.folded_values", harmful_weights)
     monkeypatch.setattr(Fitting, "alike", harmful_maps)
     with distilled(fitting(tiny_loaded("llama"), tmp_path, replacements=replacements)) as made:
         bare, harmed, *trained = losses_of(made.training)
@@ -468,7 +467,7 @@ def test_a_training_that_diverges_ends_with_the_best_state(
 def test_what_can_not_be_folded_is_trained_all_the_same(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", failing_with(error))
+    monkeypatch.setattr("exporter.heal.healed.folded_values", failing_with(error))
     training = training_of(fitting(tiny_loaded("llama")))
     assert [check.tokens > 0 for check in training.checks[:2]] == [False, True]
     assert training.fitted_loss is None

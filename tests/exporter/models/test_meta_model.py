@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
-from exporter.models.loading import gguf_file
-from exporter.models.loading.gguf_file import header_read_once
+from exporter.models.loading import model_source
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_class import quiet_transformers
-from exporter.models.loading.model_source import load_model
+from exporter.models.loading.model_source import header_read_once, load_model
 from tests.raising import raises
 from tests.tiny_gguf import VOCABULARY, TinyGguf
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -248,7 +247,7 @@ def _told(path: Path) -> dict[str, Any]:
     """All that a load brings, its weights as bytes."""
     import torch
 
-    model, info, tokenizer = gguf_file.load_gguf(path, torch.float32)
+    model, info, tokenizer = model_source.load_gguf(path, torch.float32)
     weights = {
         name: (tensor.dtype, tuple(tensor.shape), tensor.numpy().tobytes())
         for name, tensor in model.state_dict().items()
@@ -263,7 +262,7 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _plainly(monkeypatch: pytest.MonkeyPatch, path: Path) -> dict[str, Any]:
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_file, "header_read_once", contextlib.nullcontext)
+        patch.setattr(model_source, "header_read_once", contextlib.nullcontext)
         return _told(path)
 
 
