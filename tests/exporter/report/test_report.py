@@ -61,6 +61,13 @@ def _text(source: str) -> CalibrationRef:
     return CalibrationRef(source=source, samples=3, sequence_length=4, tokens=12, sha256="0" * 64)
 
 
+ACCURACY = Accuracy(
+    text_source="wiki | <b>text</b>", text_sha256="e" * 64, tokens=8192,
+    perplexity=PerplexityPair(baseline=26.6, candidate=41.4), kl_divergence=0.631,
+    top1_agreement=0.609,
+)  # fmt: skip
+
+
 @pytest.fixture
 def report() -> ComparisonReport:
     checks = {"logits": 4e-5, "kv": 1.0}
@@ -87,11 +94,7 @@ def report() -> ComparisonReport:
             )
             for n, e in checks.items()
         ],
-        accuracy=Accuracy(
-            text_source="wiki | <b>text</b>", text_sha256="e" * 64, tokens=8192,
-            perplexity=PerplexityPair(baseline=26.6, candidate=41.4), kl_divergence=0.631,
-            top1_agreement=0.609,
-        ),
+        accuracy=ACCURACY,
     )  # fmt: skip
 
 
@@ -100,14 +103,6 @@ def of(report: ComparisonReport, **accuracy: Any) -> ComparisonReport:
     assert report.accuracy is not None
     changed = report.accuracy.model_copy(update=accuracy)
     return report.model_copy(update={"accuracy": changed})
-
-
-def test_the_verdict_comes_first_in_plain_words(report: ComparisonReport) -> None:
-    head = as_markdown(report).split("## Latency")[0]
-    assert head.startswith("# depthcut comparison: Without 2 attentions and 1 MLP\n")
-    assert "faster in 1" in head
-    assert "without a verdict in 1 of 2 shapes" in head
-    assert "perplexity goes from 26.60 to 41.40 (+55.6 %)" in head
 
 
 def test_an_encoder_s_figures_are_told_and_no_divergence_is_explained(
@@ -160,20 +155,30 @@ def test_tasks_are_told_beside_the_perplexity(report: ComparisonReport) -> None:
     assert "mine, " not in as_text(report)
 
 
-def test_all_parts_are_there(report: ComparisonReport) -> None:
+def test_all_parts_are_there_and_the_verdict_comes_first(report: ComparisonReport) -> None:
     text = as_markdown(report)
+    head = text.split("## Latency")[0]
+    assert head.startswith("# depthcut comparison: Without 2 attentions and 1 MLP\n")
+    for words in (
+        "faster in 1", "without a verdict in 1 of 2 shapes",
+        "perplexity goes from 26.60 to 41.40 (+55.6 %)",
+    ):  # fmt: skip
+        assert words in head
     for title in (
         "Latency", "Accuracy", "Size", "What was dropped", "Parity", "Environment",
         "How to reproduce",
     ):  # fmt: skip
         assert f"\n## {title}\n" in text
-    assert "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layer 3" in text
-    assert "| decode after 512 tokens | baseline | 106 | 127 | 159 | 12 | 1.060x" in text
-    assert "| kv | decode | 1.0 | 0.0030 | **does not hold** |" in text
-    assert "another text: self, seed 0, 3 x 4, 12 tokens (SHA-256 `000000000000`)" in text
-    assert "depthcut export 'my model' -o out" in text
-    assert "the candidate cand model/model.onnx (SHA-256" in text
-    assert "| other processes while timing | 3 % of all CPU time |" in text
+    for words in (
+        "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layer 3",
+        "| decode after 512 tokens | baseline | 106 | 127 | 159 | 12 | 1.060x",
+        "| kv | decode | 1.0 | 0.0030 | **does not hold** |",
+        "another text: self, seed 0, 3 x 4, 12 tokens (SHA-256 `000000000000`)",
+        "depthcut export 'my model' -o out",
+        "the candidate cand model/model.onnx (SHA-256",
+        "| other processes while timing | 3 % of all CPU time |",
+    ):
+        assert words in text
 
 
 def test_every_table_is_one_to_a_reader_of_markdown(report: ComparisonReport) -> None:
@@ -218,6 +223,26 @@ REMARKS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["Not measured", "# depthcut comparison: Candidate against baseline\n",
          "No deletion is on record."],
     ),
+    "a plan's texts": (
+        {"parts": PlanParts(
+            chosen_on=[_text("one"), _text("two")], stopped_on=[_text("three")],
+            judged_apart=[JudgedText(text=_text("four"), figures={
+                "kl": 0.125, "log_perplexity_increase": 0.5, "top1_agreement": 0.75,
+            })],
+        )},
+        ["3 samples of one (12 tokens) and 3 samples of two (12 tokens).",
+         "3 samples of three (12 tokens).", "| four | +64.9 % | 0.125 |"],
+    ),
+    "no perplexity": (
+        {"accuracy": ACCURACY.model_copy(update={"perplexity": None}), "calibration": None},
+        ["There is no perplexity", "not on record here"],
+    ),
+    **{f"collapsed to {ppl}": (
+        {"accuracy": ACCURACY.model_copy(
+            update={"perplexity": PerplexityPair(baseline=20.0, candidate=ppl)}
+        )},
+        ["perplexity goes from 20.00"],
+    ) for ppl in (float("inf"), 1e300)},
 }  # fmt: skip
 
 
@@ -229,15 +254,9 @@ def test_what_a_reader_must_know_is_told_where_it_is_so(
     text = as_markdown(report.model_copy(update=changes))
     assert all(words in text for words in result)
     assert not any(words in as_markdown(report) for words in result)
+    assert ("erplexity goes" in text) == (name not in ("no perplexity", "nothing known"))
     assert "whole-arm:" not in text
     assert ("## Parity" in text) == (name != "nothing known")
-
-
-def test_why_there_is_no_perplexity_is_said(report: ComparisonReport) -> None:
-    text = as_markdown(of(report, perplexity=None).model_copy(update={"calibration": None}))
-    assert "There is no perplexity" in text
-    assert "erplexity goes" not in text
-    assert "not on record here" in text
 
 
 def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonReport) -> None:
@@ -258,12 +277,6 @@ def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonRep
     } == {len(sizes[0])}
 
 
-def test_the_title_tells_what_was_dropped_or_that_no_one_knows(report: ComparisonReport) -> None:
-    assert as_text(report).startswith("Dropped ")
-    unknown = as_text(report.model_copy(update={"plan": []}))
-    assert unknown.startswith("No deletions on record.\nonnxruntime, ")
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
     report: ComparisonReport,
@@ -279,6 +292,12 @@ def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
     assert ("───" in printed) == terminal
     assert "1.13x [1.11, 1.15]" in printed
     assert printed.endswith(f"Report: {tmp_path / 'report.html'}\n")
+    assert as_text(report).startswith("Dropped ")
+    arms = report.arms.model_copy(update={"references": {"torch": report.arms.baseline}})
+    more = report.model_copy(update={"arms": arms, "plan": []})
+    assert as_text(more).startswith("No deletions on record.\nonnxruntime, ")
+    print_comparison(more, tmp_path, as_json=False)
+    assert "report.html (with more than the table: references)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -311,37 +330,6 @@ def test_changes_have_a_sign_and_no_division_by_zero() -> None:
     assert relative_change(0, 5) == ""
     assert relative_change(1, 1e6) == "x 1,000,000"
     assert milliseconds(0.0123) == "0.0123"
-
-
-@pytest.mark.parametrize("perplexity", [float("inf"), 1e300])
-def test_a_collapsed_model_still_has_a_report(report: ComparisonReport, perplexity: float) -> None:
-    broken = of(report, perplexity=PerplexityPair(baseline=20.0, candidate=perplexity))
-    assert "perplexity goes from 20.00" in as_markdown(broken)
-    assert "perplexity" in as_text(broken)
-
-
-def test_the_last_line_tells_what_only_the_report_has(
-    report: ComparisonReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    print_comparison(report, tmp_path, as_json=False)
-    assert "more than the table" not in capsys.readouterr().out
-    arms = report.arms.model_copy(update={"references": {"torch": report.arms.baseline}})
-    print_comparison(report.model_copy(update={"arms": arms}), tmp_path, as_json=False)
-    assert "report.html (with more than the table: references)" in capsys.readouterr().out
-
-
-def test_a_plan_tells_what_it_was_made_by(report: ComparisonReport) -> None:
-    figures = {"kl": 0.125, "log_perplexity_increase": 0.5, "top1_agreement": 0.75}
-    parts = PlanParts(
-        chosen_on=[_text("one"), _text("two")],
-        stopped_on=[_text("three")],
-        judged_apart=[JudgedText(text=_text("four"), figures=figures)],
-    )
-    markdown = as_markdown(report.model_copy(update={"parts": parts}))
-    assert "3 samples of one (12 tokens) and 3 samples of two (12 tokens)." in markdown
-    assert "3 samples of three (12 tokens)." in markdown
-    assert "| four | +64.9 % | 0.125 |" in markdown
-    assert "3 samples of" not in as_markdown(report)
 
 
 @pytest.mark.parametrize(
