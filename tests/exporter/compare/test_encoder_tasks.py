@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,9 @@ from tests.text_graphs import WORDS, write_tokenizer
 from tests.tiny_models import write_bert_tokenizer, write_sentence_files
 
 PASSAGES = [{"id": name, "text": text} for name, text in (("a", "the value"), ("b", "list string"))]
+RETRIEVAL = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
+CHOICES = {"query": "the", "choices": ["a", "b"], "gold": 0}
+TWO_CLASSES = [{"text": "the value", "label": 0}, {"text": "of", "label": 1}]
 IDS = TensorSpec("input_ids", np.dtype(np.int64), ("batch", "sequence"))
 
 
@@ -63,6 +67,16 @@ def embedder() -> Any:
     return Encoder("last_hidden_state", np.eye(len(WORDS) + 1))
 
 
+def one_logit(yes: str) -> Any:
+    table = np.full((len(WORDS) + 1, 1), -1.0)
+    table[WORDS.index(yes) + 1] = 2
+    return Encoder("logits", table, pools=True)
+
+
+def numbers(*words: str) -> list[int]:
+    return [WORDS.index(word) + 1 for word in words]
+
+
 def classifier(*right: str) -> Any:
     """Says class 1 where most words are these."""
     table = np.tile([0.5, 0.0], (len(WORDS) + 1, 1))
@@ -89,102 +103,110 @@ def scored(folder: ModelFolder, runner: Any, *lines: Any) -> dict[str, list[floa
     return {name: values.tolist() for name, values in result.metrics.items()}
 
 
-def test_retrieval_counts_a_hit_by_its_rank(folder: ModelFolder) -> None:
-    corpus = [{"id": str(n), "text": f"the {word}"} for n, word in enumerate(WORDS[1:13])]
-    queries = [
-        {"query": WORDS[1], "relevant": ["0"]},
-        {"query": WORDS[2], "relevant": ["1", "11"]},
-        {"query": WORDS[3], "relevant": ["11"]},
-    ]
-    result = scored(folder, embedder(), *corpus, *queries)
-    both = 1 + 1 / np.log2(3)
-    assert result == {
-        "ndcg@10": pytest.approx([1, 1 / both, 0]),
-        "recall@10": pytest.approx([1, 0.5, 0]),
-    }
+def pairs(key: str, *rows: tuple[str, str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(("sentence1", "sentence2", key), row, strict=True)) for row in rows]
+
+
+BEST = 1 + 1 / np.log2(3)
+RANKED = {"query": "value list", "passages": ["of in", "the a", "a of"], "relevant": [1]}
+YES = [{"text": "the", "label": 1}, {"text": "of", "label": 0}, {"text": "of", "label": 1}]
+SCORES: dict[str, tuple[Callable[[], Any], Any, list[Any], dict[str, Any]]] = {
+    "hits by rank": (
+        embedder, ...,
+        [*({"id": str(n), "text": f"the {word}"} for n, word in enumerate(WORDS[1:13])),
+         {"query": WORDS[1], "relevant": ["0"]}, {"query": WORDS[2], "relevant": ["1", "11"]},
+         {"query": WORDS[3], "relevant": ["11"]}],
+        {"ndcg@10": [1, 1 / BEST, 0], "recall@10": [1, 0.5, 0]},
+    ),
+    "pairs as people rank them": (
+        embedder, ...,
+        pairs("score", ("the a", "the a", 5.0), ("the a", "the of", 3.0), ("the a", "of in", 1.0),
+              ("a to", "a to", 2.0)),
+        {"spearman": float(stats.spearmanr([1, 0.5, 0, 1], [5, 3, 1, 2]).statistic)},
+    ),
+    "pairs by a logit": (
+        partial(one_logit, "the"), ...,
+        pairs("score", ("the", "the", 5.0), ("the", "of", 3.0), ("of", "in", 1.0)),
+        {"spearman": 1.0},
+    ),
+    "no correlation of what is all the same": (
+        partial(one_logit, "the"), ..., pairs("score", ("the", "the", 1.0), ("the", "the", 2.0)),
+        {"spearman": [0, 0]},
+    ),
+    "passages of each query": (
+        embedder, ...,
+        [{"query": "the", "passages": ["of in", "the of", "the the"], "relevant": [2]},
+         {"query": "the", "passages": ["of in", "the of", "the the"], "relevant": [1, 0]},
+         {"query": "of", "passages": [*["in"] * 10, "of"], "relevant": [8]}],
+        {"ndcg@10": [1, (1 / np.log2(3) + 1 / 2) / BEST, 1 / np.log2(11)],
+         "mrr@10": [1, 1 / 2, 1 / 10]},
+    ),
+    "passages by a classifier": (partial(classifier, "the"), ..., [RANKED], {"mrr@10": [1]}),
+    **{f"a yes of {labels}": (partial(one_logit, "the"), labels, lines, score)
+       for labels in (None, {"0": "LABEL_0"}, {"0": "bad", "1": "good"})
+       for lines, score in (([RANKED], {"mrr@10": [1]}), (YES, {"acc": [1, 1, 0]}))},
+    "the name of a yes": (
+        partial(one_logit, "the"), {"0": "toxic"},
+        [{"text": "the", "label": "toxic"}, {"text": "of", "label": "toxic"}], {"acc": [1, 0]},
+    ),
+    "classes of pairs": (
+        partial(classifier, "the"), ...,
+        pairs("label", ("the", "the", "good"), ("of", "in", "bad")), {"acc": [1, 1]},
+    ),
+    "classes by name and number": (
+        partial(classifier, "the"), ...,
+        [{"text": "the the", "label": "good"}, {"text": "the of", "label": 1},
+         {"text": "of", "label": "bad"}, {"text": "of in", "label": "good"}],
+        {"acc": [1, 1, 1, 0], "f1": (0.8 + 2 / 3) / 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_each_task_is_scored_by_its_definition(folder: ModelFolder, name: str) -> None:
+    """A number is what the items' scores are in the mean."""
+    make, labels, lines, expected = SCORES[name]
+    if labels is not ...:
+        folder.config["id2label"] = labels
+    result, runner = {}, make()
+    for metric, values in scored(folder, runner, *lines).items():
+        if metric in expected:
+            is_mean = isinstance(expected[metric], float)
+            result[metric] = float(np.mean(values)) if is_mean else values
+    assert result == {metric: pytest.approx(values) for metric, values in expected.items()}
+    if name in ("pairs by a logit", "classes of pairs"):
+        assert {len(row) for row in runner.read} == {2}
+    if name == "passages by a classifier":  # a query and its passage together
+        assert runner.read[0] == numbers("value", "list", "of", "in")
 
 
 def test_an_embedder_with_a_cache_begins_each_text_anew(folder: ModelFolder) -> None:
-    lines = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
     runner = embedder()
     past = TensorSpec("past_key_values.0.key", np.dtype(np.float32), ("batch", 1, "past", 2))
     runner.inputs = (IDS, past)
-    assert scored(folder, runner, *lines) == scored(folder, embedder(), *lines)
+    assert scored(folder, runner, *RETRIEVAL) == scored(folder, embedder(), *RETRIEVAL)
     assert runner.past == {0}
 
 
-def test_prompts_of_the_folder_stand_before_queries_and_passages(folder: ModelFolder) -> None:
-    lines = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
-    for prompts in (None, {"query": "of ", "document": "in "}):
-        write_sentence_files(folder.home, prompts=prompts)
-        runner = embedder()
-        scored(folder, runner, *lines)
-        of, within = (WORDS.index(word) + 1 for word in ("of", "in"))
-        firsts = [row[0] for row in runner.read]
-        assert (firsts == [within, within, of]) is (prompts is not None)
+@pytest.mark.parametrize("prompts", [None, {"query": "of ", "document": "in "}])
+def test_prompts_of_the_folder_stand_before_queries_and_passages(
+    folder: ModelFolder, prompts: Any
+) -> None:
+    write_sentence_files(folder.home, prompts=prompts)
+    runner = embedder()
+    scored(folder, runner, *RETRIEVAL)
+    firsts = [row[0] for row in runner.read]
+    assert (firsts == numbers("in", "in", "of")) is (prompts is not None)
 
 
-def test_token_states_are_pooled_as_the_folder_says(folder: ModelFolder) -> None:
-    lines = [
-        {"id": "a", "text": "the value"},
-        {"id": "b", "text": "value of"},
-        {"query": "value the", "relevant": ["b"]},
-    ]
-    write_sentence_files(folder.home)
-    assert scored(folder, embedder(), *lines)["ndcg@10"] != [1]
-    write_sentence_files(folder.home, pooling={"pooling_mode": "cls"})
-    assert scored(folder, embedder(), *lines)["ndcg@10"] == [1]
-
-
-def test_pairs_are_ranked_as_people_do(folder: ModelFolder) -> None:
-    texts = [("the a", "the a"), ("the a", "the of"), ("the a", "of in"), ("a to", "a to")]
-    scores = [5.0, 3.0, 1.0, 2.0]
-    lines = [
-        {"sentence1": first, "sentence2": second, "score": score}
-        for (first, second), score in zip(texts, scores, strict=True)
-    ]
-    cosines = [1, 0.5, 0, 1]
-    spearman = scored(folder, embedder(), *lines)["spearman"]
-    assert np.mean(spearman) == pytest.approx(stats.spearmanr(cosines, scores).statistic)
-
-
-def test_a_cross_encoder_scores_pairs_by_its_logit(folder: ModelFolder) -> None:
-    pairs = [("the", "the", 5.0), ("the", "of", 3.0), ("of", "in", 1.0)]
-    keys = ("sentence1", "sentence2", "score")
-    lines = [dict(zip(keys, pair, strict=True)) for pair in pairs]
-    runner = one_logit("the")
-    assert np.mean(scored(folder, runner, *lines)["spearman"]) == pytest.approx(1)
-    assert [len(row) for row in runner.read] == [2, 2, 2]
-    three = Encoder("logits", np.zeros((len(WORDS) + 1, 3)), pools=True)
-    with raises(ComparisonError, "no-reranker", 3):
-        scored(folder, three, *lines)
-
-
-def test_similarities_that_are_all_the_same_have_no_correlation(folder: ModelFolder) -> None:
-    lines = [{"sentence1": "the", "sentence2": "the", "score": score} for score in (1.0, 2.0)]
-    assert scored(folder, one_logit("the"), *lines)["spearman"] == [0, 0]
-
-
-def test_passages_of_each_query_are_ranked(folder: ModelFolder) -> None:
-    passages = ["of in", "the of", "the the"]
-    lines = [
-        {"query": "the", "passages": passages, "relevant": [2]},
-        {"query": "the", "passages": passages, "relevant": [1, 0]},
-        {"query": "of", "passages": [*["in"] * 10, "of"], "relevant": [8]},
-    ]
-    best = 1 + 1 / np.log2(3)
-    expected = [1, (1 / np.log2(3) + 1 / 2) / best, 1 / np.log2(11)]
-    result = scored(folder, embedder(), *lines)
-    assert result["ndcg@10"] == pytest.approx(expected)
-    assert result["mrr@10"] == pytest.approx([1, 1 / 2, 1 / 10])
-
-
-def test_a_reranker_reads_a_query_and_its_passage_together(folder: ModelFolder) -> None:
-    line = {"query": "value list", "passages": ["of in", "the a", "a of"], "relevant": [1]}
-    runner = classifier("the")
-    assert scored(folder, runner, line)["mrr@10"] == [1]
-    numbers = [WORDS.index(word) + 1 for word in ("value", "list", "of", "in")]
-    assert runner.read[0] == numbers
+@pytest.mark.parametrize(("pooling", "hit"), [({}, False), ({"pooling_mode": "cls"}, True)])
+def test_token_states_are_pooled_as_the_folder_says(
+    folder: ModelFolder, pooling: dict[str, str], hit: bool
+) -> None:
+    texts = [{"id": "a", "text": "the value"}, {"id": "b", "text": "value of"}]
+    write_sentence_files(folder.home, **({"pooling": pooling} if pooling else {}))
+    result = scored(folder, embedder(), *texts, {"query": "value the", "relevant": ["b"]})
+    assert (result["ndcg@10"] == [1]) is hit
 
 
 @pytest.mark.parametrize(
@@ -218,48 +240,6 @@ def test_as_many_texts_judge_a_classifier_as_a_limit_near_to_1_takes(
     assert accuracy.top1_interval.ci95[0] > 0.98
 
 
-def one_logit(yes: str) -> Any:
-    table = np.full((len(WORDS) + 1, 1), -1.0)
-    table[WORDS.index(yes) + 1] = 2
-    return Encoder("logits", table, pools=True)
-
-
-@pytest.mark.parametrize("labels", [None, {"0": "LABEL_0"}, {"0": "bad", "1": "good"}])
-def test_a_single_logit_is_that_of_a_yes(folder: ModelFolder, labels: Any) -> None:
-    folder.config["id2label"] = labels
-    line = {"query": "value list", "passages": ["of in", "the a", "a of"], "relevant": [1]}
-    assert scored(folder, one_logit("the"), line)["mrr@10"] == [1]
-    texts = [{"text": "the", "label": 1}, {"text": "of", "label": 0}, {"text": "of", "label": 1}]
-    assert scored(folder, one_logit("the"), *texts)["acc"] == [1, 1, 0]
-
-
-def test_the_name_of_a_single_logit_is_that_of_the_yes(folder: ModelFolder) -> None:
-    folder.config["id2label"] = {"0": "toxic"}
-    texts = [{"text": "the", "label": "toxic"}, {"text": "of", "label": "toxic"}]
-    assert scored(folder, one_logit("the"), *texts)["acc"] == [1, 0]
-
-
-def test_classes_of_pairs(folder: ModelFolder) -> None:
-    pairs = [("the", "the", "good"), ("of", "in", "bad")]
-    keys = ("sentence1", "sentence2", "label")
-    lines = [dict(zip(keys, pair, strict=True)) for pair in pairs]
-    runner = classifier("the")
-    assert scored(folder, runner, *lines)["acc"] == [1, 1]
-    assert [len(row) for row in runner.read] == [2, 2]
-
-
-def test_classes_by_name_and_by_number(folder: ModelFolder) -> None:
-    lines = [
-        {"text": "the the", "label": "good"},
-        {"text": "the of", "label": 1},
-        {"text": "of", "label": "bad"},
-        {"text": "of in", "label": "good"},
-    ]
-    result = scored(folder, classifier("the"), *lines)
-    assert result["acc"] == [1, 1, 1, 0]
-    assert np.mean(result["f1"]) == pytest.approx((0.8 + 2 / 3) / 2)
-
-
 @pytest.mark.parametrize("label", ["fine", 2, -1])
 def test_labels_that_the_head_doesn_t_have(folder: ModelFolder, label: Any) -> None:
     lines = [{"text": "the", "label": "good"}, {"text": "of", "label": label}]
@@ -276,18 +256,20 @@ def test_a_config_with_more_labels_than_the_head_has_classes(folder: ModelFolder
 
 
 def test_a_model_that_can_t_do_the_task(folder: ModelFolder) -> None:
-    retrieval = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
-    with raises(ComparisonError, "no-embeddings", "model.onnx"):
-        scored(folder, classifier("the"), *retrieval)
-    choices = {"query": "the", "choices": ["a", "b"], "gold": 0}
-    with raises(ComparisonError, "no-logits", "model.onnx"):
-        scored(folder, embedder(), choices)
     tokens = Encoder("logits", np.eye(len(WORDS) + 1))
-    with raises(ComparisonError, "no-classes", "model.onnx"):
-        scored(folder, tokens, {"text": "the value", "label": 0}, {"text": "of", "label": 1})
+    three = Encoder("logits", np.zeros((len(WORDS) + 1, 3)), pools=True)
+    for runner, lines, told in (
+        (classifier("the"), RETRIEVAL, ("no-embeddings", "model.onnx")),
+        (tokens, RETRIEVAL, ("no-embeddings", "model.onnx")),
+        (embedder(), [CHOICES], ("no-logits", "model.onnx")),
+        (tokens, TWO_CLASSES, ("no-classes", "model.onnx")),
+        (three, pairs("score", ("the", "the", 5.0), ("the", "of", 3.0)), ("no-reranker", 3)),
+    ):
+        with raises(ComparisonError, *told):
+            scored(folder, runner, *lines)
     bare = ModelFolder(folder.onnx, None, {})
     with raises(TaskError, "no-tokenizer", "tokenizer.json"):
-        score_tasks(task_of(folder.home, *retrieval), embedder(), bare)
+        score_tasks(task_of(folder.home, *RETRIEVAL), embedder(), bare)
 
 
 def test_a_tokenizer_that_can_t_cut_pairs_is_none_s_trouble_without_pairs(
@@ -296,16 +278,13 @@ def test_a_tokenizer_that_can_t_cut_pairs_is_none_s_trouble_without_pairs(
     own = tokenizer_in(folder.home / "tokenizer.json")
     of_gguf = replace(own, encode_pair=None)
     monkeypatch.setattr(encoding, "tokenizer_in", lambda _: of_gguf)
-    pair = {"sentence1": "the", "sentence2": "of", "label": 0}
     with raises(CalibrationError, "no-pairs", "tokenizer.json"):
-        scored(folder, classifier("the"), pair)
-    retrieval = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
-    assert scored(folder, embedder(), *retrieval)["recall@10"] == [1]
+        scored(folder, classifier("the"), *pairs("label", ("the", "of", 0)))
+    assert scored(folder, embedder(), *RETRIEVAL)["recall@10"] == [1]
     tokens = Encoder("logits", np.eye(len(WORDS) + 1))
-    with raises(ComparisonError, "no-embeddings", "model.onnx"):
-        scored(folder, tokens, *retrieval)
-    with raises(ComparisonError, "no-classes", "model.onnx"):
-        scored(folder, tokens, {"text": "the value", "label": 0}, {"text": "of", "label": 1})
+    for lines, code in ((RETRIEVAL, "no-embeddings"), (TWO_CLASSES, "no-classes")):
+        with raises(ComparisonError, code, "model.onnx"):
+            scored(folder, tokens, *lines)
 
 
 BAD_LINES: list[Any] = [
@@ -332,10 +311,7 @@ BAD_LINES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("lines", "code", "field"),
-    BAD_LINES,
-)
+@pytest.mark.parametrize(("lines", "code", "field"), BAD_LINES)
 def test_a_broken_line_names_itself(tmp_path: Path, lines: Any, code: str, field: str) -> None:
     with raises(TaskError, code, field):
         local_tasks(task_of(tmp_path, *lines))
@@ -351,37 +327,38 @@ def test_a_limit_is_one_of_queries_and_not_of_passages(tmp_path: Path) -> None:
 
 def test_which_tasks_take_no_logits(tmp_path: Path) -> None:
     assert only_for_encoders(task_of(tmp_path, {"text": "a", "label": 1}))
-    choices = {"query": "the", "choices": ["a", "b"], "gold": 0}
-    assert not only_for_encoders(task_of(tmp_path, choices))
+    assert not only_for_encoders(task_of(tmp_path, CHOICES))
     assert not only_for_encoders(TaskOptions(tasks=("arc_easy",)))
 
 
-def test_a_correlation_s_influences_have_its_spread() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.normal(size=300)
-    second = first + rng.normal(size=300)
-    floats = correlation_influences(first, second)
-    assert floats.mean() == pytest.approx(stats.spearmanr(first, second).statistic)
-    drawn = [
-        stats.spearmanr(first[rows], second[rows]).statistic
-        for rows in rng.integers(0, 300, (400, 300))
-    ]
-    assert floats.std() / 300**0.5 == pytest.approx(np.std(drawn), rel=0.15)
+def macro(said: Any, right: Any) -> float:
+    hits = [2 * ((said == c) & (right == c)).sum() for c in (0, 1)]
+    sizes = [(said == c).sum() + (right == c).sum() for c in (0, 1)]
+    return float(np.mean(np.divide(hits, sizes)))
 
 
-def test_the_influences_of_an_f1_have_its_spread() -> None:
-    rng = np.random.default_rng(0)
-    right = rng.integers(0, 2, 300)
-    said = np.where(rng.random(300) < 0.2, 1 - right, right)
+def spearman(first: Any, second: Any) -> float:
+    return float(stats.spearmanr(first, second).statistic)
 
-    def macro(said: Any, right: Any) -> float:
-        hits = [2 * ((said == c) & (right == c)).sum() for c in (0, 1)]
-        sizes = [(said == c).sum() + (right == c).sum() for c in (0, 1)]
-        return float(np.mean(np.divide(hits, sizes)))
 
-    floats = f1_influences(said, right)
-    assert floats.mean() == pytest.approx(macro(said, right))
-    drawn = [macro(said[rows], right[rows]) for rows in rng.integers(0, 300, (400, 300))]
+RNG = np.random.default_rng(0)
+NUMBERS, RIGHT = RNG.normal(size=300), RNG.integers(0, 2, 300)
+
+
+@pytest.mark.parametrize(
+    ("influences", "plain", "first", "second"),
+    [
+        (correlation_influences, spearman, NUMBERS, NUMBERS + RNG.normal(size=300)),
+        (f1_influences, macro, np.where(RNG.random(300) < 0.2, 1 - RIGHT, RIGHT), RIGHT),
+    ],
+)
+def test_influences_have_the_spread_of_what_they_are_of(
+    influences: Any, plain: Any, first: Any, second: Any
+) -> None:
+    floats = influences(first, second)
+    assert floats.mean() == pytest.approx(plain(first, second))
+    rows = np.random.default_rng(1).integers(0, 300, (400, 300))
+    drawn = [plain(first[drawn], second[drawn]) for drawn in rows]
     assert floats.std() / 300**0.5 == pytest.approx(np.std(drawn), rel=0.15)
 
 
