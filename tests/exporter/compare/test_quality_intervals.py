@@ -20,6 +20,7 @@ from exporter.compare.intervals import (
     mean_interval,
     share_interval,
 )
+from tests.present import present
 
 
 def test_equal_samples_without_skew_give_student_s_interval() -> None:
@@ -37,14 +38,8 @@ def test_the_truth_lies_inside_about_95_times_in_100(samples: int) -> None:
     rng = np.random.default_rng(1)
     counts = rng.integers(50, 500, (400, samples)).astype(float)
     sums = counts * rng.normal(0.2, 0.05, (400, samples))
-    intervals = [mean_interval(*pair) for pair in zip(sums, counts, strict=True)]
-    held = np.mean(
-        [
-            interval is not None and interval.ci95[0] < 0.2 < interval.ci95[1]
-            for interval in intervals
-        ]
-    )
-    assert 0.90 < held < 0.99
+    intervals = [present(mean_interval(*pair)).ci95 for pair in zip(sums, counts, strict=True)]
+    assert 0.90 < np.mean([low < 0.2 < high for low, high in intervals]) < 0.99
 
 
 _RUNS, _WINDOWS, _TOKENS = 300, 8, 512
@@ -98,8 +93,7 @@ def test_intervals_of_few_windows_hold_the_truth_where_percentiles_do_not(
     *texts, truth = dependent_texts(quantity, per_document)
     rng, held, by_percentiles = np.random.default_rng(1), [], []
     for sums, divisors, documents in zip(*texts, strict=True):
-        interval = mean_interval(sums, divisors, documents, positive=quantity == "KL")
-        assert interval is not None
+        interval = present(mean_interval(sums, divisors, documents, positive=quantity == "KL"))
         held.append(interval.ci95[0] <= truth <= interval.ci95[1])
         drawn = rng.integers(0, _WINDOWS, (200, _WINDOWS))
         low, high = np.quantile(sums[drawn].sum(1) / divisors[drawn].sum(1), (0.025, 0.975))
@@ -123,10 +117,11 @@ def test_samples_of_one_document_count_as_one(interval: Callable[..., Interval |
         assert result == whole
 
 
-def test_one_sample_or_an_infinite_loss_gives_none() -> None:
-    assert mean_interval(np.array([3.0]), np.array([9.0])) is None
-    assert mean_interval(np.array([3.0, np.inf]), np.array([9.0, 9.0])) is None
-    assert mean_interval(np.zeros(3), np.zeros(3)) is None
+@pytest.mark.parametrize(
+    ("sums", "counts"), [([3.0], [9.0]), ([3.0, np.inf], [9.0, 9.0]), ([0.0] * 3, [0.0] * 3)]
+)
+def test_one_sample_or_an_infinite_loss_gives_none(sums: list[float], counts: list[float]) -> None:
+    assert mean_interval(np.array(sums), np.array(counts)) is None
 
 
 @pytest.mark.parametrize("items", [1, 3, 20])
@@ -141,65 +136,53 @@ def test_items_that_all_differ_alike_leave_as_much_doubt_as_they_are_few(items: 
     assert beyond.ci95 == pytest.approx((3 - 6 * unseen, 3.0), abs=1e-12)
 
 
-def test_few_items_are_no_loss_where_mcnemar_sees_none() -> None:
+def test_few_items_are_no_loss_where_mcnemar_sees_none_and_many_give_student_s_interval() -> None:
     baseline, candidate = np.array([1.0, 1, 1, 0]), np.zeros(4)
     assert mcnemar_p(3, 0) == pytest.approx(0.25, abs=1e-12)
     assert difference_interval(baseline, candidate).ci95[1] == 0
-
-
-def test_many_items_give_student_s_interval() -> None:
-    rng = np.random.default_rng(2)
-    baseline, candidate = rng.integers(0, 2, (2, 200)).astype(float)
-    interval = difference_interval(baseline, candidate)
+    baseline, candidate = np.random.default_rng(2).integers(0, 2, (2, 200)).astype(float)
     want = stats.ttest_1samp(candidate - baseline, 0).confidence_interval(0.95)
+    interval = difference_interval(baseline, candidate)
     assert interval.ci95 == pytest.approx((want.low, want.high), abs=0.01)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.98])
 def test_a_share_s_interval_holds_the_truth_about_95_times_in_100(share: float) -> None:
     """Texts differ: tokens of one resemble each other."""
-    rng, missed = np.random.default_rng(3), 0
-    counts = np.full(16, 256.0)
+    rng, missed, counts = np.random.default_rng(3), 0, np.full(16, 256.0)
     for _ in range(400):
         own = rng.beta(40 * share, 40 * (1 - share), 16)
-        interval = share_interval(rng.binomial(256, own).astype(float), counts)
-        assert interval is not None
-        missed += not interval.ci95[0] <= share <= interval.ci95[1]
+        low, high = present(share_interval(rng.binomial(256, own).astype(float), counts)).ci95
+        missed += not low <= share <= high
     assert 0.02 <= missed / 400 <= 0.1
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95, 0.98])
 def test_as_many_items_are_needed_as_show_a_share_if_all_are_alike(share: float) -> None:
     number = fewest_to_show(share)
-
-    def low(items: int) -> float:
-        interval = share_interval(np.ones(items), np.ones(items))
-        assert interval is not None
-        return interval.ci95[0]
-
-    assert low(number - 1) < share <= low(number)
+    below, at = (
+        present(share_interval(np.ones(items), np.ones(items))).ci95[0]
+        for items in (number - 1, number)
+    )
+    assert below < share <= at
 
 
 def test_a_share_of_all_tokens_is_as_sure_as_they_are_many() -> None:
-    interval = share_interval(np.full(16, 512.0), np.full(16, 512.0))
-    assert interval is not None
-    assert 0.999 < interval.ci95[0] < interval.ci95[1] == interval.value == 1.0
-    none = share_interval(np.zeros(2), np.full(2, 9.0))
-    assert none is not None
+    every = present(share_interval(np.full(16, 512.0), np.full(16, 512.0)))
+    assert 0.999 < every.ci95[0] < every.ci95[1] == every.value == 1.0
+    none = present(share_interval(np.zeros(2), np.full(2, 9.0)))
     assert none.ci95[0] == none.value == 0.0 < none.ci95[1] < 0.3
     assert share_interval(np.array([3.0]), np.array([9.0])) is None
 
 
 def test_losses_that_later_reports_are_paired_with_are_those_of_documents() -> None:
     """Samples of one document resemble each other: over them an interval is too narrow."""
-    sums = np.arange(1.0, 43.0).reshape(len(COLUMNS), 6)
+    sums = np.arange(1.0, 6 * len(COLUMNS) + 1).reshape(len(COLUMNS), 6)
     documents = np.array([7, 7, 2, 2, 2, 5])
-    losses = accuracy_of(sums, sums, "text", "0" * 64, documents).sample_losses
-    assert losses is not None
+    losses = present(accuracy_of(sums, "text", "0" * 64, documents).sample_losses)
     rows = dict(zip(COLUMNS, sums, strict=True))
     names = ("predicted", "baseline_loss", "candidate_loss")
     expected = [[rows[name][documents == n].sum() for n in (2, 5, 7)] for name in names]
     assert [losses.tokens, losses.baseline, losses.candidate] == expected
-    alone = accuracy_of(sums, sums, "text", "0" * 64).sample_losses
-    assert alone is not None
+    alone = present(accuracy_of(sums, "text", "0" * 64).sample_losses)
     assert alone.baseline == rows["baseline_loss"].tolist()
