@@ -38,6 +38,7 @@ from exporter.engines.runners.tensorrt import open_engine
 from exporter.engines.tensors import TOLERANCE
 from exporter.errors import OUT_OF_MEMORY, DepthcutError
 from exporter.processes import available_bytes
+from tests.benchmarks.frame import rendered
 from tests.llama_shaped import LlamaShape, write_llama
 
 DTYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
@@ -208,7 +209,9 @@ class Bench:
     def prompt_row(self, engines: Path, prompt: int) -> Row:
         """Prompts from empty caches; on the device's clock where the runner reads it."""
         with open_engine(engines, trial=False) as runner:
-            call = runner.prepare(prompts(runner, prompt), phase="prefill")
+            shape = Shape("prefill", 1, prompt)
+            tokens = random_tokens(shape, TOKENS)
+            call = runner.prepare(make_inputs(runner.inputs, shape, tokens), phase="prefill")
             run = call.timed or partial(host_ms, call)
             times = [run() for _ in range(self.case.warm_up + self.case.samples)]
         times = times[self.case.warm_up :]
@@ -222,27 +225,11 @@ def host_ms(run: Callable[[], None]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def prompts(runner: Any, prompt: int) -> dict[str, Any]:
-    shape = Shape("prefill", 1, prompt)
-    return make_inputs(runner.inputs, shape, random_tokens(shape, TOKENS))
-
-
 def answers(decoder: Decoder, room: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(0)
     first = decoder.prefill(rng.integers(0, TOKENS, (2, 8)), context=room)
     steps = [decoder.step(token) for token in rng.integers(0, TOKENS, (8, 2, 1))]
     return {"prefill": first[None], "decode": np.stack(steps)}
-
-
-def error_rows(
-    subject: str, got: Mapping[str, Any], wanted: Mapping[str, Any], allowed: float
-) -> list[Row]:
-    """By phase the largest difference, as a share of the largest number that is wanted."""
-    errors = {p: float(np.abs(got[p] - wanted[p]).max() / np.abs(wanted[p]).max()) for p in wanted}
-    return [
-        {"subject": subject, "phase": phase, "error": error, "allowed": allowed}
-        for phase, error in errors.items()
-    ]
 
 
 def scratch_bytes(engines: Path) -> int | None:
@@ -288,7 +275,13 @@ def check_numbers(bench: Bench) -> None:
         engines = bench.built(onnx, f"{backend}-{kind}", BOTH, ranges, backend)
         with TensorRtDecoder(find_engines(engines), trial=False) as decoder:
             got = answers(decoder, room)
-        return error_rows(f"{backend}, {kind}", got, wanted, TOLERANCE[kind])
+        return [
+            {
+                "subject": f"{backend}, {kind}", "phase": phase, "allowed": TOLERANCE[kind],
+                "error": float(np.abs(got[phase] - want).max() / np.abs(want).max()),
+            }
+            for phase, want in wanted.items()
+        ]  # fmt: skip
 
     for backend in LIBRARIES.values():
         if backend.module not in sys.modules and importlib.util.find_spec(backend.module) is None:
@@ -417,23 +410,20 @@ def tables(rows: Sequence[Row]) -> str:
         for row in rows
         if "error" in row
     ]
-    lines += ["", "| what | arm | phase | batch | tokens | ms | speed of a copy |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for row in (row for row in rows if "ms" in row):
-        speed = row.get("bytes", 0) / (row["ms"] / 1e3)
-        share = f"{speed / card['copy']:.0%}" if speed and card else ""
-        cells = [row[key] for key in ("subject", "arm", "phase", "batch", "tokens")]
-        lines.append(line([*cells, f"{row['ms']:.3f}", share]))
-    lines += ["", "| model | arm | layers | largest batch | tokens a second |"]
-    lines.append("|---|---|---|---|---|")
-    for row in (row for row in rows if "largest" in row):
-        cells = [row[key] for key in ("subject", "arm", "layers", "largest")]
-        lines.append(line([*cells, f"{row['tokens_per_s']:,.0f}"]))
-    return "\n".join(lines)
-
-
-def line(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    timed, largest = [], []
+    for row in rows:
+        if "ms" in row:
+            speed = row.get("bytes", 0) / (row["ms"] / 1e3)
+            share = f"{speed / card['copy']:.0%}" if speed and card else ""
+            cells = [row[key] for key in ("subject", "arm", "phase", "batch", "tokens")]
+            timed.append([*cells, f"{row['ms']:.3f}", share])
+        if "largest" in row:
+            cells = [row[key] for key in ("subject", "arm", "layers", "largest")]
+            largest.append([*cells, f"{row['tokens_per_s']:,.0f}"])
+    titles = ["what", "arm", "phase", "batch", "tokens", "ms", "speed of a copy"]
+    lines += ["", rendered(titles, timed)]
+    titles = ["model", "arm", "layers", "largest batch", "tokens a second"]
+    return "\n".join([*lines, rendered(titles, largest)])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -445,11 +435,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if problem := ask_driver().problem:
         sys.exit(f"{problem}: nothing was measured")
-    there = [
-        library.backend
-        for library in LIBRARIES.values()
-        if importlib.util.find_spec(library.module)
-    ]
+    there = [item.backend for item in LIBRARIES.values() if importlib.util.find_spec(item.module)]
     usual = min(there, key=lambda name: name != usual_backend())
     bench = Bench(options.folder, options.engine or usual)
     failed = []

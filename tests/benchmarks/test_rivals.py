@@ -13,7 +13,7 @@ from exporter.models.ablation.branch_replacements import NOTHING, branches_repla
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
 from tests.benchmarks.bench_rivals import _command, _parser
-from tests.benchmarks.rivals.choosing import shortgpt, sleb
+from tests.benchmarks.rivals.choosing import shortgpt
 from tests.benchmarks.rivals.measuring import really_cut, speedup, structure
 from tests.benchmarks.rivals.methods import METHODS
 from tests.benchmarks.rivals.patching import (
@@ -106,7 +106,7 @@ def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace
 
     first = min(range(LAYERS), key=lambda n: without([n]))
     second = min(set(range(LAYERS)) - {first}, key=lambda n: without([first, n]))
-    assert _blocks(sleb(work, 2)) == sorted([first, second])
+    assert _blocks(METHODS["blocks", "SLEB"](work, 2)) == sorted([first, second])
 
 
 @pytest.mark.parametrize("dropped", [1, 2, 4])

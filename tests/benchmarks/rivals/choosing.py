@@ -42,51 +42,29 @@ def cosine_scores(work: Workplace) -> dict[tuple[int, str], float]:
     return {(s.layer, s.kind): s.score for s in report.scores if s.kind in ("attention", "mlp")}
 
 
-def cosine(work: Workplace, dropped: int) -> Candidate:
-    """Drops so many attentions and so many MLPs (joint layer drop)."""
-    return _lowest(work, {"attention": dropped, "mlp": dropped})
-
-
-def cosine_of_attentions(work: Workplace, dropped: int) -> Candidate:
-    """Drops attentions (attention drop)."""
-    return _lowest(work, {"attention": dropped})
-
-
-def _lowest(work: Workplace, numbers: dict[str, int]) -> Candidate:
+def cosine(work: Workplace, dropped: int, kinds: tuple[str, ...]) -> Candidate:
+    """Drops so many of each kind (attention drop; joint layer drop)."""
     scores = cosine_scores(work)
     names: list[tuple[int, str]] = []
-    for kind, number in numbers.items():
+    for kind in kinds:
         order = sorted((name for name in scores if name[1] == kind), key=lambda n: scores[n])
-        names += order[:number]
+        names += order[:dropped]
     return Candidate(without_branches(names, work.model), read=(len(work.few.input_ids),))
-
-
-def sleb(work: Workplace, dropped: int) -> Candidate:
-    """Drops blocks greedily by the perplexity of the calibration text."""
-    return greedily(work, {"block": dropped}, "perplexity")
-
-
-def blockpruner(work: Workplace, dropped: int) -> Candidate:
-    """Drops so many attentions and so many MLPs greedily by the perplexity."""
-    return greedily(work, {"attention": dropped, "mlp": dropped}, "perplexity")
-
-
-def blockpruner_of_attentions(work: Workplace, dropped: int) -> Candidate:
-    """The same with attentions alone."""
-    return greedily(work, {"attention": dropped}, "perplexity")
 
 
 SHORTLIST = 8
 
 
-def greedily(work: Workplace, numbers: Mapping[Group, int], objective: Objective) -> Candidate:
+def greedily(
+    work: Workplace, dropped: int, kinds: tuple[Group, ...], objective: Objective = "kl"
+) -> Candidate:
     """Leaves out, one by one, what costs least, until so many of each kind are gone."""
     meter, cut = work.meter, dict[Any, Any]()
-    left = dict(numbers)
-    alone = dict(_alone(meter, list(_options(meter, left)), objective))
+    left = dict.fromkeys(kinds, dropped)
+    alone = dict(_alone(meter, _options(meter, left), objective))
     while any(left.values()):
         steps = greedy(
-            meter, list(_options(meter, left)), goal=sum(left.values()), objective=objective,
+            meter, _options(meter, left), goal=sum(left.values()), objective=objective,
             start=cut, stop=_Quota(left), shortlist=SHORTLIST, prior=alone,
         )  # fmt: skip
         for step in steps:
@@ -95,10 +73,8 @@ def greedily(work: Workplace, numbers: Mapping[Group, int], objective: Objective
     return Candidate(cut, read=(work.searched,))
 
 
-def _options(meter: Meter, left: Mapping[Group, int]) -> Iterator[Option]:
-    for kind, number in left.items():
-        if number:
-            yield from options_for(kind, meter.num_layers)
+def _options(meter: Meter, left: Mapping[Group, int]) -> list[Option]:
+    return [item for kind, n in left.items() if n for item in options_for(kind, meter.num_layers)]
 
 
 def _alone(

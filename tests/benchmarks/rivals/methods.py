@@ -11,15 +11,7 @@ from exporter.artifacts import HealKind, PlannedDeletion, PruningPlan
 from exporter.choose.selection.options import Group
 from exporter.heal.healed import heal
 from exporter.heal.options import HealOptions
-from tests.benchmarks.rivals.choosing import (
-    blockpruner,
-    blockpruner_of_attentions,
-    cosine,
-    cosine_of_attentions,
-    greedily,
-    shortgpt,
-    sleb,
-)
+from tests.benchmarks.rivals.choosing import cosine, greedily, shortgpt
 from tests.benchmarks.rivals.patching import linear_patch, nbl, prune_and_comp, replace_me
 from tests.benchmarks.rivals.work import Candidate, Workplace, new_values
 
@@ -27,14 +19,9 @@ Unit = Literal["blocks", "attentions"]
 Method = Callable[[Workplace, int], Candidate]
 
 
-def ours(work: Workplace, dropped: int, kinds: tuple[Group, ...]) -> Candidate:
-    """Drops so many of each kind greedily by the KL divergence of the answers."""
-    return greedily(work, dict.fromkeys(kinds, dropped), "kl")
-
-
 def healed(work: Workplace, dropped: int, kinds: tuple[Group, ...], kind: HealKind) -> Candidate:
-    """The same choice, healed on the text that all methods have, as ``depthcut heal`` does."""
-    chosen = ours(work, dropped, kinds)
+    """The choice by KL divergence, healed on the text that all have, as ``depthcut heal`` does."""
+    chosen = greedily(work, dropped, kinds)
     plan = PruningPlan(
         deletions=[PlannedDeletion(layer=layer, kind=part) for layer, part in sorted(chosen.cut)]
     )
@@ -56,17 +43,17 @@ _BLOCKS: tuple[Group, ...] = ("block",)
 
 METHODS: dict[tuple[Unit, str], Method] = {
     ("blocks", "ShortGPT"): shortgpt,
-    ("blocks", "cosine"): cosine,
+    ("blocks", "cosine"): partial(cosine, kinds=_APART),
     ("blocks", "Prune&Comp"): prune_and_comp,
     ("blocks", "LinearPatch"): linear_patch,
     ("blocks", "ReplaceMe"): replace_me,
-    ("attentions", "cosine"): cosine_of_attentions,
+    ("attentions", "cosine"): partial(cosine, kinds=_ATTENTIONS),
     ("attentions", "NBL"): nbl,
-    ("blocks", "SLEB"): sleb,
-    ("blocks", "BlockPruner"): blockpruner,
-    ("attentions", "BlockPruner"): blockpruner_of_attentions,
-    ("blocks", "ours"): partial(ours, kinds=_APART),
-    ("attentions", "ours"): partial(ours, kinds=_ATTENTIONS),
+    ("blocks", "SLEB"): partial(greedily, kinds=_BLOCKS, objective="perplexity"),
+    ("blocks", "BlockPruner"): partial(greedily, kinds=_APART, objective="perplexity"),
+    ("attentions", "BlockPruner"): partial(greedily, kinds=_ATTENTIONS, objective="perplexity"),
+    ("blocks", "ours"): partial(greedily, kinds=_APART),
+    ("attentions", "ours"): partial(greedily, kinds=_ATTENTIONS),
     ("attentions", "ours, maps"): partial(healed, kinds=_ATTENTIONS, kind="linear"),
     ("blocks", "ours, folded"): partial(healed, kinds=_BLOCKS, kind="fold"),
     ("attentions", "ours, folded"): partial(healed, kinds=_ATTENTIONS, kind="fold"),
