@@ -43,8 +43,8 @@ TIERS = (
 )
 
 LONG_FILES = (
-    *("test_kills.py", "test_smollm2.py", "test_catalogue.py", "test_dialects.py"),
-    *("test_commands.py", "test_build.py", "test_prune_any_onnx.py", "test_hostile.py"),
+    *("test_kills.py", "test_parity.py", "test_catalogue.py", "test_dialects.py"),
+    *("test_commands.py", "test_build.py", "test_samples.py", "test_hostile.py"),
     *("test_placing.py", "test_compare_resume.py", "test_fuzz.py", "test_site.py"),
 )
 """What takes long begins first, the longest before the others, or one process would still be at it

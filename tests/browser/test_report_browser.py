@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser_page import check_page
 
 from exporter.report.files import rendered, write_study
 from exporter.score.comparison import compare_files
+from tests.browser.__main__ import check_page
 from tests.made_reports import as_page, full_importance, full_report, gate_accuracy, narrow
 from tests.made_tables import made_depths, training
 

