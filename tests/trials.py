@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +153,7 @@ class Page:
     introduction: str
     columns: tuple[str, ...]
     names: Sequence[str]
+    width: int = 1  # of a row, the cells that name its subject
 
     def render(self, rows: Mapping[str, Sequence[Cells]], **about: object) -> str:
         """The whole page."""
@@ -163,7 +164,7 @@ class Page:
         """Its rows, by subject."""
         rows: dict[str, list[Cells]] = {}
         for cells in read_table(text, len(self.columns)):
-            rows.setdefault(cells[0], []).append(cells)
+            rows.setdefault(" ".join(cells[: self.width]), []).append(cells)
         return rows
 
 
@@ -172,7 +173,7 @@ def run_trials(
     description: str | None,
     page: Page,
     subjects: Mapping[str, S],
-    trial: Callable[[S, Path], Sequence[Cells]],
+    trial: Callable[[S, Path], Iterable[Cells]],
     about: Callable[[], Mapping[str, object]] = dict,
 ) -> int:
     """Tries subjects, prints their rows, and puts these into a page, where those of others stay.

@@ -1,18 +1,16 @@
 """Builds the engines of the table: ``python -m tests.benchmarks.bench_engines [NAME ...]``.
 
-Names are such as ``smollm2-float16-20``, or their beginnings; ``attention`` is a layer of Llama 3
-8B in bfloat16, by its form; all by default. ``--write PAGE`` writes the table, of all of them. No
-GPU is needed, and nothing is run.
+Names are parts of such as ``SmolLM2-135M float16 20 sm89``; ``attention`` is a layer of Llama 3 8B
+in bfloat16, by its form; all by default. ``--write PAGE`` writes their rows into the table. No GPU
+is needed, and nothing is run.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,9 @@ from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.environment import processor_name
 from exporter.errors import EngineError
-from exporter.files import write_text
-from tests.benchmarks.frame import default_model, print_row, read_table, rendered, versions
+from tests.benchmarks.frame import default_model, print_row, rendered, versions
 from tests.tiny_models import as_loaded
-from tests.trials import Part, export_part
+from tests.trials import Cells, Page, Part, export_part, run_trials
 
 LIBRARIES = ("tensorrt-rtx", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 IN_PLACE = 24
@@ -55,9 +52,8 @@ class Subject:
 
     @property
     def key(self) -> str:
-        """What chooses it, such as ``smollm2-float16-20``."""
-        first = re.split(r"\W", self.name)[0].lower()
-        return f"{first}-{self.dtype}-{self.opset}"
+        """The first columns of its rows."""
+        return " ".join((self.name, self.dtype, str(self.opset), self.card))
 
 
 def smollm2(dtype: str) -> Any:
@@ -98,32 +94,35 @@ SUBJECTS = (
 )  # fmt: skip
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Builds what is named and prints a line for each engine."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="parts of the table; all by default")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="the page to write")
-    options = parser.parse_args(arguments)
-    names = tuple(options.names or [""])
-    wanted = [item for item in SUBJECTS if item.key.startswith(names)]
-    if options.write and options.names:
-        parser.error("--write needs all of them")
-    rows = []
-    for subject in wanted:
-        with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-            for row in build_rows(subject, Path(folder)):
-                print(f"{subject.key}: {row}", flush=True)
-                rows.append(row)
-    if options.write:
-        write_text(options.write, render(rows, versions(*LIBRARIES), processor_name()))
-    if "attention".startswith(names):
-        with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-            build_attention(Path(folder))
-    return 0
+COLUMNS = (
+    "model", "dtype", "opset", "card", "attentions cut", "ONNX MB", "engine MB", "network layers",
+    "real layers", "fused", "builder s", "rest s", "alike",
+)  # fmt: skip
+PAGE = Page(
+    """\
+# Builds
+
+Written by `make engines`; don't edit it.
+Versions: {versions}.
+
+Real builds with TensorRT-RTX on a machine without a GPU. Each model is exported in the dtype and
+opset of its row and built as it is (cut 0) and with attentions cut out. SmolLM2's engines
+have one profile, decode; at opset 24 its caches are in place. BERT's and ViT's have one for all
+that they do. BERT and ViT have random weights. Each engine is built twice.
+
+Network layers are those of the parsed network, real layers the kernels that the builder made of
+them; fused kernels do an attention as a whole. The builder's time is on {processor}; the rest is
+what the build took beside. *alike*: both builds gave the same bytes.
+
+""",
+    COLUMNS,
+    [subject.key for subject in SUBJECTS],
+    width=4,
+)
 
 
-def build_rows(subject: Subject, folder: Path) -> Iterator[BuildRow]:
-    """The rows of a subject: as it is, and cut."""
+def build_rows(subject: Subject, folder: Path) -> Iterator[Cells]:
+    """The rows of a subject: as it is, and cut; each engine is built twice."""
     settings = BuildSettings(compute_capabilities=(subject.card,))
     whole = _exported(subject.load(subject.dtype), subject.opset, folder / "baseline")
     cut = folder / "candidate" / "model.onnx"
@@ -134,13 +133,14 @@ def build_rows(subject: Subject, folder: Path) -> Iterator[BuildRow]:
         record = min(built, key=lambda item: item.total_s)
         builder_s = record.parse_s + record.build_s
         onnx_bytes = sum(f.stat().st_size for f in graph.parent.iterdir() if ".onnx" in f.name)
-        yield BuildRow(
-            subject.name, subject.dtype, subject.opset, subject.card, number,
-            round(onnx_bytes / 1e6, 1), round(record.engine_bytes / 1e6, 1),
-            record.network_layers, sum(record.layers.values()), record.layers.get("attention", 0),
-            round(builder_s, 1), round(record.total_s - builder_s, 1),
+        yield [
+            subject.name, subject.dtype, str(subject.opset), subject.card, str(number),
+            f"{onnx_bytes / 1e6:.1f}", f"{record.engine_bytes / 1e6:.1f}",
+            str(record.network_layers), str(sum(record.layers.values())),
+            str(record.layers.get("attention", 0)), f"{builder_s:.1f}",
+            f"{record.total_s - builder_s:.1f}",
             "yes" if built[0].engine_sha256 == built[1].engine_sha256 else "no",
-        )  # fmt: skip
+        ]  # fmt: skip
 
 
 def _record(
@@ -217,69 +217,18 @@ def build_attention(folder: Path) -> None:
         print_row(form, record.network_layers, fused, kernels - fused, f"{scratch:.1f}")
 
 
-_INTRODUCTION = """\
-# Builds
-
-Written by `make engines`; don't edit it.
-Versions: {versions}.
-
-Real builds with TensorRT-RTX on a machine without a GPU. Each model is exported in the dtype and
-opset of its row and built as it is (cut 0) and with attentions cut out. SmolLM2's engines
-have one profile, decode; at opset 24 its caches are in place. BERT's and ViT's have one for all
-that they do. BERT and ViT have random weights. Each engine is built twice.
-
-Network layers are those of the parsed network, real layers the kernels that the builder made of
-them; fused kernels do an attention as a whole. The builder's time is on {processor}; the rest is
-what the build took beside. *alike*: both builds gave the same bytes.
-
-"""
-_COLUMNS = (
-    "model", "dtype", "opset", "card", "attentions cut", "ONNX MB", "engine MB", "network layers",
-    "real layers", "fused", "builder s", "rest s", "alike",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BuildRow:
-    """One engine, as the page tells it."""
-
-    model: str
-    dtype: str
-    opset: int
-    card: str
-    cut: int
-    onnx_mb: float
-    engine_mb: float
-    network_layers: int
-    real_layers: int
-    fused: int
-    builder_s: float
-    rest_s: float
-    alike: str
-
-
-def render(rows: Sequence[BuildRow], versions: str, processor: str) -> str:
-    """The whole page."""
-    head = _INTRODUCTION.format(versions=versions, processor=processor)
-    return head + rendered(_COLUMNS, map(astuple, rows))
-
-
-def read_rows(page: str) -> list[BuildRow]:
-    """The rows of a page, in order."""
-    kinds = [{"str": str, "int": int, "float": float}[str(f.type)] for f in fields(BuildRow)]
-    return [
-        BuildRow(*(kind(cell) for kind, cell in zip(kinds, cells, strict=True)))
-        for cells in read_table(page, len(kinds))
-    ]
-
-
-def pairs(rows: Iterable[BuildRow]) -> list[tuple[BuildRow, ...]]:
-    """Each baseline with its candidate."""
-    results: dict[tuple[str, str, int, str], list[BuildRow]] = {}
-    for row in rows:
-        results.setdefault((row.model, row.dtype, row.opset, row.card), []).append(row)
-    return [tuple(both) for both in results.values()]
+def main() -> int:
+    """Builds what is named and prints a line for each engine."""
+    code = 0
+    if sys.argv[1:] != ["attention"]:
+        subjects = {subject.key: subject for subject in SUBJECTS}
+        about = {"versions": versions(*LIBRARIES), "processor": processor_name()}
+        code = run_trials(sys.argv[1:], __doc__, PAGE, subjects, build_rows, lambda: about)
+    if sys.argv[1:] in ([], ["attention"]) or "--write" in sys.argv:
+        with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
+            build_attention(Path(folder))
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

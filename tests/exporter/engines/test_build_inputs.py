@@ -33,7 +33,8 @@ from exporter.errors import EngineError, OptionError, UsageError, VerificationEr
 from exporter.progress import QUIET
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.grouped import GroupedAttentionPass
-from tests.benchmarks.bench_engines import SUBJECTS, BuildRow, pairs, read_rows, render
+from tests.benchmarks.bench_engines import PAGE as builds
+from tests.benchmarks.bench_engines import SUBJECTS
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, saved, tiny_model
@@ -197,38 +198,21 @@ def test_where_nobody_asked_a_library_that_fails_is_no_failure(
 PAGE = Path(__file__).parents[3] / "exporter" / "engines" / "build" / "docs" / "builds.md"
 
 
-def assert_smaller_in_proportion(whole: BuildRow, cut: BuildRow) -> None:
-    """Each attention that was cut took the same number of layers with it."""
-    assert cut.cut > whole.cut == 0
-    assert cut.engine_mb < whole.engine_mb
-    for gone in (
-        whole.network_layers - cut.network_layers,
-        whole.real_layers - cut.real_layers,
-    ):
-        assert gone > 0
-        assert gone % cut.cut == 0
-    # About the weights of what was cut; kernels go too.
-    weights_mb = whole.onnx_mb - cut.onnx_mb
-    assert whole.engine_mb - cut.engine_mb == pytest.approx(weights_mb, rel=0.4)
-
-
 def test_the_page_has_every_model_and_each_cut_saves_in_proportion() -> None:
-    rows = read_rows(PAGE.read_text(encoding="utf-8"))
-    result = pairs(rows)
-    assert [(r.model, r.dtype, r.opset, r.card) for r, _ in result] == [
-        (subject.name, subject.dtype, subject.opset, subject.card) for subject in SUBJECTS
-    ]
-    assert {row.alike for row in rows} == {"yes"}
-    assert all(row.rest_s < row.builder_s for row in rows)
-    for whole, cut in result:
-        assert_smaller_in_proportion(whole, cut)
-
-
-def test_a_page_is_read_as_it_was_written() -> None:
-    rows = [BuildRow("m", "float16", 20, "sm89", 0, 2.0, 2.5, 30, 9, 4, 1.5, 0.5, "yes")]
-    assert read_rows(render(rows, "x 1", "some CPU")) == rows
-    with pytest.raises(AssertionError):
-        assert_smaller_in_proportion(rows[0], rows[0])
+    """Each attention that was cut took the same number of layers with it."""
+    rows = builds.read(PAGE.read_text(encoding="utf-8"))
+    assert [*rows] == [subject.key for subject in SUBJECTS]
+    for both in rows.values():
+        whole, cut = (dict(zip(builds.columns[4:], row[4:], strict=True)) for row in both)
+        assert {whole.pop("alike"), cut.pop("alike")} == {"yes"}
+        gone = {name: float(whole[name]) - float(cut[name]) for name in whole}
+        assert all(float(arm["rest s"]) < float(arm["builder s"]) for arm in (whole, cut))
+        assert float(whole["attentions cut"]) == 0 > gone["attentions cut"]
+        for name in ("network layers", "real layers"):
+            assert gone[name] > 0
+            assert gone[name] % gone["attentions cut"] == 0
+        # About the weights of what was cut; kernels go too.
+        assert gone["engine MB"] == pytest.approx(gone["ONNX MB"], rel=0.4)
 
 
 INT64, FLOAT = np.dtype(np.int64), np.dtype(np.float32)
