@@ -73,7 +73,8 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
             names = _renumber(model, findings.sites) if self.renumber_kv else {}
             return DeletionResult(model, bool(names), refused=refused, kv_renumbering=names)
         # Taken apart, the graph has names that no inference takes.
-        declare_what_is_asked(model, _names_that_die(sites))
+        dying = chain.from_iterable(site.dying for site in sites)
+        declare_what_is_asked(model, {value.name for node in dying for value in node.outputs})
         parts = fused_norms.take_apart(model.graph)
         if parts:  # so the survey was made of a copy
             findings, sites = self._choose(model, locate(model))
@@ -82,7 +83,8 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
         cut = _Cut(model.graph, parts, sites, survivors)
         deleted, replaced = cut.delete(fitted)
         if model.ir_version < _WEIGHTS_ARE_NO_INPUTS:
-            _list_among_inputs(model.graph)
+            own = model.graph.initializers.values()  # what came in, too
+            model.graph.inputs.extend(value for value in own if not value.is_graph_input())
         names = _renumber(model, survivors) if self.renumber_kv else {}
         record(model, {ref: RecordedReplacement() for ref in chosen} | replaced)
         return DeletionResult(model, True, deleted, refused, names)
@@ -167,17 +169,6 @@ class _Cut:
         own = [v for v in put.weights if self._graph.initializers.get(v.name or "") is v]
         tensors = [value.const_value for value in own if value not in replaced]
         return sum(tensor.size for tensor in tensors if tensor is not None)
-
-
-def _list_among_inputs(graph: ir.Graph) -> None:
-    """Makes weights that came in what an old graph's weights are: inputs with a value."""
-    own = graph.initializers.values()
-    graph.inputs.extend(value for value in own if not value.is_graph_input())
-
-
-def _names_that_die(sites: Iterable[FoundSite]) -> set[str | None]:
-    dying = chain.from_iterable(site.dying for site in sites)
-    return {value.name for node in dying for value in node.outputs}
 
 
 def _leftovers(place: Mapping[ir.Node, int], site: FoundSite) -> list[ir.Node]:

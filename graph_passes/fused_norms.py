@@ -193,18 +193,14 @@ def join(
         assert stream is not None
         behind = sums.get(stream)
         if part.total is part.original:
-            _rejoin_embedding(graph, part)
+            take_over(part.original.outputs[_OUTPUT], part.norm.outputs[0])
+            graph.remove(part.norm, safe=True)
         elif behind is not None and _can_fuse(part, behind, place):
             del sums[stream]
             _fuse(graph, part, behind, place, biases)
     for part in sums.values():
         _settle(graph, part)
     _rename_identities(graph, {part.original.name for part in alive})
-
-
-def _rejoin_embedding(graph: ir.Graph, part: Apart) -> None:
-    take_over(part.original.outputs[_OUTPUT], part.norm.outputs[0])
-    graph.remove(part.norm, safe=True)
 
 
 def _can_fuse(part: Apart, behind: Apart, place: dict[ir.Node, int]) -> bool:

@@ -180,17 +180,14 @@ def _stream_refusal(items: Sequence[Stream]) -> Refusal | None:
             return Refusal(None, None, stranger.name or "", reason, "several-models")
     if (meeting := stream.meeting_point()) is not None:
         return Refusal(None, None, meeting.name or "", _SEVERAL, "several-streams")
-    hidden = [(_last(stream, span), span) for span in stream.hidden_work()]
+    position = stream.index.position.__getitem__
+    hidden = [(max(span, key=position), span) for span in stream.hidden_work()]
     for node, span in hidden:
         if node.op_type in _STACKS or chained_attentions(stream.index, span) > 1:
             return Refusal(None, None, node.name or "", _SEVERAL, "several-streams")
     if not hidden:
         return None
     return Refusal(None, None, hidden[0][0].name or "", _HIDDEN, "hidden-sublayer")
-
-
-def _last(stream: Stream, nodes: Set[ir.Node]) -> ir.Node:
-    return max(nodes, key=stream.index.position.__getitem__)
 
 
 def _refuse(index: GraphIndex, reason: str, code: str) -> Refusal:

@@ -141,16 +141,12 @@ def _linear_map(
         source = nodes[-1].outputs[0] if nodes else value
         name = (weight.name or "").removeprefix(f"{prefix}.weight")
         product = writer.node("MatMul", [source, weight], f"{prefix}.matmul{name}", dtype, total)
-        _set_width(product.outputs[0], weight)
+        shape = product.outputs[0].shape
+        if shape is not None and weight.shape is not None:
+            product.outputs[0].shape = ir.Shape([*list(shape)[:-1], weight.shape[1]])
         nodes.append(product)
     result = nodes[-1].outputs[0]
     return [*nodes, writer.node("Add", [result, bias], f"{prefix}.add", dtype, total)]
-
-
-def _set_width(value: ir.Value, weight: ir.Value) -> None:
-    """Declares the width that a product with a weight has, where its shape is declared at all."""
-    if value.shape is not None and weight.shape is not None:
-        value.shape = ir.Shape([*list(value.shape)[:-1], weight.shape[1]])
 
 
 def _behind_sum(writer: _Writer, total: ir.Node, addend: ir.Value, name: str) -> ir.Node:

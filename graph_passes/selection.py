@@ -25,11 +25,13 @@ def select(
         raise SurgeryError(
             "Nothing to delete.", "Name at least one sublayer.", code="nothing-to-delete"
         )
-    chosen = {site.ref for deletion in deletions for site in _matches(findings, deletion)}
-    missing = [d for d in deletions if not _matches(findings, d) and not _is_gone(d, already)]
+    chosen = {site.ref for d in deletions for site in findings.sites if d.names(site.ref)}
+    known = [*(site.ref for site in findings.sites), *already]
+    missing = [d for d in deletions if not any(map(d.names, known))]
     if missing:
+        names = ", ".join(dict.fromkeys(f"{d.kind} {d.layer}" for d in missing))
         raise SurgeryError(
-            f"The graph has no {_names(missing)}.",
+            f"The graph has no {names}.",
             f"Found: {summary(findings)}",
             code="sublayer-missing",
         )
@@ -73,14 +75,6 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _matches(findings: Findings, deletion: Deletion) -> list[FoundSite]:
     return [site for site in findings.sites if deletion.names(site.ref)]
-
-
-def _is_gone(deletion: Deletion, already: Collection[SublayerRef]) -> bool:
-    return any(deletion.names(ref) for ref in already)
-
-
-def _names(deletions: Iterable[Deletion]) -> str:
-    return ", ".join(dict.fromkeys(f"{d.kind} {d.layer}" for d in deletions))
 
 
 def replacements_of(

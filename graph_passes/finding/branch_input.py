@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from itertools import takewhile
 
 import onnx_ir as ir
@@ -42,7 +42,9 @@ def branch_input(
     shared = [step[0] for step in takewhile(_is_one, zip(*chains, strict=False))]
     if not shared:
         return "the branch is not computed from the stream that it joins"
-    unknown = _unknown_reader(index, shared[-1], own)
+    nodes = set[ir.Node]().union(*own)
+    readers = (node for node in index.readers(shared[-1]) if node in nodes)
+    unknown = next(filter(is_unknown, readers), None)
     if unknown is not None:
         return (
             f"it can't be told whether {unknown.op_type} {unknown.name!r}, with which the branch "
@@ -74,13 +76,6 @@ def _preparation(
 
 def _is_one(values: Sequence[ir.Value]) -> bool:
     return all(value is values[0] for value in values)
-
-
-def _unknown_reader(
-    index: GraphIndex, value: ir.Value, branches: Iterable[Set[ir.Node]]
-) -> ir.Node | None:
-    nodes = set[ir.Node]().union(*branches)
-    return next((n for n in index.readers(value) if n in nodes and is_unknown(n)), None)
 
 
 def _before_quantisation(chain: Sequence[ir.Value]) -> ir.Value:

@@ -40,12 +40,9 @@ def is_weight(value: ir.Value) -> bool:
     tensor = value.const_value
     if not value.is_initializer() or tensor is None or tensor.size < 2:
         return False
-    return tensor.dtype not in _NO_PARAMETERS or _is_quantised_bias(value)
-
-
-def _is_quantised_bias(value: ir.Value) -> bool:
-    """Of 32 bits, as the sums that it is added to."""
-    return any(node.op_type == "DequantizeLinear" and not slot for node, slot in value.uses())
+    # A quantised bias is of 32 bits, as the sums that it is added to.
+    scaled = any(node.op_type == "DequantizeLinear" and not slot for node, slot in value.uses())
+    return tensor.dtype not in _NO_PARAMETERS or scaled
 
 
 def parameters(value: ir.Value) -> int:

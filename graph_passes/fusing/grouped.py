@@ -227,7 +227,11 @@ class GroupedAttentionPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Finds all attentions, then rewrites them."""
         graph = model.graph
-        sites = [site for site in find_attentions(graph) if not _is_grouped(site)]
+        sites = [
+            site
+            for site in find_attentions(graph)
+            if site.core.op_type != "Attention" or tuple(site.core.inputs[1:3]) != site.present
+        ]
         for site in sites:
             refuse_softcap(site)
         if sites:
@@ -274,7 +278,3 @@ def raise_opset(model: ir.Model, least: int) -> None:
             f"The graph {what}: it can't be raised to opset {least} as it is.", code="opset-too-old"
         )
     model.opset_imports[""] = least
-
-
-def _is_grouped(site: AttentionSite) -> bool:
-    return site.core.op_type == "Attention" and tuple(site.core.inputs[1:3]) == site.present
