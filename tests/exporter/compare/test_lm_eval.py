@@ -18,8 +18,9 @@ from exporter.compare.tasks.choosing import evaluate
 from exporter.compare.tasks.items import read_task
 from exporter.compare.tasks.likelihood import open_scorer
 from exporter.errors import TaskError
+from tests.compared import language_model
 from tests.raising import raises
-from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
+from tests.text_graphs import WORDS
 
 pytestmark = pytest.mark.eval
 
@@ -32,9 +33,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_tiny_lm(tmp_path / "m", noise=0.5)
-    write_tokenizer(tmp_path / "m")
-    (tmp_path / "m" / "config.json").write_text('{"eos_token_id": 0, "vocab_size": 32}')
+    language_model(tmp_path / "m", config={"vocab_size": 32}, noise=0.5)
     rng = np.random.default_rng(0)
     items = [
         {

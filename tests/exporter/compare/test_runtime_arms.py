@@ -16,30 +16,26 @@ from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
 from exporter.cli import run
-from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
+from exporter.compare.options import QualityOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.cut.gguf_surgery import cut_gguf
 from exporter.errors import ComparisonError, GgufFileError, UsageError
 from exporter.gate.keys import key_of
 from exporter.report.files import write_reports
 from graph_passes import save_model
+from tests.compared import accuracy_of, language_models, quick
+from tests.present import present
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp
-from tests.text_graphs import write_tiny_lm, write_tokenizer
+from tests.text_graphs import write_tiny_lm
 from tests.tiny_gguf import TinyGguf
 from tests.tiny_graphs import TinySpec, tiny_model
 
-OPTIONS = CompareOptions(
-    threads=1,
-    prefill_lengths=(4,),
-    decode_past_lengths=(6,),
-    batches=(2,),
-    rounds=2,
-    eval_tokens=32,
-    eval_sequence_length=16,
+OPTIONS = quick(
+    decode_past_lengths=(6,), batches=(2,), timing=TimingOptions(generate=((4, 3),)),
     quality=QualityOptions(agreement_prompts=2, agreement_tokens=3, answer_tokens=3),
-    timing=TimingOptions(generate=((4, 3),)),
-)
+)  # fmt: skip
+NOT_GENERATING = replace(OPTIONS, timing=TimingOptions())
 AT = RequestShape(batch=1, prompt=4, new=3)
 
 
@@ -79,48 +75,41 @@ def test_llama_cpp_is_an_arm(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_p
     assert rows == {
         ("prefill", 1), ("decode", 1), ("first_token", 1), ("per_token", 1), ("generate", 1),
     }  # fmt: skip
-    accuracy = report.accuracy
-    assert accuracy is not None
+    accuracy = present(report.accuracy)
     assert accuracy.perplexity is not None
-    assert accuracy.kl_divergence is not None
-    assert accuracy.kl_divergence > 0
+    assert present(accuracy.kl_divergence) > 0
     assert accuracy.generation is not None
     assert key_of(report).backend == "llama.cpp"
     assert not stand_in.alive
 
 
-def test_one_file_against_itself_loses_nothing(
-    stand_in: LlamaCpp, files: tuple[Path, Path]
-) -> None:
-    arm = f"llama.cpp:{files[0]}"
-    quick = replace(OPTIONS, decode_past_lengths=(), timing=TimingOptions())
-    accuracy = compare(arm, arm, quick).accuracy
-    assert accuracy is not None
-    assert accuracy.kl_divergence == 0
-    assert accuracy.top1_agreement == 1
-
-
-def test_the_gate_holds_its_report(
+def test_one_file_against_itself_loses_nothing_and_the_gate_holds_a_report(
     stand_in: LlamaCpp, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    quick = replace(OPTIONS, decode_past_lengths=(), timing=TimingOptions(), eval_tokens=160)
-    report = compare(*(f"llama.cpp:{file}" for file in files), quick)
-    write_reports(report, tmp_path / "report")
+    options = replace(NOT_GENERATING, decode_past_lengths=(), eval_tokens=160)
+    whole, cut = (f"llama.cpp:{file}" for file in files)
+    same = accuracy_of(whole, whole, options=options)
+    assert (same.kl_divergence, same.top1_agreement) == (0, 1)
+    write_reports(compare(whole, cut, options), tmp_path / "report")
     path = str(tmp_path / "report" / "report.json")
-    assert run(["check", path, "--max-kl", "1000"]) == 0
-    assert run(["check", path, "--max-kl", "0"]) == 1
-    assert run(["check", path, "--baseline", path, "--max-size-increase", "1%"]) == 0
+    for limits, code in (
+        (["--max-kl", "1000"], 0),
+        (["--max-kl", "0"], 1),
+        (["--baseline", path, "--max-size-increase", "1%"], 0),
+    ):
+        assert run(["check", path, *limits]) == code
 
 
 def test_arms_of_two_runtimes_are_no_pair(stand_in: LlamaCpp, files: tuple[Path, Path]) -> None:
+    whole, cut = files
+    broken = whole.with_name("cut.onnx")
+    broken.write_bytes(b"onnx")
     with raises(ComparisonError, "different-kinds", "--reference"):
-        compare(f"llama.cpp:{files[0]}", files[1], OPTIONS)
+        compare(f"llama.cpp:{whole}", cut, OPTIONS)
     with raises(UsageError, "removed-arm"):
-        compare(f"times:{files[0]}", files[1], OPTIONS)
+        compare(f"times:{whole}", cut, OPTIONS)
     with raises(GgufFileError, "not-gguf", "cut.onnx"):
-        broken = files[0].with_name("cut.onnx")
-        broken.write_bytes(b"onnx")
-        compare(f"llama.cpp:{files[0]}", f"llama.cpp:{broken}", OPTIONS)
+        compare(f"llama.cpp:{whole}", f"llama.cpp:{broken}", OPTIONS)
     with raises(UsageError, "onnx-without-engine", "--engine-onnx"):
         compare(*(f"llama.cpp:{file}" for file in files), OPTIONS, onnx=files)
 
@@ -131,70 +120,44 @@ def test_commands_take_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arm = f"llama.cpp:{files[1]}"
-    assert run(["generate", arm, "one two", "-n", "3", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(files[1], alone)
-    assert run(["generate", f"llama.cpp:{alone}", "one two", "-n", "3", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
+    for place in (files[1], alone):
+        call = ["generate", f"llama.cpp:{place}", "one two", "-n", "3", "--json"]
+        assert run(call) == 0
+        assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
     (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
-    result = ["evaluate", arm, "--tasks", "mine", "--task-data", str(tmp_path), "--threads", "1"]
-    assert run([*result, "-o", str(tmp_path / "scores.json")]) == 0
+    call = ["evaluate", f"llama.cpp:{files[1]}", "--tasks", "mine", "--task-data", str(tmp_path)]
+    assert run([*call, "--threads", "1", "-o", str(tmp_path / "scores.json")]) == 0
     assert json.loads((tmp_path / "scores.json").read_text())["backend"] == "llama.cpp"
-    assert run([*result, "-o", str(files[1])]) == 2
+    assert run([*call, "-o", str(files[1])]) == 2
     assert files[1].read_bytes()[:4] == b"GGUF"
-
-
-def test_costs_on_llama_cpp(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_path: Path) -> None:
-    settings = CostSettings(
-        AT, threads=1, replacements=("none", "bias"), effort=Effort(seconds=1, rounds=2)
-    )
-    table = measure_costs(f"llama.cpp:{files[0]}", settings, folder=tmp_path / "work")
-    assert table.backend == "llama.cpp"
-    members = {(m.kind, m.layer) for group in table.groups for m in group.members}
-    assert ("attention", 0) not in members
-    assert {("attention", 1), ("mlp", 0)} <= members
-    hows = {trial.replacement for group in table.groups for trial in group.trials}
-    assert hows == {"none"}  # llama.cpp holds no biases
-    assert not stand_in.alive
 
 
 @pytest.fixture
 def graphs(tmp_path: Path) -> tuple[Path, Path]:
-    result = []
-    for name, layers in (("baseline", (0, 1)), ("candidate", (1,))):
-        result.append(write_tiny_lm(tmp_path / name, layers=layers, noise=0.1 * len(result)))
-        write_tokenizer(result[-1])
-    return result[0], result[1]
+    return language_models(tmp_path / "graphs")
 
 
 @pytest.mark.openvino
 def test_openvino_is_an_arm(graphs: tuple[Path, Path]) -> None:
-    quick = replace(OPTIONS, timing=TimingOptions())
-    report = compare(*(f"openvino:{graph}" for graph in graphs), quick, references=[graphs[0]])
+    names = [f"openvino:{graph}" for graph in graphs]
+    report = compare(*names, NOT_GENERATING, references=[graphs[0]])
     arms = report.arms
     assert (arms.baseline.backend, arms.candidate.backend) == ("openvino", "openvino")
     assert [arm.backend for arm in arms.references.values()] == ["onnxruntime"]
-    assert {(row.phase, row.batch) for row in report.latency} == {
-        ("prefill", 2), ("decode", 2),
-    }  # fmt: skip
-    assert report.accuracy is not None
-    assert report.accuracy.perplexity is not None
+    rows = {(row.phase, row.batch) for row in report.latency}
+    assert rows == {("prefill", 2), ("decode", 2)}
+    accuracy = present(report.accuracy)
+    by_onnx_runtime = accuracy_of(*graphs, options=NOT_GENERATING)
+    assert accuracy.perplexity is not None
+    assert accuracy.kl_divergence == pytest.approx(by_onnx_runtime.kl_divergence, rel=1e-3)
     (check,) = report.parity
     assert check.passed, check
     assert "openvino" in key_of(report).versions
-    on_onnx_runtime = compare(*graphs, quick).accuracy
-    assert on_onnx_runtime is not None
-    assert report.accuracy.kl_divergence == pytest.approx(on_onnx_runtime.kl_divergence, rel=1e-3)
-
-
-@pytest.mark.openvino
-def test_openvino_generates_no_timed_texts(graphs: tuple[Path, Path]) -> None:
-    arms = [f"openvino:{graph}" for graph in graphs]
     with raises(ComparisonError, "", "openvino", "--generate"):
-        compare(*arms, OPTIONS)
+        compare(*names, OPTIONS)
 
 
 @pytest.mark.openvino
@@ -216,7 +179,6 @@ def test_llama_cpp_stands_beside_graphs(
         write_tiny_lm(tmp_path / name, vocabulary=40, layers=layers)
         for name, layers in (("whole", (0, 1)), ("cut", (1,)))
     ]
-    quick = replace(OPTIONS, timing=TimingOptions())
-    report = compare(*arms, quick, references=[f"llama.cpp:{files[1]}"])
+    report = compare(*arms, NOT_GENERATING, references=[f"llama.cpp:{files[1]}"])
     assert list(report.arms.references) == ["llama.cpp:cut.gguf"]
     assert report.latency[0].references["llama.cpp:cut.gguf"].median_ms > 0
