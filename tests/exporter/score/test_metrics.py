@@ -1,9 +1,11 @@
-"""Each metric against a plain computation of its formula, alone and beside all others."""
+"""Each metric against plain computations that store every activation, and what has no score."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,95 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import ImportanceReport, Score
-from exporter.errors import CalibrationError
+from exporter.errors import (
+    CalibrationError,
+    OptionError,
+    ScoringError,
+    UnknownArchitectureError,
+    UsageError,
+)
 from exporter.models.architectures import sublayers
-from exporter.models.residual_stream import first_tensor, tapped
-from exporter.score import METRICS, ScoreOptions, score, score_on
+from exporter.models.residual_stream import LayerStates, first_tensor
+from exporter.progress import Quiet
+from exporter.score import METRICS, ScoreOptions, calibration_text, score, score_on
+from exporter.score.metric import changes, cosine, ratio, taylor
+from tests.exporter.plain_scores import KINDS, stored
 from tests.raising import raises
 from tests.tiny_models import hook_count, made_text, random_text, skipped, tiny_loaded
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-KINDS = ("attention", "mlp", "block")
+
+@contextmanager
+def _kept(*hooks: tuple[Any, Any]) -> Iterator[dict[str, list[Any]]]:
+    """What hooks make of a module's arguments and output, by names of theirs, in turn."""
+    kept: dict[str, list[Any]] = defaultdict(list)
+
+    def keep(make: Any) -> Any:
+        def hook(_module: Any, args: Any, output: Any) -> None:
+            for name, value in make(args, first_tensor(output)).items():
+                kept[name].append(value)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(make)) for module, make in hooks]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parallel(model: Any, ids: Any) -> dict[str, list[Any]]:
+    """Both branches are compared with what enters."""
+    layers = model.gpt_neox.layers
+    hooks = [(layer, lambda args, out: {"in": args[0], "out": out}) for layer in layers]
+    hooks += [(layer.attention, lambda _, out: {"attention": out}) for layer in layers]
+    hooks += [(layer.mlp, lambda _, out: {"mlp": out}) for layer in layers]
+    with _kept(*hooks) as seen, torch.no_grad():
+        model(torch.from_numpy(ids))
+    branches = {kind: zip(seen["in"], seen[kind], strict=True) for kind in KINDS[:2]}
+    pairs = {kind: [(x, x + f) for x, f in branch] for kind, branch in branches.items()}
+    return pairs | {"block": list(zip(seen["in"], seen["out"], strict=True))}
+
+
+def _post_norm(model: Any, ids: Any) -> dict[str, list[Any]]:
+    """With the sum before the norm."""
+    layers = model.encoder.layer
+    hooks = [(model.embeddings.LayerNorm, lambda _, out: {"entering": out})]
+    hooks += [(layer.attention.output.LayerNorm, lambda args, out: {"sum": args[0], "mid": out})
+              for layer in layers]  # fmt: skip
+    hooks += [(layer.output.LayerNorm, lambda args, out: {"end": args[0], "entering": out})
+              for layer in layers]  # fmt: skip
+    with _kept(*hooks) as seen, torch.no_grad():
+        model(torch.from_numpy(ids))
+    entering = seen["entering"]
+    return {
+        "attention": list(zip(entering[:3], seen["sum"], strict=True)),
+        "mlp": list(zip(seen["mid"], seen["end"], strict=True)),
+        "block": list(pairwise(entering)),
+    }
+
+
+def _middle(name: str) -> Any:
+    """Layers whose second norm reads the stream between the sublayers."""
+    return lambda model, ids: stored(model, ids, name)
+
+
+def _plain(metric: str, x: Any, y: Any) -> float:
+    x, y = x.double(), y.double()
+    cosine = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    at_tokens = {
+        "cosine": 1 - cosine,
+        "angular": cosine.acos() / torch.pi,
+        "angular-last": cosine[:, -1:].acos() / torch.pi,
+        "relative-l2": (y - x).norm(dim=-1) / x.norm(dim=-1),
+        "relative-magnitude": (y - x).norm(dim=-1) / y.norm(dim=-1),
+    }
+    return float(at_tokens[metric].mean())
+
+
 STREAM = ("cosine", "angular", "angular-last", "relative-l2", "relative-magnitude")
 ANSWERS = ("kl", "perplexity")
 TEXT = (*STREAM, *ANSWERS, "taylor")
@@ -37,49 +117,30 @@ def _table(report: ImportanceReport, metric: str) -> Table:
     return {(s.layer, s.kind): s.score for s in _scores(report)[metric]}
 
 
-def _states(model: Any, ids: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
-    """X and Y of every sublayer and block, stored, in float64."""
-    from exporter.models.architectures import layer_modules
-
-    stored: dict[tuple[int, str], tuple[Any, Any]] = {}
-
-    def keep(states: Any) -> None:
-        pairs = (
-            (states.entering, states.attended),
-            (states.mlp_in, states.mlp_out),
-            (states.entering, states.leaving),
-        )
-        for kind, (x, y) in zip(KINDS, pairs, strict=True):
-            stored[states.number, kind] = (x.clone().double(), y.clone().double())
-
-    with tapped(layer_modules(model), keep), torch.no_grad():
-        model(torch.as_tensor(ids))
-    return stored
-
-
-def _plain(metric: str, x: Any, y: Any) -> float:
-    cosine = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
-    at_tokens = {
-        "cosine": 1 - cosine,
-        "angular": cosine.acos() / torch.pi,
-        "angular-last": cosine[:, -1:].acos() / torch.pi,
-        "relative-l2": (y - x).norm(dim=-1) / x.norm(dim=-1),
-        "relative-magnitude": (y - x).norm(dim=-1) / y.norm(dim=-1),
-    }
-    return float(at_tokens[metric].mean())
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gemma2", "bert"])
-def test_metrics_of_the_stream(model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "states"),
+    [
+        *(
+            (name, _middle("post_attention_layernorm"))
+            for name in ("llama", "qwen3_moe", "granite")
+        ),
+        ("gemma2", _middle("pre_feedforward_layernorm")),
+        ("gpt_neox", _parallel),
+        ("bert", _post_norm),
+    ],
+)
+def test_metrics_of_the_stream(model_type: str, states: Any) -> None:
     loaded, text = tiny_loaded(model_type), random_text()
     report = score_on(loaded, text, metrics=STREAM, batch_size=2)
-    stored = _states(loaded.model, text.input_ids)
+    pairs = states(loaded.model, text.input_ids)
     for metric in STREAM:
         result = _table(report, metric)
-        for name, (x, y) in stored.items():
+        for kind, layer in product(KINDS, range(3)):
             # float32 dot products; no angle here is below a hundredth.
-            assert result[name] == pytest.approx(_plain(metric, x, y), abs=1e-6)
+            plain = _plain(metric, *pairs[kind][layer])
+            assert result[layer, kind] == pytest.approx(plain, abs=1e-6)
         assert min(result.values()) > 1e-3
+    assert hook_count(loaded.model) == 0
 
 
 @contextmanager
@@ -140,12 +201,39 @@ def test_taylor_is_the_derivative_by_a_gate_at_each_token(model_type: str) -> No
             loss.backward()
         for name, own in gates.items():
             totals[name] += float(own.grad.abs().sum()) / text.input_ids.size
-    for name, expected in totals.items():
-        # float32 gradients, in another order.
-        assert result[name] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    # float32 gradients, in another order.
+    assert result == {name: pytest.approx(v, rel=1e-4, abs=1e-6) for name, v in totals.items()}
     assert min(result.values()) > 1e-4
     assert hook_count(loaded.model) == 0
+    loaded.model.requires_grad_(True)  # none is left in weights that want some
+    again = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
+    assert again == pytest.approx(result, rel=1e-6)
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_a_zero_state_counts_as_moved_by_its_own_length_and_as_turned() -> None:
+    lengths, of = torch.tensor([2.0, 3.0, 0.0]).double(), torch.tensor([4.0, 0.0, 0.0]).double()
+    assert ratio(lengths, of).tolist() == [0.5, 1.0, 0.0]
+    zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
+    result = map(cosine, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))
+    pairs = ((zero, one), (one, 2 * one), (zero, zero))
+    for got, (x, y) in zip(result, pairs, strict=True):
+        expected = 1 - torch.nn.functional.cosine_similarity(x, y, dim=-1)
+        torch.testing.assert_close(got, expected.double(), atol=1e-6, rtol=0)
+
+
+def test_bfloat16_is_scored_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pair = [torch.randn(1, 3, 500, generator=generator).bfloat16() for _ in range(2)]
+    expected = (pair[0].double() * pair[1].double()).sum(-1).abs()
+    # float32's rounding of 500 products; in bfloat16 itself the sums are off by a hundredth.
+    torch.testing.assert_close(taylor(*pair), expected, rtol=1e-4, atol=1e-4)
+    exact, rough, text = tiny_loaded("llama"), tiny_loaded("llama"), random_text(8, 16)
+    rough.model.to(torch.bfloat16)
+    for metric, tolerance in (("taylor", {"rel": 0.1}), ("cosine", {"abs": 5e-3})):
+        tables = [_table(score_on(m, text, metrics=[metric]), metric) for m in (exact, rough)]
+        # bfloat16 has 8 bits, and gradients pass many roundings; a cosine must not add to them.
+        assert tables[1] == pytest.approx(tables[0], **tolerance)
 
 
 @pytest.mark.parametrize("positions", [1, 2])
@@ -226,13 +314,6 @@ def test_the_last_real_token_is_the_last() -> None:
     assert all_tokens != pytest.approx(alone, abs=1e-3)
 
 
-def test_a_zero_state_counts_as_moved_by_its_own_length() -> None:
-    from exporter.score.metric import ratio
-
-    lengths, of = torch.tensor([2.0, 3.0, 0.0]).double(), torch.tensor([4.0, 0.0, 0.0]).double()
-    assert ratio(lengths, of).tolist() == [0.5, 1.0, 0.0]
-
-
 def test_a_branch_that_adds_nothing_is_redundant_by_all_that_look() -> None:
     loaded = tiny_loaded("llama")
     with torch.no_grad():
@@ -267,21 +348,6 @@ def test_what_reads_no_text_needs_none() -> None:
         score(tiny_loaded("bert"), ScoreOptions(("depth", "cosine")))
 
 
-def test_taylor_of_bfloat16_sums_in_float32() -> None:
-    from exporter.score.metric import taylor
-
-    generator = torch.Generator().manual_seed(0)
-    pair = [torch.randn(1, 3, 500, generator=generator).bfloat16() for _ in range(2)]
-    expected = (pair[0].double() * pair[1].double()).sum(-1).abs()
-    # float32's rounding of 500 products; in bfloat16 itself the sums are off by a hundredth.
-    torch.testing.assert_close(taylor(*pair), expected, rtol=1e-4, atol=1e-4)
-    exact, rough, text = tiny_loaded("llama"), tiny_loaded("llama"), random_text()
-    rough.model.to(torch.bfloat16)
-    tables = [_table(score_on(m, text, metrics=["taylor"]), "taylor") for m in (exact, rough)]
-    # bfloat16 has 8 bits, and gradients pass many roundings.
-    assert tables[1] == pytest.approx(tables[0], rel=0.1)
-
-
 def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import exporter.cli as command_line
 
@@ -298,11 +364,166 @@ def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.Monke
     assert ImportanceReport.read(out) == report
 
 
-def test_taylor_leaves_no_gradients_in_weights_that_want_some() -> None:
-    loaded, text = tiny_loaded("llama"), random_text(2)
-    expected = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
-    loaded.model.requires_grad_(True)
-    result = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
-    # The same sums in the same order.
-    assert result == pytest.approx(expected, rel=1e-6)
-    assert all(weight.grad is None for weight in loaded.model.parameters())
+def test_large_activations_that_cancel_stay_exact() -> None:
+    """The last layer takes back what the first put there, 20,000 times the rest."""
+    loaded, text = tiny_loaded("llama"), random_text()
+    with torch.no_grad():
+        first, last = loaded.model.model.layers[0].mlp, loaded.model.model.layers[2].mlp
+        last.down_proj.weight.zero_()
+        bias = torch.zeros(32)
+        bias[3] = 2e4
+        for down, sign in ((first.down_proj, 1.0), (last.down_proj, -1.0)):
+            down.bias = torch.nn.Parameter(sign * bias, requires_grad=False)
+    result = _table(score_on(loaded, text), "cosine")
+    pairs = stored(loaded.model, text.input_ids, "post_attention_layernorm")
+    plain = {(n, kind): _plain("cosine", *pairs[kind][n]) for n, kind in result}
+    assert plain[2, "mlp"] > 0.5
+    assert result == pytest.approx(plain, abs=1e-6)
+
+
+def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
+    loaded, text = tiny_loaded("llama"), random_text(6)
+    reports = [score_on(loaded, made_text(row[None])) for row in text.input_ids]
+    single = [_table(report, "cosine") for report in reports]
+    for item in score_on(loaded, text).scores:
+        values = [table[item.layer, item.kind] for table in single]
+        assert item.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
+    assert all(s.std_error is None for s in reports[0].scores)
+
+
+def _with(model: Any, change: str) -> None:
+    """Spoils a tiny Llama."""
+    mlp = model.model.layers[1].mlp if change else None
+    if change == "int8":
+        weight = torch.ones(32, 32, dtype=torch.int8)
+        mlp.down_proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+    elif change == "transformers":
+        model.is_quantized = True
+    elif change == "torch":
+        # As PyTorch's own, which can't be made without a warning.
+        packed = type("Linear", (torch.nn.Module,), {"__module__": "torch.ao.nn.quantized.dynamic"})
+        mlp.down_proj = packed()
+    elif change == "nan":
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] = float("nan")
+    elif change == "detached":
+        plain = mlp.forward
+        mlp.forward = lambda x: plain(x).detach()
+
+
+def _text(change: str) -> Any:
+    """Spoils a text."""
+    text = random_text(3)
+    mask = np.ones(text.input_ids.shape, dtype=bool)
+    if change == "padding":
+        mask[1] = False
+    elif change in ("64", "-1"):
+        text.input_ids[2, 5] = int(change)
+    elif change == "single":
+        return made_text(text.input_ids[:, :1])
+    return made_text(text.input_ids, mask)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "metric", "error", "code", "fields"),
+    [
+        ("llama", "", "cosin", OptionError, "", ["--metric", "cosin", "cosine, angular"]),
+        *(
+            ("bert", "", metric, ScoringError, "no-next-token", [metric, "BertModel"])
+            for metric in ("kl", "perplexity", "taylor")
+        ),
+        *(
+            ("llama", "single", metric, ScoringError, "no-tokens", [])
+            for metric in ("kl", "perplexity", "taylor")
+        ),
+        ("bloom", "", "cosine", UnknownArchitectureError, "not-additive", ["BloomForCausalLM"]),
+        ("llama", "nan", "kl", ScoringError, "not-finite", [0]),
+        ("llama", "nan", "taylor", ScoringError, "not-finite", ["loss", 0]),
+        ("llama", "padding", "cosine", CalibrationError, "padding-only", [1]),
+        *(
+            ("llama", token, "cosine", CalibrationError, "token-out-of-range", [token, 2, 64])
+            for token in ("64", "-1")
+        ),
+        *(
+            ("llama", change, "taylor", ScoringError, "not-differentiable", ["taylor", named])
+            for change, named in (
+                ("int8", "model.layers.1.mlp.down_proj.weight"),
+                ("transformers", "LlamaForCausalLM"),
+                ("torch", "Linear"),
+            )
+        ),
+        ("llama", "detached", "taylor", ScoringError, "no-gradient", ["mlp", 1]),
+    ],
+)
+def test_what_can_not_be_scored_is_refused_with_where_and_what(
+    family: str, change: str, metric: str, error: Any, code: str, fields: list[object]
+) -> None:
+    more = {"apply_residual_connection_post_layernorm": True} if family == "bloom" else {}
+    loaded = tiny_loaded(family, **more)
+    _with(loaded.model, change)
+    with raises(error, code, *fields):
+        score_on(loaded, _text(change), metrics=[metric])
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_ctrl_c_leaves_no_hook() -> None:
+    loaded = tiny_loaded("llama")
+
+    class Interrupting(Quiet):
+        def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_on(loaded, random_text(), progress=Interrupting())
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
+    loaded = tiny_loaded("llama")
+    report = score(loaded, ScoreOptions(samples=3, sequence_length=16), cache_dir=tmp_path)
+    assert report.metric == "cosine"
+    assert report.model == loaded.ref
+    assert report.calibration.source.startswith("self")
+    assert (report.calibration.samples, report.calibration.tokens) == (3, 48)
+    assert [(s.layer, s.kind) for s in report.scores[:4]] == [
+        (0, "attention"), (0, "mlp"), (0, "block"), (1, "attention"),
+    ]  # fmt: skip
+    assert len(report.scores) == 9
+    path = report.write(tmp_path / "importance.json")
+    assert ImportanceReport.read(path) == report
+
+
+@pytest.mark.parametrize("metric", ["relative-l2", "kl", "taylor"])
+def test_activations_that_are_not_finite_are_named(metric: str) -> None:
+    loaded, text = tiny_loaded("llama"), random_text(5)
+    text.input_ids[text.input_ids == 63] = 62
+    text.input_ids[3, 4] = 63
+    with torch.no_grad():
+        loaded.model.model.embed_tokens.weight[63] = float("inf")
+    with raises(ScoringError, "not-finite", "attention", 0, 3):
+        score_on(loaded, text, metrics=[metric], batch_size=2)
+    assert hook_count(loaded.model) == 0
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    from tests.tiny_models import tiny_tokenizer
+
+    path = tmp_path / "words.txt"
+    path.write_text(" ".join(f"w{n % 60}" for n in range(100)))
+    loaded = tiny_loaded("llama", tiny_tokenizer(), vocab_size=40)
+    with raises(CalibrationError, "token-out-of-range", 40, 1):
+        calibration_text(loaded, str(path), samples=3, sequence_length=20)
+
+
+def test_a_token_more_is_enough_to_be_scored() -> None:
+    loaded, padded = tiny_loaded("llama"), _text("padding")
+    padded.mask[1, 2] = True
+    assert score_on(loaded, padded).scores
+    short = made_text(random_text(3).input_ids[:, :2])
+    assert score_on(loaded, short, metrics=["kl", "perplexity", "taylor"]).scores
+    with pytest.raises(UsageError):
+        score_on(loaded, short, metrics=[])
+    _with(loaded.model, "nan")  # the stream is finite
+    assert score_on(loaded, short, metrics=["cosine"]).scores
