@@ -8,31 +8,43 @@ import os
 import queue
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from exporter import cli
 from exporter.artifacts import ImportanceReport
+from exporter.cli.score import score as score_command
 from exporter.errors import (
     ModelSourceError,
+    OptionError,
     ScoringError,
     UnknownArchitectureError,
     UsageError,
 )
+from exporter.models.families import FAMILIES
 from exporter.models.loading.checkpoint_shards import CheckpointShards
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
-from exporter.progress import Quiet
-from exporter.score import CalibrationText, ScoreOptions, score, score_on
+from exporter.score import CalibrationText, score_on
 from exporter.score.streaming import filled_in_turn, states_in_file
-from tests.raising import raises
-from tests.reading import Heard
-from tests.tiny_models import hook_count, made_text, random_text, tiny_model
+from tests.raising import ends_in, raises
+from tests.reading import Heard, in_file
+from tests.tiny_models import (
+    hook_count,
+    made_text,
+    random_text,
+    tiny_model,
+    tiny_tokenizer,
+    write_words,
+)
 
 pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
 
-STATES = "exporter.score.streaming"
+LAYERS = [f"model.layers.{number}" for number in range(3)]
 ALL = ("cosine", "angular-last", "relative-l2", "kl", "perplexity", "random", "depth")
 
 
@@ -44,7 +56,10 @@ def saved(folder: Path, family: str, **changes: Any) -> str:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("llama"), "llama")
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_tokenizer().save_pretrained(folder)
+    write_words(folder / "text.txt", 160, seed=0)
+    return saved(folder, "llama")
 
 
 def padded_text() -> CalibrationText:
@@ -56,11 +71,69 @@ def padded_text() -> CalibrationText:
 
 
 def expect_equal(found: ImportanceReport, expected: ImportanceReport) -> None:
-    assert found.metric == expected.metric
-    assert found.scores == expected.scores
-    assert found.further == expected.further
-    assert found.calibration == expected.calibration
-    assert found.made_from == expected.made_from
+    for name in ("metric", "scores", "further", "calibration", "made_from"):
+        assert getattr(found, name) == getattr(expected, name), name
+
+
+def test_two_layers_at_most_are_in_memory_and_the_embedding_goes_behind_the_first(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = load_meta(llama)
+    seen: list[set[str]] = []
+    fill = MetaModel.materialise
+
+    def watched(self: MetaModel, prefix: str = "", fetched: Any = None) -> None:
+        fill(self, prefix, fetched)
+        filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
+        parts = (*LAYERS, "model.embed_tokens")
+        seen.append({part for part in parts if any(name.startswith(part) for name in filled)})
+
+    monkeypatch.setattr(MetaModel, "materialise", watched)
+    score_on(meta, random_text(), metrics=["cosine"])
+    inside = [item for item in seen if item & {*LAYERS}]
+    assert [item & {*LAYERS} for item in inside] == [{name} for name in LAYERS]
+    assert ["model.embed_tokens" in item for item in inside] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("case", "metric", "error", "code", "fields"),
+    [
+        *(
+            ("infinite", metric, ScoringError, "not-finite", ["attention", 0, 3])
+            for metric in ("cosine", "kl")
+        ),
+        ("bloom", "cosine", UnknownArchitectureError, "not-additive", ["BloomForCausalLM"]),
+        ("unknown", "cosine", UnknownArchitectureError, "unknown-family", ["bloom"]),
+        ("bert", "kl", ScoringError, "no-next-token", ["kl", "BertModel"]),
+        ("short", "kl", ScoringError, "no-tokens", []),
+        ("shrunk", "cosine", ModelSourceError, "file-shrank", ["model."]),
+    ],
+)
+def test_what_has_no_score_is_refused_and_leaves_nothing(
+    case: str, metric: str, error: Any, code: str, fields: list[object], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    text, folder, states = random_text(5), tmp_path / "model", tmp_path / "states"
+    family = {"unknown": "bloom"}.get(case, case if case in ("bloom", "bert") else "llama")
+    more = {"apply_residual_connection_post_layernorm": True} if case == "bloom" else {}
+    model = tiny_model(family, **more)
+    if case == "infinite":
+        text.input_ids[text.input_ids == 63] = 62
+        text.input_ids[3, 4] = 63
+        model.model.embed_tokens.weight[63] = float("inf")
+    elif case == "unknown":
+        monkeypatch.delitem(FAMILIES, "bloom")
+    elif case == "short":
+        text = random_text(2, 1)
+    model.save_pretrained(folder, max_shard_size="30KB")
+    meta = load_meta(str(folder))
+    if case == "shrunk":
+        shard = meta.shards.entries["model.layers.2.mlp.up_proj.weight"].file
+        shard.write_bytes(shard.read_bytes()[:100])
+    with raises(error, code, *fields):
+        score_on(meta, text, metrics=[metric], batch_size=2, stream_dir=states)
+    expect_empty(meta)
+    assert not states.exists()
 
 
 def expect_empty(meta: MetaModel) -> None:
@@ -108,86 +181,21 @@ def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.Monkey
     assert [item for item in seen if item] == [(layer,) for layer in layers]
 
 
-def test_the_embedding_goes_behind_the_first_layer(llama: str) -> None:
-    meta = load_meta(llama)
-    empty: list[bool] = []
-
-    class Watching(Quiet):
-        def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
-            meta.model.model.layers[2].register_forward_pre_hook(
-                lambda *_: empty.append(meta.model.get_input_embeddings().weight.is_meta)
-            )
-            return super().task(description, total)
-
-    score_on(meta, random_text(), progress=Watching())
-    assert not empty[0]  # while the first layer runs, the others are asked, too
-    assert empty[-1]
-
-
-@pytest.mark.parametrize("metric", ["cosine", "kl"])
-def test_activations_that_are_not_finite_are_named(tmp_path: Path, metric: str) -> None:
-    import torch
-
-    model, text = tiny_model("llama"), random_text(5)
-    text.input_ids[text.input_ids == 63] = 62
-    text.input_ids[3, 4] = 63
-    with torch.no_grad():
-        model.model.embed_tokens.weight[63] = float("inf")
-    model.save_pretrained(tmp_path)
-    meta = load_meta(str(tmp_path))
-    with raises(ScoringError, "not-finite", "attention", 0, 3):
-        score_on(meta, text, metrics=[metric], batch_size=2)
-    expect_empty(meta)
-
-
-def test_a_layout_that_does_not_add_up_is_refused_at_once(tmp_path: Path) -> None:
-    source = saved(tmp_path, "bloom", apply_residual_connection_post_layernorm=True)
-    meta = load_meta(source)
-    with raises(UnknownArchitectureError, "not-additive", "BloomForCausalLM"):
-        score_on(meta, random_text(), stream_dir=tmp_path / "states")
-    expect_empty(meta)
-    assert not (tmp_path / "states").exists()  # no text went through any layer
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_a_family_that_is_not_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    from exporter.models.families import FAMILIES
-
     source = saved(tmp_path, family)
-    row = FAMILIES[family]
+    monkeypatch.setitem(FAMILIES, "an_alias", FAMILIES[family])
     monkeypatch.delitem(FAMILIES, family)
-    monkeypatch.setitem(FAMILIES, "an_alias", row)
     expected = score_on(load_model(source), random_text(), metrics=ALL)
     meta = load_meta(source)
     expect_equal(score_on(meta, random_text(), metrics=ALL), expected)
     expect_empty(meta)
 
 
-def test_a_family_that_no_row_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.models.families import FAMILIES
-
-    meta = load_meta(saved(tmp_path, "bloom"))
-    monkeypatch.delitem(FAMILIES, "bloom")
-    with raises(UnknownArchitectureError, "unknown-family", "bloom"):
-        score_on(meta, random_text())
-    expect_empty(meta)
-
-
-def test_a_shard_that_goes_bad_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meta = load_meta(saved(tmp_path, "llama"))
-    name = "model.layers.2.mlp.up_proj.weight"
-    shard = meta.shards.entries[name].file
-    shard.write_bytes(shard.read_bytes()[:100])
-    with raises(ModelSourceError, "file-shrank", shard.name, "model."):
-        score_on(meta, random_text())
-    expect_empty(meta)
-
-
 def test_ctrl_c_leaves_nothing(llama: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    meta = load_meta(llama)
-    read = CheckpointShards.read
+    meta, read = load_meta(llama), CheckpointShards.read
 
     def interrupted(self: CheckpointShards, name: str, stop: Any = None) -> Any:
         if name.startswith("model.layers.2"):
@@ -201,8 +209,8 @@ def test_ctrl_c_leaves_nothing(llama: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def _full(*_: Any) -> Any:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def failing(number: int) -> Mock:
+    return Mock(side_effect=OSError(number, os.strerror(number)))
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
@@ -210,32 +218,21 @@ def test_a_disk_that_fills_up(
     llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     meta = load_meta(llama)
-    monkeypatch.setattr(os, call, _full)
-    with raises(ScoringError, "no-room", "--stream-dir") as caught:
-        score_on(meta, random_text(), stream_dir=tmp_path)
-    assert "--stream-dir" in caught.value.hint
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing(errno.ENOSPC))
+        with raises(ScoringError, "no-room", "--stream-dir"):
+            score_on(meta, random_text(), stream_dir=tmp_path)
     expect_empty(meta)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_disk_that_is_too_small_is_told_at_the_first_layer(llama: str, tmp_path: Path) -> None:
-    import torch
-
-    with (
-        raises(ScoringError, "no-room"),
-        states_in_file(tmp_path, 1, [(1 << 30, 1 << 30)], torch.float32),
-    ):
-        pass
+    too_large = states_in_file(tmp_path, 1, [(1 << 30, 1 << 30)], torch.float32)
+    with raises(ScoringError, "no-room"), too_large:
+        pass  # told at the first layer
     assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_can_not_reserve_is_written_all_the_same(
     llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unable(*_: Any) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    monkeypatch.setattr(os, "posix_fallocate", unable)
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP))
     expected = score_on(load_model(llama), random_text())
     expect_equal(score_on(load_meta(llama), random_text(), stream_dir=tmp_path), expected)
 
@@ -247,8 +244,8 @@ def test_states_that_do_not_fit_go_to_the_disk(
     lasting, own, heard = tmp_path / "var", tmp_path / "own", Heard()
     for folder in (lasting, own):
         folder.mkdir()
-    monkeypatch.setattr(f"{STATES}.available_bytes", lambda: 1000)
-    monkeypatch.setattr(f"{STATES}._LASTING", lasting)
+    monkeypatch.setattr("exporter.score.streaming.available_bytes", lambda: 1000)
+    monkeypatch.setattr("exporter.score.streaming._LASTING", lasting)
     monkeypatch.setattr("tempfile.tempdir", str(own))
     monkeypatch.delenv("TMPDIR", raising=False)
     if named:
@@ -272,27 +269,6 @@ def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
     assert result == {"there", "new", "new/kept", "new/kept/another's"}
 
 
-@pytest.mark.parametrize(
-    ("asked", "code", "told"),
-    [
-        (ScoreOptions(("cosine", "taylor")), "needs-whole-model", ("taylor",)),
-        (ScoreOptions(calibration=("self",)), "self-text-streamed", ("--calibration",)),
-    ],
-)
-def test_what_a_streamed_model_can_not_give(
-    llama: str, asked: ScoreOptions, code: str, told: tuple[str, ...]
-) -> None:
-    with raises(UsageError, code, *told):
-        score(load_meta(llama), asked)
-
-
-def test_answers_need_a_head_and_a_next_token(tmp_path: Path, llama: str) -> None:
-    with raises(ScoringError, "no-next-token", "kl", "BertModel"):
-        score_on(load_meta(saved(tmp_path, "bert")), random_text(), metrics=["kl"])
-    with raises(ScoringError, "no-tokens"):
-        score_on(load_meta(llama), random_text(2, 1), metrics=["kl"])
-
-
 @pytest.mark.parametrize("place", [{"": "cpu"}, "disk"])
 def test_a_model_that_is_spread_over_devices(llama: str, tmp_path: Path, place: Any) -> None:
     expected = score_on(load_model(llama), random_text(), metrics=("cosine", "kl"))
@@ -308,32 +284,29 @@ def test_a_model_that_is_spread_over_devices(llama: str, tmp_path: Path, place: 
 def test_the_next_layer_is_read_meanwhile_and_no_other(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meta = load_meta(llama)
-    layers = [f"model.layers.{number}" for number in range(3)]
+    meta, fetch = load_meta(llama), ShardedWeights.fetch
     read: queue.Queue[str] = queue.Queue()
-    fetch = ShardedWeights.fetch
 
     def told(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
         read.put(prefix)
         return fetch(self, prefix, stop)
 
     monkeypatch.setattr(ShardedWeights, "fetch", told)
-    with contextlib.closing(filled_in_turn(meta, layers)) as turns:
+    with contextlib.closing(filled_in_turn(meta, LAYERS)) as turns:
         assert next(turns) == 0
-        assert [read.get(timeout=60), read.get(timeout=60)] == layers[:2]
+        assert [read.get(timeout=60), read.get(timeout=60)] == LAYERS[:2]
         assert read.empty()
         assert next(turns) == 1
-        assert read.get(timeout=60) == layers[2]
-        assert {
-            name.split(".")[2] for name, p in meta.model.named_parameters() if not p.is_meta
-        } == {"1"}
+        assert read.get(timeout=60) == LAYERS[2]
+        filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
+        assert {name.split(".")[2] for name in filled} == {"1"}
     expect_empty(meta)
 
 
 def test_an_interruption_does_not_wait_for_what_is_read_ahead(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meta = load_meta(llama)
+    meta, fetch = load_meta(llama), ShardedWeights.fetch
     ends: queue.Queue[bool] = queue.Queue()
 
     def slow(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
@@ -341,9 +314,68 @@ def test_an_interruption_does_not_wait_for_what_is_read_ahead(
             ends.put(stop.wait(60))  # a disk that gives nothing
         return fetch(self, prefix, stop)
 
-    fetch = ShardedWeights.fetch
     monkeypatch.setattr(ShardedWeights, "fetch", slow)
-    with contextlib.closing(filled_in_turn(meta, [f"model.layers.{n}" for n in (0, 1)])) as turns:
+    with contextlib.closing(filled_in_turn(meta, LAYERS[:2])) as turns:
         assert next(turns) == 0
     assert ends.get_nowait(), "it was told to stop, and heard it"
     expect_empty(meta)
+
+
+@pytest.fixture
+def call(llama: str, tmp_path: Path) -> Any:
+    def made(name: str, *options: str) -> int:
+        short = ("--samples", "4", "--sequence-length", "16", "--batch-size", "3")
+        return cli.run(["score", llama, "-o", str(tmp_path / f"{name}.json"), *short, *options])
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["--stream-dir", "x"], "stream_dir"),
+        (["--device-map", "auto", "--ray=local"], "device_map"),
+        (["--stream", "--device-map", "auto"], "device_map"),
+        (["--stream", "--trust-remote-code"], "trust_remote_code"),
+        (["--stream", "allow_pickle: true"], "allow_pickle"),
+        (["--stream", "--ray=local"], "ray"),
+    ],
+)
+def test_options_that_exclude_each_other(words: list[str], key: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError) as caught:
+        score_command.read(["model", *in_file(tmp_path, words)])
+    assert key in caught.value.keys
+    assert caught.value.hint
+
+
+def test_the_file_says_the_same(
+    call: Any, llama: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = ("--calibration", f"{llama}/text.txt", "--metric", "cosine", "--metric", "kl")
+    assert call("whole", *text) == 0
+    assert call("streamed", *text, "--stream", "--stream-dir", str(tmp_path / "states")) == 0
+    expect_equal(*(ImportanceReport.read(tmp_path / f"{n}.json") for n in ("streamed", "whole")))
+    # Without a text it is pydoc, and that is told.
+    assert call("pydoc", "--stream") == 0
+    assert "calibration: pydoc" in capfd.readouterr().err
+    source = ImportanceReport.read(tmp_path / "pydoc.json").calibration.source
+    assert source.startswith("pydoc")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (("--metric", "taylor"), "needs-whole-model", "taylor"),
+        (("--calibration", "self"), "self-text-streamed", "--calibration"),
+    ],
+)
+def test_what_can_not_be_had_is_told_before_the_model_is_opened(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...],
+    code: str, told: str,
+) -> None:  # fmt: skip
+    opened = Mock(side_effect=AssertionError)
+    monkeypatch.setattr("exporter.models.loading.meta_model.load_meta", opened)
+    with ends_in(UsageError, code, told):
+        assert call("x", "--stream", *options) == 2
+    assert not opened.called
+    assert list(tmp_path.iterdir()) == []
