@@ -165,22 +165,6 @@ def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
     assert not (tmp_path / "states").exists()
 
 
-def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    meta = load_meta(llama)
-    layers = [f"model.layers.{number}" for number in range(3)]
-    seen: list[tuple[str, ...]] = []
-    fill = MetaModel.materialise
-
-    def watched(self: MetaModel, prefix: str = "", fetched: Any = None) -> None:
-        fill(self, prefix, fetched)
-        filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
-        seen.append(tuple(x for x in layers if any(name.startswith(x) for name in filled)))
-
-    monkeypatch.setattr(MetaModel, "materialise", watched)
-    score_on(meta, random_text(), metrics=["cosine"])
-    assert [item for item in seen if item] == [(layer,) for layer in layers]
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_a_family_that_is_not_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
