@@ -79,10 +79,10 @@ def _run(folder: Path, seeds: range, options: argparse.Namespace) -> list[Try]:
     }  # fmt: skip
     python, template, jobs = [sys.executable, "-P", "-m"], folder / "template", []
     template.mkdir()
-    subprocess.run(
-        [*python, "tests.hostile.bases"], env=environment, cwd=template, check=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    call = [*python, "tests.hostile.bases"]
+    made = subprocess.run(call, env=environment, cwd=template, capture_output=True, text=True)
+    if made.returncode:
+        raise SystemExit(f"the sound models could not be made: {made.stderr}")
     for number in range(min(options.jobs, len(seeds))):
         place, result = folder / f"place{number}", folder / f"told{number}"
         request = {

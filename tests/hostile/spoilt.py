@@ -152,7 +152,7 @@ class Spoilt:
 
     def note(self, text: object) -> None:
         """Says what was done."""
-        self.notes.append(ascii(str(text))[1:200])
+        self.notes.append(ascii(str(text))[1:-1][:200])
 
     def files(self, *suffixes: str) -> list[Path]:
         """The folder's files, by their names; all, or those with these endings."""
