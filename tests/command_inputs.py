@@ -15,7 +15,7 @@ TIMING = (
 _SETTINGS = {
     "few": "agreement_prompts: 0", "short": "eval_sequence_length: 16",
     "search": "search_tokens: 32\nshortlist: 3", "build": "optimization_level: 0",
-    "budget": "check_text: in/other.txt",
+    "budget": "check_text: in/other.txt", "any": "allow_any_model_type: true",
 }  # fmt: skip
 _SWEEP = """\
 models: [llama]

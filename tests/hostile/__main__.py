@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile import system_calls
+from tests.hostile.cases import CASES
 from tests.hostile.judge import without_races
 from tests.hostile.place import Place, clear
 from tests.hostile.watch import REPOSITORY, Rules
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument(
         "--sound", action="store_true", help="spoil nothing: every command must work"
     )
+    parser.add_argument("--cases", action="store_true", help="what was reported, not at random")
     parser.add_argument("--strace", action="store_true", help="watch system calls, too")
     parser.add_argument("--only", help="only these commands, such as score,heal")
     parser.add_argument("--kinds", help="only mutations of these kinds, such as 'links,index'")
@@ -51,6 +53,8 @@ def main() -> int:
     options.keep = options.keep.resolve()
     options.keep.mkdir(parents=True, exist_ok=True)
     first, tries, replayed = options.seed * _STEP, options.tries, options.replay is not None
+    if options.cases:
+        first, tries = 0, len(CASES)
     if replayed:
         first, tries = options.replay, 1
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
@@ -88,7 +92,7 @@ def _run(folder: Path, seeds: range, options: argparse.Namespace) -> list[Try]:
         request = {
             "seeds": (seeds.start + number, seeds.stop, options.jobs), "place": str(place),
             "template": str(template), "told": str(result), "sound": options.sound,
-            "only": options.only, "kinds": options.kinds,
+            "only": options.only, "kinds": options.kinds, "cases": options.cases,
         }  # fmt: skip
         call = [*python, "tests.hostile.job", json.dumps(request)]
         log = options.keep / f"calls{number}"

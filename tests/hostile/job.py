@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import forked
+from tests.hostile.cases import CASES, LEAVE, REFUSED
 from tests.hostile.commands import COMMANDS, Command, chosen
 from tests.hostile.judge import Ended, faults, outside, without_races
 from tests.hostile.mutations import KINDS, Mutation, Spoilt
@@ -63,6 +64,17 @@ def prepare(
     return command, line, spoilt
 
 
+def prepare_case(number: int, place: Place, template: Path) -> tuple[Command, str, Spoilt]:
+    """Makes a place, and spoils it as one of the cases does."""
+    name, change = list(CASES.items())[number]
+    command = COMMANDS[0]
+    place.make(template)
+    spoilt = Spoilt(place, place.work / command.folder, command)
+    change(spoilt)
+    spoilt.done = [Mutation(name, "cases", lambda *_: None, name in REFUSED)]
+    return command, f"{command.line} -q {LEAVE.get(name, '')}", spoilt
+
+
 def run(
     place: Place, task: Callable[[], int], rules: Rules, meanwhile: Callable[[], None] | None = None
 ) -> Ended:
@@ -100,11 +112,8 @@ def _limit() -> None:
         libc.capset(header, sets)
 
 
-def attempt(
-    seed: int, place: Place, template: Path, commands: Sequence[Command], *, sound: bool = False
-) -> dict[str, Any]:
+def attempt(seed: int, place: Place, command: Command, line: str, spoilt: Spoilt) -> dict[str, Any]:
     """One try, and all about it."""
-    command, line, spoilt = prepare(seed, place, template, commands, sound=sound)
     before, earlier = outside(spoilt), entries(place.out)
     own_code = "--trust-remote-code" in line
     rules = Rules(place, spoilt.folder, own_code=own_code)
@@ -129,8 +138,12 @@ def main() -> int:
     commands = _commands(content["only"], content["kinds"])
     with Path(content["told"]).open("w", buffering=1) as file:
         for seed in range(*content["seeds"]):
-            line = attempt(seed, place, template, commands, sound=content["sound"])
-            file.write(json.dumps(line) + "\n")
+            prepared = (
+                prepare_case(seed, place, template)
+                if content["cases"]
+                else prepare(seed, place, template, commands, sound=content["sound"])
+            )
+            file.write(json.dumps(attempt(seed, place, *prepared)) + "\n")
     clear(place.root)
     return 0
 

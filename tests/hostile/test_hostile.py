@@ -11,10 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.hostile import job, judge, system_calls
+from tests.hostile.cases import BROKEN, REFUSED
 from tests.hostile.commands import COMMANDS
 from tests.hostile.mutations import KINDS, Mutation, Spoilt
 from tests.hostile.place import CANARY, FOREIGN, PWNED, Place, entries
@@ -31,15 +33,29 @@ QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,repo
     ],
 )
 def test_nothing_comes_of_hostile_folders(tmp_path: Path, tries: int, commands: str) -> None:
-    call = [sys.executable, "-m", "tests.hostile", "--keep", str(tmp_path), "--seed", "1"]
-    call += ["--tries", str(tries), "--only", commands]
-    process = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
-    lines = [json.loads(line) for line in (tmp_path / "tries.jsonl").read_text().splitlines()]
-    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
+    lines = _campaign(tmp_path, "--seed", "1", "--tries", str(tries), "--only", commands)
     assert len(lines) == tries
     assert sum(line["code"] == judge.REFUSED for line in lines) > tries / 5
     assert any(line["code"] == 0 for line in lines)
     assert len({kind for line in lines for kind in line["kinds"]}) >= 10
+
+
+def _campaign(keep: Path, *options: str) -> list[dict[str, Any]]:
+    call = [sys.executable, "-m", "tests.hostile", "--keep", str(keep), *options]
+    process = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
+    return [json.loads(line) for line in (keep / "tries.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param("5", marks=pytest.mark.torch), pytest.param("4.57", marks=pytest.mark.optimum)],
+)
+def test_what_was_reported_is_refused(line: str, tmp_path: Path) -> None:
+    codes = {item["mutations"][0]: item["code"] for item in _campaign(tmp_path, "--cases")}
+    assert {name: codes[name] for name in REFUSED if codes[name] != judge.REFUSED} == {}
+    assert {name: codes[name] for name in BROKEN if codes[name] not in (1, judge.REFUSED)} == {}
+    assert codes["nothing"] == 0
 
 
 @pytest.fixture
