@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from exporter.engines.runners.tensorrt import open_engine
 from tests.stand_in.decoders import RANGES, ROOM, decoder_onnx
 
 pytestmark = pytest.mark.gpu
-sys.path.insert(0, str(Path(__file__).parents[1] / "exporter"))
 
 PROMPTS = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [1, 6, 1, 8, 0]])
 BACKENDS = pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.latency import Shape
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
+from exporter.engines.inputs import make_inputs, random_tokens
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 pytestmark = pytest.mark.gpu
-sys.path.insert(0, str(Path(__file__).parents[1] / "exporter"))
 
 
 def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
-    from exporter.artifacts.latency import Shape
-    from exporter.engines.inputs import make_inputs, random_tokens
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-    from tests.text_graphs import write_tiny_lm
-
-    model = write_tiny_lm(tmp_path) / "model.onnx"
-    outputs = {}
+    model, shape, outputs = write_tiny_lm(tmp_path) / "model.onnx", Shape("decode", 1, 1, 8), {}
     for provider in ("cpu", "cuda"):
         with OnnxRuntimeRunner(model, provider=provider, threads=1) as runner:
-            shape = Shape("decode", 1, 1, 8)
             inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 32))
             outputs[provider] = runner.run(inputs)["logits"]
     # Sums in another order; TF32 is off.
@@ -32,10 +29,6 @@ def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
 
 
 def test_a_comparison_on_the_gpu_says_so(tmp_path: Path) -> None:
-    from exporter.compare.options import CompareOptions
-    from exporter.compare.session import compare
-    from tests.text_graphs import write_tiny_lm, write_tokenizer
-
     arms = [write_tiny_lm(tmp_path / name, noise=noise) for name, noise in (("a", 0), ("b", 0.1))]
     for arm in arms:
         write_tokenizer(arm)
