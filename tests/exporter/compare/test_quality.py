@@ -13,9 +13,10 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from exporter.artifacts import Accuracy
 from exporter.artifacts.latency import Shape
+from exporter.compare.agreement import compare_predictions
 from exporter.compare.answers import label_numbers, label_scores
 from exporter.compare.encoder_quality import class_log_probabilities, compare_classes, in_pairs
-from exporter.compare.evaluation import random_ids
+from exporter.compare.evaluation import EvaluationTokens, random_ids
 from exporter.compare.kept import read_source
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
@@ -27,7 +28,6 @@ from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
 from exporter.models.texts.images import Images
 from graph_passes import Deletion, prune_graph, save_model
-from tests.exporter.judged_pairs import compare_pair
 from tests.present import present
 from tests.raising import raises
 from tests.tiny_graphs import VOCABULARY as TINY
@@ -78,6 +78,14 @@ def tokens(samples: int = 3, length: int = 11) -> Any:
     return np.random.default_rng(7).integers(0, VOCABULARY, (samples, length))
 
 
+def compare_pair(baseline: Any, candidate: Any, ids: Any, *, causal: bool = True) -> Accuracy:
+    """What two arms give that are held against each other."""
+    arms = {"baseline": baseline, "candidate": candidate}
+    text = EvaluationTokens(ids, "text", "0" * 64, is_text=True)
+    (accuracy,) = compare_predictions(arms, [("baseline", "candidate")], text, causal=causal)
+    return accuracy
+
+
 def judged(first: Array, second: Array, ids: Any, *, causal: bool = True) -> Accuracy:
     return compare_pair(TableRunner(first), TableRunner(second), ids, causal=causal)
 
@@ -112,7 +120,7 @@ def test_all_three_agree_with_a_plain_computation(
 
 def test_equal_arms_differ_by_exactly_nothing_and_run_a_sample_at_a_time() -> None:
     arm = TableRunner(table(0))
-    accuracy = compare_pair(arm, arm, tokens(samples=9, length=4), causal=True)
+    accuracy = compare_pair(arm, arm, tokens(samples=9, length=4))
     baseline, candidate, *same = figures(accuracy)
     assert baseline == candidate
     assert same == [0.0, 1.0]
@@ -192,7 +200,7 @@ def test_each_token_is_predicted_from_what_stands_before_it_in_its_sample(tmp_pa
             stack.enter_context(OnnxRuntimeRunner(tmp_path / name, threads=1))
             for name in ("a.onnx", "b.onnx")
         ]
-        accuracy = compare_pair(*arms, samples, causal=True)
+        accuracy = compare_pair(*arms, samples)
         logs = [one_by_one(runner, samples) for runner in arms]
     targets = samples[:, 1:, None]
     losses = [-np.take_along_axis(log[:, :-1], targets, axis=2).mean() for log in logs]

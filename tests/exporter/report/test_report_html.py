@@ -9,6 +9,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from exporter.report.charts import Scale, scale_over
 from exporter.report.files import rendered
 from exporter.report.sections.verdict import quality_sign
 from tests.made_reports import as_page, full_importance, full_report
+from tests.present import present
 from tests.reading import Page
 
 HOSTILE = "<script>alert(1)</script>\"'`&| --></style><img src=x onerror=alert(1)>"
@@ -29,8 +31,16 @@ TEXT_COLOURS = (
 def bare(report: ComparisonReport) -> ComparisonReport:
     """What no part of it was measured of."""
     none = {"accuracy": None, "calibration": None}
-    empty = {name: [] for name in ("latency", "parity", "plan", "corners")}
+    empty = {name: [] for name in ("latency", "parity", "plan", "corners", "uses")}
     return report.model_copy(update={**none, **empty})
+
+
+def with_perplexity(candidate: float, increase: Any, **more: Any) -> ComparisonReport:
+    report = full_report()
+    pair = PerplexityPair(baseline=16.0, candidate=candidate)
+    update = {"perplexity": pair, "log_perplexity_increase": increase, **more}
+    accuracy = present(report.accuracy).model_copy(update=update)
+    return report.model_copy(update={"accuracy": accuracy})
 
 
 @pytest.fixture(scope="module")
@@ -117,38 +127,23 @@ def test_the_verdict_comes_first_in_words_and_signs(full: str) -> None:
 
 
 def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None:
-    titles = (
+    titles = {
         "All models", "Latency", "Accuracy", "Tasks", "What was dropped", "Importance",
         "Engines", "Parity",
-    )  # fmt: skip
+    }  # fmt: skip
     without = PAGES["bare"]()
-    for title in titles:
-        assert f">{title}</h2>" in full
-        assert f">{title}</h2>" not in without or title in (
-            "What was dropped",
-            "Engines",
-            "Accuracy",
-        )
+    assert all(f">{title}</h2>" in full for title in titles)
+    left = {title for title in titles if f">{title}</h2>" in without}
+    assert left <= {"What was dropped", "Engines", "Accuracy"}
     assert "its speed was not measured" in without
     assert "accuracy not measured" in without
 
 
 def test_numbers_that_are_none_still_make_a_page() -> None:
-    report = full_report()
-    assert report.accuracy is not None
-    pair = PerplexityPair(baseline=16.0, candidate=float("inf"))
-    broken = report.accuracy.model_copy(
-        update={
-            "perplexity": pair,
-            "log_perplexity_increase": None,
-            "kl_divergence": float("inf"),
-        }
-    )
-    rows = [
-        row.model_copy(update={"speedup": Speedup(ratio=1.1, ci95=(1e-12, 1e12))})
-        for row in report.latency
-    ]
-    text = as_page(report.model_copy(update={"accuracy": broken, "latency": rows}))
+    report = with_perplexity(math.inf, None, kl_divergence=math.inf)
+    wide = Speedup(ratio=1.1, ci95=(1e-12, 1e12))
+    rows = [row.model_copy(update={"speedup": wide}) for row in report.latency]
+    text = as_page(report.model_copy(update={"latency": rows}))
     assert "less accurate" in Page(text).text
     assert not re.search(r'(?:d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', text)
 
@@ -171,14 +166,7 @@ def test_a_change_of_perplexity_is_judged_by_its_interval(
     candidate: float, interval: tuple[float, float] | None, tone: str
 ) -> None:
     increase = interval and Interval(value=sum(interval) / 2, ci95=interval)
-    report = full_report()
-    assert report.accuracy is not None
-    update = {
-        "perplexity": PerplexityPair(baseline=16.0, candidate=candidate),
-        "log_perplexity_increase": increase,
-    }
-    judged = report.model_copy(update={"accuracy": report.accuracy.model_copy(update=update)})
-    assert quality_sign(judged).tone == tone
+    assert quality_sign(with_perplexity(candidate, increase)).tone == tone
 
 
 def test_scales_hold_what_lies_beyond_and_have_round_ticks() -> None:
@@ -198,11 +186,12 @@ def test_saved_reports_are_rendered_again(
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert page == as_page(full_report(), full_importance())
     other = full_report(seed=1).write(tmp_path / "two" / "report.json")
-    out = tmp_path / "all.md"
-    assert run(["report", str(saved), str(other), "-o", str(out)]) == 0
-    assert "| A | one | Without 9 attentions, 3 MLPs and 1 block, in int8 |" in out.read_text()
-    assert run(["report", str(saved), str(other), "-o", str(tmp_path / "all.html")]) == 0
-    assert ">A: one</h2>" in (tmp_path / "all.html").read_text(encoding="utf-8")
+    for name, words in (
+        ("all.md", "| A | one | Without 9 attentions, 3 MLPs and 1 block, in int8 |"),
+        ("all.html", ">A: one</h2>"),
+    ):
+        assert run(["report", str(saved), str(other), "-o", str(tmp_path / name)]) == 0
+        assert words in (tmp_path / name).read_text(encoding="utf-8")
 
 
 def test_reports_that_can_t_be_rendered_change_nothing(
