@@ -27,7 +27,7 @@ from tests.reading import data_of, in_file
 from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
 from tests.tiny_models import into_cache
 
-PLAN = [PlannedDeletion(layer=1, kind="attention")]
+PLAN, MLP = ([PlannedDeletion(layer=n, kind=k)] for n, k in ((1, "attention"), (0, "mlp")))
 NAMES = {
     "inputs": {
         "input_ids": "input_ids",
@@ -76,11 +76,16 @@ def rewrite_source(source: Path, content: str) -> None:
     source.with_name("genai_config.json").write_text(content)
 
 
+def cut(source: Path, target: Path, plan: Any = PLAN, **options: Any) -> Path:
+    """Writes the cut; gives the path of the config beside it."""
+    prune_file(source, target, plan, CutOptions(verify="none", **options))
+    return target.with_name("genai_config.json")
+
+
 def test_the_config_follows_the_decoder_and_all_else_stays(source: Path, tmp_path: Path) -> None:
     before = source.with_name("genai_config.json").read_bytes()
-    prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
     expected = with_decoder(filename="cut.onnx", num_hidden_layers=2)
-    written = json.loads((tmp_path / "o" / "genai_config.json").read_text())
+    written = json.loads(cut(source, tmp_path / "o" / "cut.onnx").read_text())
     assert written == expected
     assert list(written["model"]["decoder"]) == list(CONFIG["model"]["decoder"])
     assert source.with_name("genai_config.json").read_bytes() == before
@@ -96,13 +101,9 @@ def test_what_a_terminal_acts_on_is_escaped_in_what_is_written() -> None:
 
 def test_a_config_of_another_file_is_left_alone(source: Path, tmp_path: Path) -> None:
     rewrite_source(source, json.dumps(with_decoder(filename="other.onnx")))
-    prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
-    assert not (tmp_path / "o" / "genai_config.json").exists()
+    assert not cut(source, tmp_path / "o" / "cut.onnx").exists()
     rewrite_source(source, "{")
-    prune_file(
-        source, tmp_path / "o" / "c.onnx", PLAN, CutOptions(verify="none", genai_config="none")
-    )
-    assert not (tmp_path / "o" / "genai_config.json").exists()
+    assert not cut(source, tmp_path / "o" / "c.onnx", genai_config="none").exists()
 
 
 def test_beside_the_source_the_config_has_a_name_of_its_own(
@@ -127,7 +128,7 @@ def test_the_sources_config_is_not_overwritten(source: Path, role: str) -> None:
     target = config if role == "result" else source.with_name("cut.onnx")
     report = config if role == "report" else source.with_name("report.json")
     with raises(UsageError, "overwrites-input", "genai_config.json"):
-        prune_file(source, target, PLAN, CutOptions(report_path=report, verify="none"))
+        cut(source, target, report_path=report)
     assert config.read_bytes() == before
     assert not source.with_name("cut.onnx").exists()
 
@@ -150,12 +151,11 @@ def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
     source: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "o" / "cut.onnx"
-    prune_file(source, target, PLAN, CutOptions(verify="none"))
-    prune_file(source, target, [PlannedDeletion(layer=0, kind="mlp")], CutOptions(verify="none"))
-    config = json.loads(target.with_name("genai_config.json").read_text())
+    cut(source, target)
+    config = json.loads(cut(source, target, MLP).read_text())
     assert config["model"]["decoder"]["num_hidden_layers"] == 3
     before = target.with_name("genai_config.json").read_bytes()
-    prune_file(source, target.with_name("other.onnx"), PLAN, CutOptions(verify="none"))
+    cut(source, target.with_name("other.onnx"))
     assert target.with_name("genai_config.json").read_bytes() == before
     config = json.loads(target.with_name("other.onnx.genai_config.json").read_text())
     assert config["model"]["decoder"]["filename"] == "other.onnx"
@@ -165,7 +165,7 @@ def test_the_config_appears_with_the_result_or_not_at_all(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "o" / "cut.onnx"
-    prune_file(source, target, PLAN, CutOptions(verify="none"))
+    cut(source, target)
     before = {path.name: path.read_bytes() for path in target.parent.iterdir()}
 
     def fails(*_: Any) -> None:
@@ -173,9 +173,7 @@ def test_the_config_appears_with_the_result_or_not_at_all(
 
     monkeypatch.setattr(record, "sync_folders", fails)  # after the last move
     with pytest.raises(OnnxFileError):
-        prune_file(
-            source, target, [PlannedDeletion(layer=0, kind="mlp")], CutOptions(verify="none")
-        )
+        cut(source, target, MLP)
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
 
 
@@ -198,7 +196,7 @@ def test_layouts_that_a_cut_would_break_are_refused(
 ) -> None:
     rewrite_source(source, content if isinstance(content, str) else json.dumps(content))
     with raises(DepthcutError, code, named) as refused:
-        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
+        cut(source, tmp_path / "o" / "cut.onnx")
     assert "--genai-config none" in str(refused.value) or code == "nested-too-deep"
     assert not (tmp_path / "o").exists()
 
@@ -258,9 +256,6 @@ def test_a_token_in_the_cache_has_all_its_bytes(
     assert read_facts(path).kv_cache_bytes_per_token == expected
 
 
-CUT = [PlannedDeletion(layer=1, kind="attention")]
-
-
 @pytest.fixture
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model as plain files."""
@@ -292,8 +287,8 @@ def test_sites_and_facts_are_read_in_a_cache(plain: Path, tmp_path: Path, subfol
 def test_a_model_is_cut_and_verified_in_a_cache(cached: Path, plain: Path, tmp_path: Path) -> None:
     blobs = {file: file.read_bytes() for file in cached.parents[3].joinpath("blobs").iterdir()}
     assert len(blobs) == 2
-    report = prune_file(cached, tmp_path / "o" / "m.onnx", CUT)
-    again = prune_file(plain, tmp_path / "p" / "m.onnx", CUT)
+    report = prune_file(cached, tmp_path / "o" / "m.onnx", PLAN)
+    again = prune_file(plain, tmp_path / "p" / "m.onnx", PLAN)
     assert report.verification == again.verification
     assert report.verification.passed is True
     assert report.made_from == again.made_from
@@ -308,7 +303,7 @@ def test_a_model_is_cut_and_verified_in_a_cache(cached: Path, plain: Path, tmp_p
 def test_sharing_a_caches_weights_is_refused(cached: Path, tmp_path: Path, inside: bool) -> None:
     target = (cached.parent if inside else tmp_path / "o") / "pruned.onnx"
     with raises(OnnxFileError, "weights-linked" if inside else "other-folder"):
-        prune_file(cached, target, CUT, CutOptions(weights="share"))
+        prune_file(cached, target, PLAN, CutOptions(weights="share"))
     assert not target.exists()
 
 
@@ -336,7 +331,7 @@ def test_a_link_out_of_the_blobs_is_refused(cached: Path, tmp_path: Path, elsewh
     with raises(OnnxFileError, "outside-folder", cached):
         load_model(cached)
     with raises(OnnxFileError, "outside-folder", cached):
-        prune_file(cached, tmp_path / "o" / "m.onnx", CUT)
+        prune_file(cached, tmp_path / "o" / "m.onnx", PLAN)
     if elsewhere == "outside.data":
         with raises(BackendError, "outside-folder", cached), OnnxRuntimeRunner(cached, threads=1):
             pass
