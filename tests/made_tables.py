@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from exporter.artifacts import (
     AgainstFloat,
     CalibrationRef,
@@ -27,10 +29,30 @@ from exporter.artifacts import (
     SweepShape,
     TaskResult,
 )
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
 from graph_passes.types import Replacement
 from tests.made_reports import made_environment
+
+
+def make_times(patch: pytest.MonkeyPatch, saved: Mapping[str, float], at: str) -> list[Path]:
+    """Has each sublayer of three layers save so much by replacement; gives the graphs asked of."""
+    graphs: list[Path] = []
+    names: Any = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
+
+    def costs(self: Any, replacements: Any) -> CostTable:
+        graphs.append(self.onnx)
+        table = {name: {how: saved[how] for how in replacements} for name in names}
+        return made_table(table, at=RequestShape.parse(at))
+
+    def speedup(self: Any, walk: Any) -> Speedup:
+        ratio = 100 / (100 - sum(saved[how] for how in walk.choices.values()))
+        return Speedup(ratio=ratio, ci95=(ratio, ratio))
+
+    patch.setattr(Stopwatch, "costs", costs)
+    patch.setattr(Stopwatch, "speedup", speedup)
+    return graphs
 
 
 def made_table(

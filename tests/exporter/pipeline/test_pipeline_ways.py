@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ import pytest
 from test_pipeline import RESULTS, SHIPPED, _request, _walk
 
 from exporter import cli
-from exporter.artifacts import HealingReport, ImportanceReport, PruneReport, PruningPlan, Speedup
+from exporter.artifacts import HealingReport, ImportanceReport, PruneReport, PruningPlan
 from exporter.checkpoint.pruned_model import load_pruned
 from exporter.choose.budgets.budget import Budget, Floors
-from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.cli.export import export
@@ -34,7 +34,7 @@ from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.request import DropRequest
 from exporter.pipeline.road import export_model, write_models
-from tests.made_tables import made_table
+from tests.made_tables import make_times
 from tests.raising import raises
 from tests.reading import in_file, names_in
 from tests.tiny_models import tiny_loaded
@@ -53,20 +53,7 @@ def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> A
 @pytest.fixture
 def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
-    graphs: list[Path] = []
-
-    def costs(self: Any, replacements: Any) -> Any:
-        graphs.append(self.onnx)
-        names: Any = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
-        return made_table({n: dict.fromkeys(replacements, 10.0) for n in names}, at=AT)
-
-    def speedup(self: Any, walk: Any) -> Speedup:
-        ratio = 100 / (100 - 10 * len(walk.choices))
-        return Speedup(ratio=ratio, ci95=(ratio, ratio))
-
-    monkeypatch.setattr(Stopwatch, "costs", costs)
-    monkeypatch.setattr(Stopwatch, "speedup", speedup)
-    return graphs
+    return make_times(monkeypatch, defaultdict(lambda: 10.0), str(AT))
 
 
 @pytest.mark.long

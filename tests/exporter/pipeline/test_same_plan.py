@@ -15,10 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exporter import cli
-from exporter.artifacts import PruningPlan, Speedup
+from exporter.artifacts import PruningPlan
 from exporter.artifacts.store import locked
-from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.weighing import sizes
 from exporter.cli.export import export
 from exporter.errors import DepthcutError
@@ -30,7 +28,7 @@ from exporter.progress import Quiet
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-from tests.made_tables import made_table  # noqa: E402
+from tests.made_tables import make_times  # noqa: E402
 from tests.reading import in_file  # noqa: E402
 from tests.text_graphs import write_llama_folder  # noqa: E402
 
@@ -124,25 +122,8 @@ def road(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("same")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        _make_times(patch)
+        make_times(patch, {"none": 10.0, "bias": 9.0, "linear": 6.0}, AT)
         yield Road(folder)
-
-
-def _make_times(patch: pytest.MonkeyPatch) -> None:
-    """A sublayer saves a tenth of a request, a replacement takes some of that."""
-    saved = {"none": 10.0, "bias": 9.0, "linear": 6.0}
-    names: Any = [(layer, kind) for layer in LAYERS for kind in ("attention", "mlp")]
-
-    def costs(self: Any, replacements: Any) -> Any:
-        table = {name: {how: saved[how] for how in replacements} for name in names}
-        return made_table(table, at=RequestShape.parse(AT))
-
-    def speedup(self: Any, walk: Any) -> Speedup:
-        ratio = 100 / (100 - sum(saved[how] for how in walk.choices.values()))
-        return Speedup(ratio=ratio, ci95=(ratio, ratio))
-
-    patch.setattr(Stopwatch, "costs", costs)
-    patch.setattr(Stopwatch, "speedup", speedup)
 
 
 def _room(graph: Path, texts: list[str]) -> list[str]:
