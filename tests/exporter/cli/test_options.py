@@ -12,23 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exporter.cli as command_line
+from exporter import option_types
 from exporter.cli.command import SchemaCommand, plain_values, words_of
 from exporter.cli.console import ConsoleProgress
 from exporter.compare.options import Generations
 from exporter.errors import OptionError, PlanError, UsageError
-from exporter.option_types import (
-    Count,
-    Duration,
-    InputFile,
-    Lengths,
-    Names,
-    Share,
-    Size,
-    Threads,
-    Tokens,
-    share,
-    size,
-)
 from exporter.options import (
     Options,
     Rule,
@@ -50,8 +38,8 @@ from tests.reading import in_file
 
 @dataclass(frozen=True)
 class Baking(Options):
-    degrees: Count = option(180, "How hot.")
-    minutes: Duration = option(60.0, "How long.", "--time")
+    degrees: option_types.Count = option(180, "How hot.")
+    minutes: option_types.Duration = option(60.0, "How long.", "--time")
     fan: bool | None = option(None, "Move the air.", "--fan/--no-fan")
     glaze: Literal["egg", "milk"] | None = option(None, "On top.", rare=True)
     seed: int = option(0, "Of chance.", config_only=True)
@@ -62,7 +50,7 @@ class Baking(Options):
 @dataclass(frozen=True)
 class Box(Options):
     kind: str = option("tin", "In what.", "--box")
-    weight: Size = option(0, "How much.", "--box-weight")
+    weight: option_types.Size = option(0, "How much.", "--box-weight")
 
 
 @dataclass(frozen=True)
@@ -71,15 +59,15 @@ class Bread(Options):
     output: str = required("Where to.", "-o", "--output")
     baking: Baking = part(Baking())
     box: Box | None = part(switch="kind")
-    slices: Lengths = option((1,), "How thick.")
-    names: Names = option((), "Called so.")
-    salt: Share = option(0.02, "How much.")
-    water: Tokens | None = option(None, "How much.")
-    hands: Threads = option(None, "How many.")
+    slices: option_types.Lengths = option((1,), "How thick.")
+    names: option_types.Names = option((), "Called so.")
+    salt: option_types.Share = option(0.02, "How much.")
+    water: option_types.Tokens | None = option(None, "How much.")
+    hands: option_types.Threads = option(None, "How many.")
     seeds: tuple[str, ...] = option((), "On it.", "--seeded")
     rolls: Generations = option((), "As well.")
-    recipe: InputFile | None = option(None, "From where.")
-    lid: Count = option(2, "How heavy.")
+    recipe: option_types.InputFile | None = option(None, "From where.")
+    lid: option_types.Count = option(2, "How heavy.")
     rules = (
         only_with("water", "slices"),
         only_with("lid", "recipe"),
@@ -404,11 +392,11 @@ def test_a_wrong_value_is_told_with_its_option_and_what_is_allowed(
 
 
 def test_amounts_are_read_as_they_are_written() -> None:
-    assert list(map(size, ("0", "500 MB", "2GiB"))) == [0, 5 * 10**8, 2**31]
-    assert share("3%") == 0.03
+    assert list(map(option_types.size, ("0", "500 MB", "2GiB"))) == [0, 5 * 10**8, 2**31]
+    assert option_types.share("3%") == 0.03
     for text in ("3", "x", "8 QB"):
         with pytest.raises(ValueError, match=r"3%|8GB"):
-            (share if text != "8 QB" else size)(text)
+            (option_types.share if text != "8 QB" else option_types.size)(text)
 
 
 _OTHERWISE = {"output", "report", "also"}  # a file, or a folder; a model, or any arm

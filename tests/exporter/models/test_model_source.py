@@ -12,13 +12,7 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import (
-    GgufFileError,
-    ModelSourceError,
-    UnknownArchitectureError,
-    UnsafeInputError,
-    UnsafeModelError,
-)
+from exporter import errors
 from exporter.files import sha256_file
 from exporter.models.loading.model_files import (
     save_checkpoint,
@@ -34,17 +28,9 @@ from exporter.models.loading.sources import (
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import home_of
 from graph_passes.files.record import Change, ChangeRecord
+from tests import tiny_models
 from tests.raising import raises
 from tests.tiny_gguf import TinyGguf
-from tests.tiny_models import (
-    REVISION,
-    into_cache,
-    tiny_loaded,
-    tiny_model,
-    tiny_tokenizer,
-    write_encoder,
-    write_sentence_files,
-)
 
 
 def _folder(path: Path, config: dict[str, Any] | None = None) -> Path:
@@ -94,7 +80,7 @@ def test_what_is_no_model_is_refused_by_its_place(
     for name, content in files.items():
         written = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / name).write_text(written)
-    with raises(ModelSourceError, code, named):
+    with raises(errors.ModelSourceError, code, named):
         resolve_source(str(tmp_path / source))
 
 
@@ -116,7 +102,7 @@ def test_what_has_two_stacks_is_known_by_its_config(
     folder = _folder(tmp_path / "m", told)
     (folder / "model.safetensors").write_bytes(_weights("one"))
     if taken is None:
-        with raises(UnknownArchitectureError, "not-generating", folder):
+        with raises(errors.UnknownArchitectureError, "not-generating", folder):
             encoder_decoder_config(str(folder))
         return
     result = encoder_decoder_config(str(folder), allow_any_model_type=True)
@@ -169,10 +155,10 @@ def test_what_no_library_opens_may_be_anything_and_what_one_opens_is_bounded(
     os.truncate(folder / "train.txt", 1 << 40)
     assert source_sha256(str(folder))
     os.truncate(folder / "other.safetensors", 1 << 40)
-    with raises(ModelSourceError, "broken-header", "other.safetensors"):
+    with raises(errors.ModelSourceError, "broken-header", "other.safetensors"):
         source_sha256(str(folder))
     os.truncate(folder / "vocab.txt", 1 << 40)
-    with pytest.raises(UnsafeInputError):
+    with pytest.raises(errors.UnsafeInputError):
         source_sha256(str(folder))
 
 
@@ -228,7 +214,9 @@ def test_both_places_of_the_rotary_base(config: dict[str, Any], expected: dict[s
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
-    save_checkpoint(tiny_loaded("llama", tiny_tokenizer(), rope_theta=123.0), folder)
+    save_checkpoint(
+        tiny_models.tiny_loaded("llama", tiny_models.tiny_tokenizer(), rope_theta=123.0), folder
+    )
     return folder
 
 
@@ -244,10 +232,10 @@ def test_a_checkpoint_comes_back(checkpoint: Path) -> None:
     import torch
 
     assert load_model(str(checkpoint), dtype="bfloat16").model.dtype == torch.bfloat16
-    with raises(ModelSourceError, "unknown-dtype", "float64"):
+    with raises(errors.ModelSourceError, "unknown-dtype", "float64"):
         load_model(str(checkpoint), dtype="float64")
     loaded = load_model(str(checkpoint))
-    assert _logits(loaded.model).equal(_logits(tiny_model("llama", rope_theta=123.0)))
+    assert _logits(loaded.model).equal(_logits(tiny_models.tiny_model("llama", rope_theta=123.0)))
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert loaded.ref.architecture == "LlamaForCausalLM"
@@ -259,7 +247,7 @@ def test_a_checkpoint_comes_back(checkpoint: Path) -> None:
 
 @pytest.mark.torch
 def test_what_ships_without_weights(tmp_path: Path) -> None:
-    save_pretrained_files(tiny_loaded("llama", tiny_tokenizer()), tmp_path)
+    save_pretrained_files(tiny_models.tiny_loaded("llama", tiny_models.tiny_tokenizer()), tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -299,9 +287,9 @@ def test_pickled_weights_load_only_with_leave_and_where_there_are_no_others(
     expected = _logits(load_model(str(checkpoint)).model)
     (checkpoint / "pytorch_model.bin").write_bytes(b"not even a pickle")
     assert load_model(str(checkpoint), allow_pickle=True).ref.num_layers == 3
-    torch.save(tiny_model("llama").state_dict(), checkpoint / "pytorch_model.bin")
+    torch.save(tiny_models.tiny_model("llama").state_dict(), checkpoint / "pytorch_model.bin")
     (checkpoint / "model.safetensors").unlink()
-    with raises(ModelSourceError, "no-weights"):
+    with raises(errors.ModelSourceError, "no-weights"):
         load_model(str(checkpoint))
     assert _logits(load_model(str(checkpoint), allow_pickle=True).model).equal(expected)
 
@@ -314,16 +302,16 @@ def _rewrite_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.torch
 def test_an_unknown_type_and_its_code_stay_out(checkpoint: Path, tmp_path: Path) -> None:
     _rewrite_config(checkpoint, model_type="new_kid")
-    with raises(UnsafeModelError, "unread-model-type", "--allow-any-model-type"):
+    with raises(errors.UnsafeModelError, "unread-model-type", "--allow-any-model-type"):
         load_model(str(checkpoint))
-    with raises(UnknownArchitectureError, "unknown-model-type", "new_kid"):
+    with raises(errors.UnknownArchitectureError, "unknown-model-type", "new_kid"):
         load_model(str(checkpoint), allow_any_model_type=True)
     ran = tmp_path / "ran"
     (checkpoint / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass C: pass\n")
     _rewrite_config(checkpoint, auto_map={"AutoConfig": "code.C"})
-    with raises(UnsafeModelError, "unread-model-type", "--trust-remote-code"):
+    with raises(errors.UnsafeModelError, "unread-model-type", "--trust-remote-code"):
         load_model(str(checkpoint))
-    with raises(UnsafeModelError, "unknown-model-type", "--trust-remote-code"):
+    with raises(errors.UnsafeModelError, "unknown-model-type", "--trust-remote-code"):
         load_model(str(checkpoint), allow_any_model_type=True)
     assert not ran.exists()
 
@@ -333,13 +321,13 @@ def test_a_folder_that_pools_gives_token_states_whatever_class_its_config_names(
     tmp_path: Path,
 ) -> None:
     """So all-mpnet-base-v2 is written: its config names a head, and its weights have none."""
-    write_encoder(tmp_path)
+    tiny_models.write_encoder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["architectures"] = ["BertForMaskedLM"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with raises(ModelSourceError, "weights-missing"):
+    with raises(errors.ModelSourceError, "weights-missing"):
         load_model(str(tmp_path))
-    write_sentence_files(tmp_path)
+    tiny_models.write_sentence_files(tmp_path)
     assert load_model(str(tmp_path)).ref.architecture == "BertModel"
 
 
@@ -349,7 +337,7 @@ def test_what_a_config_names_is_taken_or_not(checkpoint: Path) -> None:
     assert load_model(str(checkpoint)).ref.architecture == "LlamaForCausalLM"
     expected = _logits(load_model(str(checkpoint)).model)
     (checkpoint / "model.safetensors").rename(checkpoint / "own.safetensors")
-    with raises(ModelSourceError, "no-weights", "model.safetensors"):
+    with raises(errors.ModelSourceError, "no-weights", "model.safetensors"):
         load_model(str(checkpoint))
     config = json.loads((checkpoint / "config.json").read_text())
     config["transformers_weights"] = "own.safetensors"
@@ -370,7 +358,7 @@ def test_a_folder_that_is_written_to_meanwhile(
         return load(*args, **kwargs)
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", written_to)
-    with raises(UnsafeModelError, "file-changed", "config.json"):
+    with raises(errors.UnsafeModelError, "file-changed", "config.json"):
         load_model(str(checkpoint))
 
 
@@ -389,7 +377,7 @@ def test_the_config_that_is_taken_is_the_one_that_was_looked_at(
         return seen[-1]
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", swapped)
-    with pytest.raises(UnsafeModelError):
+    with pytest.raises(errors.UnsafeModelError):
         load_model(str(checkpoint))
     assert seen[0].hidden_size > 1
     assert not hasattr(seen[0], "backbone")
@@ -402,11 +390,11 @@ def test_the_commit_of_a_hub_model_is_noted_and_a_hub_that_does_not_answer_is_to
     import huggingface_hub.constants
 
     assert load_model(str(checkpoint)).ref.revision is None
-    snapshot = into_cache(checkpoint, tmp_path / "hub", subfolder="")
-    assert load_model(str(snapshot)).ref.revision == REVISION
+    snapshot = tiny_models.into_cache(checkpoint, tmp_path / "hub", subfolder="")
+    assert load_model(str(snapshot)).ref.revision == tiny_models.REVISION
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with raises(ModelSourceError, "not-on-hub", "no-such/model"):
+    with raises(errors.ModelSourceError, "not-on-hub", "no-such/model"):
         resolve_source("no-such/model")
 
 
@@ -446,9 +434,9 @@ def _of_an_odd_type(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "kind", "code", "named"),
     [
-        (lambda content: content[:50_000_000], GgufFileError, "wrong-offset", "odd.gguf"),
-        (_of_an_odd_type, ModelSourceError, "unreadable", "odd.gguf"),
-        (lambda content: content.replace(b"llama", b"lxxma"), UnknownArchitectureError,
+        (lambda content: content[:50_000_000], errors.GgufFileError, "wrong-offset", "odd.gguf"),
+        (_of_an_odd_type, errors.ModelSourceError, "unreadable", "odd.gguf"),
+        (lambda content: content.replace(b"llama", b"lxxma"), errors.UnknownArchitectureError,
          "unknown-family", "lxxma"),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from exporter import errors
 from exporter.artifacts import ParityCheck
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.search_options import SearchOptions
@@ -22,14 +23,6 @@ from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Driver
 from exporter.engines.build.settings import BuildSettings
-from exporter.errors import (
-    BackendError,
-    DepthcutError,
-    EngineError,
-    OptionError,
-    UsageError,
-    VerificationError,
-)
 from exporter.files import sha256_file, sha256_files
 from exporter.models.graph_facts import read_facts
 from exporter.models.loading.sources import SourceOptions
@@ -146,7 +139,7 @@ def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> No
     plan = json.loads((again / "plan.json").read_text())
     assert plan["budget"] == {"attention": 1, "search": "greedy", "objective": "kl"}
     assert plan["predicted"]["kl"] > 0
-    with raises(UsageError, "", "--search"):
+    with raises(errors.UsageError, "", "--search"):
         _request(checkpoint, again, search=search, drops=DropRequest(plan=again / "plan.json"))
 
 
@@ -196,7 +189,7 @@ def test_a_bad_plan_is_refused_and_damages_nothing(
     plan = json.loads((again / "plan.json").read_text()) | {"deletions": deletions}
     (tmp_path / "bad.json").write_text(json.dumps(plan))
     before = _contents(again)
-    with raises(DepthcutError, code, "bad.json"):
+    with raises(errors.DepthcutError, code, "bad.json"):
         _walk(_request(checkpoint, again, drops=DropRequest(plan=tmp_path / "bad.json")))
     assert _contents(again) == before
 
@@ -211,7 +204,7 @@ def test_a_failed_check_keeps_the_earlier_candidate(
     )
     monkeypatch.setattr(parity, "check_export", lambda *_, **__: [wrong])
     before = _contents(again)
-    with raises(VerificationError, "wrong-results", "logits", "1.00e+00"):
+    with raises(errors.VerificationError, "wrong-results", "logits", "1.00e+00"):
         _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert _contents(again) == before
     assert not (again / ".depthcut" / "work" / "candidate").exists()
@@ -221,13 +214,13 @@ def test_a_run_that_failed_late_is_taken_up_again(
     checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> None:
-        raise BackendError("no more.")
+        raise errors.BackendError("no more.")
 
     before = _contents(again)
     request = _request(checkpoint, again, drops=DropRequest(Budget(mlp=1)))
     with monkeypatch.context() as patch:
         patch.setattr(stages, "compare", fails)
-        with pytest.raises(BackendError):
+        with pytest.raises(errors.BackendError):
             _walk(request)
     assert _contents(again) == before
     report, heard = _walk(request)
@@ -266,12 +259,12 @@ def test_what_can_not_work_fails_before_any_work(
     monkeypatch.setattr(
         "exporter.engines.build.libraries.ask_driver", lambda: Driver("no NVIDIA driver")
     )
-    with raises(DepthcutError, code, named):
+    with raises(errors.DepthcutError, code, named):
         _walk(_request(checkpoint, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
     request = _request(tmp_path / "no-model", tmp_path / "out")  # before a model is looked for, too
     for item, name in ((request.load, "dtype"), (request, "choose_dtype")):
-        with raises(OptionError, "", f"--{name.replace('_', '-')}", "float8"):
+        with raises(errors.OptionError, "", f"--{name.replace('_', '-')}", "float8"):
             replace(item, **{name: "float8"})
 
 
@@ -346,7 +339,7 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
 def test_a_foreign_folder_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "baseline").mkdir()
     (tmp_path / "baseline" / "mine.txt").touch()
-    with raises(UsageError, "not-ours", "baseline"):
+    with raises(errors.UsageError, "not-ours", "baseline"):
         _walk(_request(checkpoint, tmp_path))
     assert (tmp_path / "baseline" / "mine.txt").exists()
 
@@ -438,7 +431,7 @@ def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
 ) -> None:
     settings = BuildSettings(compute_capabilities=("sm89", "sm1"))
     wanted = EngineRequest("tensorrt-rtx", settings=settings)
-    with raises(EngineError, "unknown-card", "sm1"):
+    with raises(errors.EngineError, "unknown-card", "sm1"):
         _walk(_request(checkpoint, tmp_path / "out", engines=wanted))
     assert not (tmp_path / "out").exists()
 

@@ -12,19 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter import errors
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.checkpoint.pruned_model import load_pruned
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.engines.build.profiles import Span
-from exporter.errors import (
-    ComparisonError,
-    ExportError,
-    ModelSourceError,
-    PlanError,
-    TextSourceError,
-)
 from exporter.export.forms.targets import write_form
 from exporter.gate.gate import check
 from exporter.gate.limits import Limits
@@ -40,19 +34,10 @@ from exporter.quantize.settings import QuantizeSettings
 from exporter.report.files import rendered
 from exporter.score import ScoreOptions, score
 from graph_passes.files.storage import load_model as load_graph
+from tests import tiny_models
 from tests.raising import raises
 from tests.reading import lines_of, run_lines
 from tests.text_graphs import WORDS
-from tests.tiny_models import (
-    KINDS,
-    skipped,
-    write_bert_tokenizer,
-    write_classifier,
-    write_encoder,
-    write_images,
-    write_passages,
-    write_sentence_files,
-)
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -62,7 +47,7 @@ ARMS = ("baseline", "candidate", "baseline-quantized", "candidate-quantized")
 
 def request_for(source: Path, out: Path, **changes: Any) -> ExportRequest:
     text, other = source / "scored.txt", source / "judged.txt"
-    write_passages(text)
+    tiny_models.write_passages(text)
     other.write_text(text.read_text().replace("\n\n", " if if\n\n"))
     return ExportRequest(
         source=str(source), out=out, drops=DropRequest(Budget(attention=1)),
@@ -80,8 +65,8 @@ def request_for(source: Path, out: Path, **changes: Any) -> ExportRequest:
 @pytest.fixture(scope="module")
 def pooled(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     source = tmp_path_factory.mktemp("source")
-    write_encoder(source)
-    write_sentence_files(source, normalise=True, prompts={"query": "the value"})
+    tiny_models.write_encoder(source)
+    tiny_models.write_sentence_files(source, normalise=True, prompts={"query": "the value"})
     (source / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     out = source / "out"
     quantize = QuantizeSettings(scheme="int8")
@@ -149,16 +134,16 @@ def test_without_the_option_the_graph_gives_token_states_alone(
 @pytest.mark.parametrize(
     ("head", "spoil", "kind", "code"),
     [
-        ("Model", "modules.json", ModelSourceError, "no-modules"),
-        ("Model", "1_Pooling/config.json", ModelSourceError, "pooling-missing"),
-        ("ForSequenceClassification", "", ExportError, "no-token-states"),
+        ("Model", "modules.json", errors.ModelSourceError, "no-modules"),
+        ("Model", "1_Pooling/config.json", errors.ModelSourceError, "pooling-missing"),
+        ("ForSequenceClassification", "", errors.ExportError, "no-token-states"),
     ],
 )
 def test_what_can_t_be_pooled_is_refused_before_it_is_scored(
     tmp_path: Path, head: str, spoil: str, kind: Any, code: str
 ) -> None:
-    write_encoder(tmp_path, head)
-    write_sentence_files(tmp_path)
+    tiny_models.write_encoder(tmp_path, head)
+    tiny_models.write_sentence_files(tmp_path)
     if spoil:
         (tmp_path / spoil).unlink()
     with raises(kind, code):
@@ -173,7 +158,9 @@ def test_a_classifier_keeps_its_head_and_its_labels(
     labels = {0: "bad", 1: "good", 2: "middling"}
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
-    write_encoder(source, head, id2label=labels, label2id={v: k for k, v in labels.items()})
+    tiny_models.write_encoder(
+        source, head, id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
     report = export_model(request_for(source, out, checkpoint=True))
     accuracy = report.accuracy
     assert accuracy.kl_divergence > 0
@@ -191,8 +178,8 @@ def test_a_classifier_keeps_its_head_and_its_labels(
 def test_a_reranker_is_scored_and_judged_on_pairs(exports_once: None, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
-    write_encoder(source, "ForSequenceClassification", num_labels=1)
-    write_bert_tokenizer(source)
+    tiny_models.write_encoder(source, "ForSequenceClassification", num_labels=1)
+    tiny_models.write_bert_tokenizer(source)
     request = request_for(source, out)
     line = "the {0} the {0} of in to a of in. rest of {0} in the value string to the class"
     for name, words in (("scored.txt", WORDS[:10]), ("judged.txt", WORDS[10:])):
@@ -240,7 +227,7 @@ def image_request(source: Path, out: Path, **changes: Any) -> ExportRequest:
 def noisy(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A model that was scored and judged on noise, since nobody named images."""
     place = tmp_path_factory.mktemp("noisy")
-    source = write_classifier(place / "source")
+    source = tiny_models.write_classifier(place / "source")
     quantize = QuantizeSettings(scheme="int8-qdq", calibration=("random",))
     request = image_request(source, place / "out", checkpoint=True, quantize=quantize)
     return place, export_model(request)
@@ -251,9 +238,9 @@ def labelled(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tu
     """A model that was scored on images, and judged on others with labels."""
     pytest.importorskip("PIL")
     place = tmp_path_factory.mktemp("labelled")
-    source = write_classifier(place / "source")
-    scored = write_images(place / "scored", 6)
-    judged = write_images(place / "judged", IMAGES, KINDS, seed=50)
+    source = tiny_models.write_classifier(place / "source")
+    scored = tiny_models.write_images(place / "scored", 6)
+    judged = tiny_models.write_images(place / "judged", IMAGES, tiny_models.KINDS, seed=50)
     request = image_request(
         source,
         place / "out",
@@ -273,7 +260,7 @@ def logits_of(place: Path, report: ComparisonReport) -> tuple[Any, Any, list[str
     model: Any = loaded.model
     with torch.inference_mode():
         whole = model(pixel_values=pixels).logits.double()
-        with skipped(model, report.plan):
+        with tiny_models.skipped(model, report.plan):
             cut = model(pixel_values=pixels).logits.double()
     return whole, cut, [str(picture.label) for picture in images.pictures]
 
@@ -305,7 +292,7 @@ def test_the_checkpoint_is_the_cut_model(noisy: tuple[Path, Any]) -> None:
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     whole: Any = load_model(str(place / "source")).model
     pruned: Any = load_pruned(folder).model
-    with torch.inference_mode(), skipped(whole, report.plan):
+    with torch.inference_mode(), tiny_models.skipped(whole, report.plan):
         expected = whole(pixel_values=images).logits
     with torch.inference_mode():
         assert pruned(pixel_values=images).logits == pytest.approx(expected, abs=1e-5)
@@ -360,7 +347,7 @@ def test_labels_are_part_of_what_a_report_knows_and_times(labelled: tuple[Path, 
 def test_labels_give_the_shares_of_right_images(labelled: tuple[Path, Any]) -> None:
     place, report = labelled
     whole, cut, labels = logits_of(place, report)
-    right = np.array([KINDS.index(label) for label in labels])
+    right = np.array([tiny_models.KINDS.index(label) for label in labels])
     tasks = {task.metric: task for task in report.accuracy.tasks}
     for metric, many in (("top1", 1), ("top5", 5)):
         shares = [
@@ -376,11 +363,11 @@ def test_labels_give_the_shares_of_right_images(labelled: tuple[Path, Any]) -> N
 @pytest.mark.parametrize(
     ("scored", "changes", "kind", "code", "named"),
     [
-        ("judged", {}, ComparisonError, "same-text", "judged"),
+        ("judged", {}, errors.ComparisonError, "same-text", "judged"),
         (
             "scored",
             {"drops": DropRequest(Budget(floors=Floors(top1_agreement=0.98))), "compare": NOISE},
-            PlanError,
+            errors.PlanError,
             "too-few-to-show",
             183,
         ),
@@ -400,16 +387,16 @@ def test_images_that_serve_both_ends_or_are_too_few_are_refused(
 @pytest.mark.parametrize(
     ("judged", "kind", "code", "named"),
     [
-        ("labels", ComparisonError, "labels-mismatch", ("zebra", "kind0")),
-        ("broken", TextSourceError, "no-image", ("1.png",)),
-        ("a.txt", TextSourceError, "no-images", ("a.txt",)),
+        ("labels", errors.ComparisonError, "labels-mismatch", ("zebra", "kind0")),
+        ("broken", errors.TextSourceError, "no-image", ("1.png",)),
+        ("a.txt", errors.TextSourceError, "no-images", ("a.txt",)),
     ],
 )
 def test_what_an_image_model_can_not_be_judged_on_is_refused(
     labelled: tuple[Path, Any], tmp_path: Path, judged: str, kind: Any, code: str, named: Any
 ) -> None:
-    write_images(tmp_path / "labels", 2, ("zebra",))
-    write_images(tmp_path / "broken", 2)
+    tiny_models.write_images(tmp_path / "labels", 2, ("zebra",))
+    tiny_models.write_images(tmp_path / "broken", 2)
     (tmp_path / "broken" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "a.txt").write_text("text")
     arms = [labelled[0] / "out" / arm for arm in ("baseline", "candidate")]
@@ -420,8 +407,8 @@ def test_what_an_image_model_can_not_be_judged_on_is_refused(
 @pytest.mark.parametrize(
     ("name", "kind", "code"),
     [
-        ("preprocessor_config.json", ModelSourceError, "no-image-processor"),
-        ("config.json", ComparisonError, "no-image-config"),
+        ("preprocessor_config.json", errors.ModelSourceError, "no-image-processor"),
+        ("config.json", errors.ComparisonError, "no-image-config"),
     ],
 )
 def test_what_a_folder_lacks_is_told(
@@ -433,7 +420,7 @@ def test_what_a_folder_lacks_is_told(
     for arm in arms:
         shutil.copytree(place / "out" / arm.name, arm)
         (arm / name).unlink()
-    images = write_images(tmp_path / "images", 2)
+    images = tiny_models.write_images(tmp_path / "images", 2)
     options = judged_on(images) if name != "config.json" else NOISE
     with raises(kind, code, name):
         compare(*arms, options)

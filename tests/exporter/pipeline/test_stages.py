@@ -17,20 +17,8 @@ from exporter.artifacts.store import StageLedger
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.cli.export import export
 from exporter.errors import ComparisonError, DepthcutError, OptionError, UnmetGoalError, UsageError
+from exporter.pipeline import quantizing, refusals
 from exporter.pipeline import quantizing as shared
-from exporter.pipeline.quantizing import (
-    Finished,
-    SharedStages,
-    quantize,
-    quantize_key,
-    take_or_make,
-)
-from exporter.pipeline.refusals import (
-    USELESS_COSINE,
-    refuse_bad_options,
-    refuse_foreign_results,
-    refuse_useless,
-)
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.progress import Quiet
@@ -95,8 +83,8 @@ def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
     exported: Path, quantised: list[tuple[str, QuantizeSettings]]
 ) -> None:
     run = run_in(exported)
-    files, notes = quantize(run, EIGHT)
-    run.ledger.record(QUANTIZE, quantize_key(run, EIGHT), files, notes)
+    files, notes = quantizing.quantize(run, EIGHT)
+    run.ledger.record(QUANTIZE, quantizing.quantize_key(run, EIGHT), files, notes)
     run.ledger.publish()
     assert quantised == [("baseline", EIGHT), ("candidate", EIGHT)]
     for arm, folder in QUANTIZED.items():
@@ -116,10 +104,12 @@ def test_it_is_stale_when_graphs_settings_or_text_are_others(
     text.write_text("one")
     settings = replace(EIGHT, calibration=(str(text),))
     run = run_in(exported)
-    run.ledger.record(QUANTIZE, quantize_key(run, settings), *quantize(run, settings))
+    run.ledger.record(
+        QUANTIZE, quantizing.quantize_key(run, settings), *quantizing.quantize(run, settings)
+    )
 
     def valid(quantize_settings: QuantizeSettings) -> bool:
-        return run.ledger.valid(QUANTIZE, quantize_key(run, quantize_settings))
+        return run.ledger.valid(QUANTIZE, quantizing.quantize_key(run, quantize_settings))
 
     assert valid(settings)
     assert not valid(replace(settings, block_size=64))
@@ -140,7 +130,7 @@ def test_what_fails_halfway_leaves_the_results_as_they_were(
     before = sorted(exported.rglob("*"))
     monkeypatch.setattr("exporter.pipeline.quantizing.quantize_file", broken)
     with pytest.raises(DepthcutError):
-        quantize(run_in(exported), EIGHT)
+        quantizing.quantize(run_in(exported), EIGHT)
     kept = [path for path in exported.rglob("*") if ".depthcut" not in str(path)]
     assert sorted(kept) == [path for path in before if ".depthcut" not in str(path)]
 
@@ -149,7 +139,9 @@ def test_a_run_that_quantises_nothing_keeps_only_what_is_of_its_graphs(
     exported: Path, quantised: list[tuple[str, QuantizeSettings]]
 ) -> None:
     run = run_in(exported)
-    run.ledger.record(QUANTIZE, quantize_key(run, EIGHT), *quantize(run, EIGHT))
+    run.ledger.record(
+        QUANTIZE, quantizing.quantize_key(run, EIGHT), *quantizing.quantize(run, EIGHT)
+    )
     run.ledger.publish()
     folders = [exported / folder for folder in QUANTIZED.values()]
     for changed in (False, True):
@@ -164,11 +156,11 @@ def test_a_run_that_quantises_nothing_keeps_only_what_is_of_its_graphs(
 
 def test_folders_that_someone_else_made_are_left_alone(exported: Path) -> None:
     run = run_in(exported)
-    refuse_foreign_results(run)
+    refusals.refuse_foreign_results(run)
     (exported / "candidate-quantized").mkdir()
     with raises(UsageError, "not-ours", "candidate-quantized"):
-        refuse_foreign_results(run)
-    refuse_foreign_results(run_in(exported, quantize=None))
+        refusals.refuse_foreign_results(run)
+    refusals.refuse_foreign_results(run_in(exported, quantize=None))
 
 
 @pytest.fixture
@@ -200,9 +192,9 @@ def test_what_can_not_be_quantised_is_refused_before_any_work(
         "exporter.export.forms.targets.refuse_options", lambda *_, **__: None, raising=False
     )
     request = run_in(tmp_path).request
-    refuse_bad_options(request)
+    refusals.refuse_bad_options(request)
     with raises(UsageError, code, named):
-        refuse_bad_options(replace(request, **changes))
+        refusals.refuse_bad_options(replace(request, **changes))
 
 
 @pytest.mark.parametrize(("settings", "room"), [(None, None), (EIGHT, None), (FP8, 0)])
@@ -224,10 +216,12 @@ def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(tmp_path: Pa
     request = run_in(tmp_path).request
     judged = replace(request.compare, eval_text=str(text))
     fitted = QuantizeSettings("int8-qdq", calibration=(str(text),))
-    refuse_bad_options(replace(request, quantize=fitted))
+    refusals.refuse_bad_options(replace(request, quantize=fitted))
     with raises(ComparisonError, "same-text"):
-        refuse_bad_options(replace(request, quantize=fitted, compare=judged))
-    refuse_bad_options(replace(request, quantize=replace(fitted, scheme="int8"), compare=judged))
+        refusals.refuse_bad_options(replace(request, quantize=fitted, compare=judged))
+    refusals.refuse_bad_options(
+        replace(request, quantize=replace(fitted, scheme="int8"), compare=judged)
+    )
 
 
 def asked(*options: str) -> QuantizeSettings | None:
@@ -277,7 +271,7 @@ class Maker:
     def __init__(self, work: Path, text: str = "weights") -> None:
         self.work, self.text, self.calls = work, text, 0
 
-    def __call__(self) -> Finished:
+    def __call__(self) -> quantizing.Finished:
         self.calls += 1
         (self.work / "baseline" / "sub").mkdir(parents=True, exist_ok=True)
         files = [self.work / "baseline" / "sub" / "w.bin", self.work / "note.json"]
@@ -290,7 +284,7 @@ def walk(folder: Path, root: Path, key: Any = KEY, text: str = "weights") -> tup
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     make = Maker(work, text)
-    (files, notes), made = take_or_make(root, "export", key, work, make)
+    (files, notes), made = quantizing.take_or_make(root, "export", key, work, make)
     assert made == bool(make.calls)
     assert {path.read_text() for path in files} == {notes[0]}
     return make, work
@@ -347,18 +341,18 @@ def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
     for path in work.rglob("*"):
         if path.is_file():
             path.unlink()
-    SharedStages(root).tidy()
+    quantizing.SharedStages(root).tidy()
     assert len(list(root.glob("export-*"))) == 1
     assert walk(tmp_path / "c", root)[0].calls == 0
     assert walk(tmp_path / "d", root, {"model": "gone"}, "other")[0].calls == 1
 
 
 def test_a_stage_that_fails_is_nobody_s(tmp_path: Path) -> None:
-    def fail() -> Finished:
+    def fail() -> quantizing.Finished:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        take_or_make(tmp_path / ".depthcut" / "shared", "export", KEY, tmp_path, fail)
+        quantizing.take_or_make(tmp_path / ".depthcut" / "shared", "export", KEY, tmp_path, fail)
     assert walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")[0].calls == 1
 
 
@@ -413,8 +407,8 @@ TWICE = math.log(2)
         (run_of(5.0, given=True), None),
         (run_of(None), None),
         # An encoder whose embeddings are others.
-        (run_of(0.6, figure="cosine"), ("--drop-attn 4", "0.600", USELESS_COSINE)),
-        (run_of(USELESS_COSINE + 0.01, figure="cosine"), None),
+        (run_of(0.6, figure="cosine"), ("--drop-attn 4", "0.600", refusals.USELESS_COSINE)),
+        (run_of(refusals.USELESS_COSINE + 0.01, figure="cosine"), None),
         (run_of(0.6, refuses=False, figure="cosine"), None),
         # A classifier whose texts get other classes, if enough texts show it.
         (of_classes(0.6, 100), ("--drop-attn 4", "60%", "made")),
@@ -433,7 +427,7 @@ def test_a_cut_that_ruins_the_model_is_refused_unless_it_is_asked_for(
     asked: Any, words: tuple[object, ...] | None
 ) -> None:
     if words is None:
-        refuse_useless(asked)
+        refusals.refuse_useless(asked)
         return
     with raises(UnmetGoalError, "useless", *words):
-        refuse_useless(asked)
+        refusals.refuse_useless(asked)
