@@ -233,10 +233,6 @@ def made_result(ratio: float, perplexity: float, *, scheme: str = "", **changes:
         "top1_agreement": 0.8,
         "baseline_bytes": 160_000_000 if scheme else 540_000_000,
         "candidate_bytes": 150_000_000 if scheme else 510_000_000,
-        "baseline_parameters": 134_500_000,
-        "candidate_parameters": 127_400_000,
-        "baseline_kv_bytes_per_token": 46_080,
-        "candidate_kv_bytes_per_token": 33_792,
         "against_float": AgainstFloat(
             whole_bytes=540_000_000, whole_perplexity=14.6, kl_divergence=0.3, top1_agreement=0.7
         )

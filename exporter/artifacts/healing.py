@@ -68,17 +68,16 @@ class HealedEmbeddings(Record):
     role: Literal["calibration", "other"]
     text: CalibrationRef
     dropped: float
-    dropped_std_error: float | None
     healed: float
-    healed_std_error: float | None
     gain: float
     gain_std_error: float | None
     dropped_correlation: float | None = None
     healed_correlation: float | None = None
-    healed_correlation_std_error: float | None = None
     healed_ci95: tuple[float, float] | None = None
     healed_correlation_ci95: tuple[float, float] | None = None
     degrees: float | None = None
+
+    _earlier = ignoring("dropped_std_error", "healed_std_error", "healed_correlation_std_error")
 
 
 class HealedClasses(Record):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.accuracy import Interval, PerplexityPair, TaskResult
-from exporter.artifacts.base import Artifact, Count, Length, Record
+from exporter.artifacts.base import Artifact, Count, Length, Record, ignoring
 from exporter.artifacts.latency import Speedup, TimedPhase, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, ModelRef, PlannedDeletion
 
@@ -167,15 +167,16 @@ class SweepResult(Record):
     top1_agreement: float | None = None
     baseline_bytes: Count
     candidate_bytes: Count
-    baseline_parameters: Count
-    candidate_parameters: Count
-    baseline_kv_bytes_per_token: Count
-    candidate_kv_bytes_per_token: Count
     against_float: AgainstFloat | None = None
     precision: str
     machine: str
     threads: Length
     notices: list[str] = Field(default_factory=list)
+
+    _earlier = ignoring(
+        *("baseline_parameters", "candidate_parameters"),
+        *("baseline_kv_bytes_per_token", "candidate_kv_bytes_per_token"),
+    )
 
 
 class SweepCell(Record):

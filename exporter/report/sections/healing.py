@@ -92,12 +92,8 @@ def healing_grid(healing: Healing, caption: str = "In PyTorch", read: Nouns = TE
 
 
 def _rows(text: HealedText) -> Iterator[list[str]]:
-    before, after, share = text.dropped, text.healed, text.gained_share
-    gain = f"{text.gain:+.3f} nats"
-    if text.gain_std_error is not None:
-        gain += f" ± {text.gain_std_error:.3f}"
-    if share is not None:
-        gain += f" ({100 * share:.0f} %)"
+    before, after = text.dropped, text.healed
+    gain = _gain(text, 3, " nats", before.log_perplexity_increase)
     perplexities = (text.baseline_perplexity, before.perplexity, after.perplexity)
     name = f"{text.text.source}, {_ROLES[text.role]}"
     yield [name, "perplexity", *map(significant, perplexities), gain]
@@ -108,12 +104,17 @@ def _rows(text: HealedText) -> Iterator[list[str]]:
     yield ["", "same top-1", "100 %", percent(one), percent(two), change]
 
 
+def _gain(
+    text: HealedText | HealedEmbeddings | HealedClasses, digits: int, unit: str, lost: float
+) -> str:
+    """What came back, how sure that is, and which share of the loss."""
+    error = "" if text.gain_std_error is None else f" ± {text.gain_std_error:.{digits}f}"
+    share = f" ({100 * text.gain / lost:.0f} %)" if lost > 0 else ""
+    return f"{text.gain:+.{digits}f}{unit}{error}{share}"
+
+
 def _embedding_rows(text: HealedEmbeddings) -> Iterator[list[str]]:
-    gain = f"{text.gain:+.4f}"
-    if text.gain_std_error is not None:
-        gain += f" ± {text.gain_std_error:.4f}"
-    if text.dropped < 1:
-        gain += f" ({100 * text.gain / (1 - text.dropped):.0f} %)"
+    gain = _gain(text, 4, "", 1 - text.dropped)
     name = f"{text.text.source}, {_ROLES[text.role]}"
     dropped, healed = f"{text.dropped:.4f}", f"{text.healed:.4f}"
     yield [name, "mean cosine of embeddings", "1", dropped, healed, gain]
@@ -124,11 +125,7 @@ def _embedding_rows(text: HealedEmbeddings) -> Iterator[list[str]]:
 
 
 def _class_rows(text: HealedClasses) -> Iterator[list[str]]:
-    gain = f"{text.gain:+.4f} nats"
-    if text.gain_std_error is not None:
-        gain += f" ± {text.gain_std_error:.4f}"
-    if text.dropped_kl > 0:
-        gain += f" ({100 * text.gain / text.dropped_kl:.0f} %)"
+    gain = _gain(text, 4, " nats", text.dropped_kl)
     kls = (significant(kl, 3) for kl in (text.dropped_kl, text.healed_kl))
     yield [f"{text.text.source}, {_ROLES[text.role]}", "KL of classes, nats", "0", *kls, gain]
     one, two = text.dropped_same, text.healed_same
