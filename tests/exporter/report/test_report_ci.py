@@ -51,6 +51,11 @@ def found(report: ComparisonReport) -> CheckReport:
     return check(report, Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
 
 
+def test_a_speedup_is_told_as_a_factor_with_its_limit(report: ComparisonReport) -> None:
+    first, *_ = check_grid(check(report, Limits(min_speedup=1.1))).rows
+    assert (str(first[3]).partition(" [")[0], first[4]) == ("1.136x", "at least 1.100x")
+
+
 def test_each_verdict_has_its_place_in_junit(found: CheckReport) -> None:
     root = Xml.fromstring(junit(found))
     (suite,) = root

@@ -487,6 +487,8 @@ def test_letters_stay_whatever_is_done_so_far(tmp_path: Path) -> None:
     assert [row[1] for row in rows] == ["A: a", "B: a", "C: b"]
     assert [row[3] for row in rows] == ["failed", "not run", "1.14x"]
     assert sweep_lead(made_sweep(cells)).endswith("3 cells, 1 done, 1 failed, 1 not run.")
+    write_sweep(made_sweep(cells), tmp_path)
+    assert f"[C: b](<{cells[2].folder}/report.html>)" in (tmp_path / "sweep.md").read_text()
     report = made_sweep(cells[:2])  # nothing done is a table too
     assert [row[3] for row in words(cells_grid(report))] == ["failed", "not run"]
     write_sweep(report, tmp_path)
