@@ -80,6 +80,7 @@ def test_the_report_has_all_parts_and_survives_the_disk(
     assert {row.verdict for row in report.latency} == {"inconclusive"}  # of two rounds each
     assert all(row.settled is not None for row in report.latency)
     assert report.made_from["candidate"] == cut.sha256
+    assert report.corners == []
     accuracy = present(report.accuracy)
     assert accuracy.text_source.startswith("pydoc (evaluation half")
     assert accuracy.tokens == 96
