@@ -6,7 +6,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -210,28 +209,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(inline=_inline, spanned=_spanned, kind=_kind, layout=_Layout.of)
+    environment.filters.update(inline=_inline, spanned=_spanned, kind=_kind, parted=_parted)
     environment.globals["signs"] = _SIGNS
     return environment
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What of a section is open, and what is opened by a click."""
-
-    figures: Sequence[Figure]
-    blocks: Sequence[Block]
-    folded: Sequence[Grid]
-
-    @classmethod
-    def of(cls, section: Section) -> _Layout:
-        grids = [block for block in section.blocks if isinstance(block, Grid)]
-        long = [g for g in grids if len(g.rows) > _LONG_TABLE and not section.stays_open]
-        return cls(
-            section.figures,
-            [block for block in section.blocks if block not in long],
-            long,
-        )
+def _parted(section: Section) -> tuple[list[Block], list[Grid]]:
+    """What of a section's blocks is open, and what is opened by a click."""
+    grids = [block for block in section.blocks if isinstance(block, Grid)]
+    long = [g for g in grids if len(g.rows) > _LONG_TABLE and not section.stays_open]
+    return [block for block in section.blocks if block not in long], long
 
 
 def _inline(text: str) -> Markup:

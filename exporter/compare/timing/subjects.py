@@ -55,11 +55,7 @@ class Probe(Protocol):
     """One arm bound to one cell of the grid."""
 
     def sample(self, clock: Clock) -> Sample:
-        """Runs once.
-
-        Raises:
-            BackendError: The run fails.
-        """
+        """Runs once."""
 
 
 class TimedArm(Protocol):
@@ -79,12 +75,7 @@ class TimedArm(Protocol):
         """Times this one of its builds from now on; an arm of fewer begins again."""
 
     def probe(self, cell: Shape) -> Probe:
-        """Binds it to a cell.
-
-        Raises:
-            BackendError: A first run fails.
-            ComparisonError: An input's meaning isn't known.
-        """
+        """Binds it to a cell."""
 
 
 class CallProbe:

@@ -12,9 +12,9 @@ from exporter.artifacts import (
 from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
 from exporter.report.sections.latency import interval_tone
-from exporter.report.sections.summary import COUNTED, SAME, accuracy_grid
+from exporter.report.sections.summary import COUNTED, accuracy_grid, same_words
 from exporter.report.sections.verdict import why_no_accuracy
-from exporter.report.words import interval_words, or_dash, significant
+from exporter.report.words import interval_words, or_dash, read_by, significant
 
 IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "
@@ -41,7 +41,7 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
     intervals = {
         "log perplexity, increase in nats": accuracy.log_perplexity_increase,
         "KL divergence, nats": accuracy.kl_interval,
-        _same(accuracy): accuracy.top1_interval,
+        same_words(accuracy): accuracy.top1_interval,
     }
     rows = [
         [what, significant(interval.value, 3), interval_words(interval.ci95)]
@@ -51,13 +51,6 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
     if rows:
         header = ["", "estimate", "95 % interval"]
         yield Grid("Intervals over samples, paired", header, rows, right=(1, 2))
-
-
-def _same(accuracy: Accuracy) -> str:
-    if accuracy.compared == "order":
-        return f"same {SAME['order']}"
-    is_token = accuracy.images is None and accuracy.compared == "tokens"
-    return f"same most likely {'token' if is_token else 'class'}"
 
 
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
@@ -79,16 +72,9 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
         )
     if (text := report.calibration) is None:
         yield Note(f"Which {kind} importance was measured on is not on record here.")
-    elif accuracy.images is not None:
-        yield Note(
-            f"Importance was measured on other images: {text.source}, {text.samples:,} of them "
-            f"(SHA-256 `{text.sha256[:12]}`)."
-        )
     else:
-        yield Note(
-            f"Importance was measured on another text: {text.source}, {text.samples} x "
-            f"{text.sequence_length}, {text.tokens:,} tokens (SHA-256 `{text.sha256[:12]}`)."
-        )
+        known = f"{text.describe(read_by(report))} (SHA-256 `{text.sha256[:12]}`)"
+        yield Note(f"Importance was measured on other {kind}: {known}.")
     if accuracy.kl_divergence is not None:
         yield Note(
             "KL divergence is KL(baseline || candidate) of the next-token distributions, of a "

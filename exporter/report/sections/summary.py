@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from exporter.artifacts import (
+    Accuracy,
     Answer,
     Arm,
     ComparisonReport,
@@ -81,8 +82,7 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
     if accuracy.kl_divergence is not None:
         rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
     if accuracy.top1_agreement is not None:
-        what = "top-1 class" if accuracy.images is not None else SAME[accuracy.compared]
-        rows.append((f"same {what}", "", percent(accuracy.top1_agreement), "", ""))
+        rows.append((same_words(accuracy), "", percent(accuracy.top1_agreement), "", ""))
     if accuracy.images is not None and accuracy.top5_agreement is not None:
         rows.append(("same of top-5 classes", "", percent(accuracy.top5_agreement), "", ""))
     if (generation := accuracy.generation) is not None:
@@ -99,6 +99,11 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
             for what, (value, interval) in cosines.items()
         ]
     return rows
+
+
+def same_words(accuracy: Accuracy) -> str:
+    """What is the same in both arms where they agree."""
+    return f"same {'top-1 class' if accuracy.images is not None else SAME[accuracy.compared]}"
 
 
 def _bounds(interval: Interval) -> str:

@@ -173,7 +173,7 @@ def test_all_parts_are_there_and_the_verdict_comes_first(report: ComparisonRepor
         "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layer 3",
         "| decode after 512 tokens | baseline | 106 | 127 | 159 | 12 | 1.060x",
         "| kv | decode | 1.0 | 0.0030 | **does not hold** |",
-        "another text: self, seed 0, 3 x 4, 12 tokens (SHA-256 `000000000000`)",
+        "other text: 3 samples of self, seed 0 (12 tokens) (SHA-256 `000000000000`)",
         "depthcut export 'my model' -o out",
         "the candidate cand model/model.onnx (SHA-256",
         "| other processes while timing | 3 % of all CPU time |",
