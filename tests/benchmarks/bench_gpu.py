@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -116,22 +117,6 @@ class Sizes:
         return max(0, int(left // (room * self.cache_per_token)))
 
 
-def largest_fit(fits: Callable[[int], bool], guess: int, high: int) -> int:
-    """The largest number up to ``high`` that fits, 0 where none does; steps from a guess grow."""
-    number, step, below, above = min(max(1, guess), high), 1, 0, high + 1
-    while above - below > 1:
-        if fits(number):
-            below = number
-        else:
-            above = number
-        if below and above <= high:
-            number = (below + above) // 2
-        else:
-            number = min(below + step, high) if below else max(above - step, 1)
-        step *= 2
-    return below
-
-
 @dataclass
 class Bench:
     """One folder: what is measured already, the models and engines that lie there."""
@@ -232,11 +217,6 @@ def answers(decoder: Decoder, room: int) -> dict[str, NDArray[Any]]:
     return {"prefill": first[None], "decode": np.stack(steps)}
 
 
-def scratch_bytes(engines: Path) -> int | None:
-    record = next(EngineRecord.read(sidecar_path(path)) for path in engines.glob("*.engine"))
-    return record.memory_bytes.get("activation")
-
-
 def look_at_card(bench: Bench) -> None:
     """The card, and the bytes a second of a copy within it."""
 
@@ -305,7 +285,9 @@ def time_attention(bench: Bench) -> None:
         engines = bench.built(onnx, form, ("decode",), ranges, cache_reads=reads)
 
         def measured(batch: int, form: str = form, engines: Path = engines) -> list[Row]:
-            facts = {"subject": "attention", "arm": form, "scratch": scratch_bytes(engines)}
+            record = EngineRecord.read(sidecar_path(next(engines.glob("*.engine"))))
+            scratch = record.memory_bytes.get("activation")
+            facts = {"subject": "attention", "arm": form, "scratch": scratch}
             with bench.stepping(engines, batch) as decoder:
                 return [facts | bench.step_row(decoder, batch, n, sizes) for n in case.pasts]
 
@@ -354,7 +336,7 @@ def large_rows(bench: Bench, name: str, shape: LlamaShape, arm: str) -> list[Row
     guess = max(1, sizes.largest_batch(ask_driver().devices[0].memory_bytes, case.room))
     high = guess + guess // 4 + 1
     engines = bench.built(onnx, "decode", ("decode",), Ranges(batch=Span(1, guess, high)))
-    batch = largest_fit(partial(runs_at, bench, engines), guess, high)
+    batch = bisect_left(range(1, high + 1), True, key=lambda n: not runs_at(bench, engines, n))
     if not batch:
         sys.exit(f"{name}, {arm}: not one sequence of {case.room} positions fits the card.")
     prefill_s, decode_s = batch * prompt["ms"] / 1e3, steps_s(bench, engines, batch)

@@ -10,11 +10,12 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plans import parse_drops
@@ -40,8 +41,8 @@ CUTS = {
 }
 """By the cosines of attentions and blocks on WikiText-2's valid part, MLPs aside."""
 TOKENS = 256
-_PEERS = str(Path(__file__).with_name("peers.py"))
-MOST_KL_RATIO = 2.0
+_PEERS = Path(__file__).with_name("peers.py")
+MOST_RATIO = 2.0  # of the KL divergence of the whole file
 MOST_MLX_ERROR = 1e-3
 """Of the largest logit."""
 
@@ -74,13 +75,12 @@ class Bench:
         """Holds DeciLM folders against PyTorch, by the largest error beside the largest logit."""
         print_head("cut", "error", "mlx")
         wrong = 0
-        for name in self._cuts:
-            plan, target = self._plan(name, "mlx"), self._folder / name.replace(" ", "_")
+        for name, plan, target in self._plans("mlx"):
             maps = plan.replacements
             write_checkpoint(
                 self._loaded, plan.plan, target, replacements=maps, form="decilm", server="mlx"
             )
-            theirs, version = self._asked([python, _PEERS, "answers", "mlx"], target)
+            theirs, version = self._asked(python, "mlx", target)
             ours = self._logits(plan)
             error = float(np.abs(ours - theirs).max() / np.abs(ours).max())
             print_row(name, f"{error:.1e}", version)
@@ -90,54 +90,45 @@ class Bench:
     def in_llama_cpp(self, python: str) -> int:
         """Holds GGUF files against PyTorch, by the divergence of the answers."""
         print_head("cut", "MB", "KL divergence", "same top-1", "llama.cpp")
-        words = [python, _PEERS, "answers", "llama.cpp"]
-        whole_kl = self._row("whole", self._source, LoadedPlan.of([]), words)
-        wrong = 0
-        for name in self._cuts:
-            plan = self._plan(name, "llama.cpp")
-            target = self._folder / f"{name.replace(' ', '_')}.gguf"
-            cut_gguf(self._source, target, plan)
-            wrong += self._row(name, target, plan, words) > MOST_KL_RATIO * whole_kl
+        whole, wrong = self._row(python, "whole", LoadedPlan.of([]), self._source), 0
+        for name, plan, target in self._plans("llama.cpp"):
+            cut_gguf(self._source, target.with_suffix(".gguf"), plan)
+            wrong += self._row(python, name, plan, target.with_suffix(".gguf")) > MOST_RATIO * whole
         return wrong
 
-    def _plan(self, name: str, server: Server) -> LoadedPlan:
-        plan = parse_drops(CUTS[name].split())
-        if "maps" not in name:
-            return LoadedPlan(plan)
-        options = HealOptions(kind="linear", server=server, calibration=("pydoc",))
-        heal(self._loaded, plan, options).write(self._folder / "healed")
-        return LoadedPlan.read(next((self._folder / "healed").glob("*plan*.json")))
+    def _plans(self, server: Server) -> Iterator[tuple[str, LoadedPlan, Path]]:
+        for name in self._cuts:
+            plan, folder = LoadedPlan(parse_drops(CUTS[name].split())), self._folder / "healed"
+            if "maps" in name:
+                options = HealOptions(kind="linear", server=server, calibration=("pydoc",))
+                heal(self._loaded, plan.plan, options).write(folder)
+                plan = LoadedPlan.read(next(folder.glob("*plan*.json")))
+            yield name, plan, self._folder / name.replace(" ", "_")
 
-    def _row(self, name: str, file: Path, plan: LoadedPlan, words: list[str]) -> float:
-        logits, version = self._asked(words, file)
-        ours, theirs = _log_shares(self._logits(plan)), _log_shares(logits)
+    def _row(self, python: str, name: str, plan: LoadedPlan, file: Path) -> float:
+        logits, version = self._asked(python, "llama.cpp", file)
+        ours, theirs = log_softmax(self._logits(plan), -1), log_softmax(logits, -1)
         kl = float((np.exp(ours) * (ours - theirs)).sum(-1).mean())
         top = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
         print_row(name, f"{file.stat().st_size / 1e6:.1f}", f"{kl:.4f}", f"{top:.0%}", version)
         return kl
 
-    def _asked(self, words: list[str], model: Path) -> tuple[NDArray[np.float32], str]:
+    def _asked(self, python: str, library: str, model: Path) -> tuple[NDArray[np.float64], str]:
         """The logits of another program, and its version."""
         out = self._folder / "answers.npy"
-        command = [*words, str(model), str(self._folder / "ids.npy"), str(out)]
+        paths = (model, self._folder / "ids.npy", out)
+        command = [python, str(_PEERS), "answers", library, *map(str, paths)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return np.load(out), json.loads(said.splitlines()[-1])["version"]
+        return np.load(out).astype(np.float64), json.loads(said.splitlines()[-1])["version"]
 
-    def _logits(self, plan: LoadedPlan) -> NDArray[np.float32]:
+    def _logits(self, plan: LoadedPlan) -> NDArray[np.float64]:
         import torch
 
         cut = branch_replacements_of(plan.plan.deletions, plan.replacements, self._loaded.model)
         with torch.inference_mode(), branches_replaced(self._loaded.model, cut):
             logits = self._loaded.model(torch.from_numpy(self._ids)[None], use_cache=False).logits
-        answer: NDArray[np.float32] = logits[0].float().numpy()
+        answer: NDArray[np.float64] = logits[0].double().numpy()
         return answer
-
-
-def _log_shares(logits: Any) -> NDArray[np.float64]:
-    numbers = logits.astype(np.float64)
-    numbers -= numbers.max(-1, keepdims=True)
-    shares: NDArray[np.float64] = numbers - np.log(np.exp(numbers).sum(-1, keepdims=True))
-    return shares
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from tests.benchmarks.bench_gpu import (
     Bench,
     Case,
     Sizes,
-    largest_fit,
     tables,
 )
 from tests.llama_shaped import write_llama
@@ -72,21 +71,6 @@ def test_every_step_leaves_rows_once(bench: Bench) -> None:
     for _, run in STEPS.values():
         run(bench)
     assert bench.rows() == rows
-
-
-@pytest.mark.parametrize("high", [1, 2, 7, 20])
-def test_every_limit_is_found_from_every_guess_and_nothing_is_tried_twice(high: int) -> None:
-    for limit in range(high + 1):
-        for guess in range(high + 3):
-            tried: list[int] = []
-
-            def fits(number: int) -> bool:
-                tried.append(number)  # noqa: B023
-                return number <= limit  # noqa: B023
-
-            assert largest_fit(fits, guess, high) == limit
-            assert len(set(tried)) == len(tried)
-            assert all(1 <= number <= high for number in tried)
 
 
 def test_sizes_are_those_of_the_file_and_a_cut_leaves_room(tmp_path: Path) -> None:
