@@ -1,9 +1,15 @@
-"""How work is divided among workers; nothing here needs Ray."""
+"""How work is divided among workers, and where a local Ray keeps its files; without Ray."""
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,36 +17,34 @@ import pytest
 from exporter import cli
 from exporter.errors import ClusterError, MissingDependencyError
 from exporter.models.ablation.damage import Damage
+from exporter.progress import QUIET
+from exporter.score.cluster import connection
 from exporter.score.cluster.pool import allocate, open_pool
 from exporter.score.cluster.scoring import cut_jobs, joined_damages
 from tests.raising import raises
 
 
 @pytest.mark.parametrize(
-    ("nodes", "workers", "local", "expected"),
+    ("nodes", "workers", "options", "expected"),
     [
-        ([8], None, True, (2, 4)),  # a machine of one's own: two workers
-        ([1], None, True, (1, 1)),
-        ([8, 4, 0], None, False, (2, 4)),  # one a machine, as the smaller has; one without CPUs
-        ([8], 3, True, (3, 2)),
-        ([8, 8], 3, False, (3, 4)),
-        ([8, 2], 4, False, (4, 2)),
-        ([4], 4, True, (4, 1)),
+        ([8], None, {"local": True}, (2, 4)),  # a machine of one's own: two workers
+        ([1], None, {"local": True}, (1, 1)),
+        ([8, 4, 0], None, {}, (2, 4)),  # one a machine, as the smaller has; one without CPUs
+        ([8], 3, {"local": True}, (3, 2)),
+        ([8, 8], 3, {}, (3, 4)),
+        ([8, 2], 4, {}, (4, 2)),
+        ([4], 4, {"local": True}, (4, 1)),
+        ([16, 16, 8], None, {"whole_nodes": True}, (2, 16)),
+        ([16, 16], 1, {"whole_nodes": True}, (1, 16)),
     ],
 )
 def test_machines_are_divided(
-    nodes: list[int], workers: int | None, local: bool, expected: Any, monkeypatch: Any
+    nodes: list[int], workers: int | None, options: Any, expected: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    room = allocate(nodes, workers, local=local)
+    room = allocate(nodes, workers, **{"local": False, **options})
     assert (room.workers, room.cpus) == expected
     assert room.threads == room.cpus
-
-
-def test_whole_machines_are_not_shared() -> None:
-    room = allocate([16, 16, 8], None, local=False, whole_nodes=True)
-    assert (room.workers, room.cpus) == (2, 16)
-    assert allocate([16, 16], 1, local=False, whole_nodes=True).workers == 1
 
 
 def test_more_workers_than_processors_are_refused() -> None:
@@ -97,3 +101,28 @@ def test_wrong_calls_say_what_is_meant(
 ) -> None:
     assert cli.run(arguments) == 2
     assert told in " ".join(capfd.readouterr().err.split())
+
+
+def test_its_folder_lies_in_one_that_only_this_user_can_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def init(**options: Any) -> None:
+        """As Ray does, it opens its folder to all users."""
+        folders.append(Path(options["_temp_dir"]))
+        folders[0].mkdir(exist_ok=True)
+        folders[0].chmod(0o777)
+
+    ray = Mock(init=init, is_initialized=lambda: False, _private=SimpleNamespace())
+    tmp_path.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(connection, "require", lambda *_args, **_options: ray)
+    with connection.connected(None, 1, QUIET):
+        (folder,) = folders
+        above = folder.parent.lstat()
+        assert stat.S_ISDIR(above.st_mode)
+        assert stat.S_IMODE(above.st_mode) == 0o700
+        assert above.st_uid == os.geteuid()
+        assert len(os.fsencode(folder)) <= 43
+    assert not folder.exists()

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,26 +16,18 @@ from exporter.artifacts import (
     ImportanceReport,
     MetricScores,
     ModelRef,
-    Score,
     ScoreComparison,
 )
 from exporter.errors import ScoringError, UsageError
 from exporter.report.files import page as render
 from exporter.report.files import scores_document
 from exporter.score.comparison import compare_files
-from tests.made_tables import FIRST, SECOND, THIRD, training, write_scores
+from tests.made_tables import FIRST, SECOND, THIRD, scores_of, training, write_scores
 from tests.raising import ends_in, raises
 from tests.reading import Page
 
 COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
 KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]
-
-
-def _scores(values: Sequence[float], kind: str = "attention") -> list[Score]:
-    return [
-        Score(layer=layer, kind=kind, score=value, std_error=None)  # type: ignore[arg-type]
-        for layer, value in enumerate(values)
-    ]
 
 
 def _write(
@@ -46,8 +39,8 @@ def _write(
         model=ModelRef(source=f"model-{sha}", architecture="A", num_layers=6, sha256=sha * 64),
         metric=first,
         calibration=ref,
-        scores=_scores(values),
-        further=[MetricScores(metric=name, scores=_scores(v)) for name, v in further],
+        scores=scores_of(values),
+        further=[MetricScores(metric=name, scores=scores_of(v)) for name, v in further],
     ).write(path)
 
 
@@ -73,8 +66,7 @@ def _kendall(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in signs) / (totals[0] * totals[1]) ** 0.5
 
 
-def test_two_metrics_of_one_file(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+def test_two_metrics_of_one_file(path: Path) -> None:
     (result,) = compare_files([path, path]).agreements
     assert (result.kind, result.first.metric, result.second.metric) == ("attention", "cosine", "kl")
     assert result.sublayers == 6
@@ -104,50 +96,50 @@ def test_every_pair_of_two_files(tmp_path: Path) -> None:
     assert result.agreements[1].spearman == pytest.approx(_spearman(COSINE, COSINE[::-1]))
 
 
-def test_scores_of_another_model(tmp_path: Path) -> None:
-    one = _write(tmp_path / "a.json", {"cosine": COSINE})
-    two = _write(tmp_path / "b.json", {"cosine": COSINE}, sha="b")
-    assert compare_files([one, two]).models[str(two)].source == "model-b"  # checkpoints, one text
-    other = write_scores(tmp_path / "c.json", FIRST, sha="c", architecture="B")
-    with raises(ScoringError, "other-shapes", one, "model-a", other, "B"):
-        compare_files([one, other])
-
-
-def test_models_and_texts_that_both_differ(tmp_path: Path) -> None:
-    one = write_scores(tmp_path / "a.json", FIRST, sha="a", text="self (sampled by a)")
-    two = write_scores(tmp_path / "b.json", FIRST, sha="b", text="self (sampled by another)")
-    with raises(ScoringError, "text-and-model-differ", "a.json", "b.json", "--calibration"):
+@pytest.mark.parametrize(
+    ("change", "code", "fields"),
+    [
+        ({"architecture": "B"}, "other-shapes", ["run/checkpoint-1", "B"]),
+        ({"text": "self"}, "text-and-model-differ", ["a.json", "b.json", "--calibration"]),
+        ({"values": [*FIRST[:5], float("nan")]}, "not-finite", ["cosine", "attention 5"]),
+        ({}, None, []),  # checkpoints, on one text
+    ],
+)
+def test_what_can_not_be_compared_is_refused(
+    tmp_path: Path, change: Any, code: str | None, fields: list[str]
+) -> None:
+    one = write_scores(tmp_path / "a.json", FIRST, sha="a")
+    two = write_scores(tmp_path / "b.json", sha="b", **{"values": FIRST, **change})
+    if code is None:
+        assert compare_files([one, two]).models[str(two)].sha256 == "b" * 64
+        return
+    with raises(ScoringError, code, *fields):
         compare_files([one, two])
 
 
-def test_a_score_that_is_no_number(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": [*COSINE[:5], float("nan")]})
-    with raises(ScoringError, "not-finite", path, "cosine", "attention 5"):
-        compare_files([path, path])
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
 
 
-def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
-    assert command_line.run(["score", "--compare", str(path), str(path)]) == 0
+def _compared(*words: object) -> int:
+    return command_line.run(["score", "--compare", *map(str, words)])
+
+
+def test_the_command_prints_and_writes(
+    tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _compared(path, path) == 0
     header, row = capsys.readouterr().out.splitlines()[2:4]
     assert header.startswith("kind       ranking  compared with  Spearman  Kendall")
-    assert row.split() == [
-        "attention", "cosine", "kl", f"{_spearman(COSINE, KL):.3f}", f"{_kendall(COSINE, KL):.3f}",
-        "4",
-    ]  # fmt: skip
+    figures = [f"{agreement(COSINE, KL):.3f}" for agreement in (_spearman, _kendall)]
+    assert row.split() == ["attention", "cosine", "kl", *figures, "4"]
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_the_command_prints_and_writes_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
-    out = tmp_path / "c.json"
-    call = ["score", "--compare", str(path), str(path), "--json", "-o", str(out)]
-    assert command_line.run(call) == 0
+    assert _compared(path, path, "--json", "-o", tmp_path / "c.json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["agreements"][0]["shared_first"] == {"4": 4}
-    assert ScoreComparison.read(out).agreements == compare_files([path, path]).agreements
+    written = ScoreComparison.read(tmp_path / "c.json")
+    assert written.agreements == compare_files([path, path]).agreements
 
 
 @pytest.mark.parametrize(
@@ -162,7 +154,7 @@ def test_a_metric_can_be_chosen_and_many_files_have_one(
         for name in "abc"[:count]
     ]
     out = tmp_path / "out.json"
-    assert command_line.run(["score", "--compare", *paths, "-o", str(out), *more]) == 0
+    assert _compared(*paths, "-o", out, *more) == 0
     report = ScoreComparison.read(out)
     assert [*report.texts] == paths
     assert {ranking.ranking.metric for ranking in report.scores} == metrics
@@ -203,16 +195,7 @@ def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in text
 
 
-def test_the_comparison_does_not_overwrite_the_scores(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
-    before = path.read_text()
-    with ends_in(UsageError, "overwrites-input", path):
-        assert command_line.run(["score", "--compare", *[str(path)] * 2, "-o", str(path)]) == 2
-    assert path.read_text() == before
-
-
-def test_a_plan_by_another_metric(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+def test_a_plan_by_another_metric(tmp_path: Path, path: Path) -> None:
     out = tmp_path / "plan.json"
 
     def planned(*more: str) -> tuple[list[int], object]:
@@ -229,19 +212,22 @@ def test_a_plan_by_another_metric(tmp_path: Path) -> None:
     assert out.read_text() == before
 
 
-@pytest.mark.parametrize("option", [["--calibration", "pydoc"], ["--blocks"], ["--samples", "3"]])
-def test_comparing_heeds_no_option_of_scoring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
-) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
-    call = ["score", "--compare", str(path), str(path), "-q"]
-    assert command_line.run(call) == 0
-    assert command_line.run([*call, *option]) == 2
-    assert option[0] in capsys.readouterr().err
-
-
-def test_a_folder_is_refused_before_anything_is_scored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command_line.run(["score", str(tmp_path / "nothing"), "-o", str(tmp_path)]) == 2
+@pytest.mark.parametrize(
+    "option", [["--calibration", "pydoc"], ["--blocks"], ["--samples", "3"], ["-o", "a.json"]]
+)
+def test_comparing_heeds_no_option_of_scoring_and_writes_over_no_scores(
+    path: Path, capsys: pytest.CaptureFixture[str], option: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(path.parent)
+    before = path.read_bytes()
+    assert _compared(path, path, "-q") == 0
+    if option[0] == "-o":
+        with ends_in(UsageError, "overwrites-input", "a.json"):
+            assert _compared(path, path, "-q", *option) == 2
+    else:
+        assert _compared(path, path, "-q", *option) == 2
+        assert option[0] in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert command_line.run(["score", "nothing", "-o", str(path.parent)]) == 2
     assert "is a directory" in capsys.readouterr().err
