@@ -12,40 +12,104 @@ import pytest
 from exporter.errors import CalibrationError, ScoringError
 from exporter.files import sha256_bytes
 from exporter.models.texts.calibration import usable_length
+from exporter.models.texts.self_text import _draw
 from exporter.score import calibration_text
 from tests.raising import raises, tells
 from tests.reading import Heard
-from tests.tiny_models import tiny_loaded, tiny_tokenizer
+from tests.tiny_models import tiny_loaded, tiny_tokenizer, write_words
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> Path:
-    path = tmp_path / "words.txt"
-    path.write_text(" ".join(f"w{n % 60}" for n in range(100)))
-    return path
+    return Path(write_words(tmp_path / "words.txt", 100))
 
 
-@pytest.mark.torch
-def test_a_file_is_packed(words: Path) -> None:
-    loaded = tiny_loaded("llama", tiny_tokenizer())
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_file_is_packed(words: Path, family: str) -> None:
+    """Samples begin and end as the tokenizer would."""
+    ends = family == "bert"
+    loaded = tiny_loaded(family, tiny_tokenizer(special_ends=ends))
     text = calibration_text(loaded, str(words), samples=3, sequence_length=20)
-    assert text.input_ids.tolist() == (np.arange(60).reshape(3, 20) + 4).tolist()
+    inner = text.input_ids[:, 1:-1] if ends else text.input_ids
+    assert inner.ravel().tolist() == (np.arange(inner.size) + 4).tolist()
+    if ends:
+        assert text.input_ids[:, [0, -1]].tolist() == [[1, 2]] * 3
     assert text.mask.all()
-    assert text.ref.source == str(words)
-    assert text.ref.tokens == 60
+    assert (text.ref.source, text.ref.tokens) == (str(words), 60)
     assert text.ref.sha256 == sha256_bytes(words.read_bytes())
 
 
-@pytest.mark.torch
-def test_samples_begin_and_end_as_the_tokenizer_would(words: Path) -> None:
-    loaded = tiny_loaded("bert", tiny_tokenizer(special_ends=True))
-    text = calibration_text(loaded, str(words), samples=3, sequence_length=20)
-    assert text.input_ids[:, 0].tolist() == [1, 1, 1]
-    assert text.input_ids[:, -1].tolist() == [2, 2, 2]
-    assert text.input_ids[:, 1:-1].ravel().tolist() == (np.arange(54) + 4).tolist()
+@pytest.mark.parametrize(
+    ("family", "source", "length", "error", "code", "fields"),
+    [
+        ("llama", "words", 20, CalibrationError, "no-tokenizer", ["llama"]),
+        ("vit", None, None, CalibrationError, "takes-no-text", ["vit"]),
+        ("bert", "self", None, CalibrationError, "no-next-token", ["BertModel"]),
+        *(("bert", "words", n, CalibrationError, "length-out-of-range", [n, 2, 3]) for n in (1, 2)),
+        ("bert", "words", 3, None, "", []),
+        ("narrow", "words", 20, CalibrationError, "token-out-of-range", [40, 1]),
+        ("broken", None, 16, ScoringError, "not-finite", []),
+    ],
+)
+def test_what_gives_no_samples_is_refused(
+    words: Path, tmp_path: Path, family: str, source: Any, length: Any, error: Any, code: str,
+    fields: list[object],
+) -> None:  # fmt: skip
+    more = {"vocab_size": 40} if family == "narrow" else {}
+    tokenizer = tiny_tokenizer(special_ends=not more) if family in ("bert", "narrow") else None
+    model = family if family in ("bert", "vit") else "llama"
+    loaded, cache = tiny_loaded(model, tokenizer, **more), tmp_path / "cache"
+    if family == "broken":
+        loaded.model.lm_head.weight[3] = float("nan")
+    given: Any = {"samples": 2, "cache_dir": cache} | (
+        {"sequence_length": length} if length else {}
+    )
+    source = str(words) if source == "words" else source
+    if error is None:
+        text = calibration_text(loaded, source, **given)
+        assert [(first, last) for first, _, last in text.input_ids.tolist()] == [(1, 2)] * 2
+        return
+    with raises(error, code, *fields):
+        calibration_text(loaded, source, **given)
+    assert not cache.exists() or list(cache.iterdir()) == []
 
 
-@pytest.mark.torch
+def test_encoders_get_pydoc_and_decoders_their_own_text(tmp_path: Path) -> None:
+    encoder, heard = tiny_loaded("bert", tiny_tokenizer()), Heard()
+    text = calibration_text(encoder, samples=2, sequence_length=16, cache_dir=tmp_path)
+    assert text.ref.source.startswith("pydoc (calibration half")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    given: Any = {"samples": 1, "cache_dir": blocked / "sub", "progress": heard}
+    text = calibration_text(tiny_loaded("llama"), **given)
+    assert text.ref.source == "self (text sampled by the model, seed 0)"
+    # It is cut to what the model takes, and a cache that can't be written is told.
+    assert (text.ref.samples, text.ref.sequence_length) == (1, 64)
+    assert any(tells(line, 64) for line in heard.lines)
+    assert any(str(blocked) in line for line in heard.lines)
+
+
+def test_sampled_text_is_seeded_and_begins_anew_after_its_end(tmp_path: Path) -> None:
+    def sample(seed: int, folder: str, length: int = 24, samples: int = 4) -> Any:
+        options = {"samples": samples, "sequence_length": length, "seed": seed}
+        return calibration_text(tiny_loaded("llama"), cache_dir=tmp_path / folder, **options)
+
+    first, again, other = sample(1, "a"), sample(1, "b"), sample(2, "a")
+    assert first.input_ids.tolist() == again.input_ids.tolist()
+    assert first.ref == again.ref
+    assert first.ref.sha256 != other.ref.sha256
+    assert first.input_ids.shape == (4, 24)
+    assert len({tuple(row) for row in first.input_ids.tolist()}) == 4
+    ids = sample(0, "a", 64, 16).input_ids
+    assert (ids[:, 0] == 1).all()
+    ended = ids[:, :-1] == 2
+    assert ended.sum() > 3
+    assert (ids[:, 1:][ended] == 1).all()
+
+
 def test_fewer_samples_than_asked_for_are_told(words: Path) -> None:
     heard = Heard()
     loaded = tiny_loaded("llama", tiny_tokenizer())
@@ -62,27 +126,6 @@ def test_fewer_samples_than_asked_for_are_told(words: Path) -> None:
     assert not any("warning" in line for line in judging.lines), "its intervals tell"
 
 
-@pytest.mark.torch
-def test_a_text_needs_a_tokenizer(words: Path) -> None:
-    with raises(CalibrationError, "no-tokenizer", "llama"):
-        calibration_text(tiny_loaded("llama"), str(words))
-
-
-@pytest.mark.torch
-def test_a_vision_model_takes_no_text() -> None:
-    with raises(CalibrationError, "takes-no-text", "vit"):
-        calibration_text(tiny_loaded("vit"))
-
-
-@pytest.mark.torch
-def test_samples_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
-    heard = Heard()
-    text = calibration_text(tiny_loaded("llama"), samples=1, cache_dir=tmp_path, progress=heard)
-    assert text.ref.sequence_length == 64
-    assert any(tells(line, 64) for line in heard.lines)
-
-
-@pytest.mark.torch
 @pytest.mark.parametrize(
     ("model_type", "padding", "usable"),
     [
@@ -99,8 +142,6 @@ def test_samples_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
 def test_the_most_tokens_that_a_model_takes(
     model_type: str, padding: int, usable: int | None
 ) -> None:
-    import torch
-
     model = tiny_loaded(model_type, pad_token_id=padding).model
     assert usable_length(model) == usable
     if usable is not None:
@@ -110,57 +151,6 @@ def test_the_most_tokens_that_a_model_takes(
                 model(torch.full((1, usable + 1), 7))
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("length", [1, 2])
-def test_samples_without_room_for_text(words: Path, length: int) -> None:
-    loaded = tiny_loaded("bert", tiny_tokenizer(special_ends=True))
-    with raises(CalibrationError, "length-out-of-range", length, 2, 3):
-        calibration_text(loaded, str(words), sequence_length=length)
-    text = calibration_text(loaded, str(words), samples=2, sequence_length=3)
-    assert [(first, last) for first, _, last in text.input_ids.tolist()] == [(1, 2)] * 2
-
-
-@pytest.mark.torch
-def test_encoders_get_pydoc_and_decoders_their_own_text(tmp_path: Path) -> None:
-    encoder = tiny_loaded("bert", tiny_tokenizer())
-    text = calibration_text(encoder, samples=2, sequence_length=16, cache_dir=tmp_path)
-    assert text.ref.source.startswith("pydoc (calibration half")
-    decoder = tiny_loaded("llama")
-    text = calibration_text(decoder, samples=2, sequence_length=16, cache_dir=tmp_path)
-    assert text.ref.source == "self (text sampled by the model, seed 0)"
-    with raises(CalibrationError, "no-next-token", "BertModel"):
-        calibration_text(encoder, "self", cache_dir=tmp_path)
-
-
-@pytest.mark.torch
-def test_sampled_text_is_seeded(tmp_path: Path) -> None:
-    def sample(seed: int, folder: str) -> Any:
-        return calibration_text(
-            tiny_loaded("llama"), samples=4, sequence_length=24, seed=seed,
-            cache_dir=tmp_path / folder,
-        )  # fmt: skip
-
-    first, again, other = sample(1, "a"), sample(1, "b"), sample(2, "a")
-    assert first.input_ids.tolist() == again.input_ids.tolist()
-    assert first.ref == again.ref
-    assert first.ref.sha256 != other.ref.sha256
-    assert first.input_ids.shape == (4, 24)
-    assert len({tuple(row) for row in first.input_ids.tolist()}) == 4
-
-
-@pytest.mark.torch
-def test_sampled_text_begins_anew_after_its_end(tmp_path: Path) -> None:
-    text = calibration_text(
-        tiny_loaded("llama"), samples=16, sequence_length=64, cache_dir=tmp_path
-    )
-    ids = text.input_ids
-    assert (ids[:, 0] == 1).all()
-    ended = ids[:, :-1] == 2
-    assert ended.sum() > 3
-    assert (ids[:, 1:][ended] == 1).all()
-
-
-@pytest.mark.torch
 def test_sampled_text_is_kept_and_damaged_text_is_not_used(tmp_path: Path) -> None:
     def sample() -> tuple[Any, list[str]]:
         heard = Heard()
@@ -183,53 +173,9 @@ def test_sampled_text_is_kept_and_damaged_text_is_not_used(tmp_path: Path) -> No
     assert sample()[0] == [[5] * 16] * 2  # What is kept is what is used.
 
 
-@pytest.mark.torch
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    heard = Heard()
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    text = calibration_text(
-        tiny_loaded("llama"), samples=2, sequence_length=16, cache_dir=blocked / "sub",
-        progress=heard,
-    )  # fmt: skip
-    assert text.ref.samples == 2
-    assert any(str(blocked) in line for line in heard.lines)
-
-
-@pytest.mark.torch
-def test_tokens_are_drawn_by_their_probability() -> None:
-    import torch
-
-    from exporter.models.texts.self_text import _draw
-
-    probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
-    generator = torch.Generator().manual_seed(0)
-    drawn = _draw(probabilities.log().expand(20_000, 4), generator)
-    shares = torch.bincount(drawn, minlength=4) / 20_000
-    assert shares[1] == 0
-    assert (shares - probabilities).abs().max() <= 0.015
-
-
-@pytest.mark.torch
-def test_sampling_from_broken_logits_is_refused(tmp_path: Path) -> None:
-    import torch
-
-    loaded = tiny_loaded("llama")
-    with torch.no_grad():
-        loaded.model.lm_head.weight[3] = float("nan")
-    with raises(ScoringError, "not-finite"):
-        calibration_text(loaded, samples=2, sequence_length=16, cache_dir=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.torch
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "gpt_neox", "gemma2", "opt"])
 def test_sampling_uses_the_cache_rightly(model_type: str, tmp_path: Path) -> None:
     """Each token must be likely under the model run without a cache: the draws are the same."""
-    import torch
-
-    from exporter.models.texts.self_text import _draw
-
     loaded = tiny_loaded(model_type)
     text = calibration_text(loaded, samples=3, sequence_length=12, seed=5, cache_dir=tmp_path)
     ids = torch.from_numpy(text.input_ids)
@@ -240,3 +186,12 @@ def test_sampling_uses_the_cache_rightly(model_type: str, tmp_path: Path) -> Non
         drawn = _draw(logits, generator)
         ended = ids[:, position - 1] == 2
         assert ids[:, position].tolist() == torch.where(ended, 1, drawn).tolist()
+
+
+def test_tokens_are_drawn_by_their_probability() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    generator = torch.Generator().manual_seed(0)
+    drawn = _draw(probabilities.log().expand(20_000, 4), generator)
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    assert shares[1] == 0
+    assert (shares - probabilities).abs().max() <= 0.015

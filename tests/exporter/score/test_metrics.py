@@ -23,7 +23,7 @@ from exporter.errors import (
 from exporter.models.architectures import sublayers
 from exporter.models.residual_stream import LayerStates, first_tensor
 from exporter.progress import Quiet
-from exporter.score import METRICS, ScoreOptions, calibration_text, score, score_on
+from exporter.score import METRICS, ScoreOptions, score, score_on
 from exporter.score.metric import changes, cosine, ratio, taylor
 from tests.exporter.plain_scores import KINDS, stored
 from tests.raising import raises
@@ -505,16 +505,6 @@ def test_activations_that_are_not_finite_are_named(metric: str) -> None:
     with raises(ScoringError, "not-finite", "attention", 0, 3):
         score_on(loaded, text, metrics=[metric], batch_size=2)
     assert hook_count(loaded.model) == 0
-
-
-def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
-    from tests.tiny_models import tiny_tokenizer
-
-    path = tmp_path / "words.txt"
-    path.write_text(" ".join(f"w{n % 60}" for n in range(100)))
-    loaded = tiny_loaded("llama", tiny_tokenizer(), vocab_size=40)
-    with raises(CalibrationError, "token-out-of-range", 40, 1):
-        calibration_text(loaded, str(path), samples=3, sequence_length=20)
 
 
 def test_a_token_more_is_enough_to_be_scored() -> None:
