@@ -193,6 +193,7 @@ def test_the_table_says_what_and_why_and_fits(run: Run, baseline: Path) -> None:
         "relative to the unpruned arm",
     ):  # fmt: skip
         assert words in out
+    assert "at least 1.200x" in run(FAST, "--min-speedup", "1.2").out
     out = run(SAME, "--baseline", baseline).out
     assert re.search(r"^files: size +1\.0 MB +1\.0 MB ", out, re.MULTILINE)
     assert re.search(r"^KV cache per token: memory +4,096 B ", out, re.MULTILINE)
