@@ -64,7 +64,6 @@ from exporter.artifacts.latency import (
     Phase,
     Speedup,
     Stop,
-    TimedPhase,
     VerdictWord,
 )
 from exporter.artifacts.regression import (

@@ -73,18 +73,8 @@ _ALIKE = (
 """What both quantised models must have in common; how many products there are they can't."""
 
 
-@dataclass(frozen=True)
-class GridAccuracy:
-    """How good one arm's answers are, held against the whole model in float."""
-
-    perplexity: float | None = None
-    kl_divergence: float | None = None
-    top1_agreement: float | None = None
-    exact_match: float | None = None
-    embedding_cosine: float | None = None
-    other_perplexity: float | None = None
-    log_perplexity_increase: Interval | None = None
-    other_log_perplexity_increase: Interval | None = None
+GridAccuracy = dict[str, float | Interval | None]
+"""How good one arm's answers are, held against the whole model in float; by fields of a Corner."""
 
 
 def quantization_grid(
@@ -101,8 +91,7 @@ def quantization_grid(
             speedups=_speedups(rows, pair.whole, name),
             over_whole={} if whole is None else _speedups(rows, whole, name),
             verdicts={} if whole is None else _verdicts(rows, whole, name),
-            **vars(answers.get(name, GridAccuracy())),
-        )
+        ).model_copy(update=answers.get(name, {}))
         for name, whole in wholes_alike(pair).items()
     ]
 
@@ -301,22 +290,17 @@ def _grid(
         pair, text = prediction.perplexity, texts.get(names)
         other = there[names].perplexity if there else None
         form = alike.get(names[1]) or ""
-        own = GridAccuracy(
-            perplexity=pair.candidate if pair else None,
-            other_perplexity=other.candidate if other else None,
-            log_perplexity_increase=_increase(predictions, (form, names[1])),
-            other_log_perplexity_increase=_increase(there, (form, names[1])),
-            kl_divergence=prediction.kl_divergence,
-            top1_agreement=prediction.top1_agreement,
-            exact_match=text.exact_match if text else None,
-        )
-        yield (
-            whole,
-            GridAccuracy(
-                perplexity=pair.baseline if pair else None,
-                other_perplexity=other.baseline if other else None,
-            ),
-        )
+        own: GridAccuracy = {
+            "perplexity": pair.candidate if pair else None,
+            "other_perplexity": other.candidate if other else None,
+            "log_perplexity_increase": _increase(predictions, (form, names[1])),
+            "other_log_perplexity_increase": _increase(there, (form, names[1])),
+            "kl_divergence": prediction.kl_divergence,
+            "top1_agreement": prediction.top1_agreement,
+            "exact_match": text.exact_match if text else None,
+        }
+        perplexities = {"perplexity": pair, "other_perplexity": other}
+        yield whole, {name: two.baseline for name, two in perplexities.items() if two}
         yield names[1], own
 
 
@@ -438,7 +422,7 @@ def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
     return AccuracyResult(
         own,
         {
-            second: GridAccuracy(embedding_cosine=agreement.cosine)
+            second: {"embedding_cosine": agreement.cosine}
             for (first, second), agreement in agreements.items()
             if pair.grid and first == pair.whole
         },
