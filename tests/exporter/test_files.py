@@ -83,7 +83,7 @@ def test_written_files_follow_the_umask_and_replace_no_folder(tmp_path: Path) ->
     with pytest.raises(IsADirectoryError) as error:
         write_text(tmp_path / "report.json", "{}")
     assert error.value.filename == str(tmp_path / "report.json")
-    assert _names(tmp_path) == ["report.json"]
+    assert _names(tmp_path) == ["a.json", "b", "report.json"]
 
 
 @pytest.mark.parametrize("end", [None, RuntimeError, KeyboardInterrupt])
