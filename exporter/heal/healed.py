@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from exporter.artifacts import (
     CalibrationRef,
     HealedBranch,
@@ -31,7 +29,6 @@ from exporter.artifacts.store import Store
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError, ScoringError
 from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import Student, adapter_library, trained_numbers
-from exporter.heal.distill.training import Trainer
 from exporter.heal.distill.workers import Workers, is_alone
 from exporter.heal.domains import (
     Lost,
@@ -385,6 +382,10 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     One half of the held-out samples decides when to stop and which state is kept; the other is for
     those who judge.
     """
+    import torch
+
+    from exporter.heal.distill.training import Trainer
+
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
     trained = trained_numbers(loaded.model, fitting.names, options.train, options.used_rank)
