@@ -181,13 +181,17 @@ def test_answers_to_another_question_are_measured_anew(
         compare(*judged, options, resume=out)
 
 
-@pytest.mark.parametrize("times", [[[[[0]]]], [[[0.1]]], [], "many"])
-def test_what_are_no_times_is_measured_again(tmp_path: Path, times: Any) -> None:
+@pytest.mark.parametrize(
+    "spoilt",
+    [*({"times_ms": times} for times in ([[[[0]]]], [[[0.1]]], [], "many")),
+     {"launches": ["kernels", "kernels"]}],
+)  # fmt: skip
+def test_what_is_no_chunk_is_measured_again(tmp_path: Path, spoilt: dict[str, Any]) -> None:
     cell, store = Shape("prefill", 1, 4, 0), Store(tmp_path / "kept.jsonl")
-    keep_chunk(store, cell, 0, ONE_ARM)
+    keep_chunk(store, cell, 0, replace(ONE_ARM, launches=("kernels",)))
     keep_chunk(store, cell, 1, ONE_ARM)
     assert find_chunk(store, cell, 1) is not None
-    store.keep(f"{cell} #1", {**ONE_ARM.to_json(), "times_ms": times})
+    store.keep(f"{cell} #1", {**ONE_ARM.to_json(), **spoilt})
     assert find_chunk(store, cell, 1) is None
     assert find_chunk(store, cell, 0) is not None
 
@@ -195,15 +199,11 @@ def test_what_are_no_times_is_measured_again(tmp_path: Path, times: Any) -> None
 ONE_ARM = Chunk(np.ones((1, 1, 2, 1)), 1, settled=True, clock="host", planned=2, reloaded=False)
 
 
-def test_launches_stay_with_their_arm_where_arms_are_loaded_in_turns(tmp_path: Path) -> None:
+def test_launches_stay_with_their_arm_where_arms_are_loaded_in_turns() -> None:
     graph = replace(ONE_ARM, launches=("CUDA graph",))
     assert joined([ONE_ARM, graph]).launches == ("", "CUDA graph")
     assert joined([graph, ONE_ARM]).launches == ("CUDA graph", "")
     assert joined([ONE_ARM, ONE_ARM]).launches == ()
-    cell, store = Shape("prefill", 1, 4, 0), Store(tmp_path / "kept.jsonl")
-    for launches, sound in (((), True), (("kernels",), True), (("kernels", "kernels"), False)):
-        keep_chunk(store, cell, 0, replace(ONE_ARM, launches=launches))
-        assert (find_chunk(store, cell, 0) is not None) == sound
 
 
 def test_a_row_says_of_each_arm_how_it_was_launched() -> None:
