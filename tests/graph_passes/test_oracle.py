@@ -387,6 +387,14 @@ def test_no_note_is_left_on_any_message_and_the_callers_keeps_its_own() -> None:
         left = with_notes(ir.to_proto(pruned))
         assert left >= noted - {"FunctionProto"} if keep else left == set()
     assert with_notes(ir.to_proto(model)) == noted
+    # Weights that are in memory are shared, and so are copied without their notes.
+    made = tiny("pre_norm")
+    tensors = [value.const_value for value in made.graph.initializers.values()]
+    for tensor in tensors:
+        tensor.metadata_props["from"] = tensor.doc_string = SECRET  # type: ignore[union-attr]
+    assert with_notes(ir.to_proto(prune_graph(made, PLAN)[0])) == set()
+    assert all(t and t.metadata_props and t.doc_string == SECRET for t in tensors)
+    assert [value.const_value for value in made.graph.initializers.values()] == tensors
 
 
 def test_what_is_dead_goes_with_functions_that_nothing_calls() -> None:

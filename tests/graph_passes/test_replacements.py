@@ -20,7 +20,9 @@ from graph_passes import (
     ReplacementTensors,
     SublayerRef,
     SurgeryError,
+    load_model,
     prune_graph,
+    save_model,
 )
 from graph_passes.testing import masked_model
 from tests.graph_passes.fused_graphs import FUSED, FusedSpec, fused_model
@@ -124,7 +126,7 @@ def test_two_factors_equal_the_masked_original(name: str) -> None:
     }
 
 
-def test_two_factors_equal_their_product() -> None:
+def test_two_factors_equal_their_product_and_are_written_as_they_are(tmp_path: Path) -> None:
     model = tiny("pre_norm")
     given = numbers(model, LINEAR, rank=RANK, dtype=np.float64)  # rounded to the stream's type
     down, up = given[REF].factors or ()
@@ -132,6 +134,9 @@ def test_two_factors_equal_their_product() -> None:
     assert oracle_error(model, LINEAR, given, other=product) <= TOLERANCE
     swapped = {REF: ReplacementTensors(given[REF].bias, (up @ down).T)}
     assert oracle_error(model, LINEAR, given, other=swapped) > 1e-3
+    pruned, _ = prune_graph(model, LINEAR, replacements=given)
+    save_model(pruned, tmp_path / "m.onnx")
+    assert text(load_model(tmp_path / "m.onnx")) == text(pruned)
 
 
 @pytest.mark.parametrize("rank", [None, RANK])
