@@ -16,7 +16,9 @@ from exporter.errors import (
     UnknownArchitectureError,
     UnsafeInputError,
     UnsafeModelError,
+    error_chain,
     first_line,
+    is_out_of_memory,
     panics_as_errors,
     pass_on_memory_error,
 )
@@ -233,7 +235,13 @@ def load_folder(
             raise
         # From a cut safetensors file to a config that contradicts the weights: many classes.
         except Exception as error:
-            pass_on_memory_error(error)
+            if any(map(is_out_of_memory, error_chain(error))):
+                raise ModelSourceError(
+                    f"{path} takes more memory than there is: {first_line(error)}.",
+                    "Load it in 16 bits (--dtype bfloat16), score it layer by layer (--stream), or "
+                    "take a machine with more memory.",
+                    code="too-little-memory",
+                ) from error
             refuse_changed(path, before)
             raise ModelSourceError(
                 f"{path} can't be loaded: {first_line(error)}.", code="load-failed"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from exporter import errors
+from exporter.errors import ModelSourceError
 from exporter.files import sha256_file
 from exporter.models.loading.model_files import (
     save_checkpoint,
@@ -264,9 +265,15 @@ def test_what_ships_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("place", ["LlamaForCausalLM", "AutoTokenizer"])
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("LlamaForCausalLM", raises(ModelSourceError, "too-little-memory", "--stream")),
+        ("AutoTokenizer", pytest.raises(MemoryError)),
+    ],
+)
 def test_memory_that_runs_out_is_no_bad_file(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str, expected: Any
 ) -> None:
     import transformers
 
@@ -274,7 +281,7 @@ def test_memory_that_runs_out_is_no_bad_file(
         raise MemoryError
 
     monkeypatch.setattr(getattr(transformers, place), "from_pretrained", exhausted)
-    with pytest.raises(MemoryError):
+    with expected:
         load_model(str(checkpoint))
 
 
