@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 
-from exporter.artifacts import ImportanceReport
 from exporter.errors import CalibrationError, ClusterError
-from exporter.progress import Quiet
+from exporter.models.loading.model_source import load_model
+from exporter.pipeline.sweep.job import Job
+from exporter.pipeline.sweep.run import run_on_ray
+from exporter.progress import QUIET
+from exporter.score.cluster.connection import _refuse_silence
+from exporter.score.cluster.pool import open_pool
+from exporter.score.cluster.worker import versions
 from tests.raising import raises
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -22,20 +27,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")
 ray = pytest.importorskip("ray")
 
-
-class Told(Quiet):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-
-
-@pytest.fixture(scope="module")
-def told() -> Told:
-    return Told()
+from exporter.score import ScoreOptions, score  # noqa: E402
+from exporter.score.cluster import scoring  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +40,7 @@ def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pool(told: Told, bait: Path) -> Iterator[Any]:
-    from exporter.score.cluster.pool import open_pool
-
+def pool(bait: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # Where depthcut isn't installed, it is found by the folder that tests are called in.
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
@@ -59,7 +50,7 @@ def pool(told: Told, bait: Path) -> Iterator[Any]:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         on_sigterm = signal.getsignal(signal.SIGTERM)
-        with open_pool(workers=2, progress=told) as opened:
+        with open_pool(workers=2) as opened:
             assert signal.getsignal(signal.SIGTERM) is on_sigterm
             session = Path(ray._private.worker._global_node.get_session_dir_path())
             assert session.is_dir()
@@ -102,11 +93,6 @@ def dying_once(flag: Path, which: Callable[[Any], bool], work: Callable[[Any, An
 def test_scores_with_a_killed_worker_are_the_single_processs(
     pool: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
 ) -> None:
-    from exporter.models.loading.model_source import load_model
-    from exporter.score import ScoreOptions, score
-    from exporter.score.cluster import scoring
-    from exporter.score.cluster.scoring import score_on_cluster
-
     options = ScoreOptions(
         metrics=("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),
         calibration=(str(text),), samples=5, sequence_length=16, batch_size=2, blocks=True, seed=4,
@@ -115,16 +101,12 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
     flag = tmp_path / "killed"
     work = dying_once(flag, lambda job: getattr(job, "start", None) == 2, scoring.work)
     monkeypatch.setattr(scoring, "work", work)
-    spread = score_on_cluster(str(model), pool, options)
+    spread = scoring.score_on_cluster(str(model), pool, options)
     assert flag.exists()
-    assert _figures(spread) == _figures(alone)  # to the last bit
-    assert spread.calibration == alone.calibration
-    assert spread.model == alone.model
+    names = ("metric", "scores", "further", "made_from", "calibration", "model")
+    figures = [{name: getattr(report, name) for name in names} for report in (spread, alone)]
+    assert figures[0] == figures[1]  # to the last bit
     assert capfd.readouterr().out == ""
-
-
-def _figures(report: ImportanceReport) -> Any:
-    return report.model_dump(include={"metric", "scores", "further", "made_from"})
 
 
 @pytest.fixture(scope="class")
@@ -215,14 +197,12 @@ def nothing_here() -> Callable[[], None]:
     return setup
 
 
-@pytest.fixture
-def two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker more takes a second more to start, and shows nothing more."""
+def test_a_piece_that_kills_every_worker_is_given_up(
+    pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A worker more takes a second more to start, and shows nothing more.
     monkeypatch.setattr("exporter.score.cluster.pool.ATTEMPTS", 2)
 
-
-@pytest.mark.usefixtures("two_attempts")
-def test_a_piece_that_kills_every_worker_is_given_up(pool: Any) -> None:
     def work(_state: None, job: str) -> None:
         import os
 
@@ -233,8 +213,6 @@ def test_a_piece_that_kills_every_worker_is_given_up(pool: Any) -> None:
 
 
 def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.score.cluster.worker import versions
-
     def work(_state: None, job: int) -> int:
         return job
 
@@ -245,29 +223,20 @@ def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
-    from exporter.models.loading.model_source import load_model
-    from exporter.score.cluster.scoring import ModelAddress
-
     loaded = load_model(str(model))
-    assert ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256
+    assert scoring.ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256
     with raises(ClusterError, "another-model", model, "000000000000"):
-        ModelAddress(str(model), "0" * 64).load()
+        scoring.ModelAddress(str(model), "0" * 64).load()
     with raises(ClusterError, "model-missing", tmp_path / "gone"):
-        ModelAddress(str(tmp_path / "gone"), "0" * 64).load()
+        scoring.ModelAddress(str(tmp_path / "gone"), "0" * 64).load()
 
 
 def test_silence_is_told_at_once() -> None:
-    from exporter.score.cluster.connection import _refuse_silence
-
     with raises(ClusterError, "no-answer", "127.0.0.1:1"):
         _refuse_silence("127.0.0.1:1")
 
 
 def test_a_sweep_s_cell_runs_on_a_worker_and_comes_back(pool: Any, tmp_path: Path) -> None:
-    from exporter.pipeline.sweep.job import Job
-    from exporter.pipeline.sweep.run import run_on_ray
-    from exporter.progress import QUIET
-
     # Refused before PyTorch is loaded: a failure is a cell's result, like any other.
     text = "models: [m]\nplans: [mlp:1, mlp:2]\n"
     out, gone = str(tmp_path / "out"), str(tmp_path / "m")
