@@ -18,8 +18,6 @@ from exporter.artifacts import HealingReport, PruningPlan
 from exporter.artifacts.loaded_plan import read_replacements
 from exporter.artifacts.plans import read_plan
 from exporter.artifacts.servers import SERVERS, refuse_unheld
-from exporter.checkpoint.pruned_model import load_pruned
-from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import (
     HealingError,
     MissingDependencyError,
@@ -29,17 +27,7 @@ from exporter.errors import (
     UnknownArchitectureError,
 )
 from exporter.files import sha256_file
-from exporter.heal.fit import held_out_tokens
-from exporter.heal.healed import heal
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import write_healed_plan
-from exporter.heal.texts import healing_texts
-from exporter.models.ablation.branch_replacements import branches_replaced
-from exporter.models.ablation.meter import DamageMeter
-from exporter.models.loading.model_source import load_model
-from exporter.models.texts.calibration import calibration_text, seed_of
-from exporter.models.texts.documents import keys_of
-from exporter.models.texts.sources import read_texts
 from graph_passes.files import placing
 from tests.raising import ends_in, raises, tells
 from tests.reading import Heard
@@ -48,6 +36,19 @@ from tests.tiny_models import planned
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
+
+from exporter.checkpoint.pruned_model import load_pruned  # noqa: E402
+from exporter.cut.branch_replacements import branch_replacements_of  # noqa: E402
+from exporter.heal.fit import held_out_tokens  # noqa: E402
+from exporter.heal.healed import heal  # noqa: E402
+from exporter.heal.plan_file import write_healed_plan  # noqa: E402
+from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.models.ablation.branch_replacements import branches_replaced  # noqa: E402
+from exporter.models.ablation.meter import DamageMeter  # noqa: E402
+from exporter.models.loading.model_source import load_model  # noqa: E402
+from exporter.models.texts.calibration import calibration_text, seed_of  # noqa: E402
+from exporter.models.texts.documents import keys_of  # noqa: E402
+from exporter.models.texts.sources import read_texts  # noqa: E402
 
 EVERYTHING = planned(*(("block", layer, "none") for layer in range(3)))
 PLAN = planned(("attention", 1, "none"), ("mlp", 0, "none"), ("attention", 2, "none"))

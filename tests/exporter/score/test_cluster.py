@@ -13,13 +13,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import CalibrationError, ClusterError
-from exporter.models.loading.model_source import load_model
-from exporter.pipeline.sweep.job import Job
-from exporter.pipeline.sweep.run import run_on_ray
 from exporter.progress import QUIET
-from exporter.score.cluster.connection import _refuse_silence
-from exporter.score.cluster.pool import open_pool
-from exporter.score.cluster.worker import versions
 from tests.raising import raises
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -27,8 +21,14 @@ pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")
 ray = pytest.importorskip("ray")
 
+from exporter.models.loading.model_source import load_model  # noqa: E402
+from exporter.pipeline.sweep.job import Job  # noqa: E402
+from exporter.pipeline.sweep.run import run_on_ray  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 from exporter.score.cluster import scoring  # noqa: E402
+from exporter.score.cluster.connection import _refuse_silence  # noqa: E402
+from exporter.score.cluster.pool import open_pool  # noqa: E402
+from exporter.score.cluster.worker import versions  # noqa: E402
 
 
 @pytest.fixture(scope="module")

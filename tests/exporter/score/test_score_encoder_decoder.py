@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from exporter.artifacts.plans import plan_drop
+from exporter.artifacts.stacks import Stacks
+from exporter.choose.selection.greedy import greedy_in_stacks, options_in_stacks
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import (
     PlanError,
     UnknownArchitectureError,
     UsageError,
 )
-from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    branches_replaced,
+    without_branches,
+)
+from exporter.models.ablation.embeddings import meter_here
 from exporter.models.architectures import (
     every_sublayer,
     layer_modules,
     stacked_layers,
 )
+from exporter.models.encoder_decoder_text import scored_pairs
+from exporter.models.families import STACKS
 from exporter.models.residual_stream import probe, probe_inputs, run_backbone
+from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import read_pairs
-from exporter.score import ScoreOptions, score
+from exporter.models.texts.samples import Sources
+from exporter.score import ScoreOptions, score, score_on
 from graph_passes.types import SublayerRef
 from tests.raising import raises
-from tests.tiny_models import hook_count, made_loaded
+from tests.tiny_models import hook_count, made_loaded, tiny_config
 
 pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 FAMILIES = ["whisper", "t5", "bart", "marian", "mbart", "pegasus", "m2m_100", "blenderbot"]
 OF_BART = {"mbart": "MBart", "pegasus": "Pegasus", "m2m_100": "M2M100", "blenderbot": "Blenderbot"}
 
 
 def model_of(family: str) -> Any:
-    import torch
-    import transformers
-
-    from tests.tiny_models import tiny_config
-
     if family not in OF_BART:
         return made_loaded(family).model
     torch.manual_seed(0)
@@ -64,8 +75,6 @@ def test_the_branches_add_up_to_the_streams(family: str) -> None:
 
 
 def test_half_of_an_encoder_decoder_has_one_stack() -> None:
-    import transformers
-
     decoder = transformers.BartForCausalLM(made_loaded("bart").model.config).eval()
     assert len(layer_modules(decoder)) == 2
     encoder = transformers.T5EncoderModel(made_loaded("t5").model.config).eval()
@@ -74,10 +83,6 @@ def test_half_of_an_encoder_decoder_has_one_stack() -> None:
 
 
 def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
-    from dataclasses import replace
-
-    import transformers
-
     model = transformers.BartForSequenceClassification(made_loaded("bart").model.config)
     loaded = replace(made_loaded("bart"), model=model.eval())
     with raises(UnknownArchitectureError, "not-generating", "BartForSequenceClassification"):
@@ -85,8 +90,6 @@ def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
 
 
 def test_a_wrong_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.models.families import STACKS
-
     model = made_loaded("bart").model
     monkeypatch.setitem(STACKS, "bart", STACKS["whisper"])
     assert probe(model, stacked_layers(model)) == "differs"
@@ -108,8 +111,6 @@ def test_each_branch_that_is_skipped_changes_the_answer(family: str) -> None:
 
 def test_a_score_is_one_minus_the_cosine_over_real_tokens() -> None:
     """The first MLP of the encoder, of sources padded to one length."""
-    import torch
-
     loaded = made_loaded("t5")
     report = score(loaded, ScoreOptions(calibration=("random",), samples=2))
     sources = PairReader.of(loaded).sources(
@@ -131,10 +132,6 @@ def test_a_score_is_one_minus_the_cosine_over_real_tokens() -> None:
 
 
 def test_padding_of_the_source_does_not_count() -> None:
-    from exporter.models.texts.calibration import CalibrationText
-    from exporter.models.texts.samples import Sources
-    from exporter.score import score_on
-
     loaded = made_loaded("bart")
     rng = np.random.default_rng(0)
     ids = rng.integers(6, 64, (1, 9))
@@ -154,12 +151,6 @@ def test_padding_of_the_source_does_not_count() -> None:
 @pytest.mark.parametrize("family", ["whisper", "bart"])
 def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None:
     """The runs that begin at the first changed layer, of both stacks, against plain ones."""
-    import torch
-
-    from exporter.models.ablation.branch_replacements import without_branches
-    from exporter.models.ablation.embeddings import meter_here
-    from exporter.models.encoder_decoder_text import scored_pairs
-
     loaded = made_loaded(family)
     text = scored_pairs(loaded, ("random",), samples=3)
     refs = [(0, "mlp"), (1, "attention"), (2, "cross_attention"), (3, "mlp"), (3, "block")]
@@ -183,14 +174,6 @@ def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None
 
 
 def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
-    from exporter.artifacts.plans import plan_drop
-    from exporter.artifacts.stacks import Stacks
-    from exporter.choose.selection.greedy import greedy_in_stacks, options_in_stacks
-    from exporter.choose.selection.search_options import SearchOptions
-    from exporter.models.ablation.branch_replacements import without_branches
-    from exporter.models.ablation.embeddings import meter_here
-    from exporter.models.encoder_decoder_text import scored_pairs
-
     loaded, stacks = made_loaded("whisper"), Stacks(2, 2)
     report = score(loaded, ScoreOptions(calibration=("random",), samples=3))
     meter = meter_here(loaded, scored_pairs(loaded, ("random",), samples=3))
