@@ -26,11 +26,10 @@ from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.limits import HIGH, is_hopeless, rung_of
 from exporter.choose.costs.cost_runners import OnnxCostRunner
-from exporter.choose.costs.measuring import CostSettings, measure_on
+from exporter.choose.costs.measuring import CostSettings, measure_on, measure_together
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, of_rows
-from exporter.choose.costs.together import measure_together
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.compare.agreement import prefill_logits
 from exporter.compare.intervals import mean_interval

@@ -29,9 +29,14 @@ from exporter.compare.timing.subjects import (
 )
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import own_decoder
-from exporter.engines.environment import GpuWatch, ThrottleCounts, machine_state
+from exporter.engines.environment import (
+    GpuWatch,
+    MachineWatch,
+    ThrottleCounts,
+    doubt,
+    machine_state,
+)
 from exporter.engines.inputs import has_cache, whole_phase
-from exporter.engines.machine_watch import MachineWatch, doubt
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, fit_together
 from exporter.errors import BackendError, ComparisonError, DisturbedMachineError

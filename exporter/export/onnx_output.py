@@ -6,13 +6,21 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from exporter.errors import ExportError
 from exporter.files import telling_full_disk
+from exporter.models.sentence_folder import Pooling, read_pooling
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.placing import staging
 from graph_passes.files.storage import stale_data, weight_bytes, write_files
+from graph_passes.fusing.pooling import SentencePoolingPass
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+
 
 MODEL_FILE = "model.onnx"
 _INLINE_BYTES = 1024  # what a graph may hold itself
@@ -71,3 +79,23 @@ def _is_new(value: ir.Value) -> bool:
     tensor = value.const_value
     outside = isinstance(tensor, ir.ExternalTensor)
     return tensor is not None and not outside and tensor.nbytes > _INLINE_BYTES
+
+
+def pooling_for(loaded: LoadedModel) -> Pooling:
+    """How a model's graph is to pool."""
+    if loaded.model.can_generate() or loaded.model.base_model is not loaded.model:
+        raise ExportError(
+            f"{loaded.ref.architecture} doesn't answer with token states that could be pooled.",
+            "Leave --pooling out, or name the class without a head in config.json, under "
+            "architectures.",
+            code="no-token-states",
+        )
+    return read_pooling(loaded.path)
+
+
+def add_pooling(folder: Path, pooling: Pooling) -> None:
+    """Gives the graph in a folder one more output, the texts' vectors."""
+    model = ir.load(folder / MODEL_FILE)
+    layers = [dense.layer for dense in pooling.dense]
+    SentencePoolingPass(pooling.modes, normalised=pooling.normalised, dense=layers)(model)
+    save_graph(model, folder)

@@ -21,7 +21,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import WidenedCopy
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ExportError
-from exporter.export.pooled import pooling_for
+from exporter.export.onnx_output import pooling_for
 from exporter.export.torch_export import interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.meta_model import MetaModel, filled_while_running

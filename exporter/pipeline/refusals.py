@@ -23,7 +23,7 @@ from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
-from exporter.export.pooled import pooling_for
+from exporter.export.onnx_output import pooling_for
 from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config

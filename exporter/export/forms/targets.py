@@ -12,9 +12,8 @@ from exporter.artifacts import FormRecord, Target
 from exporter.engines.build.libraries import Backend
 from exporter.errors import UsageError
 from exporter.export.forms.portable import WrittenForm, form_in_words, note_form, write_portable
-from exporter.export.onnx_output import MODEL_FILE
+from exporter.export.onnx_output import MODEL_FILE, add_pooling, pooling_for
 from exporter.export.options import ExporterName
-from exporter.export.pooled import add_pooling, pooling_for
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:

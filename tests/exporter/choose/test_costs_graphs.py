@@ -20,11 +20,15 @@ from exporter.choose.costs.cost_runners import (
     ranges_for,
 )
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
-from exporter.choose.costs.measuring import CostSettings, measure_costs, measure_on
+from exporter.choose.costs.measuring import (
+    CostSettings,
+    measure_costs,
+    measure_on,
+    measure_together,
+)
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable, groups_of, variants
 from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.together import measure_together
 from exporter.choose.costs.weighing import sizes, weigh
 from exporter.choose.selection.options import Option
 from exporter.cli import run
@@ -306,7 +310,7 @@ def test_times_that_only_order_sublayers_are_measured_together_where_memory_hold
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool,
     replacements: Any, free: int | None, is_together: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("exporter.choose.costs.together.available_bytes", lambda: free)
+    monkeypatch.setattr("exporter.choose.costs.measuring.available_bytes", lambda: free)
     apart = made_table({(0, "mlp"): {"none": 1.0}})
     monkeypatch.setattr(target_speedup, "measure_on", lambda *_, **__: apart)
     monkeypatch.setattr(target_speedup, "measure_together", lambda *_, **__: (None, {}))

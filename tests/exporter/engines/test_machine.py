@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import MachineState
-from exporter.engines import environment, machine_watch
+from exporter.engines import environment
 from exporter.engines.environment import (
     GpuWatch,
+    MachineWatch,
     default_threads,
+    doubt,
     gpu_name,
     gpu_settings,
     processor_name,
+    quota,
     throttled_in,
 )
-from exporter.engines.machine_watch import MachineWatch, doubt, quota
 from exporter.engines.runners import base
 from exporter.engines.runners.base import HUGE_PAGE_BYTES, move_to_huge_pages, private_regions
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -36,7 +38,7 @@ Tell = Callable[[dict[str, str]], None]
 def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tell:
     """Writes files of a kernel, which has no others."""
     for name, place in (("_CGROUP", "group"), ("_OWN_CGROUP", "own"), ("_KERNEL_COUNTERS", "stat")):
-        monkeypatch.setattr(machine_watch, name, tmp_path / place)
+        monkeypatch.setattr(environment, name, tmp_path / place)
     monkeypatch.setattr(environment, "_CPU_INFO", tmp_path / "cpuinfo")
 
     def write(files: dict[str, str]) -> None:
@@ -74,7 +76,7 @@ def test_a_quota_is_that_of_the_strictest_group(
 def test_a_look_tells_what_was_taken_since_the_last(
     tell: Tell, monkeypatch: pytest.MonkeyPatch, threads: int, cpus: int
 ) -> None:
-    monkeypatch.setattr(machine_watch.os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: cpus)
     clock = iter([0.0, 10.0, 20.0])
     tell({"group/cpu.max": "100000 100000", "stat": "cpu 10 0 0 90 0 0 0 0 0 0",
           "group/cpu.stat": "throttled_usec 1000000"})  # fmt: skip

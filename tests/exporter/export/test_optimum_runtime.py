@@ -14,7 +14,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.usage import write_graph_use
 from exporter.export.forms.portable import export_with_optimum
-from exporter.export.pooled import add_pooling
+from exporter.export.onnx_output import add_pooling
 from exporter.models.sentence_folder import read_pooling
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
