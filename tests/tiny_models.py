@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from exporter.artifacts import ModelRef, PlannedDeletion
+from exporter.artifacts import ModelRef, ParityCheck, PlannedDeletion
 from exporter.artifacts.loaded_plan import Replacements
 from exporter.models.loading.model_source import LoadedModel
 from exporter.score import CalibrationText
@@ -208,6 +208,20 @@ def family_loaded(family: str, *, dtype: str = "float32", seed: int = 0, **chang
     return as_loaded(
         made_of(config, name, settings | changes, seed).to(getattr(torch, dtype)), family
     )
+
+
+def export_onnx(loaded: Any, folder: Path, **options: Any) -> Path:
+    """The file that PyTorch's exporter writes of a model."""
+    from exporter.export import torch_export
+
+    return torch_export.export_onnx(loaded, folder, **options)
+
+
+def check_export(loaded: Any, onnx: Path, **options: Any) -> list[ParityCheck]:
+    """How a file's answers compare with the model's; an error where they differ too much."""
+    from exporter.export import parity
+
+    return parity.check_export(loaded, onnx, **options)
 
 
 RANK = 5

@@ -406,7 +406,7 @@ def test_an_onnx_model_that_does_not_fit(tmp_path: Path) -> None:
     code = """
 import numpy as np, onnx_ir as ir
 from exporter.export.onnx_output import save_onnx
-from tests.exporter.export.test_onnx_output import model
+from tests.exporter.export.test_forms import model
 
 big = model(1.0)
 big.graph.initializers["w"].const_value = ir.tensor(np.zeros(250_000, np.float32), name="w")

@@ -11,14 +11,42 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, JudgedText, PruningPlan
-from exporter.errors import PlanError
+from exporter.artifacts.plans import read_plan
+from exporter.checkpoint.model_card import CardSources, model_card
+from exporter.checkpoint.pruned_model import load_pruned, save_pruned, shallow_config
+from exporter.checkpoint.write import CARD, write_checkpoint
+from exporter.cli import run
+from exporter.cut.branch_replacements import branch_replacements_of
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.errors import ExportError, ModelSourceError, PlanError, UsageError
+from exporter.heal.plan_file import write_healed_plan
+from exporter.models.ablation.branch_replacements import BranchReplacement, branches_replaced
+from exporter.models.loading.meta_model import filled_while_running, load_meta
+from exporter.models.loading.model_class import quiet_transformers
+from exporter.models.loading.model_files import save_checkpoint
+from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
 from tests.made_reports import full_importance, full_report
+from tests.made_tables import FIRST, write_scores
 from tests.raising import ends_in, raises, tells
-from tests.reading import Heard
-from tests.tiny_models import RANK, answer, family_loaded, ids_of, planned, random_replacements
+from tests.reading import Heard, lines_of, run_lines
+from tests.text_graphs import write_llama_folder
+from tests.tiny_gguf import TinyGguf
+from tests.tiny_models import (
+    RANK,
+    answer,
+    check_export,
+    export_onnx,
+    family_loaded,
+    ids_of,
+    planned,
+    random_replacements,
+    tiny_loaded,
+)
 
 pytestmark = pytest.mark.torch
+
 
 GAPS = planned(("attention", 0, "none"), ("mlp", 1, "none"))
 BLOCK = planned(("block", 1, "none"))
@@ -34,10 +62,6 @@ def written(
     folder: Path, plan: Any, family: str = "llama", *, heard: Heard | None = None, **changes: Any
 ) -> tuple[Any, Any]:
     """The facts of a checkpoint in ``folder``, and what its model should answer."""
-    from exporter.checkpoint.write import write_checkpoint
-    from exporter.cut.branch_replacements import branch_replacements_of
-    from exporter.models.ablation.branch_replacements import branches_replaced
-
     loaded = three_layers(family, **changes)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
     with branches_replaced(loaded.model, branch_replacements_of(plan, given, loaded.model)):
@@ -69,16 +93,12 @@ def tensors(folder: Path) -> dict[str, int]:
 
 
 def whole_bytes(tmp_path: Path, family: str) -> dict[str, int]:
-    from exporter.models.loading.model_files import save_checkpoint
-
     save_checkpoint(three_layers(family), tmp_path / "whole")
     return tensors(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_refuses_gaps_and_our_loader_does_not(family: str, tmp_path: Path) -> None:
-    from exporter.checkpoint.pruned_model import load_pruned
-
     whole = whole_bytes(tmp_path, family)
     facts, wanted = written(tmp_path / "hf", GAPS, family)
     assert answer(load_pruned(tmp_path / "hf").model).equal(wanted)
@@ -106,24 +126,19 @@ def test_without_its_empty_weights_it_would_be_filled_at_random(tmp_path: Path) 
 
 
 def test_the_config_says_it_in_others_words(tmp_path: Path) -> None:
-    from exporter.artifacts.plans import read_plan
-
     written(tmp_path / "gaps", GAPS, "gemma2")
-    config = json.loads((tmp_path / "gaps" / "config.json").read_text())
+    config = config_of(tmp_path / "gaps")
     assert (config["drop_attn_list"], config["drop_mlp_list"]) == ([0], [1])
     assert config["num_hidden_layers"] == len(config["layer_types"]) == 3
     assert read_plan(tmp_path / "gaps" / "config.json").deletions == GAPS
     written(tmp_path / "healed", planned(("attention", 0, "bias"), ("mlp", 1, "none")))
-    config = json.loads((tmp_path / "healed" / "config.json").read_text())
+    config = config_of(tmp_path / "healed")
     assert not {"drop_attn_list", "drop_mlp_list"} & config.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_blocks_leave_a_plain_model(family: str, tmp_path: Path) -> None:
     import torch
-
-    from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.models.loading.model_source import load_model
 
     whole = whole_bytes(tmp_path, family)
     facts, wanted = written(tmp_path / "hf", BLOCK, family)
@@ -140,7 +155,7 @@ def test_whole_blocks_leave_a_plain_model(family: str, tmp_path: Path) -> None:
 def test_per_layer_lists_lose_the_same_layers(tmp_path: Path) -> None:
     types = ["sliding_attention", "full_attention", "full_attention"]
     written(tmp_path, planned(("block", 1, "none")), "gemma2", layer_types=types)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = config_of(tmp_path)
     assert config["layer_types"] == ["sliding_attention", "full_attention"]
     assert config["depthcut_origin"]["layers"] == [0, 2]
     assert not {"depthcut", "drop_attn_list"} & config.keys()
@@ -157,8 +172,6 @@ def test_an_attention_and_an_mlp_of_a_layer_are_a_block(tmp_path: Path) -> None:
 
 def test_what_a_layers_number_decides_can_not_be_numbered_anew(tmp_path: Path) -> None:
     """GPT-2 may divide by the layer's number: then the layers stay, and it is said why."""
-    from exporter.checkpoint.pruned_model import load_pruned
-
     heard = Heard()
     facts, wanted = written(
         tmp_path, BLOCK, "gpt2", heard=heard, scale_attn_by_inverse_layer_idx=True
@@ -177,8 +190,6 @@ def test_a_norm_after_the_sum_stays_with_its_layer(tmp_path: Path) -> None:
 
 
 def test_a_config_is_renumbered_where_it_names_layers() -> None:
-    from exporter.checkpoint.pruned_model import shallow_config
-
     config = {
         "num_hidden_layers": 4, "layer_types": list("abcd"), "mlp_only_layers": [0, 1, 3],
         "first_k_dense_replace": 2, "eos_token_id": [1, 2, 3, 4], "use_cache": True,
@@ -196,26 +207,18 @@ def test_fewer_layers_are_not_told_of_what_the_base_lacked_in_others_words(tmp_p
             "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"}}  # fmt: skip
     facts, wanted = written(tmp_path, BLOCK, **result)
     assert facts.kept == [0, 2]
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = config_of(tmp_path)
     assert not result.keys() & config.keys()
     assert answer(plain(tmp_path)).allclose(wanted, atol=1e-6)  # the same sums, other threads
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from exporter.export.torch_export import export_onnx
-
     return export_onnx(three_layers(), tmp_path_factory.mktemp("whole"), opset=20)
 
 
 def test_a_plain_one_is_what_the_pruned_onnx_file_is(exported: Path, tmp_path: Path) -> None:
     """Prefill and decode with caches; logits to 1e-4 of the largest, or of 1."""
-    from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.cut.options import CutOptions
-    from exporter.cut.surgery import prune_file
-    from exporter.errors import ExportError
-    from exporter.export.parity import check_export
-
     prune_file(exported, tmp_path / "cut" / "model.onnx", BLOCK, CutOptions(verify="none"))
     facts, wanted = written(tmp_path / "hf", BLOCK)
     again = load_pruned(tmp_path / "hf")
@@ -232,11 +235,6 @@ def test_a_plain_one_is_what_the_pruned_onnx_file_is(exported: Path, tmp_path: P
 
 def test_one_with_gaps_can_be_exported_as_it_is(tmp_path: Path) -> None:
     """So that a checkpoint that was tuned becomes an ONNX file without its base."""
-    from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.errors import ExportError
-    from exporter.export.parity import check_export
-    from exporter.export.torch_export import export_onnx
-
     plan = planned(("attention", 0, "linear"), ("attention", 2, "none"), ("mlp", 1, "bias"))
     written(tmp_path / "hf", plan)
     loaded = load_pruned(tmp_path / "hf")
@@ -251,8 +249,6 @@ def test_one_with_gaps_can_be_exported_as_it_is(tmp_path: Path) -> None:
 
 def test_it_trains_and_is_written_again(tmp_path: Path) -> None:
     import torch
-
-    from exporter.checkpoint.pruned_model import load_pruned, save_pruned
 
     written(tmp_path / "hf", planned(("attention", 0, "linear"), ("mlp", 1, "none")))
     assert not any(p.requires_grad for p in load_pruned(tmp_path / "hf").model.parameters())
@@ -279,8 +275,6 @@ def test_it_trains_and_is_written_again(tmp_path: Path) -> None:
 
 
 def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
-    from exporter.checkpoint.model_card import CardSources, model_card
-
     facts, _ = written(tmp_path / "hf", GAPS)
     bare = model_card(facts, CardSources(PruningPlan(deletions=GAPS)))
     assert "1 attention: layer 0" in bare
@@ -306,10 +300,6 @@ def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
 
 
 def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
-    from exporter.checkpoint.model_card import CardSources, model_card
-    from exporter.cli import run
-    from tests.made_tables import FIRST, write_scores
-
     facts, _ = written(tmp_path / "hf", BLOCK)
     path = write_scores(tmp_path / "s.json", FIRST)
     scores, lowest = ImportanceReport.read(path), "cosine, the lowest first (arXiv 2406.15786), on"
@@ -326,8 +316,6 @@ def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
 
 
 def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> None:
-    from exporter.checkpoint.model_card import CardSources, model_card
-
     def text(source: str, **more: Any) -> CalibrationRef:
         result = {"samples": 3, "sequence_length": 4, "tokens": 1200, "sha256": "0" * 64, **more}
         return CalibrationRef(source=source, **result)
@@ -353,9 +341,6 @@ def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> N
 
 
 def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
-    from exporter.cli import run
-    from exporter.models.loading.model_files import save_checkpoint
-
     base, out = tmp_path / "base", tmp_path / "hf"
     save_checkpoint(three_layers(), base)
     (base / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n# Base\n")
@@ -377,11 +362,6 @@ def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
 def test_replacements_that_were_fitted_to_another_model_are_refused(tmp_path: Path) -> None:
     import torch
 
-    from exporter.cli import run
-    from exporter.heal.plan_file import write_healed_plan
-    from exporter.models.ablation.branch_replacements import BranchReplacement
-    from exporter.models.loading.model_files import save_checkpoint
-
     save_checkpoint(three_layers(), tmp_path / "base")
     deletions = planned(("mlp", 1, "bias"))
     for origin, code in (({"model": "f" * 64}, 2), ({}, 0)):
@@ -397,10 +377,6 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(tmp_path: Pa
 
 
 def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
-    from exporter.checkpoint.write import write_checkpoint
-    from exporter.errors import UsageError
-    from exporter.models.loading.model_source import load_model
-
     written(tmp_path, BLOCK)
     base, before = load_model(str(tmp_path)), (tmp_path / "config.json").read_text()
     with raises(UsageError, "places-collide"):
@@ -412,3 +388,160 @@ def test_a_plan_for_another_model_writes_nothing(tmp_path: Path) -> None:
     with raises(PlanError, "layer-missing", 9):
         written(tmp_path / "hf", planned(("mlp", 9, "none")))
     assert not (tmp_path / "hf").exists()
+
+
+HEALED = planned(("attention", 0, "linear"), ("mlp", 1, "bias"), ("mlp", 2, "none"))
+
+
+def sharded(folder: Path, family: str, **changes: Any) -> Path:
+    with quiet_transformers():
+        three_layers(family, **changes).model.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def both(tmp_path: Path, base: Path, plan: Any, *, heard: Any = None) -> tuple[Any, Any]:
+    """The facts of the checkpoints in ``memory`` and ``streamed``."""
+    facts = []
+    for name, loaded in {"memory": load_model(str(base)), "streamed": load_meta(str(base))}.items():
+        given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
+        written = write_checkpoint(
+            loaded, PruningPlan(deletions=plan), tmp_path / name, replacements=given,
+            progress=heard or Quiet(),
+        )  # fmt: skip
+        facts.append(written)
+    return facts[0], facts[1]
+
+
+def config_of(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "mixtral"])
+@pytest.mark.parametrize("plan", [GAPS, BLOCK, HEALED], ids=["gaps", "block", "healed"])
+def test_a_streamed_checkpoint_is_the_one_from_memory(
+    family: str, plan: Any, tmp_path: Path
+) -> None:
+    base = sharded(tmp_path / "base", family)
+    memory, streamed = both(tmp_path, base, plan)
+    assert streamed == memory
+    assert config_of(tmp_path / "streamed") == config_of(tmp_path / "memory")
+    wanted = answer(load_pruned(tmp_path / "memory").model)
+    assert answer(load_pruned(tmp_path / "streamed").model).equal(wanted)
+    again = load_meta(str(tmp_path / "streamed"), pruned=True)
+    with filled_while_running(again):
+        assert answer(again.model).equal(wanted)
+    ours, theirs = tensors(tmp_path / "streamed"), tensors(tmp_path / "memory")
+    assert sum(ours.values()) == sum(theirs.values())
+    if plan is not BLOCK:
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            plain(tmp_path / "streamed")
+    index = json.loads((tmp_path / "streamed" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == ours.keys()
+    assert index["metadata"]["total_size"] == sum(ours.values())
+
+
+def test_layers_are_known_without_the_modules_that_they_are_known_by(tmp_path: Path) -> None:
+    """bloom's MLP, whose last projection adds to the stream itself, goes as a whole."""
+    memory, streamed = both(tmp_path, sharded(tmp_path / "base", "bloom"), GAPS)
+    assert streamed == memory
+    assert tensors(tmp_path / "streamed") == tensors(tmp_path / "memory")
+
+
+@pytest.mark.parametrize("plan", [GAPS, BLOCK], ids=["gaps", "block"])
+def test_what_no_module_reads_is_not_carried_on(plan: Any, tmp_path: Path) -> None:
+    """Old files hold each layer's rotary frequencies; a renumbered layer would meet another's."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    three_layers().model.save_pretrained(base)
+    path = base / "model.safetensors"
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    old = {name.format(layer): torch.full((4,), float(layer)) for layer in range(3)}
+    save_file({**load_file(path), **old}, path, metadata={"format": "pt"})
+    both(tmp_path, base, plan)
+    assert tensors(tmp_path / "streamed") == tensors(tmp_path / "memory")
+
+
+def test_a_head_that_counts_the_layers_keeps_them(tmp_path: Path) -> None:
+    save_checkpoint(tiny_loaded("esm"), tmp_path / "base")
+    heard = Heard()
+    memory, streamed = both(tmp_path, tmp_path / "base", BLOCK, heard=heard)
+    assert streamed == memory
+    assert streamed.kept is None
+    lines = [line for line in heard.lines if "not with fewer layers" in line]
+    assert len(lines) == 2
+    assert not any(str(tmp_path) in line for line in lines)
+
+
+def test_it_is_written_in_the_models_own_dtype_or_another(tmp_path: Path) -> None:
+    base = sharded(tmp_path / "base", "llama", dtype="bfloat16")
+    plan = PruningPlan(deletions=GAPS).write(tmp_path / "plan.json")
+    sizes = []
+    for options in ((), ("--stream",), ("--stream", "--dtype", "float32")):
+        out = tmp_path / "-".join(["hf", *options])
+        assert run(["checkpoint", str(base), str(plan), "-o", str(out), "-q", *options]) == 0
+        sizes.append(sum(tensors(out).values()))
+    assert sizes[0] == sizes[1]
+    assert sizes[2] == 2 * sizes[1]
+    assert config_of(tmp_path / "hf---stream")["dtype"] == "bfloat16"
+
+
+def test_what_a_layers_number_decides_is_found_out_and_nothing_is_left(tmp_path: Path) -> None:
+    heard = Heard()
+    base = sharded(tmp_path / "base", "gpt2", scale_attn_by_inverse_layer_idx=True)
+    memory, streamed = both(tmp_path, base, BLOCK, heard=heard)
+    assert memory == streamed
+    assert streamed.kept is None
+    assert sum("checkpoint: " in line and tells(line, 2) for line in heard.lines) == 2
+    names = {path.name for path in (tmp_path / "streamed").iterdir()}
+    index = json.loads((tmp_path / "streamed" / "model.safetensors.index.json").read_text())
+    assert {n for n in names if n.endswith(".safetensors")} == set(index["weight_map"].values())
+
+
+def test_a_shard_that_gets_lost_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    meta = load_meta(str(sharded(tmp_path / "base", "llama")))
+    sorted((tmp_path / "base").glob("*.safetensors"))[-1].unlink()
+    with raises(ModelSourceError, "unreadable", ".safetensors"):
+        write_checkpoint(meta, PruningPlan(deletions=GAPS), tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_gguf_file_can_not_be_streamed(tmp_path: Path) -> None:
+    TinyGguf.llama().write(tmp_path / "model.gguf")
+    plan = PruningPlan(deletions=GAPS).write(tmp_path / "plan.json")
+    arguments = ["checkpoint", str(tmp_path / "model.gguf"), str(plan), "-o", str(tmp_path / "hf")]
+    with ends_in(ModelSourceError, "quantized", "model.gguf"):
+        assert run([*arguments, "--stream"]) == 2
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_llama_folder(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def lines_for(source: Path, plan: Any) -> dict[str, str]:
+    plan, folder = PruningPlan(deletions=plan), source.with_name("hf")
+    loaded = load_model(str(source))
+    write_checkpoint(loaded, plan, folder, card=lambda f: model_card(f, CardSources(plan)))
+    return lines_of((folder / CARD).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("plan", "library"), [(GAPS, "depthcut"), (BLOCK, "transformers")], ids=["gaps", "plain"]
+)
+def test_the_lines_in_a_card_load_its_checkpoint(plan: Any, library: str, source: Path) -> None:
+    lines = lines_for(source, plan)
+    assert list(lines) == [library]
+    _, result = run_lines(lines[library], source.with_name("hf"))
+    assert len(result["tokens"]) > 5
+    if plan is GAPS:
+        assert result["tuned"].model.training
+        return
+    assert result["model"].config.num_hidden_layers == 2
+    sentences = '[{"path": "", "type": "sentence_transformers.models.Transformer"}]'
+    (source / "modules.json").write_text(sentences)
+    assert list(lines_for(source, plan)) == [library, "sentence-transformers"]
+    assert (source.with_name("hf") / "modules.json").is_file()

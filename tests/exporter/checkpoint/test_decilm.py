@@ -1,4 +1,4 @@
-"""Checkpoints as DeciLM: what servers read of them, and what they compute."""
+"""Checkpoints in other forms: as DeciLM, which servers read, and an encoder's first layers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ import pytest
 
 from exporter.artifacts import PruningPlan
 from exporter.artifacts.loaded_plan import Replacements
+from exporter.artifacts.plans import read_plan
+from exporter.checkpoint.write import write_checkpoint
+from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import PlanError, UnknownArchitectureError, UsageError
+from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.loading.model_source import load_model
 from graph_passes import ReplacementTensors
 from tests.raising import raises
-from tests.tiny_models import family_loaded, ids_of, planned, random_replacements
+from tests.tiny_models import (
+    family_loaded,
+    ids_of,
+    planned,
+    random_replacements,
+    write_encoder,
+    write_sentence_files,
+)
 
 pytestmark = pytest.mark.torch
+
 
 SIZES = {"num_hidden_layers": 3, "intermediate_size": 256}
 NAMES = {"tensorrt-llm": ("linear_attn", "linear_mlp"), "mlx": ("linear", "linear")}
@@ -35,10 +48,6 @@ def written(
     family: str = "llama", **changes: Any,
 ) -> Any:  # fmt: skip
     """What the model answers without the plan's branches; the folder is written."""
-    from exporter.checkpoint.write import write_checkpoint
-    from exporter.cut.branch_replacements import branch_replacements_of
-    from exporter.models.ablation.branch_replacements import branches_replaced
-
     loaded = family_loaded(family, **SIZES | changes)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank)
     given = given if intercept else without_intercept(given)
@@ -178,8 +187,6 @@ def test_every_key_that_a_server_reads_is_there(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> None:
-    from exporter.artifacts.plans import read_plan
-
     plan = planned(("attention", 1, "none"), ("block", 2, "none"))
     for _ in range(2):
         written(tmp_path / "out", plan)
@@ -192,38 +199,76 @@ def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("drop", "server", "code"),
+    ("drop", "server", "code", "changes"),
     [
-        (("attention", 0, "none"), "vllm", "server-needs-it"),
-        (("attention", 0, "none"), None, "server-needs-it"),
-        (("block", 0, "none"), "sglang", "server-needs-it"),
-        (("attention", 1, "linear"), None, "replacement-unheld"),
-        (("attention", 1, "linear"), "vllm", "replacement-unheld"),
-        (("attention", 1, "bias"), "mlx", "replacement-unheld"),
-        (("attention", 0, "linear"), "mlx", "replacement-unheld"),
-        (("mlp", 1, "bias"), "tensorrt-llm", "replacement-unheld"),
+        (("attention", 0, "none"), "vllm", "server-needs-it", {}),
+        (("attention", 0, "none"), None, "server-needs-it", {}),
+        (("block", 0, "none"), "sglang", "server-needs-it", {}),
+        (("attention", 1, "linear"), None, "replacement-unheld", {}),
+        (("attention", 1, "linear"), "vllm", "replacement-unheld", {}),
+        (("attention", 1, "bias"), "mlx", "replacement-unheld", {}),
+        (("attention", 0, "linear"), "mlx", "replacement-unheld", {}),
+        (("mlp", 1, "bias"), "tensorrt-llm", "replacement-unheld", {}),
+        (("attention", 1, "linear"), "mlx", "intercept", {"intercept": True}),
+        *((("attention", 1, "none"), None, "not-llama", changes) for changes in (
+            {"family": "gemma2"}, {"family": "mixtral"}, {"intermediate_size": 96},
+            {"head_dim": 8}, {"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"},
+        )),
     ],
-)
-def test_what_a_server_can_not_hold(tmp_path: Path, drop: Any, server: Any, code: str) -> None:
-    kind = "attention" if drop[0] == "block" else drop[0]
-    with raises(PlanError, code, f"{kind} {drop[1]}"):
-        written(tmp_path / "out", planned(drop), server)
+)  # fmt: skip
+def test_what_a_server_can_not_hold(
+    tmp_path: Path, drop: Any, server: Any, code: str, changes: Any
+) -> None:
+    kind = UnknownArchitectureError if code == "not-llama" else PlanError
+    branch = "attention" if drop[0] == "block" else drop[0]
+    named = () if code == "not-llama" else (f"{branch} {drop[1]}",)
+    with raises(kind, code, *named):
+        written(tmp_path / "out", planned(drop), server, **changes)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_map_with_an_intercept_is_refused(tmp_path: Path) -> None:
-    with raises(PlanError, "intercept", "attention 1", "--for mlx"):
-        written(tmp_path / "out", planned(("attention", 1, "linear")), "mlx", intercept=True)
+EXIT = planned(("block", 2, "none"), ("block", 1, "none"))
+
+
+def exited(folder: Path, plan: Any, form: Any = "early-exit", **more: Any) -> Any:
+    source = folder / "model"
+    if not source.exists():
+        source.mkdir()
+        write_encoder(source)
+        write_sentence_files(source)
+    loaded = load_model(str(source))
+    return write_checkpoint(loaded, PruningPlan(deletions=plan), folder / "out", form=form, **more)
+
+
+def test_transformers_loads_what_the_first_layers_give(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    facts = exited(tmp_path, EXIT)
+    assert (facts.kept, facts.plain) == ([0], True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
+    whole, cut = (
+        transformers.AutoModel.from_pretrained(tmp_path / name) for name in ("model", "out")
+    )
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        wanted = whole(ids, output_hidden_states=True).hidden_states[1]
+        assert torch.allclose(cut(ids).last_hidden_state, wanted, atol=1e-6)
+    assert (tmp_path / "out" / "modules.json").is_file()
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
+    (tmp_path / "own").mkdir()
+    facts = exited(tmp_path / "own", EXIT, form="own")  # whose norms stay, and so do the layers
+    assert (facts.kept, facts.plain) == (None, False)
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"family": "gemma2"}, {"family": "mixtral"}, {"intermediate_size": 96}, {"head_dim": 8},
-        {"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"},
-    ],
+    "plan",
+    [planned(("block", 1, "none")), planned(("attention", 2, "none")),
+     planned(("block", 2, "none"), ("mlp", 1, "none"))],
 )  # fmt: skip
-def test_what_is_not_llamas_arithmetic(tmp_path: Path, changes: Any) -> None:
-    with raises(UnknownArchitectureError, "not-llama"):
-        written(tmp_path / "out", planned(("attention", 1, "none")), **changes)
+def test_other_plans_are_no_early_exit(tmp_path: Path, plan: Any) -> None:
+    with raises(PlanError, "no-early-exit", "--keep-first"):
+        exited(tmp_path, plan)
+    with raises(PlanError, "healed-elsewhere"):  # with the norms
+        exited(tmp_path, EXIT, replacements=random_replacements(32, EXIT))
     assert not (tmp_path / "out").exists()

@@ -8,16 +8,38 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import ModelSourceError, PlanError, UnknownArchitectureError, UsageError
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.checkpoint.pruned_model import load_pruned, prune_model, save_pruned
+from exporter.compare.kinds import open_torch_arm
+from exporter.cut.branch_replacements import branch_replacements_of
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.errors import (
+    ExportError,
+    ModelSourceError,
+    UnknownArchitectureError,
+    UsageError,
+)
+from exporter.models import pruned_structure
+from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.loading.model_source import load_model
 from tests.raising import raises
-from tests.tiny_models import RANK, answer, family_loaded, ids_of, planned, random_replacements
+from tests.tiny_models import (
+    RANK,
+    answer,
+    check_export,
+    export_onnx,
+    family_loaded,
+    ids_of,
+    planned,
+    random_replacements,
+)
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 PLAN = planned(("attention", 0, "linear"), ("mlp", 0, "bias"), ("mlp", 1, "linear"))
 BARE = planned(("attention", 0, "none"), ("mlp", 1, "none"))
 FAMILIES = ["llama", "llama_tied", "gemma2", "gpt2", "gpt_neox", "bloom", "mixtral", "bert"]
-REPLACEMENT = "replacement_"
 PARTS = ("replacement_bias", "replacement_weight_down", "replacement_weight_up")
 
 
@@ -27,10 +49,6 @@ def size(loaded: Any) -> int:
 
 def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int = 0) -> Any:
     """The model, changed, with what it should answer and how large it was."""
-    from exporter.checkpoint.pruned_model import prune_model
-    from exporter.cut.branch_replacements import branch_replacements_of
-    from exporter.models.ablation.branch_replacements import branches_replaced
-
     loaded = family_loaded(family)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)
     cut = branch_replacements_of(plan, given, loaded.model)
@@ -42,8 +60,6 @@ def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int 
 
 
 def saved(tmp_path: Path, family: str = "llama", plan: Any = PLAN) -> tuple[Path, Any]:
-    from exporter.checkpoint.pruned_model import save_pruned
-
     loaded, wanted, _ = pruned(family, plan)
     save_pruned(loaded, tmp_path / "checkpoint")
     return tmp_path / "checkpoint", wanted
@@ -51,8 +67,6 @@ def saved(tmp_path: Path, family: str = "llama", plan: Any = PLAN) -> tuple[Path
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_modules_do_what_the_cut_does_and_no_hook_is_left(family: str, tmp_path: Path) -> None:
-    from exporter.checkpoint.pruned_model import load_pruned, save_pruned
-
     loaded, wanted, before = pruned(family)
     assert answer(loaded.model).equal(wanted)
     hooks = [m for m in loaded.model.modules() if m._forward_hooks or m._forward_pre_hooks]
@@ -82,7 +96,7 @@ def test_the_files_are_smaller_by_exactly_what_was_dropped(tmp_path: Path) -> No
     assert held == size(loaded) - dropped
     empty = {key for key in shapes if "layers.0.self_attn" in key or "layers.1.mlp" in key}
     assert [shapes[key] for key in empty] == [[0], [0]]  # At which other loaders stop.
-    assert not any(REPLACEMENT in key for key in shapes)
+    assert not any("replacement_" in key for key in shapes)
 
 
 def test_replacements_stand_under_their_modules_names(tmp_path: Path) -> None:
@@ -90,7 +104,7 @@ def test_replacements_stand_under_their_modules_names(tmp_path: Path) -> None:
 
     folder, _ = saved(tmp_path)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        names = {key for key in file.keys() if REPLACEMENT in key}  # noqa: SIM118
+        names = {key for key in file.keys() if "replacement_" in key}  # noqa: SIM118
     attention, mlp = "model.layers.0.self_attn", "model.layers.0.mlp"
     assert names == {
         *(f"{attention}.{part}" for part in PARTS), f"{mlp}.replacement_bias",
@@ -98,20 +112,19 @@ def test_replacements_stand_under_their_modules_names(tmp_path: Path) -> None:
     }  # fmt: skip
     section = json.loads((folder / "config.json").read_text())["depthcut"]
     assert section["deletions"] == [d.model_dump() for d in PLAN]
+    with raises(ModelSourceError, "already-pruned"):  # others ask for the whole model
+        load_model(str(folder))
+    arm = open_torch_arm(folder, compiled=False, provider="cpu", threads=1, precision="fp32")
+    assert arm.facts.kv_cache_bytes_per_token == 1 * 2 * 2 * 24 * 4  # of two layers one
+    assert arm.facts.parameters == size(pruned("llama")[0])
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from exporter.export.torch_export import export_onnx
-
     return export_onnx(family_loaded("llama"), tmp_path_factory.mktemp("whole"), opset=20)
 
 
 def cut_file(exported: Path, folder: Path, plan: Any, seed: int = 0) -> Path:
-    from exporter.artifacts.loaded_plan import LoadedPlan
-    from exporter.cut.options import CutOptions
-    from exporter.cut.surgery import prune_file
-
     given = random_replacements(96, plan, rank=RANK, seed=seed)
     numbers = given if given.tensors else None
     prune_file(exported, folder / "m.onnx", LoadedPlan.of(plan, numbers), CutOptions(verify="none"))
@@ -123,10 +136,6 @@ def test_it_computes_what_the_pruned_onnx_file_computes(
     plan: Any, exported: Path, tmp_path: Path
 ) -> None:
     """Prefill and decode, one row padded; its caches are the graph's."""
-    from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.errors import ExportError
-    from exporter.export.parity import check_export
-
     loaded = load_pruned(saved(tmp_path, plan=plan)[0])
     checks = check_export(loaded, cut_file(exported, tmp_path / "cut", plan))
     assert [check.phase for check in checks] == ["prefill"] * 2 + ["decode"] * 2
@@ -143,8 +152,6 @@ def test_it_computes_what_the_pruned_onnx_file_computes(
 def test_it_generates_without_its_first_attention(family: str, tmp_path: Path) -> None:
     """The length of the past is read from the first layer's cache, which keeps no keys now."""
     import torch
-
-    from exporter.checkpoint.pruned_model import load_pruned
 
     plan = planned(("attention", 0, "none"), ("mlp", 1, "bias"))
     model = load_pruned(saved(tmp_path, family, plan)[0]).model
@@ -167,7 +174,6 @@ def test_it_generates_without_its_first_attention(family: str, tmp_path: Path) -
 def test_only_the_length_is_kept_of_a_dropped_attention(tmp_path: Path) -> None:
     import torch
 
-    from exporter.checkpoint.pruned_model import load_pruned
     from exporter.models.onnx_interface import cache_argument, new_cache
 
     plan = planned(("attention", 0, "none"))
@@ -180,76 +186,35 @@ def test_only_the_length_is_kept_of_a_dropped_attention(tmp_path: Path) -> None:
     assert tuple(cache.layers[1].keys.shape) == (2, 2, 12, 24)
 
 
-def test_other_commands_ask_for_the_whole_model(tmp_path: Path) -> None:
-    from exporter.models.loading.model_source import load_model
+BRANCH = {"path": "model.layers.0.mlp", "layer": 0, "kind": "mlp"}
 
+
+@pytest.mark.parametrize(
+    ("section", "code", "named"),
+    [
+        ({"version": 99}, "newer-schema", 99),
+        ({"branches": [{"path": "model.layers.0.mlp"}]}, "", "$.depthcut.branches[0].layer"),
+        ({"branches": [], "passing": ["model.layers.7.mlp"]}, "module-missing",
+         "model.layers.7.mlp"),
+        *(({"branches": [BRANCH | {name: value}]}, "", f"$.depthcut.branches[0].{name}")
+          for name, value in (("path", ""), ("maps", [[4, 4]] * 3), ("bias", -1),
+                              ("multiplier", 0.0))),
+    ],
+)  # fmt: skip
+def test_a_section_that_makes_no_sense_is_refused(
+    tmp_path: Path, section: dict[str, Any], code: str, named: object
+) -> None:
     folder, _ = saved(tmp_path)
-    with raises(ModelSourceError, "already-pruned"):
-        load_model(str(folder))
-
-
-def test_a_comparison_takes_it_as_an_arm(tmp_path: Path) -> None:
-    from exporter.compare.kinds import open_torch_arm
-
-    folder, _ = saved(tmp_path)
-    arm = open_torch_arm(folder, compiled=False, provider="cpu", threads=1, precision="fp32")
-    assert arm.facts.kv_cache_bytes_per_token == 1 * 2 * 2 * 24 * 4  # of two layers one
-    assert arm.facts.parameters == size(pruned("llama")[0])
-
-
-def changed_config(folder: Path, **section: Any) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["depthcut"] |= section
     path.write_text(json.dumps(config))
-
-
-def test_a_checkpoint_of_a_newer_depthcut_is_refused(tmp_path: Path) -> None:
-    from exporter.checkpoint.pruned_model import load_pruned
-
-    folder, _ = saved(tmp_path)
-    changed_config(folder, version=99)
-    with raises(ModelSourceError, "newer-schema", 99):
-        load_pruned(folder)
-
-
-def test_a_broken_section_is_refused_with_its_place(tmp_path: Path) -> None:
-    from exporter.checkpoint.pruned_model import load_pruned
-
-    folder, _ = saved(tmp_path)
-    changed_config(folder, branches=[{"path": "model.layers.0.mlp"}])
-    with raises(ModelSourceError, "", "$.depthcut.branches[0].layer"):
-        load_pruned(folder)
-    changed_config(folder, branches=[], passing=["model.layers.7.mlp"])
-    with raises(ModelSourceError, "module-missing", "model.layers.7.mlp"):
-        load_pruned(folder)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "place"),
-    [
-        ({"path": ""}, "path"),
-        ({"maps": [[4, 4]] * 3}, "maps"),
-        ({"bias": -1}, "bias"),
-        ({"multiplier": 0.0}, "multiplier"),
-    ],
-)
-def test_a_section_that_makes_no_sense_is_refused(
-    tmp_path: Path, wrong: dict[str, Any], place: str
-) -> None:
-    from exporter.checkpoint.pruned_model import load_pruned
-
-    folder, _ = saved(tmp_path)
-    branch = {"path": "model.layers.0.mlp", "layer": 0, "kind": "mlp"}
-    changed_config(folder, branches=[branch | wrong])
-    with raises(ModelSourceError, "", f"$.depthcut.branches[0].{place}"):
+    with raises(ModelSourceError, code, named):
         load_pruned(folder)
 
 
 def test_a_missing_replacement_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
-
-    from exporter.checkpoint.pruned_model import load_pruned
 
     folder, wanted = saved(tmp_path)
     path = folder / "model.safetensors"
@@ -264,8 +229,6 @@ def test_a_missing_replacement_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_an_earlier_checkpoint_is_written_over(tmp_path: Path) -> None:
-    from exporter.checkpoint.pruned_model import save_pruned
-
     folder, _ = saved(tmp_path)
     save_pruned(pruned("llama", BARE)[0], folder)
     assert "replacement" not in (folder / "model.safetensors").read_bytes()[:4000].decode("latin1")
@@ -284,17 +247,10 @@ def test_only_an_earlier_checkpoint_is_written_over(tmp_path: Path) -> None:
     save_pruned(pruned("llama", BARE)[0], folder)
 
 
-def test_a_plan_of_another_depth_is_refused() -> None:
-    with raises(PlanError, "layer-missing", 9):
-        pruned("llama", planned(("mlp", 9, "bias")))
-
-
 def test_a_model_that_would_compute_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Such as one of a family in which something else stands between branch and stream."""
-    from exporter.models import pruned_structure
-
     monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
     with raises(UnknownArchitectureError, "wrong-results"):
         pruned("llama")
@@ -302,8 +258,6 @@ def test_a_model_that_would_compute_something_else_is_refused(
 
 def test_weights_in_half_are_rounded_as_the_models_are(tmp_path: Path) -> None:
     import torch
-
-    from exporter.checkpoint.pruned_model import load_pruned
 
     folder, wanted = saved(tmp_path)
     half = load_pruned(folder, dtype="bfloat16")

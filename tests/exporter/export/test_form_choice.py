@@ -10,11 +10,15 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from exporter.choose.budgets.budget import Budget
+from exporter.compare.options import CompareOptions
 from exporter.errors import BackendError, ExportError, MissingDependencyError, UsageError
 from exporter.export.forms import onnxruntime as choice
 from exporter.export.forms.portable import WrittenForm
 from exporter.export.onnx_output import save_onnx
+from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.refusals import refuse_bad_options
+from exporter.pipeline.request import DropRequest, ExportRequest
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
 from tests.reading import Heard, names_in
@@ -136,11 +140,6 @@ def test_no_form_at_all_is_an_error(told: Callable[..., Any], tmp_path: Path) ->
 
 
 def test_a_provider_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
-    from exporter.choose.budgets.budget import Budget
-    from exporter.compare.options import CompareOptions
-    from exporter.models.loading.sources import SourceOptions
-    from exporter.pipeline.request import DropRequest, ExportRequest
-
     request = ExportRequest(
         source="nowhere",
         out=tmp_path / "out",

@@ -1,3 +1,5 @@
+"""A healed graph is held against PyTorch with the same numbers in the branches' places."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -6,13 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.artifacts import PlannedDeletion
-from exporter.errors import ExportError, PlanError
+from exporter.artifacts import ParityCheck, PlannedDeletion
+from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
+from exporter.cut.branch_replacements import branch_replacements_of
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.errors import ExportError, PlanError, UnknownArchitectureError
+from exporter.export.forms.targets import write_form
+from exporter.models.families import FAMILIES
+from graph_passes import ReplacementTensors, SublayerRef
 from tests.raising import raises
-from tests.tiny_models import family_loaded
+from tests.tiny_models import (
+    RANK,
+    check_export,
+    export_onnx,
+    family_loaded,
+    planned,
+    random_replacements,
+)
+from tests.tiny_models import family_loaded as fusable
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -24,8 +42,6 @@ def loaded() -> Any:
 
 @pytest.fixture(scope="module")
 def exported(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from exporter.export.torch_export import export_onnx
-
     return export_onnx(loaded, tmp_path_factory.mktemp("baseline"))
 
 
@@ -45,9 +61,6 @@ def changed(exported: Path, tmp_path: Path) -> Callable[[Callable[[ir.Model], No
 @pytest.fixture
 def pruned(exported: Path, tmp_path: Path) -> Callable[..., Path]:
     def prune(*deletions: PlannedDeletion) -> Path:
-        from exporter.cut.options import CutOptions
-        from exporter.cut.surgery import prune_file
-
         prune_file(exported, tmp_path / "model.onnx", deletions, CutOptions(verify="none"))
         return tmp_path / "model.onnx"
 
@@ -59,8 +72,6 @@ def deletion(layer: int, kind: Any, replacement: Any = "none") -> PlannedDeletio
 
 
 def test_an_export_is_checked_in_both_phases(loaded: Any, exported: Path) -> None:
-    from exporter.export.parity import check_export
-
     checks = check_export(loaded, exported)
     assert [(check.phase, check.name.split(" against")[0]) for check in checks] == [
         ("prefill", "logits"),
@@ -72,34 +83,27 @@ def test_an_export_is_checked_in_both_phases(loaded: Any, exported: Path) -> Non
     assert all(check.tolerance >= 1e-4 for check in checks)
 
 
-@pytest.mark.parametrize("initializer", ["model.embed_tokens.weight", "lm_head.weight_transposed"])
+@pytest.mark.parametrize(
+    ("initializer", "number", "named"),
+    [
+        ("model.embed_tokens.weight", None, "prefill logits"),
+        ("lm_head.weight_transposed", None, "prefill logits"),
+        ("model.embed_tokens.weight", float("nan"), "inf"),
+        ("model.embed_tokens.weight", float("inf"), "inf"),
+    ],
+)
 def test_a_changed_weight_is_noticed(
-    loaded: Any, changed: Callable[..., Path], initializer: str
+    loaded: Any, changed: Callable[..., Path], initializer: str, number: float | None, named: str
 ) -> None:
-    from exporter.export.parity import check_export
-
-    def scale(model: ir.Model) -> None:
+    def spoil(model: ir.Model) -> None:
         value = model.graph.initializers[initializer]
-        value.const_value = ir.tensor(value.const_value.numpy() * 1.01, name=value.name)
+        array = value.const_value.numpy() * 1.01
+        value.const_value = ir.tensor(
+            array if number is None else np.full_like(array, number), name=value.name
+        )
 
-    with raises(ExportError, "wrong-results", "prefill logits"):
-        check_export(loaded, changed(scale))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_do_not_pass(
-    loaded: Any, changed: Callable[..., Path], value: float
-) -> None:
-    from exporter.export.parity import check_export
-
-    def poison(model: ir.Model) -> None:
-        weight = model.graph.initializers["model.embed_tokens.weight"]
-        array = weight.const_value.numpy().copy()
-        array[:] = value
-        weight.const_value = ir.tensor(array, name=weight.name)
-
-    with raises(ExportError, "wrong-results", "inf"):
-        check_export(loaded, changed(poison))
+    with raises(ExportError, "wrong-results", named):
+        check_export(loaded, changed(spoil))
 
 
 def shows_probabilities(model: ir.Model) -> None:
@@ -118,8 +122,6 @@ def shows_probabilities(model: ir.Model) -> None:
 def test_other_outputs_are_an_error(
     change: Any, name: str, loaded: Any, changed: Callable[..., Path]
 ) -> None:
-    from exporter.export.parity import check_export
-
     with raises(ExportError, "other-outputs", name):
         check_export(loaded, changed(change))
 
@@ -131,8 +133,6 @@ def test_other_outputs_are_an_error(
 def test_a_cut_that_the_model_can_not_have_is_refused(
     told: Any, code: str, named: tuple[object, ...], loaded: Any, exported: Path
 ) -> None:
-    from exporter.export.parity import check_export
-
     with raises(PlanError, code, *named):
         check_export(loaded, exported, deletions=[deletion(*told)])
 
@@ -142,8 +142,6 @@ def test_a_cut_that_the_model_can_not_have_is_refused(
 def test_a_cut_is_checked_with_the_same_sublayers_skipped(
     loaded: Any, exported: Path, pruned: Callable[..., Path], layer: int, kind: str
 ) -> None:
-    from exporter.export.parity import check_export
-
     cut = deletion(layer, kind)
     checks = check_export(loaded, pruned(cut), deletions=[cut])
     assert {check.phase for check in checks} == {"prefill", "decode"}
@@ -151,27 +149,15 @@ def test_a_cut_is_checked_with_the_same_sublayers_skipped(
     assert all(check.passed for check in check_export(loaded, exported))  # it is whole again
 
 
-def test_the_wrong_mlp_skipped_does_not_pass(loaded: Any, pruned: Callable[..., Path]) -> None:
-    from exporter.export.parity import check_export
-
+def test_the_wrong_sublayer_skipped_does_not_pass(loaded: Any, pruned: Callable[..., Path]) -> None:
     checks = check_export(loaded, pruned(deletion(0, "mlp")), deletions=[deletion(1, "mlp")])
     assert not all(check.passed for check in checks)
-
-
-def test_the_wrong_attention_skipped_is_told_by_its_cache(
-    loaded: Any, pruned: Callable[..., Path]
-) -> None:
-    from exporter.export.parity import check_export
-
-    cut, result = deletion(0, "attention"), deletion(1, "attention")
-    with raises(ExportError, "other-outputs", "present.0"):
-        check_export(loaded, pruned(cut), deletions=[result])
+    with raises(ExportError, "other-outputs", "present.0"):  # an attention's by its cache
+        cut = pruned(deletion(0, "attention"))
+        check_export(loaded, cut, deletions=[deletion(1, "attention")])
 
 
 def test_float16_passes_with_its_own_tolerance(tmp_path: Path) -> None:
-    from exporter.export.parity import check_export
-    from exporter.export.torch_export import export_onnx
-
     loaded = family_loaded("llama", dtype="float16")
     checks = check_export(loaded, export_onnx(loaded, tmp_path))
     assert all(check.passed and check.tolerance >= 1e-2 for check in checks)
@@ -180,16 +166,12 @@ def test_float16_passes_with_its_own_tolerance(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    from exporter.export.torch_export import export_onnx
-
     loaded = family_loaded("llama", dtype="bfloat16")
     return loaded, export_onnx(loaded, tmp_path_factory.mktemp("narrow"))
 
 
 def test_bfloat16_passes_in_float32_with_its_own_tolerance(narrow: tuple[Any, Path]) -> None:
     import torch
-
-    from exporter.export.parity import check_export
 
     loaded, path = narrow
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
@@ -204,8 +186,6 @@ def test_bfloat16_passes_in_float32_with_its_own_tolerance(narrow: tuple[Any, Pa
 
 
 def test_a_weight_that_differs_in_bfloat16_is_noticed(narrow: tuple[Any, Path]) -> None:
-    from exporter.export.parity import check_export
-
     other = replace(narrow[0], model=deepcopy(narrow[0].model))
     other.model.lm_head.weight.mul_(1.02)
     with raises(ExportError, "wrong-results", "prefill logits", "bfloat16"):
@@ -213,8 +193,6 @@ def test_a_weight_that_differs_in_bfloat16_is_noticed(narrow: tuple[Any, Path]) 
 
 
 def test_a_type_without_a_tolerance_is_refused_with_what_to_do(exported: Path) -> None:
-    from exporter.export.parity import check_export
-
     with raises(ExportError, "no-tolerance", "float64") as caught:
         check_export(family_loaded("llama", dtype="float64"), exported)
     assert "float32" in caught.value.hint
@@ -223,10 +201,6 @@ def test_a_type_without_a_tolerance_is_refused_with_what_to_do(exported: Path) -
 def test_an_export_of_an_unknown_architecture_can_be_checked(
     loaded: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.errors import UnknownArchitectureError
-    from exporter.export.parity import check_export
-    from exporter.models.families import FAMILIES
-
     def unknown(model: Any) -> Any:
         raise UnknownArchitectureError("not known")
 
@@ -235,3 +209,77 @@ def test_an_export_of_an_unknown_architecture_can_be_checked(
     assert all(check.passed for check in check_export(loaded, exported))
     with pytest.raises(UnknownArchitectureError):
         check_export(loaded, exported, deletions=[deletion(0, "mlp")])
+
+
+PLAN = planned(("attention", 0, "linear"), ("mlp", 0, "bias"), ("mlp", 1, "linear"))
+
+
+def checks_of(
+    loaded: Any, source: Path, target: Path, given: Replacements, told: Replacements
+) -> list[ParityCheck]:
+    """Cuts with some numbers and compares with others."""
+    prune_file(source, target, LoadedPlan.of(PLAN, given), CutOptions(verify="none"))
+    return check_export(loaded, target, deletions=PLAN, replacements=told)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bert"])  # and others
+def test_every_family_agrees_and_other_numbers_do_not(family: str, tmp_path: Path) -> None:
+    loaded = family_loaded(family)
+    source, target = export_onnx(loaded, tmp_path / "source", opset=20), tmp_path / "m.onnx"
+    given = random_replacements(loaded.model.config.hidden_size, PLAN, rank=RANK)
+    assert all(check.passed for check in checks_of(loaded, source, target, given, given))
+    ref = SublayerRef(0, "attention")
+    down, up = given.tensors[ref].factors or ()
+    changed: Any = down.copy()
+    changed[3, 5] += 0.3  # a single number
+    one = {**given.tensors, ref: ReplacementTensors(given.tensors[ref].bias, None, (changed, up))}
+    wrong = Replacements(given.path, given.sha256, one)
+    assert not all(check.passed for check in checks_of(loaded, source, target, given, wrong))
+
+
+def test_bfloat16_rounds_the_numbers_on_both_sides(tmp_path: Path) -> None:
+    """In float32 the two are compared, with the numbers that bfloat16 has left."""
+    loaded = family_loaded("llama", dtype="bfloat16")
+    source, target = export_onnx(loaded, tmp_path / "source", opset=20), tmp_path / "m.onnx"
+    given = random_replacements(loaded.model.config.hidden_size, PLAN)
+    checks = checks_of(loaded, source, target, given, given)
+    # float32's rounding and the graph's own bfloat16 constants; the numbers' rounding is 4e-3.
+    assert all(check.passed and check.max_abs_error < 1e-3 for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "entries", "code", "fields"),
+    [
+        (64, PLAN, "wrong-shape", ("attention.0.bias", "[64]", "[96]")),
+        (96, planned(("mlp", 7, "bias")), "layer-missing", (7, 0, 1)),
+    ],
+)
+def test_replacements_of_another_model_are_refused(
+    hidden: int, entries: Any, code: str, fields: tuple[object, ...]
+) -> None:
+    given = random_replacements(hidden, entries)
+    with raises(PlanError, code, *fields):
+        branch_replacements_of(entries, given, family_loaded("llama").model)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    given = random_replacements(96, PLAN)
+    bias: Any = given.tensors[SublayerRef(0, "mlp")].bias
+    bias[4] = float("nan")
+    with raises(PlanError, "not-finite", "mlp.0.bias", "float32"):
+        branch_replacements_of(PLAN, given, family_loaded("llama").model)
+
+
+@pytest.mark.genai
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "tensorrt"])
+def test_fused_forms_agree_too(target: Any, tmp_path: Path) -> None:
+    """Caches in place, packed products, norms fused with sums; one plan for all of them."""
+    loaded = fusable("qwen2", vocab_size=96, hidden_size=64, head_dim=16)
+    (tmp_path / "whole").mkdir()
+    write_form(loaded, tmp_path / "whole", target=target)
+    given = random_replacements(64, PLAN, rank=RANK)
+    source, target_file = tmp_path / "whole" / "model.onnx", tmp_path / "cut" / "model.onnx"
+    assert all(check.passed for check in checks_of(loaded, source, target_file, given, given))
+    other = random_replacements(64, PLAN, rank=RANK, seed=1)
+    checks = checks_of(loaded, source, target_file, given, other)
+    assert not all(check.passed for check in checks)

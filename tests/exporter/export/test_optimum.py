@@ -7,25 +7,116 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.stacks import Stacks
+from exporter.compare.encoder_decoder.arms import StackFolder
 from exporter.cut.options import CutOptions
-from exporter.cut.surgery import prune_file
+from exporter.cut.surgery import prune_file, prune_stacks
+from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.usage import write_graph_use
+from exporter.errors import ExportError
 from exporter.export.forms.portable import export_with_optimum
 from exporter.export.onnx_output import add_pooling
+from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.sentence_folder import read_pooling
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
-from tests.reading import lines_of, run_lines
+from tests.raising import raises
+from tests.reading import data_of, lines_of, names_in, run_lines
 from tests.text_graphs import write_tokenizer
-from tests.tiny_models import family_loaded, write_sentence_files
+from tests.tiny_models import (
+    check_export,
+    export_onnx,
+    family_loaded,
+    made_loaded,
+    write_sentence_files,
+)
 
-pytestmark = pytest.mark.optimum
+pytestmark = [pytest.mark.optimum, pytest.mark.usefixtures("exports_once")]
+
+
+# The rotary base that SmolLM2 has, and the one that is taken when the config doesn't tell.
+BASE, DEFAULT_BASE = 100000.0, 10000.0
+
+
+@pytest.fixture(scope="module")
+def optimum_llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    loaded = family_loaded("llama_tied", rope_theta=BASE)
+    return loaded, export_with_optimum(loaded, tmp_path_factory.mktemp("llama"))
+
+
+def test_the_folder_holds_a_plain_graph_and_its_data(optimum_llama: tuple[Any, Path]) -> None:
+    loaded, path = optimum_llama
+    assert names_in(path.parent) == ["model.onnx", "model.onnx.*.data"]
+    graph = ir.load(path).graph
+    assert not any(node.op_type == "If" for node in graph)
+    names = [value.name for value in graph.inputs]
+    assert names[:4] == [
+        "input_ids", "attention_mask", "position_ids", "past_key_values.0.key",
+    ]  # fmt: skip
+    assert [value.name for value in graph.outputs][:2] == ["logits", "present.0.key"]
+    weights = sum(p.numel() for p in loaded.model.parameters()) * 4
+    table = loaded.model.get_input_embeddings().weight.numel() * 4
+    # Equal norms may be stored once; a second copy of the tied table would stand out.
+    stored = data_of(path).stat().st_size
+    assert weights - table / 4 < stored < weights + table / 4
+
+
+def test_no_paths_of_this_machine_are_in_the_file(optimum_llama: tuple[Any, Path]) -> None:
+    content = optimum_llama[1].read_bytes()
+    assert b"site-packages" not in content
+    assert b".py" not in content
+
+
+def test_the_graph_has_the_models_rotary_base(optimum_llama: tuple[Any, Path]) -> None:
+    loaded, path = optimum_llama
+    checks = check_export(loaded, path)
+    assert {check.phase for check in checks} == {"prefill", "decode"}
+    assert all(check.passed and check.max_abs_error < 1e-5 for check in checks)
+
+
+def test_a_graph_with_another_rotary_base_does_not_pass(optimum_llama: tuple[Any, Path]) -> None:
+    misread = family_loaded("llama_tied", rope_theta=DEFAULT_BASE)
+    with raises(ExportError, "wrong-results"):
+        check_export(misread, optimum_llama[1])
+
+
+def test_a_cut_of_optimums_graph_equals_pytorch(
+    optimum_llama: tuple[Any, Path], tmp_path: Path
+) -> None:
+    loaded, path = optimum_llama
+    deletions = [PlannedDeletion(layer=0, kind="attention")]
+    prune_file(path, tmp_path / "model.onnx", deletions)
+    checks = check_export(loaded, tmp_path / "model.onnx", deletions=deletions)
+    assert all(check.passed and check.max_abs_error < 1e-5 for check in checks)
+
+
+def test_an_encoder_exports_without_a_cache(tmp_path: Path) -> None:
+    loaded = family_loaded("bert")
+    (check,) = check_export(loaded, export_with_optimum(loaded, tmp_path))
+    assert check.phase == "encode"
+    assert check.max_abs_error < 1e-5
+
+
+def test_pytorchs_exporter_runs_beside_transformers_4_57(tmp_path: Path) -> None:
+    loaded = family_loaded("llama")
+    checks = check_export(loaded, export_onnx(loaded, tmp_path))
+    assert all(check.passed and check.max_abs_error < 1e-5 for check in checks)
+
+
+def test_what_optimum_cannot_export_is_one_clear_error(tmp_path: Path) -> None:
+    loaded = family_loaded("mamba")
+    with raises(ExportError, "exporter-failed", "MambaForCausalLM") as caught:
+        export_with_optimum(loaded, tmp_path)
+    assert "\n" not in caught.value.message
+    assert not list(tmp_path.iterdir())
+
 
 PLAN = [
     PlannedDeletion(layer=0, kind="attention"),
@@ -185,3 +276,69 @@ def test_sentence_transformers_gives_the_vectors_of_a_cut_in_int8(int8: Path) ->
     _, own = run_lines(lines["ONNX Runtime"], int8)
     _, theirs = run_lines(lines["sentence-transformers"], int8)
     assert np.allclose(theirs["vectors"], own["found"], atol=1e-5)
+
+
+STACK_CUTS = [
+    [("attention", 1), ("mlp", 2), ("cross_attention", 2)],
+    [("mlp", 0), ("attention", 2)],  # fewer self-attentions than cross-attentions
+    [("block", 3)],
+]
+
+
+@pytest.mark.parametrize("family", ["whisper", "t5"])
+def test_optimum_answers_as_our_runner_does(
+    exports_once: None, tmp_path: Path, family: str
+) -> None:
+    from exporter.export.encoder_decoder import check_stacks, write_stacks
+
+    loaded, whole = made_loaded(family), tmp_path / "whole"
+    save_pretrained_files(loaded, whole)
+    write_stacks(loaded, whole)
+    folders = [whole]
+    for number, drops in enumerate(STACK_CUTS):
+        plan = [PlannedDeletion(layer=layer, kind=kind) for kind, layer in drops]  # type: ignore[arg-type]
+        folders.append(tmp_path / f"cut{number}")
+        save_pretrained_files(loaded, folders[-1])
+        prune_stacks(whole, folders[-1], plan, Stacks(2, 2))
+        assert all(check.passed for check in check_stacks(loaded, folders[-1], deletions=plan))
+    answers = [by_optimum(folder, family) for folder in folders]
+    assert answers == [by_us(folder, family) for folder in folders]
+    assert len(set(map(str, answers))) == len(folders)
+
+
+def given_to(family: str) -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    if family == "whisper":
+        return {"input_features": torch.randn(2, 8, 100, generator=generator)}
+    ids = torch.randint(6, 64, (2, 7), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def by_optimum(folder: Path, family: str) -> list[list[int]]:
+    import torch
+    from optimum import onnxruntime
+    from transformers import GenerationMixin
+
+    name = "SpeechSeq2Seq" if family == "whisper" else "Seq2SeqLM"
+    model = getattr(onnxruntime, f"ORTModelFor{name}").from_pretrained(folder)
+    given = given_to(family)
+    first = torch.full((2, 1), 1)
+    result = {"decoder_input_ids": first, "max_new_tokens": 9, "do_sample": False, "num_beams": 1}
+    if family == "whisper":  # its own way is for recordings, and drops the start token
+        outcome = GenerationMixin.generate(model, inputs=given["input_features"], **result)
+    else:
+        outcome = model.generate(**given, **result)
+    rows: list[list[int]] = outcome.tolist()
+    return rows
+
+
+def by_us(folder: Path, family: str) -> list[list[int]]:
+    given = {name: tensor.numpy() for name, tensor in given_to(family).items()}
+    with EncoderDecoderRunner(folder, threads=1, brief=True) as runner:
+        result = runner.generate(given, StackFolder(folder).rules, 9)
+    rows: list[list[int]] = result.tolist()
+    return rows
