@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
 from exporter.cli import studies
 from exporter.compare.options import TaskOptions
-from exporter.errors import CalibrationError, ComparisonError, PlanError, ScoringError
+from exporter.errors import CalibrationError, ComparisonError, HealingError, PlanError, ScoringError
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.loading.model_source import load_model
 from tests.raising import ends_in, raises, tells
@@ -258,10 +259,14 @@ def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
     assert measured(**asked).answer.int8 == int8
 
 
+@pytest.mark.parametrize("heals", [True, False])
 def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
-    measured: Any, monkeypatch: pytest.MonkeyPatch
+    measured: Any, monkeypatch: pytest.MonkeyPatch, heals: bool
 ) -> None:
     parts: list[Any] = []
+    if not heals:
+        nothing = Mock(side_effect=HealingError("", code="nothing-to-fold-into"))
+        monkeypatch.setattr(depths_answer._Healer, "damages", nothing)
     held_out = depths._held_out
     monkeypatch.setattr(
         depths, "_held_out", lambda *told: parts.extend(held_out(*told)) or tuple(parts)
@@ -272,6 +277,7 @@ def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
     assert len(choosing.input_ids) + len(reporting.input_ids) == 240 // LENGTH
     assert {*choosing.documents}.isdisjoint(reporting.documents)
     result, best = report.answer, report.recommended
+    assert (best.healed is not None) is heals
     assert (report.text, result.reported_text) == (choosing.ref, reporting.ref)
     damages = [cell.damage for cell in report.cells if cell.damage is not None]
     assert result.looks == 2 * len(damages)
