@@ -31,7 +31,7 @@ GONE = {
 }
 """What options were called before; the changelog says so."""
 FOREIGN = {
-    "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--lower", "--mlx",
+    "--build-arg", "--cases", "--exportTimes", "--jobs", "--kills", "--llama", "--lower", "--mlx",
     "--model-path", "--save-results", "--seed", "--strace", "--table", "--text", "--times",
     "--tokens", "--trials", "--tries", "--vllm",
 }  # fmt: skip
