@@ -115,6 +115,7 @@ def test_a_graph_that_does_not_parse_leaves_nothing(
     with raises(EngineError, "not-parsed", "(Odd)"):
         build_engines(path, tmp_path / "out.engine", ranges=SMALL, settings=SM89)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["bad.onnx"]
+    assert [finding.way_out for finding in check_engine(path).findings] == [""]
     # The parser stops at the first; those that it knows are none.
     path = saved(odd("Odd Odd MatMulNBits", "com.microsoft", layers=3), tmp_path)
     assert run(["check-engine", str(path), "--json"]) == 1

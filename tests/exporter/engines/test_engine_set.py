@@ -285,6 +285,7 @@ def test_what_an_engine_would_misread_is_refused(
     ids, masks = np.ones((2, new), np.int64), np.array([[1] * new + [0] * (4 - new), mask])
     inputs = {"input_ids": ids, "attention_mask": masks}
     assert padded_before(inputs) == ("filled" in refusing)
+    assert not padded_before({"pixel_values": np.zeros((1, 3))})
     refuse_untold(record(attention=None), inputs)
     for told_by, reads in (("mask", "room"), ("lengths", "filled"), ("order", "new")):
         made = record(attention=AttentionRecord(told_by=told_by, reads=reads))  # type: ignore[arg-type]
