@@ -159,6 +159,10 @@ def _bytes(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
+# An older opset, or a type that nothing declares: other domains' operators aren't checked for them.
+_NOT_OURS = ("No Op registered for LayerNormalization", "Invalid tensor data type 0")
+
+
 def _compare(
     model: ir.Model, pruned: ir.Model, deletions: Sequence[Deletion], gone: set[str],
     lost: set[str], renamed: Mapping[str, str],
@@ -181,7 +185,7 @@ def _compare(
         return "shapes undeclared"
     flags = [_equal(want, have) for want, have in zip(expected, actual, strict=True)]
     error = _checks(pruned) if _checks(model) is None else None
-    if error is not None and "No Op registered for LayerNormalization" not in error:
+    if error is not None and not any(reason in error for reason in _NOT_OURS):
         raise WrongModel(f"the result fails the full check: {error}")
     return "equal" if all(flags) else "says nothing"
 

@@ -43,7 +43,7 @@ def test_every_command_and_every_file_is_described(site: Path) -> None:
     commands = (site / "exporter/docs/commands.html").read_text("utf-8")
     for command, option in [("prune", "drop"), ("plan", "faster")]:
         assert f'id="cmdoption-depthcut-{command}-{option}"' in commands
-    assert 'id="cmdoption-depthcut-plan-arg-search_seed"' in commands
+    assert 'id="cmdoption-depthcut-plan-arg-shortlist"' in commands
     files = (site / "exporter/docs/files.html").read_text("utf-8")
     assert all(f'id="{kind}"' in files for kind in ("comparison-report", "cost-table", "engine"))
 

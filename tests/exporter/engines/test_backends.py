@@ -28,7 +28,7 @@ from exporter.engines.runners.onnxruntime import (
 from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
 from exporter.errors import BackendError, MissingDependencyError
 from tests.engine_support import CARD, bindings
-from tests.raising import raises
+from tests.raising import raises, tells
 from tests.text_graphs import write_tiny_lm
 
 
@@ -123,10 +123,10 @@ def test_missing_input_and_failed_run_are_one_line(
             runner.run({"input_ids": inputs["input_ids"]})
         bad = {**inputs, "input_ids": np.array([[1, 99]])}
         for use in (runner.run, runner.prepare):
-            with raises(BackendError, "run-failed", "out of data bounds") as caught:
+            with raises(BackendError, "run-failed") as caught:
                 use(bad)
             assert "\n" not in caught.value.message
-            assert "[ONNXRuntimeError]" not in caught.value.message
+            assert not tells(caught.value.message, "[ONNXRuntimeError]")
         session = mock.Mock(wraps=runner._session)
         monkeypatch.setattr(runner, "_session", session)
         call = runner.prepare(inputs)
