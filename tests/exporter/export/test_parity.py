@@ -29,8 +29,8 @@ from tests.tiny_models import (
     family_loaded,
     planned,
     random_replacements,
+    tiny_loaded,
 )
-from tests.tiny_models import family_loaded as fusable
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -274,7 +274,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize("target", ["onnxruntime-cpu", "tensorrt"])
 def test_fused_forms_agree_too(target: Any, tmp_path: Path) -> None:
     """Caches in place, packed products, norms fused with sums; one plan for all of them."""
-    loaded = fusable("qwen2", vocab_size=96, hidden_size=64, head_dim=16)
+    loaded = tiny_loaded("qwen2", vocab_size=96, hidden_size=64, head_dim=16)
     (tmp_path / "whole").mkdir()
     write_form(loaded, tmp_path / "whole", target=target)
     given = random_replacements(64, PLAN, rank=RANK)
