@@ -14,9 +14,9 @@ from exporter.engines.build.engine_set import EngineRecord, EngineTensor, sideca
 from exporter.engines.build.libraries import Device
 from exporter.engines.build.profiles import Ranges, Span, profile
 from exporter.engines.build.settings import BuildSettings, Profile
-from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import make_inputs
 from exporter.files import sha256_bytes
 
 CONTENT = b"not really an engine"

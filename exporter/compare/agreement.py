@@ -15,8 +15,8 @@ from exporter.artifacts.latency import Shape
 from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.intervals import clipped, mean_interval, share_interval
 from exporter.engines.environment import default_threads
-from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
+from exporter.engines.tensors import has_cache, make_inputs, whole_phase
 from exporter.errors import BackendError, ComparisonError
 from exporter.models.ablation.damage import (
     Clusters,

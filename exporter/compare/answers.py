@@ -32,7 +32,7 @@ from exporter.compare.tasks.items import TaskScores, compare_scores
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import agreement, continuations, decoder_on, generate
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.inputs import has_cache, make_inputs
+from exporter.engines.tensors import has_cache, make_inputs
 from exporter.errors import BackendError, ComparisonError
 from exporter.models.ablation.damage import Floats
 from exporter.models.ablation.embeddings import MULTI_LABEL

@@ -25,9 +25,9 @@ from exporter.artifacts import (
     Record,
 )
 from exporter.compare.options import CompareOptions
-from exporter.engines.inputs import TOKEN_INPUTS
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, Turns, fit_together
+from exporter.engines.tensors import TOKEN_INPUTS
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts
 from exporter.models.model_folder import PIXELS, ModelFolder

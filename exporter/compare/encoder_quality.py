@@ -13,9 +13,8 @@ from exporter.artifacts import Accuracy, EmbeddingAgreement, Interval
 from exporter.artifacts.latency import Shape
 from exporter.compare.agreement import COLUMNS, LOGITS, accuracy_of, figures
 from exporter.compare.intervals import clipped, mean_interval
-from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
-from exporter.engines.tensors import TensorSpec
+from exporter.engines.tensors import TensorSpec, make_inputs, whole_phase
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters, Distributions
 from exporter.models.sentence_folder import MEAN, Pooling

@@ -36,9 +36,9 @@ from exporter.engines.environment import (
     doubt,
     machine_state,
 )
-from exporter.engines.inputs import has_cache, whole_phase
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, fit_together
+from exporter.engines.tensors import has_cache, whole_phase
 from exporter.errors import BackendError, ComparisonError, DisturbedMachineError
 from exporter.processes import cpu_times, other_cpu_share
 from exporter.progress import QUIET, Progress

@@ -38,9 +38,8 @@ from exporter.compare.kinds import (
 from exporter.compare.latency import Timed, time_all
 from exporter.compare.options import CompareOptions
 from exporter.engines.environment import default_threads, environment
-from exporter.engines.inputs import make_inputs, random_tokens, whole_phase
 from exporter.engines.runners.base import Runner, tell_notes
-from exporter.engines.tensors import TOLERANCE
+from exporter.engines.tensors import TOLERANCE, make_inputs, random_tokens, whole_phase
 from exporter.models.model_folder import holds_stacks
 from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.sources import TextSource

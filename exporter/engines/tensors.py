@@ -1,4 +1,4 @@
-"""Tensors' types, shapes and bytes, and how much device memory a run needs."""
+"""Tensors of a graph: types, shapes and bytes, and inputs that are made of what it declares."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  # it comes with onnx; numpy knows bfloat16 from its import on
 import numpy as np
+from numpy.typing import NDArray
 
-from exporter.errors import OUT_OF_MEMORY, BackendError
+from exporter.artifacts.latency import Phase, Shape
+from exporter.errors import OUT_OF_MEMORY, BackendError, ComparisonError
+from exporter.models.graph_facts import CACHE_INPUT
+from exporter.models.model_folder import PIXELS
 
 ALIGNMENT_BYTES = 256
 """Of what CUDA hands out; every buffer is rounded up to it."""
@@ -90,3 +94,79 @@ def out_of_memory(what: str, asked: int, free: int, total: int) -> BackendError:
 def bytes_in_words(size: int) -> str:
     """A size in GB or MB (10^9, 10^6 bytes)."""
     return f"{size / 1e9:.2f} GB" if size >= 10_000_000 else f"{size / 1e6:.2f} MB"
+
+
+TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
+"""Inputs that follow from the tokens and the shape alone."""
+
+
+def has_cache(specs: Sequence[TensorSpec]) -> bool:
+    """Whether a graph takes a KV cache."""
+    return any(CACHE_INPUT.fullmatch(spec.name) for spec in specs)
+
+
+def whole_phase(specs: Sequence[TensorSpec]) -> Phase:
+    """What a run of whole sequences is called: they begin a text where there is a KV cache."""
+    return "prefill" if has_cache(specs) else "encode"
+
+
+def make_inputs(
+    specs: Sequence[TensorSpec],
+    shape: Shape,
+    token_ids: NDArray[np.int64],  # `[batch, sequence_length]`
+    *,
+    cache: Mapping[str, NDArray[Any]] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Fills every input: real positions, a full mask, a cache of random numbers or a given one.
+
+    Images are normal noise.
+    """
+    rng = np.random.default_rng(0)
+    given = cache or {}
+    return {
+        spec.name: given[spec.name] if spec.name in given else _fill(spec, shape, token_ids, rng)
+        for spec in specs
+    }
+
+
+def random_tokens(shape: Shape, vocabulary: int) -> NDArray[np.int64]:
+    """Seeded token ids, ``[batch, sequence_length]``, for where no text is needed."""
+    size = (shape.batch, shape.sequence_length)
+    return np.random.default_rng(0).integers(0, vocabulary, size, dtype=np.int64)
+
+
+def _fill(
+    spec: TensorSpec, shape: Shape, token_ids: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[Any]:
+    total = shape.total_length
+    if spec.name == "input_ids":
+        return token_ids.astype(spec.dtype)
+    if spec.name == "attention_mask":
+        return np.ones((shape.batch, total), spec.dtype)
+    if spec.name == "position_ids":
+        positions = np.arange(shape.past_length, total, dtype=spec.dtype)
+        return np.tile(positions, (shape.batch, 1))
+    if spec.name == "token_type_ids":
+        return np.zeros((shape.batch, shape.sequence_length), spec.dtype)
+    if CACHE_INPUT.fullmatch(spec.name):
+        return _random_cache(spec, shape, rng)
+    if spec.name == PIXELS and all(isinstance(size, int) for size in spec.shape[1:]):
+        sizes = [int(size) for size in spec.shape[1:]]  # type: ignore[arg-type]
+        return rng.standard_normal((shape.batch, *sizes), dtype=np.float32).astype(spec.dtype)
+    raise ComparisonError(
+        f"The graph has an input {spec.name!r} that depthcut doesn't know how to fill.",
+        "Known: input_ids, attention_mask, position_ids, token_type_ids, past_key_values.N.*, and "
+        "pixel_values of a fixed size.",
+        code="unknown-input",
+    )
+
+
+def _random_cache(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
+    if len(spec.shape) != 4 or not all(isinstance(spec.shape[axis], int) for axis in (1, 3)):
+        raise ComparisonError(
+            f"{spec.name} has the shape {list(spec.shape)}; "
+            "[batch, heads, past, head_dim] with numbers for heads and head_dim is needed."
+        )
+    heads, head_dim = spec.shape[1], spec.shape[3]
+    size: tuple[Any, ...] = (shape.batch, heads, shape.past_length, head_dim)
+    return rng.standard_normal(size, dtype=np.float32).astype(spec.dtype)

@@ -16,11 +16,10 @@ from exporter.engines.build.engine_set import EngineSet, Slot, find_builds, name
 from exporter.engines.build.polygraphy_run import polygraphy
 from exporter.engines.build.profiles import graph_hashes, phases_of, read_source
 from exporter.engines.build.settings import Profile
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.cache_form import has_fixed_length
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import TOLERANCE
+from exporter.engines.tensors import TOLERANCE, make_inputs, random_tokens
 from exporter.errors import EngineError
 from exporter.files import scratch_folder, staged_directory
 from exporter.models.graph_facts import CACHE_INPUT, read_facts

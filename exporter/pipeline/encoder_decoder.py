@@ -24,11 +24,10 @@ from exporter.errors import UsageError
 from exporter.files import staged_directory
 from exporter.heal.healed import heal_stacks, refuse_other_ways
 from exporter.heal.options import TRAINED, HealOptions
-from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.model_folder import GRAPHS
 from exporter.models.sentence_folder import copy_processor_files
-from exporter.models.texts.paired import PAIRS
+from exporter.models.texts.paired import PAIRS, scored_pairs
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.options import Options, flag, is_given, key_at

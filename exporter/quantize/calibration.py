@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import TensorSpec
+from exporter.engines.tensors import TensorSpec, make_inputs, whole_phase
 from exporter.errors import CalibrationError, QuantizationError, first_line
 from exporter.models.model_folder import ModelFolder
 from exporter.models.residual_stream import ranks_pairs

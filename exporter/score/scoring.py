@@ -12,7 +12,6 @@ from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, M
 from exporter.errors import CalibrationError, ScoringError, UsageError
 from exporter.files import sha256_bytes
 from exporter.models.architectures import layer_modules, refuse_differing, stacked_layers
-from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import refuse_other_heads
@@ -20,6 +19,7 @@ from exporter.models.residual_stream import LayerModules, probe
 from exporter.models.texts.calibration import CalibrationText, check_text
 from exporter.models.texts.images import reads_images
 from exporter.models.texts.mixtures import mixed_text
+from exporter.models.texts.paired import scored_pairs
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress

@@ -34,9 +34,8 @@ from exporter.engines.build.settings import BuildSettings
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.tensorrt import open_engine
-from exporter.engines.tensors import TOLERANCE
+from exporter.engines.tensors import TOLERANCE, make_inputs, random_tokens
 from exporter.errors import OUT_OF_MEMORY, DepthcutError
 from exporter.processes import available_bytes
 from tests.benchmarks.frame import rendered

@@ -17,9 +17,9 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, SharedCache
-from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import make_inputs
 from exporter.errors import BackendError
 from graph_passes import Deletion, ResidualSite, find_sites
 from graph_passes.files.storage import load_model

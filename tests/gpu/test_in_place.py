@@ -18,10 +18,10 @@ from exporter.engines.build.profiles import fitting, graph_inputs
 from exporter.engines.decoding.generate import decoder_on
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import open_engine
+from exporter.engines.tensors import make_inputs, random_tokens
 from tests.stand_in.decoders import RANGES, ROOM, decoder_onnx
 
 pytestmark = pytest.mark.gpu

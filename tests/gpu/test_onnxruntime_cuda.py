@@ -11,8 +11,8 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import make_inputs, random_tokens
 from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 pytestmark = pytest.mark.gpu

@@ -22,9 +22,9 @@ from exporter.engines.build.libraries import LIBRARIES, Backend
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import open_engine
+from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, DepthcutError
 from exporter.files import sha256_file
 from tests.raising import raises

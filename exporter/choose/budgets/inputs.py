@@ -46,10 +46,10 @@ from exporter.models.ablation.damage import AnyDamage
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import judged_by, predicts_tokens, refuse_headless
 from exporter.models.architectures import SublayerModules, layer_modules, sublayers
-from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
 from exporter.models.texts.mixtures import specs_of, text_of_report
+from exporter.models.texts.paired import scored_pairs
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from graph_passes.types import BLOCK_KINDS, SublayerRef

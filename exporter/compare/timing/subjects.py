@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall, Runner
+from exporter.engines.tensors import make_inputs, random_tokens
 
 Clock = Callable[[], int]
 """A monotonic clock in nanoseconds."""

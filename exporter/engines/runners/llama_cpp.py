@@ -17,7 +17,7 @@ from exporter.engines.runners.base import Array, BoundCall, Runner, refuse_cuda
 from exporter.engines.runners.cache_form import IDS, MASK
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
-from exporter.models.llama_library import forget_said, llama_library, said
+from exporter.models.texts.tokenizer import forget_said, llama_library, said
 
 BATCH_TOKENS = 2048
 """Tokens of one call, the usual number of llama.cpp's own programs; it parts them further."""

@@ -1,4 +1,4 @@
-"""A tokenizer: the one that a loaded model has, or the file ``tokenizer.json`` beside a graph."""
+"""A tokenizer: a loaded model's, the file beside a graph, or llama.cpp's of a GGUF file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from exporter.errors import (
     panics_as_errors,
 )
 from exporter.models.gguf_model_files import GGUF_SUFFIX
-from exporter.models.llama_library import llama_library, said
 from exporter.models.tokenizer_budget import Budget, refuse_growing
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_bytes
@@ -210,3 +209,40 @@ def read_tokenizer(path: Path) -> Any:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+_WARNING, _ERROR = 3, 4  # ggml.h
+_MOST = 16
+_SAID: dict[int, list[str]] = {_ERROR: [], _WARNING: []}
+_HEARING: dict[str, Any] = {}  # by version; llama.cpp calls it as long as the process lives
+
+
+def llama_library() -> Any:
+    """The module ``llama_cpp``, whose messages go to :func:`said` instead of the terminal."""
+    library = require("llama_cpp", extra="llama-cpp")
+    library.llama_backend_init()
+    hearing = _HEARING.setdefault(library.__version__, library.llama_log_callback(_hear))
+    library.llama_log_set(hearing, ctypes.c_void_p(0))
+    forget_said()
+    return library
+
+
+def forget_said() -> None:
+    """Drops what llama.cpp has told; before a call whose failure is to be explained."""
+    for texts in _SAID.values():
+        texts.clear()
+
+
+def said() -> str:
+    """The first error that llama.cpp has told of, else its first warning, behind a colon.
+
+    Empty for neither.
+    """
+    text = next((texts[0] for texts in _SAID.values() if texts), "")
+    return f": {text.rstrip('.')}" if text else ""
+
+
+def _hear(level: int, text: bytes, _user: Any) -> None:
+    texts = _SAID.get(level)
+    if texts is not None and text.strip() and len(texts) < _MOST:
+        texts.append(text.decode(errors="replace").strip())

@@ -36,9 +36,9 @@ from exporter.compare.timing.subjects import (
     one_clock,
     warm_up,
 )
-from exporter.engines.inputs import has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import has_cache, make_inputs, random_tokens
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model

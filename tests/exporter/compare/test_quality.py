@@ -21,10 +21,9 @@ from exporter.compare.kept import read_source
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.compare.tasks.items import compare_scores
-from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import TensorSpec
+from exporter.engines.tensors import TensorSpec, make_inputs
 from exporter.errors import ComparisonError
 from exporter.models.texts.images import Images
 from graph_passes import Deletion, prune_graph, save_model

@@ -29,9 +29,9 @@ from exporter.compare.tasks.likelihood import (
     opening_of,
     task_texts,
 )
-from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import make_inputs
 from exporter.errors import ComparisonError, TaskError, UsageError
 from exporter.models.model_folder import ModelFolder, find_model
 from exporter.progress import QUIET

@@ -28,9 +28,9 @@ from exporter.cut.surgery import prune_file
 from exporter.cut.verify import compare_run, judge, with_exact_products
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import WidenedCopy, has_bfloat16, in_float32
+from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, TooLittleMemoryError, VerificationError
 from exporter.option_types import size
 from exporter.report.sections.verdict import notices

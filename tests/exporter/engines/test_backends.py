@@ -17,7 +17,6 @@ import pytest
 from exporter.artifacts.latency import Shape
 from exporter.engines.build import libraries as cuda_versions
 from exporter.engines.build.libraries import Driver
-from exporter.engines.inputs import make_inputs
 from exporter.engines.runners import sessions
 from exporter.engines.runners.onnxruntime import (
     OnnxRuntimeRunner,
@@ -26,6 +25,7 @@ from exporter.engines.runners.onnxruntime import (
     host_array,
 )
 from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
+from exporter.engines.tensors import make_inputs
 from exporter.errors import BackendError, MissingDependencyError
 from tests.engine_support import CARD, bindings
 from tests.raising import raises, tells

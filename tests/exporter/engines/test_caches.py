@@ -21,11 +21,11 @@ from exporter.engines.decoding.runner_decoder import (
     RunnerDecoder,
     SharedCache,
 )
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners import onnxruntime as prefill_chunks
 from exporter.engines.runners.base import Capabilities
 from exporter.engines.runners.cache_form import needs_packing, read_cache_form, run_packed
 from exporter.engines.runners.onnxruntime import CHUNK_TOKENS, OnnxRuntimeRunner, chunks, in_chunks
+from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError
 from graph_passes import Deletion, prune_graph
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass

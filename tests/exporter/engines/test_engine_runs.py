@@ -16,9 +16,9 @@ from exporter.engines.build.session import Session, cache_path
 from exporter.engines.decoding.generate import decoder_on
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder, plan_cache
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
+from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, DepthcutError, EngineError
 from exporter.files import sha256_file
 from tests.raising import raises

@@ -17,13 +17,12 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cut.gguf_surgery import cut_gguf
 from exporter.engines.decoding.generate import generate, open_decoder, own_decoder
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
 from exporter.engines.runners.registry import open_model
+from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, GgufFileError, MissingDependencyError, UsageError
 from exporter.models.gguf_model_files import gguf_facts, gguf_folder
-from exporter.models.llama_library import llama_library, said
-from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of
+from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of, llama_library, said
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp
 from tests.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits

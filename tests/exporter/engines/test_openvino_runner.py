@@ -13,10 +13,10 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.generate import generate, open_decoder
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.openvino import OpenVinoRunner
+from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, MissingDependencyError
 from graph_passes import Deletion, prune_graph
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model

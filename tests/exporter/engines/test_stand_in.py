@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import byte_count
+from exporter.engines.tensors import byte_count, make_inputs, random_tokens
 from tests.stand_in import trt
 from tests.stand_in.cuda import CudaRuntime, cudaError_t
 from tests.stand_in.decoders import decoder_engine

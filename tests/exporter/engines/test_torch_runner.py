@@ -12,9 +12,9 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.compare.session import compare
-from exporter.engines.inputs import has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import has_cache, make_inputs, random_tokens
 from exporter.errors import BackendError, ComparisonError
 from tests.engine_support import SHORT
 from tests.raising import raises

@@ -14,8 +14,7 @@ import pytest
 
 from exporter.errors import CalibrationError, ModelSourceError, TextSourceError
 from exporter.models.decoding_rules import DecodingRules, greedy, target_positions
-from exporter.models.encoder_decoder_text import _own_targets
-from exporter.models.texts.paired import PairReader, paired_text
+from exporter.models.texts.paired import PairReader, _own_targets, paired_text
 from exporter.models.texts.pairs import LARGEST_BYTES, Pair, Pairs, read_pairs, read_sound
 from graph_passes.errors import UnsafeInputError
 from tests.raising import raises

@@ -28,11 +28,10 @@ from exporter.models.architectures import (
     layer_modules,
     stacked_layers,
 )
-from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.families import STACKS
 from exporter.models.residual_stream import probe, probe_inputs, run_backbone
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.paired import PairReader
+from exporter.models.texts.paired import PairReader, scored_pairs
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.samples import Sources
 from exporter.score import ScoreOptions, score, score_on
