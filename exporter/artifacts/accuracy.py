@@ -181,10 +181,9 @@ class Accuracy(Record):
     embeddings: EmbeddingAgreement | None = None
     other: OtherText | None = None
     answers: SampleAnswers | None = None
+    stride: Count | None = None  # of earlier versions, whose samples could overlap
 
-    _earlier = ignoring(
-        "probes", "probes_left_out", "long_context", "neighbours", "positions", "stride"
-    )
+    _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours", "positions")
 
     @property
     def agreement(self) -> list[AgreementFigure]:

@@ -42,9 +42,8 @@ FEWEST_ROUNDS = 6
 class Shape:
     """One cell of the grid that is measured: a run of a graph, or a whole generation."""
 
-    phase: (
-        Phase  # prefill: an empty cache; decode: a filled one; encode: none. A generation: prefill
-    )
+    # prefill: an empty cache; decode: a filled one; encode: none. A generation: prefill
+    phase: Phase
     batch: int
     sequence_length: int  # new tokens of a run, or the prompt's
     past_length: int = 0

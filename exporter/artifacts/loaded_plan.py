@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from exporter.artifacts import PlannedDeletion, PruningPlan
-from exporter.artifacts.plans import hold_against_model, read_plan
-from exporter.files import sha256_file
-from exporter.progress import Progress
-from graph_passes.types import Deletion, SublayerRef
-
-if TYPE_CHECKING:
-    from graph_passes.replacements import ReplacementTensors
-
-
 import re
-from collections.abc import Iterator
-from dataclasses import field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import onnx_ir
 from safetensors import SafetensorError, safe_open
 
+from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.artifacts.plans import hold_against_model, read_plan
 from exporter.errors import PlanError, UnsafePlanError, first_line
+from exporter.files import sha256_file
+from exporter.progress import Progress
 from graph_passes.files.locations import real
 from graph_passes.files.reading import check_file
 from graph_passes.replacements import ReplacementTensors
-from graph_passes.types import SublayerKind
+from graph_passes.types import Deletion, SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -209,6 +209,7 @@ _SERVER = "the server that you deploy to: depthcut generates greedily"
 _TRTEXEC = "trtexec for such an engine"
 _LONG = "eval_sequence_length in a --config file, or --tasks with lm-eval's tasks, such as ruler"
 _PROBES = "--tasks with --task-data; samples/07_ci/probes.py writes the four as such tasks"
+_POWER = "--time-budget for a clear verdict, or more --rounds where two sessions are compared"
 _ONE_PROCESS = "score --metric kl --ray, whose scores plan takes; searches run in one process"
 _VISIBLE = "CUDA_VISIBLE_DEVICES, which names the GPU to all programs"
 _AGAIN = "depthcut compare again, and check its report"
@@ -219,7 +220,11 @@ REMOVED = {
     "plan --curve": "depthcut depths, which compares cuts of several sizes",
     "plan --rescore-every": "--search greedy",
     "compare --stride": "eval_sequence_length in a --config file: longer samples have more context",
-    "compare --power": "--time-budget; a row ends as soon as its verdict is clear",
+    "compare --power": _POWER,
+    "compare --smallest": _POWER,
+    "export --power": _POWER,
+    "export --smallest": _POWER,
+    "export --stride": "eval_sequence_length in a --config file: longer samples have more context",
     "compare --pin": _TASKSET,
     "export --pin": _TASKSET,
     "score --checkpoints": _COMPARE,

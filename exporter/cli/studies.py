@@ -42,7 +42,7 @@ class DepthsCall(Options):
     )
     output: OutputFile = option(
         Path("depths.json"),
-        "File for the data; tables and a page with plots are written next to it as .md and .html.",
+        "File for the data; tables and a page are written next to it as .md and .html.",
         "-o",
         "--output",
     )

@@ -187,7 +187,7 @@ class ReportCall(Options):
 def report(call: ReportCall, _progress: ConsoleProgress) -> None:
     """Render saved REPORTS again, as one HTML page or as Markdown; nothing is measured.
 
-    Several report.json make one page, with one plot of quality against speed.
+    Several report.json make one page, with one table of quality and speed.
     """
     from exporter.report.files import render_saved
 

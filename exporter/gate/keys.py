@@ -148,7 +148,8 @@ def _text(report: ComparisonReport) -> str | None:
     if report.accuracy is None:
         return None
     accuracy = report.accuracy
-    return f"{accuracy.text_sha256}, {accuracy.tokens} tokens"
+    overlapping = "" if accuracy.stride is None else f", stride {accuracy.stride}"
+    return f"{accuracy.text_sha256}, {accuracy.tokens} tokens{overlapping}"
 
 
 def _words(value: object) -> str:

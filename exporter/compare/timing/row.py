@@ -26,6 +26,7 @@ from exporter.compare.timing.statistics import (
     verdict,
 )
 from exporter.compare.timing.subjects import Clock, Probe, Sample
+from exporter.errors import ComparisonError
 
 Times = NDArray[np.float64]
 """Milliseconds of one round, ``[arms, 2 * calls, phases]``."""
@@ -54,7 +55,12 @@ class Rounds:
         taken: list[list[Sample]] = [[] for _ in self._probes]
         for arm in (*order, *reversed(order)):
             taken[arm].extend(self._visit(self._probes[arm]))
-        return np.array(taken, np.float64)
+        times = np.array(taken, np.float64)
+        if not (np.isfinite(times) & (times > 0)).all():
+            raise ComparisonError(
+                "A run took no time by this machine's clock.", "Measure again.", code="no-times"
+            )
+        return times
 
     def _visit(self, probe: Probe) -> list[Sample]:
         clock = self._clock

@@ -67,7 +67,7 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
         )
     if accuracy.perplexity is None:
         yield Note(
-            "There is no perplexity: the models predict no next token of a text, so their "
+            "There is no perplexity: the tokens are no text, or the models predict none; their "
             f"{'embeddings' if accuracy.embeddings else COUNTED[accuracy.compared]} are compared."
         )
     if (text := report.calibration) is None:

@@ -86,6 +86,12 @@ def take(clock: FakeClock, probes: list[CallProbe], calls: int, rounds: int) -> 
     return [taker.take() for _ in range(rounds)]
 
 
+def test_a_run_that_takes_no_time_is_refused() -> None:
+    clock = FakeClock()
+    with raises(ComparisonError, "no-times"):
+        take(clock, [clock.probe("A", float), clock.probe("B", lambda _: 50.0)], 1, 1)
+
+
 def test_rounds_run_forwards_and_backwards_in_an_order_that_is_drawn() -> None:
     clock = FakeClock()
     probes = [clock.probe("A", lambda _: 100.0), clock.probe("B", lambda _: 50.0)]

@@ -24,6 +24,7 @@ from exporter.artifacts import (
 from exporter.artifacts import TaskResult as Task
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.gate import BaselineMatch, check
+from exporter.gate.keys import key_of
 from exporter.gate.limits import LIMIT_ON, Figure, Limits, figures
 from exporter.report.ci import limit_words
 from exporter.report.words import short_shape
@@ -180,6 +181,15 @@ def test_all_defaults_against_a_baseline() -> None:
         "size files": "regressed",
         "memory KV cache per token": "within_limit",
     }
+
+
+def test_samples_that_overlapped_are_another_text() -> None:
+    plain, *strided = (
+        key_of(gate_report(accuracy=gate_accuracy(20.0, stride=stride)))
+        for stride in (None, 128, 256)
+    )
+    assert plain not in strided
+    assert strided[0] != strided[1]
 
 
 def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
