@@ -73,10 +73,6 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _matches(findings: Findings, deletion: Deletion) -> list[FoundSite]:
-    return [site for site in findings.sites if deletion.names(site.ref)]
-
-
 def replacements_of(
     sites: Iterable[FoundSite], deletions: Sequence[Deletion]
 ) -> dict[SublayerRef, Replacement]:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
 from exporter.options import running_command
+from exporter.printable import printable_json
 from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import RECORD_BYTES, parse_json, read_text
 from graph_passes.types import MOST_LAYERS
@@ -74,7 +75,7 @@ class Artifact(Record):
 
     def to_json(self) -> str:
         """The file's text."""
-        return self.model_dump_json(indent=2) + "\n"
+        return printable_json(self.model_dump_json(indent=2)) + "\n"
 
     def write(self, path: Path) -> Path:
         """Writes the file, whole or not at all."""

@@ -277,6 +277,11 @@ REMOVED = {
     "compare --probes": _PROBES,
     "evaluate --probes": _PROBES,
     "export --probes": _PROBES,
+    **{
+        f"{command} --{key}": "--objective kl, and --tasks to evaluate the result"
+        for command in ("plan", "export")
+        for key in ("search-items", "judged-items", "search-seed")
+    },
     "plan --ray": _ONE_PROCESS,
     "plan --ray-workers": _ONE_PROCESS,
     "report --format": "-o FILE.md, which is written as Markdown",

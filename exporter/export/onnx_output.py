@@ -1,4 +1,4 @@
-"""Writes an exported graph and its weights as two files that appear together."""
+"""Writes an exported graph and its weights together, and puts a sentence encoder's pooling in."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ from exporter.gate.keys import (
     refuse_unsound,
     series,
 )
+from exporter.printable import printable_json
 from graph_passes.files.placing import append as append_text
 from graph_passes.files.reading import RECORD_BYTES, read_bytes, read_json
 
@@ -90,7 +91,7 @@ def append(path: Path, entry: HistoryEntry) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with in_turn(path.parent):
         separator = "\n" if path.exists() and not _is_ended(path) else ""
-        append_text(path, f"{separator}{entry.model_dump_json()}\n")
+        append_text(path, f"{separator}{printable_json(entry.model_dump_json())}\n")
 
 
 def refuse_link(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a plan to a healed one: fits, choices, and what they gained in two domains."""
+"""From a plan to a healed one: fits, folds or a training, and what they gained in two domains."""
 
 from __future__ import annotations
 

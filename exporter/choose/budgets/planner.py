@@ -1,4 +1,4 @@
-"""From what a user asks for to a plan: by scores, or by costs, fits, search, refit and a clock."""
+"""From what a user asks for to a plan and its file: by scores, or by costs, fits, search, refit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from exporter.heal.healed import heal
 from exporter.heal.plan_file import refuse_places, write_healed_plan
 from exporter.heal.texts import on_text_of
 from exporter.models.loading.model_class import hub_off
-from exporter.models.loading.model_source import load_model
+from exporter.models.loading.model_source import TOO_LARGE, load_model
 from exporter.progress import Progress
 from graph_passes.files.placing import SCRATCH, working
 
@@ -479,7 +479,7 @@ def _model(request: PlanRequest, source: str, progress: Progress) -> Any:
         with progress.task(f"load {source}"), hub_off():
             return load_model(source, **vars(request.load))
     except ModelSourceError as error:
-        if Path(source).exists():
+        if Path(source).exists() or error.code == TOO_LARGE:
             raise
         raise ModelSourceError(
             f"The model {source}, which {request.importance} names, is not on this machine.",

@@ -44,7 +44,6 @@ _LIBRARIES = (
     "tensorrt",
     "tensorrt-rtx",
     "openvino",
-    "llama-cpp-python",
 )
 
 
@@ -107,8 +106,6 @@ def _decides(library: str, backend: str) -> bool:
     """Whether a library's version decides how fast a backend is."""
     if backend.startswith(("pytorch", "torch")):
         return library in ("torch", "transformers")
-    if backend == "llama.cpp":
-        return library == "llama-cpp-python"
     return library.removesuffix("-gpu") == backend
 
 

@@ -1,4 +1,4 @@
-"""The reference of all commands, as MyST Markdown, from the options that they are made of."""
+"""The references of all commands and of all files, as MyST Markdown, from what defines them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: prefill, then a token at a time; one text, or the greedy texts of many prompts."""
+"""Opens what decodes, and generates: prefill, then a token at a time; one text or many."""
 
 from __future__ import annotations
 

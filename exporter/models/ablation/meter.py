@@ -89,11 +89,6 @@ class CutMeter(Generic[D]):
         self._free_bytes = kept_bytes
 
     @property
-    def starts(self) -> list[int]:
-        """The first sample of each batch."""
-        return list(self._asked)
-
-    @property
     def num_layers(self) -> int:
         """How many layers the model has."""
         return len(self._runner.layers)

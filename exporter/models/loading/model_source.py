@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from exporter.artifacts import ModelRef, library_versions
 from exporter.artifacts.stacks import Stacks
@@ -31,6 +35,7 @@ from exporter.models.loading.checked_folder import (
     files_as_they_are,
     read_object,
     refuse_changed,
+    refuse_types,
 )
 from exporter.models.loading.checkpoint_shards import CheckpointShards
 from exporter.models.loading.model_class import (
@@ -54,15 +59,7 @@ from graph_passes.files.reading import TABLE_BYTES, read_bytes, read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-import importlib
-import threading
-from collections.abc import Iterator
-
-import numpy as np
-
-from exporter.models.loading.checked_folder import refuse_types
-
+TOO_LARGE = "too-little-memory"
 _FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 # Those that only read a tokenizer.json, whatever the model; and what hub models name for theirs.
 _PLAIN_TOKENIZERS = {"PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer", "GPT2Tokenizer"}
@@ -235,13 +232,7 @@ def load_folder(
             raise
         # From a cut safetensors file to a config that contradicts the weights: many classes.
         except Exception as error:
-            if any(map(is_out_of_memory, error_chain(error))):
-                raise ModelSourceError(
-                    f"{path} takes more memory than there is: {first_line(error)}.",
-                    "Load it in 16 bits (--dtype bfloat16), score it layer by layer (--stream), or "
-                    "take a machine with more memory.",
-                    code="too-little-memory",
-                ) from error
+            _refuse_too_large(path, error)
             refuse_changed(path, before)
             raise ModelSourceError(
                 f"{path} can't be loaded: {first_line(error)}.", code="load-failed"
@@ -374,8 +365,17 @@ def _load(
     return model, info, tokenizer
 
 
+def _refuse_too_large(path: Path, error: Exception) -> None:
+    if any(map(is_out_of_memory, error_chain(error))):
+        raise ModelSourceError(
+            f"{path} takes more memory than there is: {first_line(error)}.",
+            "Take a machine with more memory, or a smaller type where the command has --dtype.",
+            code=TOO_LARGE,
+        ) from error
+
+
 def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
-    pass_on_memory_error(error)
+    _refuse_too_large(path, error)
     text = f"{first_line(error)}."
     if "architecture" in text or "model type" in text:
         return UnknownArchitectureError(f"{path}: {text}", code="unknown-family")

@@ -1,4 +1,4 @@
-"""What the arms answer: on the evaluation text, by position, in tasks, in generated text."""
+"""What the arms answer: on the evaluation text, in tasks, in generated text."""
 
 from __future__ import annotations
 

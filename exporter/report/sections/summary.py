@@ -1,4 +1,4 @@
-"""Speed, accuracy and size at a glance: rows for every table of both arms, and key figures."""
+"""Speed, accuracy and size at a glance: rows for every table of both arms."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.damage import D, Damage, Floats, joined
 from exporter.models.ablation.meter import CutMeter
 from exporter.models.architectures import layer_modules, named_sublayers
-from exporter.models.loading.model_source import LoadedModel, load_model
+from exporter.models.loading.model_source import TOO_LARGE, LoadedModel, load_model
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import in_couples
 from exporter.progress import QUIET, Progress
@@ -159,6 +159,8 @@ class ModelAddress:
         try:
             loaded = load_model(self.source, **self.options)
         except ModelSourceError as error:
+            if error.code == TOO_LARGE:
+                raise
             raise ClusterError(
                 f"On {host}: {error.message}",
                 "The model has to lie under the same path on all machines, such as a shared "

@@ -40,6 +40,13 @@ def plan_json(**changes: Any) -> bytes:
     return json.dumps(json.loads(plan.to_json()) | changes).encode()
 
 
+def test_what_a_terminal_acts_on_is_escaped_in_what_is_written(tmp_path: Path) -> None:
+    plan = PruningPlan(deletions=[], budget={"for": "\x9b31m\u202e"})
+    path = plan.write(tmp_path / "plan.json")
+    assert path.read_text("utf-8").isascii()
+    assert PruningPlan.read(path).budget == plan.budget
+
+
 def test_a_file_says_first_what_it_is() -> None:
     keys = list(json.loads(plan_json()))
     assert keys[:2] == ["schema_version", "kind"]
