@@ -69,9 +69,10 @@ COMMANDS: list[Command] = [
     1.5),
     *_models("llama bert CACHE", "checkpoint MODEL in/plan.json -o out/res", "res", 3),
     *_models("llama CACHE", "checkpoint MODEL in/blocks.json -o out/res --stream", "res", 2),
-    *_models("llama bert CACHE", f"export MODEL -o out/res {_DROP} {SCORING}", "res", 0.5, True),
+    *_models("llama bert CACHE", f"export MODEL -o out/res {_DROP} --time 5s {SCORING}", "res", 0.5,
+    True),
     *_models("llama", f"export MODEL -o out/res {_DROP} --stream {SCORING}", "res", 0.3, True),
-    *_models("vit", f"export MODEL -o out/res {_DROP} --metric depth", "res", 0.3, True),
+    *_models("vit", f"export MODEL -o out/res {_DROP} --time 5s --metric depth", "res", 0.3, True),
     *_models("llama CACHE", f"compare torch:MODEL torch:in/llama -o out/res {TIMING}", "res", 1,
     True),
     *_models("llama", "depths MODEL --importance in/importance.json -o out/depths.json -n 1"
