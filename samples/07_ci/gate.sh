@@ -7,7 +7,9 @@
 # from run to run: baselines and the history. OUT takes what the CI system shows.
 # MIN_SPEEDUP and MAX_PERPLEXITY_INCREASE are limits against the unpruned model, MAX_SLOWDOWN and
 # MAX_PERPLEXITY_GROWTH against the last accepted run. With ACCEPT=1 a run that passes becomes the
-# baseline of its key.
+# baseline of its key. AGAIN is options of depthcut compare, such as "--rounds 48 --threads 2": with
+# it, a regression must show twice. The models of the second comparison are the folders baseline and
+# candidate beside the report, or those that BASELINE and CANDIDATE name; nothing in the report is run.
 # Exit code: 0 passed, 1 regression, 2 error, 3 inconclusive.
 set -u
 report=$1 kept=$2 out=$3
@@ -59,6 +61,16 @@ for each in limits baseline; do
 done
 if [ "$code" -eq 2 ] && [ -f "$out/comment.md" ]; then
   printf '\n**A check ended with an error; the log of the job shows it.**\n' >> "$out/comment.md"
+fi
+
+if [ "$code" -eq 1 ] && [ -n "${AGAIN:-}" ]; then
+  built=$(dirname "$report")
+  rm -rf "$out/again"
+  # shellcheck disable=SC2086 # options are parted by spaces
+  depthcut compare "${BASELINE:-$built/baseline}" "${CANDIDATE:-$built/candidate}" \
+    -o "$out/again" $AGAIN || exit 2
+  AGAIN='' sh "$0" "$out/again/report.json" "$kept" "$out"
+  exit
 fi
 
 if [ "$code" -eq 0 ] && [ "${ACCEPT:-0}" = 1 ]; then

@@ -275,6 +275,30 @@ def test_a_check_that_was_killed_passes_nothing(
     assert (tmp_path / "updated").exists() == (code == 0)
 
 
+@pytest.mark.parametrize(
+    ("again", "compared", "second", "code"),
+    [("", 0, 0, 1), ("--rounds 9", 0, 0, 0), ("--rounds 9", 0, 1, 1), ("--rounds 9", 0, 3, 3),
+    ("--rounds 9", 1, 0, 2)],
+)  # fmt: skip
+def test_a_regression_must_show_twice_where_it_is_measured_again(
+    again: str, compared: int, second: int, code: int, tmp_path: Path
+) -> None:
+    command(
+        tmp_path, "depthcut",
+        f'case "$*" in compare*) echo "$*" > {tmp_path}/call; exit {compared};;\n'
+        f"*again/report.json*) exit {second};;\n*) exit 1;;\nesac\n",
+    )  # fmt: skip
+    done = subprocess.run(
+        ["sh", SAMPLE / "gate.sh", "built/report.json", tmp_path / "kept", tmp_path / "out"],
+        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "AGAIN": again, "CANDIDATE": "mine"},
+        check=False,
+    )
+    assert done.returncode == code
+    call = f"compare built/baseline mine -o {tmp_path}/out/again {again}\n"
+    assert (tmp_path / "call").exists() == bool(again)
+    assert not again or (tmp_path / "call").read_text() == call
+
+
 @pytest.mark.parametrize("name", ["github.yml", "gitlab-ci.yml"])
 def test_the_commands_of_the_workflows_exist(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
