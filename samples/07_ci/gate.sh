@@ -15,10 +15,7 @@ set -u
 report=$1 kept=$2 out=$3
 mkdir -p "$kept" "$out"
 # What an earlier call left must not be shown as this one's.
-rm -f "$out/comment.md"
-for each in limits baseline; do
-  rm -f "$out/$each.xml" "$out/$each.md"
-done
+rm -f "$out/comment.md" "$out/limits.xml" "$out/limits.md" "$out/baseline.xml" "$out/baseline.md"
 
 depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
   --max-perplexity-increase "${MAX_PERPLEXITY_INCREASE:-10%}" \
@@ -66,7 +63,6 @@ fi
 if [ "$code" -eq 1 ] && [ -n "${AGAIN:-}" ]; then
   built=$(dirname "$report")
   rm -rf "$out/again"
-  # shellcheck disable=SC2086 # options are parted by spaces
   depthcut compare "${BASELINE:-$built/baseline}" "${CANDIDATE:-$built/candidate}" \
     -o "$out/again" $AGAIN || exit 2
   AGAIN='' sh "$0" "$out/again/report.json" "$kept" "$out"

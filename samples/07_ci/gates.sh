@@ -12,15 +12,11 @@ shift 2
 here=$(dirname "$0")
 worst=0 number=0 taken=/
 
-is_taken() {
-  case $taken in *"/$1/"*) return 0 ;; *) return 1 ;; esac
-}
-
 for report in "$@"; do
   number=$((number + 1))
   name=$(basename "$(dirname "$(realpath "$report")")")
   case $name in . | /) name=report ;; esac
-  while is_taken "$name"; do name=$name-$number; done
+  while case $taken in *"/$name/"*) ;; *) false ;; esac; do name=$name-$number; done
   taken=$taken$name/
   sh "$here/gate.sh" "$report" "$kept/$name" "$out/$name"
   case $? in
