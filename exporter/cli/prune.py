@@ -175,7 +175,9 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
         _print_sublayers(listing["sublayers"])
     else:
         _print_sites(listing["sites"])
-        _print_refusals(listing["refusals"])
+        for refusal in listing["refusals"]:
+            layer = "" if refusal.layer is None else f" {refusal.layer}"
+            echo(f"refused: {refusal.kind or 'graph'}{layer} at {refusal.node}: {refusal.reason}")
     if runtimes:
         print_serving(runtimes)
     if runtimes and not of_gguf:
@@ -229,12 +231,6 @@ def _print_sites(sites: list[ResidualSite]) -> None:
     ]
     print_rows(("layer", "kind", "parameters", "residual add", "KV inputs"), rows)
     echo(f"{len(sites)} sites can be cut.")
-
-
-def _print_refusals(refusals: list[Refusal]) -> None:
-    for refusal in refusals:
-        layer = "" if refusal.layer is None else f" {refusal.layer}"
-        echo(f"refused: {refusal.kind or 'graph'}{layer} at {refusal.node}: {refusal.reason}")
 
 
 _MOST_REASONS = 8

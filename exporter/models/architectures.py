@@ -113,11 +113,6 @@ def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
     return result
 
 
-def known_families() -> str:
-    """The model types of the table, for messages."""
-    return ", ".join(sorted(FAMILIES))
-
-
 def named_sublayers(
     deletions: Iterable[LayerPart | tuple[int, str]], layers: int
 ) -> list[SublayerRef]:
@@ -167,7 +162,7 @@ def unknown_layers(model: Any) -> UnknownArchitectureError:
     """The error for a model that no row fits."""
     return UnknownArchitectureError(
         f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
-        f"Known families: {known_families()}.",
+        f"Known families: {', '.join(sorted(FAMILIES))}.",
         code="unknown-family",
     )
 

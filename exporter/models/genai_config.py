@@ -131,7 +131,9 @@ class _Layers:
     def read(
         cls, config: GenaiConfig, caches: Iterable[str], gone: set[str], renamed: Mapping[str, str]
     ) -> _Layers:
-        formats = _formats(config.decoder)
+        inputs = _DEFAULT_FORMATS | _part(config.decoder, "inputs")
+        texts = [text for text in inputs.values() if isinstance(text, str) and _NUMBER in text]
+        formats = [re.compile(re.escape(text).replace(_NUMBER, "([0-9]{1,4})")) for text in texts]
         moves = [
             (old, None if name in gone else _number(formats, renamed.get(name, name)))
             for name in caches
@@ -151,13 +153,6 @@ class _Layers:
     @property
     def dense(self) -> bool:
         return sorted(self.kept.values()) == list(range(len(self.kept)))
-
-
-def _formats(decoder: dict[str, Any]) -> list[re.Pattern[str]]:
-    """What the names of a layer's states look like."""
-    inputs = _DEFAULT_FORMATS | _part(decoder, "inputs")
-    texts = [text for text in inputs.values() if isinstance(text, str) and _NUMBER in text]
-    return [re.compile(re.escape(text).replace(_NUMBER, "([0-9]{1,4})")) for text in texts]
 
 
 def _number(formats: Iterable[re.Pattern[str]], name: str) -> int | None:

@@ -77,7 +77,9 @@ def _walk(request: ExportRequest, progress: Progress) -> None:
         _score(run)
         _plan_and_export(run)
         _stage(run, "prune", keys.prune_key(run), _of_kind(run).prune)
-        _checkpoint(run)
+        if run.request.checkpoint:
+            _stage(run, CHECKPOINT, checkpoint.checkpoint_key(run), checkpoint.write)
+            checkpoint.keep_with_candidate(run)
         run.free_model()
         _quantize(run)
         _engines(run)
@@ -149,12 +151,6 @@ def _heal(run: Run) -> None:
         _stage(run, HEALING, key, partial(module.heal, wanted=wanted))
     elif run.ledger.has(HEALING):
         run.ledger.forget(HEALING)
-
-
-def _checkpoint(run: Run) -> None:
-    if run.request.checkpoint:
-        _stage(run, CHECKPOINT, checkpoint.checkpoint_key(run), checkpoint.write)
-        checkpoint.keep_with_candidate(run)
 
 
 def _quantize(run: Run) -> None:

@@ -35,7 +35,8 @@ def compare_files(paths: Sequence[Path], metric: str | None = None) -> ScoreComp
         chosen = metric or next(iter(reports.values())).metric
         named = {name: report.of_metric(chosen) for name, report in reports.items()}
         reports = {name: r.model_copy(update={"further": []}) for name, r in named.items()}
-    agreements = compare_reports(reports)
+    pairs = itertools.combinations(_ranked(reports), 2)
+    agreements = [_agreement(one, other) for one, other in pairs if one.kind == other.kind]
     if not agreements:
         raise ScoringError(
             f"{' and '.join(reports)} hold no two rankings of the same kind of sublayer.",
@@ -49,12 +50,6 @@ def compare_files(paths: Sequence[Path], metric: str | None = None) -> ScoreComp
         agreements=agreements,
         made_from={f"importance[{i}]": sha256_file(path) for i, path in enumerate(paths)},
     )
-
-
-def compare_reports(reports: Mapping[str, ImportanceReport]) -> list[RankAgreement]:
-    """Every pair of rankings, kind by kind."""
-    pairs = itertools.combinations(_ranked(reports), 2)
-    return [_agreement(one, other) for one, other in pairs if one.kind == other.kind]
 
 
 def _ranked(reports: Mapping[str, ImportanceReport]) -> list[RankedScores]:

@@ -165,7 +165,7 @@ def judging_text(
     """Samples to check limits on and to report on, of documents that aren't used otherwise."""
     calibration_text = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
     there = sum(len(part.input_ids) for part in (*used, calibration_text))
-    all_read = _reads_no_more(loaded, there, len(used[0].apart))
+    all_read = reads_images(loaded.model) and there >= len(used[0].apart) * MOST_IMAGES
     read = nouns_of(type(loaded.model).__name__)
     judges.refuse_fewer(
         len(calibration_text.input_ids), used[0].ref.source, read, all_read=all_read
@@ -188,8 +188,3 @@ def leaves_judges(
     parts = (chosen_on, further)
     calibration_text = text_beyond(loaded, parts, judges.fewest, cache_dir)
     return len(calibration_text.input_ids) >= judges.fewest
-
-
-def _reads_no_more(loaded: LoadedModel, there: int, texts: int) -> bool:
-    """Whether so many are all the images that are ever read of so many folders."""
-    return reads_images(loaded.model) and there >= texts * MOST_IMAGES

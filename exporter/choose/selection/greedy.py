@@ -146,13 +146,10 @@ class _Greedy:
         cuts = [cut_of_options(after, self._start) for after in afters]
         now, *then = self._meter.measure_many(cut, cuts, progress)
         for option, after, damage in zip(options, afters, then, strict=True):
-            self._price[option] = self._price_of(now, damage, total_gain(after) - self.gain)
+            # More than the gain that is still wanted is worth nothing.
+            added = objective_of(damage, self._objective) - objective_of(now, self._objective)
+            self._price[option] = added / min(total_gain(after) - self.gain, self._goal - self.gain)
         return dict(zip(options, then, strict=True))
-
-    def _price_of(self, now: AnyDamage, then: AnyDamage, gain: float) -> float:
-        """Added damage for the gain that is still wanted: more than the goal is worth nothing."""
-        added = objective_of(then, self._objective) - objective_of(now, self._objective)
-        return added / min(gain, self._goal - self.gain)
 
     def _after(self, option: Option) -> list[Option]:
         return [o for o in self._standing if not overlap(o, option)] + [option]

@@ -255,7 +255,9 @@ class Trainer:
                 f"Give more tokens or time, a lower learning_rate, or other {much}.",
                 code="distillation-gained-nothing",
             )
-        self._take_best()
+        with self._student.healed(), torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(self._state.best[name])
         return self._told(stopped)
 
     def _begin(self) -> None:
@@ -395,11 +397,6 @@ class Trainer:
         """The student's tensors."""
         with self._student.healed():
             return {name: tensor.detach() for name, tensor in self._tensors.items()}
-
-    def _take_best(self) -> None:
-        with self._student.healed(), torch.no_grad():
-            for name, tensor in self._tensors.items():
-                tensor.copy_(self._state.best[name])
 
     def _told(self, stopped: StoppedBy) -> Training:
         state, options = self._state, self._options

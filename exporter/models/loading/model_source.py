@@ -80,7 +80,8 @@ def load_tokenizer(folder: Path, config: Any, dangers: Dangers) -> Any:
             return tokenizer
     except Exception as error:
         pass_on_memory_error(error)
-        _refuse_nested(folder / _FILE)
+        with contextlib.suppress(OSError, ValueError):  # says so of a file that is nested too deep
+            read_json(folder / _FILE, limit=TABLE_BYTES)
         raise ModelSourceError(
             f"The tokenizer in {folder} can't be loaded: {first_line(error)}."
         ) from error
@@ -96,12 +97,6 @@ def _read(transformers: Any, folder: Path, config: Any, dangers: Dangers) -> Any
         if not (folder / _FILE).is_file():
             raise
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-
-
-def _refuse_nested(path: Path) -> None:
-    """Says so where that is why a tokenizer could not be read; its parsers have other words."""
-    with contextlib.suppress(OSError, ValueError):
-        read_json(path, limit=TABLE_BYTES)
 
 
 def _refuse_class(folder: Path, dangers: Dangers) -> None:

@@ -77,7 +77,8 @@ def calibration_text(
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
     if spec in SAMPLED:
-        folder = cache_dir or default_cache_dir()
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = cache_dir or Path(caches) / "depthcut"
         ids = sampled_tokens(loaded, wanted, length, seed, folder, progress, spec=spec)
         label = f"{spec} (text sampled by the model, seed {seed})"
         text = CalibrationText.unpadded(ids, label, sha256_bytes(ids.astype("<i8").tobytes()))
@@ -149,11 +150,6 @@ def default_calibration(loaded: LoadedModel) -> str:
     if reads_images(loaded.model):
         return RANDOM
     return SELF if loaded.model.can_generate() else PYDOC
-
-
-def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/depthcut``, or ``~/.cache/depthcut``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthcut"
 
 
 def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:

@@ -104,15 +104,10 @@ def _keep(path: Path, key: dict[str, Any], ids: NDArray[np.int64], progress: Pro
         progress.say(f"calibration: the sampled text is not kept for next time: {error}")
 
 
-def has_chat_template(loaded: LoadedModel) -> bool:
-    """Whether a model's tokenizer knows how a chat is written."""
-    return getattr(loaded.tokenizer, "chat_template", None) is not None
-
-
 def chat_prefix(loaded: LoadedModel) -> list[int]:
     """The tokens that stand before what a user says first."""
     tokenizer: Any = loaded.tokenizer
-    if not has_chat_template(loaded):
+    if getattr(tokenizer, "chat_template", None) is None:
         raise CalibrationError(
             f"The tokenizer of {loaded.ref.source} has no chat template to sample a chat with.",
             f"Calibrate on {SELF} or on a text file.",

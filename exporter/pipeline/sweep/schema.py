@@ -123,7 +123,7 @@ class NamedEntry(Entry):
     @property
     def label(self) -> str:
         """Its name, as a folder may be called too."""
-        return slug(self.name or self.described())
+        return _FOREIGN.sub("-", self.name or self.described()).strip("-.")[:80] or "unnamed"
 
     def described(self) -> str:
         """What it says, briefly."""
@@ -273,11 +273,6 @@ def _alike(entries: Sequence[NamedEntry]) -> Iterator[tuple[int, int]]:
         if name in seen:
             yield seen[name], index
         seen.setdefault(name, index)
-
-
-def slug(text: str) -> str:
-    """A name that is also a folder's, on any file system."""
-    return _FOREIGN.sub("-", text).strip("-.")[:80] or "unnamed"
 
 
 _MOST_TOLD = 5

@@ -46,7 +46,9 @@ def connected(address: str | None, cpus: int, progress: Progress) -> Iterator[An
             yield ray
             return
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_silenced(ray))
+            # Ray tells of lost workers on standard output, which is kept for results.
+            silent = _inside(ray, "worker", "print_to_stdstream", lambda *_args, **_kwargs: None)
+            stack.enter_context(silent)
             if address in (None, LOCAL):
                 with progress.task("start a local Ray cluster"):
                     _start(ray, cpus, stack)
@@ -136,11 +138,6 @@ def _own_token() -> Iterator[None]:
 @functools.cache
 def _token() -> str:
     return secrets.token_hex(32)
-
-
-def _silenced(ray: Any) -> contextlib.AbstractContextManager[None]:
-    """Ray tells of lost workers on standard output, which is kept for results."""
-    return _inside(ray, "worker", "print_to_stdstream", lambda *_args, **_kwargs: None)
 
 
 @contextlib.contextmanager
