@@ -39,7 +39,7 @@ class Look:
 
     help: str = ""
     names: tuple[str, ...] = ()
-    section: str = "Options"
+    section: str = ""  # its heading; empty: the class's
     rare: bool = False
     config_only: bool = False
     usual: str = ""  # what a default of None stands for
@@ -170,6 +170,7 @@ class Options:
     """The base of all options: what is wrong is an OptionError with the options' names."""
 
     rules: ClassVar[Sequence[Rule]] = ()
+    section: ClassVar[str] = "Options"
 
     @model_validator(mode="after")
     def _holds_rules(self) -> Self:
@@ -238,7 +239,8 @@ def _leaves(schema: type[Options]) -> Iterator[Leaf]:
     for field in dataclasses.fields(schema):
         look = field.metadata.get(_LOOK)
         if isinstance(look, Look):
-            key = _key(field.name, look)
+            key, section = _key(field.name, look), look.section or schema.section
+            look = dataclasses.replace(look, section=section)
             yield Leaf(hints[field.name], (field.name,), key, field.default, look)
         elif isinstance(look, Nested):
             for leaf in _leaves(bare_type(hints[field.name])):

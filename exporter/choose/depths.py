@@ -136,6 +136,7 @@ def _for_an_answer(name: str) -> Rule:
 class DepthOptions(Options):
     """What is dropped, and what it is judged on."""
 
+    section = ACCURACY
     numbers: Lengths | None = option(
         None,
         "Numbers of sublayers to drop, in all ways, and what that costs.",
@@ -154,14 +155,12 @@ class DepthOptions(Options):
         "Held-out text: a text or JSONL file, hf:DATASET or pydoc.",
         "--eval-text",
         metavar="SOURCE",
-        section=ACCURACY,
     )
     tokens: Several = option(
         8192,
         "Tokens for perplexity and KL divergence. With --recommend one half of them chooses, and "
         "the other is reported on.",
         "--eval-tokens",
-        section=ACCURACY,
     )
     recommend: bool = option(
         False,
@@ -189,15 +188,9 @@ class DepthOptions(Options):
         RequestShape(new=64), "With --recommend: the request that is timed.", section=ANSWER
     )
     sequence_length: Several = option(
-        512,
-        "Tokens in a sample of the held-out text.",
-        "--eval-sequence-length",
-        section=ACCURACY,
-        config_only=True,
+        512, "Tokens in a sample of the held-out text.", "--eval-sequence-length", config_only=True
     )
-    batch_size: Count = option(
-        4, "Samples in one forward pass.", section=ACCURACY, config_only=True
-    )
+    batch_size: Count = option(4, "Samples in one forward pass.", config_only=True)
     tasks: TaskOptions = part(TaskOptions())
     rules = (
         Rule(("numbers",), lambda told: told.numbers == (), "{0} names none.", "Such as 4,8,12."),

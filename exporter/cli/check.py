@@ -35,33 +35,24 @@ _OUTPUTS = "Outputs"
 class CheckCall(Options):
     """What `depthcut check` is asked to do."""
 
+    section = _OUTPUTS
     request: CheckRequest = part()
     inconclusive: Literal["pass", "fail", "3"] = option(
         "3", "Exit code if the measurement can't decide: 0, 1 or 3.", section=VERDICTS
     )
-    output: OutputPath | None = option(
-        None, "The whole check as JSON.", "-o", "--output", section=_OUTPUTS
-    )
-    junit: OutputPath | None = option(None, "JUnit XML.", metavar="FILE", section=_OUTPUTS)
+    output: OutputPath | None = option(None, "The whole check as JSON.", "-o", "--output")
+    junit: OutputPath | None = option(None, "JUnit XML.", metavar="FILE")
     github_benchmark: OutputPath | None = option(
         None,
         "smaller.json and bigger.json for github-action-benchmark.",
         metavar="FOLDER",
-        section=_OUTPUTS,
         rare=True,
     )
     comment: OutputPath | None = option(
-        None,
-        "Markdown for a comment on a pull request.",
-        metavar="FILE",
-        section=_OUTPUTS,
-        rare=True,
+        None, "Markdown for a comment on a pull request.", metavar="FILE", rare=True
     )
     github: bool | None = option(
-        None,
-        "Write annotations and a step summary.",
-        usual="on if GITHUB_ACTIONS is true",
-        section=_OUTPUTS,
+        None, "Write annotations and a step summary.", usual="on if GITHUB_ACTIONS is true"
     )
 
 

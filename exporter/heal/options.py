@@ -52,6 +52,7 @@ TRAINED = (
 class HealOptions(Options):
     """What takes the branches' places or makes up for them, fitted and judged on which texts."""
 
+    section = HEALING
     kind: HealChoice = option(
         "linear",
         "How to recover quality: replace a dropped branch by the mean of its output (bias), "
@@ -61,14 +62,12 @@ class HealOptions(Options):
         "unless a time is given), otherwise it folds.",
         "--heal",
         brief="How to heal: bias, linear, best, fold or distill",
-        section=HEALING,
     )
     ridge: PositiveNumber | None = option(
         None,
         "Ridge of the linear maps, relative to the mean eigenvalue of the covariance of a "
         "branch's inputs.",
         usual="chosen for each branch on held-out tokens",
-        section=HEALING,
         config_only=True,
     )
     calibration: tuple[str, ...] = option(
@@ -93,7 +92,6 @@ class HealOptions(Options):
         "Text of another domain, to measure the gain there too; none: measure in one domain.",
         metavar="SOURCE",
         usual="pydoc, or self when calibrated on pydoc",
-        section=HEALING,
     )
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
     seed: Seed = option(0, "Seed for sampled text.", section=SCORING, config_only=True)
@@ -102,7 +100,6 @@ class HealOptions(Options):
         "Maximum number of training tokens.",
         "--heal-tokens",
         usual="200,000; for encoders 600,000",
-        section=HEALING,
         config_only=True,
     )
     time_s: Duration | None = option(
@@ -112,31 +109,25 @@ class HealOptions(Options):
         "--time",
         brief="Time for the training, or for choosing and healing",
         usual="no limit",
-        section=HEALING,
     )
     train: Train = option(
         "adapters",
         "What is trained: adapters, merged into the weights at the end, or all weights.",
-        section=HEALING,
         config_only=True,
     )
-    rank: Count = option(16, "Rank of the adapters.", section=HEALING, config_only=True)
+    rank: Count = option(16, "Rank of the adapters.", config_only=True)
     learning_rate: PositiveNumber | None = option(
         None,
         "The highest learning rate.",
         usual="0.001 for adapters, 0.0002 for all weights; for encoders up to twice as much",
-        section=HEALING,
         config_only=True,
     )
-    step_tokens: Tokens = option(
-        512, "Tokens in one training step.", section=HEALING, config_only=True
-    )
+    step_tokens: Tokens = option(512, "Tokens in one training step.", config_only=True)
     replacements: Literal["none", "bias", "linear"] = option(
         "none",
         "What takes the dropped branches' places in a training, is fitted before it and trained "
         "in it. With --heal fold: what takes the places of those that no kept weight can make up "
         "for.",
-        section=HEALING,
         config_only=True,
     )
     server: Server | None = option(
@@ -146,7 +137,6 @@ class HealOptions(Options):
         "--for",
         brief="The runtime that the plan is for",
         usual="any",
-        section=HEALING,
     )
     rules = (
         *_only_for("distill", *TRAINED),

@@ -84,28 +84,22 @@ class DropRequest(Options):
 class EngineRequest(Options):
     """The engines that are built of both models."""
 
+    section = ENGINES
     backend: Engine = option(
         "tensorrt-rtx",
         "Also build engines of both models, and compare them.",
         "--engine",
         brief="Also build engines: tensorrt-rtx or tensorrt",
         usual="none",
-        section=ENGINES,
     )
     builds: Count = option(
-        1,
-        "Build each engine N times (-b1, -b2, ...), since builds may differ in speed.",
-        section=ENGINES,
+        1, "Build each engine N times (-b1, -b2, ...), since builds may differ in speed."
     )
-    settings: BuildSettings = part(
-        BuildSettings(),
-        without=("workspace_bytes",),
-    )
+    settings: BuildSettings = part(BuildSettings(), without=("workspace_bytes",))
     split: bool | None = option(
         None,
         "Build one engine for each phase, or one for both, which has the weights twice.",
         usual="one for each, where caches have a fixed length",
-        section=ENGINES,
     )
 
 
@@ -197,9 +191,7 @@ class ExportRequest(Options):
         rare=("threads", "rounds", "eval_tokens", "other_text", "task_data"),
     )
     quantize: QuantizeSettings | None = part(
-        switch="scheme",
-        shared=("calibration",),
-        config_only=("method", "gguf", "modelopt"),
+        switch="scheme", shared=("calibration",), config_only=("method", "gguf", "modelopt")
     )
     engines: EngineRequest | None = part(
         switch="backend", config_only=("builds", "compute_capabilities", "logits", "split")

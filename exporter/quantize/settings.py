@@ -51,13 +51,13 @@ def _possible(block: int) -> int:
 class QuantizeSettings(Options):
     """How weights are quantised."""
 
+    section = QUANTIZATION
     scheme: Scheme = option(
         "int4",
         "int4, int8: weights only; int8-*: computes in int8. fp8, int4-awq, and int8-qdq for "
         "TensorRT need --modelopt-python.",
         "--quantize",
         brief="Also quantise both: int4, int8 and others",
-        section=QUANTIZATION,
     )
     method: Method | None = option(
         None,
@@ -65,40 +65,26 @@ class QuantizeSettings(Options):
         "(gguf).",
         "--quantize-method",
         usual="rtn; in export from a GGUF file with such blocks: gguf",
-        section=QUANTIZATION,
     )
     block_size: Annotated[int, AfterValidator(_possible), Written("N")] | None = option(
-        None,
-        "Number of weights that share a scale.",
-        usual="32",
-        section=QUANTIZATION,
-        config_only=True,
+        None, "Number of weights that share a scale.", usual="32", config_only=True
     )
     symmetric: bool | None = option(
         None,
         "Use symmetric blocks, or a zero point for each block.",
         "--symmetric/--zero-points",
         usual="zero points with 4 bits, symmetric with 8",
-        section=QUANTIZATION,
         config_only=True,
     )
     accuracy_level: Annotated[int, Field(ge=0, le=4), Written("N")] | None = option(
-        None,
-        "ONNX Runtime's: 4 multiplies in int8, 1 in fp32.",
-        usual="4",
-        section=QUANTIZATION,
-        config_only=True,
+        None, "ONNX Runtime's: 4 multiplies in int8, 1 in fp32.", usual="4", config_only=True
     )
     embedding_bits: Bits = option(
-        8,
-        "Bits of the token embedding; none leaves it in float.",
-        section=QUANTIZATION,
-        config_only=True,
+        8, "Bits of the token embedding; none leaves it in float.", config_only=True
     )
     head_bits: Bits = option(
         8,
         "Bits of the layer that computes the logits; none uses those of the scheme.",
-        section=QUANTIZATION,
         config_only=True,
     )
     calibration: tuple[str, ...] = option(
@@ -106,13 +92,9 @@ class QuantizeSettings(Options):
         "Text for int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc. Several make "
         "a mixture.",
         metavar="SOURCE",
-        section=QUANTIZATION,
     )
     gguf: InputFile | None = option(
-        None,
-        "For the method gguf: the GGUF file of the model, whose blocks are kept.",
-        section=QUANTIZATION,
-        rare=True,
+        None, "For the method gguf: the GGUF file of the model, whose blocks are kept.", rare=True
     )
     modelopt: InputFile | None = option(
         None,
@@ -120,7 +102,6 @@ class QuantizeSettings(Options):
         "NVIDIA's ModelOpt.",
         "--modelopt-python",
         metavar="PATH",
-        section=QUANTIZATION,
         rare=True,
     )
 

@@ -32,13 +32,13 @@ class ScoreOptions(Options):
         seed: For sampled text and the metric ``random``.
     """
 
+    section = SCORING
     metrics: tuple[MetricName, ...] = option(  # type: ignore[valid-type]
         (DEFAULT,),
         f"Metric to score with: {', '.join(METRICS)}. Repeatable; plans use the first.",
         "--metric",
         brief="Metric to score with: cosine, kl and others",
         metavar="NAME",
-        section=SCORING,
     )
     calibration: tuple[str, ...] = option(
         (),
@@ -47,24 +47,19 @@ class ScoreOptions(Options):
         "folder of them. Several sources make a mixture.",
         brief="Calibration text: a file, hf:DATASET, pydoc, self",
         metavar="SOURCE",
-        section=SCORING,
     )
-    samples: Count | None = option(
-        None, "Samples of each text.", usual="about 10,000 tokens", section=SCORING
-    )
-    sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
-    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
-    seed: Seed = option(0, "Seed for sampled text.", section=SCORING, config_only=True)
+    samples: Count | None = option(None, "Samples of each text.", usual="about 10,000 tokens")
+    sequence_length: Several = option(512, "Tokens in a sample.")
+    batch_size: Count = option(4, "Samples in one forward pass.")
+    seed: Seed = option(0, "Seed for sampled text.", config_only=True)
     kl_positions: Count = option(
         KL_POSITIONS,
         "For kl and perplexity: compare the answers at every N-th token.",
-        section=SCORING,
         config_only=True,
     )
     blocks: bool = option(
         False,
         "For kl and perplexity: also score whole blocks, which takes half as long again.",
-        section=SCORING,
         rare=True,
     )
     rules = (NAMED_ONCE,)

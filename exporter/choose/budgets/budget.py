@@ -51,25 +51,20 @@ USUAL_REQUEST = RequestShape(batch=1, prompt=512, new=64)
 class Memory(Options):
     """Weights and KV caches are to fit into so many bytes."""
 
+    section = REACHING
     limit_bytes: Annotated[Size, Field(gt=0)] = required(
         "Memory that weights and caches may take together, such as 8GB.",
         "--fits",
         brief="Memory for weights and caches, such as 8GB",
-        section=REACHING,
     )
     context: Tokens = option(
         USUAL_CONTEXT,
         "For --fits: tokens in the cache of each sequence, such as 32k; unless given, no more than "
         "the model can hold.",
         brief="For --fits: tokens in a cache, such as 32k",
-        section=REACHING,
     )
     batch: Count = option(
-        1,
-        "For --fits: number of sequences with a cache.",
-        "--sequences",
-        section=REACHING,
-        config_only=True,
+        1, "For --fits: number of sequences with a cache.", "--sequences", config_only=True
     )
 
 
@@ -77,6 +72,7 @@ class Memory(Options):
 class Floors(Options):
     """What the cut model's answers must keep, on tokens that the search has not seen."""
 
+    section = REACHING
     perplexity_increase: Increase | None = option(
         None,
         "Maximum increase of the perplexity, such as 5%, on tokens that the search does not "
@@ -84,7 +80,6 @@ class Floors(Options):
         "given, otherwise for parameters.",
         "--at-most",
         brief="Limit of the perplexity's increase: 5%",
-        section=REACHING,
     )
     top1_agreement: OpenShare | None = option(
         None,
@@ -92,14 +87,12 @@ class Floors(Options):
         "for classifiers of texts with the same likeliest class.",
         "--min-top1-agreement",
         brief="Share of equal top-1 tokens: 0.95",
-        section=REACHING,
     )
     embedding_cosine: OpenShare | None = option(
         None,
         "Encoders: minimum mean cosine with the whole model's embeddings, such as 0.98.",
         "--min-embedding-cosine",
         brief="Encoders: minimum cosine of embeddings: 0.98",
-        section=REACHING,
     )
 
     similarity: OpenShare | None = option(
@@ -107,7 +100,6 @@ class Floors(Options):
         "Encoders: minimum correlation of the similarities of pairs of texts in both models, such "
         "as 0.98.",
         "--min-similarity",
-        section=REACHING,
         config_only=True,
     )
 
@@ -192,27 +184,18 @@ def _leaves_out(kind: SublayerKind) -> Rule:
 class Budget(Options):
     """Everything that a plan has to hold; what is not asked for is 0, None or without floors."""
 
-    attention: Whole = option(0, "Drop N attentions.", "--drop-attn", section=DROPPING)
+    section = DROPPING
+    attention: Whole = option(0, "Drop N attentions.", "--drop-attn")
     cross_attention: Whole = option(
-        0,
-        "Encoder-decoders: drop N cross-attentions of the decoder.",
-        "--drop-cross",
-        section=DROPPING,
-        rare=True,
+        0, "Encoder-decoders: drop N cross-attentions of the decoder.", "--drop-cross", rare=True
     )
-    mlp: Whole = option(0, "Drop N MLPs.", "--drop-mlp", section=DROPPING)
-    block: Whole = option(0, "Drop N blocks.", "--drop-block", section=DROPPING)
-    joint: Whole = option(
-        0,
-        "Drop N sublayers, all kinds ranked together.",
-        "--drop-joint",
-        section=DROPPING,
-    )
+    mlp: Whole = option(0, "Drop N MLPs.", "--drop-mlp")
+    block: Whole = option(0, "Drop N blocks.", "--drop-block")
+    joint: Whole = option(0, "Drop N sublayers, all kinds ranked together.", "--drop-joint")
     keep_first: Count | None = option(
         None,
         "Keep the first N layers and drop the blocks of all behind them.",
         brief="Keep the first N layers, drop the blocks behind them",
-        section=DROPPING,
     )
     parameters: OpenShare | None = option(
         None,

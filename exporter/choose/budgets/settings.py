@@ -38,6 +38,7 @@ ROUNDS = 4
 class PlanSettings(Options):
     """How a plan is looked for."""
 
+    section = SCORING
     search: SearchOptions = part(SearchOptions())
     heal: HealOptions | None = part(
         switch="kind",
@@ -53,9 +54,8 @@ class PlanSettings(Options):
         brief="Text to search on: file, hf:DATASET, pydoc or self",
         metavar="SOURCE",
         usual="the text that IMPORTANCE was measured on",
-        section=SCORING,
     )
-    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
+    batch_size: Count = option(4, "Samples in one forward pass.", config_only=True)
     server: Server | None = option(
         None,
         "The runtime that the plan is for: what it can't do without stays, and only replacements "

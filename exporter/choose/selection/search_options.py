@@ -20,13 +20,13 @@ OF_EMBEDDINGS = ("cosine", "similarity")
 class SearchOptions(Options):
     """How the sublayers are chosen."""
 
+    section = DROPPING
     search: Search | None = option(
         None,
         "one-shot: drop the lowest scores. greedy: at each step drop what adds the least damage. "
         "auto: greedy if it takes minutes, otherwise one-shot without the first and last layer.",
         usual="plan: one-shot for numbers, otherwise greedy; export: auto",
         brief="auto, one-shot or greedy",
-        section=DROPPING,
     )
     objective: Objective | None = option(
         None,
@@ -36,7 +36,6 @@ class SearchOptions(Options):
         "classifier is that of its classes.",
         brief="The damage to minimise",
         usual="kl, for encoders cosine",
-        section=DROPPING,
         rare=True,
     )
     protect: tuple[str, ...] = option(
@@ -44,19 +43,14 @@ class SearchOptions(Options):
         "What must not be dropped: first, last, or kind:layers such as attention:0,29; of an "
         "encoder-decoder also encoder or decoder. Repeatable.",
         metavar="WHAT",
-        section=DROPPING,
     )
     shortlist: Whole = option(
-        12,
-        "For --search greedy: candidates to measure at each step; 0 for all.",
-        section=DROPPING,
-        config_only=True,
+        12, "For --search greedy: candidates to measure at each step; 0 for all.", config_only=True
     )
     tokens: Several = option(
         4096,
         "For --search greedy: tokens of the calibration text to measure candidates on.",
         "--search-tokens",
-        section=DROPPING,
         config_only=True,
     )
 

@@ -102,25 +102,21 @@ _FromOne = Annotated[_Range, AfterValidator(_from_one)]
 class Ranges(options.Options):
     """How large what an engine serves may be; None stands for the usual range."""
 
+    section = SHAPES
     batch: _FromOne | None = options.option(
-        None, "Sequences: MIN:USUAL:MAX, or one number.", "--batch-range", usual="1", section=SHAPES
+        None, "Sequences: MIN:USUAL:MAX, or one number.", "--batch-range", usual="1"
     )
     prompt: _FromOne | None = options.option(
-        None,
-        "Tokens in a prefill or encoder.",
-        "--prompt-range",
-        usual="1:512:2048",
-        section=SHAPES,
+        None, "Tokens in a prefill or encoder.", "--prompt-range", usual="1:512:2048"
     )
     context: _Range | None = options.option(
-        None, "Filled cache in decode.", "--context-range", usual="1:512:4096", section=SHAPES
+        None, "Filled cache in decode.", "--context-range", usual="1:512:4096"
     )
     dims: tuple[Annotated[NamedSpan, parsed(NamedSpan.parse)], ...] = options.option(
         (),
         "Range of another free axis of the graph, such as height=224:224:448.",
         "--dim",
         metavar="NAME=RANGE",
-        section=SHAPES,
         config_only=True,
     )
 

@@ -87,34 +87,29 @@ class EngineOption(Options):
 class BuildSettings(Options):
     """How an engine is built; what is None is left to the library."""
 
+    section = ENGINES
     compute_capabilities: Capabilities = option(
-        (),
-        "TensorRT-RTX: build for these GPUs, such as sm80,sm89,sm120.",
-        "--compute-capability",
-        section=ENGINES,
+        (), "TensorRT-RTX: build for these GPUs, such as sm80,sm89,sm120.", "--compute-capability"
     )
     optimization_level: Annotated[int, Field(ge=0, le=5), Written("LEVEL")] | None = option(
-        None, "0 quick to 5 thorough.", section=ENGINES, config_only=True
+        None, "0 quick to 5 thorough.", config_only=True
     )
     workspace_bytes: Annotated[Size, Field(gt=0, lt=1 << 63)] | None = option(
         None,
         "Maximum scratch memory, such as 4GB.",
         "--workspace",
         metavar="SIZE",
-        section=ENGINES,
         config_only=True,
     )
     logits: Logits = option(
         "last",
         "Logits of a prompt that a decoder's engine gives: of the last position, or of all, as "
         "measures of accuracy need them.",
-        section=ENGINES,
         rare=True,
     )
     cache_reads: Reading = option(
         "filled",
         "What attentions read of caches of fixed length: what is filled, in an engine for one "
         "phase where library and graph allow it; or all the room, with a mask.",
-        section=ENGINES,
         config_only=True,
     )

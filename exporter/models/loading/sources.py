@@ -193,22 +193,19 @@ LOADING = "How MODEL is loaded"
 class SourceOptions(Options):
     """How the PyTorch model may be loaded; all dangers are off by default."""
 
-    dtype: Dtype = option("float32", "The weights' type.", section=LOADING)
-    revision: str | None = option(None, "Revision of a hub model.", metavar="NAME", section=LOADING)
+    section = LOADING
+    dtype: Dtype = option("float32", "The weights' type.")
+    revision: str | None = option(None, "Revision of a hub model.", metavar="NAME")
     trust_remote_code: bool = option(
-        False, "Dangerous: run Python code that comes with the model.", section=LOADING, rare=True
+        False, "Dangerous: run Python code that comes with the model.", rare=True
     )
     allow_pickle: bool = option(
-        False,
-        "Dangerous: load weights from pickle files (pytorch_model.bin).",
-        section=LOADING,
-        config_only=True,
+        False, "Dangerous: load weights from pickle files (pytorch_model.bin).", config_only=True
     )
     allow_any_model_type: bool = option(
         False,
         "Dangerous: allow every model type of transformers, including those whose code was "
         "not reviewed for depthcut.",
-        section=LOADING,
         config_only=True,
     )
 
@@ -222,16 +219,14 @@ class SourceOptions(Options):
 class StreamOptions(Options):
     """Whether and how weights are read a layer at a time."""
 
+    section = LOADING
     stream: bool = option(
-        False,
-        "Read the weights a layer at a time, for models larger than memory.",
-        section=LOADING,
+        False, "Read the weights a layer at a time, for models larger than memory."
     )
     stream_dir: OutputFolder | None = option(
         None,
         "For --stream: folder for a file with the hidden states.",
         usual="in memory if they fit, otherwise in TMPDIR or /var/tmp",
-        section=LOADING,
         rare=True,
     )
     rules = (only_with("stream_dir", "stream"),)

@@ -31,6 +31,7 @@ def _address(text: str) -> str:
 class ClusterOptions(Options):
     """Where work is spread over a Ray cluster."""
 
+    section = CLUSTER
     address: Annotated[str, AfterValidator(_address)] = option(
         LOCAL,
         "Distribute the work over the Ray cluster at host:port; auto: the one that runs here. "
@@ -39,7 +40,6 @@ class ClusterOptions(Options):
         metavar="[ADDRESS]",
         bare=LOCAL,
         usual="not at all",
-        section=CLUSTER,
         rare=True,
     )
     workers: Count | None = option(
@@ -47,6 +47,5 @@ class ClusterOptions(Options):
         "Processes, each with a copy of the model.",
         "--ray-workers",
         usual="one on each machine; two on this one",
-        section=CLUSTER,
         rare=True,
     )
