@@ -43,10 +43,14 @@ class LoadedPlan:
 
     @classmethod
     def of(
-        cls, deletions: Sequence[PlannedDeletion], replacements: Replacements | None = None
+        cls,
+        plan: PruningPlan | Sequence[PlannedDeletion],
+        replacements: Replacements | None = None,
     ) -> LoadedPlan:
         """A plan that stands in no file."""
-        return cls(PruningPlan(deletions=list(deletions)), replacements)
+        if not isinstance(plan, PruningPlan):
+            plan = PruningPlan(deletions=list(plan))
+        return cls(plan, replacements)
 
     @property
     def deletions(self) -> list[Deletion]:

@@ -112,7 +112,7 @@ JOINT_KINDS = DECODER_KINDS
 """What a joint number chooses among; most models have no cross-attention."""
 
 
-def plan_drop(
+def plan_cut(
     report: ImportanceReport,
     *,
     attention: int = 0,
@@ -126,8 +126,23 @@ def plan_drop(
 ) -> PruningPlan:
     """Chooses the most redundant sublayers: the lowest scores, ties by layer.
 
-    Several numbers may be given when they can't name a sublayer twice. Deletions stand in the
-    order of choice: by score within a kind, kinds in the order of the arguments.
+    That is the one-shot choice of arXiv 2406.15786, section 3.3. Several numbers may be given when
+    they can't name a sublayer twice. Deletions stand in the order of choice: by score within a
+    kind, kinds in the order of the arguments.
+
+    Args:
+        report: What :func:`exporter.score_model` gives.
+        attention: How many attentions to drop.
+        cross_attention: How many cross-attentions of a decoder that has them.
+        mlp: How many MLPs.
+        block: How many whole layers.
+        joint: How many sublayers to drop, attentions and MLPs sorted together.
+        importance_sha256: The hash of the report's file, which the plan then names.
+        allow_all: Also drops the last attention and MLP.
+        progress: Hears a warning of a plan that drops the first or last layer.
+
+    Raises:
+        PlanError: There are fewer of a kind, or their scores weren't measured.
     """
     budget = {
         "attention": attention,

@@ -60,7 +60,25 @@ def write_checkpoint(
     server: Server | None = None,  # the one that a DeciLM is for; None: all of them
     progress: Progress = QUIET,
 ) -> CheckpointFacts:
-    """Prunes a model and writes it as a Hugging Face folder, which is there whole or not."""
+    """Prunes a model and writes it as a Hugging Face folder, which is there whole or not.
+
+    Args:
+        loaded: The whole model, which is changed.
+        plan: What is dropped.
+        folder: The new folder, or an earlier checkpoint, which is replaced.
+        replacements: The numbers of a healed plan.
+        cut: The same, already made.
+        card: Makes the model card's text.
+        form: ``own``, which :func:`exporter.load_model` reads with ``pruned=True``, or
+            ``decilm``, which servers read.
+        server: The runtime that the checkpoint is for.
+        progress: Hears of each step.
+
+    Raises:
+        UnknownArchitectureError: The pruned model's answers differ from those with the branches
+            skipped.
+        UsageError: The folder holds something else.
+    """
     refuse_checkpoint_folder(folder, [loaded.path] if folder.exists() else [])
     before = weights_of(loaded.model)
     with staged_directory(folder) as stage:

@@ -17,7 +17,7 @@ from exporter.artifacts import (
     TaskResult,
     Way,
 )
-from exporter.artifacts.plans import plan_drop
+from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Increase
 from exporter.choose.budgets.inputs import module_sizes
@@ -302,7 +302,7 @@ def _held_out(
 
 def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
     try:
-        plan = plan_drop(
+        plan = plan_cut(
             report,
             attention=number * (way == "attention"),
             mlp=number * (way == "mlp"),

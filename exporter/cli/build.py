@@ -54,7 +54,7 @@ class BuildCall(Options):
 @command(BuildCall)
 def build(call: BuildCall, progress: ConsoleProgress) -> None:
     """Build an engine from MODEL, an ONNX file or a folder with one, with a record next to it."""
-    from exporter.engines.build.build import build_engines
+    from exporter import build_engines
 
     built = build_engines(
         call.model,

@@ -70,9 +70,8 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
     runtime runs: torch:DIR, torch-compile:DIR (Hugging Face folders), openvino:DIR (ONNX),
     llama.cpp:FILE (GGUF). Writes report.json, report.md and report.html.
     """
+    from exporter import compare_models, write_reports
     from exporter.compare.kept import forget
-    from exporter.compare.session import compare as compare_models
-    from exporter.report.files import write_reports
 
     _refuse_places(call)
     with locked(call.output):  # A folder that can't be made fails now, not after the measurement.

@@ -243,7 +243,8 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     of the embeddings). The output folder holds the plan, both models and the report. Valid stages
     of an earlier run are reused.
     """
-    from exporter.pipeline.road import export_model, write_models
+    from exporter import export_model
+    from exporter.pipeline.road import write_models
 
     request = replace(call.request, refuses_useless=not call.allow_damage, quick=call.quick)
     if request.compared:
@@ -287,7 +288,7 @@ def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     For any other budget the damage of cuts and replacements is measured. Budgets can be combined.
     After an interruption the same command resumes.
     """
-    from exporter.choose.budgets.planner import make_plan
+    from exporter import make_plan
 
     made = make_plan(call.request, progress)
     if not progress.as_json:

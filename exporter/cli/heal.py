@@ -63,8 +63,8 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
     measured on held-out text of the calibration's domain and on text of another domain. After an
     interruption the same command resumes.
     """
+    from exporter import heal_model
     from exporter.heal.distill.workers import is_first_process
-    from exporter.heal.healed import heal as heal_plan
     from exporter.heal.plan_file import numbers_of, write_healed_plan
 
     plan = read_plan(call.plan)
@@ -75,10 +75,10 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
     if call.save_checkpoint is not None:
         refuse_tokenless(loaded.model)
     if not is_first_process():  # of those that train together; the first one writes and tells
-        heal_plan(loaded, plan, call.heal, allow_all=call.allow_empty)
+        heal_model(loaded, plan, call.heal, allow_all=call.allow_empty)
         return
     with working(call.output) as kept:
-        healed = heal_plan(
+        healed = heal_model(
             loaded,
             plan,
             call.heal,
@@ -111,7 +111,7 @@ def _refuse_harm(call: HealCall, inputs: Sequence[Path]) -> None:
 def _write_checkpoint(
     loaded: LoadedModel, healed: Healed, folder: Path, progress: ConsoleProgress
 ) -> None:
-    from exporter.checkpoint.write import write_checkpoint
+    from exporter import write_checkpoint
 
     change_weights(loaded.model, healed.weights)
     sources = CardSources(healed.plan, healing=healed.report.healing)
@@ -201,8 +201,8 @@ def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
 
 
 def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
+    from exporter import write_checkpoint
     from exporter.artifacts.loaded_plan import read_replacements
-    from exporter.checkpoint.write import write_checkpoint
     from exporter.models.changed_weights import change_weights
 
     plan = read_plan(call.plan)

@@ -81,7 +81,7 @@ def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     Also writes a report, prune.json, next to the result, or to the file of --report. Sublayers that
     were cut out of MODEL earlier are skipped and listed; the exit code is still 0.
     """
-    from exporter.cut.surgery import prune_file
+    from exporter import prune_file
 
     plan = call.what.read()
     report = prune_file(
@@ -185,7 +185,7 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
 
 
 def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
-    from exporter.cut.surgery import inspect_file
+    from exporter import inspect_file
 
     result = inspect_file(model)
     sites = [item for item in result if isinstance(item, ResidualSite)]
@@ -261,7 +261,7 @@ def quantize(call: QuantizeCall, progress: ConsoleProgress) -> None:
     MODEL may be cut already: cut first, then quantise. Tokenizer and configs are copied into the
     output's folder if they are missing there. Needs ONNX Runtime.
     """
-    from exporter.quantize.quantize import quantize_file
+    from exporter import quantize_file
 
     result = quantize_file(
         call.model, call.output, call.settings, with_companions=True, progress=progress

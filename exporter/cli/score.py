@@ -106,8 +106,7 @@ class ScoreCall(Options):
 
 def scored(model: str, call: ScoreCall, progress: Progress) -> ImportanceReport:
     """Loads and scores one model, whichever way it runs."""
-    from exporter.models.loading.model_source import load_model
-    from exporter.score import score as score_model
+    from exporter import load_model, score_model
 
     if call.streaming.stream:
         return _streamed(model, call, progress)

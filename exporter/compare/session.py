@@ -133,7 +133,31 @@ def compare(
 ) -> ComparisonReport:
     """Measures a candidate against a baseline.
 
-    Without a tokenizer the arms read seeded random tokens, and there is no perplexity.
+    Calls take turns, and times are compared within a round. Without a tokenizer the arms read
+    seeded random tokens, and there is no perplexity.
+
+    Args:
+        baseline: A folder or file of ONNX or an engine, or what another runtime runs:
+            ``torch:DIR``, ``openvino:DIR``, ``llama.cpp:FILE``.
+        candidate: The same, of the cut.
+        options: Lengths, rounds, threads, provider, texts and tasks; None: the usual ones.
+        references: Other models, timed in the same rounds without a verdict.
+        also: Other forms, timed and judged in one table with both.
+        floats: The float versions of both, if these are quantised.
+        onnx: The graphs that two engines were built from.
+        parity: What was compared with PyTorch, for the report.
+        plan: What was cut, if the candidate doesn't say so itself.
+        calibration: The text of the scores, for the report.
+        parts: Texts that the plan rests on, which can't judge it.
+        resume: A folder where what is measured is kept, and found by the next call.
+        progress: Hears of each step.
+
+    Returns:
+        Times in ms with the speedup's interval of 95 %, accuracy, sizes in bytes, the machine.
+
+    Raises:
+        ComparisonError: The two can't be compared, or one gives no finite numbers.
+        BackendError: A runtime is missing, or can't run a model.
     """
     names = same_kind(baseline, candidate)
     if any(holds_stacks(name.path) for name in names):

@@ -20,6 +20,7 @@ from exporter.artifacts import (
     GraphSizeEntry,
     PlannedDeletion,
     PruneReport,
+    PruningPlan,
     RefusedEntry,
     Verification,
 )
@@ -50,20 +51,27 @@ NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance
 
 
 def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
-    """Lists what could be cut out of an ONNX file, and what not, and why."""
+    """Lists what could be cut out of an ONNX file, and what not, and why.
+
+    The result is in the order of the residual stream; a :class:`graph_passes.Refusal` stands for
+    what can't be cut. No weight is read.
+
+    Raises:
+        OnnxFileError: The file can't be read.
+    """
     return graph_passes.find_sites(storage.load_model(path))
 
 
 def prune_file(
     source: Path,
     target: Path,
-    plan: LoadedPlan | Sequence[PlannedDeletion],
+    plan: LoadedPlan | PruningPlan | Sequence[PlannedDeletion],
     options: CutOptions | None = None,
     *,
     engine_check: ParserCheck | None = None,
     model_checked: bool = False,
     weights_changed: bool = False,
-    progress: Progress = QUIET,  # who is told, also of how many bytes of a large model are copied
+    progress: Progress = QUIET,
 ) -> PruneReport:
     """Cuts sublayers out of an ONNX file.
 
@@ -71,6 +79,26 @@ def prune_file(
     survives every failure, Ctrl-C included, and the source is never changed. Where the source has
     a ``genai_config.json`` beside it, one for the result appears with it; so do config and
     tokenizer.
+
+    Args:
+        source: The ONNX file, of any exporter.
+        target: The new file; its weights get the same name with ``.data``.
+        plan: What to drop; a :class:`LoadedPlan` also has the numbers of replacements.
+        options: How the result is verified and written.
+        engine_check: Asks TensorRT's parser about the result.
+        model_checked: Doesn't compare the plan's model with the graph's.
+        weights_changed: The graph has the weights that healing changed.
+        progress: Hears of each step, and of how many bytes of a large model are copied.
+
+    Returns:
+        What was deleted, nodes and parameters before and after, and by how much the result's
+        answers differ from the original's with these branches multiplied by zero.
+
+    Raises:
+        OnnxFileError: The file can't be read.
+        SurgeryError: A sublayer isn't there, or can't be cut without changing others.
+        PlanError: The plan is for another model.
+        VerificationError: The answers differ; nothing is written.
     """
     options = options or CutOptions()
     plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)

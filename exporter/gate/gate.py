@@ -194,7 +194,23 @@ def check(
     history: History | None = None,
     name: str = "report",
 ) -> CheckReport:
-    """Holds a report against limits."""
+    """Holds a report against limits.
+
+    Args:
+        report: What :func:`exporter.compare_models` gives.
+        limits: What is allowed; None: what a baseline allows.
+        baseline: An accepted report under the same conditions; None: the candidate is held against
+            its own unpruned model.
+        history: Earlier runs, by which a slow drift shows.
+        name: What errors call the report.
+
+    Returns:
+        Each check with its interval, and as ``verdict`` the worst: ``improved``, ``within_limit``,
+        ``regressed`` or ``inconclusive``. A figure that is missing is inconclusive.
+
+    Raises:
+        RegressionError: The limits are on nothing that the report holds.
+    """
     history = history or History()
     refuse_unsound(report, name)
     old = None if baseline is None else baseline.report

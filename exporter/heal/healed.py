@@ -151,6 +151,27 @@ def heal(
     A replacement is the mean of a branch's output, or the ridge map from what it reads to it; or
     nothing takes the branches' places, and kept weights are fitted anew or trained. What an earlier
     healing put into the plan is replaced.
+
+    Args:
+        loaded: The whole model; it is unchanged afterwards.
+        plan: What is dropped.
+        options: In which way, and on which texts; None: what the machine can afford, a training
+            of ten minutes at most.
+        made_from: Hashes by name of what the plan was made from, which the result names too.
+        allow_all: Also takes a plan that leaves no attention or no MLP.
+        work: Where an interrupted training is kept, and goes on.
+        texts: The texts, already read; None reads what the options name.
+        lost: What the bare cut loses, if that was measured before.
+        progress: Hears of each step.
+
+    Returns:
+        The plan with its replacements or changed weights, and the loss on held-out text of whole,
+        bare and healed model, in nats a token (encoders: mean cosine). ``write(folder)`` keeps it.
+
+    Raises:
+        CalibrationError: The text is too short.
+        HealingError: Nothing was gained, or the kind can't heal such a cut.
+        PlanError: The plan is for another model.
     """
     heal_options, ref = options or HealOptions(), loaded.ref
     validate_for(plan, ref, allow_all=allow_all)

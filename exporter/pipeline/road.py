@@ -54,6 +54,13 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     baseline-quantized/, candidate-quantized/ and engines/, all of this run.
     When it fails or is cut short, the folder holds what it held before, and the next run finds the
     stages that were finished.
+
+    Args:
+        request: The model, the folder, what to drop, and how the rest is done.
+        progress: Hears of each step.
+
+    Raises:
+        DepthcutError: Of the stage that failed, such as ScoringError or ExportError.
     """
     _walk(request, progress)
     return ComparisonReport.read(request.out / "report.json")

@@ -27,12 +27,10 @@ from exporter.engines.usage import (
     write_graph_use,
 )
 from exporter.errors import VerificationError
-from exporter.export.forms.targets import TARGETS, write_form
+from exporter.export.forms.targets import TARGETS, write_form, write_onnx
 from exporter.files import sha256_file, staged_directory, write_text
 from exporter.models.loading.meta_model import load_meta
-from exporter.models.loading.model_files import save_pretrained_files
-from exporter.models.sentence_folder import copy_processor_files, copy_sentence_files, longest_text
-from exporter.models.texts.images import reads_images
+from exporter.models.sentence_folder import longest_text
 from exporter.pipeline import streaming
 from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.request import EngineRequest
@@ -169,20 +167,9 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Writes the baseline for its target, and holds it against PyTorch."""
-    from exporter.export.parity import check_export
-
     folder = run.ledger.work / "baseline"
-    with staged_directory(folder) as stage:
-        model, _ = _written_form(run, run.loaded, stage)
-        save_pretrained_files(run.loaded, stage)
-        checks = check_export(
-            run.loaded, model, provider=parity_provider(run), progress=run.progress
-        )
-        judge(run, "baseline against PyTorch", checks)
-        copy_sentence_files(run.loaded.path, stage)
-        if reads_images(run.loaded.model):
-            copy_processor_files(run.loaded.path, stage)
-        write_graph_use(stage / "model.onnx")
+    checks = write_onnx(run.loaded, folder, progress=run.progress, **_form(run))
+    judge(run, "baseline against PyTorch", checks)
     return files_below(folder), [check.model_dump() for check in checks]
 
 
@@ -236,24 +223,21 @@ def _whole_graph(run: Run, baseline: Path, stage: Path) -> Iterator[tuple[Path, 
         return
     loaded = run.healed_model()
     folder.mkdir()
-    model, _ = _written_form(run, loaded, folder)
+    model, _ = write_form(loaded, folder, progress=run.progress, **_form(run))
     yield model, loaded
     remove_tree(folder)
 
 
-def _written_form(run: Run, loaded: LoadedModel, folder: Path) -> tuple[Path, Any]:
-    """Writes a model for the target that was asked for."""
+def _form(run: Run) -> dict[str, Any]:
+    """What is asked for of the graph's form."""
     request = run.request
-    return write_form(
-        loaded,
-        folder,
-        target=request.target,
-        exporter=request.exporter,
-        opset=request.opset,
-        room=request.cache_room,
-        pooling=request.pooling,
-        progress=run.progress,
-    )
+    return {
+        "target": request.target,
+        "exporter": request.exporter,
+        "opset": request.opset,
+        "room": request.cache_room,
+        "pooling": request.pooling,
+    }
 
 
 def parity_provider(run: Run) -> str:

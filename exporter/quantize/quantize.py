@@ -165,6 +165,19 @@ def quantize_file(
     The graph may come from any exporter, fused or not, cut or whole. Products keep their names, the
     graph its notes. The result and its weights appear together or not at all, after they have been
     run once. Weight-only schemes hold one weight in memory at a time, the others the whole model.
+
+    Args:
+        source: The ONNX file.
+        output: The new file.
+        settings: The scheme, such as int8 or int4, and what it is calibrated on.
+        with_companions: Config and tokenizer come along.
+        progress: Hears of each step.
+
+    Returns:
+        What was quantised, and the bytes before and after.
+
+    Raises:
+        QuantizationError: Nothing in the graph can be quantised so, or the result doesn't run.
     """
     settings.refuse_missing_text()
     model = storage.load_model(source)

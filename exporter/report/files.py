@@ -255,7 +255,13 @@ SWEEP_REPORTS = ("sweep.json", "sweep.md", "sweep.html")
 def write_reports(
     report: ComparisonReport, folder: Path, importance: ImportanceReport | None = None
 ) -> list[Path]:
-    """Writes :data:`REPORTS`, and returns their paths."""
+    """Writes report.json, report.md and report.html, all or none, and returns their paths.
+
+    Args:
+        report: What :func:`exporter.compare_models` gives.
+        folder: Where they go; earlier ones are replaced.
+        importance: The scores that the cut was chosen by, which are drawn too.
+    """
     document = comparison_document(report, importance)
     paths = [folder / name for name in REPORTS]
     texts = (report.to_json(), markdown(document), page([document]))

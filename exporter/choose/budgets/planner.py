@@ -58,7 +58,7 @@ from exporter.heal.plan_file import refuse_places, write_healed_plan
 from exporter.heal.texts import on_text_of
 from exporter.models.loading.model_class import hub_off
 from exporter.models.loading.model_source import TOO_LARGE, load_model
-from exporter.progress import Progress
+from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import SCRATCH, working
 
 
@@ -382,8 +382,18 @@ class Planner(PlanInputs):
         return Outcome(plan, branch_replacements, damage, speedup, healing)
 
 
-def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan:
-    """Makes the plan that is asked for, and writes it."""
+def make_plan(request: PlanRequest, progress: Progress = QUIET) -> PruningPlan:
+    """Makes the plan that is asked for, and writes it.
+
+    Args:
+        request: The scores' file, and the budget: numbers of sublayers, or limits on damage, size
+            or time; what is measured is kept beside the output for the next call.
+        progress: Hears of each step.
+
+    Raises:
+        PlanError: The budget can't be met, or nothing can go.
+        UsageError: The request contradicts itself.
+    """
     report = ImportanceReport.read(request.importance).of_metric(request.metric)
     _refuse_places(request, report)
     weighs = request.settings.for_budget(request.budget).weighs_replacements

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
-from exporter.artifacts.plans import plan_drop, refuse_unscored_blocks
+from exporter.artifacts.plans import plan_cut, refuse_unscored_blocks
 from exporter.choose.selection.options import (
     groups_of,
     options_for,
@@ -32,11 +32,11 @@ def one_shot(
     allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> PruningPlan:
-    """The lowest scores of what may go; see :func:`exporter.artifacts.plans.plan_drop`."""
+    """The lowest scores of what may go; see :func:`exporter.artifacts.plans.plan_cut`."""
     refuse_unscored_blocks(report, counts.get("block", 0))
     left = _without(report, protected)
     refuse_too_many(left, counts, protected)
-    return plan_drop(
+    return plan_cut(
         left,
         **counts,
         importance_sha256=importance_sha256,

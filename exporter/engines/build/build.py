@@ -203,6 +203,25 @@ def build_engines(
 
     Each appears with its record, or not at all. The builder runs in a process of its own. Precision
     comes from the graph: the network is strongly typed.
+
+    Args:
+        onnx: The graph, written with the target ``tensorrt`` or ``tensorrt-rtx``.
+        target: The engine's file, or a folder, in which the names are chosen.
+        phases: ``prefill``, ``decode``, ``encode``; None: all that the graph has.
+        split: An engine for each phase; None: where caches have a fixed length.
+        builds: How many engines of each, since builds may differ in speed.
+        ranges: The least, usual and largest batch and lengths, in tokens.
+        profiles: Optimization profiles in place of those made of phases and ranges.
+        backend: The library.
+        settings: What the builder is told.
+        progress: Hears of each step.
+
+    Returns:
+        Each engine's file, and its record.
+
+    Raises:
+        BackendError: The library isn't installed.
+        EngineError: It refuses the graph, or the build fails.
     """
     refuse_unbuildable(backend, settings)
     source, numbers = read_source(onnx), [f"b{number + 1}" for number in range(builds)]

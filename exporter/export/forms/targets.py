@@ -17,6 +17,7 @@ from exporter.export.options import ExporterName
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
+    from exporter.artifacts import ParityCheck
     from exporter.export.forms.genai import Provider
     from exporter.models.loading.model_source import LoadedModel
 
@@ -134,3 +135,53 @@ def write_form(
     record = note_form(folder, written, target, loaded.ref.sha256)
     progress.say(form_in_words(record))
     return folder / MODEL_FILE, record
+
+
+def write_onnx(
+    model: LoadedModel,
+    folder: Path,
+    *,
+    target: Target = "portable",
+    progress: Progress = QUIET,
+    **options: Any,
+) -> list[ParityCheck]:
+    """Exports a model to a folder that runs, and compares it with PyTorch.
+
+    The folder appears whole or not at all: ``model.onnx``, ``model.onnx.data``, the config, the
+    tokenizer and ``USE.md``, which tells how to load it.
+
+    Args:
+        model: What :func:`exporter.load_model` gives.
+        folder: The new folder.
+        target: The runtime that the graph is written for, in the form that is fastest there.
+        progress: Hears of each step.
+        **options: ``exporter``, ``opset``, ``room`` and ``pooling``, as :func:`write_form` takes
+            them.
+
+    Returns:
+        What was compared with PyTorch, for prefill and decode: the largest absolute error of the
+        logits [batch, sequence, vocabulary] or embeddings, and of keys and values [batch, heads,
+        sequence, size], with the tolerance of the model's dtype.
+
+    Raises:
+        ExportError: PyTorch or the form's writer can't export the model.
+        VerificationError: The graph's answers differ from PyTorch's.
+        UsageError: The target has no form for such a model.
+    """
+    from exporter.engines.usage import write_graph_use
+    from exporter.export.parity import check_export
+    from exporter.files import staged_directory
+    from exporter.models.loading.model_files import save_pretrained_files
+    from exporter.models.sentence_folder import copy_processor_files, copy_sentence_files
+    from exporter.models.texts.images import reads_images
+
+    provider = TARGETS[target].provider or "cpu"
+    with staged_directory(folder) as stage:
+        file, _ = write_form(model, stage, target=target, progress=progress, **options)
+        save_pretrained_files(model, stage)
+        checks = check_export(model, file, provider=provider, progress=progress)
+        copy_sentence_files(model.path, stage)
+        if reads_images(model.model):
+            copy_processor_files(model.path, stage)
+        write_graph_use(file)
+    return checks

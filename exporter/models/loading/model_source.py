@@ -168,7 +168,24 @@ def load_model(
     pruned: bool = False,
     device_map: str | dict[str, Any] | None = None,
 ) -> LoadedModel:
-    """Loads a model as plain floating-point weights."""
+    """Loads a model as plain floating-point weights.
+
+    Args:
+        source: A Hugging Face folder, a hub id, or a GGUF file.
+        dtype: ``float32``, ``float16`` or ``bfloat16``: what the weights become.
+        trust_remote_code: Runs code that comes with the model. Nothing is run without it.
+        allow_pickle: Reads weights in pickles, which can run code too.
+        allow_any_model_type: Loads a type that was never tried.
+        revision: A branch, tag or commit of the hub.
+        pruned: The folder is a checkpoint of :func:`exporter.write_checkpoint`.
+        device_map: As transformers takes it; None: the CPU.
+
+    Returns:
+        The model in evaluation mode without gradients, its tokenizer, and what identifies it.
+
+    Raises:
+        ModelSourceError: There is no such model, it can't be read, or it wants what isn't allowed.
+    """
     check_dtype(dtype)
     dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))

@@ -28,7 +28,7 @@ from exporter.artifacts.plans import (
     note_texts,
     noted_texts,
     parse_drops,
-    plan_drop,
+    plan_cut,
     read_plan,
     validate_plan,
 )
@@ -64,10 +64,10 @@ def drop(kind: Any, layer: int, replacement: Any = "none") -> PlannedDeletion:
 
 def test_the_lowest_scores_are_chosen_on_their_text() -> None:
     report = scored()
-    assert plan_drop(report, attention=1).roles == {"chosen": [report.calibration]}
+    assert plan_cut(report, attention=1).roles == {"chosen": [report.calibration]}
     none = report.calibration.model_copy(update={"samples": 0})
     without_text = report.model_copy(update={"calibration": none})
-    assert plan_drop(without_text, attention=1).roles == {}
+    assert plan_cut(without_text, attention=1).roles == {}
 
 
 @pytest.mark.parametrize(
@@ -83,16 +83,16 @@ def test_the_lowest_scores_are_chosen_on_their_text() -> None:
 )
 def test_the_lowest_scores_go_first(asked: dict[str, int], chosen: Drops) -> None:
     report = scored()
-    plan = plan_drop(report, **asked, importance_sha256="ab")
+    plan = plan_cut(report, **asked, importance_sha256="ab")
     assert drops_of(plan) == chosen
     assert (plan.budget, plan.importance_sha256) == (asked, "ab")
     assert plan.made_from == {"model": report.model.sha256, "importance": "ab"}
-    assert plan_drop(report, **asked).made_from == {"model": report.model.sha256}
+    assert plan_cut(report, **asked).made_from == {"model": report.model.sha256}
 
 
 @given(st.lists(st.floats(0, 2), min_size=5, max_size=5), st.integers(1, 5))
 def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], number: int) -> None:
-    dropped = {layer for _, layer in drops_of(plan_drop(scored(scores), attention=number))}
+    dropped = {layer for _, layer in drops_of(plan_cut(scored(scores), attention=number))}
     assert len(dropped) == number
     kept = set(range(5)) - dropped
     assert all(scores[a] <= scores[b] for a in dropped for b in kept)
@@ -112,20 +112,20 @@ def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], nu
 )
 def test_impossible_budgets(asked: dict[str, int], told: tuple[Any, ...]) -> None:
     with raises(PlanError, *told):
-        plan_drop(scored(), **asked)
+        plan_cut(scored(), **asked)
 
 
 @pytest.mark.parametrize("asked", [{"joint": 10}, {"block": 5}, {"attention": 5, "mlp": 5}])
 def test_everything_may_go_where_it_is_allowed(asked: dict[str, int]) -> None:
-    plan = plan_drop(scored(), **asked, allow_all=True)
+    plan = plan_cut(scored(), **asked, allow_all=True)
     assert len(plan.deletions) == sum(asked.values())
     with raises(PlanError, "nothing-left", "--allow-empty"):
-        plan_drop(scored(), **asked)
+        plan_cut(scored(), **asked)
 
 
 def test_a_score_that_is_not_a_number_is_refused() -> None:
     with raises(PlanError, "not-finite", "attention 1"):
-        plan_drop(scored([0.1, float("nan"), 0.3, 0.4, 0.5]), attention=1)
+        plan_cut(scored([0.1, float("nan"), 0.3, 0.4, 0.5]), attention=1)
 
 
 def test_drops_by_hand_keep_their_order() -> None:
@@ -252,10 +252,10 @@ def test_a_joint_number_takes_cross_attentions_too() -> None:
     ]
     model = report.model.model_copy(update={"encoder_layers": 2})
     report = report.model_copy(update={"model": model, "scores": scores})
-    plan = plan_drop(report, joint=7)
+    plan = plan_cut(report, joint=7)
     assert plan.encoder_layers == 2
     assert drops_of(plan)[4:] == [("attention", 2), ("cross_attention", 2), ("mlp", 2)]
-    assert [layer for _, layer in drops_of(plan_drop(report, cross_attention=2))] == [2, 3]
+    assert [layer for _, layer in drops_of(plan_cut(report, cross_attention=2))] == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.artifacts.plans import plan_drop
+from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.selection.greedy import greedy_in_stacks, options_in_stacks
 from exporter.choose.selection.search_options import SearchOptions
@@ -181,7 +181,7 @@ def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
     chosen, damage = greedy_in_stacks(meter, report, stacks, {"joint": 3}, kept, search)
     assert len(chosen) == 3
     assert not kept & {name for option in chosen for name in option.names}
-    lowest = without_branches(plan_drop(report, joint=3).deletions, loaded.model)
+    lowest = without_branches(plan_cut(report, joint=3).deletions, loaded.model)
     assert damage.distance <= meter.measure(lowest).distance + 1e-9
     blocks = options_in_stacks("block", stacks, kept)
     assert [len(option.names) for option in blocks] == [2, 3, 3]
