@@ -329,7 +329,7 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "tool_use.jinja").touch()
 
-    monkeypatch.setattr(stages, "save_pretrained_files", with_templates)
+    monkeypatch.setattr(model_files, "save_pretrained_files", with_templates)
     write_models(_request(checkpoint, tmp_path / "out"))
     for arm in ("baseline", "candidate"):
         folder = tmp_path / "out" / arm / "additional_chat_templates"
