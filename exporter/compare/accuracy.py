@@ -36,7 +36,7 @@ from exporter.compare.answers import (
     sample_answers,
     task_results,
 )
-from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.encoder_quality import (
     class_log_probabilities,
     compare_classes,
@@ -65,7 +65,6 @@ from exporter.models.texts.images import Images
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
 from exporter.models.texts.sources import TextSource
 
-_PRUNED = ("candidate", FLOAT_CANDIDATE)
 _ALIKE = (
     *("scheme", "method", "block_size", "symmetric", "accuracy_level"),
     *("embedding_bits", "head_bits"),
@@ -78,51 +77,39 @@ GridAccuracy = dict[str, float | Interval | None]
 
 
 def quantization_grid(
-    pair: Pair, rows: Sequence[LatencyRow], answers: Mapping[str, GridAccuracy]
+    comparison: Comparison, rows: Sequence[LatencyRow], answers: Mapping[str, GridAccuracy]
 ) -> list[Corner]:
     """All of them, the whole model in float first; none for a pair alone."""
     return [
         Corner(
             arm=name,
             whole=whole,
-            pruned=_is_pruned(pair, name),
-            quantized=_is_quantized(pair, name),
-            file_bytes=pair.judged[name].facts.file_bytes,
-            speedups=_speedups(rows, pair.whole, name),
+            pruned=comparison.arms[name].is_pruned,
+            quantized=comparison.arms[name].is_quantized,
+            file_bytes=comparison.arms[name].facts.file_bytes,
+            speedups=_speedups(rows, comparison.reference, name),
             over_whole={} if whole is None else _speedups(rows, whole, name),
-            verdicts={} if whole is None else _verdicts(rows, whole, name),
+            verdicts={} if whole is None else _verdicts(rows, (whole, name), comparison.pair),
         ).model_copy(update=answers.get(name, {}))
-        for name, whole in wholes_alike(pair).items()
+        for name, whole in wholes_alike(comparison).items()
     ]
 
 
-def wholes_alike(pair: Pair) -> dict[str, str | None]:
+def wholes_alike(comparison: Comparison) -> dict[str, str | None]:
     """By arm the whole model in the same form, if that is another arm."""
-    wholes = [name for name in pair.grid if not _is_pruned(pair, name)]
-    return {name: _alike(pair, wholes, name) for name in pair.grid}
+    wholes = [name for name in comparison.grid if not comparison.arms[name].is_pruned]
+    return {name: _alike(comparison, wholes, name) for name in comparison.grid}
 
 
-def _is_pruned(pair: Pair, name: str) -> bool:
-    """By the arm's place among the usual four; a further one says so itself."""
-    return bool(pair.references[name].plan()) if name in pair.also else name in _PRUNED
-
-
-def _is_quantized(pair: Pair, name: str) -> bool:
-    """Likewise."""
-    if pair.has_floats and name not in pair.also:
-        return name not in (FLOAT_BASELINE, FLOAT_CANDIDATE)
-    return pair.judged[name].quantization is not None
-
-
-def _alike(pair: Pair, wholes: Sequence[str], name: str) -> str | None:
+def _alike(comparison: Comparison, wholes: Sequence[str], name: str) -> str | None:
     """The whole model in the same form as a cut one, if it is among the arms.
 
     The arms of a pair are of one form, also where their graphs don't say how they were quantised.
     """
-    if name == "candidate":
-        return "baseline"
-    own = _form(pair.judged[name])
-    result = (whole for whole in wholes if _form(pair.judged[whole]) == own)
+    if name == comparison.pair[1]:
+        return comparison.pair[0]
+    own = _form(comparison.judged[name])
+    result = (whole for whole in wholes if _form(comparison.judged[whole]) == own)
     return None if name in wholes else next(result, None)
 
 
@@ -140,25 +127,27 @@ def _speedups(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, In
     return intervals
 
 
-def _verdicts(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, VerdictWord]:
+def _verdicts(
+    rows: Sequence[LatencyRow], names: tuple[str, str], own: tuple[str, str]
+) -> dict[str, VerdictWord]:
     """The row's own of its two arms; of others that of the interval."""
     return {
         row.shape_name: row.verdict
-        if (whole, name) == ("baseline", "candidate")
-        else verdict_of_interval(estimate_between(row, whole, name).interval(), row.rounds)
+        if names == own
+        else verdict_of_interval(estimate_between(row, *names).interval(), row.rounds)
         for row in rows
-        if {name, whole} <= times_of(row).keys()
+        if {*names} <= times_of(row).keys()
     }
 
 
-def refuse_no_grid(pair: Pair) -> None:
+def refuse_no_grid(comparison: Comparison) -> None:
     """Refuses arms that aren't one model, whole and cut, in float and quantised alike.
 
     What a graph doesn't note of itself can't be held against it.
     """
-    if not pair.has_floats:
+    arms = comparison.arms
+    if FLOAT_BASELINE not in arms:
         return
-    arms = pair.judged
     for name in (FLOAT_BASELINE, FLOAT_CANDIDATE):
         if record := arms[name].quantization:
             raise ComparisonError(
@@ -166,7 +155,7 @@ def refuse_no_grid(pair: Pair) -> None:
                 "Give the model that it was quantised from.",
                 code="baseline-quantized",
             )
-    for name, of in (("baseline", FLOAT_BASELINE), ("candidate", FLOAT_CANDIDATE)):
+    for name, of in zip(comparison.pair, (FLOAT_BASELINE, FLOAT_CANDIDATE), strict=True):
         quantized, original = arms[name], arms[of]
         if quantized.facts.sha256 == original.facts.sha256:
             raise ComparisonError(
@@ -182,7 +171,7 @@ def refuse_no_grid(pair: Pair) -> None:
                 "Give the model that it was quantised from.",
                 code="other-sublayers",
             )
-    records = [pair.baseline.quantization, pair.candidate.quantization]
+    records = [arms[name].quantization for name in comparison.pair]
     for field in _ALIKE if all(records) else ():
         first, second = (getattr(record, field) for record in records)
         if first != second:
@@ -206,52 +195,60 @@ class AccuracyResult:
 
 
 def measure_accuracy(
-    pair: Pair,
+    comparison: Comparison,
     texts: TextSource,
     other: TextSource | None = None,
     *,
     store: Store | None = None,
 ) -> AccuracyResult:
     """Judges all arms that are judged on the same tokens; each reads them once."""
-    check_questions(pair)
-    refuse_without_config(pair)
+    check_questions(comparison)
+    refuse_without_config(comparison)
     every = [texts, *([] if other is None else [other])]
     return judged_once(
-        pair, every, store, TypeAdapter(AccuracyResult), lambda: _judged(pair, texts, other)
+        comparison,
+        every,
+        store,
+        TypeAdapter(AccuracyResult),
+        lambda: _judged(comparison, texts, other),
     )
 
 
-def _judged(pair: Pair, texts: TextSource, other: TextSource | None) -> AccuracyResult:
+def _judged(comparison: Comparison, texts: TextSource, other: TextSource | None) -> AccuracyResult:
     if isinstance(texts, Images):
-        return _of_images(pair, texts)
-    outputs = {spec.name: spec.shape for spec in pair.baseline.runner.outputs}
+        return _of_images(comparison, texts)
+    outputs = {spec.name: spec.shape for spec in comparison.whole.runner.outputs}
     per_text = len(outputs.get(LOGITS, ())) == 2
-    if LOGITS in outputs and not (per_text or pair.baseline.folder.classifies):
-        return _of_text(pair, texts, other)
+    if LOGITS in outputs and not (per_text or comparison.whole.folder.classifies):
+        return _of_text(comparison, texts, other)
     if other is not None:
-        pair.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
+        comparison.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
     if LOGITS in outputs:
-        return _of_classes(pair, texts)
-    embedded = _of_embeddings(pair, texts)
+        return _of_classes(comparison, texts)
+    embedded = _of_embeddings(comparison, texts)
     if embedded is None:
-        pair.progress.say("accuracy: left out, the models have no output called logits")
+        comparison.progress.say("accuracy: left out, the models have no output called logits")
     return embedded or AccuracyResult()
 
 
-def _of_text(pair: Pair, texts: TextSource, other: TextSource | None) -> AccuracyResult:
+def _of_text(comparison: Comparison, texts: TextSource, other: TextSource | None) -> AccuracyResult:
     """For models that predict tokens."""
-    tokens = _tokens(pair, texts)
-    accuracies = _predictions(pair, tokens)
-    there = {} if other is None else _predictions(pair, _tokens(pair, other))
-    generated = generation_agreements(pair, tokens)
+    tokens = _tokens(comparison, texts)
+    accuracies = _predictions(comparison, tokens)
+    there = {} if other is None else _predictions(comparison, _tokens(comparison, other))
+    generated = generation_agreements(comparison, tokens)
     more = {
-        "other": _other(there[pair.held_against[0]]) if there else None,
-        "generation": generated.get(("baseline", "candidate")),
-        "answers": sample_answers(pair),
-        "tasks": task_results(pair),
+        "other": _other(there[comparison.pair]) if there else None,
+        "generation": generated.get(comparison.pair),
+        "answers": sample_answers(comparison),
+        "tasks": task_results(comparison),
     }
-    own = accuracies["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, wholes_alike(pair), accuracies, generated, there) if pair.grid else ()
+    own = accuracies[comparison.pair].model_copy(update=more)
+    grid = (
+        _grid(comparison.reference, wholes_alike(comparison), accuracies, generated, there)
+        if comparison.grid
+        else ()
+    )
     return AccuracyResult(own, dict(grid))
 
 
@@ -259,19 +256,21 @@ def _other(accuracy: Accuracy) -> OtherText:
     return OtherText(**{name: getattr(accuracy, name) for name in OtherText.model_fields})
 
 
-def _predictions(pair: Pair, tokens: EvaluationTokens) -> dict[tuple[str, str], Accuracy]:
+def _predictions(
+    comparison: Comparison, tokens: EvaluationTokens
+) -> dict[tuple[str, str], Accuracy]:
     """All that one pass over a text tells, by what is held against what."""
-    check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
-    pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
-    alike = ((whole, name) for name, whole in wholes_alike(pair).items() if whole)
-    pairs = list(dict.fromkeys([*pair.held_against, *alike]))
-    causal = predicts_next_token(pair.baseline.runner, pair.baseline.folder)
+    check_tokens(int(tokens.token_ids.max()), comparison.vocabulary())
+    comparison.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
+    alike = ((whole, name) for name, whole in wholes_alike(comparison).items() if whole)
+    pairs = list(dict.fromkeys([*comparison.held_against, *alike]))
+    causal = predicts_next_token(comparison.whole.runner, comparison.whole.folder)
     accuracies = compare_predictions(
-        {name: arm.runner for name, arm in pair.judged.items()},
+        {name: arm.runner for name, arm in comparison.judged.items()},
         pairs,
         tokens,
         causal=causal and tokens.is_text,
-        progress=pair.progress,
+        progress=comparison.progress,
     )
     return dict(zip(pairs, accuracies, strict=True))
 
@@ -287,11 +286,11 @@ def _grid(
     for names, prediction in predictions.items():
         if names[0] != whole:
             continue
-        pair, text = prediction.perplexity, texts.get(names)
+        both, text = prediction.perplexity, texts.get(names)
         other = there[names].perplexity if there else None
         form = alike.get(names[1]) or ""
         own: GridAccuracy = {
-            "perplexity": pair.candidate if pair else None,
+            "perplexity": both.candidate if both else None,
             "other_perplexity": other.candidate if other else None,
             "log_perplexity_increase": _increase(predictions, (form, names[1])),
             "other_log_perplexity_increase": _increase(there, (form, names[1])),
@@ -299,7 +298,7 @@ def _grid(
             "top1_agreement": prediction.top1_agreement,
             "exact_match": text.exact_match if text else None,
         }
-        perplexities = {"perplexity": pair, "other_perplexity": other}
+        perplexities = {"perplexity": both, "other_perplexity": other}
         yield whole, {name: two.baseline for name, two in perplexities.items() if two}
         yield names[1], own
 
@@ -310,46 +309,50 @@ def _increase(
     return predictions[names].log_perplexity_increase if names in predictions else None
 
 
-def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
-    options, folder = pair.options, pair.baseline.folder
+def _tokens(comparison: Comparison, texts: TextSource) -> EvaluationTokens:
+    options, folder = comparison.options, comparison.whole.folder
     longest = folder.longest_sequence or options.eval_sequence_length
     length = min(options.eval_sequence_length, options.eval_tokens, longest)
-    tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
-    if tokenizer is None:
+    if comparison.tokenizer is None:
         return random_ids(
-            pair.vocabulary(),
+            comparison.vocabulary(),
             sequence_length=length,
             tokens=options.eval_tokens,
         )
     return tokenize(
         texts,
-        tokenizer,
+        comparison.tokenizer,
         sequence_length=length,
         tokens=options.eval_tokens,
         separator_id=folder.end_of_text,
     )
 
 
-def _of_classes(pair: Pair, texts: TextSource) -> AccuracyResult:
+def _of_classes(comparison: Comparison, texts: TextSource) -> AccuracyResult:
     """For classifiers of texts or of their tokens, on passages of the text or on pairs."""
-    most = _EMBEDDED_TEXTS if _classes(pair.baseline) is None else MOST_JUDGED
-    passages = _pairs(pair, texts) or _passages(pair, texts, most)
+    most = _EMBEDDED_TEXTS if _classes(comparison.whole) is None else MOST_JUDGED
+    passages = _pairs(comparison, texts) or _passages(comparison, texts, most)
     what = "texts" if passages.types is None else "pairs of texts"
-    pair.progress.say(f"accuracy: classes of {len(passages.ids)} {what} from {passages.source}")
-    said = {name: _classes_of(arm, name, passages, pair) for name, arm in pair.judged.items()}
+    comparison.progress.say(
+        f"accuracy: classes of {len(passages.ids)} {what} from {passages.source}"
+    )
+    said = {
+        name: _classes_of(arm, name, passages, comparison)
+        for name, arm in comparison.judged.items()
+    }
     accuracies = {
         names: compare_classes(
             *(said[name] for name in names),
             source=passages.source,
             sha256=passages.sha256,
-            clusters=passages.clusters(in_pairs=_classes(pair.baseline) == 1),
-            orders=_classes(pair.baseline) == 1,
+            clusters=passages.clusters(in_pairs=_classes(comparison.whole) == 1),
+            orders=_classes(comparison.whole) == 1,
         )
-        for names in pair.held_against
+        for names in comparison.held_against
     }
-    more = {"tasks": task_results(pair)}
-    own = accuracies["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, {}, accuracies, {}, {}) if pair.grid else ()
+    more = {"tasks": task_results(comparison)}
+    own = accuracies[comparison.pair].model_copy(update=more)
+    grid = _grid(comparison.reference, {}, accuracies, {}, {}) if comparison.grid else ()
     return AccuracyResult(own, dict(grid))
 
 
@@ -363,15 +366,15 @@ def _scores_pairs(arm: ComparedArm) -> bool:
     return ranks_pairs(_classes(arm), arm.folder.config.get("problem_type"))
 
 
-def _of_images(pair: Pair, images: Images) -> AccuracyResult:
+def _of_images(comparison: Comparison, images: Images) -> AccuracyResult:
     """For classifiers of images."""
-    accuracies = judge_images(pair, images)
-    grid = _grid(pair.whole, {}, accuracies, {}, {}) if pair.grid else ()
-    return AccuracyResult(accuracies["baseline", "candidate"], dict(grid))
+    accuracies = judge_images(comparison, images)
+    grid = _grid(comparison.reference, {}, accuracies, {}, {}) if comparison.grid else ()
+    return AccuracyResult(accuracies[comparison.pair], dict(grid))
 
 
 def _classes_of(
-    arm: ComparedArm, name: str, texts: _Passages, pair: Pair
+    arm: ComparedArm, name: str, texts: _Passages, comparison: Comparison
 ) -> list[NDArray[np.float64]]:
     """What an arm says of texts; of a reranker, of each two of them."""
     of_texts = _classes(arm) is not None
@@ -381,33 +384,37 @@ def _classes_of(
         arm=name,
         types=texts.types,
         separate=of_texts and arm.folder.config.get("problem_type") == MULTI_LABEL,
-        progress=pair.progress,
+        progress=comparison.progress,
     )
     return in_pairs(floats) if _classes(arm) == 1 else floats
 
 
-def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
+def _of_embeddings(comparison: Comparison, texts: TextSource) -> AccuracyResult | None:
     """For encoders: passages of the text embedded; None for models that embed nothing."""
-    runner = pair.baseline.runner
+    runner = comparison.whole.runner
     if embedding_output(runner.outputs) is None:
         return None
     if runner.capabilities.shapes == "compiled":
-        pair.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
+        comparison.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
         return None
-    passages = _passages(pair, texts, _EMBEDDED_TEXTS)
-    pair.progress.say(f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}")
+    passages = _passages(comparison, texts, _EMBEDDED_TEXTS)
+    comparison.progress.say(
+        f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}"
+    )
     refuse_few_texts(passages.ids)
-    home = pair.baseline.folder.home
+    home = comparison.whole.folder.home
     pooling = pooling_of(home)
     if why := why_not_whole(home):
-        pair.progress.say(f"embeddings: by {' and '.join(pooling.modes)} alone; {why}")
+        comparison.progress.say(f"embeddings: by {' and '.join(pooling.modes)} alone; {why}")
     vectors = {
-        name: embed(arm.runner, passages.ids, arm=name, pooling=pooling, progress=pair.progress)
-        for name, arm in pair.judged.items()
+        name: embed(
+            arm.runner, passages.ids, arm=name, pooling=pooling, progress=comparison.progress
+        )
+        for name, arm in comparison.judged.items()
     }
     agreements = {
         names: compare_embeddings(vectors[names[0]], vectors[names[1]], passages.documents)
-        for names in pair.held_against
+        for names in comparison.held_against
     }
     own = Accuracy(
         text_source=passages.source,
@@ -416,15 +423,15 @@ def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
         perplexity=None,
         kl_divergence=None,
         top1_agreement=None,
-        embeddings=agreements["baseline", "candidate"],
-        tasks=task_results(pair),
+        embeddings=agreements[comparison.pair],
+        tasks=task_results(comparison),
     )
     return AccuracyResult(
         own,
         {
             second: {"embedding_cosine": agreement.cosine}
             for (first, second), agreement in agreements.items()
-            if pair.grid and first == pair.whole
+            if comparison.grid and first == comparison.reference
         },
     )
 
@@ -444,27 +451,25 @@ class _Passages:
         return self.documents[::2] if in_pairs and self.documents is not None else self.documents
 
 
-def _pairs(pair: Pair, texts: TextSource) -> _Passages | None:
+def _pairs(comparison: Comparison, texts: TextSource) -> _Passages | None:
     """Pairs, as a reranker reads them; None for models and texts without."""
-    folder = pair.baseline.folder
-    tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
-    pairs = pairs_of(texts) if _scores_pairs(pair.baseline) else texts.pairs
-    if tokenizer is None or not pairs or _classes(pair.baseline) is None:
+    folder = comparison.whole.folder
+    pairs = pairs_of(texts) if _scores_pairs(comparison.whole) else texts.pairs
+    if comparison.tokenizer is None or not pairs or _classes(comparison.whole) is None:
         return None
     longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
-    drawn = tokenize_pairs(texts, tokenizer, most=MOST_JUDGED, longest=longest)
-    check_tokens(max(int(array.max()) for array in drawn.ids), pair.vocabulary())
+    drawn = tokenize_pairs(texts, comparison.tokenizer, most=MOST_JUDGED, longest=longest)
+    check_tokens(max(int(array.max()) for array in drawn.ids), comparison.vocabulary())
     return _Passages(drawn.ids, texts.source, texts.sha256, drawn.types, drawn.documents)
 
 
-def _passages(pair: Pair, texts: TextSource, most: int) -> _Passages:
+def _passages(comparison: Comparison, texts: TextSource, most: int) -> _Passages:
     """Passages of the text; random tokens where neither arm has a tokenizer."""
-    folder = pair.baseline.folder
+    folder = comparison.whole.folder
     longest = min(LONGEST_PASSAGE, folder.longest_sequence or LONGEST_PASSAGE)
-    tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
-    if tokenizer is None:
-        drawn = random_ids(pair.vocabulary(), sequence_length=longest, tokens=most * longest)
+    if comparison.tokenizer is None:
+        drawn = random_ids(comparison.vocabulary(), sequence_length=longest, tokens=most * longest)
         return _Passages([*drawn.token_ids], drawn.source, drawn.sha256)
-    ids, _, documents = tokenize_passages(texts, tokenizer, most=most, longest=longest)
-    check_tokens(max((int(array.max()) for array in ids), default=0), pair.vocabulary())
+    ids, _, documents = tokenize_passages(texts, comparison.tokenizer, most=most, longest=longest)
+    check_tokens(max((int(array.max()) for array in ids), default=0), comparison.vocabulary())
     return _Passages(ids, texts.source, texts.sha256, documents=documents)

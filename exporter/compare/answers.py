@@ -19,7 +19,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.latency import Shape
 from exporter.compare.agreement import LOGITS
-from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.encoder_quality import compare_classes, log_probabilities_of
 from exporter.compare.evaluation import EvaluationTokens, Prompts, questions
 from exporter.compare.tasks.choosing import (
@@ -44,38 +44,38 @@ _PROMPT_TOKENS = 64
 
 
 def generation_agreements(
-    pair: Pair, tokens: EvaluationTokens
+    comparison: Comparison, tokens: EvaluationTokens
 ) -> dict[tuple[str, str], GenerationAgreement]:
     """Continues beginnings of the evaluation text with every arm that is judged."""
-    quality = pair.options.quality
+    quality = comparison.options.quality
     if not quality.agreement_prompts or not (
-        tokens.is_text and has_cache(pair.baseline.runner.inputs)
+        tokens.is_text and has_cache(comparison.whole.runner.inputs)
     ):
         return {}
     prompt = min(_PROMPT_TOKENS, tokens.token_ids.shape[1])
     try:
-        refuse_steps(pair, pair.judged, prompt + quality.agreement_tokens)
-        texts = _continued(pair, tokens.token_ids[: quality.agreement_prompts, :prompt])
+        refuse_steps(comparison, comparison.judged, prompt + quality.agreement_tokens)
+        texts = _continued(comparison, tokens.token_ids[: quality.agreement_prompts, :prompt])
     except LeftOutError as reason:
-        pair.progress.say(f"generation: left out, {reason}")
+        comparison.progress.say(f"generation: left out, {reason}")
         return {}
-    return {names: agreement(*(texts[name] for name in names)) for names in pair.held_against}
+    return {names: agreement(*(texts[name] for name in names)) for names in comparison.held_against}
 
 
 class LeftOutError(Exception):
     """Why nothing is generated."""
 
 
-def refuse_steps(pair: Pair, arms: Mapping[str, ComparedArm], positions: int) -> None:
+def refuse_steps(comparison: Comparison, arms: Mapping[str, ComparedArm], positions: int) -> None:
     """Refuses to generate where that can't be, before anything runs."""
-    if not has_cache(pair.baseline.runner.inputs):
+    if not has_cache(comparison.whole.runner.inputs):
         raise LeftOutError("the models have no KV cache")
     for name, arm in arms.items():
         if not has_cache(arm.runner.inputs):
             raise LeftOutError(f"the {name} has no attention left, so it has no cache")
-    if pair.baseline.runner.capabilities.shapes == "compiled":
+    if comparison.whole.runner.capabilities.shapes == "compiled":
         raise LeftOutError("torch.compile would compile each of its steps")
-    longest = pair.baseline.folder.longest_sequence
+    longest = comparison.whole.folder.longest_sequence
     if longest is not None and positions > longest:
         raise LeftOutError(f"the model ends at {longest} positions, and {positions} are needed")
 
@@ -95,13 +95,12 @@ def decoder_of(arm: ComparedArm, prompt: int, new_tokens: int) -> Iterator[Decod
         yield decoder
 
 
-def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+def _continued(comparison: Comparison, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Every judged arm's greedy texts, one arm at a time."""
-    folder, new_tokens = pair.baseline.folder, pair.options.quality.agreement_tokens
-    tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
-    stop_ids = TextModel.of(folder.onnx, tokenizer).stop_ids
+    new_tokens = comparison.options.quality.agreement_tokens
+    stop_ids = TextModel.of(comparison.whole.folder.onnx, comparison.tokenizer).stop_ids
     texts = {}
-    for name, arm in pair.judged.items():
+    for name, arm in comparison.judged.items():
         with decoder_of(arm, prompts.shape[1], new_tokens) as decoder:
             texts[name] = continuations(
                 decoder,
@@ -110,7 +109,7 @@ def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.i
                 stop_ids=stop_ids,
                 batch_size=arm.runner.capabilities.batch_size,
                 arm=name,
-                progress=pair.progress,
+                progress=comparison.progress,
             )
     return texts
 
@@ -118,13 +117,13 @@ def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.i
 _NO_TOKENIZER = "there is no tokenizer.json next to the models"
 
 
-def sample_answers(pair: Pair) -> SampleAnswers | None:
+def sample_answers(comparison: Comparison) -> SampleAnswers | None:
     """What both arms say to the same prompts, by the likeliest token each time."""
-    quality = pair.options.quality
+    quality = comparison.options.quality
     if not quality.answer_tokens:
         return None
     try:
-        return _answered(pair, questions(quality.prompts))
+        return _answered(comparison, questions(quality.prompts))
     except LeftOutError as reason:
         if quality.prompts is not None:
             raise ComparisonError(
@@ -132,30 +131,29 @@ def sample_answers(pair: Pair) -> SampleAnswers | None:
                 "Leave --prompts out, or shorten them if they are too long.",
                 code="prompts-unanswered",
             ) from reason
-        pair.progress.say(f"sample answers: left out, {reason}")
+        comparison.progress.say(f"sample answers: left out, {reason}")
         return SampleAnswers(left_out=str(reason))
 
 
-def _answered(pair: Pair, prompts: Prompts) -> SampleAnswers:
-    arms = {"baseline": pair.baseline, "candidate": pair.candidate}
-    tokenizer = pair.baseline.folder.tokenizer or pair.candidate.folder.tokenizer
-    if tokenizer is None:
+def _answered(comparison: Comparison, prompts: Prompts) -> SampleAnswers:
+    arms = {name: comparison.arms[name] for name in comparison.pair}
+    if comparison.tokenizer is None:
         raise LeftOutError(_NO_TOKENIZER)
-    new_tokens = pair.options.quality.answer_tokens
-    model = TextModel.of(pair.baseline.folder.onnx, tokenizer)
-    shown, ids = _encoded(model, prompts, pair.options.quality.chat)
-    if max(map(max, ids)) >= pair.vocabulary():
+    new_tokens = comparison.options.quality.answer_tokens
+    model = TextModel.of(comparison.whole.folder.onnx, comparison.tokenizer)
+    shown, ids = _encoded(model, prompts, comparison.options.quality.chat)
+    if max(map(max, ids)) >= comparison.vocabulary():
         raise LeftOutError("the tokenizer has tokens that the model doesn't know")
-    refuse_steps(pair, arms, max(map(len, ids)) + new_tokens)
-    pair.progress.say(
+    refuse_steps(comparison, arms, max(map(len, ids)) + new_tokens)
+    comparison.progress.say(
         f"sample answers: {counted(len(ids), 'prompt')}, at most {new_tokens} tokens each"
     )
-    said = [_said(pair, name, arm, model, ids) for name, arm in arms.items()]
+    said = [_said(comparison, name, arm, model, ids) for name, arm in arms.items()]
     answers = [
         SampleAnswer(prompt=prompt, baseline=first, candidate=second)
         for prompt, first, second in zip(shown, *said, strict=True)
     ]
-    chat = pair.options.quality.chat
+    chat = comparison.options.quality.chat
     return SampleAnswers(source=prompts.source, chat=chat, new_tokens=new_tokens, answers=answers)
 
 
@@ -179,13 +177,19 @@ def _encoded(
 
 
 def _said(
-    pair: Pair, name: str, arm: ComparedArm, model: TextModel, prompts: Sequence[list[int]]
+    comparison: Comparison,
+    name: str,
+    arm: ComparedArm,
+    model: TextModel,
+    prompts: Sequence[list[int]],
 ) -> list[Answer]:
     """One arm's answers."""
-    new_tokens, answers = pair.options.quality.answer_tokens, []
+    new_tokens, answers = comparison.options.quality.answer_tokens, []
     with (
         decoder_of(arm, max(map(len, prompts)), new_tokens) as decoder,
-        pair.progress.task(f"sample answers, {name}", total=len(prompts), unit="prompts") as task,
+        comparison.progress.task(
+            f"sample answers, {name}", total=len(prompts), unit="prompts"
+        ) as task,
     ):
         for ids in prompts:
             made = generate(decoder, ids, new_tokens=new_tokens, stop_ids=model.stop_ids)
@@ -194,14 +198,14 @@ def _said(
     return answers
 
 
-def check_questions(pair: Pair) -> None:
+def check_questions(comparison: Comparison) -> None:
     """Refuses prompts and tasks that are no such, before anything is measured."""
-    quality, runner = pair.options.quality, pair.baseline.runner
+    quality, runner = comparison.options.quality, comparison.whole.runner
     questions(quality.prompts)
     gives_logits = LOGITS in {spec.name for spec in runner.outputs}
     if quality.prompts is not None and not gives_logits:
         raise ComparisonError(
-            f"{pair.baseline.folder.onnx} embeds texts, so it can't answer {quality.prompts}.",
+            f"{comparison.whole.folder.onnx} embeds texts, so it can't answer {quality.prompts}.",
             "Leave --prompts out.",
             code="prompts-unanswered",
         )
@@ -209,7 +213,7 @@ def check_questions(pair: Pair) -> None:
         return
     if not gives_logits and not only_for_encoders(quality):
         raise ComparisonError(
-            f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
+            f"{comparison.whole.folder.onnx} has no output called logits: it can't choose answers.",
             "Encoders have mteb's tasks, --tasks mteb:NAME, and tasks of your own in --task-data.",
             code="no-logits",
         )
@@ -222,23 +226,23 @@ def check_questions(pair: Pair) -> None:
     refuse_missing_tasks(quality)
 
 
-def task_results(pair: Pair) -> list[TaskResult]:
+def task_results(comparison: Comparison) -> list[TaskResult]:
     """Scores both arms on the same items; nothing where no task was asked for."""
-    if not pair.options.quality.tasks:
+    if not comparison.options.quality.tasks:
         return []
 
     def scored(arm: ComparedArm) -> list[TaskScores]:
-        folders = (arm.folder, pair.baseline.folder, pair.candidate.folder)
+        folders = (arm.folder, *(comparison.arms[name].folder for name in comparison.pair))
         folder = next((item for item in folders if item.tokenizer), arm.folder)
         return score_tasks(
-            pair.options.quality,
+            comparison.options.quality,
             arm.runner,
             folder,
-            vocabulary=pair.vocabulary(),
-            progress=pair.progress,
+            vocabulary=comparison.vocabulary(),
+            progress=comparison.progress,
         )
 
-    both = scored(pair.baseline), scored(pair.candidate)
+    both = [scored(comparison.arms[name]) for name in comparison.pair]
     return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
 
 
@@ -246,27 +250,27 @@ TASK = "image classes"
 _FEW = 5
 
 
-def refuse_without_config(pair: Pair) -> None:
+def refuse_without_config(comparison: Comparison) -> None:
     """Refuses arms that read images where no config says what they are."""
-    if pair.reads_images and not pair.baseline.folder.classifies_images:
+    if comparison.reads_images and not comparison.whole.folder.classifies_images:
         raise ComparisonError(
-            f"{pair.baseline.folder.onnx} reads images, and no config.json beside it names a class "
-            "that ends with ForImageClassification.",
+            f"{comparison.whole.folder.onnx} reads images, and no config.json beside it names a "
+            "class that ends with ForImageClassification.",
             "Put the model's config.json and preprocessor_config.json next to it.",
             code="no-image-config",
         )
 
 
-def judge_images(pair: Pair, images: Images) -> dict[tuple[str, str], Accuracy]:
+def judge_images(comparison: Comparison, images: Images) -> dict[tuple[str, str], Accuracy]:
     """Runs all judged arms on the same images; each image is read once.
 
     By what is held against what; the pair's own has the labels' scores, too.
     """
     labelled = images.has_labels
-    right = _classes_of(images.pictures, pair.baseline.folder) if labelled else None
-    said = _classes_said(pair, images)
+    right = _classes_of(images.pictures, comparison.whole.folder) if labelled else None
+    said = _classes_said(comparison, images)
     some = next(iter(said.values()))
-    progress = pair.progress
+    progress = comparison.progress
     progress.say(f"accuracy: classes of {len(some):,} images from {images.source}")
     if images.is_random:
         progress.say("accuracy: on noise, since --eval-text names no images")
@@ -276,36 +280,35 @@ def judge_images(pair: Pair, images: Images) -> dict[tuple[str, str], Accuracy]:
         names: compare_classes(
             *(said[name] for name in names), source=images.source, sha256=images.content_sha256
         ).model_copy(update={"images": len(some)})
-        for names in pair.held_against
+        for names in comparison.held_against
     }
     if right is not None:
-        own = ("baseline", "candidate")
-        scores = [label_scores(said[name], right, images.source) for name in own]
+        scores = [label_scores(said[name], right, images.source) for name in comparison.pair]
         result = {"tasks": compare_scores(scores[0], scores[1])}
-        agreement[own] = agreement[own].model_copy(update=result)
+        agreement[comparison.pair] = agreement[comparison.pair].model_copy(update=result)
     return agreement
 
 
-def _classes_said(pair: Pair, images: Images) -> dict[str, list[Floats]]:
+def _classes_said(comparison: Comparison, images: Images) -> dict[str, list[Floats]]:
     """Each arm's log-probabilities, ``[1, classes]`` for each image."""
-    reader, arrays = _reader(pair), {name: list[Floats]() for name in pair.judged}
+    reader, arrays = _reader(comparison), {name: list[Floats]() for name in comparison.judged}
     number = IMAGES if images.is_random else len(images.pictures)
     noise = reader.noise(number, "evaluation") if images.is_random else None
-    with pair.progress.task("classes of images", total=number, unit="images") as task:
+    with comparison.progress.task("classes of images", total=number, unit="images") as task:
         for place in range(number):
             pixels = (
                 reader.pixels([images.pictures[place]])
                 if noise is None
                 else noise[place : place + 1]
             )
-            for name, arm in pair.judged.items():
+            for name, arm in comparison.judged.items():
                 arrays[name].append(_answer(arm, name, pixels, place))
             task.advance()
     return arrays
 
 
-def _reader(pair: Pair) -> ImageReader:
-    folder = pair.baseline.folder
+def _reader(comparison: Comparison) -> ImageReader:
+    folder = comparison.whole.folder
     home = folder.onnx if folder.onnx.is_dir() else folder.onnx.parent
     return ImageReader(str(folder.onnx), home, folder.config)
 

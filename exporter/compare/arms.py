@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -31,7 +32,7 @@ from exporter.engines.tensors import TOKEN_INPUTS
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts
 from exporter.models.model_folder import PIXELS, ModelFolder
-from exporter.progress import Progress
+from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import parse_json
 from graph_passes.plan_record import PLAN_KEY
 
@@ -50,6 +51,8 @@ class ComparedArm:
     witness: Runner | None = None
     prefix: str = ""
     judge: Callable[[Progress, Turns | None], AbstractContextManager[Runner]] | None = None
+    pruned: bool | None = None  # None: as its file says
+    quantized: bool | None = None
 
     @property
     def runner(self) -> Runner:
@@ -80,6 +83,16 @@ class ComparedArm:
         """What its metadata say was cut out of it."""
         return noted_plan(self.facts, str(self.folder.onnx))
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether something was cut out of it."""
+        return bool(self.plan()) if self.pruned is None else self.pruned
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights are in fewer bits."""
+        return self.quantization is not None if self.quantized is None else self.quantized
+
     def record(self) -> Arm:
         """What the report says of it."""
         facts, runner = self.facts, self.builds[0] if self.builds else None
@@ -105,55 +118,59 @@ class ComparedArm:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Both arms, how they are to be compared, and what is timed beside them."""
+class Comparison:
+    """Arms by name, and the one that all others are held against; the report's pair comes first."""
 
-    options: CompareOptions
-    baseline: ComparedArm
-    candidate: ComparedArm
-    progress: Progress
-    references: Mapping[str, ComparedArm] = field(default_factory=dict)
-    has_floats: bool = False
-    also: tuple[str, ...] = ()
+    arms: Mapping[str, ComparedArm]
+    reference: str = "baseline"
+    options: CompareOptions = field(default_factory=CompareOptions)
+    progress: Progress = QUIET
+    timed_alone: AbstractSet[str] = frozenset()  # arms whose answers aren't judged
 
     @property
-    def whole(self) -> str:
-        """The name of the whole model, in float where that stands beside its quantised form."""
-        return FLOAT_BASELINE if self.has_floats else "baseline"
+    def pair(self) -> tuple[str, str]:
+        """The names of the report's two sides."""
+        first, second, *_ = self.arms
+        return first, second
 
     @property
-    def grid(self) -> tuple[str, ...]:
-        """The arms that stand in one table, the whole model first; none for a pair alone."""
-        if self.has_floats:
-            return (FLOAT_BASELINE, FLOAT_CANDIDATE, "baseline", "candidate", *self.also)
-        return ("baseline", "candidate", *self.also) if self.also else ()
+    def whole(self) -> ComparedArm:
+        """The pair's first arm."""
+        return self.arms[self.pair[0]]
 
     @property
     def judged(self) -> dict[str, ComparedArm]:
         """The arms whose answers are judged, by name."""
-        pair = {"baseline": self.baseline, "candidate": self.candidate}
-        return pair | {name: self.references[name] for name in self.grid if name not in pair}
+        return {name: arm for name, arm in self.arms.items() if name not in self.timed_alone}
+
+    @property
+    def grid(self) -> tuple[str, ...]:
+        """The arms that stand in one table, those in float first; none for a pair alone."""
+        floats = [name for name in (FLOAT_BASELINE, FLOAT_CANDIDATE) if name in self.arms]
+        names = dict.fromkeys((*floats, *self.judged))
+        return tuple(names) if len(names) > len(self.pair) else ()
 
     @property
     def held_against(self) -> list[tuple[str, str]]:
-        """Which is held against which, the other first: the arms, then all against the whole."""
-        others = ((self.whole, name) for name in self.grid if name != self.whole)
-        return list(dict.fromkeys([("baseline", "candidate"), *others]))
+        """Which is held against which, the other first: the pair, then all by the reference."""
+        others = ((self.reference, name) for name in self.grid if name != self.reference)
+        return list(dict.fromkeys([self.pair, *others]))
 
     @property
-    def arms(self) -> dict[str, ComparedArm]:
-        """All of them by name, the baseline and the candidate first."""
-        return {"baseline": self.baseline, "candidate": self.candidate, **self.references}
+    def tokenizer(self) -> Path | None:
+        """That of the first arm of the pair that has one."""
+        folders = (self.arms[name].folder for name in self.pair)
+        return next((folder.tokenizer for folder in folders if folder.tokenizer), None)
 
     @property
     def runs(self) -> bool:
-        """Whether both arms can run here."""
-        return bool(self.baseline.builds and self.candidate.builds)
+        """Whether all arms can run here."""
+        return all(arm.builds for arm in self.arms.values())
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the baseline runs on one."""
-        return self.baseline.runner.capabilities.device == "gpu"
+        """Whether the first arm runs on one."""
+        return self.whole.runner.capabilities.device == "gpu"
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -172,31 +189,25 @@ class Pair:
             yield
 
     @contextmanager
-    def judging(self) -> Iterator[Pair]:
+    def judging(self) -> Iterator[Comparison]:
         """The same with runners whose answers can be judged; the arms are running.
 
         Those that can't be are off the device meanwhile.
         """
-        arms = {name: arm for name, arm in self.judged.items() if arm.judge is not None}
-        if not arms:
+        judges = [(name, arm, arm.judge) for name, arm in self.judged.items() if arm.judge]
+        if not judges:
             yield self
             return
-        for arm in arms.values():
+        for _, arm, _ in judges:
             arm.runner.__exit__(None, None, None)
         turns = next((engine.turns for engine in self._on_engines), None)
         with ExitStack() as stack:
-            judges = {
-                name: replace(arm, builds=(stack.enter_context(arm.judge(self.progress, turns)),))
-                for name, arm in arms.items()
-                if arm.judge is not None
+            able = {
+                name: replace(arm, builds=(stack.enter_context(judge(self.progress, turns)),))
+                for name, arm, judge in judges
             }
-            yield replace(
-                self,
-                baseline=judges.pop("baseline", self.baseline),
-                candidate=judges.pop("candidate", self.candidate),
-                references={**self.references, **judges},
-            )
-        for arm in arms.values():
+            yield replace(self, arms={**self.arms, **able})
+        for _, arm, _ in judges:
             arm.runner.__enter__()
 
     @property
@@ -209,32 +220,27 @@ class Pair:
         """Whether engines of the arms are loaded in turns."""
         return any(runner.turns is not None for runner in self._on_engines)
 
-    @property
-    def runners(self) -> tuple[Runner, Runner]:
-        """The baseline's and the candidate's first builds."""
-        return self.baseline.runner, self.candidate.runner
-
     def dropped(self) -> list[PlannedDeletion]:
-        """What the candidate's metadata say was cut, and the baseline's don't."""
-        already = self.baseline.plan()
-        return [deletion for deletion in self.candidate.plan() if deletion not in already]
+        """What the second arm's metadata say was cut, and the first's don't."""
+        already, plan = (self.arms[name].plan() for name in self.pair)
+        return [deletion for deletion in plan if deletion not in already]
 
     def records(self) -> Arms:
         """What the report says of all arms."""
+        first, second, *others = (arm.record() for arm in self.arms.values())
+        names = [*self.arms][len(self.pair) :]
         return Arms(
-            baseline=self.baseline.record(),
-            candidate=self.candidate.record(),
-            references={name: arm.record() for name, arm in self.references.items()},
+            baseline=first, candidate=second, references=dict(zip(names, others, strict=True))
         )
 
     @property
     def reads_images(self) -> bool:
         """Whether the arms read images."""
-        return PIXELS in {spec.name for spec in self.baseline.runner.inputs}
+        return PIXELS in {spec.name for spec in self.whole.runner.inputs}
 
     def vocabulary(self) -> int:
         """How many tokens the models know; 1 of models that read images in place of tokens."""
-        folder = self.baseline.folder
+        folder = self.whole.folder
         if folder.classifies_images:
             return 1
         tables = (arm.facts.vocabulary for arm in self.judged.values())  # a quantised one hides it
@@ -248,25 +254,30 @@ class Pair:
 
     def refuse_foreign_inputs(self) -> None:
         """As :meth:`refuse_other_interface`, by what the files say, before anything is loaded."""
-        if known := set(self.baseline.facts.inputs):
-            _refuse_inputs(self.candidate.facts.inputs, "candidate", known)
+        if known := set(self.whole.facts.inputs):
+            second = self.pair[1]
+            _refuse_inputs(self.arms[second].facts.inputs, second, known)
 
     def refuse_other_interface(self) -> None:
         """Refuses arms that don't take and give the same.
 
-        References may want positions or token types that the baseline's graph makes by itself, and
-        another library's may keep their caches in another form.
+        Those beside the pair may want positions or token types that its graphs make by themselves,
+        and another library's may keep their caches in another form.
         """
-        known = {spec.name for spec in self.baseline.runner.inputs}
-        _refuse_foreign(self.baseline.runner, self.candidate.runner, "candidate", known)
-        for name, arm in self.references.items():
-            caches = self.baseline.own_caches(arm)
-            _refuse_foreign(
-                self.baseline.runner,
-                arm.runner,
-                f"reference {name}",
-                known | TOKEN_INPUTS | caches,
-            )
+        known = {spec.name for spec in self.whole.runner.inputs}
+        for name, arm in [*self.arms.items()][1:]:
+            beside = name not in self.pair
+            more = TOKEN_INPUTS | self.whole.own_caches(arm) if beside else set()
+            title = f"reference {name}" if beside else name
+            _refuse_inputs((spec.name for spec in arm.runner.inputs), title, known | more)
+            results = [_results(runner) for runner in (self.whole.runner, arm.runner)]
+            if results[0] != results[1]:
+                raise ComparisonError(
+                    f"The {self.pair[0]} and the {title} have different outputs: "
+                    f"{sorted(results[0])} and {sorted(results[1])}.",
+                    "Compare a model with its own pruned form.",
+                    code="other-outputs",
+                )
 
 
 def noted_plan(facts: GraphFacts, file: str) -> list[PlannedDeletion]:
@@ -281,18 +292,6 @@ def noted_plan(facts: GraphFacts, file: str) -> list[PlannedDeletion]:
         raise ComparisonError(
             f"{where} is not a list of deletions.", code="broken-plan-record"
         ) from error
-
-
-def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractSet[str]) -> None:
-    _refuse_inputs((spec.name for spec in other.inputs), name, known)
-    results = [_results(runner) for runner in (baseline, other)]
-    if results[0] != results[1]:
-        raise ComparisonError(
-            f"The baseline and the {name} have different outputs: {sorted(results[0])} and "
-            f"{sorted(results[1])}.",
-            "Compare a model with its own pruned form.",
-            code="other-outputs",
-        )
 
 
 def _refuse_inputs(given: Iterable[str], name: str, known: AbstractSet[str]) -> None:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from exporter.artifacts import CalibrationRef, PlanParts, library_versions
 from exporter.artifacts.plans import CONTENT, noted_texts
 from exporter.artifacts.store import FOLDER, Store
-from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.evaluation import questions
 from exporter.compare.options import CompareOptions
 from exporter.compare.tasks.choosing import task_versions
@@ -29,10 +29,12 @@ _T = TypeVar("_T")
 _NAME = "comparison.jsonl"
 
 
-def open_store(pair: Pair, folder: Path | None) -> Store:
+def open_store(comparison: Comparison, folder: Path | None) -> Store:
     """What an earlier run of the same comparison has left in a folder, or a new store."""
-    arms = {name: _identity(arm) for name, arm in pair.arms.items()}
-    return store_of(arms, pair.options, folder, gpu=pair.on_gpu, progress=pair.progress)
+    arms = {name: _identity(arm) for name, arm in comparison.arms.items()}
+    return store_of(
+        arms, comparison.options, folder, gpu=comparison.on_gpu, progress=comparison.progress
+    )
 
 
 def store_of(
@@ -71,7 +73,7 @@ def forget(folder: Path) -> None:
 
 
 def judged_once(
-    pair: Pair,
+    comparison: Comparison,
     texts: Sequence[TextSource],
     store: Store | None,  # where what is found is kept; None keeps nothing
     kind: TypeAdapter[_T],
@@ -82,21 +84,21 @@ def judged_once(
         "accuracy",
         kind,
         judge,
-        key=_asked(pair, texts),
-        on_found=lambda: pair.progress.say("accuracy: kept from an earlier run"),
+        key=_asked(comparison, texts),
+        on_found=lambda: comparison.progress.say("accuracy: kept from an earlier run"),
     )
 
 
-def _asked(pair: Pair, texts: Sequence[TextSource]) -> dict[str, Any]:
+def _asked(comparison: Comparison, texts: Sequence[TextSource]) -> dict[str, Any]:
     """Everything that answers depend on, beside what times do."""
-    options = pair.options
+    options = comparison.options
     return {
         "texts": [[text.source, _hash_of(text)] for text in texts],
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
         "tasks": task_versions(options.quality),
         "prompts": questions(options.quality.prompts).texts,
-        "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
+        "folders": {name: _beside(arm) for name, arm in comparison.judged.items()},
     }
 
 

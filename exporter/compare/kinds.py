@@ -394,8 +394,10 @@ def open_floats(
     compared_arms = {}
     titles = (FLOAT_BASELINE, FLOAT_CANDIDATE)
     for title, name, other in zip(titles, same_kind(*arms), quantized, strict=True):
-        compared_arms[title] = _open(name, options, threads=threads)
-        _refuse_other_vocabulary(other, compared_arms[title], title)
+        arm = _open(name, options, threads=threads)
+        _refuse_other_vocabulary(other, arm, title)
+        pruned = title == FLOAT_CANDIDATE
+        compared_arms[title] = replace(arm, pruned=pruned, quantized=False)
     return compared_arms
 
 

@@ -16,7 +16,7 @@ from exporter.artifacts import Environment, LatencyRow, MachineState
 from exporter.artifacts.base import IMAGES
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
-from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import (
@@ -186,41 +186,44 @@ class DecoderArm(Builds[Decoder]):
         return GenerationProbe(self.current, prompt, cell.new_tokens)
 
 
-def time_all(pair: Pair, store: Store | None = None) -> Timed:
+def time_all(comparison: Comparison, store: Store | None = None) -> Timed:
     """Times all arms at every cell of the options that the model reaches."""
-    shapes, generations = shapes_of(pair), generations_of(pair)
-    vocabulary = pair.vocabulary()
-    arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}
+    shapes, generations = shapes_of(comparison), generations_of(comparison)
+    vocabulary = comparison.vocabulary()
+    arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in comparison.arms.items()}
     with TimingSession(
-        pair.options,
-        pair.baseline.runner.threads,
-        on_gpu=pair.on_gpu,
-        paired=len(pair.judged),
+        comparison.options,
+        comparison.whole.runner.threads,
+        on_gpu=comparison.on_gpu,
+        paired=len(comparison.judged),
         store=store,
-        progress=pair.progress,
+        progress=comparison.progress,
     ) as session:
         if shapes:
-            session.measure(arms, shapes, together=not pair.in_turns)
+            session.measure(arms, shapes, together=not comparison.in_turns)
         if generations:
-            _time_generations(pair, session, arms, generations)
+            _time_generations(comparison, session, arms, generations)
     return session.timed
 
 
 def _time_generations(
-    pair: Pair, session: TimingSession, runs: Mapping[str, RunnerArm], cells: Sequence[Shape]
+    comparison: Comparison,
+    session: TimingSession,
+    runs: Mapping[str, RunnerArm],
+    cells: Sequence[Shape],
 ) -> None:
     """Whole generations, one kind of arms at a time: each holds the weights."""
     with ExitStack() as stack:
         for run in runs.values():
             run.unload()
             stack.callback(run.load)
-        arms = _decoder_arms(pair, max(cell.batch for cell in cells))
+        arms = _decoder_arms(comparison, max(cell.batch for cell in cells))
         for arm in arms.values():
             stack.callback(arm.unload)
         fit = fit_together(lambda: _load(arms), _on_engines(arms))
         if not fit:
-            pair.progress.say(IN_TURNS)
-        session.measure(arms, cells, together=fit and not pair.in_turns)
+            comparison.progress.say(IN_TURNS)
+        session.measure(arms, cells, together=fit and not comparison.in_turns)
 
 
 def _load(arms: Mapping[str, DecoderArm]) -> None:
@@ -237,16 +240,18 @@ def _on_engines(arms: Mapping[str, DecoderArm]) -> list[OnEngines]:
     ]
 
 
-def _decoder_arms(pair: Pair, batch: int) -> dict[str, DecoderArm]:
-    vocabulary, decoder_arms = pair.vocabulary(), dict[str, DecoderArm]()
-    for name, arm in pair.arms.items():
+def _decoder_arms(comparison: Comparison, batch: int) -> dict[str, DecoderArm]:
+    vocabulary, decoder_arms = comparison.vocabulary(), dict[str, DecoderArm]()
+    for name, arm in comparison.arms.items():
         one = batch > 1 and _one_text(arm)
         decoders = [] if one else [own_decoder(runner) for runner in arm.builds]
         own = [decoder for decoder in decoders if decoder is not None]
         if own:
             decoder_arms[name] = DecoderArm(own, vocabulary)
-        elif name in pair.references:
-            pair.progress.say(f"generate: left out for {name}, which {arm.runner.backend} runs")
+        elif name not in comparison.pair:
+            comparison.progress.say(
+                f"generate: left out for {name}, which {arm.runner.backend} runs"
+            )
         else:
             raise ComparisonError(
                 f"Whole generations by {arm.runner.backend} aren't timed.", "Leave --generate out."
@@ -254,12 +259,12 @@ def _decoder_arms(pair: Pair, batch: int) -> dict[str, DecoderArm]:
     return decoder_arms
 
 
-def shapes_of(pair: Pair) -> list[Shape]:
+def shapes_of(comparison: Comparison) -> list[Shape]:
     """Single runs of the graph."""
-    options, inputs = pair.options, pair.baseline.runner.inputs
-    if pair.reads_images:
+    options, inputs = comparison.options, comparison.whole.runner.inputs
+    if comparison.reads_images:
         # All images have one size; a token stands for each of their patches.
-        patches = pair.baseline.folder.patches
+        patches = comparison.whole.folder.patches
         return [Shape("encode", b, patches, counts=IMAGES.parts) for b in options.batches]
     cached, phase = has_cache(inputs), whole_phase(inputs)
     shapes = [Shape(phase, b, n) for n in options.prompt_lengths for b in options.batches]
@@ -268,30 +273,30 @@ def shapes_of(pair: Pair) -> list[Shape]:
         shapes += [Shape("decode", b, 1, n) for n in pasts for b in options.batches]
     if not shapes and not options.timing.generate:
         raise ComparisonError(
-            f"{pair.baseline.folder.onnx} has no KV cache, so there is no decode step to time.",
+            f"{comparison.whole.folder.onnx} has no KV cache, so there is no decode step to time.",
             "Give input lengths with --prefill.",
             code="no-kv-cache",
         )
-    return _within_reach(pair, shapes)
+    return _within_reach(comparison, shapes)
 
 
-def generations_of(pair: Pair) -> list[Shape]:
+def generations_of(comparison: Comparison) -> list[Shape]:
     """Whole generations."""
-    options = pair.options
+    options = comparison.options
     cells = [
         Shape("prefill", batch, prompt, new_tokens=new)
         for prompt, new in options.timing.generate
         for batch in options.batches
     ]
-    if cells and not has_cache(pair.baseline.runner.inputs):
+    if cells and not has_cache(comparison.whole.runner.inputs):
         raise ComparisonError(
-            f"{pair.baseline.folder.onnx} has no KV cache, so it can't generate.",
+            f"{comparison.whole.folder.onnx} has no KV cache, so it can't generate.",
             "Leave --generate out.",
             code="no-kv-cache",
         )
-    result = _within_reach(pair, cells)
-    judged = [arm for name, arm in pair.arms.items() if name not in pair.references]
-    if max((cell.batch for cell in result), default=1) > 1 and any(map(_one_text, judged)):
+    result = _within_reach(comparison, cells)
+    sides = [comparison.arms[name] for name in comparison.pair]
+    if max((cell.batch for cell in result), default=1) > 1 and any(map(_one_text, sides)):
         raise ComparisonError(
             f"Whole generations by {LlamaCppRunner.backend} are timed for one text at a time.",
             "Take --batch 1, or leave --generate out.",
@@ -305,12 +310,12 @@ def _one_text(arm: ComparedArm) -> bool:
     return arm.runner.backend == LlamaCppRunner.backend
 
 
-def _within_reach(pair: Pair, cells: list[Shape]) -> list[Shape]:
-    longest = pair.baseline.folder.longest_sequence
+def _within_reach(comparison: Comparison, cells: list[Shape]) -> list[Shape]:
+    longest = comparison.whole.folder.longest_sequence
     fitting = [cell for cell in cells if longest is None or cell.total_length <= longest]
     for cell in cells:
         if cell not in fitting:
-            pair.progress.say(f"{cell}: left out, the model ends at {longest} positions")
+            comparison.progress.say(f"{cell}: left out, the model ends at {longest} positions")
     if cells and not fitting:
         raise ComparisonError(
             f"The model ends at {longest} positions: no shape is left to time.",

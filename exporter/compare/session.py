@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from exporter.compare.accuracy import (
     refuse_no_grid,
 )
 from exporter.compare.agreement import LOGITS
-from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.encoder_decoder.session import compare_stacks, refuse_beside_stacks
 from exporter.compare.kept import decided_on, evaluation_texts, open_store, refuse_noted
 from exporter.compare.kinds import (
@@ -48,38 +49,33 @@ from exporter.progress import QUIET, Progress
 _TOKENS = 16
 
 
-def witness_checks(pair: Pair) -> list[ParityCheck]:
+def witness_checks(comparison: Comparison) -> list[ParityCheck]:
     """Runs every arm that has a witness, and the witness, on the same tokens."""
-    checks = list(_checks(pair))
+    checks = list(_checks(comparison))
     for check in checks:
-        _tell(pair, check)
+        _tell(comparison, check)
     return checks
 
 
-def _checks(pair: Pair) -> Iterator[ParityCheck]:
-    for name, arm in _two(pair):
+def _checks(comparison: Comparison) -> Iterator[ParityCheck]:
+    sides = {name: comparison.arms[name] for name in comparison.pair}
+    for name, arm in sides.items():
         if arm.witness is not None:
             with arm.witness as witness:
-                yield _check(pair, arm, witness, f"engine against ONNX Runtime ({name})")
-    for name, arm in pair.references.items():
-        alike = arm.facts.precision == pair.baseline.facts.precision
-        if alike and arm.runner.backend != pair.baseline.runner.backend:
-            yield min(
-                (
-                    _check(pair, arm, other.runner, f"reference {name} against the {side}")
-                    for side, other in _two(pair)
-                ),
-                key=lambda check: check.max_abs_error,
+                yield _check(comparison, arm, witness, f"engine against ONNX Runtime ({name})")
+    for name, arm in comparison.arms.items():
+        alike = name not in sides and arm.facts.precision == comparison.whole.facts.precision
+        if alike and arm.runner.backend != comparison.whole.runner.backend:
+            checks = (
+                _check(comparison, arm, other.runner, f"reference {name} against the {side}")
+                for side, other in sides.items()
             )
+            yield min(checks, key=lambda check: check.max_abs_error)
 
 
-def _two(pair: Pair) -> tuple[tuple[str, ComparedArm], tuple[str, ComparedArm]]:
-    return ("baseline", pair.baseline), ("candidate", pair.candidate)
-
-
-def _check(pair: Pair, arm: ComparedArm, witness: Runner, what: str) -> ParityCheck:
-    shape = Shape(whole_phase(witness.inputs), 1, _tokens(pair))
-    tokens = random_tokens(shape, pair.vocabulary())
+def _check(comparison: Comparison, arm: ComparedArm, witness: Runner, what: str) -> ParityCheck:
+    shape = Shape(whole_phase(witness.inputs), 1, _tokens(comparison))
+    tokens = random_tokens(shape, comparison.vocabulary())
     output = next(s.name for s in witness.outputs if not s.name.startswith("present"))
     got, want = (_output(runner, shape, tokens, output) for runner in (arm.runner, witness))
     if output == LOGITS:  # an engine may give those of a prompt's last token alone
@@ -102,13 +98,13 @@ def _output(
     return runner.run(inputs, [output], phase=shape.phase)[output].astype(np.float64)
 
 
-def _tokens(pair: Pair) -> int:
-    return min(_TOKENS, pair.baseline.folder.longest_sequence or _TOKENS)
+def _tokens(comparison: Comparison) -> int:
+    return min(_TOKENS, comparison.whole.folder.longest_sequence or _TOKENS)
 
 
-def _tell(pair: Pair, check: ParityCheck) -> None:
+def _tell(comparison: Comparison, check: ParityCheck) -> None:
     if not check.passed:
-        pair.progress.say(
+        comparison.progress.say(
             f"{check.name}: off by {check.max_abs_error:.2e}, more than {check.tolerance:.2e}: "
             "they compute different results; depthcut verify-engine compares "
             "differs"
@@ -171,15 +167,17 @@ def compare(
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
     images = any(map(reads_images, names))
     texts = evaluation_texts(options, scored | decided_on(parts), images=images)
-    pair = _open(
+    comparison = _open(
         (baseline, candidate), options, (also, references), floats, onnx=onnx, progress=progress
     )
     for text in texts:
-        for name, arm in pair.judged.items():
+        for name, arm in comparison.judged.items():
             refuse_noted(text, arm.facts.metadata, name)
-    measured, checks = _measured(pair, texts, resume) if pair.runs else (_described(pair), [])
+    measured, checks = (
+        _measured(comparison, texts, resume) if comparison.runs else (_described(comparison), [])
+    )
     result = {
-        "plan": list(plan) or pair.dropped(),
+        "plan": list(plan) or comparison.dropped(),
         "calibration": calibration,
         "parts": parts,
         "parity": [*parity, *checks],
@@ -195,7 +193,7 @@ def _open(
     *,
     onnx: tuple[Path, Path] | None,
     progress: Progress,
-) -> Pair:
+) -> Comparison:
     """The arms, and what stands beside them; none of them runs yet."""
     threads = options.threads or default_threads()
     first, second = open_pair(*arms, options, threads=threads, onnx=onnx)
@@ -206,10 +204,18 @@ def _open(
     also = tuple(named)[: len(further[0])]
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
-    pair = Pair(options, first, second, progress, beside | named, bool(beside), also)
-    refuse_no_grid(pair)
-    pair.refuse_foreign_inputs()
-    return pair
+    reference = FLOAT_BASELINE if floats else "baseline"
+    quantized = bool(floats) or None
+    every = {
+        "baseline": replace(first, pruned=False, quantized=quantized),
+        "candidate": replace(second, pruned=True, quantized=quantized),
+        **beside,
+        **named,
+    }
+    comparison = Comparison(every, reference, options, progress, {*named} - {*also})
+    refuse_no_grid(comparison)
+    comparison.refuse_foreign_inputs()
+    return comparison
 
 
 def _for_texts(
@@ -227,41 +233,43 @@ def _for_texts(
     return compare_options
 
 
-def _described(pair: Pair) -> ComparisonReport:
+def _described(comparison: Comparison) -> ComparisonReport:
     """The report of arms that can't run here."""
-    pair.progress.say(f"compare: {pair.baseline.not_run or pair.candidate.not_run}")
-    threads = pair.options.threads or default_threads()
-    return _report(pair, environment(threads=threads, gpu=False), Timed(), AccuracyResult())
+    reasons = (arm.not_run for arm in comparison.arms.values())
+    comparison.progress.say(f"compare: {next(filter(None, reasons), None)}")
+    threads = comparison.options.threads or default_threads()
+    return _report(comparison, environment(threads=threads, gpu=False), Timed(), AccuracyResult())
 
 
 def _measured(
-    pair: Pair, texts: Sequence[TextSource], resume: Path | None
+    comparison: Comparison, texts: Sequence[TextSource], resume: Path | None
 ) -> tuple[ComparisonReport, list[ParityCheck]]:
     """The report of arms that run here, and the checks against their witnesses."""
-    store = open_store(pair, resume)
-    machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
-    with pair.running():
-        pair.refuse_other_interface()
-        tell_notes((runner.capabilities for runner in pair.runners), pair.progress)
-        checks = witness_checks(pair)
-        with pair.judging() as judges:
+    store = open_store(comparison, resume)
+    machine = environment(threads=comparison.whole.runner.threads, gpu=comparison.on_gpu)
+    with comparison.running():
+        comparison.refuse_other_interface()
+        sides = (comparison.arms[name].runner for name in comparison.pair)
+        tell_notes((runner.capabilities for runner in sides), comparison.progress)
+        checks = witness_checks(comparison)
+        with comparison.judging() as judges:
             answers = measure_accuracy(judges, *texts, store=store)
-        timed = time_all(pair, store)
-        return _report(pair, timed.seen_on(machine), timed, answers), checks
+        timed = time_all(comparison, store)
+        return _report(comparison, timed.seen_on(machine), timed, answers), checks
 
 
 def _report(
-    pair: Pair, machine: Environment, timed: Timed, answers: AccuracyResult
+    comparison: Comparison, machine: Environment, timed: Timed, answers: AccuracyResult
 ) -> ComparisonReport:
-    parents = {name: arm.facts.sha256 for name, arm in pair.arms.items()}
+    parents = {name: arm.facts.sha256 for name, arm in comparison.arms.items()}
     if answers.accuracy is not None:
         parents["evaluation_text"] = answers.accuracy.text_sha256
     return ComparisonReport(
         made_from=parents,
         environment=machine,
-        arms=pair.records(),
+        arms=comparison.records(),
         parity=[],
         latency=timed.rows,
         accuracy=answers.accuracy,
-        corners=quantization_grid(pair, timed.rows, answers.grid),
+        corners=quantization_grid(comparison, timed.rows, answers.grid),
     )

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -25,7 +25,6 @@ from exporter.artifacts.plans import note_texts
 from exporter.cli.compare import compare as compare_command
 from exporter.cli.export import export as export_command
 from exporter.compare import latency
-from exporter.compare.arms import Pair
 from exporter.compare.evaluation import RANDOM_TOKENS, tokenize
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
@@ -457,12 +456,12 @@ def test_a_disturbed_measurement_stops_or_warns_once(
     }.items():  # fmt: skip
         monkeypatch.setattr(latency, name, lambda *_, result=result: result)
     monkeypatch.setattr(latency, "measure_rows", chunks)
-    pair = SimpleNamespace(
+    comparison: Any = SimpleNamespace(
         options=CompareOptions(timing=TimingOptions(on_disturbance=how)), arms={}, judged=(),
-        baseline=SimpleNamespace(runner=SimpleNamespace(threads=1)), on_gpu=False,
+        whole=SimpleNamespace(runner=SimpleNamespace(threads=1)), on_gpu=False,
         in_turns=False, vocabulary=lambda: 9, progress=Heard(),
     )  # fmt: skip
     stops = raises(DisturbedMachineError, "disturbed-machine", "--on-disturbance")
     with stops if lines is None else nullcontext():
-        assert len(latency.time_all(cast("Pair", pair)).states) == 7
-        assert len(pair.progress.lines) == lines
+        assert len(latency.time_all(comparison).states) == 7
+        assert len(comparison.progress.lines) == lines

@@ -15,8 +15,8 @@ import pytest
 from exporter.artifacts import ComparisonReport
 from exporter.compare import kinds as engine_arm
 from exporter.compare.agreement import prefill_logits
-from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.options import CompareOptions, TimingOptions
+from exporter.compare.arms import ComparedArm, Comparison
+from exporter.compare.options import TimingOptions
 from exporter.compare.session import compare
 from exporter.engines.build.engine_set import (
     AttentionRecord,
@@ -242,20 +242,20 @@ def arm(name: str, heard: list[str], *, judged: bool) -> ComparedArm:
 def test_only_one_of_an_arm_s_runners_is_on_the_device() -> None:
     heard: list[str] = []
     arms = (arm("whole", heard, judged=False), arm("cut", heard, judged=True))
-    pair = Pair(CompareOptions(), *arms, QUIET)
-    with pair.running():
-        with pair.judging() as judges:
-            assert judges.baseline is pair.baseline
-            assert judges.candidate.runner.name == "cut's judge"  # type: ignore[attr-defined]
-        assert pair.candidate.runner.name == "cut"  # type: ignore[attr-defined]
+    comparison = Comparison(dict(zip(("baseline", "candidate"), arms, strict=True)))
+    with comparison.running():
+        with comparison.judging() as judges:
+            assert judges.whole is comparison.whole
+            assert judges.arms["candidate"].runner.name == "cut's judge"
+        assert comparison.arms["candidate"].runner.name == "cut"
     assert heard[:6] == ["+whole", "+cut", "-cut", "+cut's judge", "-cut's judge", "+cut"]
 
 
 def test_arms_that_give_enough_are_judged_as_they_are() -> None:
     heard: list[str] = []
-    pair = Pair(CompareOptions(), *(arm(n, heard, judged=False) for n in "ab"), QUIET)
-    with pair.judging() as judges:
-        assert judges is pair
+    comparison = Comparison({name: arm(name, heard, judged=False) for name in "ab"})
+    with comparison.judging() as judges:
+        assert judges is comparison
     assert heard == []
 
 
