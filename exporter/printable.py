@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -142,3 +143,28 @@ def counted(number: float, noun: str, plural: str | None = None) -> str:
 def are(number: float) -> str:
     """The verb behind such a number: ``is`` for one, ``are`` for any other."""
     return "is" if number == 1 else "are"
+
+
+def percent(share: float) -> str:
+    """``12.3 %``."""
+    return f"{100 * share:.1f} %"
+
+
+def milliseconds(value_ms: float) -> str:
+    """Three significant digits."""
+    return significant(value_ms, 3)
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number with so many significant digits, without an exponent where it can be read so.
+
+    Zeros at the end stay, as ``1.50`` beside ``1.25``: they say how exact the number is. An exact
+    zero is ``0``.
+    """
+    if value == 0:
+        return "0"
+    rounded = f"{value:.{digits - 1}e}"
+    exponent = int(rounded.partition("e")[2]) if math.isfinite(value) else 0
+    if not -3 <= exponent < 6:
+        return rounded
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"

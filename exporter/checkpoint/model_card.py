@@ -20,11 +20,12 @@ from exporter.artifacts import (
 from exporter.artifacts.base import IMAGES, Nouns, nouns_of
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.engines.usage import PLACE, FolderUses, Use, auto_task, lines, use_blocks
+from exporter.printable import significant
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section, parts_blocks
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
 from exporter.report.sections.summary import COUNTED, HEADER, accuracy_rows, latency_rows
-from exporter.report.words import dropped_lines, significant, weights_words
+from exporter.report.words import dropped_lines, weights_words
 
 _REFUSED = (
     "transformers {} does not leave out what a config says is skipped. It would fill the gaps with "

@@ -29,8 +29,8 @@ from exporter.options import (
     running_command,
     values_of,
 )
+from exporter.printable import significant
 from exporter.progress import Progress
-from exporter.report.words import significant
 from exporter.score.cluster.options import ClusterOptions
 from exporter.score.options import ScoreOptions
 from graph_passes.files.placing import working

@@ -20,7 +20,7 @@ from exporter.models.loading.sources import SourceOptions
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC
 from exporter.option_types import Arm, Duration, Engine, InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, option, part
-from exporter.report.words import significant
+from exporter.printable import significant
 from exporter.score import ScoreOptions, score
 from exporter.score.options import SCORING, MetricName
 from graph_passes.files.kinds import HTML, TEXT

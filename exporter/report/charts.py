@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from exporter.report.words import significant
+from exporter.printable import significant
 
 WIDTH = 360
 """Units from left to right in every drawing; a unit is a CSS pixel on a phone."""

@@ -20,10 +20,16 @@ from exporter.artifacts import (
     Drift,
 )
 from exporter.files import sha256_bytes
-from exporter.printable import printable, printable_json, printable_line, printable_xml
+from exporter.printable import (
+    milliseconds,
+    printable,
+    printable_json,
+    printable_line,
+    printable_xml,
+    significant,
+)
 from exporter.report.markdown import escaped, table_lines
 from exporter.report.sections.blocks import Grid
-from exporter.report.words import milliseconds, significant
 
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_limit": "✅"}
 _MARK = "<!-- depthcut check {} -->"

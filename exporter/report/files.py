@@ -25,7 +25,7 @@ from exporter.artifacts import (
 )
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
-from exporter.printable import visible
+from exporter.printable import significant, visible
 from exporter.report.charts import CellMap, MapCell, Shades
 from exporter.report.markdown import markdown, several_markdown
 from exporter.report.sections import comparison_document
@@ -41,7 +41,7 @@ from exporter.report.sections.blocks import (
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.summary import letter, overview_section
 from exporter.report.sections.sweep import sweep_document
-from exporter.report.words import KINDS, or_dash, significant
+from exporter.report.words import KINDS, or_dash
 
 _FEW_FILES = 2
 _CORRELATIONS = "Correlations are 1 for the same order and -1 for the opposite."

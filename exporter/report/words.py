@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -14,6 +13,7 @@ from exporter.artifacts import (
     PlannedDeletion,
 )
 from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns
+from exporter.printable import significant
 
 T = TypeVar("T")
 
@@ -140,31 +140,6 @@ def listed(words: Sequence[str]) -> str:
 def or_dash(value: T | None, words: Callable[[T], str]) -> str:
     """A value in words, or that there is none."""
     return "-" if value is None else words(value)
-
-
-def percent(share: float) -> str:
-    """``12.3 %``."""
-    return f"{100 * share:.1f} %"
-
-
-def milliseconds(value_ms: float) -> str:
-    """Three significant digits."""
-    return significant(value_ms, 3)
-
-
-def significant(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits, without an exponent where it can be read so.
-
-    Zeros at the end stay, as ``1.50`` beside ``1.25``: they say how exact the number is. An exact
-    zero is ``0``.
-    """
-    if value == 0:
-        return "0"
-    rounded = f"{value:.{digits - 1}e}"
-    exponent = int(rounded.partition("e")[2]) if math.isfinite(value) else 0
-    if not -3 <= exponent < 6:
-        return rounded
-    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 
 def relative_change(before: float, after: float) -> str:

@@ -9,12 +9,13 @@ from exporter.artifacts import (
     ComparisonReport,
     TaskResult,
 )
+from exporter.printable import significant
 from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
 from exporter.report.sections.latency import interval_tone
 from exporter.report.sections.summary import COUNTED, accuracy_grid, same_words
 from exporter.report.sections.verdict import why_no_accuracy
-from exporter.report.words import interval_words, or_dash, read_by, significant
+from exporter.report.words import interval_words, or_dash, read_by
 
 IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "

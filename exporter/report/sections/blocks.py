@@ -10,8 +10,9 @@ from typing import Literal
 from exporter.artifacts import CalibrationRef, JudgedText, PlanParts
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.stages import document_of
+from exporter.printable import percent, significant
 from exporter.report.charts import Chart
-from exporter.report.words import listed, percent, significant
+from exporter.report.words import listed
 
 Tone = Literal["good", "bad", "even", "unsure", "cut"]
 """How a word is meant; every form adds a sign of its own, never a colour alone."""

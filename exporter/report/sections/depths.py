@@ -13,7 +13,7 @@ from exporter.artifacts import (
     TaskResult,
     Way,
 )
-from exporter.printable import counted
+from exporter.printable import counted, percent, significant
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -31,8 +31,6 @@ from exporter.report.words import (
     interval_words,
     listed,
     or_dash,
-    percent,
-    significant,
 )
 
 

@@ -15,9 +15,9 @@ from exporter.artifacts import (
     Training,
 )
 from exporter.artifacts.base import IMAGES, TEXTS, Nouns
-from exporter.printable import counted
+from exporter.printable import counted, percent, significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section
-from exporter.report.words import or_dash, percent, read_by, significant
+from exporter.report.words import or_dash, read_by
 
 _LOG = "log-perplexity"
 _HEADER = ("figure", "whole", "dropped", "healed", "recovered")

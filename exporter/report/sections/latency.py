@@ -13,6 +13,7 @@ from exporter.artifacts import (
     LatencyRow,
     LatencySamples,
 )
+from exporter.printable import milliseconds, percent, significant
 from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import (
     Block,
@@ -26,14 +27,11 @@ from exporter.report.sections.blocks import (
 )
 from exporter.report.words import (
     has_too_few_rounds,
-    milliseconds,
     named_arms,
     or_dash,
-    percent,
     relative_change,
     shape_words,
     short_shape,
-    significant,
     speedup_range,
     speedup_words,
 )

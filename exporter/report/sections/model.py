@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
 from exporter.artifacts.stacks import Stacks
+from exporter.printable import significant
 from exporter.report.charts import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import (
     Bullets,
@@ -19,14 +20,7 @@ from exporter.report.sections.blocks import (
     parts_blocks,
 )
 from exporter.report.sections.summary import size_grid
-from exporter.report.words import (
-    KINDS,
-    dropped_lines,
-    named_arms,
-    read_by,
-    significant,
-    weights_words,
-)
+from exporter.report.words import KINDS, dropped_lines, named_arms, read_by, weights_words
 
 CPU = "CPUExecutionProvider"
 """Where exporter.export.parity runs, whatever is timed."""

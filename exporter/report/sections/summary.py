@@ -17,18 +17,15 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.artifacts.accuracy import Compared
-from exporter.printable import counted, one_line
+from exporter.printable import counted, milliseconds, one_line, percent, significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.sections.verdict import headline
 from exporter.report.words import (
     PHASES,
     interval_words,
-    milliseconds,
     or_dash,
-    percent,
     relative_change,
     short_shape,
-    significant,
     speedup_words,
 )
 

@@ -12,6 +12,7 @@ from exporter.artifacts import (
     Interval,
     PerplexityPair,
 )
+from exporter.printable import significant
 from exporter.report.sections.blocks import Sign, verdict_sign
 from exporter.report.sections.latency import corners_sentence
 from exporter.report.words import (
@@ -20,7 +21,6 @@ from exporter.report.words import (
     listed,
     relative_change,
     shape_words,
-    significant,
     speedup_range,
 )
 
