@@ -76,9 +76,7 @@ from exporter.artifacts.regression import (
     HistoryRow,
     JudgedModels,
     KeyDifference,
-    Quantity,
     RunKey,
-    Scale,
 )
 from exporter.artifacts.stages import (
     CalibrationRef,

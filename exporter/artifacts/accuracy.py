@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -144,22 +144,6 @@ Compared = Literal["tokens", "classes", "order"]
 """Whose distributions a comparison held against each other."""
 
 
-Agreement = Literal["kl_divergence", "top1_agreement", "embedding_cosine", "rank_agreement"]
-
-
-class AgreementFigure(NamedTuple):
-    """How near the candidate's answers are to those of its own unpruned arm, by one measure."""
-
-    key: Agreement
-    value: float
-    interval: Interval | None
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Of a divergence it is not."""
-        return self.key != "kl_divergence"
-
-
 class Accuracy(Record):
     """How far the candidate's predictions are from the baseline's."""
 
@@ -186,19 +170,9 @@ class Accuracy(Record):
     _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours", "positions")
 
     @property
-    def agreement(self) -> list[AgreementFigure]:
-        """What was measured of how near both arms' answers are."""
-        texts, known = self.embeddings, list[AgreementFigure]()
-        if self.kl_divergence is not None:
-            known.append(AgreementFigure("kl_divergence", self.kl_divergence, self.kl_interval))
-        if self.top1_agreement is not None:
-            known.append(AgreementFigure("top1_agreement", self.top1_agreement, self.top1_interval))
-        if texts is not None:
-            known += [
-                AgreementFigure("embedding_cosine", texts.cosine, texts.cosine_interval),
-                AgreementFigure("rank_agreement", texts.rank_agreement, texts.rank_interval),
-            ]
-        return known
+    def top5_of_images(self) -> float | None:
+        """The share of images whose five likeliest classes both arms agree on."""
+        return None if self.images is None else self.top5_agreement
 
 
 class TaskScore(Record):

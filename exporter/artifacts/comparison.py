@@ -156,6 +156,11 @@ class Arm(Record):
 
     _earlier = ignoring("work", "cpu_nodes", "huge_page_bytes", "prefill_chunk_tokens")
 
+    @property
+    def largest_engine_bytes(self) -> int | None:
+        """Of its engines."""
+        return max((engine.engine_bytes for engine in self.engines), default=None)
+
 
 class Arms(Record):
     """The unpruned and the pruned model, and further arms that are timed beside them."""

@@ -8,14 +8,9 @@ from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record, ignoring
 from exporter.artifacts.comparison import ComparisonReport
+from exporter.artifacts.figures import Quantity, Scale
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
-Quantity = Literal[
-    "time", "speedup", "perplexity", "kl_divergence", "top1_agreement", "embedding_cosine",
-    "rank_agreement", "task", "size", "memory", "nodes",
-]  # fmt: skip
-Scale = Literal["ratio", "difference"]
-"""Whether a value is a factor, of which 1 is no change, or an amount, of which 0 is none."""
 Against = Literal["baseline_report", "baseline_arm"]
 """The candidate of an earlier report, or the unpruned arm of the same one."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from exporter.artifacts import (
     FEWEST_ROUNDS,
     Accuracy,
+    Arm,
     Check,
     CheckReport,
     ComparisonReport,
@@ -19,27 +20,23 @@ from exporter.artifacts import (
     JudgedModels,
     KeyDifference,
     LatencyRow,
-    Quantity,
-    TaskResult,
 )
-from exporter.artifacts.accuracy import AgreementFigure
+from exporter.artifacts.figures import LIMITED, Figure, Reading
 from exporter.compare.intervals import mean_interval
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.keys import key_of, refuse_unsound, rows_by_name
 from exporter.gate.limits import (
     AGAINST_BASELINE,
-    LIMIT_ON,
-    UNPRUNED,
     CheckedValue,
     Interval,
     Limits,
     checked,
-    counts,
     difference_interval,
-    figures,
     joined_floor,
+    limit_on,
     overall,
     ratio_interval,
+    told,
 )
 from exporter.report.words import short_shape
 
@@ -106,7 +103,6 @@ def _measured(*rows: LatencyRow, floor: float) -> CheckedValue:
     return CheckedValue(
         "time",
         short_shape(rows[0]),
-        "ms",
         before=None,
         after=rows[0].candidate.median_ms,
         value=1.0,
@@ -220,8 +216,7 @@ def check(
     unknown = [(one.quantity, one.subject) for one in missing]
     judged = [
         *time_checks(report, old, limits, history.spreads),
-        *accuracy_checks(report, old, limits),
-        *_size_checks(report, old, limits),
+        *figure_checks(report, old, limits),
     ]
     checks = [*(one for one in judged if (one.quantity, one.subject) not in unknown), *missing]
     if not checks:
@@ -255,31 +250,33 @@ def _missing(
     """
     before = report if baseline is None else baseline.report
     unpruned = report.arms.baseline
-    old = figures(before, unpruned if baseline is None else before.arms.candidate)
-    new = figures(report, report.arms.candidate)
-    common = {LIMIT_ON[quantity] for quantity, subject in new if (quantity, subject) in old}
+    old = told(before, unpruned if baseline is None else before.arms.candidate)
+    new = told(report, report.arms.candidate)
+    common = {limit_on(quantity) for quantity, subject in new if (quantity, subject) in old}
     accepted = [] if baseline is None else [one.field for one in baseline.differences]
     checks = []
-    for figure in dict.fromkeys([*old, *new]):
-        limit, lacking = LIMIT_ON[figure[0]], figure not in new
-        wanted = getattr(limits, limit) is not None or (lacking and baseline is not None)
+    for name in dict.fromkeys([*old, *new]):
+        limit, lacking = limit_on(name[0]), name not in new
+        wanted = limits.on(name[0]) is not None or (lacking and baseline is not None)
         if (
-            (lacking or figure not in old)
+            (lacking or name not in old)
             and wanted
-            and not ("shapes" in accepted and figure[0] in ("time", "speedup"))
+            and not ("shapes" in accepted and not LIMITED[name[0]].places)
         ):
             common.add(limit)
-            checks.append(_unknown(*figure, _LACKING if lacking else _NEW))
-    names = {LIMIT_ON[quantity] for quantity, _ in [*old, *new]}
-    for quantity, limit in LIMIT_ON.items():
-        if getattr(limits if limit in names else value, limit) is not None and limit not in common:
+            checks.append(_unknown(*name, _LACKING if lacking else _NEW))
+    known = {quantity for quantity, _ in [*old, *new]}
+    for quantity in LIMITED:
+        limit = limit_on(quantity)
+        if (limits if quantity in known else value).on(
+            quantity
+        ) is not None and limit not in common:
             common.add(limit)
-            reason = _APART if limit in names else _UNMEASURED
-            checks.append(_unknown(quantity, "any", reason))
+            checks.append(_unknown(quantity, "any", _APART if quantity in known else _UNMEASURED))
     return checks
 
 
-def _unknown(quantity: Quantity, subject: str, reason: str) -> Check:
+def _unknown(quantity: str, subject: str, reason: str) -> Check:
     return Check(
         quantity=quantity,
         subject=subject,
@@ -316,22 +313,6 @@ def _contradictions(limits: Limits) -> list[str]:
     ]
 
 
-def _size_checks(
-    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
-) -> list[Check]:
-    """Files, engines, nodes, KV cache and device memory: they are counted, not measured."""
-    before = report.arms.baseline if baseline is None else baseline.arms.candidate
-    old, checks = counts(before), []
-    for figure, new in counts(report.arms.candidate).items():
-        limit = getattr(limits, LIMIT_ON[figure[0]])
-        if limit is not None and figure in old:
-            ratio = new / old[figure]
-            unit = "" if figure[0] == "nodes" else "bytes"
-            grown = CheckedValue(*figure, unit, before=old[figure], after=new, value=ratio)
-            checks.append(checked(grown, 1 + limit))
-    return checks
-
-
 def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: bool) -> list[str]:
     """What a reader of the verdicts must know."""
     arms = {"unpruned arm": report.arms.baseline, "candidate": report.arms.candidate}
@@ -356,95 +337,106 @@ def _limits(baseline: ComparisonReport | None, limits: Limits) -> Limits:
 _NO_INTERVAL = "The report has no interval for it."
 
 
-def accuracy_checks(
+def figure_checks(
     report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
 ) -> list[Check]:
-    """One check a limit that is set on what was measured; one a task."""
+    """One check of each value that a limit is on, but times."""
     checks = []
-    if limits.max_perplexity_increase is not None and has_perplexity(report, baseline or report):
-        increase = _perplexity(report, baseline)
-        checks.append(checked(increase, 1 + limits.max_perplexity_increase))
-    for figure in [] if report.accuracy is None else report.accuracy.agreement:
-        if (limit := getattr(limits, LIMIT_ON[figure.key])) is not None:
-            checks.append(checked(_against_the_unpruned_arm(figure), limit))
-    if (drop := limits.max_task_drop) is not None:
-        for score in _scores(report, baseline):
-            checks.append(checked(score, drop if not score.higher_is_better else -drop))
+    for quantity, figure in LIMITED.items():
+        if (limit := limits.on(quantity)) is not None:
+            for item in _values(figure, report, baseline):
+                bound = figure.bound(limit, higher_is_better=item.higher_is_better)
+                checks.append(checked(item, bound))
     return checks
 
 
-def has_perplexity(*reports: ComparisonReport) -> bool:
-    """Whether there is a perplexity in all of them."""
-    return all(one.accuracy is not None and one.accuracy.perplexity is not None for one in reports)
+def _values(
+    figure: Figure, report: ComparisonReport, baseline: ComparisonReport | None
+) -> Iterator[CheckedValue]:
+    """What is held against a limit; of figures of a change only what both sides have."""
+    before = report if baseline is None else baseline
+    arm = report.arms.baseline if baseline is None else before.arms.candidate
+    old = _by_subject(figure, before.accuracy, arm)
+    for subject, now in _by_subject(figure, report.accuracy, report.arms.candidate).items():
+        if figure.of_the_cut:
+            yield _of_the_cut(figure, now)
+        elif (then := old.get(subject)) is None:
+            continue
+        elif figure.stands_in == "arm":  # counted, not measured
+            if now.value and then.value:
+                ratio = now.value / then.value
+                yield CheckedValue(figure.key, subject, then.value, now.value, ratio)
+        elif figure.scale == "ratio":
+            yield _rise(figure, now, None if baseline is None else then, report, before)
+        else:
+            yield _difference(figure, now, None if baseline is None else then)
 
 
-def _against_the_unpruned_arm(figure: AgreementFigure) -> CheckedValue:
-    key, value, interval = figure
-    higher = figure.higher_is_better
+def _by_subject(figure: Figure, accuracy: Accuracy | None, arm: Arm) -> dict[str, Reading]:
+    readings: dict[str, Reading] = {}
+    for one in figure.readings(accuracy, arm):
+        if one.subject in readings:
+            raise RegressionError(
+                f"$.accuracy.{figure.stands_in} has {one.subject} twice.", code="named-twice"
+            )
+        readings[one.subject] = one
+    return readings
+
+
+def _of_the_cut(figure: Figure, now: Reading) -> CheckedValue:
     return CheckedValue(
-        key,
-        UNPRUNED,
-        "" if higher else "nats",
+        figure.key,
+        now.subject,
         before=None,
-        after=value,
-        value=value,
-        ci95=None if interval is None else interval.ci95,
-        scale="difference",
-        higher_is_better=higher,
-        unchanged=1.0 if higher else 0.0,
-        doubt=_NO_INTERVAL if interval is None and math.isfinite(value) else "",
+        after=now.value,
+        value=now.value,
+        ci95=None if now.interval is None else now.interval.ci95,
+        higher_is_better=figure.higher_is_better,
+        doubt=_NO_INTERVAL if now.interval is None and math.isfinite(now.value) else "",
     )
 
 
-def _perplexity(report: ComparisonReport, baseline: ComparisonReport | None) -> CheckedValue:
-    after = _candidate_perplexity(report)
-    now, interval = _increase(report)
-    if baseline is None:
-        assert report.accuracy is not None
-        assert report.accuracy.perplexity is not None
-        before, log_ratio, exact = report.accuracy.perplexity.baseline, now, False
-    else:
-        then, then_ci95 = _increase(baseline)
-        before, log_ratio = _candidate_perplexity(baseline), now - then
-        exact = _same_question(report, baseline)
-        both = interval and then_ci95 and difference_interval(now, interval, then, then_ci95)
-        interval = None if exact else _paired(report.accuracy, baseline.accuracy) or both
+def _rise(
+    figure: Figure,
+    now: Reading,
+    then: Reading | None,
+    report: ComparisonReport,
+    baseline: ComparisonReport,
+) -> CheckedValue:
+    """By what factor it is above that of the unpruned arm, or of an earlier report."""
+    log_ratio, interval = _log_rise(now)
+    before, exact = now.before, False
+    if then is not None:
+        before, (old, old_ci95) = then.value, _log_rise(then)
+        both = interval and old_ci95 and difference_interval(log_ratio, interval, old, old_ci95)
+        exact, log_ratio = _same_question(report, baseline), log_ratio - old
+        interval = None if exact else _paired(now.item, then.item) or both
     if math.isnan(log_ratio):  # both collapsed: infinite then and now
         log_ratio, exact = 0.0, True
     return CheckedValue(
-        "perplexity",
-        "evaluation text",
-        "",
+        figure.key,
+        now.subject,
         before=before,
-        after=after,
+        after=now.value,
         value=_exp(log_ratio),
         ci95=None if interval is None else (_exp(interval[0]), _exp(interval[1])),
         doubt="" if interval or exact or math.isinf(log_ratio) else _NO_INTERVAL,
     )
 
 
-def _candidate_perplexity(report: ComparisonReport) -> float:
-    assert report.accuracy is not None
-    assert report.accuracy.perplexity is not None
-    return report.accuracy.perplexity.candidate
-
-
-def _increase(report: ComparisonReport) -> tuple[float, tuple[float, float] | None]:
-    """Logarithm of the candidate's perplexity over its unpruned arm's, and its interval."""
-    accuracy = report.accuracy
-    assert accuracy is not None
-    assert accuracy.perplexity is not None
-    pair, interval = accuracy.perplexity, accuracy.log_perplexity_increase
-    if interval is not None and math.isinf(
-        pair.candidate
-    ):  # exp has overflowed, its logarithm hasn't
+def _log_rise(reading: Reading) -> tuple[float, Interval | None]:
+    """Logarithm of the candidate's value over its unpruned arm's, and its interval."""
+    interval = reading.interval
+    if interval is not None and math.isinf(reading.value):  # exp has overflowed, its log hasn't
         return interval.value, interval.ci95
-    return _log(pair.candidate) - _log(pair.baseline), None if interval is None else interval.ci95
+    assert reading.before is not None
+    ratio = _log(reading.value) - _log(reading.before)
+    return ratio, None if interval is None else interval.ci95
 
 
-def _paired(now: Accuracy | None, then: Accuracy | None) -> tuple[float, float] | None:
+def _paired(now: Accuracy, then: Accuracy) -> Interval | None:
     """The interval from samples that both sessions judged; None where they aren't the same."""
-    if now is None or then is None or now.sample_losses is None or then.sample_losses is None:
+    if now.sample_losses is None or then.sample_losses is None:
         return None
     mine, other = now.sample_losses, then.sample_losses
     if now.text_sha256 != then.text_sha256 or mine.tokens != other.tokens:
@@ -466,45 +458,25 @@ def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool
     )
 
 
-def _scores(report: ComparisonReport, baseline: ComparisonReport | None) -> list[CheckedValue]:
-    now = _by_name(report)
-    if baseline is None:
-        return [_score(score, None) for score in now.values()]
-    then = _by_name(baseline)
-    return [_score(now[name], then[name]) for name in then if name in now]
-
-
-def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:
-    task_results: dict[str, TaskResult] = {}
-    for score in [] if report.accuracy is None else report.accuracy.tasks:
-        name = f"{score.task}, {score.metric}"
-        if name in task_results:
-            raise RegressionError(f"$.accuracy.tasks has {name} twice.", code="named-twice")
-        task_results[name] = score
-    return task_results
-
-
-def _score(now: TaskResult, then: TaskResult | None) -> CheckedValue:
-    value, interval = now.difference.value, now.difference.ci95
+def _difference(figure: Figure, now: Reading, then: Reading | None) -> CheckedValue:
+    """By what amount it differs from that of the unpruned arm, or of an earlier report."""
+    assert now.interval is not None
+    value, interval = now.interval.value, now.interval.ci95
     if then is not None:
-        old = then.difference
-        value, interval = (
-            value - old.value,
-            difference_interval(value, interval, old.value, old.ci95),
-        )
-        if now.difference == old and now.items == then.items:
+        assert then.interval is not None
+        old, same = then.interval, now.item.items == then.item.items
+        interval = difference_interval(value, interval, old.value, old.ci95)
+        value -= old.value
+        if now.interval == old and same:
             interval = (0.0, 0.0)
     return CheckedValue(
-        "task",
-        f"{now.task}, {now.metric}",
-        "",
-        before=now.baseline if then is None else then.candidate,
-        after=now.candidate,
+        figure.key,
+        now.subject,
+        before=now.before if then is None else then.value,
+        after=now.value,
         value=value,
         ci95=interval,
-        scale="difference",
-        higher_is_better=now.higher_is_better,
-        unchanged=0.0,
+        higher_is_better=now.item.higher_is_better,
     )
 
 

@@ -19,6 +19,7 @@ from exporter.artifacts import (
     QuantizationRecord,
     RunKey,
 )
+from exporter.artifacts.figures import FIGURES, LIMITED, Reading
 from exporter.compare.timing.statistics import estimate_between
 from exporter.errors import RegressionError
 from exporter.files import sha256_bytes
@@ -208,37 +209,43 @@ def _refuse_contradictions(accuracy: Accuracy) -> None:
 _ToldTwice = tuple[str, float | None, float | None, str]
 
 
-_PLACES = {"embedding_cosine": "embeddings.cosine", "rank_agreement": "embeddings.rank"}
-
-
 def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
     """JSON path, what stands there, what should, and what that follows from."""
-    for key, value, interval in accuracy.agreement:
-        if interval is not None:
-            place = _PLACES.get(key, key.partition("_")[0])
-            yield f"{place}_interval.value", interval.value, value, key
+    for figure in FIGURES:
+        for one in figure.readings(accuracy):
+            if figure.of_the_cut and one.interval is not None:
+                yield f"{one.place.interval}.value", one.interval.value, one.value, figure.key
     for number, task in enumerate(accuracy.tasks):
         candidate = task.candidate - task.baseline
         yield f"tasks[{number}].difference.value", task.difference.value, candidate, "both scores"
-    yield from _perplexity_told_twice(accuracy)
+    for one in _with_before(accuracy):
+        yield from _rise_told_twice(accuracy, one)
 
 
-def _perplexity_told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
-    pair, losses = accuracy.perplexity, accuracy.sample_losses
-    if pair is None:
-        return
-    if accuracy.log_perplexity_increase is not None:
+def _with_before(accuracy: Accuracy) -> Iterator[Reading]:
+    """The values on the text that both arms have."""
+    figures = (one for one in LIMITED.values() if one.stands_in == "accuracy")
+    return (one for it in figures for one in it.readings(accuracy) if one.before is not None)
+
+
+def _rise_told_twice(accuracy: Accuracy, one: Reading) -> Iterator[_ToldTwice]:
+    assert one.before is not None
+    place, losses = one.place, accuracy.sample_losses
+    if one.interval is not None:
         # A perplexity above the largest number is infinite; the increase still has its value then.
-        most = math.log(sys.float_info.max) - math.log(pair.baseline)
-        smallest = min(math.log(pair.candidate) - math.log(pair.baseline), most)
-        value = min(accuracy.log_perplexity_increase.value, most)
-        yield "log_perplexity_increase.value", value, smallest, "perplexity"
+        most = math.log(sys.float_info.max) - math.log(one.before)
+        smallest = min(math.log(one.value) - math.log(one.before), most)
+        value = min(one.interval.value, most)
+        yield f"{place.interval}.value", value, smallest, place.value.partition(".")[0]
     if losses is None or not sum(losses.tokens):
         return
-    for arm in ("baseline", "candidate"):
-        mean = sum(getattr(losses, arm)) / sum(losses.tokens)
+    for path, value, arm in (
+        (place.before, one.before, losses.baseline),
+        (place.value, one.value, losses.candidate),
+    ):
+        mean = sum(arm) / sum(losses.tokens)
         if mean < 700:
-            yield f"perplexity.{arm}", getattr(pair, arm), math.exp(mean), "sample_losses"
+            yield path, value, math.exp(mean), "sample_losses"
 
 
 def _refuse_other(value: float, content: float, path: str, source: str) -> None:
@@ -254,15 +261,21 @@ def _refuse_no_numbers(report: ComparisonReport) -> None:
     if accuracy is None:
         return
     wrong = next(_not_numbers(accuracy.model_dump(), "$.accuracy"), None)
-    if wrong is None and accuracy.perplexity and not math.isfinite(accuracy.perplexity.baseline):
-        wrong = "$.accuracy.perplexity.baseline"
+    for one in _with_before(accuracy):
+        if wrong is None and not math.isfinite(one.before or 0.0):
+            wrong = f"$.accuracy.{one.place.before}"
     if wrong is not None:
         raise RegressionError(f"{wrong} is not a number.", _AGAIN, code="not-a-number")
 
 
+_MAY_BE_NAN = {
+    f"$.accuracy.{place.value}" for one in FIGURES if one.may_be_nan for place in one.places
+}
+
+
 def _not_numbers(value: Any, path: str) -> Iterator[str]:
-    """The JSON paths of all NaN, but that of a ranking of texts which are all alike."""
-    if isinstance(value, float) and math.isnan(value) and not path.endswith(".rank_agreement"):
+    """The JSON paths of all NaN, but those of what is one where all texts are alike."""
+    if isinstance(value, float) and math.isnan(value) and path not in _MAY_BE_NAN:
         yield path
     parts = value.items() if isinstance(value, dict) else ()
     for name, part in parts:

@@ -7,9 +7,9 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
-from typing import Literal
+from typing import Any
 from xml.etree import ElementTree as Xml  # only written here, never read
 
 from exporter.artifacts import (
@@ -19,9 +19,9 @@ from exporter.artifacts import (
     ComparisonReport,
     Drift,
 )
+from exporter.artifacts.figures import LIMITED
 from exporter.files import sha256_bytes
 from exporter.printable import (
-    milliseconds,
     printable,
     printable_json,
     printable_line,
@@ -162,78 +162,47 @@ def github_benchmark(report: ComparisonReport) -> dict[str, str]:
     ``range`` is only shown there; it compares with the last point alone, which is why the gate is
     ``depthcut check`` and not the action.
     """
-    figures = [one for one in _figures(report) if math.isfinite(one.value)]
+    entries = [one for one in _entries(report) if math.isfinite(one[0]["value"])]
     files = {
-        name: [_entry(figure, report) for figure in figures if figure.better == better]
-        for name, better in (("smaller.json", "lower"), ("bigger.json", "higher"))
+        name: [entry for entry, higher in entries if higher == is_higher]
+        for name, is_higher in (("smaller.json", False), ("bigger.json", True))
     }
     texts = {name: json.dumps(entries, indent=2) + "\n" for name, entries in files.items()}
     return {name: printable_json(text) for name, text in texts.items()}
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """One number of the candidate, and its bounds: quartiles of a time, else an interval."""
+def _entries(report: ComparisonReport) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The candidate's numbers, each with its bounds, and whether more is better."""
+    arm = report.arms.candidate
 
-    name: str
-    unit: str
-    value: float
-    bounds: tuple[float, float] | None = None
-    better: Literal["lower", "higher"] = "lower"
+    def entry(
+        name: str, unit: str, value: float, bounds: tuple[float, float] | None = None
+    ) -> dict[str, Any]:
+        return {
+            "name": name,
+            "unit": unit,
+            "value": value,
+            "extra": f"{arm.backend}, {report.environment.processor}",
+            **({"range": f"{bounds[0]:.4g} to {bounds[1]:.4g}"} if bounds else {}),
+        }
 
-
-def _entry(figure: _Figure, report: ComparisonReport) -> dict[str, object]:
-    bounds = figure.bounds
-    return {
-        "name": figure.name,
-        "unit": figure.unit,
-        "value": figure.value,
-        "extra": f"{report.arms.candidate.backend}, {report.environment.processor}",
-        **({"range": f"{bounds[0]:.4g} to {bounds[1]:.4g}"} if bounds else {}),
-    }
-
-
-def _figures(report: ComparisonReport) -> Iterator[_Figure]:
     for row in report.latency:
         times, shape = row.candidate, row.shape_name
         quarters = [times.median_ms] * 3
         if len(times.samples_ms) > 1:
             quarters = statistics.quantiles(times.samples_ms, n=4, method="inclusive")
-        ends = quarters[0], quarters[2]
-        yield _Figure(f"{shape}: latency", "ms", times.median_ms, ends)
-        yield _Figure(f"{shape}: speedup", "x", row.speedup.ratio, row.speedup.ci95, "higher")
-    yield from _accuracy(report)
-    arm = report.arms.candidate
-    sizes = {
-        "file-size": ("bytes", arm.file_bytes),
-        "kv-cache-per-token": ("bytes", arm.kv_cache_bytes_per_token),
-        "device-memory": ("bytes", arm.device_memory_bytes),
-        "nodes": ("1", arm.nodes or None),
-    }
-    for name, (unit, size) in sizes.items():
-        if size is not None:
-            yield _Figure(f"model: {name}", unit, size)
-
-
-def _accuracy(report: ComparisonReport) -> Iterator[_Figure]:
-    accuracy = report.accuracy
-    if accuracy is None:
-        return
-    if accuracy.perplexity is not None:
-        yield _Figure("accuracy: perplexity", "1", accuracy.perplexity.candidate)
-    units = {"kl_divergence": (1, "nats"), "top1_agreement": (100, "%")}
-    for figure in accuracy.agreement:
-        scale, unit = units.get(figure.key, (1, "1"))
-        low, high = (figure.value,) * 2 if figure.interval is None else figure.interval.ci95
-        yield _Figure(
-            f"accuracy: {figure.key.replace('_', '-')}",
-            unit,
-            scale * figure.value,
-            None if figure.interval is None else (scale * low, scale * high),
-            "higher" if figure.higher_is_better else "lower",
-        )
-    for task in accuracy.tasks:
-        yield _Figure(f"{task.task} {task.metric}: score", "1", task.candidate, better="higher")
+        yield entry(f"{shape}: latency", "ms", times.median_ms, (quarters[0], quarters[2])), False
+        yield entry(f"{shape}: speedup", "x", row.speedup.ratio, row.speedup.ci95), True
+    for figure in LIMITED.values():
+        for one in figure.readings(report.accuracy, arm):
+            is_unknown = figure.stands_in == "arm" and figure.ci_unit == "1" and not one.value
+            if one.place.ci and not is_unknown:
+                bounds = None
+                if figure.of_the_cut and one.interval is not None:
+                    low, high = one.interval.ci95
+                    bounds = figure.ci_factor * low, figure.ci_factor * high
+                name, value = one.place.ci.format(one.item), figure.ci_factor * one.value
+                yield entry(name, figure.ci_unit, value, bounds), figure.higher_is_better
 
 
 VERDICT_WORDS: dict[CheckVerdict, str] = {
@@ -244,18 +213,10 @@ VERDICT_WORDS: dict[CheckVerdict, str] = {
 }
 """What people read for each verdict, the worst first."""
 
-_NAMES = {
-    "kl_divergence": "KL divergence",
-    "top1_agreement": "same top-1 token",
-    "embedding_cosine": "cosine of embeddings",
-    "rank_agreement": "ranking of pairs, Spearman",
-}
-_UNITS = {"time": " ms", "speedup": " ms"}
-
 
 def check_name(check: Check) -> str:
     """``decode at 512: time``."""
-    return f"{check.subject}: {_NAMES.get(check.quantity, check.quantity)}"
+    return f"{check.subject}: {LIMITED[check.quantity].name or check.quantity}"
 
 
 def check_grid(found: CheckReport) -> Grid:
@@ -357,30 +318,14 @@ def conclusion(found: CheckReport) -> str:
 
 
 def _value(check: Check, value: float) -> str:
-    if check.quantity == "speedup":
-        return f"{value:.3f}x"
-    if check.quantity == "nodes":
-        return f"{100 * (value - 1):+.3g} %"
-    if check.scale == "ratio":
-        return f"{100 * (value - 1):+.1f} %"
-    if check.quantity in ("kl_divergence", "embedding_cosine", "rank_agreement") or _is_loss(check):
-        return significant(value, 3)
-    sign = "+" if check.quantity == "task" else ""
-    return f"{100 * value:{sign}.1f} %"
+    figure = LIMITED[check.quantity]
+    return significant(value, 3) if _is_loss(check) else figure.judged(value)
 
 
 def _amount(check: Check, value: float) -> str:
-    if check.quantity in _UNITS:
-        return milliseconds(value) + _UNITS[check.quantity]
-    if check.quantity == "nodes":
-        return f"{value:,.0f}"
-    if check.quantity in ("size", "memory"):
-        return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,.0f} B"
-    if check.quantity in ("task", "top1_agreement") and not _is_loss(check):
-        return f"{100 * value:.1f} %"
-    return significant(value)
+    return significant(value) if _is_loss(check) else LIMITED[check.quantity].amount(value)
 
 
 def _is_loss(check: Check) -> bool:
     """Whether a task's score is no share of right answers."""
-    return check.quantity == "task" and check.better == "lower"
+    return LIMITED[check.quantity].stands_in == "tasks" and check.better == "lower"

@@ -22,10 +22,11 @@ from exporter.artifacts import (
     SampleLosses,
 )
 from exporter.artifacts import TaskResult as Task
+from exporter.artifacts.figures import LIMITED
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.keys import key_of
-from exporter.gate.limits import LIMIT_ON, Figure, Limits, figures
+from exporter.gate.limits import Limits, Named, limit_on, told
 from exporter.report.ci import limit_words
 from exporter.report.words import short_shape
 from tests.made_reports import (
@@ -399,14 +400,14 @@ def _complete() -> ComparisonReport:
 COMPLETE = _complete()
 EMPTY: dict[str, Any] = {"kv_cache_bytes_per_token": 0, "file_bytes": 0, "nodes": 0}
 GENEROUS: dict[str, float] = {
-    limit: 0.01 if limit.startswith("min_") else 99.0 for limit in LIMIT_ON.values()
+    limit: 0.01 if limit.startswith("min_") else 99.0 for limit in map(limit_on, LIMITED)
 }
 
 
-def without(report: ComparisonReport, figure: Figure) -> ComparisonReport:
+def without(report: ComparisonReport, figure: Named) -> ComparisonReport:
     """The report without one figure of its candidate, and without what stands in it alone."""
     (quantity, subject), arm, accuracy = figure, report.arms.candidate, report.accuracy
-    lost: dict[Figure, dict[str, Any]] = {
+    lost: dict[Named, dict[str, Any]] = {
         ("size", "files"): {"file_bytes": 0},
         ("size", "engines"): {"engines": []},
         ("memory", "KV cache per token"): {"kv_cache_bytes_per_token": 0},
@@ -432,23 +433,23 @@ def without(report: ComparisonReport, figure: Figure) -> ComparisonReport:
 
 
 @pytest.mark.parametrize("side", ["report", "baseline", "both"])
-@pytest.mark.parametrize("figure", figures(COMPLETE, COMPLETE.arms.candidate), ids=str)
-def test_a_figure_that_is_missing_is_never_within_the_limit(figure: Figure, side: str) -> None:
+@pytest.mark.parametrize("figure", told(COMPLETE, COMPLETE.arms.candidate), ids=str)
+def test_a_figure_that_is_missing_is_never_within_the_limit(figure: Named, side: str) -> None:
     old = new = COMPLETE
     same_limit = [
         one
-        for one in figures(COMPLETE, COMPLETE.arms.candidate)
-        if side == "both" and LIMIT_ON[one[0]] == LIMIT_ON[figure[0]]
+        for one in told(COMPLETE, COMPLETE.arms.candidate)
+        if side == "both" and limit_on(one[0]) == limit_on(figure[0])
     ]
     for lost in same_limit or [figure]:
         new = new if side == "baseline" else without(new, lost)
         old = old if side == "report" else without(old, lost)
-    limits = Limits(**{LIMIT_ON[figure[0]]: GENEROUS[LIMIT_ON[figure[0]]]})
+    limits = Limits(**{limit_on(figure[0]): GENEROUS[limit_on(figure[0])]})
     assert against(COMPLETE, COMPLETE, limits).verdict in ("within_limit", "improved")
     result = against(new, old, limits)
     assert result.verdict == "inconclusive"
     unknown = {one.quantity for one in result.checks if one.verdict == "inconclusive"}
-    assert LIMIT_ON[figure[0]] in {LIMIT_ON[quantity] for quantity in unknown}
+    assert limit_on(figure[0]) in {limit_on(quantity) for quantity in unknown}
     if side == "report":
         others = against(new, old, Limits(max_kl=99.0) if "kl" not in figure[0] else None)
         assert figure in [
@@ -456,12 +457,12 @@ def test_a_figure_that_is_missing_is_never_within_the_limit(figure: Figure, side
         ]
 
 
-@pytest.mark.parametrize("limit", sorted(set(LIMIT_ON.values())))
+@pytest.mark.parametrize("limit", sorted(map(limit_on, LIMITED)))
 def test_a_limit_on_what_was_not_measured_is_no_verdict(limit: str, tmp_path: Path) -> None:
     arms = [gate_arm(name, **EMPTY) for name in ("b", "c")]
     bare = gate_report([], accuracy=None, arms=Arms(baseline=arms[0], candidate=arms[1]))
     (one,) = check(bare, Limits(**{limit: GENEROUS[limit]})).checks
-    assert (LIMIT_ON[one.quantity], one.verdict) == (limit, "inconclusive")
+    assert (limit_on(one.quantity), one.verdict) == (limit, "inconclusive")
     path = bare.write(tmp_path / "report.json")
     output = tmp_path / "check.json"
     number = f"{GENEROUS[limit]:{'g' if limit in ('min_speedup', 'max_kl') else '.0%'}}"

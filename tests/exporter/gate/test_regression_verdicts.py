@@ -28,7 +28,7 @@ from exporter.gate.limits import (
 from exporter.option_types import amount
 from tests.made_reports import gate_report, gate_row
 
-TIME = CheckedValue("time", "decode", "ms", before=100, after=100, value=1.0, ci95=(0.99, 1.01))
+TIME = CheckedValue("time", "decode", before=100, after=100, value=1.0, ci95=(0.99, 1.01))
 
 
 def time(value: float, low: float, high: float, **changes: object) -> CheckedValue:
@@ -87,9 +87,7 @@ def test_a_demanded_speedup_is_held_or_missed(
     [(0.21, 0.2, "regressed"), (0.2, 0.2, "within_limit"), (math.inf, 0.2, "regressed")],
 )
 def test_an_exact_amount_has_no_doubt(value: float, limit: float, verdict: str) -> None:
-    estimate = replace(
-        TIME, quantity="kl_divergence", value=value, ci95=None, scale="difference", unchanged=0.0
-    )
+    estimate = replace(TIME, quantity="kl_divergence", value=value, ci95=None)
     assert checked(estimate, limit).verdict == verdict
 
 
