@@ -161,8 +161,8 @@ def _change(spoilt: Spoilt, path: Path, content: bytes, kind: str) -> Callable[[
     def change() -> None:
         nonlocal turn
         turn = not turn
-        if path.is_symlink() and kind != "link":
-            return  # another mutation's; where it leads nothing is the stranger's
+        if (path.is_symlink() and kind != "link") or path.is_fifo():
+            return  # another mutation's: a link leads out, and a pipe lets nobody write
         if kind == "grow":
             with path.open("ab") as file:
                 file.write(b" " * 4096)
