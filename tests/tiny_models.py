@@ -131,11 +131,11 @@ def write_words(
 @contextlib.contextmanager
 def skipped(model: Any, deletions: Iterable[Any]) -> Iterator[None]:
     """Makes the named branches contribute nothing while the block runs: what deleting means."""
-    from exporter.models.architectures import named_sublayers, sublayers
+    from exporter.models.architectures import named_in, sublayers
     from exporter.models.residual_stream import silenced
 
     modules = {part.ref: part.contribution for part in sublayers(model)}
-    with silenced([modules[name] for name in named_sublayers(deletions, len(modules) // 2)]):
+    with silenced([modules[name] for name in named_in(model, deletions)]):
         yield
 
 

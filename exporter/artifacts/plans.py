@@ -31,7 +31,7 @@ from exporter.printable import are, counted
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import TABLE_BYTES, read_json
 from graph_passes.plan_record import canonical_json
-from graph_passes.types import BLOCK_KINDS, MOST_LAYERS, DeletionKind, SublayerRef
+from graph_passes.types import MOST_LAYERS, DeletionKind, SublayerRef
 
 MODEL_KEY = "depthcut.model"
 """Where a graph's metadata has the SHA-256 of the model that it was exported from."""
@@ -253,7 +253,8 @@ def validate_plan(
     for deletion in plan.deletions:
         _check_known(deletion, num_layers, kinds, where, model)
     _check_once(plan.deletions, where)
-    if not allow_all and _drops_all(plan.deletions, num_layers, encoder_layers):
+    stacks = Stacks.numbered(num_layers, encoder_layers)
+    if not allow_all and len(stacks.every(plan.deletions)) >= stacks.sublayers:
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
             "Keep at least one, or give --allow-empty.",
@@ -278,21 +279,6 @@ def _check_known(
             f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
             code="kind-missing",
         )
-
-
-def _drops_all(
-    deletions: Sequence[PlannedDeletion], num_layers: int, encoder_layers: int | None
-) -> bool:
-    """Whether no sublayer is left."""
-    if encoder_layers is None:
-        return (
-            sum(len(deletion.sublayers) for deletion in deletions) >= len(BLOCK_KINDS) * num_layers
-        )
-    stacks = Stacks(encoder_layers, num_layers - encoder_layers)
-    return (
-        sum(len(stacks.named(deletion.layer, deletion.kind)) for deletion in deletions)
-        >= stacks.sublayers
-    )
 
 
 def validate_for(

@@ -1,4 +1,4 @@
-"""The two stacks of an encoder-decoder, whose layers are numbered through, the encoder's first."""
+"""The layers of a model: one stack, or an encoder's and a decoder's, numbered through."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from exporter.errors import PlanError, UnknownArchitectureError
 from graph_passes.types import DeletionKind, SublayerKind, SublayerRef
 
 Stack = Literal["encoder", "decoder"]
+Deleted = PlannedDeletion | tuple[int, str]
 
 ENCODER_KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
 """What a layer of the encoder consists of."""
@@ -24,10 +25,17 @@ _DEPTHS = (("encoder_layers", "decoder_layers"), ("num_layers", "num_decoder_lay
 
 @dataclass(frozen=True)
 class Stacks:
-    """How many layers the encoder and the decoder have."""
+    """How many layers the encoder and the decoder have; a model without both has one stack."""
 
     encoder: int
-    decoder: int
+    decoder: int = 0
+
+    @classmethod
+    def numbered(cls, layers: int, encoder_layers: int | None) -> Stacks:
+        """Those of so many layers, of which the encoder has some; None: there is one stack."""
+        return (
+            cls(layers) if encoder_layers is None else cls(encoder_layers, layers - encoder_layers)
+        )
 
     @classmethod
     def of(cls, config: Any) -> Stacks:
@@ -70,19 +78,21 @@ class Stacks:
     def named(self, layer: int, kind: str) -> list[SublayerRef]:
         """The sublayers that a deletion names; a block stands for all of its layer."""
         if not 0 <= layer < self.layers:
-            raise PlanError(
-                f"There is no layer {layer}: the encoder has layers 0 to {self.encoder - 1}, the "
-                f"decoder {self.encoder} to {self.layers - 1}.",
-                code="layer-missing",
-            )
+            text = f"There is no layer {layer}: {self.words()}."
+            raise PlanError(text, code="layer-missing")
         kinds = self.kinds(layer)
         if kind != "block" and kind not in kinds:
             raise PlanError(
-                f"Layer {layer}, of the {self.stack(layer)}, has no {kind}.",
-                f"The decoder's layers are {self.encoder} to {self.layers - 1}.",
+                f"Layer {layer} has no {kind} that could be dropped.",
+                f"Of the model, {self.words()}." if self.decoder else "",
                 code="sublayer-missing",
             )
         return [SublayerRef(layer, item) for item in kinds if kind in (item, "block")]
+
+    def every(self, deletions: Iterable[Deleted]) -> list[SublayerRef]:
+        """The sublayers that deletions name, in the layers' order."""
+        pairs = (d if isinstance(d, tuple) else (d.layer, d.kind) for d in deletions)
+        return sorted({ref for layer, kind in pairs for ref in self.named(layer, kind)})
 
     def within(self, deletions: Iterable[PlannedDeletion], stack: Stack) -> list[PlannedDeletion]:
         """What goes of one stack, by the layers' numbers in its own graph."""
@@ -95,6 +105,8 @@ class Stacks:
 
     def words(self) -> str:
         """``layers 0 to 5 are the encoder's, 6 to 11 the decoder's``."""
+        if not self.decoder:
+            return f"layers 0 to {self.layers - 1} are the model's"
         return (
             f"layers 0 to {self.encoder - 1} are the encoder's, {self.encoder} to "
             f"{self.layers - 1} the decoder's"

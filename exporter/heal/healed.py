@@ -25,6 +25,7 @@ from exporter.artifacts import (
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.plans import hold_against_model, validate_for
 from exporter.artifacts.servers import is_plain, places_of, refuse_needed
+from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError, ScoringError
 from exporter.heal.automatic import in_turn
@@ -61,7 +62,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.architectures import named_in, named_sublayers
+from exporter.models.architectures import named_in
 from exporter.models.changed_weights import (
     OwnValue,
     bfloat16_where_fast,
@@ -83,7 +84,7 @@ def healed_sublayers(plan: PruningPlan, model: ModelRef) -> list[SublayerRef]:
             "depthcut export MODEL --plan PLAN --heal best --calibration PAIRS.",
             code="two-stacks",
         )
-    return named_sublayers(plan.deletions, model.num_layers)
+    return Stacks(model.num_layers).every(plan.deletions)
 
 
 def refuse_early(options: HealOptions, loaded: LoadedModel, plan: PruningPlan) -> None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts.stacks import Stacks
-from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.artifacts.stacks import Deleted, Stacks
+from exporter.errors import UnknownArchitectureError
 from exporter.models.families import FAMILIES, STACKS, Family
 from exporter.models.residual_stream import LayerModules, ProbeVerdict, ResidualForm, probe
-from graph_passes.types import DeletionKind, SublayerKind, SublayerRef, sublayer_kinds
+from graph_passes.types import SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
     import torch
-
-
-_DELETIONS: tuple[DeletionKind, ...] = ("attention", "mlp", "block")
-_PARTS: dict[str, tuple[SublayerKind, ...]] = {kind: sublayer_kinds(kind) for kind in _DELETIONS}
 
 
 @dataclass(frozen=True)
@@ -35,18 +31,6 @@ class SublayerModules:
     def ref(self) -> SublayerRef:
         """Which sublayer it is."""
         return SublayerRef(self.layer, self.kind)
-
-
-class LayerPart(Protocol):
-    """Anything that names a sublayer or block, such as a planned deletion."""
-
-    @property
-    def layer(self) -> int:
-        """The layer's number from 0."""
-
-    @property
-    def kind(self) -> str:
-        """What of the layer."""
 
 
 def layer_modules(model: Any) -> list[LayerModules]:
@@ -113,35 +97,11 @@ def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
     return result
 
 
-def named_sublayers(
-    deletions: Iterable[LayerPart | tuple[int, str]], layers: int
-) -> list[SublayerRef]:
-    """The sublayers that deletions name, in the layers' order; a block stands for its two."""
-    names: set[SublayerRef] = set()
-    for deletion in deletions:
-        layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)
-        if not 0 <= layer < layers:
-            raise PlanError(
-                f"There is no layer {layer}: the model has layers 0 to {layers - 1}.",
-                code="layer-missing",
-            )
-        if kind not in _PARTS:
-            raise PlanError(
-                f"Layer {layer} has no {kind} that could be skipped.", code="sublayer-missing"
-            )
-        names.update(SublayerRef(layer, part) for part in _PARTS[kind])
-    return sorted(names)
-
-
-def named_in(model: Any, deletions: Iterable[LayerPart | tuple[int, str]]) -> list[SublayerRef]:
-    """As :func:`named_sublayers`, of a model with one stack of layers or with two."""
-    if not model.config.is_encoder_decoder:
-        return named_sublayers(deletions, len(layer_modules(model)))
-    stacks, names = Stacks.of(model.config), set[SublayerRef]()
-    for part in deletions:
-        layer, kind = part if isinstance(part, tuple) else (part.layer, part.kind)
-        names.update(stacks.named(layer, kind))
-    return sorted(names)
+def named_in(model: Any, deletions: Iterable[Deleted]) -> list[SublayerRef]:
+    """The sublayers of a model that deletions name, in the layers' order."""
+    if model.config.is_encoder_decoder:
+        return Stacks.of(model.config).every(deletions)
+    return Stacks(len(layer_modules(model))).every(deletions)
 
 
 def candidate_layers(model: Any) -> Iterator[list[LayerModules]]:

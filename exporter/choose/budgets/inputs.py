@@ -11,6 +11,7 @@ from typing import Any
 
 from exporter.artifacts import HealKind, ImportanceReport
 from exporter.artifacts.servers import places_of
+from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.candidates import (
     QualityCheck,
@@ -334,7 +335,7 @@ class PlanInputs:
     def _protected(self) -> frozenset[SublayerRef]:
         """Sublayers that stay; a runtime needs some, unless only whole blocks go."""
         model, server, kept = self.report.model, self.settings.server, self.settings.search.protect
-        named = protected_names(kept, model.num_layers, model.encoder_layers)
+        named = protected_names(kept, Stacks.numbered(model.num_layers, model.encoder_layers))
         if server is None or set(self.budget.counts) == {"block"}:
             return named
         every = (SublayerRef(n, kind) for n in range(model.num_layers) for kind in BLOCK_KINDS)

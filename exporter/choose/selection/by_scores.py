@@ -9,6 +9,7 @@ from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
 from exporter.artifacts.plans import plan_cut, refuse_unscored_blocks
+from exporter.artifacts.stacks import Stacks
 from exporter.choose.selection.options import (
     groups_of,
     options_for,
@@ -104,7 +105,7 @@ def affordable(
     progress: Progress = QUIET,
 ) -> SearchOptions:
     """By measured damage where that takes minutes, else by scores."""
-    layers = report.model.num_layers
+    layers = Stacks(report.model.num_layers)
     protected = protected_names(search.protect, layers)
     groups = [group for group, _ in groups_of(counts)] or ["attention", "mlp"]
     options = sum(len(options_for(group, layers, protected)) for group in groups)
@@ -146,7 +147,7 @@ def by_scores_inside(
 def _suffices(
     report: ImportanceReport, counts: Mapping[str, int], protect: Collection[str], allow_all: bool
 ) -> bool:
-    names = protected_names(protect, report.model.num_layers)
+    names = protected_names(protect, Stacks(report.model.num_layers))
     try:
         refuse_counts(report, counts, names, allow_all=allow_all)
     except PlanError:

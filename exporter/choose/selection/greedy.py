@@ -11,7 +11,6 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.stacks import DECODER_KINDS, Stacks
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
-    Group,
     Objective,
     Option,
     Step,
@@ -20,6 +19,7 @@ from exporter.choose.selection.options import (
     groups_of,
     most_sublayers,
     objective_of,
+    options_for,
     overlap,
     reaches,
     refuse_gain,
@@ -208,7 +208,7 @@ def greedy_in_stacks(
     taken: list[Option] = []
     for group, number in groups_of(counts):
         start: BranchReplacements = cut_of_options(taken)
-        options = options_in_stacks(group, stacks, {*protected, *start})
+        options = options_for(group, stacks, {*protected, *start})
         if number > len(options):
             refuse_number(group, number, len(options), report.model.source)
         with progress.task(f"search by damage, {group}"):
@@ -225,17 +225,3 @@ def greedy_in_stacks(
             )
         taken += standing_options(steps)
     return taken, meter.measure_many(cut_of_options(taken), [])[0]
-
-
-def options_in_stacks(
-    group: Group, stacks: Stacks, kept: Collection[SublayerRef] = ()
-) -> list[Option]:
-    """An option of gain 1 for each sublayer, or block, that may go, in the layers' order."""
-    options = []
-    for layer in range(stacks.layers):
-        refs = stacks.named(layer, "block")
-        if group == "block":
-            options.append(Option(tuple(refs)))
-        else:
-            options += [Option((ref,)) for ref in refs if group in ("joint", ref.kind)]
-    return [option for option in options if not {*kept} & {*option.names}]

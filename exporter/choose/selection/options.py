@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from exporter.artifacts import ImportanceReport, PlannedDeletion
 from exporter.artifacts.plans import JOINT_KINDS, parse_drops
-from exporter.artifacts.stacks import Stacks
+from exporter.artifacts.stacks import Deleted, Stacks
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -18,7 +18,7 @@ from exporter.models.ablation.branch_replacements import (
 )
 from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
 from exporter.printable import are, counted
-from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
+from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -84,20 +84,17 @@ def objective_of(damage: AnyDamage, objective: Objective) -> float:
 
 
 def options_for(
-    kind: Group, num_layers: int, protected: Iterable[SublayerRef] = ()
+    group: Group, stacks: Stacks, protected: Collection[SublayerRef] = ()
 ) -> list[Option]:
-    """An option of gain 1 for each sublayer (or block) that may go, in the layers' order."""
-    kept = set(protected)
-    groups: dict[str, tuple[SublayerKind, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}
-    wanted = [groups[kind]] if kind in groups else [(k,) for k in BLOCK_KINDS]
-    if kind == "block":
-        wanted = [BLOCK_KINDS]
-    options = [
-        Option(tuple(SublayerRef(layer, part) for part in parts))
-        for layer in range(num_layers)
-        for parts in wanted
-    ]
-    return [option for option in options if not kept & set(option.names)]
+    """An option of gain 1 for each sublayer, or block, that may go, in the layers' order."""
+    options = []
+    for layer in range(stacks.layers):
+        refs = stacks.named(layer, "block")
+        if group == "block":
+            options.append(Option(tuple(refs)))
+        else:
+            options += [Option((ref,)) for ref in refs if group in ("joint", ref.kind)]
+    return [option for option in options if not {*protected} & {*option.names}]
 
 
 def standing_options(steps: Iterable[Step]) -> list[Option]:
@@ -163,54 +160,30 @@ Stop = Callable[[Step], bool]
 """Told of each step; True ends a search."""
 
 
-def protected_names(
-    texts: Iterable[str], num_layers: int, encoder_layers: int | None = None
-) -> frozenset[SublayerRef]:
+def protected_names(texts: Iterable[str], stacks: Stacks) -> frozenset[SublayerRef]:
     """Reads what is to stay."""
-    ends: dict[str, Sequence[int]] = {"first": [0], "last": [num_layers - 1]}
-    if encoder_layers is not None:
+    layers, encoder = stacks.layers, stacks.encoder
+    ends: dict[str, Sequence[int]] = {"first": [0], "last": [layers - 1]}
+    if stacks.decoder:
         ends = {
-            "first": [0, encoder_layers],
-            "last": [encoder_layers - 1, num_layers - 1],
-            "encoder": range(encoder_layers),
-            "decoder": range(encoder_layers, num_layers),
+            "first": [0, encoder],
+            "last": [encoder - 1, layers - 1],
+            "encoder": range(encoder),
+            "decoder": range(encoder, layers),
         }
-    kept: set[SublayerRef] = set()
+    named: list[Deleted] = []
     for text in map(str.strip, texts):
         if text in ends:
-            named: list[tuple[int, str]] = [(layer, "block") for layer in ends[text]]
+            named += [(layer, "block") for layer in ends[text]]
         elif ":" in text:
-            named = [(deletion.layer, deletion.kind) for deletion in parse_drops([text]).deletions]
+            named += parse_drops([text]).deletions
         else:
             raise UsageError(
                 f"--protect {text}: this is not a set of sublayers.",
                 f"Give {', '.join(ends)}, or kind:layers such as attention:0,29.",
                 code="no-sublayers",
             )
-        for layer, kind in named:
-            if encoder_layers is None:
-                kept.update(_named(layer, kind, num_layers, text))
-            else:
-                kept.update(Stacks(encoder_layers, num_layers - encoder_layers).named(layer, kind))
-    return frozenset(kept)
-
-
-def _named(layer: int, kind: str, num_layers: int, text: str) -> list[SublayerRef]:
-    if layer >= num_layers:
-        raise UsageError(
-            f"{text!r} protects layer {layer}, but the model has only layers 0 to "
-            f"{num_layers - 1}.",
-            "Name layers of this model, or say first or last.",
-            code="layer-missing",
-        )
-    parts = [part for part in BLOCK_KINDS if kind in (part, "block")]
-    if not parts:
-        raise UsageError(
-            f"{text!r}: {kind} can't be protected by name.",
-            "Protect attention, mlp or block.",
-            code="unprotected-kind",
-        )
-    return [SublayerRef(layer, part) for part in parts]
+    return frozenset(stacks.every(named))
 
 
 _GROUPS: tuple[Group, ...] = ("attention", "cross_attention", "mlp", "block", "joint")
@@ -244,7 +217,7 @@ def refuse_counts(
     """Refuses before the model is loaded more than may go, or everything."""
     layers = report.model.num_layers
     for group, number in groups_of(counts):
-        options = options_for(group, layers, protected)
+        options = options_for(group, Stacks(layers), protected)
         left = len(options)
         if sum(len(option.names) for option in options) > most_sublayers(layers, allow_all):
             left -= 1

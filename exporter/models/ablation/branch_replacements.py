@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from exporter.artifacts.stacks import Deleted
 from exporter.files import sha256_bytes
 from exporter.models.architectures import (
-    LayerPart,
     SublayerModules,
     every_sublayer,
     named_in,
@@ -64,9 +64,7 @@ BranchReplacements = Mapping[SublayerRef, BranchReplacement]
 """What is in the place of which branch, by layer and kind; the others are as they were."""
 
 
-def without_branches(
-    deletions: Iterable[LayerPart | tuple[int, str]], model: Any
-) -> dict[Any, BranchReplacement]:
+def without_branches(deletions: Iterable[Deleted], model: Any) -> dict[Any, BranchReplacement]:
     """The cut that leaves the named branches out; a block stands for both of its layer's."""
     return dict.fromkeys(named_in(model, deletions), NOTHING)
 

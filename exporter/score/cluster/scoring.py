@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, ModelRef
+from exporter.artifacts.stacks import Stacks
 from exporter.errors import ClusterError, ModelSourceError, ScoringError
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.damage import D, Damage, Floats, joined
 from exporter.models.ablation.meter import CutMeter
-from exporter.models.architectures import layer_modules, named_sublayers
+from exporter.models.architectures import layer_modules
 from exporter.models.loading.model_source import TOO_LARGE, LoadedModel, load_model
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import in_couples
@@ -109,7 +110,7 @@ class _Scoring:
             scores |= scores_of_gradients(text, self._num_layers, self._of_gradients, sums)
         if self._of_answers:
             cuts = [(job, result) for job, result in results if isinstance(job, CutJob)]
-            _, *damages = joined_damages(*zip(*cuts, strict=True))
+            damages = joined_damages(*zip(*cuts, strict=True))
             scores |= scores_of_damages(self._of_answers, self._units, damages)
         return report_of(self._model, self._setup.text.part, self._metrics, scores)
 
@@ -117,8 +118,8 @@ class _Scoring:
         """Long pieces first: a short one at the end keeps fewer workers waiting."""
         jobs: list[ScoringJob] = []
         if self._of_answers:
-            others = [tuple(named_sublayers([unit], self._num_layers)) for unit in self._units]
-            jobs += cut_jobs(self._starts, workers, (), others)
+            others = [tuple(Stacks(self._num_layers).every([unit])) for unit in self._units]
+            jobs += cut_jobs(self._starts, workers, others)
         if self._of_gradients:
             jobs += map(GradientJob, range(len(self._setup.text.input_ids)))
         if self._of_stream:
@@ -196,7 +197,7 @@ class ScoringSetup:
 
 
 _FEWEST_CUTS = 4
-"""So few share a run of what they begin from; fewer would mostly run that."""
+"""So few share a run of the whole model; fewer would mostly run that."""
 
 Names = tuple[SublayerRef, ...]
 
@@ -206,11 +207,10 @@ class CutJob:
     """Some cuts on one batch."""
 
     start: int
-    cut: Names
-    others: tuple[Names, ...]
+    cuts: tuple[Names, ...]
 
     def __str__(self) -> str:
-        return f"{len(self.others) + 1} cuts on the samples from {self.start} on"
+        return f"{len(self.cuts)} cuts on the samples from {self.start} on"
 
 
 @dataclass(frozen=True)
@@ -258,32 +258,27 @@ def work(
         raise
 
 
-def cut_jobs(
-    starts: Sequence[int], workers: int, cut: Names, others: Sequence[Names]
-) -> list[CutJob]:
+def cut_jobs(starts: Sequence[int], workers: int, cuts: Sequence[Names]) -> list[CutJob]:
     """The pieces, in the order of the text: as few as keep all workers busy to the end."""
     wanted = workers // math.gcd(len(starts), workers)
-    parts = max(1, min(wanted, len(others) // _FEWEST_CUTS))
-    bounds = [len(others) * part // parts for part in range(parts + 1)]
+    parts = max(1, min(wanted, len(cuts) // _FEWEST_CUTS))
+    bounds = [len(cuts) * part // parts for part in range(parts + 1)]
     return [
-        CutJob(start, cut, tuple(others[first:end]))
+        CutJob(start, tuple(cuts[first:end]))
         for start in starts
         for first, end in itertools.pairwise(bounds)
     ]
 
 
-def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[D]]) -> list[D]:
-    """Over all samples: of the cut itself, then of each other in their order."""
-    whole: dict[int, D] = {}
-    rest: dict[int, list[D]] = {}
-    for job, (first, *others) in zip(jobs, found, strict=True):
-        whole.setdefault(job.start, first)  # each part of a batch has run it
-        rest.setdefault(job.start, []).extend(others)
-    return [joined(list(whole.values())), *map(joined, map(list, zip(*rest.values(), strict=True)))]
+def joined_damages(jobs: Sequence[CutJob], results: Sequence[Sequence[D]]) -> list[D]:
+    """Of each cut over all samples."""
+    parts: dict[int, list[D]] = {}
+    for job, damages in zip(jobs, results, strict=True):
+        parts.setdefault(job.start, []).extend(damages)
+    return [joined(list(damages)) for damages in zip(*parts.values(), strict=True)]
 
 
 def measured(meter: CutMeter[D], job: CutJob) -> list[D]:
-    """What one piece costs: its cut, then each other; in the worker."""
-    cut = dict.fromkeys(job.cut, NOTHING)
-    others = [dict.fromkeys(names, NOTHING) for names in job.others]
-    return list(meter.measure_batch(job.start, cut, others))
+    """What the cuts of one piece cost; in the worker."""
+    cuts = [dict.fromkeys(names, NOTHING) for names in job.cuts]
+    return list(meter.measure_batch(job.start, {}, cuts))[1:]

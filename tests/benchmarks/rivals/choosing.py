@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.artifacts.stacks import Stacks
 from exporter.choose.selection.greedy import greedy
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
@@ -74,7 +75,8 @@ def greedily(
 
 
 def _options(meter: Meter, left: Mapping[Group, int]) -> list[Option]:
-    return [item for kind, n in left.items() if n for item in options_for(kind, meter.num_layers)]
+    stacks = Stacks(meter.num_layers)
+    return [item for kind, n in left.items() if n for item in options_for(kind, stacks)]
 
 
 def _alone(

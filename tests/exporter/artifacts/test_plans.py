@@ -263,8 +263,8 @@ def test_a_joint_number_takes_cross_attentions_too() -> None:
     [("encoder", {0, 1}), ("decoder", {2, 3, 4}), ("first", {0, 2}), ("last", {1, 4})],
 )
 def test_what_stays_is_named_by_its_stack(text: str, layers: set[int]) -> None:
-    assert {ref.layer for ref in protected_names([text], 5, 2)} == layers
-    one = protected_names(["cross_attention:3"], 5, 2)
+    assert {ref.layer for ref in protected_names([text], STACKS)} == layers
+    one = protected_names(["cross_attention:3"], STACKS)
     assert one == {SublayerRef(3, "cross_attention")}
 
 
@@ -275,7 +275,7 @@ def test_what_stays_is_named_by_its_stack(text: str, layers: set[int]) -> None:
 )  # fmt: skip
 def test_what_can_not_stay_is_refused(text: str, kind: type[PlanError], code: str) -> None:
     with raises(kind, code):
-        protected_names([text], 5, 2)
+        protected_names([text], STACKS)
 
 
 # Plans as LLM-Drop, Puzzletron and our own checkpoints write them.

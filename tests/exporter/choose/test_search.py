@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import (
@@ -358,7 +359,7 @@ def names_in(options: Sequence[Option]) -> list[Any]:
 
 def chosen(meter: Any, options: Any = None, **more: Any) -> list[Any]:
     """The names that a greedy search takes."""
-    options = options_for("joint", meter.num_layers) if options is None else options
+    options = options_for("joint", Stacks(meter.num_layers)) if options is None else options
     return names_in(standing_options(greedy(meter, options, **more)))
 
 
@@ -369,7 +370,7 @@ def test_each_greedy_step_is_the_best_there_is_and_is_told(seed: int) -> None:
             lines.append(message)
 
     meter, lines = made_meter(seed), list[str]()
-    steps = greedy(meter, options_for("joint", LAYERS), goal=4, progress=Heard())
+    steps = greedy(meter, options_for("joint", Stacks(LAYERS)), goal=4, progress=Heard())
     names: list[Any] = []
     for step in steps:
         values = {n: meter.bare_kl([*names, n]) for n in NAMES if n not in names}
@@ -392,7 +393,7 @@ def test_the_objective_decides() -> None:
 def test_no_choice_has_a_sublayer_twice_or_all_of_them(seed: int, goal: int) -> None:
     meter = made_meter(seed)
     blocks = [Option(((n, "attention"), (n, "mlp")), 2.0) for n in range(LAYERS)]
-    steps = greedy(meter, [*options_for("joint", LAYERS), *blocks], goal=goal, shortlist=3)
+    steps = greedy(meter, [*options_for("joint", Stacks(LAYERS)), *blocks], goal=goal, shortlist=3)
     names = names_in(standing_options(steps))
     assert len(names) == len(set(names)) < len(NAMES)
     assert sum(option.gain for option in standing_options(steps)) >= goal
@@ -401,7 +402,8 @@ def test_no_choice_has_a_sublayer_twice_or_all_of_them(seed: int, goal: int) -> 
 
 @pytest.mark.parametrize(("goal", "protect"), [(6, ()), (5, ("last",)), (3, ("mlp:0-2",))])
 def test_a_goal_out_of_reach_says_what_is_reachable(goal: int, protect: tuple[str, ...]) -> None:
-    options = options_for("joint", LAYERS, protected_names(protect, LAYERS))
+    stacks = Stacks(LAYERS)
+    options = options_for("joint", stacks, protected_names(protect, stacks))
     most = min(len(options), len(NAMES) - 1)
     if goal <= most:
         assert len(greedy(made_meter(0), options, goal=goal)) == goal
@@ -433,7 +435,7 @@ def test_a_replacement_gives_way_to_a_deletion() -> None:
 
 def test_what_is_cut_before_stays() -> None:
     meter, before = made_meter(0), (0, "mlp")
-    options = options_for("joint", LAYERS)
+    options = options_for("joint", Stacks(LAYERS))
     steps = greedy(meter, options, goal=3, start={before: NOTHING})
     names = names_in(standing_options(steps))
     assert before not in names
@@ -556,12 +558,12 @@ def test_what_was_measured_under_other_versions_or_padding_is_measured_again(
     ],
 )
 def test_what_is_protected(texts: list[str], expected: set[Any]) -> None:
-    sublayers = protected_names(texts, LAYERS)
+    sublayers = protected_names(texts, Stacks(LAYERS))
     assert sublayers == expected
-    left = names_in(options_for("joint", LAYERS, sublayers))
+    left = names_in(options_for("joint", Stacks(LAYERS), sublayers))
     assert sorted(left) == sorted({*NAMES} - expected)
     # A protected sublayer protects its block.
-    assert [str(option) for option in options_for("block", LAYERS, sublayers)] == [
+    assert [str(option) for option in options_for("block", Stacks(LAYERS), sublayers)] == [
         f"block {n}" for n in range(LAYERS) if n not in {layer for layer, _ in expected}
     ]
 
@@ -571,9 +573,9 @@ def test_what_is_protected(texts: list[str], expected: set[Any]) -> None:
     [
         ("attention:3", "layer-missing"),
         ("middle", "no-sublayers"),
-        ("mixer:0", "unprotected-kind"),
+        ("mixer:0", "sublayer-missing"),
     ],
 )
 def test_protection_that_makes_no_sense(text: str, code: str) -> None:
-    with raises(UsageError, code, text):
-        protected_names([text], LAYERS)
+    with raises(UsageError if code == "no-sublayers" else PlanError, code):
+        protected_names([text], Stacks(LAYERS))

@@ -10,7 +10,8 @@ import pytest
 
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.selection.greedy import greedy_in_stacks, options_in_stacks
+from exporter.choose.selection.greedy import greedy_in_stacks
+from exporter.choose.selection.options import options_for
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import (
     PlanError,
@@ -183,7 +184,7 @@ def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
     assert not kept & {name for option in chosen for name in option.names}
     lowest = without_branches(plan_cut(report, joint=3).deletions, loaded.model)
     assert damage.distance <= meter.measure(lowest).distance + 1e-9
-    blocks = options_in_stacks("block", stacks, kept)
+    blocks = options_for("block", stacks, kept)
     assert [len(option.names) for option in blocks] == [2, 3, 3]
     with raises(PlanError, "too-many", 5):
         greedy_in_stacks(meter, report, stacks, {"mlp": 5}, (), search)
