@@ -153,10 +153,12 @@ def _left(
         yield f"left: in the temporary folder: {rest[:5]}"
     tells_each_end = command.name == "sweep"  # its report is whole where no cell is
     if ended.code != 0 and not killed and not tells_each_end:
-        for line in differences(earlier, entries(place.out)):
+        lines = list(differences(earlier, entries(place.out)))
+        for line in lines:
             # A stranger's record of a change keeps all beside it for whoever looks at it.
             beside = f"{line.partition(': ')[2].partition('/new')[0]}/changing.json"
             new = line.startswith("made")
             is_rest = ".depthcut" in line and (not new or command.stages or beside in earlier)
+            is_rest |= command.stages and f"{line}/.depthcut" in lines  # its folder
             if not is_rest and (not command.stages or ended.code == REFUSED):
                 yield f"left: {line}"
