@@ -168,3 +168,11 @@ def significant(value: float, digits: int = 4) -> str:
     if not -3 <= exponent < 6:
         return rounded
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def relative_change(before: float, after: float) -> str:
+    """Percent with a sign; nothing where there was nothing before."""
+    if not before:
+        return ""
+    change = 100 * (after / before - 1)
+    return f"{change:+.1f} %" if abs(change) < 1000 else f"x {after / before:,.0f}"

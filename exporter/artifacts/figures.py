@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from exporter.option_types import Amount, Share
 from exporter.options import value_at
-from exporter.printable import counted, milliseconds, percent, significant
+from exporter.printable import counted, milliseconds, percent, relative_change, significant
 
 if TYPE_CHECKING:
     from exporter.artifacts.accuracy import Accuracy, Compared, Interval
@@ -132,13 +132,29 @@ class Figure:
                 interval = value_at(item, place.interval) if place.interval else None
                 yield Reading(place, item, value, before, interval)
 
-    def row_words(self, accuracy: Accuracy) -> str:
-        """Its name in a report's table."""
-        return self.row_name.format(
-            same=same_words(accuracy),
-            other=accuracy.other and accuracy.other.name,
-            prompts=accuracy.generation and counted(accuracy.generation.prompts, "prompt"),
+    def words(self, name: str, accuracy: Accuracy | None) -> str:
+        """One of its names, of what an accuracy has."""
+        kind: Compared = "tokens"
+        other = prompts = None
+        if accuracy is not None:
+            kind = "classes" if accuracy.images is not None else accuracy.compared
+            other, prompts = accuracy.other, accuracy.generation
+        return name.format(
+            same=ANSWERS[kind].same,
+            other=f"on {other.name}" if other else "second text",
+            prompts=counted(prompts.prompts, "prompt") if prompts else "",
         )
+
+    @property
+    def has_before(self) -> bool:
+        """Whether both arms have one of their own."""
+        return any(place.before for place in self.places)
+
+    def change(self, one: Reading) -> str:
+        """A value in few words: by how much it has changed, where it can."""
+        if one.before is None:
+            return self.row(one.value)
+        return relative_change(one.before, one.value)
 
     def bound(self, limit: float, *, higher_is_better: bool) -> float:
         """What a value is held against."""
@@ -179,14 +195,15 @@ FIGURES = (
               0.01),
         (Place("perplexity.candidate", "evaluation text", "perplexity.baseline",
                "log_perplexity_increase", "accuracy: perplexity"),),
-        row_name="perplexity", brief="perplexity",
+        row_name="perplexity", brief="perplexity", column="perplexity",
         interval_name="log perplexity, increase in nats", narrowed_by=_TEXT,
         sentence="perplexity goes from {before} to {value} ({change})",
     ),
     Figure(
         "other_perplexity",
-        places=(Place("other.perplexity.candidate", "", "other.perplexity.baseline"),),
-        row_name="on {other}",
+        places=(Place("other.perplexity.candidate", "", "other.perplexity.baseline",
+                      "other.log_perplexity_increase"),),
+        row_name="{other}", column="{other}",
     ),
     Figure(
         "kl_divergence",
@@ -203,7 +220,7 @@ FIGURES = (
         Limit("min_top1_agreement", _Part,
               "Minimum share of positions at which both models have the same top-1 token."),
         (Place("top1_agreement", interval="top1_interval", ci="accuracy: top1-agreement"),),
-        name="same top-1 token", row_name="same {same}", column="same top-1 token",
+        name="same top-1 token", row_name="same {same}", column="same {same}",
         interval_name="same {same}", ci_unit="%", ci_factor=100, higher_is_better=True,
         judged=percent, amount=percent, row=percent, **_OF_THE_CUT,
     ),
@@ -272,6 +289,8 @@ FIGURES = (
 )  # fmt: skip
 """In the order of tables, options and CI files."""
 
+BRIEF = [figure for figure in FIGURES if figure.brief]
+"""Those that tables of several reports have."""
 LIMITED = {figure.key: figure for figure in FIGURES if figure.limit is not None}
 """Those that a limit can be on."""
 
@@ -283,8 +302,3 @@ def _known(key: str) -> str:
 
 
 Quantity = Annotated[str, AfterValidator(_known)]
-
-
-def same_words(accuracy: Accuracy) -> str:
-    """What is the same in both arms where they agree."""
-    return ANSWERS["classes" if accuracy.images is not None else accuracy.compared].same

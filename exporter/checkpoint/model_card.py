@@ -18,13 +18,14 @@ from exporter.artifacts import (
     PruningPlan,
 )
 from exporter.artifacts.base import IMAGES, Nouns, nouns_of
+from exporter.artifacts.figures import ANSWERS
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.engines.usage import PLACE, FolderUses, Use, auto_task, lines, use_blocks
 from exporter.printable import significant
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section, parts_blocks
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
-from exporter.report.sections.summary import COUNTED, HEADER, accuracy_rows, latency_rows
+from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows
 from exporter.report.words import dropped_lines, weights_words
 
 _REFUSED = (
@@ -241,7 +242,7 @@ def _quality(report: ComparisonReport) -> Iterator[Block]:
     accuracy = report.accuracy
     if accuracy is None:
         return
-    counted = f"{accuracy.tokens:,} {COUNTED[accuracy.compared]}"
+    counted = f"{accuracy.tokens:,} {ANSWERS[accuracy.compared].counted}"
     named = f"{counted} of {_shown(accuracy.text_source)}"
     yield Grid(f"Quality on {named}", HEADER, accuracy_rows(report), right=(1, 2))
     yield Note(f"Quality was measured on {named}.")

@@ -142,14 +142,6 @@ def or_dash(value: T | None, words: Callable[[T], str]) -> str:
     return "-" if value is None else words(value)
 
 
-def relative_change(before: float, after: float) -> str:
-    """Percent with a sign; nothing where there was nothing before."""
-    if not before:
-        return ""
-    change = 100 * (after / before - 1)
-    return f"{change:+.1f} %" if abs(change) < 1000 else f"x {after / before:,.0f}"
-
-
 def named_arms(report: ComparisonReport) -> dict[str, Arm]:
     """Both arms and the references, by name."""
     arms = report.arms

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from exporter.artifacts import (
     Accuracy,
     ComparisonReport,
+    Interval,
     TaskResult,
 )
+from exporter.artifacts.figures import ANSWERS, FIGURES
 from exporter.printable import significant
 from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
 from exporter.report.sections.latency import interval_tone
-from exporter.report.sections.summary import COUNTED, accuracy_grid, same_words
+from exporter.report.sections.summary import accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import interval_words, or_dash, read_by
 
@@ -39,23 +41,23 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
 
 
 def _intervals(accuracy: Accuracy) -> Iterator[Block]:
-    intervals = {
-        "log perplexity, increase in nats": accuracy.log_perplexity_increase,
-        "KL divergence, nats": accuracy.kl_interval,
-        same_words(accuracy): accuracy.top1_interval,
-    }
     rows = [
-        [what, significant(interval.value, 3), interval_words(interval.ci95)]
-        for what, interval in intervals.items()
-        if interval is not None
+        [figure.words(figure.interval_name, accuracy), *_estimate(one.interval)]
+        for figure in FIGURES
+        for one in figure.readings(accuracy)
+        if figure.interval_name and one.interval is not None
     ]
     if rows:
         header = ["", "estimate", "95 % interval"]
         yield Grid("Intervals over samples, paired", header, rows, right=(1, 2))
 
 
+def _estimate(interval: Interval) -> tuple[str, str]:
+    return significant(interval.value, 3), interval_words(interval.ci95)
+
+
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
-    kind, of = ("text", COUNTED[accuracy.compared]) if accuracy.images is None else _IMAGES
+    kind, of = ("text", ANSWERS[accuracy.compared].counted) if accuracy.images is None else _IMAGES
     yield Note(
         f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {of} "
         f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
@@ -67,9 +69,10 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             f"(SHA-256 `{other.text_sha256[:12]}`)."
         )
     if accuracy.perplexity is None:
+        compared = "embeddings" if accuracy.embeddings else ANSWERS[accuracy.compared].counted
         yield Note(
             "There is no perplexity: the tokens are no text, or the models predict none; their "
-            f"{'embeddings' if accuracy.embeddings else COUNTED[accuracy.compared]} are compared."
+            f"{compared} are compared."
         )
     if (text := report.calibration) is None:
         yield Note(f"Which {kind} importance was measured on is not on record here.")

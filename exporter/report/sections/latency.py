@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import (
     FEWEST_ROUNDS,
@@ -13,23 +13,25 @@ from exporter.artifacts import (
     LatencyRow,
     LatencySamples,
 )
-from exporter.printable import milliseconds, percent, significant
+from exporter.artifacts.figures import BRIEF, FIGURES, Figure
+from exporter.printable import milliseconds, relative_change
 from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import (
     Block,
     Cell,
-    Figure,
     Grid,
     Note,
     Section,
     Tone,
     verdict_sign,
 )
+from exporter.report.sections.blocks import (
+    Figure as Chart,
+)
 from exporter.report.words import (
     has_too_few_rounds,
     named_arms,
     or_dash,
-    relative_change,
     shape_words,
     short_shape,
     speedup_range,
@@ -53,10 +55,10 @@ def latency_section(report: ComparisonReport) -> Section | None:
     return Section("latency", "Latency", blocks, [_speedups(rows)])
 
 
-def _speedups(rows: Sequence[LatencyRow]) -> Figure:
+def _speedups(rows: Sequence[LatencyRow]) -> Chart:
     band = "noise floor" if any(row.noise_floor for row in rows) else "threshold"
     chart = Intervals("Speedup at each shape", [_speedup(row) for row in rows], 1.0, "x")
-    return Figure(
+    return Chart(
         chart,
         "Baseline time over candidate time with its 95 % interval; right of the line the candidate "
         f"is faster. The grey band is the {band}: within it a difference counts as none.",
@@ -195,13 +197,6 @@ _HOW = (
     "continuation is the share of prompts that are continued greedily with the same tokens to the "
     "end."
 )
-_MORE: dict[str, tuple[Callable[[Corner], float | None], Callable[[float], str]]] = {
-    "KL divergence, nats": (lambda c: c.kl_divergence, lambda kl: significant(kl, 3)),
-    "same top-1 token": (lambda c: c.top1_agreement, percent),
-    "same continuation": (lambda c: c.exact_match, percent),
-    "cosine of embeddings": (lambda c: c.embedding_cosine, lambda cosine: f"{cosine:.4f}"),
-    "files, MB": (lambda c: c.file_bytes / 1e6, lambda size: f"{size:,.1f}"),
-}
 
 
 def corners_section(report: ComparisonReport) -> Section | None:
@@ -211,22 +206,16 @@ def corners_section(report: ComparisonReport) -> Section | None:
     return Section("corners", "All models", [corners_grid(report), Note(_HOW)], stays_open=True)
 
 
-def _named(row: str, report: ComparisonReport) -> str:
-    images = report.accuracy is not None and report.accuracy.images is not None
-    return row.replace("token", "class") if images else row
-
-
 def corners_grid(report: ComparisonReport) -> Grid:
     """A row a model, those in float first; what was measured of none is left out."""
     corners = sorted(report.corners, key=lambda corner: corner.quantized)
     columns = [column for row in report.latency for column in _times_and_gains(row, corners)]
     known = {corner.arm: corner for corner in corners}
-    other = report.accuracy.other if report.accuracy else None
-    text = "second text" if other is None else f"on {other.name}"
-    for name, field in {"perplexity": "", text: "other_"}.items():
-        columns.append((name, [_with_change(known, item, field) for item in corners]))
-    for name, (value, words) in _MORE.items():
-        columns.append((_named(name, report), [or_dash(value(item), words) for item in corners]))
+    for figure in FIGURES:
+        if figure.column:
+            name = figure.words(figure.column, report.accuracy)
+            columns.append((name, [_corner_words(figure, known, item) for item in corners]))
+    columns.append(("files, MB", [f"{item.file_bytes / 1e6:,.1f}" for item in corners]))
     columns = [(name, cells) for name, cells in columns if set(cells) != {"-"}]
     names = [corner_name(report, corner) for corner in corners]
     rows = [list(row) for row in zip(names, *(cells for _, cells in columns), strict=True)]
@@ -246,16 +235,18 @@ def _times_and_gains(row: LatencyRow, corners: Sequence[Corner]) -> Iterator[Col
     yield "verdict", [corner.verdicts.get(row.shape_name, "") for corner in corners]
 
 
-def _with_change(known: Mapping[str, Corner], corner: Corner, text: str) -> str:
-    """A perplexity, and of a cut model the change from that of the whole one, with its interval."""
-    own: float | None = getattr(corner, f"{text}perplexity")
-    whole = None if corner.whole is None else getattr(known[corner.whole], f"{text}perplexity")
+def _corner_words(figure: Figure, known: Mapping[str, Corner], corner: Corner) -> str:
+    """A figure, and of a cut model the change from the whole one's, with its interval."""
+    own: float | None = getattr(corner, figure.key)
+    whole = None
+    if figure.has_before and corner.whole is not None:
+        whole = getattr(known[corner.whole], figure.key)
     if own is None or whole is None:
-        return or_dash(own, significant)
-    increase: Interval | None = getattr(corner, f"{text}log_perplexity_increase")
+        return or_dash(own, figure.row)
+    increase: Interval | None = getattr(corner, figure.places[0].interval.replace(".", "_"))
     bounds = () if increase is None else (100 * math.expm1(min(b, 50.0)) for b in increase.ci95)
     interval = ", ".join(f"{bound:+.1f}" for bound in bounds)
-    return f"{significant(own)}, {relative_change(whole, own)}" + (interval and f" [{interval}]")
+    return f"{figure.row(own)}, {relative_change(whole, own)}" + (interval and f" [{interval}]")
 
 
 def corner_name(report: ComparisonReport, corner: Corner) -> str:
@@ -279,8 +270,10 @@ def corners_sentence(report: ComparisonReport) -> str | None:
     if both.speedups:
         result.append(f"{speedup_range([s.value for s in both.speedups.values()])} times as fast")
     result.append(f"{relative_change(whole.file_bytes, both.file_bytes)} bytes")
-    if whole.perplexity is not None and both.perplexity is not None:
-        result.append(f"perplexity {relative_change(whole.perplexity, both.perplexity)}")
+    for figure in BRIEF:
+        ends = getattr(whole, figure.key), getattr(both, figure.key)
+        if figure.has_before and None not in ends:
+            result.append(f"{figure.brief} {relative_change(*ends)}")
     return f"{names}: {', '.join(result)}."
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from exporter.artifacts import (
-    Accuracy,
     Answer,
     Arm,
     ComparisonReport,
@@ -16,34 +15,20 @@ from exporter.artifacts import (
     SampleAnswers,
     TaskResult,
 )
-from exporter.artifacts.accuracy import Compared
-from exporter.printable import counted, milliseconds, one_line, percent, significant
+from exporter.artifacts.figures import BRIEF, FIGURES
+from exporter.printable import (
+    milliseconds,
+    one_line,
+    percent,
+    relative_change,
+    significant,
+)
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.sections.verdict import headline
-from exporter.report.words import (
-    PHASES,
-    interval_words,
-    or_dash,
-    relative_change,
-    short_shape,
-    speedup_words,
-)
+from exporter.report.words import PHASES, interval_words, or_dash, short_shape, speedup_words
 
 SummaryRow = tuple[str, str, str, str, str]
 """What, baseline, candidate, change, verdict."""
-
-SAME: Mapping[Compared, str] = {
-    "tokens": "top-1 token",
-    "classes": "top-1 class",
-    "order": "order of two texts",
-}
-"""What is the same in both arms, by what is compared."""
-COUNTED: Mapping[Compared, str] = {
-    "tokens": "tokens",
-    "classes": "answers",
-    "order": "comparisons of two texts",
-}
-"""What the number of an evaluation text's tokens counts, by what is compared."""
 
 HEADER: SummaryRow = ("", "baseline", "candidate", "change", "verdict")
 
@@ -63,48 +48,22 @@ def latency_rows(report: ComparisonReport) -> list[SummaryRow]:
 
 
 def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
-    """Perplexity, KL divergence, agreement, embeddings; what was not measured is left out."""
+    """What was measured of the answers on text; what was not is left out."""
     accuracy = report.accuracy
-    rows: list[SummaryRow] = []
     if accuracy is None:
-        return rows
-    other = accuracy.other
-    pairs = {"perplexity": accuracy.perplexity}
-    if other is not None:
-        pairs[f"on {other.name}"] = other.perplexity
-    for what, pair in pairs.items():
-        if pair is not None:
-            before, after = significant(pair.baseline), significant(pair.candidate)
-            rows.append((what, before, after, relative_change(pair.baseline, pair.candidate), ""))
-    if accuracy.kl_divergence is not None:
-        rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
-    if accuracy.top1_agreement is not None:
-        rows.append((same_words(accuracy), "", percent(accuracy.top1_agreement), "", ""))
-    if accuracy.images is not None and accuracy.top5_agreement is not None:
-        rows.append(("same of top-5 classes", "", percent(accuracy.top5_agreement), "", ""))
-    if (generation := accuracy.generation) is not None:
-        what = f"same continuation of {counted(generation.prompts, 'prompt')}"
-        rows.append((what, "", percent(generation.exact_match), "", ""))
-    if (texts := accuracy.embeddings) is not None:
-        cosines = {
-            "cosine of embeddings, mean": (texts.cosine, texts.cosine_interval),
-            "cosine of embeddings, lowest": (texts.lowest_cosine, None),
-            "same ranking of pairs, Spearman": (texts.rank_agreement, texts.rank_interval),
-        }
-        rows += [
-            (what, "", f"{value:.4f}", "" if interval is None else _bounds(interval), "")
-            for what, (value, interval) in cosines.items()
-        ]
+        return []
+    rows: list[SummaryRow] = []
+    for figure in FIGURES:
+        for one in figure.readings(accuracy) if figure.row_name else ():
+            before, change = "", ""
+            if one.before is not None:
+                before, change = figure.row(one.before), relative_change(one.before, one.value)
+            elif one.interval is not None and not figure.interval_name:
+                change = f"[{', '.join(map(figure.row, one.interval.ci95))}]"
+            rows.append(
+                (figure.words(figure.row_name, accuracy), before, figure.row(one.value), change, "")
+            )
     return rows
-
-
-def same_words(accuracy: Accuracy) -> str:
-    """What is the same in both arms where they agree."""
-    return f"same {'top-1 class' if accuracy.images is not None else SAME[accuracy.compared]}"
-
-
-def _bounds(interval: Interval) -> str:
-    return f"[{', '.join(f'{bound:.4f}' for bound in interval.ci95)}]"
 
 
 def task_rows(report: ComparisonReport) -> list[SummaryRow]:
@@ -235,7 +194,7 @@ def overview_section(reports: Mapping[str, ComparisonReport]) -> Section:
     phases = list(dict.fromkeys(row.phase for r in reports.values() for row in r.latency))
     header = [
         "candidate", "report", "what", *(f"{PHASES.get(p, p)}, speedup" for p in phases),
-        "perplexity", "KL, nats", "parameters",
+        *(figure.brief for figure in BRIEF), "parameters",
     ]  # fmt: skip
     rows = [
         [letter(index), name, *_overview(report, phases)]
@@ -247,15 +206,13 @@ def overview_section(reports: Mapping[str, ComparisonReport]) -> Section:
 
 
 def _overview(report: ComparisonReport, phases: Sequence[str]) -> list[str]:
-    accuracy, arms, logs = report.accuracy, report.arms, dict[str, list[float]]()
-    pair = accuracy.perplexity if accuracy else None
-    kl_divergence = accuracy.kl_divergence if accuracy else None
+    arms, logs = report.arms, dict[str, list[float]]()
     for row in report.latency:
         logs.setdefault(row.phase, []).append(math.log(row.speedup.ratio))
+    readings = [next(figure.readings(report.accuracy), None) for figure in BRIEF]
     return [
         headline(report),
         *(or_dash(logs.get(p), lambda ratios: f"{math.exp(fmean(ratios)):.3f}x") for p in phases),
-        or_dash(pair, lambda both: relative_change(both.baseline, both.candidate)),
-        or_dash(kl_divergence, lambda kl: significant(kl, 3)),
+        *(or_dash(one, figure.change) for figure, one in zip(BRIEF, readings, strict=True)),
         relative_change(arms.baseline.parameters, arms.candidate.parameters),
     ]

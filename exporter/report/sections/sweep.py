@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import FEWEST_ROUNDS, SweepCell, SweepReport, SweepResult, SweepShape
-from exporter.printable import counted, milliseconds, significant
+from exporter.printable import counted, milliseconds, relative_change, significant
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -25,7 +25,7 @@ from exporter.report.sections.blocks import (
     verdict_sign,
 )
 from exporter.report.sections.summary import letter
-from exporter.report.words import dropped_lines, relative_change, speedup_words
+from exporter.report.words import dropped_lines, speedup_words
 
 _EACH = (
     "Speed is how many times as fast the cut model is. The whole model in float that a quantised "

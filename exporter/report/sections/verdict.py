@@ -9,20 +9,11 @@ from exporter.artifacts import (
     RUN_IN_FP32,
     Accuracy,
     ComparisonReport,
-    Interval,
-    PerplexityPair,
 )
-from exporter.printable import significant
+from exporter.artifacts.figures import BRIEF, FIGURES, Reading
 from exporter.report.sections.blocks import Sign, verdict_sign
 from exporter.report.sections.latency import corners_sentence
-from exporter.report.words import (
-    counted_kind,
-    kinds_and_layers,
-    listed,
-    relative_change,
-    shape_words,
-    speedup_range,
-)
+from exporter.report.words import counted_kind, kinds_and_layers, listed, shape_words, speedup_range
 
 _ALL = {
     "faster": "it is faster in {}, {} times as fast",
@@ -75,13 +66,15 @@ def speed_sign(report: ComparisonReport) -> Sign:
 
 
 def quality_sign(report: ComparisonReport) -> Sign:
-    """By perplexity and its interval; other figures have no side that is known to be worse."""
+    """By what both arms have, and its interval; other figures have no side known to be worse."""
     accuracy = report.accuracy
     if accuracy is None:
         return Sign("accuracy not measured", "unsure")
-    if accuracy.perplexity is None:
-        return Sign("perplexity not measured", "unsure")
-    low, high = _log_change(accuracy.perplexity, accuracy.log_perplexity_increase)
+    figure = next(one for one in BRIEF if one.has_before)
+    one = next(figure.readings(accuracy), None)
+    if one is None:
+        return Sign(f"{figure.key} not measured", "unsure")
+    low, high = _log_change(one)
     if low > 0:
         return Sign("less accurate", "bad")
     if high < 0:
@@ -93,13 +86,13 @@ def quality_sign(report: ComparisonReport) -> Sign:
     return Sign("no clear loss of accuracy", "even")
 
 
-def _log_change(pair: PerplexityPair, increase: Interval | None) -> tuple[float, float]:
-    """The interval of the change of log perplexity: all numbers where no sample tells of it."""
-    if increase is not None:
-        return increase.ci95
-    if not (pair.baseline > 0 and pair.candidate > 0):
+def _log_change(one: Reading) -> tuple[float, float]:
+    """The interval of the change of the log: all numbers where no sample tells of it."""
+    if one.interval is not None:
+        return one.interval.ci95
+    if not (one.before and one.before > 0 and one.value > 0):
         return math.nan, math.nan
-    change = math.log(pair.candidate) - math.log(pair.baseline)
+    change = math.log(one.value) - math.log(one.before)
     # Predictions that are the same, or rule out what stands in the text, need no samples.
     needs_no_interval = change == 0 or not math.isfinite(change)
     return (change, change) if needs_no_interval else (-math.inf, math.inf)
@@ -122,15 +115,11 @@ def _speed(report: ComparisonReport) -> str:
 
 
 def _quality(accuracy: Accuracy | None) -> str:
-    if accuracy is not None and (pair := accuracy.perplexity) is not None:
-        change = relative_change(pair.baseline, pair.candidate)
-        before, after = significant(pair.baseline), significant(pair.candidate)
-        return f"perplexity goes from {before} to {after} ({change})"
-    if accuracy is not None and accuracy.embeddings is not None:
-        return f"its embeddings keep a mean cosine of {accuracy.embeddings.cosine:.4f}"
-    if accuracy is not None and accuracy.kl_divergence is not None:
-        kl = significant(accuracy.kl_divergence, 3)
-        return f"its predictions are {kl} nats of KL divergence from the baseline's"
+    for figure in FIGURES:
+        for one in figure.readings(accuracy) if figure.sentence else ():
+            before = "" if one.before is None else figure.row(one.before)
+            value = figure.row(one.value)
+            return figure.sentence.format(before=before, value=value, change=figure.change(one))
     return "its accuracy was not measured"
 
 

@@ -29,9 +29,8 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.cli.results import print_comparison
-from exporter.printable import milliseconds, significant
+from exporter.printable import milliseconds, relative_change, significant
 from exporter.report.terminal import comparison_grids, drawn_table
-from exporter.report.words import relative_change
 from tests.made_reports import (
     as_markdown,
     as_text,
