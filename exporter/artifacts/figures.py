@@ -108,6 +108,8 @@ class Figure:
     column: str = ""  # in the table of all models
     interval_name: str = ""  # in the table of intervals; empty: the interval stands in its row
     sentence: str = ""
+    note: str = ""  # what it is
+    missing: str = ""  # why it isn't there
     unit: str = ""
     ci_unit: str = "1"
     ci_factor: int = 1
@@ -198,6 +200,8 @@ FIGURES = (
         row_name="perplexity", brief="perplexity", column="perplexity",
         interval_name="log perplexity, increase in nats", narrowed_by=_TEXT,
         sentence="perplexity goes from {before} to {value} ({change})",
+        missing="There is no perplexity: the tokens are no text, or the models predict none; "
+                "their {} are compared.",
     ),
     Figure(
         "other_perplexity",
@@ -212,6 +216,8 @@ FIGURES = (
         (Place("kl_divergence", interval="kl_interval", ci="accuracy: kl-divergence"),),
         name="KL divergence", row_name="KL divergence, nats", brief="KL, nats",
         column="KL divergence, nats", interval_name="KL divergence, nats",
+        note="KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
+             "classifier's classes, mean over positions; 0 means that nothing changed.",
         sentence="its predictions are {value} nats of KL divergence from the baseline's",
         unit="nats", ci_unit="nats", judged=_three, row=_three, **_OF_THE_CUT,
     ),

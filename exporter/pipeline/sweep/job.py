@@ -25,6 +25,8 @@ from exporter.artifacts import (
     SweepResult,
     SweepShape,
 )
+from exporter.artifacts.base import Record
+from exporter.artifacts.figures import FIGURES
 from exporter.errors import FULL_DISK, DepthcutError, SweepError, first_line
 from exporter.files import sha256_file, telling_full_disk
 from exporter.models.loading.checked_folder import Dangers
@@ -121,9 +123,7 @@ def result_of(report: ComparisonReport) -> SweepResult:
     return SweepResult(
         deletions=report.plan,
         shapes=[_shape(row, report) for row in report.latency],
-        perplexity=accuracy.perplexity if accuracy else None,
-        kl_divergence=accuracy.kl_divergence if accuracy else None,
-        top1_agreement=accuracy.top1_agreement if accuracy else None,
+        **_figures(SweepResult, accuracy),
         baseline_bytes=before.file_bytes,
         candidate_bytes=after.file_bytes,
         against_float=_against_float(report),
@@ -141,10 +141,19 @@ def _against_float(report: ComparisonReport) -> AgainstFloat | None:
         return None
     return AgainstFloat(
         whole_bytes=whole.file_bytes,
-        whole_perplexity=whole.perplexity,
-        kl_divergence=cut.kl_divergence,
-        top1_agreement=cut.top1_agreement,
+        **_figures(AgainstFloat, cut),
+        **_figures(AgainstFloat, whole, "whole_"),
     )
+
+
+def _figures(record: type[Record], measured: Record | None, prefix: str = "") -> dict[str, Any]:
+    """What was measured of the figures that a record has."""
+    names = {figure.key: f"{prefix}{figure.key}" for figure in FIGURES}
+    return {
+        name: getattr(measured, key, None)
+        for key, name in names.items()
+        if name in record.model_fields
+    }
 
 
 def _shape(row: LatencyRow, report: ComparisonReport) -> SweepShape:

@@ -68,22 +68,19 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             f"The second text: {other.text_source}, {other.tokens:,} tokens "
             f"(SHA-256 `{other.text_sha256[:12]}`)."
         )
-    if accuracy.perplexity is None:
-        compared = "embeddings" if accuracy.embeddings else ANSWERS[accuracy.compared].counted
-        yield Note(
-            "There is no perplexity: the tokens are no text, or the models predict none; their "
-            f"{compared} are compared."
-        )
+    compared = "embeddings" if accuracy.embeddings else ANSWERS[accuracy.compared].counted
+    measured = {figure.key for figure in FIGURES if any(figure.readings(accuracy))}
+    for figure in FIGURES:
+        if figure.missing and figure.key not in measured:
+            yield Note(figure.missing.format(compared))
     if (text := report.calibration) is None:
         yield Note(f"Which {kind} importance was measured on is not on record here.")
     else:
         known = f"{text.describe(read_by(report))} (SHA-256 `{text.sha256[:12]}`)"
         yield Note(f"Importance was measured on other {kind}: {known}.")
-    if accuracy.kl_divergence is not None:
-        yield Note(
-            "KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
-            "classifier's classes, mean over positions; 0 means that nothing changed."
-        )
+    for figure in FIGURES:
+        if figure.note and figure.key in measured:
+            yield Note(figure.note)
 
 
 def _tasks(accuracy: Accuracy) -> Section | None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import FEWEST_ROUNDS, SweepCell, SweepReport, SweepResult, SweepShape
-from exporter.printable import counted, milliseconds, relative_change, significant
+from exporter.artifacts.figures import BRIEF, Figure
+from exporter.printable import counted, milliseconds, relative_change
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -25,7 +26,7 @@ from exporter.report.sections.blocks import (
     verdict_sign,
 )
 from exporter.report.sections.summary import letter
-from exporter.report.words import dropped_lines, speedup_words
+from exporter.report.words import dropped_lines, or_dash, speedup_words
 
 _EACH = (
     "Speed is how many times as fast the cut model is. The whole model in float that a quantised "
@@ -43,25 +44,19 @@ class FinishedCell:
     cell: SweepCell
     result: SweepResult
 
-    @property
-    def whole_perplexity(self) -> float | None:
-        """Of the whole model in float."""
-        against, pair = self.result.against_float, self.result.perplexity
-        if against is not None and against.whole_perplexity is not None:
-            return against.whole_perplexity
-        return pair.baseline if pair else None
-
-    @property
-    def perplexity_change(self) -> float:
-        """Over the whole model in float, in percent; NaN where it is not known."""
-        pair, whole = self.result.perplexity, self.whole_perplexity
-        return math.nan if pair is None or not whole else 100 * (pair.candidate / whole - 1)
-
-    @property
-    def kl_divergence(self) -> float:
-        """From the whole model in float, in nats; NaN where it is not known."""
-        against = self.result.against_float or self.result
-        return math.nan if against.kl_divergence is None else against.kl_divergence
+    def words(self, figure: Figure) -> str:
+        """A figure against the whole model in float, where that was measured beside it."""
+        against = self.result.against_float
+        own = getattr(self.result, figure.key)
+        if not figure.has_before:
+            return or_dash(getattr(against or self.result, figure.key), figure.row)
+        if own is None:
+            return "-"
+        whole = getattr(against, f"whole_{figure.key}", None)
+        whole = own.baseline if whole is None else whole
+        text = figure.row(own.candidate)
+        is_known = whole and math.isfinite(own.candidate / whole)
+        return f"{text} ({relative_change(whole, own.candidate)})" if is_known else text
 
 
 def _finished(report: SweepReport) -> list[FinishedCell]:
@@ -117,7 +112,7 @@ def cells_grid(report: SweepReport) -> Grid:
     """A row a cell, finished or not; a model's name stands in its first row."""
     rows = _finished(report)
     shapes, known = _shape_names(rows), {row.letter: row for row in rows}
-    header = ["model", "cell", "precision", *shapes, "perplexity", "KL, nats", "files, MB"]
+    header = ["model", "cell", "precision", *shapes, *(one.brief for one in BRIEF), "files, MB"]
     table: list[list[Cell]] = []
     for index, cell in enumerate(report.cells):
         new = index == 0 or cell.model != report.cells[index - 1].model
@@ -139,19 +134,15 @@ def _state(cell: SweepCell) -> Sign:
 
 
 def _figures(row: FinishedCell, shapes: Sequence[str]) -> list[Cell]:
-    result, pair = row.result, row.result.perplexity
+    result = row.result
     speeds = {shape.name: _speed(shape) for shape in result.shapes}
     whole_bytes = result.baseline_bytes
     if result.against_float is not None:
         whole_bytes = result.against_float.whole_bytes
     size = f"{result.candidate_bytes / 1e6:,.1f}"
-    perplexity = "-" if pair is None else significant(pair.candidate)
-    if math.isfinite(row.perplexity_change):
-        perplexity += f" ({_percent(row.perplexity_change)})"
     return [
         *(speeds.get(shape, "-") for shape in shapes),
-        perplexity,
-        "-" if math.isnan(row.kl_divergence) else significant(row.kl_divergence, 3),
+        *map(row.words, BRIEF),
         f"{size} ({relative_change(whole_bytes, result.candidate_bytes)})",
     ]
 
@@ -163,10 +154,6 @@ def _speed(shape: SweepShape) -> Sign:
     if shape.over_float is not None and shape.rounds >= FEWEST_ROUNDS:
         tone = "good" if low > 1 else "bad" if high < 1 else "unsure"
     return Sign(f"{ratio:.2f}x", tone)
-
-
-def _percent(change: float) -> str:
-    return f"{change:+.1f} %" if abs(change) < 1000 else f"x {1 + change / 100:,.0f}"
 
 
 def _cut_alone(rows: Sequence[FinishedCell]) -> Section | None:
