@@ -37,6 +37,7 @@ from exporter.compare.answers import (
     task_results,
 )
 from exporter.compare.arms import ComparedArm, Comparison
+from exporter.compare.encoder_decoder.answers import JudgedPairs, judge_pairs
 from exporter.compare.encoder_quality import (
     class_log_probabilities,
     compare_classes,
@@ -215,6 +216,8 @@ def measure_accuracy(
 
 
 def _judged(comparison: Comparison, texts: TextSource, other: TextSource | None) -> AccuracyResult:
+    if isinstance(texts, JudgedPairs):
+        return AccuracyResult(judge_pairs(comparison, texts))
     if isinstance(texts, Images):
         return _of_images(comparison, texts)
     outputs = {spec.name: spec.shape for spec in comparison.whole.runner.outputs}

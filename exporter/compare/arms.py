@@ -53,6 +53,7 @@ class ComparedArm:
     judge: Callable[[Progress, Turns | None], AbstractContextManager[Runner]] | None = None
     pruned: bool | None = None  # None: as its file says
     quantized: bool | None = None
+    timed_on: str = ""  # a hash of what its runs read, where that isn't made of numbers alone
 
     @property
     def runner(self) -> Runner:

@@ -21,9 +21,8 @@ from exporter.files import sha256_file
 from exporter.models.sentence_folder import settings_hashes
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.documents import Content
-from exporter.models.texts.images import Images, read_images
+from exporter.models.texts.images import read_images
 from exporter.models.texts.sources import Part, TextSource, read_texts, refuse_same_text
-from exporter.progress import Progress
 
 _T = TypeVar("_T")
 _NAME = "comparison.jsonl"
@@ -31,40 +30,29 @@ _NAME = "comparison.jsonl"
 
 def open_store(comparison: Comparison, folder: Path | None) -> Store:
     """What an earlier run of the same comparison has left in a folder, or a new store."""
-    arms = {name: _identity(arm) for name, arm in comparison.arms.items()}
-    return store_of(
-        arms, comparison.options, folder, gpu=comparison.on_gpu, progress=comparison.progress
-    )
-
-
-def store_of(
-    arms: Mapping[str, Sequence[str]],
-    options: CompareOptions,
-    folder: Path | None,  # the output folder; None keeps nothing
-    *,
-    gpu: bool,
-    progress: Progress,
-) -> Store:
-    """The same of arms that are known by what tells each from others, such as hashes."""
     if folder is None:
         return Store(None)
-    machine = environment(threads=options.threads or default_threads(), gpu=gpu)
+    options = comparison.options
+    threads = options.threads or default_threads()
+    machine = environment(threads=threads, gpu=comparison.on_gpu)
     same = ("machine", "processor", "cpu_count", "threads", "python", "gpu", "affinity")
     made_from: dict[str, Any] = {
-        "arms": dict(arms),
+        "arms": {name: _identity(arm) for name, arm in comparison.arms.items()},
         "options": [options.rounds, options.timing.kept],
         "versions": library_versions(),
         "machine": {name: getattr(machine, name) for name in same},
     }
     store = Store(folder / FOLDER / _NAME, made_from)
     if store.count:
-        progress.say(f"time: going on with {store.count} parts that an earlier run timed")
+        comparison.progress.say(
+            f"time: going on with {store.count} parts that an earlier run timed"
+        )
     return store
 
 
 def _identity(arm: ComparedArm) -> list[str]:
     engines = [engine.sha256 for engine in arm.engines]
-    return [arm.runner.backend, arm.runner.provider, arm.facts.sha256, *engines]
+    return [arm.runner.backend, arm.runner.provider, arm.facts.sha256, arm.timed_on, *engines]
 
 
 def forget(folder: Path) -> None:
@@ -103,8 +91,9 @@ def _asked(comparison: Comparison, texts: Sequence[TextSource]) -> dict[str, Any
 
 
 def _hash_of(texts: TextSource) -> str:
-    """Of all that is asked; the labels of images count."""
-    return texts.content_sha256 if isinstance(texts, Images) else texts.sha256
+    """Of all that is asked; labels and targets count."""
+    content: str = getattr(texts, "content_sha256", texts.sha256)
+    return content
 
 
 def _beside(arm: ComparedArm) -> list[Any]:
@@ -130,13 +119,20 @@ def evaluation_texts(
             code="no-perplexity",
         )
     judged = [read_source(spec, part="evaluation", images=images) for spec in options.texts]
-    for text, option in zip(judged, ("--eval-text", "--other-text"), strict=False):
-        for what, others in decided.items():
-            refuse_same_text(text, others, what, f"Name another text with {option}.")
+    refuse_deciding(judged, decided)
     for other in judged[1:]:
         hint = "Name another text with --other-text."
         refuse_same_text(other, judged[:1], "what both models are judged on already", hint)
     return judged
+
+
+def refuse_deciding(
+    judged: Sequence[TextSource], decided: Mapping[str, Iterable[TextSource | CalibrationRef]]
+) -> None:
+    """Refuses to judge on what anything was decided by."""
+    for text, option in zip(judged, ("--eval-text", "--other-text"), strict=False):
+        for what, others in decided.items():
+            refuse_same_text(text, others, what, f"Name another text with {option}.")
 
 
 def read_source(spec: str, *, part: Part, images: bool) -> TextSource:

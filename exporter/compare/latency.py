@@ -17,6 +17,7 @@ from exporter.artifacts.base import IMAGES
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Comparison
+from exporter.compare.encoder_decoder.arms import Cells
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import (
@@ -28,6 +29,7 @@ from exporter.compare.timing.subjects import (
     TimedArm,
 )
 from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.decoding.generate import own_decoder
 from exporter.engines.environment import (
     GpuWatch,
@@ -188,7 +190,7 @@ class DecoderArm(Builds[Decoder]):
 
 def time_all(comparison: Comparison, store: Store | None = None) -> Timed:
     """Times all arms at every cell of the options that the model reaches."""
-    shapes, generations = shapes_of(comparison), generations_of(comparison)
+    shapes, generations = cells_of(comparison)
     vocabulary = comparison.vocabulary()
     arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in comparison.arms.items()}
     with TimingSession(
@@ -257,6 +259,16 @@ def _decoder_arms(comparison: Comparison, batch: int) -> dict[str, DecoderArm]:
                 f"Whole generations by {arm.runner.backend} aren't timed.", "Leave --generate out."
             )
     return decoder_arms
+
+
+def cells_of(comparison: Comparison) -> tuple[list[Shape], list[Shape]]:
+    """What is timed: single runs, and whole generations."""
+    if not isinstance(comparison.whole.runner, EncoderDecoderRunner):
+        return shapes_of(comparison), generations_of(comparison)
+    cells = Cells.of(comparison.whole, comparison.options)
+    for words in cells.shortened():
+        comparison.progress.say(words)
+    return cells.runs(), cells.generations()
 
 
 def shapes_of(comparison: Comparison) -> list[Shape]:

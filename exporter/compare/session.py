@@ -27,8 +27,14 @@ from exporter.compare.accuracy import (
 )
 from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.encoder_decoder.session import compare_stacks, refuse_beside_stacks
-from exporter.compare.kept import decided_on, evaluation_texts, open_store, refuse_noted
+from exporter.compare.encoder_decoder.session import open_stacks, refuse_beside_stacks
+from exporter.compare.kept import (
+    decided_on,
+    evaluation_texts,
+    open_store,
+    refuse_deciding,
+    refuse_noted,
+)
 from exporter.compare.kinds import (
     open_floats,
     open_pair,
@@ -156,26 +162,27 @@ def compare(
         BackendError: A runtime is missing, or can't run a model.
     """
     names = same_kind(baseline, candidate)
+    options, parts = options or CompareOptions(), parts or PlanParts()
+    scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
+    decided, texts = scored | decided_on(parts), list[TextSource]()
     if any(holds_stacks(name.path) for name in names):
         refuse_beside_stacks(names, references, also, floats, onnx)
-        return compare_stacks(
-            names[0].path, names[1].path, options, parity=list(parity), dropped=list(plan),
-            parts=parts, calibration=calibration, resume=resume, progress=progress,
-        )  # fmt: skip
-    options = options or CompareOptions()
-    parts = parts or PlanParts()
-    scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
-    images = any(map(reads_images, names))
-    texts = evaluation_texts(options, scored | decided_on(parts), images=images)
-    comparison = _open(
-        (baseline, candidate), options, (also, references), floats, onnx=onnx, progress=progress
-    )
+        pairs, comparison = open_stacks([name.path for name in names], options, progress)
+        texts.append(pairs)
+        refuse_deciding(texts, decided)
+    else:
+        images = any(map(reads_images, names))
+        texts += evaluation_texts(options, decided, images=images)
+        comparison = _open(
+            (baseline, candidate), options, (also, references), floats, onnx=onnx, progress=progress
+        )
     for text in texts:
         for name, arm in comparison.judged.items():
             refuse_noted(text, arm.facts.metadata, name)
-    measured, checks = (
-        _measured(comparison, texts, resume) if comparison.runs else (_described(comparison), [])
-    )
+    if comparison.runs:
+        measured, checks = _measured(comparison, texts, resume)
+    else:
+        measured, checks = _described(comparison), []
     result = {
         "plan": list(plan) or comparison.dropped(),
         "calibration": calibration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from exporter.errors import ModelSourceError
+from exporter.models.model_folder import read_object
 from exporter.optional import require
 
 _S = TypeVar("_S")
@@ -181,6 +183,12 @@ class DecodingRules:
             windows = (items[at : at + size] for at in range(len(items) - size + 1))
             numbers |= {window[-1] for window in windows if window[:-1] == last}
         return numbers
+
+
+def rules_in(folder: Path) -> DecodingRules:
+    """Those of an exported model."""
+    configs = (read_object(folder / name) for name in ("config.json", "generation_config.json"))
+    return DecodingRules.of(*configs)
 
 
 def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, Any]:

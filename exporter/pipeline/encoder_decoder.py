@@ -6,18 +6,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exporter.artifacts import PlanParts
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.refusals import refuse_more_than_scores
 from exporter.compare.encoder_decoder.session import (
     OF_ONE_GRAPH,
-    as_text,
-    compare_stacks,
-    refuse_deciding,
     refuse_of_one_graph,
     refuse_of_other_source,
 )
-from exporter.compare.kept import forget
+from exporter.compare.kept import decided_on, refuse_deciding
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_stacks
 from exporter.errors import UsageError
@@ -29,13 +25,12 @@ from exporter.models.model_folder import GRAPHS
 from exporter.models.sentence_folder import copy_processor_files
 from exporter.models.texts.paired import PAIRS, scored_pairs
 from exporter.models.texts.pairs import read_pairs
-from exporter.models.texts.sources import PYDOC, refuse_same_text
+from exporter.models.texts.sources import PYDOC, Part, TextSource
 from exporter.options import Options, flag, is_given, key_at
 from exporter.pipeline.request import QUICK, ExportRequest
 from exporter.pipeline.run import HEALING, Key, Run, files_below, score_key
-from exporter.pipeline.stages import judge, parity_notes, published, say_pruned
+from exporter.pipeline.stages import judge, say_pruned
 from exporter.progress import Progress
-from exporter.report.files import write_reports
 from exporter.report.sections.healing import healing_words
 from exporter.score.options import refuse_idle_of_pairs
 
@@ -119,12 +114,14 @@ def refuse_other_pairs(run: Run) -> None:
     named, scored = request.compare.eval_text, request.score.calibration
     if len(scored) > 1 or (run.hears and named == PYDOC):  # told later, and noise
         return
-    judged = read_pairs(named, part="evaluation", sound=run.hears)
-    result = [read_pairs(item, part="calibration", sound=run.hears) for item in scored]
-    for pairs in result:
-        refuse_same_text(as_text(judged), [as_text(pairs)], "what importance would be measured on")
-    given = run.given_plan
-    refuse_deciding(judged, None, PlanParts() if given is None else given.plan.parts)
+
+    def read(spec: str, part: Part) -> TextSource:
+        pairs = read_pairs(spec, part=part, sound=run.hears)
+        return TextSource(pairs.source, (), pairs.sha256)
+
+    judged, texts = read(named, "evaluation"), [read(item, "calibration") for item in scored]
+    known = {} if run.given_plan is None else decided_on(run.given_plan.plan.parts)
+    refuse_deciding([judged], {"what importance would be measured on": texts, **known})
 
 
 def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:
@@ -241,22 +238,3 @@ def stacks(run: Run) -> Stacks:
     """How many layers the encoder and the decoder have."""
     encoder = run.encoder_layers or 0
     return Stacks(encoder, run.num_layers - encoder)
-
-
-def measure(run: Run) -> tuple[list[Path], None]:
-    """Compares both models and writes the report."""
-    report = compare_stacks(
-        run.ledger.path("baseline"),
-        run.ledger.path("candidate"),
-        run.request.compare,
-        parity=[*parity_notes(run, "export"), *parity_notes(run, "prune")],
-        dropped=run.plan.plan.deletions,
-        parts=run.plan.plan.parts,
-        calibration=run.importance.calibration,
-        resume=run.request.out,
-        progress=run.progress,
-    )
-    report = published(run, report.model_copy(update={"healing": run.healing}))
-    paths = write_reports(report, run.ledger.work, run.importance)
-    forget(run.request.out)
-    return paths, None

@@ -34,11 +34,10 @@ Stage = Callable[[Run], _Made]
 
 
 class _Graphs(Protocol):
-    """The stages that make and compare graphs: one of each model, or three."""
+    """The stages that make graphs: one of each model, or three."""
 
     def export(self, run: Run) -> _Made: ...
     def prune(self, run: Run) -> _Made: ...
-    def measure(self, run: Run) -> _Made: ...
 
 
 class _Healing(Protocol):
@@ -91,7 +90,7 @@ def _walk(request: ExportRequest, progress: Progress) -> None:
         _quantize(run)
         _engines(run)
         if run.request.compared:
-            _stage(run, "measure", keys.measure_key(run), _of_kind(run).measure)
+            _stage(run, "measure", keys.measure_key(run), stages.measure)
         elif run.ledger.has("measure") and not run.ledger.valid("measure", keys.measure_key(run)):
             progress.say("report: it compares something else than is asked for now, and is removed")
             run.ledger.forget("measure")

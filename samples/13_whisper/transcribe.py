@@ -3,15 +3,14 @@
 import sys
 from pathlib import Path
 
-from exporter.compare.encoder_decoder.arms import StackFolder
-from exporter.compare.encoder_decoder.session import reader_of
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
+from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import read_pairs
 
 MOST = 3
 
 folder = Path(sys.argv[1])
-reader = reader_of(StackFolder(folder))
+reader = PairReader.beside(folder)
 pairs = read_pairs(sys.argv[2], part="evaluation", sound=reader.hears)
 sources = reader.sources(pairs, MOST, part="evaluation")
 with EncoderDecoderRunner(folder, threads=2) as runner:

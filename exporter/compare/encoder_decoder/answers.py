@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Accuracy, GenerationAgreement, TaskResult
 from exporter.compare.agreement import COLUMNS, accuracy_of, figures
+from exporter.compare.arms import Comparison
 from exporter.compare.intervals import difference_interval
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Distributions, Floats
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.paired import PairReader
+from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text, within
 from exporter.models.texts.pairs import Pairs
+from exporter.models.texts.sources import TextSource
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 
@@ -105,16 +108,57 @@ def _edits(
     return words, edits
 
 
-ARMS = ("baseline", "candidate")
+@dataclass(frozen=True, kw_only=True)
+class JudgedPairs(TextSource):
+    """Pairs where a model of one graph has documents, and what makes its inputs of them."""
+
+    asked: Pairs
+    reader: PairReader
+
+    @classmethod
+    def of(cls, asked: Pairs, reader: PairReader) -> JudgedPairs:
+        """Known by their sources, as texts are."""
+        return cls(asked.source, (), asked.sha256, asked=asked, reader=reader)
+
+    @property
+    def content_sha256(self) -> str:
+        """Of targets and order, too: two reports with this hash asked the same."""
+        return self.asked.content_sha256
+
+
+_NOISE = 8
+"""Sources of noise that both are judged on."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What both arms are judged on."""
+    """The inputs of pairs; the baseline's own answers stand where no targets are known."""
 
-    reader: PairReader
-    pairs: Pairs
+    pairs: JudgedPairs
     text: CalibrationText
+
+    @classmethod
+    def drawn(
+        cls, pairs: JudgedPairs, whole: EncoderDecoderRunner, tokens: int, progress: Progress
+    ) -> Judged:
+        """As many of the first pairs as have so many tokens of targets."""
+        asked, reader = pairs.asked, pairs.reader
+        number = _NOISE if asked.is_random else PAIRS
+        if asked.has_targets:
+            number = reader.within(asked, tokens)
+            if number < len(asked.pairs):
+                result = f"on {number:,} of {len(asked.pairs):,} pairs, whose targets"
+                progress.say(f"accuracy: {result} have the {tokens:,} tokens of --eval-tokens")
+
+        def generate(sources: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+            return whole.generate(sources, reader.rules, reader.new_tokens(OWN_TOKENS))
+
+        text = paired_text(
+            reader, asked, generate, number=number, part="evaluation", progress=progress
+        )
+        if not asked.has_targets:
+            text = text.rows(slice(0, within(text.mask.sum(axis=1), tokens)))
+        return cls(pairs, text)
 
     @property
     def samples(self) -> int:
@@ -134,36 +178,42 @@ class Judged:
         return self.text.input_ids[sample : sample + 1, self.text.mask[sample]]
 
 
+def judge_pairs(comparison: Comparison, pairs: JudgedPairs) -> Accuracy:
+    """Holds the candidate's answers against the baseline's."""
+    arms: dict[str, Any] = {name: comparison.arms[name].runner for name in comparison.pair}
+    whole, tokens = arms[comparison.pair[0]], comparison.options.eval_tokens
+    judged = Judged.drawn(pairs, whole, tokens, comparison.progress)
+    return judge_answers(arms, judged, comparison.progress)
+
+
 def judge_answers(
     arms: Mapping[str, EncoderDecoderRunner], judged: Judged, progress: Progress = QUIET
 ) -> Accuracy:
-    """Holds the candidate's answers against the baseline's.
+    """Holds the second arm's answers against the first's.
 
     Teacher-forced: both decoders read the same target, and their distributions of each next token
     are compared; there is a perplexity where the right targets are known. Generated: both answer
     by themselves. Of recordings with transcripts there is a word error rate.
     """
-    most = judged.reader.answer_tokens
-    prompt = len(judged.reader.rules.prompt)
+    reader, asked = judged.pairs.reader, judged.pairs.asked
+    most, prompt = reader.answer_tokens, len(reader.rules.prompt)
     by_sample = np.zeros((len(COLUMNS), judged.samples))
-    answers: dict[str, list[list[int]]] = {name: [] for name in ARMS}
+    answers: dict[str, list[list[int]]] = {name: [] for name in arms}
     with progress.task("judge answers", total=judged.samples, unit="samples") as task:
         for sample in range(judged.samples):
-            encoded = {name: arms[name].encode(judged.source(sample)) for name in ARMS}
+            encoded = {name: arm.encode(judged.source(sample)) for name, arm in arms.items()}
             by_sample[:, sample] = _teacher_forced(arms, encoded, judged, sample).sum(axis=1)
-            for name in ARMS:
-                row = arms[name].answer(encoded[name], judged.reader.rules, most)[0]
+            for name, arm in arms.items():
+                row = arm.answer(encoded[name], reader.rules, most)[0]
                 answers[name].append([int(token) for token in row[prompt:]])
             task.advance()
-    # Of targets and order, too: samples of two reports with this hash are the same questions.
-    known = accuracy_of(by_sample, judged.pairs.source, judged.pairs.content_sha256)
-    same = [one == other for one, other in zip(*(answers[name] for name in ARMS), strict=True)]
+    known = accuracy_of(by_sample, asked.source, asked.content_sha256)
+    same = [one == other for one, other in zip(*answers.values(), strict=True)]
     generation = GenerationAgreement(
         prompts=len(same), new_tokens=most, exact_match=float(np.mean(same))
     )
-    return known.model_copy(
-        update={"generation": generation, "tasks": _transcribed(answers, judged)}
-    )
+    tasks = _transcribed([*answers.values()], judged)
+    return known.model_copy(update={"generation": generation, "tasks": tasks})
 
 
 def _teacher_forced(
@@ -173,21 +223,21 @@ def _teacher_forced(
     sample: int,
 ) -> Floats:
     """The figures at each position behind the prompt, ``[len(COLUMNS), positions]``."""
-    target, first = judged.target(sample), len(judged.reader.rules.prompt) - 1
-    targets = target[0, first + 1 :] if judged.pairs.has_targets else target[0, :0]
+    target, first = judged.target(sample), len(judged.pairs.reader.rules.prompt) - 1
+    targets = target[0, first + 1 :] if judged.pairs.asked.has_targets else target[0, :0]
     distributions = []
-    for name in ARMS:
-        logits = arms[name].step(encoded[name], target)[0][0, first:-1].astype(np.float64)
+    for name, arm in arms.items():
+        logits = arm.step(encoded[name], target)[0][0, first:-1].astype(np.float64)
         what = f"The {name}'s logits in sample {sample}"
         distributions.append(Distributions(logits, targets, what))
     return figures(*distributions)
 
 
-def _transcribed(answers: Mapping[str, list[list[int]]], judged: Judged) -> list[TaskResult]:
+def _transcribed(answers: Sequence[list[list[int]]], judged: Judged) -> list[TaskResult]:
     """The word error rate of recordings whose words are known."""
-    if not (judged.reader.hears and judged.pairs.has_targets):
+    reader, asked = judged.pairs.reader, judged.pairs.asked
+    if not (reader.hears and asked.has_targets):
         return []
-    right = [pair.target or "" for pair in judged.pairs.pairs[: judged.samples]]
-    said = {name: [judged.reader.text(row) for row in answers[name]] for name in ARMS}
-    plain, source = normalizer_of(judged.reader), judged.pairs.source
-    return [word_errors(right, said["baseline"], said["candidate"], source, plain)]
+    right = [pair.target or "" for pair in asked.pairs[: judged.samples]]
+    first, second = ([reader.text(row) for row in rows] for rows in answers)
+    return [word_errors(right, first, second, asked.source, normalizer_of(reader))]

@@ -11,7 +11,6 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.runners.base import BoundCall, Runner
-from exporter.engines.tensors import make_inputs, random_tokens
 
 Clock = Callable[[], int]
 """A monotonic clock in nanoseconds."""
@@ -188,10 +187,8 @@ class RunnerArm(Builds[Runner]):
 
     def probe(self, cell: Shape) -> Probe:
         """Binds the same random tokens for every arm."""
-        runner = self.current
-        tokens = random_tokens(cell, self._vocabulary)
-        inputs = make_inputs(runner.inputs, cell, tokens)
-        return CallProbe(runner.prepare(inputs, phase=cell.phase))
+        inputs = self.current.inputs_of(cell, self._vocabulary)
+        return CallProbe(self.current.prepare(inputs, phase=cell.phase))
 
 
 _AGREEMENT = 0.05  # windows that differ by less have settled

@@ -19,6 +19,7 @@ from exporter.engines.build.engine_set import (
     sidecar_path,
 )
 from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner, StackDecoder
 from exporter.engines.decoding.runner_decoder import (
     LoadingDecoder,
     OnnxRuntimeDecoder,
@@ -207,6 +208,8 @@ def own_decoder(runner: Runner) -> Decoder | None:
         decoder = TensorRtDecoder(runner.engines, trial=not runner.tried)
         decoder.turns = runner.turns
         return decoder
+    if isinstance(runner, EncoderDecoderRunner):
+        return StackDecoder(runner)
     if isinstance(runner, OnnxRuntimeRunner):
         return OnnxRuntimeDecoder(runner.model, provider=runner.device, threads=runner.threads)
     if isinstance(runner, LlamaCppRunner):

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
 
-from exporter.artifacts.latency import Phase
-from exporter.engines.tensors import TensorSpec
+from exporter.artifacts.latency import Phase, Shape
+from exporter.engines.tensors import TensorSpec, make_inputs, random_tokens
 from exporter.errors import BackendError
 from exporter.progress import Progress
 
@@ -121,6 +121,10 @@ class Runner(ABC):
 
         The model runs once to learn the shapes of its outputs.
         """
+
+    def inputs_of(self, shape: Shape, vocabulary: int) -> dict[str, Array]:
+        """What is bound to time a shape: the same random tokens for every model."""
+        return make_inputs(self.inputs, shape, random_tokens(shape, vocabulary))
 
     def refuse_missing(self, inputs: Mapping[str, Array]) -> None:
         """Refuses a call that lacks an input."""

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.artifacts import CalibrationRef
-from exporter.errors import CalibrationError, ModelSourceError
-from exporter.models.decoding_rules import DecodingRules, settings_of, target_positions
+from exporter.errors import CalibrationError, ComparisonError, ModelSourceError
+from exporter.models.decoding_rules import DecodingRules, rules_in, settings_of, target_positions
+from exporter.models.loading.model_class import hub_off, quiet_transformers
 from exporter.models.model_folder import read_object
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.pairs import Pair, Pairs, Samples, read_sound
@@ -42,6 +43,7 @@ OWN_TOKENS = 48
 _BATCH = 4
 """Sources that a model answers at once."""
 _PREPROCESSOR = "preprocessor_config.json"
+_TOKENIZERS = ("tokenizer*", "vocab.*", "*.spm", "spiece.model")
 _RANDOM_TOKENS = 24
 _SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
 _Size = Annotated[int, Field(gt=0, lt=1 << 20)]
@@ -95,6 +97,24 @@ class PairReader:
         config = model.config.to_dict()
         rules = DecodingRules.of(config, model.generation_config.to_dict())
         return cls(loaded.ref.source, loaded.path, config, rules, loaded.tokenizer)
+
+    @classmethod
+    def beside(cls, folder: Path) -> PairReader:
+        """That of an exported model."""
+        config, tokenizer = read_object(folder / "config.json"), None
+        if not config:
+            raise ComparisonError(
+                f"{folder} has no config.json.",
+                "Give a folder that depthcut export has written.",
+                code="no-config",
+            )
+        if any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
+            auto = require("transformers", extra="torch").AutoTokenizer
+            with quiet_transformers(), hub_off():
+                tokenizer = auto.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+        return cls(str(folder), folder, config, rules_in(folder), tokenizer)
 
     @property
     def hears(self) -> bool:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -16,27 +16,30 @@ import pytest
 from exporter.artifacts import ComparisonReport, PlannedDeletion
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.stacks import Stacks
+from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.encoder_decoder.answers import (
     Judged,
+    JudgedPairs,
     Normalizer,
     judge_answers,
     normalizer_of,
     word_errors,
 )
-from exporter.compare.encoder_decoder.arms import Cells, StackFolder, open_stack_store
+from exporter.compare.encoder_decoder.arms import Cells, hash_of
 from exporter.compare.intervals import difference_interval
+from exporter.compare.kept import open_store
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
+from exporter.engines.runners.base import Capabilities
 from exporter.errors import (
     ComparisonError,
     DisturbedMachineError,
     MissingDependencyError,
     UsageError,
 )
-from exporter.models.decoding_rules import DecodingRules
+from exporter.models.decoding_rules import DecodingRules, target_positions
 from exporter.models.texts.paired import PairReader, paired_text
 from exporter.models.texts.pairs import read_pairs
-from exporter.progress import QUIET
 from tests.present import present
 from tests.raising import raises
 from tests.reading import Heard, leaves_of
@@ -204,10 +207,8 @@ ASKED = CompareOptions(
 T5 = {"n_positions": 512, "relative_attention_num_buckets": 32}
 
 
-def cells(folder: Path, config: dict[str, Any]) -> Cells:
-    result = {"decoder_start_token_id": 0, "vocab_size": 64, **config}
-    (folder / "config.json").write_text(json.dumps(result))
-    return Cells(StackFolder(folder), {"input_ids": np.ones((1, 4), np.int64)}, ASKED)
+def cells(config: dict[str, Any], frames: int | None = None) -> Cells:
+    return Cells(ASKED, 1, target_positions(config), frames)
 
 
 @pytest.mark.parametrize(
@@ -221,47 +222,43 @@ def cells(folder: Path, config: dict[str, Any]) -> Cells:
     ],
 )  # fmt: skip
 def test_relative_positions_reach_as_far_as_is_asked_and_a_table_of_them_ends(
-    config: dict[str, Any], shortened: int, reached: list[Any], tmp_path: Path
+    config: dict[str, Any], shortened: int, reached: list[Any]
 ) -> None:
-    result = cells(tmp_path, config)
+    result = cells(config)
     assert len(list(result.shortened())) == shortened
-    assert result.all() == reached
+    assert [*result.runs(), *result.generations()] == reached
 
 
-@pytest.mark.parametrize(
-    ("source", "counts"), [("input_ids", "tokens"), ("input_features", "frames")]
-)
-def test_a_source_is_of_tokens_or_a_recording_of_frames(
-    source: str, counts: str, tmp_path: Path
-) -> None:
-    made = cells(tmp_path, T5)
-    encode, prefill, *_ = replace(made, source={source: np.ones((1, 4, 100), np.int64)}).all()
+@pytest.mark.parametrize(("frames", "counts"), [(None, "tokens"), (100, "frames")])
+def test_a_source_is_of_tokens_or_a_recording_of_frames(frames: int | None, counts: str) -> None:
+    encode, prefill, *_ = cells(T5, frames).runs()
     assert (encode.counts, prefill.counts) == (counts, "tokens")
     assert (encode.sequence_length == 100) is (counts == "frames")
 
 
-FOLDERS: Any = {name: SimpleNamespace(sha256=name) for name in ("baseline", "candidate")}
 IDS, MASK = np.arange(6)[None], np.ones((1, 6), np.int64)
 
 
-def kept(folder: Path, source: dict[str, Any]) -> Any:
-    return open_stack_store(FOLDERS, source, CompareOptions(), folder, QUIET)
-
-
 @pytest.mark.parametrize(
-    ("source", "count"),
+    ("source", "same"),
     [
-        ({"attention_mask": MASK.copy(), "input_ids": IDS.copy()}, 1),
-        ({"input_ids": IDS[:, :5], "attention_mask": MASK[:, :5]}, 0),  # a shorter one
-        ({"input_ids": IDS + 1, "attention_mask": MASK}, 0),
-        ({"input_features": IDS, "attention_mask": MASK}, 0),
+        ({"attention_mask": MASK.copy(), "input_ids": IDS.copy()}, True),
+        ({"input_ids": IDS[:, :5], "attention_mask": MASK[:, :5]}, False),  # a shorter one
+        ({"input_ids": IDS + 1, "attention_mask": MASK}, False),
+        ({"input_features": IDS, "attention_mask": MASK}, False),
     ],
 )
 def test_times_count_for_the_source_that_they_were_taken_on(
-    source: dict[str, Any], count: int, tmp_path: Path
+    source: dict[str, Any], same: bool, tmp_path: Path
 ) -> None:
-    kept(tmp_path, {"input_ids": IDS, "attention_mask": MASK}).keep("a", 1)
-    assert kept(tmp_path, source).count == count
+    def kept(source: dict[str, Any]) -> Any:
+        runner = SimpleNamespace(backend="b", provider="p", capabilities=Capabilities())
+        facts: Any = SimpleNamespace(sha256="s")
+        arm = ComparedArm((cast("Any", runner),), facts, facts, timed_on=hash_of(source))
+        return open_store(Comparison({"baseline": arm, "candidate": arm}), tmp_path)
+
+    kept({"input_ids": IDS, "attention_mask": MASK}).keep("a", 1)
+    assert kept(source).count == same
 
 
 # Word error rates, and the interval of their difference.
@@ -390,7 +387,7 @@ def judged(reader: PairReader, pairs: Any = None) -> tuple[Any, list[list[int]]]
     noise = read_pairs("random", part="evaluation", sound=True)
     text = paired_text(reader, noise, lambda _: np.array([[1, 2, 5, 6]]), number=1)
     arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
-    accuracy = judge_answers(arms, Judged(reader, pairs or noise, text))
+    accuracy = judge_answers(arms, Judged(JudgedPairs.of(pairs or noise, reader), text))
     return accuracy, [arm.most for arm in arms.values()]
 
 

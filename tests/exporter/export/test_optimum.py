@@ -12,7 +12,6 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.stacks import Stacks
-from exporter.compare.encoder_decoder.arms import StackFolder
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file, prune_stacks
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
@@ -339,6 +338,6 @@ def by_optimum(folder: Path, family: str) -> list[list[int]]:
 def by_us(folder: Path, family: str) -> list[list[int]]:
     given = {name: tensor.numpy() for name, tensor in given_to(family).items()}
     with EncoderDecoderRunner(folder, threads=1, brief=True) as runner:
-        result = runner.generate(given, StackFolder(folder).rules, 9)
+        result = runner.generate(given, runner.rules, 9)
     rows: list[list[int]] = result.tolist()
     return rows
