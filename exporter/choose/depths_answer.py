@@ -26,7 +26,7 @@ from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.limits import HIGH, is_hopeless, rung_of
 from exporter.choose.costs.cost_runners import OnnxCostRunner
-from exporter.choose.costs.measuring import CostSettings, measure_on, measure_together
+from exporter.choose.costs.measuring import CostSettings, measure_beside, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, of_rows
@@ -187,7 +187,8 @@ def _timed(question: Question, other: Judged, names: Collection[SublayerRef]) ->
         )
         quantize_file(graph, int8, QuantizeSettings(scheme="int8"), progress=question.progress)
         runner = OnnxCostRunner(graph, place)
-        table, rows = measure_together(runner, settings, names, {"int8": int8}, question.progress)
+        others = {"int8": int8}
+        table, rows = measure_beside(runner, settings, names, others, question.progress)
         question.progress.say("depths: the whole model in int8, on both texts")
         with open_runner(ONNX, int8, threads=runner.threads) as reading:
             here, there = (_ratio(reading, judged) for judged in (question.judged, other))

@@ -26,6 +26,7 @@ from exporter.artifacts import (
     Record,
 )
 from exporter.compare.options import CompareOptions
+from exporter.compare.timing.subjects import RunnerArm
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, Turns, fit_together
 from exporter.engines.tensors import TOKEN_INPUTS
@@ -189,6 +190,11 @@ class Comparison:
                 load()
             yield
 
+    def timed(self) -> dict[str, RunnerArm]:
+        """The arms as single runs of theirs are timed."""
+        vocabulary = self.vocabulary()
+        return {name: RunnerArm(arm.builds, vocabulary) for name, arm in self.arms.items()}
+
     @contextmanager
     def judging(self) -> Iterator[Comparison]:
         """The same with runners whose answers can be judged; the arms are running.
@@ -242,7 +248,7 @@ class Comparison:
     def vocabulary(self) -> int:
         """How many tokens the models know; 1 of models that read images in place of tokens."""
         folder = self.whole.folder
-        if folder.classifies_images:
+        if folder.classifies_images or PIXELS in self.whole.facts.inputs:
             return 1
         tables = (arm.facts.vocabulary for arm in self.judged.values())  # a quantised one hides it
         number = next(filter(None, tables), folder.config.get("vocab_size"))

@@ -470,8 +470,12 @@ def open_torch_arm(
         runner = TorchRunner(loaded.model, compiled=compiled, provider=provider, threads=threads)
     except ExportError as error:
         raise ComparisonError(f"{path} can't be an arm: {error.message}") from error
+    return torch_arm(loaded, path, runner, "torch-compile:" if compiled else "torch:")
+
+
+def torch_arm(loaded: LoadedModel, path: Path, runner: TorchRunner, prefix: str) -> ComparedArm:
+    """A loaded model on its runner."""
     folder = ModelFolder.beside(path, path, _config(loaded))
-    prefix = "torch-compile:" if compiled else "torch:"
     return ComparedArm((runner,), folder, _facts(loaded, runner), prefix=prefix)
 
 

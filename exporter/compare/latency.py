@@ -191,8 +191,7 @@ class DecoderArm(Builds[Decoder]):
 def time_all(comparison: Comparison, store: Store | None = None) -> Timed:
     """Times all arms at every cell of the options that the model reaches."""
     shapes, generations = cells_of(comparison)
-    vocabulary = comparison.vocabulary()
-    arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in comparison.arms.items()}
+    arms = comparison.timed()
     with TimingSession(
         comparison.options,
         comparison.whole.runner.threads,

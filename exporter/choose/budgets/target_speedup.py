@@ -20,7 +20,6 @@ from exporter.choose.costs.measuring import (
     CostSettings,
     fit_together,
     measure_on,
-    measure_together,
     refuse_too_long,
 )
 from exporter.choose.costs.request_shape import RequestShape
@@ -211,9 +210,8 @@ class Stopwatch:
             kept=self.kept,
             may_replace=self.may_replace,
         )
-        if self.together and set(replacements) <= {"none"} and fit_together(self._runner):
-            return measure_together(self._runner, settings, progress=self.progress)[0]
-        table = measure_on(self._runner, settings, progress=self.progress)
+        orders = self.together and set(replacements) <= {"none"} and fit_together(self._runner)
+        table = measure_on(self._runner, settings, progress=self.progress, together=orders)
         self.threads = table.environment.threads
         return table
 
@@ -226,7 +224,7 @@ class Stopwatch:
         self._runner.threads = self.threads or default_threads()
         with tempfile.TemporaryDirectory(prefix=".candidate.", dir=self.folder) as name:
             cut = {"candidate": self._cut(candidate, Path(name))}
-            with self._runner.arms_of({}, cut) as arms:
+            with self._runner.arms({}, cut) as arms:
                 rows = time_request(arms, cells, self.candidates, _is_narrow, self.progress)
         return of_rows(rows, [count for _, count in cells]).speedup
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +21,10 @@ from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import Variant
 from exporter.choose.costs.weighing import sizes
-from exporter.compare.timing.subjects import RunnerArm, TimedArm
+from exporter.compare.arms import ComparedArm, Comparison
+from exporter.compare.kinds import open_file_arm
+from exporter.compare.options import CompareOptions
+from exporter.compare.timing.subjects import TimedArm
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engines
@@ -31,141 +36,113 @@ from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
-from exporter.models.graph_facts import GraphFacts, read_facts
-from exporter.models.model_folder import PIXELS, find_model
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
 
+NOTHING: Mapping[str, Path] = MappingProxyType({})
 _SCALE = 0.01
 """Of the random numbers in replacements: small ones, so that all that is computed stays finite."""
 
 
-class CostRunner(Protocol):
-    """A model on an engine.
+class CostRunner(ABC):
+    """A model on an engine, and variants of it with sublayers cut."""
 
-    Attributes:
-        threads: CPU threads that it is given.
-    """
+    threads: int = 1  # CPU threads that all are given
 
-    threads: int
+    @property
+    @abstractmethod
+    def sizes(self) -> GraphSizes:
+        """What its sublayers take."""
+
+    @property
+    @abstractmethod
+    def whole(self) -> ComparedArm:
+        """The model as an arm."""
+
+    @abstractmethod
+    def cut(self, variant: Variant) -> AbstractContextManager[Runner]:
+        """A runner of a variant, which may be entered while the block runs.
+
+        Raises:
+            SurgeryError: The sublayers can't be cut.
+        """
+
+    def beside(self, graph: Path) -> Runner:
+        """A runner of another graph that is timed beside the model."""
+        raise NotImplementedError
 
     @property
     def backend(self) -> str:
         """The engine."""
+        return self.whole.runner.backend
 
     @property
     def provider(self) -> str:
         """On what it runs."""
+        return self.whole.runner.provider
 
     @property
     def on_gpu(self) -> bool:
         """Whether that is an NVIDIA GPU."""
+        return self.whole.runner.capabilities.device == "gpu"
 
     @property
     def sha256(self) -> str:
         """Of the model's files."""
+        return self.whole.facts.sha256
 
-    @property
-    def sizes(self) -> GraphSizes:
-        """What its sublayers take."""
-
-    def arms(self, variant: Variant) -> AbstractContextManager[Mapping[str, TimedArm]]:
-        """The whole model and one with some sublayers cut, loaded while the block runs.
-
-        Raises:
-            SurgeryError: They can't be cut.
-        """
+    @contextmanager
+    def arms(
+        self, variants: Mapping[str, Variant], others: Mapping[str, Path] = NOTHING
+    ) -> Iterator[Mapping[str, TimedArm]]:
+        """The whole model, variants and other graphs, all loaded while the block runs."""
+        with ExitStack() as stack:
+            self.whole.runner.threads = self.threads
+            runners = {"baseline": self.whole.runner}
+            for name, variant in variants.items():
+                runners[name] = stack.enter_context(self.cut(variant))
+            runners |= {name: self.beside(graph) for name, graph in others.items()}
+            comparison = Comparison(
+                {name: replace(self.whole, builds=(run,)) for name, run in runners.items()}
+            )
+            stack.enter_context(comparison.running())
+            yield comparison.timed()
 
 
 @dataclass
-class OnnxCostRunner:
+class OnnxCostRunner(CostRunner):
     """An ONNX file on ONNX Runtime, or on another backend for such files."""
 
     onnx: Path
     folder: Path
     device: str = "cpu"
-    threads: int = 1
     runs_on: str = ONNX
-
-    @property
-    def backend(self) -> str:
-        """See :class:`CostRunner`."""
-        return self._runner(self.onnx).backend
-
-    @property
-    def provider(self) -> str:
-        """See :class:`CostRunner`."""
-        return self._runner(self.onnx).provider
-
-    @property
-    def on_gpu(self) -> bool:
-        """See :class:`CostRunner`."""
-        return self.device == "cuda"
-
-    @property
-    def sha256(self) -> str:
-        """See :class:`CostRunner`."""
-        return self._facts.sha256
 
     @cached_property
     def sizes(self) -> GraphSizes:
-        """See :class:`CostRunner`."""
+        """What its sublayers take."""
         return sizes(self.onnx)
 
     @property
-    def vocabulary(self) -> int:
-        """How many tokens it knows; 1 where it reads images."""
-        if PIXELS in self._facts.inputs:
-            return 1
-        result = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
-        if not isinstance(result, int):
-            raise CostError(
-                f"{self.onnx} doesn't say how many tokens its vocabulary has.",
-                "Put the model's config.json next to it.",
-            )
-        return result
+    def whole(self) -> ComparedArm:
+        """The file."""
+        return self._file
 
     @cached_property
-    def _facts(self) -> GraphFacts:
-        return read_facts(self.onnx)
+    def _file(self) -> ComparedArm:
+        options = CompareOptions(provider=self.device)  # type: ignore[arg-type]
+        return open_file_arm(self.onnx, options, threads=self.threads, backend=self.runs_on)
 
     @contextmanager
-    def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
-        """See :class:`CostRunner`."""
-        cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes)
-        with cut as graph:
-            runners = {"baseline": self._runner(self.onnx), "candidate": self._runner(graph)}
-            with subjects(runners, self.vocabulary) as loaded:
-                yield loaded
+    def cut(self, variant: Variant) -> Iterator[Runner]:
+        """A file that is gone after the block."""
+        with cut_for_a_while(self.onnx, self.folder, variant, self.sizes) as graph:
+            yield self.beside(graph)
 
-    @contextmanager
-    def arms_of(
-        self, variants: Mapping[str, Variant], beside: Mapping[str, Path]
-    ) -> Iterator[Mapping[str, TimedArm]]:
-        """The whole model, several variants and other graphs, all loaded while the block runs."""
-        with ExitStack() as stack:
-            runners = {"baseline": self._runner(self.onnx)}
-            for name, variant in variants.items():
-                cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes)
-                runners[name] = self._runner(stack.enter_context(cut))
-            runners |= {name: self._runner(graph) for name, graph in beside.items()}
-            yield stack.enter_context(subjects(runners, self.vocabulary))
-
-    def _runner(self, onnx: Path) -> Runner:
-        return open_runner(self.runs_on, onnx, provider=self.device, threads=self.threads)
-
-
-@contextmanager
-def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping[str, TimedArm]]:
-    """Loads runners for timing; frees whichever are loaded when the block ends."""
-    try:
-        for runner in runners.values():
-            runner.__enter__()
-        yield {name: RunnerArm([runner], vocabulary) for name, runner in runners.items()}
-    finally:
-        for runner in runners.values():
-            runner.__exit__(None, None, None)
+    def beside(self, graph: Path) -> Runner:
+        """Another file, on the same backend."""
+        return open_runner(self.runs_on, graph, provider=self.device, threads=self.threads)
 
 
 @contextmanager
@@ -241,15 +218,12 @@ def random_replacement(hidden: int, replacement: str) -> ReplacementTensors:
 
 
 @dataclass
-class EngineCostRunner:
+class EngineCostRunner(OnnxCostRunner):
     """An ONNX file as a TensorRT engine, built anew for each variant."""
 
-    onnx: Path
-    folder: Path
-    at: RequestShape
-    backend: Backend = "tensorrt-rtx"
+    at: RequestShape = field(default_factory=RequestShape)
+    library: Backend = "tensorrt-rtx"
     settings: BuildSettings = field(default_factory=BuildSettings)
-    threads: int = 1
     progress: Progress = QUIET
 
     def __post_init__(self) -> None:
@@ -261,9 +235,14 @@ class EngineCostRunner:
             )
 
     @property
+    def backend(self) -> str:
+        """The library."""
+        return self.library
+
+    @property
     def provider(self) -> str:
         """The library again: the card is a part of the machine."""
-        return self.backend
+        return self.library
 
     @property
     def on_gpu(self) -> bool:
@@ -273,29 +252,22 @@ class EngineCostRunner:
     @property
     def sha256(self) -> str:
         """Of the graph's files."""
-        return self._graph.sha256
+        return self._file.facts.sha256
 
     @property
-    def sizes(self) -> GraphSizes:
-        """What the graph's sublayers take."""
-        return self._graph.sizes
+    def whole(self) -> ComparedArm:
+        """The engine of the whole graph, which is built when it is first asked for."""
+        return replace(self._file, builds=(self._engine,))
 
     @cached_property
-    def _graph(self) -> OnnxCostRunner:
-        return OnnxCostRunner(self.onnx, self.folder)
-
-    @cached_property
-    def _baseline(self) -> Runner:
+    def _engine(self) -> Runner:
         return self._built(self.onnx, self.folder / "whole")
 
     @contextmanager
-    def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
-        """The whole model and one with some sublayers cut, loaded while the block runs."""
+    def cut(self, variant: Variant) -> Iterator[Runner]:
+        """An engine that is gone after the block."""
         with cut_for_a_while(self.onnx, self.folder, variant, self.sizes) as graph:
-            cut = self._built(graph, graph.parent / "engines")
-            runners = {"baseline": self._baseline, "candidate": cut}
-            with subjects(runners, self._graph.vocabulary) as loaded:
-                yield loaded
+            yield self._built(graph, graph.parent / "engines")
 
     def _built(self, onnx: Path, target: Path) -> Runner:
         target.mkdir(parents=True, exist_ok=True)
@@ -303,7 +275,7 @@ class EngineCostRunner:
             onnx,
             target,
             ranges=fitting(graph_inputs(onnx), ranges_for(self.at)),
-            backend=self.backend,
+            backend=self.library,
             settings=self.settings,
             progress=self.progress,
         )

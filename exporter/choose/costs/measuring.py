@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from exporter.artifacts import Environment, LatencyRow, library_versions
@@ -185,9 +184,27 @@ def measure_on(
     settings: CostSettings | None = None,
     names: Collection[SublayerRef] | None = None,
     progress: Progress = QUIET,
+    *,
+    together: bool = False,
 ) -> CostTable:
-    """Measures on any engine; see :func:`measure_costs`."""
+    """Measures on any engine; see :func:`measure_costs` and :func:`measure_beside`."""
     settings = settings or CostSettings()
+    return measure_beside(cost_runner, settings, names, {}, progress, together=together)[0]
+
+
+def measure_beside(
+    cost_runner: CostRunner,
+    settings: CostSettings,
+    names: Collection[SublayerRef] | None,  # all attentions and MLPs when None
+    others: Mapping[str, Path],
+    progress: Progress = QUIET,
+    *,
+    together: bool = True,
+) -> tuple[CostTable, dict[str, list[LatencyRow]]]:
+    """Measures one variant of each group, and other graphs beside them, in the same rounds.
+
+    All are loaded once and warm up together: less time than one after the other, more memory.
+    """
     sizes, threads = cost_runner.sizes, settings.threads
     refuse_too_long(sizes.name, sizes.longest, settings.at)
     cells = settings.at.cells(cached=sizes.has_cache)
@@ -199,7 +216,11 @@ def measure_on(
         cost_runner.threads = earlier.environment.threads
     elif not cost_runner.on_gpu:
         cost_runner.threads = default_threads()
-    return CostRun(cost_runner, settings, cells, progress).measure(names, earlier)
+    if together:
+        effort = replace(settings.effort, reload=False)
+        settings = replace(settings, replacements=("none",), effort=effort)
+    run = CostRun(cost_runner, settings, cells, progress, together)
+    return run.measure(names, earlier, others)
 
 
 def wanted_names(sizes: GraphSizes, names: Collection[SublayerRef] | None) -> list[SublayerRef]:
@@ -218,26 +239,33 @@ class CostRun:
     settings: CostSettings
     cells: Sequence[tuple[Shape, float]]
     progress: Progress
+    together: bool = False
     rows: dict[Variant, list[LatencyRow]] = field(default_factory=dict)
     groups: dict[str, CostGroup] = field(default_factory=dict)
 
     def measure(
-        self, names: Collection[SublayerRef] | None, earlier: CostTable | None
-    ) -> CostTable:
-        """Times what no earlier run has timed, one variant after the other."""
+        self,
+        names: Collection[SublayerRef] | None,
+        earlier: CostTable | None,
+        others: Mapping[str, Path],
+    ) -> tuple[CostTable, dict[str, list[LatencyRow]]]:
+        """Times what no earlier run has timed: one variant after the other, or all together."""
         sizes = self.cost_runner.sizes
-        wanted = wanted_names(sizes, names)
         self.recall(earlier)
-        groups = groups_of(sizes, wanted)
+        groups = groups_of(sizes, wanted_names(sizes, names))
         self.groups |= {group.signature: group for group in groups}
-        planned = [t for g in groups for t in variants(g, sizes, self.settings.replacements)]
+        replacements, most = self.settings.replacements, 1 if self.together else None
+        planned = [v for g in groups for v in variants(g, sizes, replacements)[:most]]
         left = [variant for variant in planned if variant not in self.rows]
         if left and self.rows:
             self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
+        beside: dict[str, list[LatencyRow]] = {}
+        if self.together and (left or others):
+            beside = self._measure(left, others)
         with self.progress.task("time variants", total=len(left), unit="variants") as task:
-            for number, variant in enumerate(left, start=1):
+            for number, variant in enumerate(() if self.together else left, start=1):
                 begin = time.monotonic()
-                self._measure(variant)
+                self._measure([variant], {})
                 self._tell_time(time.monotonic() - begin, len(left) - number, first=number == 1)
                 task.advance()
         if not self.rows:
@@ -246,20 +274,33 @@ class CostRun:
                 "See the messages above.",
                 code="nothing-measured",
             )
-        return self.table()
+        return self.table(), beside
 
-    def _measure(self, variant: Variant) -> None:
-        """Adds a variant to the table, or says why it can't be timed."""
-        self.progress.detail(f"costs: without {variant}")
+    def _measure(
+        self, chosen: Sequence[Variant], others: Mapping[str, Path]
+    ) -> dict[str, list[LatencyRow]]:
+        """Adds variants to the table, or says why they can't be timed; the others' rows."""
+        names = {str(variant): variant for variant in chosen}
+        self.progress.detail(f"costs: without {', '.join(names)}")
+        effort, together = self.settings.effort, self.together
+
+        def known(estimate: RequestEstimate) -> bool:
+            return not together and self.settings.is_known(estimate)
+
         try:
-            self.rows[variant] = self._timed(variant)
+            with self.cost_runner.arms(names, others) as arms:
+                timed = time_request(arms, self.cells, effort, known, self.progress)
         except SurgeryError as error:
-            self.progress.say(f"costs: {variant} can't be measured: {error.message}")
-            return
+            self.progress.say(f"costs: {', '.join(names)} can't be measured: {error.message}")
+            return {}
+        rows = {name: [_against(row, name) for row in timed] for name in (*names, *others)}
+        self.rows |= {variant: rows[name] for name, variant in names.items()}
         table = self.table()
-        self._tell(table, variant)
+        for variant in chosen:
+            self._tell(table, variant)
         if self.settings.kept is not None:
             table.write(self.settings.kept)
+        return {name: rows[name] for name in others}
 
     def _tell_time(self, seconds: float, left: int, *, first: bool) -> None:
         """What a variant took, where that is more than it should, and what is still to come."""
@@ -281,11 +322,6 @@ class CostRun:
                 variant = Variant(group.signature, trial.replacement, tuple(trial.treated))
                 if len(trial.rows) == len(self.cells):
                     self.rows[variant] = list(trial.rows)
-
-    def _timed(self, variant: Variant) -> list[LatencyRow]:
-        with self.cost_runner.arms(variant) as arms:
-            effort, known = self.settings.effort, self.settings.is_known
-            return time_request(arms, self.cells, effort, known, self.progress)
 
     def table(self) -> CostTable:
         """Of what was timed so far."""
@@ -391,7 +427,7 @@ def open_cost_runner(
     if engine is None:
         return OnnxCostRunner(onnx, folder, provider, runs_on=name.kind)
 
-    return EngineCostRunner(onnx, folder, at, engine, progress=progress)
+    return EngineCostRunner(onnx, folder, at=at, library=engine, progress=progress)
 
 
 def _torch(name: ArmName, provider: str) -> CostRunner:
@@ -409,7 +445,6 @@ def _torch(name: ArmName, provider: str) -> CostRunner:
 
 _LOADED = 1.5
 """Times a graph's weights: ONNX Runtime keeps some of them in another order as well."""
-NOTHING: Mapping[str, Path] = MappingProxyType({})
 
 
 def fit_together(cost_runner: OnnxCostRunner) -> bool:
@@ -419,46 +454,10 @@ def fit_together(cost_runner: OnnxCostRunner) -> bool:
     return free is None or _LOADED * (1 + len(groups)) * sizes.weight_bytes <= free
 
 
-def measure_together(
-    cost_runner: OnnxCostRunner,
-    settings: CostSettings,
-    names: Collection[SublayerRef] | None = None,  # all attentions and MLPs when None
-    beside: Mapping[str, Path] = NOTHING,
-    progress: Progress = QUIET,
-) -> tuple[CostTable, dict[str, list[LatencyRow]]]:
-    """Measures one variant of each group, and other graphs beside them, in the same rounds.
-
-    All are loaded once and warm up together: less time than one after the other, more memory.
-    """
-    sizes = cost_runner.sizes
-    refuse_too_long(sizes.name, sizes.longest, settings.at)
-    cost_runner.threads = settings.threads or default_threads()
-    here = conditions(cost_runner, settings.at, settings.threads)
-    earlier = usable(settings, here, progress)
-    wanted = wanted_names(sizes, names)
-    if earlier is not None and not beside and {*wanted} <= {*earlier.names}:
-        return earlier, {}
-    cells = settings.at.cells(cached=sizes.has_cache)
-    groups = groups_of(sizes, wanted)
-    run = CostRun(cost_runner, settings, cells, progress)
-    run.recall(earlier)
-    run.groups |= {group.signature: group for group in groups}
-    chosen = {str(v): v for g in groups for v in variants(g, sizes, ("none",))[:1]}
-    with cost_runner.arms_of(chosen, beside) as arms:
-        effort = replace(settings.effort, reload=False)
-        latency_rows = time_request(arms, cells, effort, lambda _: False, progress)
-    run.rows |= {
-        variant: [_against(row, arm) for row in latency_rows] for arm, variant in chosen.items()
-    }
-    table = run.table()
-    _tell(table, progress)
-    if settings.kept is not None:
-        table.write(settings.kept)
-    return table, {name: [_against(row, name) for row in latency_rows] for name in beside}
-
-
 def _against(row: LatencyRow, arm: str) -> LatencyRow:
     """A row of several arms as one of the baseline and another one."""
+    if not row.references:
+        return row
     samples = row.references.get(arm, row.candidate)
     second = arm if arm in row.references else "candidate"
     result = {
@@ -467,15 +466,3 @@ def _against(row: LatencyRow, arm: str) -> LatencyRow:
         "references": {},
     }
     return row.model_copy(update=result)
-
-
-def _tell(table: CostTable, progress: Progress) -> None:
-    text = ", ".join(
-        f"{group.members[0].kind} {trial.saved_ms_each:.3g} ms"
-        for group in table.groups
-        for trial in group.trials
-    )
-    progress.say(
-        f"costs: of a request's {table.baseline_ms:,.0f} ms, each one that is dropped saves about: "
-        f"{text}"
-    )

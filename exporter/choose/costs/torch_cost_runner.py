@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.choose.costs.cost_runners import random_replacement, subjects
+from exporter.choose.costs.cost_runners import CostRunner, random_replacement
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.table import Variant
-from exporter.compare.timing.subjects import TimedArm
+from exporter.compare.arms import ComparedArm
+from exporter.compare.kinds import torch_arm
+from exporter.engines.runners.base import Runner
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
@@ -32,28 +34,11 @@ _LETTERS = 12
 
 
 @dataclass
-class TorchCostRunner:
-    """A loaded model on PyTorch; see :class:`exporter.choose.costs.cost_runners.CostRunner`."""
+class TorchCostRunner(CostRunner):
+    """A loaded model on PyTorch."""
 
     loaded: LoadedModel
     device: str = "cpu"
-    threads: int = 1
-    backend: ClassVar[str] = "pytorch"
-
-    @property
-    def provider(self) -> str:
-        """On what it runs."""
-        return self.device.upper()
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether that is an NVIDIA GPU."""
-        return self.device == "cuda"
-
-    @property
-    def sha256(self) -> str:
-        """Of the model's files."""
-        return self.loaded.ref.sha256
 
     @cached_property
     def sizes(self) -> GraphSizes:
@@ -82,22 +67,18 @@ class TorchCostRunner:
     def _interface(self) -> OnnxInterface:
         return interface_of(self.loaded.model)
 
-    @property
-    def _vocabulary(self) -> int:
-        if self._interface.image is not None:
-            return 1
-        embeddings: Any = self.loaded.model.get_input_embeddings()
-        return int(embeddings.weight.shape[0])
+    @cached_property
+    def whole(self) -> ComparedArm:
+        """The model."""
+        runner = self._runner(self.loaded.model, self._interface)
+        return torch_arm(self.loaded, self.loaded.path, runner, "torch:")
 
     @contextmanager
-    def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
-        """The whole model and one with some branches cut, loaded while the block runs."""
-        runners = {
-            "baseline": self._runner(self.loaded.model, self._interface),
-            "candidate": self._variant(variant),
-        }
-        with subjects(runners, self._vocabulary) as loaded:
-            yield loaded
+    def cut(self, variant: Variant) -> Iterator[Runner]:
+        """A model with some branches cut, which shares its weights."""
+        cut = set(variant.names)
+        own = tuple(s for s in self._interface.cache if (s.layer, "attention") not in cut)
+        yield self._runner(self.variant_model(variant), replace(self._interface, cache=own))
 
     def variant_model(self, variant: Variant) -> Any:
         """The model with some branches cut; it shares its weights."""
@@ -116,11 +97,6 @@ class TorchCostRunner:
         tensors = (torch.tensor(item) for item in (result.bias, *result.maps.values()))
         bias, *maps = (tensor.to(self.device, self.loaded.model.dtype) for tensor in tensors)
         return BranchReplacement(bias, tuple(maps))
-
-    def _variant(self, variant: Variant) -> TorchRunner:
-        cut = set(variant.names)
-        own = tuple(s for s in self._interface.cache if (s.layer, "attention") not in cut)
-        return self._runner(self.variant_model(variant), replace(self._interface, cache=own))
 
     def _runner(self, model: Any, interface: OnnxInterface) -> TorchRunner:
         return TorchRunner(

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.choose.costs import measuring
+from exporter.choose.costs.cost_runners import CostRunner
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
@@ -215,7 +216,11 @@ class VirtualBench:
     dies_at: int | None = None
 
     @contextmanager
-    def arms(self, variant: Variant) -> Iterator[Mapping[str, CostlyArm]]:
+    def arms(
+        self, variants: Mapping[str, Variant], others: Mapping[str, Path]
+    ) -> Iterator[Mapping[str, CostlyArm]]:
+        ((name, variant),) = variants.items()
+        assert not others
         if variant.members[0].kind == self.refused:
             raise SurgeryError("no")
         self.timed.append(variant)
@@ -223,7 +228,7 @@ class VirtualBench:
             raise KeyboardInterrupt
         yield {
             "baseline": CostlyArm(self.time, 0, self.noise),
-            "candidate": CostlyArm(self.time, 0, self.noise, variant=variant),
+            name: CostlyArm(self.time, 0, self.noise, variant=variant),
         }
 
     def effort(self, **changes: Any) -> Effort:
@@ -234,7 +239,7 @@ def measured(cost_runner: VirtualBench, **changes: Any) -> CostTable:
     """In two rounds each: enough where nothing disturbs, and for all but the numbers."""
     options = {"at": AT, "threads": 1, "effort": cost_runner.effort(rounds=2), **changes}
     names = options.pop("names", None)
-    return measure_on(cost_runner, CostSettings(**options), names)
+    return measure_on(cast("CostRunner", cost_runner), CostSettings(**options), names)
 
 
 def test_on_a_quiet_machine_costs_are_what_they_are() -> None:

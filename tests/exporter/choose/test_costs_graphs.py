@@ -22,9 +22,9 @@ from exporter.choose.costs.cost_runners import (
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import (
     CostSettings,
+    measure_beside,
     measure_costs,
     measure_on,
-    measure_together,
 )
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable, groups_of, variants
@@ -277,14 +277,14 @@ def test_all_variants_and_other_graphs_are_timed_in_the_same_rounds_and_once(
     kept = tmp_path / "costs.json"
     runner = OnnxCostRunner(graph, tmp_path / "work")
     settings = CostSettings(AT, threads=1, effort=Effort(seconds=0.1, reload=False), kept=kept)
-    first, _ = measure_together(runner, settings, [(0, "mlp")])
+    first = measure_on(runner, settings, [(0, "mlp")], together=True)
     with monkeypatch.context() as patch:
-        patch.setattr(OnnxCostRunner, "arms_of", None)
-        assert measure_together(runner, settings, [(1, "mlp")])[0] == first
+        patch.setattr(OnnxCostRunner, "arms", None)
+        assert measure_on(runner, settings, [(1, "mlp")], together=True) == first
         with pytest.raises(TypeError):  # attentions were not timed
-            measure_together(runner, settings)
+            measure_on(runner, settings, together=True)
     kept.unlink()
-    table, rows = measure_together(runner, settings, beside={"same": graph})
+    table, rows = measure_beside(runner, settings, None, {"same": graph})
     assert {*table.names} == {(n, kind) for n in range(4) for kind in ("attention", "mlp")}
     assert CostTable.read(kept) == table
     trials = [trial for group in table.groups for trial in group.trials]
@@ -312,10 +312,15 @@ def test_times_that_only_order_sublayers_are_measured_together_where_memory_hold
 ) -> None:  # fmt: skip
     monkeypatch.setattr("exporter.choose.costs.measuring.available_bytes", lambda: free)
     apart = made_table({(0, "mlp"): {"none": 1.0}})
-    monkeypatch.setattr(target_speedup, "measure_on", lambda *_, **__: apart)
-    monkeypatch.setattr(target_speedup, "measure_together", lambda *_, **__: (None, {}))
-    watch = Stopwatch(graph, AT, tmp_path / "costs.json", tmp_path, together=together)
-    assert (watch.costs(replacements) is None) == is_together
+    wanted: list[bool] = []
+
+    def measure(*_: Any, together: bool, **__: Any) -> CostTable:
+        wanted.append(together)
+        return apart
+
+    monkeypatch.setattr(target_speedup, "measure_on", measure)
+    Stopwatch(graph, AT, tmp_path / "costs.json", tmp_path, together=together).costs(replacements)
+    assert wanted == [is_together]
 
 
 @pytest.fixture
@@ -342,7 +347,7 @@ def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
     onnx, at = tmp_path / "model.onnx", RequestShape(2, 4, 3)
     ir.save(tiny_model(), onnx)
     settings = CostSettings(at, replacements=("bias",), effort=QUICK)
-    table = measure_on(EngineCostRunner(onnx, tmp_path / "work", at), settings, [(0, "mlp")])
+    table = measure_on(EngineCostRunner(onnx, tmp_path / "work", at=at), settings, [(0, "mlp")])
     assert (table.backend, table.provider) == ("tensorrt-rtx", "tensorrt-rtx")
     assert sorted(name for name, _, _ in built) == ["model.onnx", *["model.variant.onnx"] * 2]
     assert [path.exists() for name, path, _ in built if "variant" in name] == [False, False]
