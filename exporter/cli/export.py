@@ -73,7 +73,7 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
         report = run_sweep(
             result,
             call.output,
-            runner=_runner(call.cluster),
+            runner=_runner(call.cluster, progress.verbosity),
             dangers=dangers,
             force=call.redo,
             progress=progress,
@@ -84,13 +84,13 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
     return 2 if report.of_status("failed") else 0
 
 
-def _runner(cluster: ClusterOptions | None) -> Runner:
+def _runner(cluster: ClusterOptions | None, verbosity: int) -> Runner:
     """What runs the cells: this machine, or those of a cluster."""
     from exporter.pipeline.sweep.job import run_in_children
     from exporter.pipeline.sweep.run import run_on_ray
 
     if cluster is None:
-        return run_in_children
+        return partial(run_in_children, verbosity=verbosity)
     return partial(run_on_ray, address=cluster.address, workers=cluster.workers)
 
 

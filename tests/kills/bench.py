@@ -105,7 +105,7 @@ class ForkedWorker:
     """Stands in for the ``subprocess.Popen`` of a worker that speaks over its standard streams."""
 
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
-        from exporter.pipeline.sweep import worker
+        from exporter.cli import sweep_cell
 
         to, back, parent = os.pipe(), os.pipe(), os.getpid()
         self.pid, self.returncode = os.fork(), None
@@ -117,8 +117,8 @@ class ForkedWorker:
                 for handle in (*to, *back):
                     os.close(handle)
                 sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
-                sys.argv = ["worker", str(parent)]
-                code = worker.work()
+                sys.argv = ["cell", str(parent), "-1"]
+                code = sweep_cell.work()
                 sys.stderr.flush()
             finally:
                 os._exit(code)

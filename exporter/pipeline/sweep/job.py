@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from exporter.artifacts import (
     AgainstFloat,
@@ -34,86 +33,15 @@ from exporter.pipeline.road import export_model
 from exporter.pipeline.sweep.cells import Cell, cell_key, cells_of, source_hashes
 from exporter.pipeline.sweep.schema import parse_sweep
 from exporter.processes import child_command
-from exporter.progress import Progress, Task
+from exporter.progress import Progress
 from exporter.report.sections.verdict import notices
 from exporter.report.words import short_shape
 
-WORKER = ("-P", "-m", "exporter.pipeline.sweep.worker")
+WORKER = ("-P", "-m", "exporter.cli.sweep_cell")
 """How Python starts it; ``-P`` keeps it from importing what lies in the folder that it is called
 in."""
 _PATIENCE_S = 30.0
-
-
-@contextlib.contextmanager
-def _child() -> Iterator[subprocess.Popen[str]]:
-    """A process that is gone when the block ends."""
-    path = os.pathsep.join(filter(None, sys.path))
-    child = subprocess.Popen(  # noqa: S603
-        child_command(WORKER),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
-        encoding="utf-8",
-    )
-    with contextlib.suppress(BrokenPipeError), child:
-        try:
-            yield child
-        except BaseException:
-            _end(child)
-            raise
-        finally:
-            child.kill()
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    child.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(_PATIENCE_S)
-    child.kill()
-
-
-def _listen(child: subprocess.Popen[str], progress: Progress) -> tuple[dict[str, Any], str | None]:
-    """Hears a process to its end, and passes on what it says."""
-    word: dict[str, Any] = {}
-    with contextlib.ExitStack() as open_tasks:
-        tasks: list[tuple[Task, contextlib.ExitStack, str]] = []
-        for line in child.stdout or ():
-            if not line.endswith("\n"):  # it was killed in the middle of a word
-                break
-            event = json.loads(line)
-            if "task" in event:
-                stack = contextlib.ExitStack()
-                task = stack.enter_context(
-                    progress.task(event["task"], event["total"], event.get("unit", ""))
-                )
-                open_tasks.push(stack)
-                tasks.append((task, stack, event["task"]))
-            elif "advance" in event:
-                tasks[-1][0].advance(event["advance"])
-            elif "end" in event:
-                _close(tasks.pop()[1], failed=event.get("failed", False))
-            elif "say" in event:
-                progress.say(event["say"])
-            elif "detail" in event:
-                progress.detail(event["detail"])
-            else:
-                word = event
-        during = tasks[-1][2] if tasks and not word else None
-        if during is not None:
-            for _, stack, _ in reversed(tasks):
-                _close(stack, failed=True)
-        return word, during
-
-
-class _TaskError(Exception):
-    """What ends a piece of work here that failed there."""
-
-
-def _close(stack: contextlib.ExitStack, *, failed: bool) -> None:
-    """Closes a piece of work; one that failed is not told as done."""
-    with contextlib.suppress(_TaskError), stack:
-        if failed:
-            raise _TaskError
+_SILENT = -1
 
 
 def result_of(report: ComparisonReport) -> SweepResult:
@@ -277,28 +205,46 @@ def _done(value: SweepCell, cell: Cell, report: ComparisonReport) -> SweepCell:
     return value.model_copy(update=result)
 
 
-def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[int, SweepCell]]:
-    """Runs jobs one after the other."""
+def run_in_children(
+    jobs: Sequence[Job], progress: Progress, verbosity: int = _SILENT
+) -> Iterator[tuple[int, SweepCell]]:
+    """Runs jobs one after the other; each says on standard error what it does."""
     for place, job in enumerate(jobs):
         progress.say(f"sweep: {place + 1} of {len(jobs)}: {job} ...")
-        yield place, run_in_child(job, progress)
+        yield place, run_in_child(job, verbosity)
 
 
-def run_in_child(job: Job, progress: Progress) -> SweepCell:
-    """Runs one job."""
-    with _child() as child:
+def run_in_child(job: Job, verbosity: int = _SILENT) -> SweepCell:
+    """Runs one job in a process that is gone at the end."""
+    path = os.pathsep.join(filter(None, sys.path))
+    child = subprocess.Popen(  # noqa: S603
+        [*child_command(WORKER), str(verbosity)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        encoding="utf-8",
+    )
+    with contextlib.suppress(BrokenPipeError), child:
         assert child.stdin
-        with contextlib.suppress(BrokenPipeError):  # its exit code says why
-            child.stdin.write(job.to_json() + "\n")
-            child.stdin.close()
-        word, during = _listen(child, progress)
-        code = child.wait()
-    if "cell" in word:
-        return SweepCell.model_validate(word["cell"])
-    if "full" in word:
+        assert child.stdout
+        try:
+            with contextlib.suppress(BrokenPipeError):  # its exit code says why
+                child.stdin.write(job.to_json() + "\n")
+                child.stdin.close()
+            answer, code = child.stdout.read(), child.wait()
+        except BaseException:
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_PATIENCE_S)
+            raise
+        finally:
+            child.kill()
+    if answer.endswith("\n"):
+        word = json.loads(answer)
+        if "cell" in word:
+            return SweepCell.model_validate(word["cell"])
         raise OSError(word["errno"], os.strerror(word["errno"]), word["full"])
     end = f"was killed: {signal.strsignal(-code)}" if code < 0 else f"ended with exit code {code}"
-    end += f", in the middle of {during!r}" if during else ""
     hint = "Its memory may have run out." if code == -signal.SIGKILL else None
     error = SweepError(f"The cell's process {end}.")
     return failed(missing(job.cell(), job.key), error.message, error, hint)

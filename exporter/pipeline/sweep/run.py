@@ -213,4 +213,4 @@ def _ready(token: str) -> None:
 
 
 def _work(_ready: None, job: Job) -> SweepCell:
-    return run_in_child(job, QUIET)
+    return run_in_child(job)
