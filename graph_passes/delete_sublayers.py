@@ -124,7 +124,7 @@ class _Cut:
     ) -> tuple[tuple[DeletedSublayer, ...], dict[SublayerRef, RecordedReplacement]]:
         """Puts the replacements in, takes the branches out, and joins what was taken apart."""
         put = put_in(self._graph, self._sites, fitted)
-        linear = {ref for ref, replacement in fitted.items() if replacement.weights}
+        linear = {ref for ref, replacement in fitted.items() if replacement.weight is not None}
         sites = [spare_input(site) if site.ref in linear else site for site in self._sites]
         add_names = [site.tree.add.name or "" for site in sites]
         swept = self._take_out(sites, put)

@@ -99,22 +99,20 @@ class _Writer:
 def _put_in(writer: _Writer, site: FoundSite, fitted: FittedReplacement) -> PutIn:
     prefix = f"{_PREFIX}{site.kind}.{site.layer}"
     bias = writer.initializer(f"{prefix}.bias", fitted.bias)
-    if not fitted.weights:
+    if fitted.weight is None:
         add = _behind_sum(writer, site.tree.add, bias, f"{prefix}.add")
         return PutIn(site.ref, add, (bias,), on_stream=True)
-    weights = [
-        writer.initializer(f"{prefix}.{name}", tensor) for name, tensor in fitted.weights.items()
-    ]
-    nodes = _linear_map(writer, site, weights, bias, prefix)
+    weight = writer.initializer(f"{prefix}.weight", fitted.weight)
+    nodes = _linear_map(writer, site, weight, bias, prefix)
     made = nodes[-1].outputs[0]
     leaf = site.leaves[0]
     if _can_take_its_place(site):
         writer.graph.insert_before(leaf.joint, nodes)
         leaf.joint.replace_input_with(leaf.joint.inputs.index(leaf.value), made)
-        return PutIn(site.ref, nodes[-1], (*weights, bias), displaced=leaf.value)
+        return PutIn(site.ref, nodes[-1], (weight, bias), displaced=leaf.value)
     joint = _behind_sum(writer, site.tree.add, made, f"{prefix}.sum")
     writer.graph.insert_before(joint, nodes)
-    return PutIn(site.ref, nodes[-1], (*weights, bias))
+    return PutIn(site.ref, nodes[-1], (weight, bias))
 
 
 def _can_take_its_place(site: FoundSite) -> bool:
@@ -128,23 +126,17 @@ def _can_take_its_place(site: FoundSite) -> bool:
 
 
 def _linear_map(
-    writer: _Writer, site: FoundSite, weights: Sequence[ir.Value], bias: ir.Value, prefix: str
+    writer: _Writer, site: FoundSite, weight: ir.Value, bias: ir.Value, prefix: str
 ) -> list[ir.Node]:
-    """The products and an Add, and a Cast before them where the input is of another type."""
+    """A product and an Add, and a Cast before them where the input is of another type."""
     value, dtype, total = site.branch_input, bias.dtype, site.tree.add.outputs[0]
     assert isinstance(value, ir.Value)
     assert dtype is not None
     nodes = []
     if float_type([value]) not in (None, dtype):
         nodes.append(writer.node("Cast", [value], f"{prefix}.cast", dtype, value))
-    for weight in weights:
-        source = nodes[-1].outputs[0] if nodes else value
-        name = (weight.name or "").removeprefix(f"{prefix}.weight")
-        product = writer.node("MatMul", [source, weight], f"{prefix}.matmul{name}", dtype, total)
-        shape = product.outputs[0].shape
-        if shape is not None and weight.shape is not None:
-            product.outputs[0].shape = ir.Shape([*list(shape)[:-1], weight.shape[1]])
-        nodes.append(product)
+        value = nodes[-1].outputs[0]
+    nodes.append(writer.node("MatMul", [value, weight], f"{prefix}.matmul", dtype, total))
     result = nodes[-1].outputs[0]
     return [*nodes, writer.node("Add", [result, bias], f"{prefix}.add", dtype, total)]
 

@@ -18,8 +18,6 @@ from graph_passes.locate import FoundSite
 from graph_passes.types import Replacement, SublayerRef
 
 Numbers = NDArray[Any] | ir.TensorProtocol
-FACTORS = ("weight_down", "weight_up")
-"""What the two factors of a map of low rank are called, in the order in which they work."""
 _DIGEST_LETTERS = 16
 
 
@@ -27,29 +25,17 @@ _DIGEST_LETTERS = 16
 class ReplacementTensors:
     """The numbers of one replacement: ``contribution = branch_input @ weight.T + bias``.
 
-    A map of low rank comes as its two factors: ``weight = up @ down``, which is never multiplied
-    out. All are float32, float16, bfloat16 or float64, and are rounded to the stream's dtype.
+    All are float32, float16, bfloat16 or float64, and are rounded to the stream's dtype.
     A weight is looked at once when it is put into a graph, then read again when the graph is
     serialised; one that comes as ``onnx_ir.LazyTensor`` is not kept in memory between.
 
     Attributes:
         bias: ``[hidden]``; for ``bias`` it is all there is, the mean of the branch's output.
         weight: ``[hidden_out, hidden_in]``, as ``torch.nn.Linear`` has it; None for ``bias``.
-        factors: Instead of a weight, ``down`` ``[rank, hidden_in]`` and ``up``
-            ``[hidden_out, rank]``.
     """
 
     bias: Numbers
     weight: Numbers | None = None
-    factors: tuple[Numbers, Numbers] | None = None
-
-    @property
-    def maps(self) -> dict[str, Numbers]:
-        """The matrices by their names in files and graphs, in the order in which they work."""
-        whole = {} if self.weight is None else {"weight": self.weight}
-        return (
-            whole if self.factors is None else whole | dict(zip(FACTORS, self.factors, strict=True))
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +44,7 @@ class FittedReplacement:
 
     kind: Replacement
     bias: ir.TensorProtocol  # `[hidden]` in the stream's dtype
-    weights: Mapping[str, ir.TensorProtocol]
+    weight: ir.TensorProtocol | None
     digest: str
 
 
@@ -93,15 +79,14 @@ def _fit_one(
             f"What can take its place: {', '.join(get_args(Replacement))}.",
             code="unknown-replacement",
         )
-    if given is None or (kind == "linear" and not given.maps):
+    if given is None or (kind == "linear" and given.weight is None):
         lacking = "numbers are" if given is None else "weight is"
         raise SurgeryError(
             f"{site.ref} is to be replaced ({kind}), but no {lacking} given for it.",
-            "Give the bias [hidden], and for linear the weight [hidden, hidden] or its two factors "
-            "[rank, hidden] and [hidden, rank] too.",
+            "Give the bias [hidden], and for linear the weight [hidden, hidden] too.",
             code="numbers-missing",
         )
-    if kind == "bias" and given.maps:
+    if kind == "bias" and given.weight is not None:
         raise SurgeryError(
             f"{site.ref} is to be replaced by a bias, but a weight is given for it too.",
             "Ask for the replacement linear, or leave the weight out.",
@@ -118,7 +103,7 @@ def _fit_one(
     return FittedReplacement(
         kind=kind,
         bias=ir.tensor(bias),
-        weights=_turned_maps(site.ref, given, hidden, dtype),
+        weight=None if given.weight is None else _turned(site.ref, given.weight, hidden, dtype),
         digest=digest_of(given),
     )
 
@@ -138,42 +123,17 @@ def _stream_form(site: FoundSite) -> tuple[ir.DataType, int]:
     return dtype, hidden
 
 
-def _turned_maps(
-    ref: SublayerRef, given: ReplacementTensors, hidden: int, dtype: ir.DataType
-) -> dict[str, ir.TensorProtocol]:
-    if given.factors is None:
-        sizes = [(hidden, hidden)]
-    elif given.weight is not None:
-        raise SurgeryError(
-            f"For {ref} there is a weight and its two factors as well.",
-            "Give one of the two.",
-            code="weight-given-twice",
-        )
-    else:
-        rank = _rank(given.factors[0])
-        sizes = [(rank, hidden), (hidden, rank)]
-    return {
-        name: _turned(name, ref, weight, shape, dtype)
-        for (name, weight), shape in zip(given.maps.items(), sizes, strict=False)
-    }
-
-
-def _rank(down: Numbers) -> int:
-    """How many rows the first factor has; 1 where it is no matrix, which is then told."""
-    shape = tuple(down.shape if isinstance(down, np.ndarray) else down.shape.numpy())
-    return max(1, shape[0]) if shape else 1
-
-
 def _turned(
-    name: str, ref: SublayerRef, weight: Numbers, shape: tuple[int, int], dtype: ir.DataType
+    ref: SublayerRef, weight: Numbers, hidden: int, dtype: ir.DataType
 ) -> ir.TensorProtocol:
     """The weight as MatMul takes it, read again whenever it is asked for."""
-    _checked(name, ref, weight, shape, dtype)
+    shape = (hidden, hidden)
+    _checked("weight", ref, weight, shape, dtype)
 
     def turn() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(_rounded(array_of(weight), dtype).T))
 
-    return ir.LazyTensor(turn, dtype=dtype, shape=ir.Shape(shape[::-1]))
+    return ir.LazyTensor(turn, dtype=dtype, shape=ir.Shape(shape))
 
 
 def _checked(
@@ -207,12 +167,13 @@ def _checked(
 def digest_of(given: ReplacementTensors) -> str:
     """The beginning of the SHA-256 of a bias as it is given, in float64.
 
-    Two fits never give the same bias, so the weight need not be read for it; but maps that were
-    made without a bias have zeros there, and are then read too.
+    Two fits never give the same bias, so the weight need not be read for it; but a map that was
+    made without a bias has zeros there, and is then read too.
     """
     bias = array_of(given.bias)
     total = sha256()
-    for numbers in (bias, *(() if bias.any() else map(array_of, given.maps.values()))):
+    unread = given.weight is None or bias.any()
+    for numbers in (bias, *(() if unread else (array_of(given.weight),))):
         total.update(np.ascontiguousarray(numbers.astype(np.float64)).tobytes())
     return total.hexdigest()[:_DIGEST_LETTERS]
 

@@ -100,16 +100,16 @@ class _Addition:
         kind: Replacement,
         given: ReplacementTensors | None,
     ) -> None:
-        if given is None or (kind == "linear" and not given.maps):
+        if given is None or (kind == "linear" and given.weight is None):
             raise SurgeryError(
                 f"There are no numbers to replace {site.ref} by.", code="numbers-missing"
             )
         self._graph = graph
         self._joint = next(node for node in graph if node.name == site.residual_add)
         self._bias = self._constant(site, given.bias)
-        self._weights, self._input = [], None
-        if kind == "linear":
-            self._weights = [self._constant(site, weight) for weight in given.maps.values()]
+        self._weight = self._input = None
+        if kind == "linear" and given.weight is not None:
+            self._weight = self._constant(site, given.weight)
             self._input = self._reader(site)
 
     def join(self) -> None:
@@ -140,14 +140,12 @@ class _Addition:
         assert like is not None
         bias = self._cast(self._bias, like)
         total.replace_input_with(1, bias.outputs[0])
-        if self._input is None:
+        if self._input is None or self._weight is None:
             return [bias, total]
-        nodes = [bias, self._cast(self._input, like)]
-        for constant in self._weights:
-            weight = self._cast(constant, like)
-            turned = ir.Node("", "Transpose", weight.outputs, [ir.AttrInt64s("perm", [1, 0])])
-            product = ir.Node("", "MatMul", [nodes[-1].outputs[0], turned.outputs[0]])
-            nodes += [weight, turned, product]
+        read, weight = self._cast(self._input, like), self._cast(self._weight, like)
+        turned = ir.Node("", "Transpose", weight.outputs, [ir.AttrInt64s("perm", [1, 0])])
+        product = ir.Node("", "MatMul", [read.outputs[0], turned.outputs[0]])
+        nodes = [bias, read, weight, turned, product]
         addend = ir.Node("", "Sum", [nodes[-1].outputs[0], bias.outputs[0]])
         total.replace_input_with(1, addend.outputs[0])
         return [*nodes, addend, total]

@@ -224,18 +224,15 @@ def check_export(loaded: Any, onnx: Path, **options: Any) -> list[ParityCheck]:
     return parity.check_export(loaded, onnx, **options)
 
 
-RANK = 5
-
-
 def planned(*entries: tuple[Any, int, Any]) -> list[PlannedDeletion]:
     """Deletions by kind, layer and replacement."""
     return [PlannedDeletion(kind=k, layer=n, replacement=r) for k, n, r in entries]
 
 
 def random_replacements(
-    hidden: int, deletions: Sequence[PlannedDeletion], *, seed: int = 0, rank: int | None = None
+    hidden: int, deletions: Sequence[PlannedDeletion], *, seed: int = 0
 ) -> Replacements:
-    """Numbers for everything that is replaced; ``rank`` gives linear maps as two factors."""
+    """Numbers for everything that is replaced."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int, scale: float = 1.0) -> Any:
@@ -247,11 +244,8 @@ def random_replacements(
         for kind in kinds if deletion.replacement != "none" else ():
             bias, one = normal(hidden, scale=0.3), hidden**-0.5
             tensors = ReplacementTensors(bias)
-            if deletion.replacement == "linear" and rank is None:
+            if deletion.replacement == "linear":
                 tensors = ReplacementTensors(bias, normal(hidden, hidden, scale=one))
-            elif deletion.replacement == "linear" and rank is not None:
-                factors = normal(rank, hidden, scale=one), normal(hidden, rank, scale=rank**-0.5)
-                tensors = ReplacementTensors(bias, factors=factors)
             result[SublayerRef(deletion.layer, kind)] = tensors
     return Replacements(Path("replacements.safetensors"), "0" * 64, result)
 

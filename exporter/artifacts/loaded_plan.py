@@ -90,13 +90,12 @@ class LoadedPlan:
 
 _KINDS = "|".join(get_args(SublayerKind))
 # One way to write a number: 01 and 1 would be two keys for one layer.
-_KEY = re.compile(rf"({_KINDS})\.(0|[1-9][0-9]*)\.(weight(?:_down|_up)?|bias)")
+_KEY = re.compile(rf"({_KINDS})\.(0|[1-9][0-9]*)\.(weight|bias)")
 _KEYS_HINT = (
-    "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight, or .weight_down and "
-    ".weight_up; for changed weights value:<parameter>, or down:<parameter> and up:<parameter>."
+    "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight; for changed weights "
+    "value:<parameter>, or down:<parameter> and up:<parameter>."
 )
 _WEIGHT_KEY = re.compile(r"(value|down|up):(.+)")
-_FACTORS = ("weight_down", "weight_up")
 _DTYPES = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
 
 
@@ -255,7 +254,7 @@ def _check_keys(
             continue  # of what sublayers it consists, the graph knows
         ref = SublayerRef(deletion.layer, deletion.kind)
         _require(path, ref, "bias", items)
-        if deletion.replacement == "linear" and not any((ref, part) in items for part in _FACTORS):
+        if deletion.replacement == "linear":
             _require(path, ref, "weight", items)
     for ref, part in sorted(items):
         kinds = {d.replacement for d in replaced if d.names(ref)}
@@ -265,21 +264,7 @@ def _check_keys(
                 "It may belong to another plan.",
                 code="unasked-numbers",
             )
-        for other in _companions(part):
-            _require(path, ref, other, items)
-        if part in _FACTORS and (ref, "weight") in items:
-            raise PlanError(
-                f"{path} holds both {_key(ref, 'weight')} and its factor {_key(ref, part)}.",
-                "Keep one of the two.",
-                code="weight-given-twice",
-            )
-
-
-def _companions(part: str) -> tuple[str, ...]:
-    """What a part can't be without."""
-    if part == "bias":
-        return ()
-    return ("bias", *_FACTORS) if part in _FACTORS else ("bias",)
+        _require(path, ref, "bias", items)
 
 
 def _require(path: Path, ref: SublayerRef, part: str, items: set[tuple[SublayerRef, str]]) -> None:
@@ -294,18 +279,5 @@ def _key(ref: SublayerRef, part: str) -> str:
 def _paired(
     tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
 ) -> dict[SublayerRef, ReplacementTensors]:
-    refs: dict[SublayerRef, Any] = dict.fromkeys(ref for ref, _ in tensors)
-    return {
-        ref: ReplacementTensors(
-            tensors[ref, "bias"], tensors.get((ref, "weight")), _factors(tensors, ref)
-        )
-        for ref in refs
-    }
-
-
-def _factors(
-    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor], ref: SublayerRef
-) -> tuple[ir.LazyTensor, ir.LazyTensor] | None:
-    if (ref, _FACTORS[0]) not in tensors:
-        return None
-    return tensors[ref, _FACTORS[0]], tensors[ref, _FACTORS[1]]
+    refs = dict.fromkeys(ref for ref, _ in tensors)
+    return {r: ReplacementTensors(tensors[r, "bias"], tensors.get((r, "weight"))) for r in refs}

@@ -254,7 +254,10 @@ def validate_plan(
         _check_known(deletion, num_layers, kinds, where, model)
     _check_once(plan.deletions, where)
     stacks = Stacks.numbered(num_layers, encoder_layers)
-    if not allow_all and len(stacks.every(plan.deletions)) >= stacks.sublayers:
+    if encoder_layers is not None:
+        stacks.every(plan.deletions)  # refuses what a layer of its stack doesn't have
+    left = {*stacks.every((layer, "block") for layer in range(num_layers))}
+    if not allow_all and left <= {ref for item in plan.deletions for ref in _all_of(item)}:
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
             "Keep at least one, or give --allow-empty.",

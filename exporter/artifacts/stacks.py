@@ -54,11 +54,6 @@ class Stacks:
         """Of both together."""
         return self.encoder + self.decoder
 
-    @property
-    def sublayers(self) -> int:
-        """Of both together."""
-        return len(ENCODER_KINDS) * self.encoder + len(DECODER_KINDS) * self.decoder
-
     def stack(self, layer: int) -> Stack:
         """Whose layer it is."""
         return "encoder" if layer < self.encoder else "decoder"

@@ -23,7 +23,7 @@ from exporter.printable import json_text
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 MODEL_TYPE, CLASS = "nemotron-nas", "DeciLMForCausalLM"
 
@@ -141,7 +141,7 @@ def _entry(config: Mapping[str, Any], layer: int, cut: BranchReplacements) -> di
 
 
 def _told(replacement: BranchReplacement | None) -> dict[str, bool]:
-    maps = replacement is not None and bool(replacement.maps)
+    maps = replacement is not None and replacement.weight is not None
     return {"no_op": replacement is not None and not maps, "replace_with_linear": maps}
 
 
@@ -153,7 +153,7 @@ def _kept(model: Any, cut: BranchReplacements) -> Iterator[Piece]:
         ref = None if place is None else SublayerRef(int(place[1]), _KINDS[place[2]])  # type: ignore[arg-type]
         gone = ref in cut
         norm_of_map = place is not None and gone and place[2] == _NORMS[_KINDS[place[2]]]
-        if norm_of_map and ref is not None and cut[ref].maps:
+        if norm_of_map and ref is not None and cut[ref].weight is not None:
             gone = False
         if not gone and not (tied and name == "lm_head.weight"):
             yield piece_of(name, tensor)
@@ -161,7 +161,7 @@ def _kept(model: Any, cut: BranchReplacements) -> Iterator[Piece]:
 
 def _maps(model: Any, cut: BranchReplacements, server: Server | None) -> Iterator[Piece]:
     for ref, replacement in cut.items():
-        if not replacement.maps:
+        if replacement.weight is None:
             continue
         if replacement.bias is not None and bool(replacement.bias.any()):
             raise PlanError(
@@ -171,15 +171,8 @@ def _maps(model: Any, cut: BranchReplacements, server: Server | None) -> Iterato
                 code="intercept",
             )
         name = _MAPS[server or ""][ref.kind]
-        yield piece_of(f"model.layers.{ref.layer}.{name}.weight", _whole(replacement.maps, model))
-
-
-def _whole(maps: Sequence[torch.Tensor], model: Any) -> torch.Tensor:
-    """``[hidden, hidden]``; the factors of a map of low rank are multiplied out."""
-    whole = maps[0].float()
-    for factor in maps[1:]:
-        whole = factor.float() @ whole
-    return whole.to(model.dtype)
+        weight = replacement.weight.to(model.dtype)
+        yield piece_of(f"model.layers.{ref.layer}.{name}.weight", weight)
 
 
 def _rope_theta(config: Mapping[str, Any]) -> float:

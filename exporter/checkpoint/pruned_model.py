@@ -76,7 +76,8 @@ def place_replacements(model: Any, structure: PrunedStructure, cut: BranchReplac
     for branch in structure.branches:
         module = model.get_submodule(branch.path)
         assert isinstance(module, ReplacementModule)
-        module.fill(*_as_in(model, cut[SublayerRef(branch.layer, branch.kind)]))
+        own = _as_in(model, cut[SublayerRef(branch.layer, branch.kind)])
+        module.fill(own.bias, own.weight)
     model.eval().requires_grad_(False)
 
 
@@ -150,15 +151,11 @@ def load_pruned(folder: Path, *, dtype: str = "float32", train: bool = False) ->
     return loaded
 
 
-def _as_in(
-    model: Any, replacement: BranchReplacement
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+def _as_in(model: Any, replacement: BranchReplacement) -> BranchReplacement:
     """The numbers in the model's dtype, to which a graph's are rounded too."""
     # A model that is read a layer at a time is nowhere, and runs on the CPU.
     device = "cpu" if model.device.type == "meta" else model.device
-    form = {"device": device, "dtype": model.dtype}
-    bias = None if replacement.bias is None else replacement.bias.detach().to(**form)
-    return bias, [item.detach().to(**form) for item in replacement.maps]
+    return replacement.turned(lambda tensor: tensor.detach().to(device, model.dtype))
 
 
 def refuse_tokenless(model: Any) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.artifacts.loaded_plan import Replacements
-    from graph_passes.replacements import Numbers, ReplacementTensors
+    from graph_passes.replacements import Numbers
 
 
 def branch_replacements_of(
@@ -43,7 +43,7 @@ def _branch_replacement(
     ref: SublayerRef, deletion: PlannedDeletion, replacements: Replacements | None, model: Any
 ) -> BranchReplacement:
     given = None if replacements is None else replacements.tensors.get(ref)
-    if given is None or bool(given.maps) != (deletion.replacement == "linear"):
+    if given is None or (given.weight is not None) != (deletion.replacement == "linear"):
         raise PlanError(
             f"{ref} is to be replaced ({deletion.replacement}), but there are no such numbers for "
             "it.",
@@ -52,30 +52,20 @@ def _branch_replacement(
         )
     where = "" if replacements is None else f"{replacements.path}: "
     key = f"{ref.kind}.{ref.layer}"
-    _check_widths(f"{where}{key}", given, int(model.config.get_text_config().hidden_size))
-    return BranchReplacement(
-        bias=_tensor(f"{where}{key}.bias", given.bias, model),
-        maps=tuple(_tensor(f"{where}{key}.{n}", w, model) for n, w in given.maps.items()),
-    )
-
-
-def _check_widths(what: str, given: ReplacementTensors, hidden: int) -> None:
-    shapes = {name: _shape(numbers) for name, numbers in given.maps.items()}
-    rank = next(iter(shapes.values()))[0] if len(shapes) > 1 else hidden
-    wanted = {
-        "bias": (hidden,),
-        "weight": (hidden, hidden),
-        "weight_down": (rank, hidden),
-        "weight_up": (hidden, rank),
-    }
-    for name, shape in {"bias": _shape(given.bias), **shapes}.items():
-        if shape != wanted[name]:
+    hidden, parts = int(model.config.get_text_config().hidden_size), {"bias": given.bias}
+    if given.weight is not None:
+        parts["weight"] = given.weight
+    for name, numbers in parts.items():
+        shape, wanted = _shape(numbers), (hidden,) if name == "bias" else (hidden, hidden)
+        if shape != wanted:
             raise PlanError(
-                f"{what}.{name} has the shape {list(shape)}; this model "
-                f"takes {list(wanted[name])}.",
+                f"{where}{key}.{name} has the shape {list(shape)}; this model takes "
+                f"{list(wanted)}.",
                 "The plan is for another model: plan and heal this one.",
                 code="wrong-shape",
             )
+    tensors = {n: _tensor(f"{where}{key}.{n}", numbers, model) for n, numbers in parts.items()}
+    return BranchReplacement(**tensors)
 
 
 def _shape(numbers: Numbers) -> tuple[int, ...]:

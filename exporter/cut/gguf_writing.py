@@ -26,7 +26,7 @@ from exporter.models.gguf_header import (
 from exporter.models.gguf_model_files import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NUMBER, SPLIT_TENSORS
 from exporter.optional import require
 from graph_passes.files.reading import opened
-from graph_passes.replacements import ReplacementTensors, array_of
+from graph_passes.replacements import array_of
 from graph_passes.types import SublayerRef
 
 _PIECE_BYTES = 4 << 20
@@ -147,7 +147,7 @@ _HEAL = "Heal the plan for llama.cpp: depthcut heal --for llama.cpp."
 def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int, kind: MapType) -> Piece:
     """A plan's linear map for a sublayer, as the tensor of a product."""
     given = plan.tensors.get(ref)
-    if given is None or not given.maps:
+    if given is None or given.weight is None:
         raise PlanError(f"The plan has no linear map for {ref}.", _HEAL, code="numbers-missing")
     if np.any(array_of(given.bias)):
         raise PlanError(
@@ -155,7 +155,15 @@ def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int, kind: 
             _HEAL,
             code="intercept",
         )
-    data = _blocks(_matrix(given, ref, hidden), kind, name)
+    matrix = array_of(given.weight).astype(np.float32)
+    if matrix.shape != (hidden, hidden):
+        raise PlanError(
+            f"The map in place of {ref} has the shape {list(matrix.shape)}; this model takes "
+            f"{[hidden, hidden]}.",
+            "The plan is for another model: plan and heal this one.",
+            code="wrong-shape",
+        )
+    data = _blocks(matrix, kind, name)
     return made_piece(name, (hidden, hidden), NUMBERS[kind], data)
 
 
@@ -171,21 +179,6 @@ def zero_mlp(prefix: str, hidden: int) -> list[Piece]:
         zero_piece(f"{prefix}ffn_down.weight", (ZERO_WIDTH, hidden)),
         zero_piece(f"{prefix}ffn_up.weight", (hidden, ZERO_WIDTH)),
     ]
-
-
-def _matrix(given: ReplacementTensors, ref: SublayerRef, hidden: int) -> NDArray[np.float32]:
-    """``[hidden_out, hidden_in]``; factors of a map of low rank are multiplied out."""
-    maps = [array_of(item).astype(np.float32) for item in given.maps.values()]
-    inner = maps[0].shape[0]
-    wanted = [(hidden, hidden)] if len(maps) == 1 else [(inner, hidden), (hidden, inner)]
-    if [array.shape for array in maps] != wanted:
-        raise PlanError(
-            f"The map in place of {ref} has the shape {[list(array.shape) for array in maps]}; "
-            f"this model takes {[list(item) for item in wanted]}.",
-            "The plan is for another model: plan and heal this one.",
-            code="wrong-shape",
-        )
-    return maps[0] if len(maps) == 1 else maps[1] @ maps[0]
 
 
 def _blocks(matrix: NDArray[np.float32], kind: MapType, name: str) -> bytes:

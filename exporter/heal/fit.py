@@ -177,7 +177,7 @@ def _fitted(first: Sums, later: Sums, ridge: float | None, *, intercept: bool) -
     linear = solve(total, choice.ridge)
     return Fit(
         bias=BranchReplacement(total.y_mean.float().cpu()),
-        linear=BranchReplacement(linear.bias.float().cpu(), (linear.weight.float().cpu(),)),
+        linear=BranchReplacement(linear.bias.float().cpu(), linear.weight.float().cpu()),
         ridge=choice.ridge,
         bias_explained=choice.bias_explained,
         linear_explained=choice.linear_explained,

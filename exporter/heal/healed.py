@@ -315,12 +315,11 @@ def measured_healing(
 
 
 def _branch(name: SublayerRef, replacement: BranchReplacement, fit: Fit | None) -> HealedBranch:
-    bias = 0 if replacement.bias is None else replacement.bias.numel()
     return HealedBranch(
         layer=name[0],
         kind=name[1],
         replacement=kind_of(replacement),
-        parameters=bias + sum(tensor.numel() for tensor in replacement.maps),
+        parameters=sum(tensor.numel() for tensor in replacement.numbers),
         ridge=None if fit is None else fit.ridge,
         bias_explained=None if fit is None else fit.bias_explained,
         linear_explained=None if fit is None else fit.linear_explained,

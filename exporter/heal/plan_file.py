@@ -92,10 +92,7 @@ def write_healed_plan(
     plan = plan.model_copy(update=noted)
     with telling_full_disk(path.parent), staging(path) as staged:
         stage, moves = staged.folder, []
-        fitted = any(
-            replacement.bias is not None or replacement.maps
-            for replacement in branch_replacements.values()
-        )
+        fitted = any(replacement.numbers for replacement in branch_replacements.values())
         if fitted or weights:
             reference = _write(stage / numbers.name, branch_replacements, weights)
             plan = plan.model_copy(update={"replacements": reference})
@@ -157,7 +154,7 @@ def healed_deletions(
 
 def kind_of(branch_replacement: BranchReplacement) -> Replacement:
     """What a plan calls a replacement."""
-    if branch_replacement.maps:
+    if branch_replacement.weight is not None:
         return "linear"
     return "none" if branch_replacement.bias is None else "bias"
 
@@ -194,8 +191,8 @@ def _tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors by their names in the file; a linear map always has a bias there."""
     prefix = f"{name[1]}.{name[0]}"
-    bias = branch_replacement.bias
-    for weight in branch_replacement.maps:
+    bias, weight = branch_replacement.bias, branch_replacement.weight
+    if weight is not None:
         yield f"{prefix}.weight", weight
         bias = weight.new_zeros(len(weight)) if bias is None else bias
     if bias is not None:

@@ -20,22 +20,19 @@ from exporter.printable import json_text
 from graph_passes.types import SublayerKind
 
 _VERSION = 2
-_NAMES = {1: ("replacement_weight",), 2: ("replacement_weight_down", "replacement_weight_up")}
 
 
 class BranchRecord(Record):
     """One module that stands in a branch's place.
 
-    maps: `[out, in]` of each matrix, in the order in which they work.
+    maps: `[out, in]` of the matrix; empty without one.
     """
 
     path: str = Field(min_length=1)
     layer: int = Field(ge=0)
     kind: SublayerKind
     bias: PositiveInt | None = None  # the width of the bias; None without one
-    maps: list[tuple[PositiveInt, PositiveInt]] = Field(
-        default_factory=list, max_length=len(_NAMES)
-    )
+    maps: list[tuple[PositiveInt, PositiveInt]] = Field(default_factory=list, max_length=1)
     multiplier: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     returns: int = Field(default=0, ge=0)
     adds_residual: bool = False
@@ -96,23 +93,21 @@ class PassOn(torch.nn.Module):
 
 
 class ReplacementModule(torch.nn.Module):
-    """Contributes ``maps(x) + bias`` to the stream in a branch's place; nothing without either."""
+    """Contributes ``x @ weight.T + bias`` to the stream in a branch's place; else nothing."""
 
     def __init__(self, record: BranchRecord) -> None:
         super().__init__()
         self._record = record
-        self._weights = _NAMES[len(record.maps)] if record.maps else ()
-        for name, shape in zip(self._weights, record.maps, strict=True):
-            setattr(self, name, torch.nn.Parameter(torch.empty(shape)))
+        weight = torch.nn.Parameter(torch.empty(record.maps[0])) if record.maps else None
+        self.register_parameter("replacement_weight", weight)
         bias = None if record.bias is None else torch.nn.Parameter(torch.empty(record.bias))
         self.register_parameter("replacement_bias", bias)
 
-    def fill(self, bias: torch.Tensor | None, maps: Iterable[torch.Tensor]) -> None:
+    def fill(self, bias: torch.Tensor | None, weight: torch.Tensor | None) -> None:
         """Sets the parameters."""
-        for name, tensor in zip(self._weights, maps, strict=True):
-            setattr(self, name, torch.nn.Parameter(tensor.clone(), requires_grad=False))
-        if bias is not None:
-            self.replacement_bias = torch.nn.Parameter(bias.clone(), requires_grad=False)
+        for name, tensor in (("replacement_weight", weight), ("replacement_bias", bias)):
+            if tensor is not None:
+                setattr(self, name, torch.nn.Parameter(tensor.clone(), requires_grad=False))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The contribution, as the module that was here gave it: bare, or first in a tuple."""
@@ -127,12 +122,11 @@ class ReplacementModule(torch.nn.Module):
         return (y, *[None] * (record.returns - 1)) if record.returns else y
 
     def _contribution(self, x: torch.Tensor) -> torch.Tensor:
-        y = x
-        for name in self._weights:
-            y = y @ getattr(self, name).T
-        if self.replacement_bias is None:
-            return y if self._weights else torch.zeros_like(x)
-        return y + self.replacement_bias if self._weights else self.replacement_bias.expand(x.shape)
+        bias = self.replacement_bias
+        if self.replacement_weight is None:
+            return torch.zeros_like(x) if bias is None else bias.expand(x.shape)
+        y: torch.Tensor = x @ self.replacement_weight.T
+        return y if bias is None else y + bias
 
 
 def _residual(

@@ -76,7 +76,7 @@ def _record(
         layer=part.layer,
         kind=part.kind,
         bias=None if replacement.bias is None else len(replacement.bias),
-        maps=[(item.shape[0], item.shape[1]) for item in replacement.maps],
+        maps=[] if replacement.weight is None else [tuple(replacement.weight.shape)],
         multiplier=part.multiplier,
         returns=returns,
     )
@@ -137,7 +137,7 @@ def _lonely_norms(
     post-norm layers the norm belongs to the sum before, and stays.
     """
     layers = {modules.number: modules for modules in layer_modules(model)}
-    gone = {name for name, what in cut.items() if not what.maps}
+    gone = {name for name, what in cut.items() if what.weight is None}
     trace = _Trace(model, {layer for layer, _ in gone}, inputs)
     for number in sorted({layer for layer, _ in gone}):
         modules = layers[number]

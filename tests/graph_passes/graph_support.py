@@ -194,9 +194,8 @@ def numbers(
     *,
     seed: int = 0,
     dtype: Any = np.float32,
-    rank: int | None = None,
 ) -> Given:
-    """Random numbers for every replacement that is asked for; linear maps as factors of a rank."""
+    """Random numbers for every replacement that is asked for."""
     rng = np.random.default_rng(seed)
     hidden = 32 if model.graph.name == "fused" else 8
     given = {}
@@ -207,13 +206,9 @@ def numbers(
             bias = rng.standard_normal(hidden).astype(dtype)
             if deletion.replacement == "bias":
                 given[site.ref] = ReplacementTensors(bias)
-            elif rank is None:
+            else:
                 weight = (rng.standard_normal((hidden, hidden)) / hidden**0.5).astype(dtype)
                 given[site.ref] = ReplacementTensors(bias, weight)
-            else:
-                down = (rng.standard_normal((rank, hidden)) / hidden**0.5).astype(dtype)
-                up = (rng.standard_normal((hidden, rank)) / rank**0.5).astype(dtype)
-                given[site.ref] = ReplacementTensors(bias, factors=(down, up))
     return given
 
 

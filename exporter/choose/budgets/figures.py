@@ -153,10 +153,7 @@ def healing_of(
     progress: Progress = QUIET,
 ) -> HealingReport | None:
     """Measures them; None where nothing was put in any branch's place."""
-    if not any(
-        replacement.bias is not None or replacement.maps
-        for replacement in branch_replacements.values()
-    ):
+    if not any(replacement.numbers for replacement in branch_replacements.values()):
         return None
     fitted, reported = texts[0].ref, texts[1]
     other = other_domain(

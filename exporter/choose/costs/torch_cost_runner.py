@@ -94,9 +94,9 @@ class TorchCostRunner(CostRunner):
         if variant.replacement == "none":
             return BranchReplacement()
         result = random_replacement(self.sizes.hidden or 0, variant.replacement)
-        tensors = (torch.tensor(item) for item in (result.bias, *result.maps.values()))
-        bias, *maps = (tensor.to(self.device, self.loaded.model.dtype) for tensor in tensors)
-        return BranchReplacement(bias, tuple(maps))
+        given = [item for item in (result.bias, result.weight) if item is not None]
+        tensors = (torch.tensor(item).to(self.device, self.loaded.model.dtype) for item in given)
+        return BranchReplacement(*tensors)
 
     def _runner(self, model: Any, interface: OnnxInterface) -> TorchRunner:
         return TorchRunner(

@@ -118,8 +118,8 @@ class Student:
         """Those of :attr:`trained` that are in the branches' places."""
         tensors: dict[str, torch.Tensor] = {}
         for ref, replacement in self.cut.items():
-            numbers = [*([] if replacement.bias is None else [replacement.bias]), *replacement.maps]
-            tensors |= {f"branch:{ref}.{place}": tensor for place, tensor in enumerate(numbers)}
+            numbers = enumerate(replacement.numbers)
+            tensors |= {f"branch:{ref}.{place}": tensor for place, tensor in numbers}
         return tensors
 
     @contextlib.contextmanager
@@ -135,10 +135,7 @@ class Student:
     @property
     def is_fitted(self) -> bool:
         """Whether the student begins with folded weights, or with fitted replacements."""
-        replaced = (
-            replacement.bias is not None or replacement.maps for replacement in self.cut.values()
-        )
-        return bool(self._folded) or any(replaced)
+        return bool(self._folded) or any(item.numbers for item in self.cut.values())
 
     @contextlib.contextmanager
     def bare(self) -> Iterator[None]:
@@ -157,10 +154,7 @@ class Student:
         self._folded = []
         with torch.no_grad():
             for replacement in self.cut.values() if empties else ():
-                for tensor in [
-                    *([] if replacement.bias is None else [replacement.bias]),
-                    *replacement.maps[-1:],
-                ]:
+                for tensor in replacement.numbers:
                     tensor.zero_()
 
     def teach(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
@@ -189,7 +183,10 @@ class Student:
 
     def branch_replacements(self) -> dict[SublayerRef, BranchReplacement]:
         """What is in the branches' places, as it was trained."""
-        return {name: _detached(replacement) for name, replacement in self.cut.items()}
+        return {
+            name: replacement.turned(lambda tensor: tensor.detach())
+            for name, replacement in self.cut.items()
+        }
 
     def close(self) -> None:
         """Takes the adapters out of the model again; its weights are those that it came with."""
@@ -265,13 +262,7 @@ def _trainable(replacement: BranchReplacement) -> BranchReplacement:
     def leaf(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().float().clone().requires_grad_(True)
 
-    bias = None if replacement.bias is None else leaf(replacement.bias)
-    return BranchReplacement(bias, tuple(leaf(item) for item in replacement.maps))
-
-
-def _detached(replacement: BranchReplacement) -> BranchReplacement:
-    bias = None if replacement.bias is None else replacement.bias.detach()
-    return BranchReplacement(bias, tuple(item.detach() for item in replacement.maps))
+    return replacement.turned(leaf)
 
 
 def _dropped_modules(layers: list[LayerModules], cut: Collection[SublayerRef]) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,19 +26,28 @@ if TYPE_CHECKING:
 class BranchReplacement:
     """What a branch adds to the residual stream instead of its own work.
 
-    ``contribution = maps(x) + bias`` with ``x`` what the branch reads, behind its norm. With
+    ``contribution = x @ weight.T + bias`` with ``x`` what the branch reads, behind its norm. With
     neither it adds nothing.
     """
 
     bias: torch.Tensor | None = None  # `[hidden]`, or None
-    maps: tuple[torch.Tensor, ...] = ()
+    weight: torch.Tensor | None = None  # `[hidden, hidden]`, of a linear map, or None
+
+    @property
+    def numbers(self) -> list[torch.Tensor]:
+        """What there is of the two; empty where it adds nothing."""
+        return [item for item in (self.bias, self.weight) if item is not None]
+
+    def turned(self, turn: Callable[[torch.Tensor], torch.Tensor]) -> BranchReplacement:
+        """The same with each tensor turned into another."""
+        bias, weight = (None if t is None else turn(t) for t in (self.bias, self.weight))
+        return BranchReplacement(bias, weight)
 
     @cached_property
     def sha256(self) -> str:
         """Of its numbers: equal for what an earlier run has fitted alike."""
-        tensors = [*([] if self.bias is None else [self.bias]), *self.maps]
-        result = [(tuple(t.shape), str(t.dtype)) for t in tensors]
-        numbers = (t.detach().cpu().contiguous().view(-1).numpy().tobytes() for t in tensors)
+        result = [(tuple(t.shape), str(t.dtype)) for t in self.numbers]
+        numbers = (t.detach().cpu().contiguous().view(-1).numpy().tobytes() for t in self.numbers)
         return sha256_bytes(b"".join([repr(result).encode(), *numbers]))
 
     def contribution(self, x: torch.Tensor) -> torch.Tensor | None:
@@ -46,15 +55,11 @@ class BranchReplacement:
 
         x: what the branch reads, `[..., hidden]`.
         """
-        if self.bias is None and not self.maps:
-            return None
-        total = x
-        for weight in self.maps:
-            total = total @ weight.to(x).T
-        if self.bias is None:
-            return total
-        bias = self.bias.to(x)
-        return total + bias if self.maps else bias.expand(x.shape)
+        bias = None if self.bias is None else self.bias.to(x)
+        if self.weight is None:
+            return None if bias is None else bias.expand(x.shape)
+        total = x @ self.weight.to(x).T
+        return total if bias is None else total + bias
 
 
 NOTHING = BranchReplacement()

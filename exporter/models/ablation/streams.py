@@ -108,8 +108,8 @@ class StreamRunner:
             return len(self.layers), None
         layer, _ = changed[0]
         mlp = cut.get(SublayerRef(layer, "mlp"))
-        same_attention = SublayerRef(layer, "attention") not in changed
-        if not same_attention or mlp is None or mlp.maps or layer not in streams.attended:
+        same = SublayerRef(layer, "attention") not in changed and layer in streams.attended
+        if not same or mlp is None or mlp.weight is not None:
             return layer, None
         return layer + 1, without_mlp(streams.attended[layer], mlp, streams.outputs[layer])
 

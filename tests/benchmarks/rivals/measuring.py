@@ -26,7 +26,7 @@ _TURNS = 2
 def structure(candidate: Candidate) -> str:
     """What a cut model's time hangs on; models of one structure take the same."""
     parts = [
-        f"{kind}{' map' * len(what.maps)}{' bias' * (what.bias is not None)}"
+        f"{kind}{' map' * (what.weight is not None)}{' bias' * (what.bias is not None)}"
         for (_, kind), what in candidate.cut.items()
     ]
     parts += ["matrix" for patch in candidate.patches.values() if patch.is_matrix]

@@ -195,25 +195,6 @@ def test_verification_catches_other_numbers(
     assert not (tmp_path / "out").exists()
 
 
-FACTORS: dict[str, Any] = {
-    "attention.1.weight_down": RNG.standard_normal((3, 8)).astype(np.float32),
-    "attention.1.weight_up": RNG.standard_normal((8, 3)).astype(ml_dtypes.bfloat16),
-}
-
-
-def test_a_map_of_low_rank_comes_as_two_factors(source: Path, tmp_path: Path) -> None:
-    result = read(write_plan(tmp_path / "plan", without("attention.1.weight") | FACTORS))
-    target = tmp_path / "out" / "m.onnx"
-    report = cut(source, target, result)
-    assert {e.kind: e.parameters_added for e in report.deleted if e.layer == 1} == {
-        "attention": 8 * 3 * 2 + 8
-    }
-    kept = load_model(target).graph.initializers
-    down = kept["depthcut.attention.1.weight_down"].const_value
-    assert down is not None
-    assert np.array_equal(down.numpy(), FACTORS["attention.1.weight_down"].T)
-
-
 def without(*keys: str) -> dict[str, Any]:
     return {key: value for key, value in TENSORS.items() if key not in keys}
 
@@ -221,9 +202,6 @@ def without(*keys: str) -> dict[str, Any]:
 WRONG: dict[tuple[str, str], dict[str, Any]] = {
     ("numbers-missing", "attention.1.weight"): without("attention.1.weight"),
     ("numbers-missing", "attention.1.bias"): without("attention.1.bias"),
-    ("numbers-missing", "attention.1.weight_up"): without("attention.1.weight")
-    | {"attention.1.weight_down": FACTORS["attention.1.weight_down"]},
-    ("weight-given-twice", "attention.1.weight"): TENSORS | FACTORS,
     ("numbers-missing", "mlp.0.bias"): without("mlp.0.bias"),
     ("unasked-numbers", "mlp.7.bias"): TENSORS | {"mlp.7.bias": np.ones(8)},
     ("unasked-numbers", "mlp.0.weight"): TENSORS | {"mlp.0.weight": TENSORS["attention.1.weight"]},

@@ -34,7 +34,6 @@ from tests.reading import Heard, lines_of, run_lines
 from tests.text_graphs import write_llama_folder
 from tests.tiny_gguf import TinyGguf
 from tests.tiny_models import (
-    RANK,
     answer,
     check_export,
     export_onnx,
@@ -63,7 +62,7 @@ def written(
 ) -> tuple[Any, Any]:
     """The facts of a checkpoint in ``folder``, and what its model should answer."""
     loaded = three_layers(family, **changes)
-    given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
+    given = random_replacements(loaded.model.config.hidden_size, plan)
     with branches_replaced(loaded.model, branch_replacements_of(plan, given, loaded.model)):
         wanted = answer(loaded.model)
     facts = write_checkpoint(
@@ -404,7 +403,7 @@ def both(tmp_path: Path, base: Path, plan: Any, *, heard: Any = None) -> tuple[A
     """The facts of the checkpoints in ``memory`` and ``streamed``."""
     facts = []
     for name, loaded in {"memory": load_model(str(base)), "streamed": load_meta(str(base))}.items():
-        given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
+        given = random_replacements(loaded.model.config.hidden_size, plan)
         written = write_checkpoint(
             loaded, PruningPlan(deletions=plan), tmp_path / name, replacements=given,
             progress=heard or Quiet(),

@@ -37,19 +37,19 @@ NAMES = {"tensorrt-llm": ("linear_attn", "linear_mlp"), "mlx": ("linear", "linea
 
 def without_intercept(given: Replacements) -> Replacements:
     tensors = {
-        ref: ReplacementTensors(0 * tensor.bias, tensor.weight, tensor.factors)
+        ref: ReplacementTensors(0 * tensor.bias, tensor.weight)
         for ref, tensor in given.tensors.items()
     }
     return Replacements(given.path, given.sha256, tensors)
 
 
 def written(
-    folder: Path, plan: Any, server: Any = None, *, intercept: bool = False, rank: Any = None,
+    folder: Path, plan: Any, server: Any = None, *, intercept: bool = False,
     family: str = "llama", **changes: Any,
 ) -> Any:  # fmt: skip
     """What the model answers without the plan's branches; the folder is written."""
     loaded = family_loaded(family, **SIZES | changes)
-    given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank)
+    given = random_replacements(loaded.model.config.hidden_size, plan)
     given = given if intercept else without_intercept(given)
     with branches_replaced(loaded.model, branch_replacements_of(plan, given, loaded.model)):
         wanted = loaded.model(ids_of()).logits
@@ -163,10 +163,9 @@ def test_every_server_computes_the_cut(tmp_path: Path, plan: Any, family: str) -
 
 
 @pytest.mark.parametrize("server", list(NAMES))
-@pytest.mark.parametrize("rank", [None, 5])
-def test_maps_have_the_servers_names(tmp_path: Path, server: str, rank: int | None) -> None:
+def test_maps_have_the_servers_names(tmp_path: Path, server: str) -> None:
     plan = planned(("attention", 1, "linear"), ("mlp", 2, "linear"), ("attention", 2, "none"))
-    wanted = written(tmp_path / "out", plan, server, rank=rank)
+    wanted = written(tmp_path / "out", plan, server)
     result = served(tmp_path / "out", NAMES[server])
     assert float((result - wanted).abs().max()) < 1e-4
 

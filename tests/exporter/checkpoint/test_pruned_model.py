@@ -25,7 +25,6 @@ from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.model_source import load_model
 from tests.raising import raises
 from tests.tiny_models import (
-    RANK,
     answer,
     check_export,
     export_onnx,
@@ -40,17 +39,17 @@ pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 PLAN = planned(("attention", 0, "linear"), ("mlp", 0, "bias"), ("mlp", 1, "linear"))
 BARE = planned(("attention", 0, "none"), ("mlp", 1, "none"))
 FAMILIES = ["llama", "llama_tied", "gemma2", "gpt2", "gpt_neox", "bloom", "mixtral", "bert"]
-PARTS = ("replacement_bias", "replacement_weight_down", "replacement_weight_up")
+PARTS = ("replacement_bias", "replacement_weight")
 
 
 def size(loaded: Any) -> int:
     return sum(weight.numel() for weight in loaded.model.parameters())
 
 
-def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int = 0) -> Any:
+def pruned(family: str, plan: Any = PLAN, *, seed: int = 0) -> Any:
     """The model, changed, with what it should answer and how large it was."""
     loaded = family_loaded(family)
-    given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)
+    given = random_replacements(loaded.model.config.hidden_size, plan, seed=seed)
     cut = branch_replacements_of(plan, given, loaded.model)
     with branches_replaced(loaded.model, cut):
         wanted = answer(loaded.model)
@@ -125,7 +124,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut_file(exported: Path, folder: Path, plan: Any, seed: int = 0) -> Path:
-    given = random_replacements(96, plan, rank=RANK, seed=seed)
+    given = random_replacements(96, plan, seed=seed)
     numbers = given if given.tensors else None
     prune_file(exported, folder / "m.onnx", LoadedPlan.of(plan, numbers), CutOptions(verify="none"))
     return folder / "m.onnx"

@@ -421,7 +421,7 @@ def test_damage_counts_by_gain() -> None:
 
 
 def test_a_replacement_gives_way_to_a_deletion() -> None:
-    name, map_ = (0, "attention"), BranchReplacement(maps=(np.zeros(1),))
+    name, map_ = (0, "attention"), BranchReplacement(weight=np.zeros(1))
     meter = made_meter(0, pairs=0.0, shares={map_: 0.5})
     linear, gone = Option((name,), 1.0, "linear", {name: map_}), Option((name,), 1.5)
     steps = greedy(meter, [linear, gone], goal=1.5)
@@ -498,7 +498,7 @@ def test_replacements_are_known_again_by_their_numbers(tmp_path: Path) -> None:
     name = (0, "attention")
 
     def fitted(value: float) -> BranchReplacement:
-        return BranchReplacement(torch.full((4,), value), (torch.full((4, 4), value),))
+        return BranchReplacement(torch.full((4,), value), torch.full((4, 4), value))
 
     def measured(*replacements: BranchReplacement) -> int:
         meter, others = made_meter(2), [{name: replacement} for replacement in replacements]

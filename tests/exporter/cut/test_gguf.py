@@ -50,21 +50,15 @@ def drop(*named: str, replacement: Any = "none") -> LoadedPlan:
     return LoadedPlan.of(deletions)
 
 
-def healed(
-    folder: Path, layers: list[int], *, intercept: float = 0.0, low_rank: bool = False
-) -> LoadedPlan:
+def healed(folder: Path, layers: list[int], *, intercept: float = 0.0) -> LoadedPlan:
     """A plan with maps in place of attentions, and its file of numbers."""
     rng = np.random.default_rng(1)
     numbers = {}
     for layer in layers:
         key = f"attention.{layer}"
         numbers[f"{key}.bias"] = np.full(HIDDEN, intercept, np.float32)
-        if low_rank:
-            numbers[f"{key}.weight_down"] = rng.standard_normal((8, HIDDEN)).astype(np.float32)
-            numbers[f"{key}.weight_up"] = rng.standard_normal((HIDDEN, 8)).astype(np.float32)
-        else:
-            matrix = 0.1 * rng.standard_normal((HIDDEN, HIDDEN))
-            numbers[f"{key}.weight"] = matrix.astype(np.float32)
+        matrix = 0.1 * rng.standard_normal((HIDDEN, HIDDEN))
+        numbers[f"{key}.weight"] = matrix.astype(np.float32)
     save_file(numbers, folder / "numbers.safetensors")
     sha256 = hashlib.sha256((folder / "numbers.safetensors").read_bytes()).hexdigest()
     plan = PruningPlan(
@@ -117,17 +111,15 @@ def test_without_its_zeros_an_mlp_takes_the_attention_with_it(source: Path, tmp_
     assert np.abs(wrong - llama_cpp_logits(tmp_path / "cut.gguf", TOKENS)).max() > 0.1
 
 
-@pytest.mark.parametrize("low_rank", [False, True])
 @pytest.mark.parametrize(("kind", "limit"), [("F32", 1e-5), ("F16", 2e-2)])
 def test_a_map_takes_an_attentions_place(
-    source: Path, tmp_path: Path, kind: str, limit: float, low_rank: bool
+    source: Path, tmp_path: Path, kind: str, limit: float
 ) -> None:
-    plan, target = healed(tmp_path, [0, 2], low_rank=low_rank), tmp_path / "cut.gguf"
+    plan, target = healed(tmp_path, [0, 2]), tmp_path / "cut.gguf"
     facts = cut_gguf(source, target, plan, GgufOptions(map_type=kind))  # type: ignore[arg-type]
     masked = {}
     for ref, given in plan.tensors.items():
-        maps = [np.asarray(item, np.float64) for item in given.maps.values()]
-        masked[tuple(ref)] = (maps[0] if len(maps) == 1 else maps[1] @ maps[0]).T
+        masked[tuple(ref)] = np.asarray(given.weight, np.float64).T
     wanted = llama_cpp_logits(source, TOKENS, masked)  # type: ignore[arg-type]
     floats = llama_cpp_logits(target, TOKENS)
     assert np.abs(wanted - floats).max() < limit * np.abs(wanted).max()

@@ -23,7 +23,6 @@ from exporter.models.families import FAMILIES
 from graph_passes import ReplacementTensors, SublayerRef
 from tests.raising import raises
 from tests.tiny_models import (
-    RANK,
     check_export,
     export_onnx,
     family_loaded,
@@ -226,13 +225,12 @@ def checks_of(
 def test_every_family_agrees_and_other_numbers_do_not(family: str, tmp_path: Path) -> None:
     loaded = family_loaded(family)
     source, target = export_onnx(loaded, tmp_path / "source", opset=20), tmp_path / "m.onnx"
-    given = random_replacements(loaded.model.config.hidden_size, PLAN, rank=RANK)
+    given = random_replacements(loaded.model.config.hidden_size, PLAN)
     assert all(check.passed for check in checks_of(loaded, source, target, given, given))
     ref = SublayerRef(0, "attention")
-    down, up = given.tensors[ref].factors or ()
-    changed: Any = down.copy()
+    changed: Any = np.array(given.tensors[ref].weight)
     changed[3, 5] += 0.3  # a single number
-    one = {**given.tensors, ref: ReplacementTensors(given.tensors[ref].bias, None, (changed, up))}
+    one = {**given.tensors, ref: ReplacementTensors(given.tensors[ref].bias, changed)}
     wrong = Replacements(given.path, given.sha256, one)
     assert not all(check.passed for check in checks_of(loaded, source, target, given, wrong))
 
@@ -277,9 +275,9 @@ def test_fused_forms_agree_too(target: Any, tmp_path: Path) -> None:
     loaded = tiny_loaded("qwen2", vocab_size=96, hidden_size=64, head_dim=16)
     (tmp_path / "whole").mkdir()
     write_form(loaded, tmp_path / "whole", target=target)
-    given = random_replacements(64, PLAN, rank=RANK)
+    given = random_replacements(64, PLAN)
     source, target_file = tmp_path / "whole" / "model.onnx", tmp_path / "cut" / "model.onnx"
     assert all(check.passed for check in checks_of(loaded, source, target_file, given, given))
-    other = random_replacements(64, PLAN, rank=RANK, seed=1)
+    other = random_replacements(64, PLAN, seed=1)
     checks = checks_of(loaded, source, target_file, given, other)
     assert not all(check.passed for check in checks)

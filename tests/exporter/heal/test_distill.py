@@ -82,7 +82,7 @@ def test_held_out_loss_falls_and_what_is_judged_is_what_is_written(
     with distilled(fitting(loaded, train=train)) as made:
         losses = losses_of(made.training)
         assert min(losses) < 0.95 * losses[0]
-        assert not any(item.maps or item.bias for item in made.branch_replacements.values())
+        assert not any(item.numbers for item in made.branch_replacements.values())
         with made.within(), branches_replaced(loaded.model, cut):
             wanted = answer(loaded.model)
         plan = PruningPlan(deletions=planned(("attention", 1, "none"), ("mlp", 2, "none")))
@@ -177,11 +177,11 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert all(one != other for one, other in pairwise(kept)), "the newest state is written over"
     assert again.weights.keys() == wanted.keys()
     pairs = [(again.weights[name].numbers, change.numbers) for name, change in wanted.items()]
-    pairs += [(again.branch_replacements[ref].maps, item.maps) for ref, item in maps.items()]
+    pairs += [(again.branch_replacements[ref].numbers, item.numbers) for ref, item in maps.items()]
     for ours, theirs in pairs:
         for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(one, other)
-    assert all(bool(item.maps) == ("replacements" in how) for item in maps.values())
+    assert all(bool(item.numbers) == ("replacements" in how) for item in maps.values())
 
 
 def test_a_state_of_other_settings_is_not_gone_on_from_and_that_is_said(
@@ -214,7 +214,7 @@ def test_replacements_are_fitted_trained_and_written(kind: Any, tmp_path: Path) 
         replacements = made.branch_replacements
         write_healed_plan(tmp_path / "plan.json", plan, replacements, weights=made.weights)
     for name, replacement in replacements.items():
-        assert bool(replacement.maps) == (kind == "linear")
+        assert (replacement.weight is not None) == (kind == "linear")
         assert not torch.equal(replacement.bias, before[name].bias)
     change_weights(loaded.model, LoadedPlan.read(tmp_path / "plan.json").changed_weights)
     with branches_replaced(loaded.model, replacements):
@@ -237,7 +237,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("train", ["adapters", "all"])
 def test_beside_adapters_fitted_maps_are_trained_at_a_lower_rate(train: Any) -> None:
-    cut = {DROPPED[0]: BranchReplacement(torch.zeros(32), (torch.zeros(32, 32),))}
+    cut = {DROPPED[0]: BranchReplacement(torch.zeros(32), torch.zeros(32, 32))}
     rank = 4 if train == "adapters" else None
     student = Student(tiny_loaded("llama").model, cut, train, rank)
     groups = rate_groups(student.trained, student.replacing, train)
@@ -426,7 +426,7 @@ def test_what_was_fitted_and_does_harm_is_not_begun_with(
     def harmful_maps(self: Fitting, kind: Any) -> Any:
         maps, fits = fitted(self, kind)
         for item in maps.values():
-            item.maps[-1].add_(5.0)
+            item.weight.add_(5.0)
         return maps, fits
 
     monkeypatch.setattr("exporter.heal.healed.folded_values", harmful_weights)
@@ -439,7 +439,7 @@ def test_what_was_fitted_and_does_harm_is_not_begun_with(
             products = [weight for name, weight in made.weights.items() if "proj" in name]
             assert {len(product.numbers) for product in products} == {2}
         else:
-            assert all(0 < r.maps[0].abs().max() < 1 for r in made.branch_replacements.values())
+            assert all(0 < r.weight.abs().max() < 1 for r in made.branch_replacements.values())
 
 
 @pytest.mark.parametrize(

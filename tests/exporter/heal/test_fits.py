@@ -66,11 +66,11 @@ def test_a_fit_is_least_squares_over_all_tokens(name: Any, ridge: float) -> None
     rows = np.vstack([a, np.sqrt(ridge * (a**2).sum() / _WIDTH) * np.eye(_WIDTH)])
     wanted = np.linalg.lstsq(rows, np.vstack([b, np.zeros((_WIDTH, _WIDTH))]), rcond=None)[0]
     atol = 1e-6 * np.abs(wanted).max()  # float32's rounding of the result
-    np.testing.assert_allclose(fit.linear.maps[0].numpy().T, wanted, atol=atol)
+    np.testing.assert_allclose(fit.linear.weight.numpy().T, wanted, atol=atol)
     bias = y.mean(0) - x.mean(0) @ wanted
     np.testing.assert_allclose(fit.linear.bias.numpy(), bias, atol=1e-6 * np.abs(bias).max() + atol)
     np.testing.assert_allclose(fit.bias.bias.numpy(), y.mean(0), atol=1e-7)
-    assert fit.bias.maps == ()
+    assert fit.bias.weight is None
     assert hook_count(loaded.model) == 0
     if ridge > 1:  # a huge one leaves the bias
         assert fit.linear_explained == pytest.approx(fit.bias_explained, abs=1e-9)
@@ -83,12 +83,12 @@ def test_a_linear_branch_is_recovered(family: str) -> None:
     generator = torch.Generator().manual_seed(1)
     weight, bias = torch.randn(_WIDTH, _WIDTH, generator=generator) * 0.1, torch.ones(_WIDTH)
     name: Any = (1, "mlp")
-    with branches_replaced(loaded.model, {name: BranchReplacement(bias, (weight,))}):
+    with branches_replaced(loaded.model, {name: BranchReplacement(bias, weight)}):
         fit = fit_branches(loaded, text(40, 20), [name])[name]
     # The ridge that is chosen is the smallest, and still holds small directions of x down a little.
     # Behind a LayerNorm the sum of x is always 0, and what W does with it can't be known.
     known = torch.eye(_WIDTH) - 1 / _WIDTH
-    torch.testing.assert_close(fit.linear.maps[0] @ known, weight @ known, rtol=0, atol=2e-4)
+    torch.testing.assert_close(fit.linear.weight @ known, weight @ known, rtol=0, atol=2e-4)
     torch.testing.assert_close(fit.linear.bias, bias, rtol=0, atol=2e-4)
     assert fit.linear_explained == pytest.approx(1, abs=1e-6)
     assert fit.bias_explained < 0.99
@@ -103,8 +103,8 @@ def test_the_result_does_not_depend_on_the_batches_or_the_groups() -> None:
     assert list(whole) == list(parts)
     assert len(whole) == 6
     for name, one in whole.items():
-        other = parts[name].linear.maps[0]  # float32 kernels of other batch sizes
-        torch.testing.assert_close(other, one.linear.maps[0], rtol=1e-3, atol=1e-5)
+        other = parts[name].linear.weight  # float32 kernels of other batch sizes
+        torch.testing.assert_close(other, one.linear.weight, rtol=1e-3, atol=1e-5)
         assert parts[name].ridge == one.ridge
 
 
@@ -141,7 +141,7 @@ def test_padding_is_left_out() -> None:
     padded = dataclasses.replace(samples, mask=mask)
     short = CalibrationText(samples.ref, samples.input_ids[:, :15], samples.mask[:, :15])
     one, other, unmasked = (
-        fit_branches(loaded, t, [name])[name].linear.maps[0] for t in (padded, short, samples)
+        fit_branches(loaded, t, [name])[name].linear.weight for t in (padded, short, samples)
     )
     # Other attention kernels with a mask and without.
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -156,7 +156,7 @@ def test_without_intercept_it_is_least_squares_through_the_origin() -> None:
     assert not fit.bias.bias.any()
     x, y = read_and_given(loaded, samples, name)
     wanted = np.linalg.lstsq(x, y, rcond=None)[0].T
-    weight = fit.linear.maps[0].double().numpy()
+    weight = fit.linear.weight.double().numpy()
     assert np.abs(wanted - weight).max() < 1e-3 * np.abs(wanted).max()
 
 
@@ -176,7 +176,7 @@ def test_what_settles_no_fit_is_refused(
     with raises(error, code, *fields):
         fit_branches(tiny_loaded("llama"), text(*shape), **how)
     fits = fit_branches(tiny_loaded("llama"), text(1, 20))  # a ridge settles it
-    assert all(bool(fit.linear.maps[0].isfinite().all()) for fit in fits.values())
+    assert all(bool(fit.linear.weight.isfinite().all()) for fit in fits.values())
 
 
 def test_activations_that_are_not_finite_name_layer_and_sample() -> None:
@@ -315,7 +315,7 @@ def test_answers_come_nearer_and_the_model_is_as_it_was(
         kept = made.branch_replacements
         standing = [ref for ref in names if kept[ref] is not NOTHING]
         assert standing == (replaced or [])
-        assert all(kept[ref].maps for ref in standing)
+        assert all(kept[ref].weight is not None for ref in standing)
         assert made.fits.keys() == set(standing)
         assert bool(made.weights) == (family != "bert")
         with made.within(), branches_replaced(loaded.model, kept):

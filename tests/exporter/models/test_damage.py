@@ -53,13 +53,11 @@ _CUT: Any = {(0, "attention"): NOTHING}
 def _branch_replacements() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     bias = torch.randn(_HIDDEN, generator=generator) * 0.1
-    left = torch.randn(_HIDDEN, 4, generator=generator) * 0.3
-    right = torch.randn(4, _HIDDEN, generator=generator) * 0.3
+    weight = torch.randn(_HIDDEN, _HIDDEN, generator=generator) * 0.1
     return {
         "none": NOTHING,
         "bias": BranchReplacement(bias),
-        "linear": BranchReplacement(bias, (left @ right,)),
-        "factors": BranchReplacement(bias, (right, left)),
+        "linear": BranchReplacement(bias, weight),
     }
 
 
@@ -142,7 +140,7 @@ def test_the_branches_own_map_changes_nothing(model_type: str) -> None:
     few = _HIDDEN - 8
     weight = torch.linalg.lstsq(read[:few], gave[:few] * part.multiplier).solution
     name: Any = (part.layer, part.kind)
-    cut = {name: BranchReplacement(None, (weight.T.float(),))}
+    cut = {name: BranchReplacement(None, weight.T.float())}
     with branches_replaced(model, cut), torch.no_grad():
         other: list[Any] = []
         hook = part.contribution.register_forward_hook(

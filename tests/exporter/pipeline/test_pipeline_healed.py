@@ -56,8 +56,7 @@ def write_healed(
     given = random_replacements(hidden, PLAN, seed=seed)
     branch_replacements = {
         (ref.layer, ref.kind): BranchReplacement(
-            torch.tensor(array_of(one.bias)),
-            tuple(torch.tensor(array_of(item)) for item in one.maps.values()),
+            *(torch.tensor(array_of(item)) for item in (one.bias, one.weight) if item is not None)
         )
         for ref, one in given.tensors.items()
     }
