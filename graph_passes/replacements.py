@@ -172,8 +172,8 @@ def digest_of(given: ReplacementTensors) -> str:
     """
     bias = array_of(given.bias)
     total = sha256()
-    unread = given.weight is None or bias.any()
-    for numbers in (bias, *(() if unread else (array_of(given.weight),))):
+    further = [] if given.weight is None or bias.any() else [given.weight]
+    for numbers in (bias, *map(array_of, further)):
         total.update(np.ascontiguousarray(numbers.astype(np.float64)).tobytes())
     return total.hexdigest()[:_DIGEST_LETTERS]
 

@@ -95,6 +95,9 @@ class PassOn(torch.nn.Module):
 class ReplacementModule(torch.nn.Module):
     """Contributes ``x @ weight.T + bias`` to the stream in a branch's place; else nothing."""
 
+    replacement_weight: torch.nn.Parameter | None
+    replacement_bias: torch.nn.Parameter | None
+
     def __init__(self, record: BranchRecord) -> None:
         super().__init__()
         self._record = record

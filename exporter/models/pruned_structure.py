@@ -76,7 +76,7 @@ def _record(
         layer=part.layer,
         kind=part.kind,
         bias=None if replacement.bias is None else len(replacement.bias),
-        maps=[] if replacement.weight is None else [tuple(replacement.weight.shape)],
+        maps=[(len(w), w.shape[1]) for w in [replacement.weight] if w is not None],
         multiplier=part.multiplier,
         returns=returns,
     )
