@@ -26,9 +26,9 @@ from exporter.artifacts import (
     Record,
 )
 from exporter.compare.options import CompareOptions
-from exporter.compare.timing.subjects import RunnerArm
+from exporter.compare.timing.subjects import RunnerArm, loaded
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, Turns, fit_together
+from exporter.engines.runners.tensorrt import OnEngines, Turns
 from exporter.engines.tensors import TOKEN_INPUTS
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts
@@ -60,15 +60,6 @@ class ComparedArm:
     def runner(self) -> Runner:
         """The first build's."""
         return self.builds[0]
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Enters the runner of the first build; leaves whichever is entered by then."""
-        with ExitStack() as stack:
-            for runner in self.builds:
-                stack.callback(runner.__exit__, None, None, None)
-            self.runner.__enter__()
-            yield
 
     def own_caches(self, other: ComparedArm) -> set[str]:
         """The caches of another arm that have no like here, since another library keeps them."""
@@ -176,18 +167,8 @@ class Comparison:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Enters a runner of each arm; engines that don't fit together are loaded in turns."""
-        with ExitStack() as stack:
-
-            def load() -> None:
-                with ExitStack() as entering:
-                    for arm in self.arms.values():
-                        entering.enter_context(arm.running())
-                    stack.push(entering.pop_all())
-
-            if not fit_together(load, self._on_engines):
-                self.progress.say(IN_TURNS)
-                load()
+        """Loads a runner of each arm; engines that don't fit together take turns."""
+        with loaded([arm.builds for arm in self.arms.values()], self.progress):
             yield
 
     def timed(self) -> dict[str, RunnerArm]:

@@ -18,7 +18,6 @@ from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.encoder_decoder.arms import Cells
-from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import (
     Builds,
@@ -27,6 +26,7 @@ from exporter.compare.timing.subjects import (
     RunnerArm,
     Sample,
     TimedArm,
+    loaded,
 )
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
@@ -39,11 +39,9 @@ from exporter.engines.environment import (
     machine_state,
 )
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
-from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, fit_together
 from exporter.engines.tensors import has_cache, whole_phase
 from exporter.errors import BackendError, ComparisonError, DisturbedMachineError
 from exporter.processes import cpu_times, other_cpu_share
-from exporter.progress import QUIET, Progress
 from exporter.report.sections.machine import machine_remarks
 
 
@@ -65,20 +63,11 @@ class Timed:
 class TimingSession:
     """Measures between ``__enter__`` and ``__exit__``, and looks at the machine meanwhile."""
 
-    def __init__(
-        self,
-        options: CompareOptions,
-        threads: int,
-        *,
-        on_gpu: bool = False,
-        paired: int = 2,
-        store: Store | None = None,
-        progress: Progress = QUIET,
-    ) -> None:
+    def __init__(self, comparison: Comparison, store: Store | None) -> None:
         self.timed = Timed()
-        self._options, self._threads, self._paired = options, threads, paired
-        self._store, self._progress = store, progress
-        self._watch = GpuWatch() if on_gpu else None
+        self._comparison, self._store = comparison, store
+        self._threads, self._progress = comparison.whole.runner.threads, comparison.progress
+        self._watch = GpuWatch() if comparison.on_gpu else None
         self._entered = ExitStack()
         self._warned = False
 
@@ -102,19 +91,15 @@ class TimingSession:
             self._progress.say(f"time: {remark}")
 
     def measure(
-        self,
-        arms: Mapping[str, TimedArm],
-        cells: Sequence[Shape],
-        *,
-        together: bool = True,
+        self, arms: Mapping[str, TimedArm], cells: Sequence[Shape], *, together: bool
     ) -> None:
         """Adds the rows of all arms at all cells; see :func:`measure_rows`."""
-        timing = self._options.timing
+        options = self._comparison.options
         budget = TimingBudget(
-            seconds=timing.time_budget_s,
-            rounds=self._options.rounds,
-            threshold=timing.threshold,
-            reload=timing.reload,
+            seconds=options.timing.time_budget_s,
+            rounds=options.rounds,
+            threshold=options.timing.threshold,
+            reload=options.timing.reload,
             seed=self.timed.order_seed,
         )
         self.timed.rows += measure_rows(
@@ -122,8 +107,8 @@ class TimingSession:
             cells,
             budget,
             store=self._store,
-            paired=self._paired,
-            together=together,
+            paired=len(self._comparison.judged),
+            together=together and not self._comparison.in_turns,
             after_chunk=self._look,
             progress=self._progress,
         )
@@ -133,7 +118,7 @@ class TimingSession:
         state = machine_state(seconds, self._throttle, self._watch, self._machine)
         self.timed.states.append(state)
         reason = doubt(self.timed.states)
-        if reason and self._options.timing.on_disturbance == "stop":
+        if reason and self._comparison.options.timing.on_disturbance == "stop":
             raise DisturbedMachineError(
                 f"The measurement is disturbed: {reason}.",
                 "Measure on a quieter machine, or with --on-disturbance warn to go on; what was "
@@ -177,10 +162,6 @@ class GenerationProbe:
 class DecoderArm(Builds[Decoder]):
     """An arm that generates."""
 
-    def __init__(self, builds: Sequence[Decoder], vocabulary: int) -> None:
-        super().__init__(builds)
-        self._vocabulary = vocabulary
-
     def probe(self, cell: Shape) -> Probe:
         """Binds the same random prompt for every arm."""
         size = (cell.batch, cell.sequence_length)
@@ -192,16 +173,9 @@ def time_all(comparison: Comparison, store: Store | None = None) -> Timed:
     """Times all arms at every cell of the options that the model reaches."""
     shapes, generations = cells_of(comparison)
     arms = comparison.timed()
-    with TimingSession(
-        comparison.options,
-        comparison.whole.runner.threads,
-        on_gpu=comparison.on_gpu,
-        paired=len(comparison.judged),
-        store=store,
-        progress=comparison.progress,
-    ) as session:
+    with TimingSession(comparison, store) as session:
         if shapes:
-            session.measure(arms, shapes, together=not comparison.in_turns)
+            session.measure(arms, shapes, together=True)
         if generations:
             _time_generations(comparison, session, arms, generations)
     return session.timed
@@ -219,26 +193,9 @@ def _time_generations(
             run.unload()
             stack.callback(run.load)
         arms = _decoder_arms(comparison, max(cell.batch for cell in cells))
-        for arm in arms.values():
-            stack.callback(arm.unload)
-        fit = fit_together(lambda: _load(arms), _on_engines(arms))
-        if not fit:
-            comparison.progress.say(IN_TURNS)
-        session.measure(arms, cells, together=fit and not comparison.in_turns)
-
-
-def _load(arms: Mapping[str, DecoderArm]) -> None:
-    with ExitStack() as stack:
-        for arm in arms.values():
-            arm.load()
-            stack.callback(arm.unload)
-        stack.pop_all()
-
-
-def _on_engines(arms: Mapping[str, DecoderArm]) -> list[OnEngines]:
-    return [
-        decoder for arm in arms.values() for decoder in arm.every if isinstance(decoder, OnEngines)
-    ]
+        every = [arm.every for arm in arms.values()]
+        fit = stack.enter_context(loaded(every, comparison.progress))
+        session.measure(arms, cells, together=fit)
 
 
 def _decoder_arms(comparison: Comparison, batch: int) -> dict[str, DecoderArm]:

@@ -11,6 +11,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.runners.base import BoundCall, Runner
+from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, fit_together
+from exporter.progress import Progress
 
 Clock = Callable[[], int]
 """A monotonic clock in nanoseconds."""
@@ -60,9 +62,7 @@ class Probe(Protocol):
 class TimedArm(Protocol):
     """An arm of one or several builds; one of them is loaded when it is handed over."""
 
-    @property
-    def builds(self) -> int:
-        """How many builds it has."""
+    builds: int
 
     def load(self) -> None:
         """Loads it anew, after :meth:`unload`."""
@@ -137,28 +137,19 @@ _B = TypeVar("_B", bound=Loadable)
 class Builds(Generic[_B]):
     """What every :class:`TimedArm` does with its builds."""
 
-    def __init__(self, builds: Sequence[_B]) -> None:
-        self._builds = builds
+    def __init__(self, builds: Sequence[_B], vocabulary: int) -> None:
+        self.every, self.builds = builds, len(builds)
+        self._vocabulary = vocabulary
         self._number = 0
-
-    @property
-    def builds(self) -> int:
-        """How many builds it has."""
-        return len(self._builds)
-
-    @property
-    def every(self) -> Sequence[_B]:
-        """All of them."""
-        return self._builds
 
     @property
     def current(self) -> _B:
         """The build that is timed now."""
-        return self._builds[self._number]
+        return self.every[self._number]
 
     def use_build(self, number: int) -> None:
         """Loads this one in the place of the one that is loaded."""
-        number %= len(self._builds)
+        number %= self.builds
         if number != self._number:
             self.unload()
             self._number = number
@@ -176,10 +167,6 @@ class Builds(Generic[_B]):
 class RunnerArm(Builds[Runner]):
     """An arm whose runs are single runs of a graph."""
 
-    def __init__(self, builds: Sequence[Runner], vocabulary: int) -> None:
-        super().__init__(builds)
-        self._vocabulary = vocabulary
-
     @property
     def on_device(self) -> bool:
         """Whether its times are the device's."""
@@ -189,6 +176,31 @@ class RunnerArm(Builds[Runner]):
         """Binds the same random tokens for every arm."""
         inputs = self.current.inputs_of(cell, self._vocabulary)
         return CallProbe(self.current.prepare(inputs, phase=cell.phase))
+
+
+@contextlib.contextmanager
+def loaded(builds: Sequence[Sequence[Loadable]], progress: Progress) -> Iterator[bool]:
+    """Loads the first build of each arm, and leaves whichever are loaded by the block's end.
+
+    Engines that don't fit together take turns; gives whether they fit.
+    """
+    every = [build for own in builds for build in own]
+    engines = [build for build in every if isinstance(build, OnEngines)]
+
+    def load() -> None:
+        with contextlib.ExitStack() as entering:
+            for first, *_ in builds:
+                entering.enter_context(first)
+            entering.pop_all()
+
+    with contextlib.ExitStack() as stack:
+        for build in every:
+            stack.callback(build.__exit__, None, None, None)
+        fit = fit_together(load, engines)
+        if not fit:
+            progress.say(IN_TURNS)
+            load()
+        yield fit
 
 
 _AGREEMENT = 0.05  # windows that differ by less have settled

@@ -457,9 +457,9 @@ def test_a_disturbed_measurement_stops_or_warns_once(
         monkeypatch.setattr(latency, name, lambda *_, result=result: result)
     monkeypatch.setattr(latency, "measure_rows", chunks)
     comparison: Any = SimpleNamespace(
-        options=CompareOptions(timing=TimingOptions(on_disturbance=how)), arms={}, judged=(),
+        options=CompareOptions(timing=TimingOptions(on_disturbance=how)), judged=(), timed=dict,
         whole=SimpleNamespace(runner=SimpleNamespace(threads=1)), on_gpu=False,
-        in_turns=False, vocabulary=lambda: 9, progress=Heard(),
+        in_turns=False, progress=Heard(),
     )  # fmt: skip
     stops = raises(DisturbedMachineError, "disturbed-machine", "--on-disturbance")
     with stops if lines is None else nullcontext():

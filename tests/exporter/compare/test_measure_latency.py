@@ -32,6 +32,7 @@ from exporter.compare.timing.subjects import (
     CallProbe,
     RunnerArm,
     little_garbage,
+    loaded,
     no_garbage_collection,
     one_clock,
     warm_up,
@@ -42,6 +43,7 @@ from exporter.engines.tensors import has_cache, make_inputs, random_tokens
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model
+from exporter.progress import QUIET
 from tests.raising import raises
 from tests.text_graphs import write_tiny_lm
 from tests.virtual_time import (
@@ -446,7 +448,7 @@ def three(tmp_path: Path) -> ComparedArm:
 
 def test_one_build_of_each_arm_is_loaded_at_a_time(three: ComparedArm) -> None:
     other = OnnxRuntimeRunner(three.builds[0].model, threads=1)
-    with three.running(), other:
+    with loaded([three.builds, [other]], QUIET):
         arms = {"a": RunnerArm(three.builds, 32), "b": RunnerArm([other], 32)}
         (row,) = measure_rows(arms, [Shape("prefill", 1, 4)], TimingBudget(rounds=6))
     assert row.builds == 3
@@ -457,7 +459,7 @@ def test_one_build_of_each_arm_is_loaded_at_a_time(three: ComparedArm) -> None:
 
 def test_whichever_build_is_loaded_when_it_fails_is_left(three: ComparedArm) -> None:
     def fail() -> None:
-        with three.running():
+        with loaded([three.builds], QUIET):
             RunnerArm(three.builds, 32).use_build(1)
             raise KeyError
 
