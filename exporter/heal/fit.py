@@ -56,7 +56,7 @@ def most_explained(choices: Choices) -> BranchReplacement:
 Branch = Callable[[SublayerModules, "torch.Tensor", "torch.Tensor"], None]
 """Takes a branch, what it read and what it added, both ``[batch, tokens, width]``."""
 
-_FEWEST_SAMPLES = 5
+_FEWEST_SAMPLES, _HELD_OUT = 5, 0.2
 
 
 def observing(
@@ -104,7 +104,7 @@ def check_finite(
             )
 
 
-def held_out_tokens(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+def held_out_tokens(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which tokens a ridge is judged on: whole samples, spread evenly over the text.
 
     A text of fewer than five samples holds out the end of each one.
@@ -113,19 +113,13 @@ def held_out_tokens(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
 
     mask: `[samples, tokens]`; False marks padding.
     """
-    if not 0 < share < 1:
-        raise HealingError(
-            f"A share of {share} can't be held out.",
-            "Give one such as 0.2.",
-            code="share-out-of-range",
-        )
     numbers = np.arange(1, len(mask) + 1)
-    chosen = np.floor(numbers * share) > np.floor((numbers - 1) * share)
+    chosen = np.floor(numbers * _HELD_OUT) > np.floor((numbers - 1) * _HELD_OUT)
     if len(mask) >= _FEWEST_SAMPLES and 0 < chosen.sum() < len(mask):
         array: NDArray[np.bool_] = mask & chosen[:, None]
     else:
         order, lengths = mask.cumsum(1), mask.sum(1, keepdims=True)
-        array = mask & (order > np.ceil(lengths * (1 - share)))
+        array = mask & (order > np.ceil(lengths * (1 - _HELD_OUT)))
     if not array.any() or not (mask & ~array).any():
         raise HealingError(
             f"{int(mask.sum())} tokens are too few to fit a replacement and to judge it on others.",
@@ -147,7 +141,6 @@ def fit_branches(
     ridge: float | None = None,  # None: chosen for each branch on held-out tokens
     intercept: bool = True,
     batch_size: int = 4,
-    held_out: float = 0.2,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     uses_maps: bool = True,
     progress: Progress = QUIET,
@@ -155,7 +148,7 @@ def fit_branches(
     """Fits a bias and a linear map for branches of the unchanged model."""
     parts = {part.ref: part for part in every_sublayer(loaded.model)}
     wanted = [parts[name] for name in named_in(loaded.model, parts if names is None else names)]
-    later, fits = HeldOut.of(text, held_out), {}
+    later, fits = HeldOut.of(text), {}
     width = loaded.model.config.get_text_config().hidden_size
     size = max(1, memory_limit_bytes // (2 * sums_bytes(width, width)))
     for start in range(0, len(wanted), size):
@@ -221,11 +214,11 @@ class HeldOut:
     positions: NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, text: CalibrationText, share: float) -> HeldOut:
-        """About a share of a text's tokens; see :func:`held_out_tokens`."""
+    def of(cls, text: CalibrationText) -> HeldOut:
+        """About a fifth of a text's tokens; see :func:`held_out_tokens`."""
         sources = text.sources
-        positions = None if sources is None else held_out_tokens(sources.mask, share)
-        return cls(held_out_tokens(text.mask, share), positions)
+        positions = None if sources is None else held_out_tokens(sources.mask)
+        return cls(held_out_tokens(text.mask), positions)
 
 
 class Adding:

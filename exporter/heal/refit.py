@@ -148,14 +148,13 @@ def refitted(
     writers: Sequence[Writer] = (),
     ridge: float | None = None,  # None: chosen for each on held-out tokens
     batch_size: int = 4,
-    held_out: float = 0.2,
     progress: Progress = QUIET,
 ) -> list[OwnValue]:
     """The new values of products, each fitted with those before it in the model.
 
     The text is run a layer at a time, up to the last gap, about three times in all.
     """
-    later = held_out_tokens(text.mask, held_out)
+    later = held_out_tokens(text.mask)
     ridges = RIDGES if ridge is None else [ridge]
     with contextlib.ExitStack() as stack:
         walk = LayerWalk(model, layers, text, batch_size, 3, stack, progress)

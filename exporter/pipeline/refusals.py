@@ -12,7 +12,6 @@ from exporter.artifacts.base import nouns_of
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plans import read_plan
 from exporter.artifacts.store import FOLDER
-from exporter.choose.budgets.budget import Budget
 from exporter.compare.evaluation import questions
 from exporter.compare.intervals import share_interval
 from exporter.compare.kept import decided_on, evaluation_texts, read_source
@@ -46,7 +45,6 @@ USELESS_COSINE = 0.8
 USELESS_AGREEMENT = 0.8
 """Share of texts that keep their class, or of two texts their order, below which nobody would ship
 a classifier or a reranker; few texts must show it."""
-_SLACK = 1e-6
 _RESULTS: tuple[str, ...] = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
 )  # fmt: skip
@@ -202,46 +200,37 @@ def refuse_useless(run: Run) -> None:
     budget, plan = run.request.drops.budget, run.plan.plan
     if not run.request.refuses_useless or budget is None or budget.floors:
         return
-    share, lost = _useful_share(plan, run)
-    if share >= 1:
+    if not (lost := _ruin(plan, run)):
         return
-    words = " ".join(_smaller(budget, share))
-    hint = f"About {words} may leave a useful one; without" if words else "Without"
     raise UnmetGoalError(
         f"Without {plan.describe()} the model is useless: {lost}, on text of "
         f"{', '.join(text.source for text in plan.judged_on[:1]) or 'the search'}.",
-        f"{hint} a number or a goal the largest cut is found that costs next to nothing, or "
-        "--allow-damage goes on.",
+        "Ask for less; without a number or a goal the largest cut is found that costs next to "
+        "nothing, or --allow-damage goes on.",
         code="useless",
     )
 
 
-def _useful_share(plan: PruningPlan, run: Run) -> tuple[float, str]:
-    """What of a cut's damage a useful model may have; the damage in words."""
+def _ruin(plan: PruningPlan, run: Run) -> str:
+    """What a cut costs, in words, where nobody would ship the model; else empty."""
     rise, cosine = (plan.predicted.get(name) for name in ("log_perplexity_increase", "cosine"))
     if rise is not None:
         text = f"its perplexity is {math.exp(min(rise, 50.0)):.1f} times as high"
-        return _USELESS / max(rise, 1e-9), text
+        return text if rise > _USELESS else ""
     if cosine is not None:
         text = f"the mean cosine of the embeddings is {cosine:.3f}, less than {USELESS_COSINE}"
-        return (1 - USELESS_COSINE) / max(1 - cosine, 1e-9), text
-    return _useful_share_of_classes(plan, run)
-
-
-def _useful_share_of_classes(plan: PruningPlan, run: Run) -> tuple[float, str]:
-    """The same of a classifier; of few texts the end of the interval that is kinder to it."""
+        return text if cosine < USELESS_COSINE else ""
     same = plan.predicted.get("top1_agreement")
     texts = plan.judged_on[0].samples if plan.judged_on else 0
     if same is None or not texts or _may_keep(same, texts):
-        return math.inf, ""
+        return ""
     # Half as many orders as texts were seen; the model is asked last, since it may be read for it.
     if has_single_logit(run.choosing.model) and _may_keep(same, math.ceil(texts / 2)):
-        return math.inf, ""
-    text = (
+        return ""
+    return (
         f"{same:.0%} of the {nouns_of(type(run.choosing.model).__name__).several} keep their "
         f"likeliest class, or of two their order, less than {USELESS_AGREEMENT:.0%}"
     )
-    return (1 - USELESS_AGREEMENT) / max(1 - same, 1e-9), text
 
 
 def _may_keep(same: float, number: int) -> bool:
@@ -249,18 +238,6 @@ def _may_keep(same: float, number: int) -> bool:
     kept = np.arange(number) < round(same * number)
     interval = share_interval(kept.astype(np.float64), np.ones(number))
     return interval is None or interval.ci95[1] >= USELESS_AGREEMENT
-
-
-def _smaller(budget: Budget, share: float) -> list[str]:
-    """The options that ask for a share of a budget; damage grows faster than what is dropped."""
-    short = {"attention": "attn"}
-    fewer = {kind: int(share * number + _SLACK) for kind, number in budget.counts.items()}
-    names = [f"--drop-{short.get(kind, kind)} {number}" for kind, number in fewer.items() if number]
-    if budget.parameters is not None:
-        names.append(f"--parameters {100 * share * budget.parameters:.1f}%")
-    if budget.target_speedup is not None:
-        names.append(f"--faster {1 + share * (budget.target_speedup - 1):.2f}x")
-    return names
 
 
 def refuse_foreign_results(run: Run) -> None:

@@ -12,8 +12,8 @@ from pydantic import Field
 from exporter.artifacts import Target
 from exporter.artifacts.servers import Server
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.settings import PlanSettings, idle_rules, settled_heal
-from exporter.choose.selection.search_options import DROPPING, SearchOptions
+from exporter.choose.budgets.settings import PlanSettings, idle_rule, settled_heal
+from exporter.choose.selection.search_options import DROPPING, OF_SEARCHES, SearchOptions
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.options import USUAL_ROOM, ExporterName
@@ -101,6 +101,11 @@ class EngineRequest(Options):
         "Build one engine for each phase, or one for both, which has the weights twice.",
         usual="one for each, where caches have a fixed length",
     )
+
+
+def _goes_by_scores(request: ExportRequest) -> bool:
+    budget = request.drops.budget
+    return budget is not None and budget.only_counts and not request.search.by_damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +234,13 @@ class ExportRequest(Options):
             for danger in ("trust_remote_code", "allow_pickle")
         ),
         excludes("drops.plan", "search", "a plan file says what is dropped"),
-        *idle_rules("drops.budget", "search"),
+        *(
+            idle_rule(name, _goes_by_scores)
+            for name in (
+                *("drops.budget.at", "drops.budget.kinds"),
+                *(f"search.{name}" for name in OF_SEARCHES),
+            )
+        ),
         Rule(
             ("drops.budget.at", "target"),
             lambda told: (

@@ -116,25 +116,9 @@ class Floors(Options):
         floors = of_kind[judged]
         if self == USUAL_FLOORS and judged == "classes":
             return Floors(top1_agreement=_USUAL_AGREEMENT)
-        if self and not floors and judged == "classes":
-            raise PlanError(
-                "This model gives texts classes: it has no perplexity and is not judged by "
-                "embeddings.",
-                "Limit how many texts get another class: --min-top1-agreement 0.98.",
-                code="only-classes",
-            )
-        if self and not floors and judged == "tokens":
-            raise PlanError(
-                "This model predicts next tokens, so it is not judged by its embeddings.",
-                "Give --at-most 5% or --min-top1-agreement 0.95.",
-                code="no-embeddings",
-            )
         if self and not floors:
-            raise PlanError(
-                "This model predicts no next token: it has no perplexity and no top-1 agreement.",
-                "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
-                code="no-next-token",
-            )
+            message, hint, code = _OTHER_LIMITS[judged]
+            raise PlanError(message, hint, code=code)
         return floors
 
     @property
@@ -157,6 +141,24 @@ class Floors(Options):
         return max(values)
 
 
+_OTHER_LIMITS: dict[Judged, tuple[str, str, str]] = {
+    "classes": (
+        "This model gives texts classes: it has no perplexity and is not judged by embeddings.",
+        "Limit how many texts get another class: --min-top1-agreement 0.98.",
+        "only-classes",
+    ),
+    "tokens": (
+        "This model predicts next tokens, so it is not judged by its embeddings.",
+        "Give --at-most 5% or --min-top1-agreement 0.95.",
+        "no-embeddings",
+    ),
+    "embeddings": (
+        "This model predicts no next token: it has no perplexity and no top-1 agreement.",
+        "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
+        "no-next-token",
+    ),
+}
+"""By what a model is judged, what is said where none of the limits is for it."""
 NO_FLOORS = Floors()
 USUAL_FLOORS = Floors(
     perplexity_increase=USUAL_LIMITS["at_most"],

@@ -27,7 +27,6 @@ from exporter.options import (
     is_given,
     option,
     part,
-    value_at,
 )
 from exporter.score.options import NAMED_ONCE, SCORING, MetricName
 
@@ -156,12 +155,6 @@ class PlanSettings(Options):
         return {name: value for name, value in numbers.items() if value is not None}
 
 
-def idle_rules(budget: str, search: str) -> tuple[Rule, ...]:
-    """Rules that refuse what a choice by scores alone has no use for."""
-    names = (f"{budget}.at", f"{budget}.kinds", *(f"{search}.{name}" for name in OF_SEARCHES))
-    return tuple(idle_rule(name, lambda item: _by_scores(item, budget, search)) for name in names)
-
-
 def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
     """Refuses an option that a choice by scores alone has no use for."""
     return Rule(
@@ -170,11 +163,6 @@ def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
         "{0} is for searches by damage, and for budgets other than numbers.",
         "Give such a budget: --faster 1.2x or --parameters 10%.",
     )
-
-
-def _by_scores(value: Any, budget: str, search: str) -> bool:
-    result, method = value_at(value, budget), value_at(value, search)
-    return result is not None and result.only_counts and not method.by_damage
 
 
 def settled_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -165,7 +165,7 @@ class TextSource:
         return Units.of(self.documents, length, whole=bool(self.line_pairs))
 
 
-def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSource:
+def read_texts(spec: str, *, part: Part) -> TextSource:
     """Reads the text that a user named."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if spec == PYDOC:
@@ -174,10 +174,6 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
         half = _docstring_halves()[0 if part == "calibration" else 1]
         return _source(f"docstrings ({part} half, Python {version})", half)
     if spec.startswith("hf:"):
-        if not allow_network:
-            raise TextSourceError(
-                f"{spec} needs the network, which is switched off.", SPEC_HINT, code="needs-network"
-            )
         return _read_hub(spec, part)
     path = Path(spec)
     text = read_file(path)

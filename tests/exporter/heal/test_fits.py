@@ -119,7 +119,7 @@ def test_the_ridge_is_the_best_on_held_out_tokens() -> None:
 def test_the_share_explained_is_that_of_tokens_not_fitted_on() -> None:
     loaded, samples, name = tiny_loaded("llama"), text(10, 24), (1, "attention")
     fit = fit_branches(loaded, samples, [name], ridge=0.01)[name]
-    later = held_out_tokens(samples.mask, 0.2)
+    later = held_out_tokens(samples.mask)
     assert later.any(1).tolist() == [False, False, False, False, True] * 2
     x, y = read_and_given(loaded, samples, name)
     first = ~later.ravel()
@@ -166,7 +166,6 @@ def test_without_intercept_it_is_least_squares_through_the_origin() -> None:
         ((1, 1), {}, HealingError, "too-few-tokens", [1]),
         ((0, 8), {}, HealingError, "too-few-tokens", [0]),
         ((10, 24), {"names": [(3, "mlp")]}, PlanError, "layer-missing", [3]),
-        ((10, 24), {"held_out": 1}, HealingError, "share-out-of-range", [1]),
         ((1, 20), {"ridge": 0.0}, HealingError, "map-not-settled", [20]),
     ],
 )

@@ -187,7 +187,7 @@ def test_both_halves_of_what_is_held_out_are_mixtures(
         rows = half.input_ids.tolist()
         assert all(0 < sum(row in rows for row in text) < len(text) for text in samples)
     # Of every fifth sample, on which ridges are judged, too.
-    chosen = result.fitting.input_ids[held_out_tokens(result.fitting.mask, 0.2).any(1)]
+    chosen = result.fitting.input_ids[held_out_tokens(result.fitting.mask).any(1)]
     domains = {bool(np.isin(row, result.held[0].input_ids).all()) for row in chosen}
     assert domains == {True, False}
     # What has chosen on the first leaves other texts alone.

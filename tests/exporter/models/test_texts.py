@@ -163,8 +163,6 @@ def test_hub_errors_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
     with raises(TextSourceError, "no-data-set"):
         read_texts("hf:", part="evaluation")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with raises(TextSourceError, "needs-network", "hf:wiki"):
-        read_texts("hf:wiki", part="evaluation", allow_network=False)
     with pytest.raises(MissingDependencyError) as caught:
         read_texts("hf:wiki", part="evaluation")
     assert "depthcut[datasets]" in (caught.value.hint or "")

@@ -397,9 +397,9 @@ TWICE = math.log(2)
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (run_of(1.6 * TWICE), ("--drop-attn 5", "--allow-damage")),
-        (run_of(2 * TWICE, Budget(target_speedup=1.2, at=USUAL_REQUEST)), ("--faster 1.10x",)),
-        (run_of(2 * TWICE, Budget(parameters=0.1)), ("--parameters 5.0%",)),
+        (run_of(1.6 * TWICE), ("--allow-damage",)),
+        (run_of(2 * TWICE, Budget(target_speedup=1.2, at=USUAL_REQUEST)), ("--allow-damage",)),
+        (run_of(2 * TWICE, Budget(parameters=0.1)), ("--allow-damage",)),
         (run_of(2 * TWICE, Budget(fits=Memory(10**6))), ("--allow-damage",)),
         (run_of(0.99 * TWICE), None),
         (run_of(5.0, refuses=False), None),
@@ -407,11 +407,11 @@ TWICE = math.log(2)
         (run_of(5.0, given=True), None),
         (run_of(None), None),
         # An encoder whose embeddings are others.
-        (run_of(0.6, figure="cosine"), ("--drop-attn 4", "0.600", refusals.USELESS_COSINE)),
+        (run_of(0.6, figure="cosine"), ("0.600", refusals.USELESS_COSINE)),
         (run_of(refusals.USELESS_COSINE + 0.01, figure="cosine"), None),
         (run_of(0.6, refuses=False, figure="cosine"), None),
         # A classifier whose texts get other classes, if enough texts show it.
-        (of_classes(0.6, 100), ("--drop-attn 4", "60%", "made")),
+        (of_classes(0.6, 100), ("60%", "made")),
         (of_classes(0.6, 6), None),
         (of_classes(0.82, 100), None),
         (of_classes(0.6, 100, refuses=False), None),
