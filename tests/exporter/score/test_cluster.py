@@ -26,8 +26,7 @@ from exporter.pipeline.sweep.job import Job  # noqa: E402
 from exporter.pipeline.sweep.run import run_on_ray  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 from exporter.score.cluster import scoring  # noqa: E402
-from exporter.score.cluster.connection import _refuse_silence  # noqa: E402
-from exporter.score.cluster.pool import open_pool  # noqa: E402
+from exporter.score.cluster.pool import _refuse_silence, open_pool  # noqa: E402
 from exporter.score.cluster.worker import versions  # noqa: E402
 
 

@@ -18,7 +18,7 @@ from exporter import cli
 from exporter.errors import ClusterError, MissingDependencyError
 from exporter.models.ablation.damage import Damage
 from exporter.progress import QUIET
-from exporter.score.cluster import connection
+from exporter.score.cluster import pool
 from exporter.score.cluster.pool import allocate, open_pool
 from exporter.score.cluster.scoring import cut_jobs, joined_damages
 from tests.raising import raises
@@ -110,8 +110,8 @@ def test_its_folder_lies_in_one_that_only_this_user_can_enter(
     ray = Mock(init=init, is_initialized=lambda: False, _private=SimpleNamespace())
     tmp_path.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(connection, "require", lambda *_args, **_options: ray)
-    with connection.connected(None, 1, QUIET):
+    monkeypatch.setattr(pool, "require", lambda *_args, **_options: ray)
+    with pool.connected(None, 1, QUIET):
         (folder,) = folders
         above = folder.parent.lstat()
         assert stat.S_ISDIR(above.st_mode)
