@@ -240,12 +240,6 @@ class Comparison:
             )
         return number
 
-    def refuse_foreign_inputs(self) -> None:
-        """As :meth:`refuse_other_interface`, by what the files say, before anything is loaded."""
-        if known := set(self.whole.facts.inputs):
-            second = self.pair[1]
-            _refuse_inputs(self.arms[second].facts.inputs, second, known)
-
     def refuse_other_interface(self) -> None:
         """Refuses arms that don't take and give the same.
 

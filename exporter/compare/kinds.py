@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,27 +55,25 @@ _UNMEASURED = (
 )
 
 
-def open_engine_pair(
-    baseline: Path,
-    candidate: Path,
+def _open_engine_pair(
+    paths: Sequence[Path],
     options: CompareOptions,
     *,
     threads: int,
-    onnx: tuple[Path, Path] | None = None,
-) -> tuple[ComparedArm, ComparedArm]:
+    onnx: tuple[Path, Path] | None,
+) -> list[ComparedArm]:
     """Reads the records of both arms' engines, and finds the ONNX files behind them."""
-    builds = [find_builds(path) for path in (baseline, candidate)]
+    builds = [find_builds(path) for path in paths]
     _refuse_built_differently(builds[0][0], builds[1][0])
     given = onnx or (None, None)
     sources = [_onnx_of(build[0], path) for build, path in zip(builds, given, strict=True)]
     problem = ask_driver().problem
     if problem and None in sources:
         sources = [None, None]  # one arm alone tells nothing
-    first, second = (
+    return [
         _arm(build, source, problem, options, threads)
         for build, source in zip(builds, sources, strict=True)
-    )
-    return first, second
+    ]
 
 
 def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None:
@@ -114,19 +112,6 @@ def _ways(build: EngineSet) -> dict[str, object]:
 
 def _kept(profile: Profile, names: set[str]) -> tuple[str, dict[str, ShapeRange]]:
     return profile.phase, {name: span for name, span in profile.shapes.items() if name in names}
-
-
-def open_engine_reference(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
-    """Reads the records of a further arm's engines."""
-    problem = ask_driver().problem
-    if problem:
-        raise ComparisonError(
-            f"The reference {path} can't be timed here: {problem}.",
-            "Leave it out; of the two that are compared, engines are described without a GPU too.",
-            code="engine-not-runnable",
-        )
-    builds = find_builds(path)
-    return _arm(builds, _onnx_of(builds[0], None), problem, options, threads)
 
 
 def _arm(
@@ -285,7 +270,8 @@ def _facts_of(path: Path, record: EngineRecord) -> EngineFacts:
 
 
 _PREFIXES = ("torch", "torch-compile")
-_TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
+_FLOATS = (FLOAT_BASELINE, FLOAT_CANDIDATE)
+_TAKEN = ("baseline", "candidate", *_FLOATS)
 """Names that a reference can't have in the report."""
 
 
@@ -347,58 +333,41 @@ def reads_images(name: ArmName) -> bool:
         return False
 
 
-def open_pair(
-    baseline: Path | str,
-    candidate: Path | str,
+def open_arms(
+    pair: Sequence[ArmName],
     options: CompareOptions,
     *,
     threads: int,
     onnx: tuple[Path, Path] | None = None,
-) -> tuple[ComparedArm, ComparedArm]:
-    """Finds both arms' files; their runners are not entered yet."""
-    names = same_kind(baseline, candidate)
-    if onnx is not None and names[0].kind != "engine":
+    floats: tuple[Path | str, Path | str] | None = None,
+    further: Sequence[Path | str] = (),
+) -> dict[str, ComparedArm]:
+    """Finds the files of all arms, the pair's first; their runners are not entered yet."""
+    engines = pair[0].kind == "engine"
+    if onnx is not None and not engines:
         raise UsageError(
             "--engine-onnx is for engines, and these are not engines.",
             code="onnx-without-engine",
         )
-    if names[0].kind == "engine":
-        first_path, second_path = (name.path for name in names)
-        return open_engine_pair(first_path, second_path, options, threads=threads, onnx=onnx)
-    first, second = (_open(name, options, threads=threads) for name in names)
-    return first, second
-
-
-def open_references(
-    arms: Sequence[Path | str], baseline: ComparedArm, options: CompareOptions, *, threads: int
-) -> dict[str, ComparedArm]:
-    """Finds the files of further arms."""
-    names = [ArmName.of(text) for text in arms]
-    precision = baseline.facts.precision
-    compared_arms = {}
-    for title, name in zip(_titles(names), names, strict=True):
-        arm = _open(name, options, threads=threads, precision=precision)
-        _refuse_other_vocabulary(baseline, arm, f"reference {title}")
-        compared_arms[title] = arm
-    return compared_arms
-
-
-def open_floats(
-    arms: tuple[Path | str, Path | str],
-    quantized: tuple[ComparedArm, ComparedArm],
-    options: CompareOptions,
-    *,
-    threads: int,
-) -> dict[str, ComparedArm]:
-    """Finds the files of both models in float."""
-    compared_arms = {}
-    titles = (FLOAT_BASELINE, FLOAT_CANDIDATE)
-    for title, name, other in zip(titles, same_kind(*arms), quantized, strict=True):
+    if engines:
+        paths = [name.path for name in pair]
+        sides = _open_engine_pair(paths, options, threads=threads, onnx=onnx)
+    else:
+        sides = [_open(name, options, threads=threads) for name in pair]
+    quantized = True if floats else None
+    arms = {
+        title: replace(side, pruned=title == "candidate", quantized=quantized)
+        for title, side in zip(("baseline", "candidate"), sides, strict=True)
+    }
+    for title, name in zip(_FLOATS, same_kind(*floats) if floats else (), strict=False):
         arm = _open(name, options, threads=threads)
-        _refuse_other_vocabulary(other, arm, title)
-        pruned = title == FLOAT_CANDIDATE
-        compared_arms[title] = replace(arm, pruned=pruned, quantized=False)
-    return compared_arms
+        arms[title] = replace(arm, pruned=title == FLOAT_CANDIDATE, quantized=False)
+    names = [ArmName.of(text) for text in further]
+    precision = arms.get(FLOAT_BASELINE, arms["baseline"]).facts.precision
+    for title, name in zip(_titles(names), names, strict=True):
+        arms[title] = _open(name, options, threads=threads, precision=precision)
+    _refuse_other_vocabularies(arms)
+    return arms
 
 
 def _open(
@@ -409,7 +378,16 @@ def _open(
     precision: str | None = None,
 ) -> ComparedArm:
     if name.kind == "engine":
-        return open_engine_reference(name.path, options, threads=threads)
+        problem = ask_driver().problem
+        if problem:
+            raise ComparisonError(
+                f"The reference {name.path} can't be timed here: {problem}.",
+                "Leave it out; of the two that are compared, engines are described without a GPU "
+                "too.",
+                code="engine-not-runnable",
+            )
+        builds = find_builds(name.path)
+        return _arm(builds, _onnx_of(builds[0], None), problem, options, threads)
     if name.is_torch:
         return open_torch_arm(
             name.path,
@@ -422,15 +400,18 @@ def _open(
     return replace(arm, prefix=name.prefix)
 
 
-def _refuse_other_vocabulary(baseline: ComparedArm, arm: ComparedArm, title: str) -> None:
-    ours, theirs = baseline.facts.vocabulary, arm.facts.vocabulary
-    if ours is not None and theirs is not None and ours != theirs:
-        raise ComparisonError(
-            f"The {title} knows {theirs} tokens, the baseline {ours}: they are of "
-            "different models.",
-            "Give the model that the baseline was exported from.",
-            code="other-vocabulary",
-        )
+def _refuse_other_vocabularies(arms: Mapping[str, ComparedArm]) -> None:
+    """Refuses arms beside the pair that are of other models; a quantised one may hide its table."""
+    sizes = {name: arm.facts.vocabulary for name, arm in arms.items() if arm.facts.vocabulary}
+    whole, ours = next(iter(sizes.items()), ("", 0))
+    for name in [*arms][2:]:
+        if sizes.get(name, ours) != ours:
+            raise ComparisonError(
+                f"The {name if name in _FLOATS else f'reference {name}'} knows {sizes[name]} "
+                f"tokens, the {whole} {ours}: they are of different models.",
+                f"Give the model that the {whole} was exported from.",
+                code="other-vocabulary",
+            )
 
 
 def _titles(names: Sequence[ArmName]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,8 @@ from exporter.compare.kept import (
     refuse_noted,
 )
 from exporter.compare.kinds import (
-    open_floats,
-    open_pair,
-    open_references,
+    ArmName,
+    open_arms,
     reads_images,
     same_kind,
 )
@@ -173,9 +171,7 @@ def compare(
     else:
         images = any(map(reads_images, names))
         texts += evaluation_texts(options, decided, images=images)
-        comparison = _open(
-            (baseline, candidate), options, (also, references), floats, onnx=onnx, progress=progress
-        )
+        comparison = _open(names, options, (also, references), floats, onnx=onnx, progress=progress)
     for text in texts:
         for name, arm in comparison.judged.items():
             refuse_noted(text, arm.facts.metadata, name)
@@ -193,7 +189,7 @@ def compare(
 
 
 def _open(
-    arms: tuple[Path | str, Path | str],
+    names: Sequence[ArmName],
     options: CompareOptions,
     further: tuple[Sequence[Path | str], Sequence[Path | str]],  # judged, too; timed alone
     floats: tuple[Path | str, Path | str] | None,
@@ -202,26 +198,21 @@ def _open(
     progress: Progress,
 ) -> Comparison:
     """The arms, and what stands beside them; none of them runs yet."""
-    threads = options.threads or default_threads()
-    first, second = open_pair(*arms, options, threads=threads, onnx=onnx)
-    options = _for_texts(options, first, progress)
-    beside = open_floats(floats, (first, second), options, threads=threads) if floats else {}
-    whole = beside.get(FLOAT_BASELINE, first)
-    named = open_references((*further[0], *further[1]), whole, options, threads=threads)
-    also = tuple(named)[: len(further[0])]
-    if first.facts.sha256 == second.facts.sha256:
-        progress.say("compare: both arms are the same file; what differs below is noise")
+    arms = open_arms(
+        names,
+        options,
+        threads=options.threads or default_threads(),
+        onnx=onnx,
+        floats=floats,
+        further=[path for some in further for path in some],
+    )
+    alone = [*arms][len(arms) - len(further[1]) :]
     reference = FLOAT_BASELINE if floats else "baseline"
-    quantized = bool(floats) or None
-    every = {
-        "baseline": replace(first, pruned=False, quantized=quantized),
-        "candidate": replace(second, pruned=True, quantized=quantized),
-        **beside,
-        **named,
-    }
-    comparison = Comparison(every, reference, options, progress, {*named} - {*also})
+    options = _for_texts(options, arms["baseline"], progress)
+    comparison = Comparison(arms, reference, options, progress, {*alone})
+    if arms["baseline"].facts.sha256 == arms["candidate"].facts.sha256:
+        progress.say("compare: both arms are the same file; what differs below is noise")
     refuse_no_grid(comparison)
-    comparison.refuse_foreign_inputs()
     return comparison
 
 

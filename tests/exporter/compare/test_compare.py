@@ -28,8 +28,7 @@ from exporter.compare import latency
 from exporter.compare.evaluation import RANDOM_TOKENS, tokenize
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.registry import RUNNERS, Backend
+from exporter.engines.runners.registry import RUNNERS
 from exporter.errors import (
     ComparisonError,
     DisturbedMachineError,
@@ -45,6 +44,7 @@ from tests.compared import PLAN, QUICK, accuracy_of, language_model, quick
 from tests.present import present
 from tests.raising import raises
 from tests.reading import Heard
+from tests.reference_runner import ROW
 from tests.text_graphs import WORDS, write_tiny_lm, write_tokenizer
 
 OPTIONS = quick(prefill_lengths=(4, 8), decode_past_lengths=(6,), eval_tokens=96)
@@ -417,22 +417,25 @@ def test_a_reference_may_want_token_types_that_the_baseline_does_without(
         compare(*arms, QUICK, references=[strange])
 
 
-class OtherRunner(OnnxRuntimeRunner):
-    """As a newcomer's backend would be: a class in a file, and its row in the registry."""
-
-    backend = "other"
-
-
-def test_a_backend_is_a_class_and_a_row(
-    arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+def test_a_backend_is_a_runner_and_a_row(
+    judged: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RUNNERS, "other", Backend(__name__, OtherRunner.__name__))
-    result = compare(*(f"other:{arm}" for arm in arms), QUICK, references=[arms[0]]).arms
-    assert (result.baseline.backend, result.candidate.backend) == ("other", "other")
-    assert result.baseline.path.startswith("other:")
-    assert [arm.backend for arm in result.references.values()] == ["onnxruntime"]
-    with pytest.raises(ComparisonError):
-        compare(f"other:{arms[0]}", arms[1], QUICK)
+    """As a pair it answers what ONNX Runtime does, as a reference it stands beside others."""
+    monkeypatch.setitem(RUNNERS, "reference", ROW)
+    named = [f"reference:{arm}" for arm in judged]
+    ours = compare(*named, QUICK, references=[judged[0]])
+    assert (ours.arms.baseline.backend, ours.arms.candidate.backend) == ("reference",) * 2
+    assert ours.arms.baseline.path.startswith("reference:")
+    assert [arm.backend for arm in ours.arms.references.values()] == ["onnxruntime"]
+    assert [check.passed for check in ours.parity] == [True]
+    row, usual = ours.latency[0], compare(*judged, QUICK, references=named[:1])
+    assert min(row.baseline.samples_ms) > 0
+    theirs, accuracy = present(usual.accuracy), present(ours.accuracy)
+    assert accuracy.kl_divergence == pytest.approx(theirs.kl_divergence, rel=1e-3)
+    assert present(accuracy.generation).exact_match == present(theirs.generation).exact_match
+    assert list(usual.arms.references) == ["reference:baseline"]
+    with raises(ComparisonError, "different-kinds"):
+        compare(named[0], judged[1], QUICK)
 
 
 def chunks(*_: Any, after_chunk: Callable[[], None], **__: Any) -> list[LatencyRow]:
