@@ -32,7 +32,7 @@ from tests.stand_in.installed import stand_in
 CASE = Case(
     dtypes=("fp32",), attention=TINY, pasts=(4, 16, 50), batches=(1, 4),
     large=tuple(replace(TINY, layers=layers) for layers in (2, 4, 24)),
-    prompt=16, new=16, room=64, warm_up=1, samples=3,
+    prompt=8, new=4, room=64, warm_up=1, samples=3,
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def build(
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(bench_gpu, "build_engines", build)
-    with stand_in(memory_bytes=4_000_000):
+    with stand_in(memory_bytes=1_000_000):
         yield Bench(tmp_path / "gpu", "tensorrt-rtx", CASE)
 
 

@@ -75,10 +75,7 @@ def a_report_elsewhere(folder: Path, version: str) -> None:
 # Times tell files apart, but never which is the newer one: a clock may be set back.
 EARLY, LATE = (functools.partial(several_files, time=time) for time in (0, 1 << 62))
 WRITERS: list[Write] = [several_files, one_file, whole_folder, a_report_elsewhere]
-CASES = [*((write, ("old",)) for write in [*WRITERS, EARLY, LATE]), (several_files, ()),
-         (whole_folder, ())]  # fmt: skip
 by_writer = pytest.mark.parametrize("write", WRITERS)
-by_case = pytest.mark.parametrize(("write", "versions"), CASES)
 
 
 @pytest.fixture(params=["exchange", "no exchange"])
@@ -88,6 +85,17 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 on_both_systems = pytest.mark.usefixtures("file_system")
+_CASES = [
+    *(pytest.param(write, ("old",), system, id=f"{write.__name__}-{system}")
+      for write in WRITERS for system in ("exchange", "no exchange")),
+    pytest.param(EARLY, ("old",), "exchange", id="early"),
+    pytest.param(LATE, ("old",), "no exchange", id="late"),
+    pytest.param(several_files, (), "exchange", id="first-files"),
+    pytest.param(whole_folder, (), "no exchange", id="first-folder"),
+]  # fmt: skip
+by_case = pytest.mark.parametrize(
+    ("write", "versions", "file_system"), _CASES, indirect=["file_system"]
+)
 
 
 def prepared(
@@ -105,8 +113,9 @@ def after_kills(
     tmp_path: Path, write: Write = several_files, versions: tuple[str, ...] = ("old",)
 ) -> Iterator[Path]:
     """What each possible kill of a writer leaves."""
+    whole = prepared(tmp_path / "whole", write, versions)
     return every_kill(
-        lambda step: prepared(tmp_path / str(step), write, versions),
+        lambda step: shutil.copytree(whole, tmp_path / str(step)),
         lambda root: write(root, "new"),
     )
 
@@ -285,9 +294,8 @@ def test_a_folder_that_is_removed_meanwhile_is_told(
 
 
 @by_case
-@on_both_systems
 def test_a_reader_finds_the_old_or_the_new(
-    tmp_path: Path, write: Write, versions: tuple[str, ...]
+    tmp_path: Path, write: Write, versions: tuple[str, ...], file_system: None
 ) -> None:
     old = contents(prepared(tmp_path / "old", write, versions))
     new = contents(prepared(tmp_path / "new", write, (*versions, "new")))
@@ -304,9 +312,8 @@ def test_a_reader_finds_the_old_or_the_new(
 
 
 @by_case
-@on_both_systems
 def test_the_same_command_again_gives_what_an_undisturbed_one_gives(
-    tmp_path: Path, write: Write, versions: tuple[str, ...]
+    tmp_path: Path, write: Write, versions: tuple[str, ...], file_system: None
 ) -> None:
     new = contents(prepared(tmp_path / "new", write, (*versions, "new")))
     for root in after_kills(tmp_path, write, versions):

@@ -153,34 +153,27 @@ def test_an_interrupted_plan_without_replacements_takes_the_earlier_ones_away(
     assert not (tmp_path / "plan.safetensors").exists()
 
 
-@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize(("exchange", "reads"), [(True, False), (False, True)])
 def test_a_killed_run_leaves_old_or_new_and_what_is_the_users(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    exchange: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool, reads: bool,
     old: Callable[[Path], Path],
-) -> None:
+) -> None:  # fmt: skip
     if not exchange:
         without_exchange(monkeypatch)
     before = contents(old(tmp_path / "old"))
     walk(old(tmp_path / "new"), "new")
     new = contents(tmp_path / "new")
-    places = ("read", "again")
-    for reads in (True, False):
-        for root in every_kill(
-            lambda step: old(tmp_path / places[reads] / str(step)),  # noqa: B023
-            lambda root: walk(root, "new"),
-        ):
-            raw = contents(root)
-            assert raw in (before, new) or pending(root), root
-            if reads:
-                finish_interrupted(root / "candidate" / "one")
-                assert pending(root) == []
-                assert contents(root) in (before, new), root
-            walk(root, "new")
-            assert contents(root) == new
-            assert os.listdir(root / ".depthcut") == ["stages.json"]  # noqa: PTH208
-            assert StageLedger(root).valid("candidate", {"version": "new"})
+    for root in every_kill(lambda step: old(tmp_path / str(step)), lambda root: walk(root, "new")):
+        raw = contents(root)
+        assert raw in (before, new) or pending(root), root
+        if reads:
+            finish_interrupted(root / "candidate" / "one")
+            assert pending(root) == []
+            assert contents(root) in (before, new), root
+        walk(root, "new")
+        assert contents(root) == new
+        assert os.listdir(root / ".depthcut") == ["stages.json"]  # noqa: PTH208
+        assert StageLedger(root).valid("candidate", {"version": "new"})
 
 
 def test_a_first_run_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:

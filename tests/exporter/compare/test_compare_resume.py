@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Pa
     for out in (tmp_path / "out", tmp_path / "again", tmp_path / "last"):
         command = [
             sys.executable, "-m", "exporter.cli", "compare", *map(str, arms), "-o", str(out),
-            "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "3s",
+            "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "1s",
             *threshold, "--eval-tokens", "32",
         ]  # fmt: skip
         if kill_once_chunks_are_kept(command, out):

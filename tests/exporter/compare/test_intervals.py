@@ -424,7 +424,7 @@ def recorded(seed: int) -> Noise:
 
 
 @pytest.mark.parametrize("make", [recorded, BusyMachine])
-@pytest.mark.parametrize(("slowdown", "trials"), [(1.0, 24), (1.03, 16)])
+@pytest.mark.parametrize(("slowdown", "trials"), [(1.0, 12), (1.03, 8)])
 def test_equal_arms_are_hardly_ever_told_apart_and_three_percent_are(
     make: Callable[[int], Noise], slowdown: float, trials: int
 ) -> None:
@@ -435,9 +435,9 @@ def test_equal_arms_are_hardly_ever_told_apart_and_three_percent_are(
     assert all(present(row.seconds) < 64 for row in rows)
     words = Counter(row.verdict for row in rows)
     if slowdown == 1:
-        assert words["faster"] + words["slower"] <= 2, words
+        assert words["faster"] + words["slower"] <= 1, words
     else:
-        assert words["slower"] >= 13, words
+        assert words["slower"] >= 6, words
         assert words["faster"] + words["same"] == 0, words
 
 

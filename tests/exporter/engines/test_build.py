@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from exporter.artifacts import PruneReport
 from exporter.cli import run
 from exporter.compare import kinds as engine_arm
 from exporter.compare.session import compare
-from exporter.engines.build import build, libraries
+from exporter.engines.build import build, child, libraries
 from exporter.engines.build.build import adapt, build_engines
 from exporter.engines.build.check import check_engine
 from exporter.engines.build.engine_set import (
@@ -38,6 +37,7 @@ from graph_passes import Deletion, prune_graph
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.grouped import GroupedAttentionPass
 from tests.engine_support import SHORT, SM89, SMALL
+from tests.forked import ends, start
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 from tests.raising import raises
 from tests.reading import in_file
@@ -220,25 +220,27 @@ def test_options_that_make_no_sense_are_wrong_calls(
 def test_a_build_that_is_ended_leaves_no_builder_behind(
     end: signal.Signals, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    # A bar of the builder's own: it tells its process and never ends.
-    script = (
-        "import sys, exporter.engines.build.child as child, exporter.cli as c\n"
-        "child.WORKER = ('-c', 'import exporter.processes as c, os, sys, time;'\n"
-        '  \'c.end_with_parent(int(sys.argv[1])); print(os.getpid(), file=open("pid", "w"));\'\n'
-        '  \'os.rename("pid", "started"); time.sleep(60)\')\n'
-        "sys.exit(c.run(sys.argv[1:]))\n"
-    )
-    call = ["build", str(models[0]), "-o", "out/m.engine", "--prompt-range", "1:4:8"]
+    def build_endlessly() -> int:
+        # Instead of a builder: what tells its process and never ends.
+        child.WORKER = (
+            "-c", "import exporter.processes as c, os, sys, time;"
+            'c.end_with_parent(int(sys.argv[1])); print(os.getpid(), file=open("pid", "w"));'
+            'os.rename("pid", "started"); time.sleep(60)',
+        )  # fmt: skip
+        return run(["build", str(models[0]), "-o", "out/m.engine", "--prompt-range", "1:4:8"])
+
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
-    caller = subprocess.Popen([sys.executable, "-c", script, *call], cwd=tmp_path, env=env)
+    caller = start(build_endlessly, tmp_path, (tmp_path / "printed",) * 2, env)
     started = tmp_path / "started"
     waited(started.exists)
     builder = Path("/proc", started.read_text().strip())
-    caller.send_signal(end)
-    assert caller.wait(30) == (-end if end == signal.SIGKILL else 130)
+    os.kill(caller, end)
+    assert ends(caller, 30)
+    code = os.waitstatus_to_exitcode(os.waitpid(caller, 0)[1])
+    assert code == (-end if end == signal.SIGKILL else 130)
     waited(lambda: not builder.exists() or "Z" in (builder / "stat").read_text().split()[2])
     if end != signal.SIGKILL:
-        assert sorted(item.name for item in tmp_path.iterdir()) == ["started"]
+        assert sorted(item.name for item in tmp_path.iterdir()) == ["printed", "started"]
 
 
 def waited(ready: Callable[[], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import subprocess
 import sys
@@ -144,6 +145,15 @@ def test_a_library_that_is_too_old_is_refused_and_lengths_begin_with_a_version(
         libraries.load(library)
 
 
+_output_once = functools.cache(doctor._output_of)
+
+
+@pytest.fixture(autouse=True)
+def libraries_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for each library, and not for each library in each test."""
+    monkeypatch.setattr(doctor, "_output_of", _output_once)
+
+
 def component(name: str) -> doctor.Component:
     return next(one for one in doctor.diagnose().components if one.name.strip() == name)
 
@@ -185,6 +195,7 @@ def test_files_of_the_current_folder_are_not_imported(
     for name in ("onnx", "numpy", "onnxruntime"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "_output_of", _output_once.__wrapped__)
     assert doctor.diagnose().fit
 
 

@@ -359,6 +359,9 @@ def test_a_template_is_found_with_its_tokens_and_none_is_made_up(
 )
 def test_templates_have_what_transformers_gives_them(template: str, wanted: str) -> None:
     assert prompt(template) == wanted
+
+
+def test_a_template_has_what_it_is_called_with() -> None:
     assert prompt("{{ enable_thinking }}", enable_thinking=False) == "False"
 
 

@@ -63,11 +63,11 @@ def test_a_70b_shaped_model_is_cut_without_its_weights(folder: Path) -> None:
 
 
 def test_memory_is_flat_when_weights_are_written_anew(folder: Path) -> None:
-    """The same graph over 60 MB and over 0.8 GB, of which one weight takes 130 MB."""
+    """The same graph over 50 MB and over 0.5 GB, of which one weight takes 130 MB."""
     peaks = []
     for name, hidden in (("small", 512), ("large", 2048)):
         shape = LlamaShape(
-            layers=6, hidden=hidden, heads=16, kv_heads=4, intermediate=4 * hidden,
+            layers=3, hidden=hidden, heads=16, kv_heads=4, intermediate=4 * hidden,
         )  # fmt: skip
         source = write_llama(folder / name / "model.onnx", shape)
         target = folder / name / "o" / "m.onnx"
@@ -76,7 +76,7 @@ def test_memory_is_flat_when_weights_are_written_anew(folder: Path) -> None:
         before, after = (
             file.stat().st_size for file in (source.with_name("model.onnx.data"), data_of(target))
         )
-        assert before > 7e8 or name == "small"
+        assert before > 4e8 or name == "small"
         assert 0 < before - after < 0.1 * before
         assert _written(target.parent) < 1e6  # holes stay holes
         assert max(t.offset + t.nbytes for t in external_tensors(load_model(target))) == after  # type: ignore[operator]
