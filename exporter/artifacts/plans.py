@@ -19,12 +19,7 @@ from exporter.artifacts import (
     Score,
 )
 from exporter.artifacts.plan_dialects import foreign_deletions
-from exporter.artifacts.stacks import (
-    DECODER_KINDS,
-    DECODER_UNITS,
-    Stacks,
-    refuse_other_stacks,
-)
+from exporter.artifacts.stacks import DECODER_KINDS, DECODER_UNITS, Stacks, refuse_other_stacks
 from exporter.errors import PlanError, UsageError
 from exporter.files import sha256_file
 from exporter.printable import are, counted

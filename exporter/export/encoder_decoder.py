@@ -34,14 +34,7 @@ from exporter.models.encoder_decoder_interface import (
     interface_of_stacks,
 )
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.model_folder import (
-    ENCODER,
-    FIRST_STEP,
-    GRAPHS,
-    NEXT_STEP,
-    Graph,
-    graph_file,
-)
+from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, NEXT_STEP, Graph, graph_file
 from exporter.models.residual_stream import encoder_inputs
 from exporter.progress import QUIET, Progress
 

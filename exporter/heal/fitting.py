@@ -10,18 +10,10 @@ from typing import Any
 from exporter.artifacts import HealKind, Training
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.servers import places_of
-from exporter.heal.fit import (
-    Choices,
-    Fit,
-    fit_branches,
-    most_explained,
-)
+from exporter.heal.fit import Choices, Fit, fit_branches, most_explained
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
-from exporter.models.ablation.branch_replacements import (
-    NOTHING,
-    BranchReplacement,
-)
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter, Within
 from exporter.models.loading.model_source import LoadedModel

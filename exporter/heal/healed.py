@@ -31,13 +31,7 @@ from exporter.errors import CalibrationError, HealingError, MissingDependencyErr
 from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import Student, adapter_library, trained_numbers
 from exporter.heal.distill.workers import Workers, is_alone
-from exporter.heal.domains import (
-    Lost,
-    gain_warnings,
-    measured_text,
-    predicted_by,
-    warnings_of,
-)
+from exporter.heal.domains import Lost, gain_warnings, measured_text, predicted_by, warnings_of
 from exporter.heal.fit import Fit, fit_branches, most_explained
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.folded import folded_values

@@ -34,13 +34,7 @@ from exporter.models.texts.mixtures import (
     seed_of_all,
     specs_of,
 )
-from exporter.models.texts.self_text import (
-    CHAT,
-    CHAT_TOKENS,
-    SAMPLED,
-    SELF,
-    chat_prefix,
-)
+from exporter.models.texts.self_text import CHAT, CHAT_TOKENS, SAMPLED, SELF, chat_prefix
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 

@@ -23,12 +23,7 @@ from exporter.engines.environment import default_threads, gpu_name, processor_na
 from exporter.files import sha256_file, staged_directory
 from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import (
-    files_of,
-    numbers_of,
-    report_of,
-    write_healed_plan,
-)
+from exporter.heal.plan_file import files_of, numbers_of, report_of, write_healed_plan
 from exporter.models.changed_weights import refuse_streamed_changes
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, files_below

@@ -22,10 +22,7 @@ from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import gate_where_installed
 from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
-from exporter.engines.usage import (
-    USE_FILE,
-    write_graph_use,
-)
+from exporter.engines.usage import USE_FILE, write_graph_use
 from exporter.errors import VerificationError
 from exporter.export.forms.targets import TARGETS, write_form, write_onnx
 from exporter.files import sha256_file, staged_directory, write_text
@@ -34,15 +31,7 @@ from exporter.models.sentence_folder import longest_text
 from exporter.pipeline import streaming
 from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.request import EngineRequest
-from exporter.pipeline.run import (
-    CHECKPOINT,
-    ENGINES,
-    QUANTIZE,
-    QUANTIZED,
-    Key,
-    Run,
-    files_below,
-)
+from exporter.pipeline.run import CHECKPOINT, ENGINES, QUANTIZE, QUANTIZED, Key, Run, files_below
 from exporter.report.files import REPORTS, write_reports
 from exporter.score import score
 from graph_passes.files.placing import remove_tree

@@ -17,11 +17,7 @@ from exporter.choose.budgets.units import Unit
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import Option, Step, cut_of_options, standing_options
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import (
-    AnyDamage,
-    ClassDamage,
-    Clusters,
-)
+from exporter.models.ablation.damage import AnyDamage, ClassDamage, Clusters
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:

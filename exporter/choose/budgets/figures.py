@@ -6,12 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from exporter.artifacts import (
-    HealingReport,
-    JudgedText,
-    PruningPlan,
-    Speedup,
-)
+from exporter.artifacts import HealingReport, JudgedText, PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate
@@ -23,9 +18,7 @@ from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.ablation.damage import (
-    AnyDamage,
-)
+from exporter.models.ablation.damage import AnyDamage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words

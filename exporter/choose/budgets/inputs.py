@@ -34,10 +34,7 @@ from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import with_context
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.table import CostTable
-from exporter.choose.selection.meters import (
-    RememberingMeter,
-    searched_meter,
-)
+from exporter.choose.selection.meters import RememberingMeter, searched_meter
 from exporter.choose.selection.options import protected_names, refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
 from exporter.errors import BackendError, CostError, PlanError

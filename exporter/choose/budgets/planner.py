@@ -24,12 +24,7 @@ from exporter.choose.budgets.figures import (
 )
 from exporter.choose.budgets.inputs import COSTS, DAMAGES, PlanInputs
 from exporter.choose.budgets.judges import Judges
-from exporter.choose.budgets.limits import (
-    QualityLimits,
-    Rung,
-    damage_figures,
-    is_hopeless,
-)
+from exporter.choose.budgets.limits import QualityLimits, Rung, damage_figures, is_hopeless
 from exporter.choose.budgets.refusals import gains_of, refuse_more_than_scores, refuse_nothing
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.settings import PlanRequest

@@ -9,25 +9,13 @@ from typing import Any
 
 from exporter.artifacts.servers import Server
 from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
-from exporter.choose.selection.search_options import (
-    DROPPING,
-    OF_SEARCHES,
-    SearchOptions,
-)
+from exporter.choose.selection.search_options import DROPPING, OF_SEARCHES, SearchOptions
 from exporter.compare.options import SPEED, RunOptions
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
 from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.option_types import Count, Duration, InputFile, OnnxFile, OutputPath
-from exporter.options import (
-    Options,
-    Rule,
-    argument,
-    dataclass,
-    is_given,
-    option,
-    part,
-)
+from exporter.options import Options, Rule, argument, dataclass, is_given, option, part
 from exporter.score.options import NAMED_ONCE, SCORING, MetricName
 
 ROUNDS = 4

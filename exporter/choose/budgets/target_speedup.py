@@ -16,12 +16,7 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
 from exporter.choose.costs.cost_runners import OnnxCostRunner
-from exporter.choose.costs.measuring import (
-    CostSettings,
-    fit_together,
-    measure_on,
-    refuse_too_long,
-)
+from exporter.choose.costs.measuring import CostSettings, fit_together, measure_on, refuse_too_long
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request

@@ -35,12 +35,7 @@ from exporter.choose.budgets.limits import (
 from exporter.choose.budgets.units import Goal
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import CalibrationError, HealingError, UndecidedGoalError, UnmetGoalError
-from exporter.heal.automatic import (
-    USUAL_TIME_S,
-    operations_per_second,
-    settled,
-    without_training,
-)
+from exporter.heal.automatic import USUAL_TIME_S, operations_per_second, settled, without_training
 from exporter.heal.domains import Measured
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions

@@ -9,12 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.artifacts import EngineParse
-from exporter.engines.build.build import (
-    FILLED_INPUT,
-    PASSED_OVER,
-    ignored_inputs,
-    read_graph,
-)
+from exporter.engines.build.build import FILLED_INPUT, PASSED_OVER, ignored_inputs, read_graph
 from exporter.engines.build.child import run_job
 from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_without_driver
 from exporter.engines.build.profiles import read_source

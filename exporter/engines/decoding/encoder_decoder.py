@@ -19,14 +19,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec, random_tokens
 from exporter.errors import BackendError
 from exporter.models.decoding_rules import DecodingRules, greedy, rules_in
-from exporter.models.model_folder import (
-    ENCODER,
-    FIRST_STEP,
-    GRAPHS,
-    NEXT_STEP,
-    Graph,
-    graph_file,
-)
+from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, NEXT_STEP, Graph, graph_file
 
 STATES = "encoder_hidden_states"
 _MASK, _ENCODER_MASK = "attention_mask", "encoder_attention_mask"

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts.stacks import Deleted
 from exporter.files import sha256_bytes
-from exporter.models.architectures import (
-    SublayerModules,
-    every_sublayer,
-    named_in,
-)
+from exporter.models.architectures import SublayerModules, every_sublayer, named_in
 from exporter.models.residual_stream import first_tensor, hooked
 from graph_passes.types import SublayerRef
 

@@ -13,11 +13,7 @@ from exporter.models.ablation.branch_replacements import (
     first_input,
     replacing_hooks,
 )
-from exporter.models.architectures import (
-    layer_modules,
-    stacked_layers,
-    sublayers_of,
-)
+from exporter.models.architectures import layer_modules, stacked_layers, sublayers_of
 from exporter.models.residual_stream import (
     LayerModules,
     class_logits,
