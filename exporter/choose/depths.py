@@ -38,8 +38,9 @@ from exporter.models.ablation.branch_replacements import (
     without_branches,
 )
 from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.meter import DamageMeter, predicts_tokens
+from exporter.models.ablation.meter import CutMeter
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.tasks import Tokens, task_of
 from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.sources import refuse_same_text
 from exporter.option_types import Count, Lengths, Several, Written, comma_list
@@ -235,7 +236,7 @@ def measure_depths(
         for place, cell in cells.items()
         if not cell.refused
     }
-    meter = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
+    meter = Tokens(loaded.model).meter(text.input_ids, text.mask, batch_size=options.batch_size)
     whole, measured = _measured(loaded, text, meter, cells, cuts, options, kept, progress)
     result = DepthsReport(
         model=report.model,
@@ -275,7 +276,7 @@ def _looks(cuts: Mapping[Place, BranchReplacements]) -> int:
 
 def refuse_encoder(model: Any) -> None:
     """Refuses a model whose cuts have no perplexity to raise."""
-    if not predicts_tokens(model):
+    if not task_of(model).predicts_tokens:
         raise ScoringError(
             f"{type(model).__name__} predicts no next token, so it has no perplexity.",
             "depthcut export MODEL -o out finds the largest cut that keeps its embeddings.",
@@ -317,7 +318,7 @@ def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
 def _measured(
     loaded: LoadedModel,
     text: CalibrationText,
-    meter: DamageMeter,
+    meter: CutMeter[Damage],
     cells: Mapping[Place, DepthCell],
     cuts: Mapping[Place, BranchReplacements],
     options: DepthOptions,
@@ -350,7 +351,7 @@ def _measured(
 def _damages(
     loaded: LoadedModel,
     text: CalibrationText,
-    meter: DamageMeter,
+    meter: CutMeter[Damage],
     cuts: Mapping[Place, BranchReplacements],
     options: DepthOptions,
     kept: Path | None,

@@ -45,10 +45,11 @@ from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import Damage, ratio
-from exporter.models.ablation.meter import DamageMeter
+from exporter.models.ablation.meter import CutMeter
 from exporter.models.changed_weights import OwnValue, swapped
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.tasks import Tokens
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.self_text import SAMPLED, SELF
@@ -68,7 +69,7 @@ class Judged:
     """A text, and what the whole model makes of it."""
 
     text: CalibrationText
-    meter: DamageMeter
+    meter: CutMeter[Damage]
     whole: Damage
 
 
@@ -393,8 +394,8 @@ def _reported(
         return None
     question.progress.say("depths: the recommended cut, on text that has chosen nothing")
     cut = cuts[best.way, best.number]
-    meter = DamageMeter(
-        question.loaded.model, text.input_ids, text.mask, batch_size=question.batch_size
+    meter = Tokens(question.loaded.model).meter(
+        text.input_ids, text.mask, batch_size=question.batch_size
     )
     bare, healed = best.damage, best.healed
     if healed is None or (bare is not None and bare.perplexity_ratio <= healed.perplexity_ratio):
@@ -441,8 +442,8 @@ def _in_other_domain(
     question: Question, text: CalibrationText, cuts: Mapping[Place, BranchReplacements]
 ) -> tuple[Judged, dict[Place, DepthDamage]]:
     """The text with what the whole model makes of it, and the damage of all cuts."""
-    meter = DamageMeter(
-        question.loaded.model, text.input_ids, text.mask, batch_size=question.batch_size
+    meter = Tokens(question.loaded.model).meter(
+        text.input_ids, text.mask, batch_size=question.batch_size
     )
     kept = RememberingMeter(meter, question.place("other-damages.jsonl"), question.about(text))
     question.progress.say(f"depths: in another domain, {text.ref.source}")
@@ -482,7 +483,7 @@ class _Healer:
     def __init__(
         self,
         asked: Question,
-        texts: Mapping[DamageMeter, CalibrationText],
+        texts: Mapping[CutMeter[Damage], CalibrationText],
         fitted: CalibrationText,
     ) -> None:
         self._asked, self._fitted = asked, fitted

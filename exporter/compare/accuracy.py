@@ -59,9 +59,9 @@ from exporter.compare.kept import judged_once
 from exporter.compare.timing.statistics import estimate_between, times_of, verdict_of_interval
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters
-from exporter.models.ablation.embeddings import MULTI_LABEL
 from exporter.models.residual_stream import classes_of_texts, ranks_pairs
 from exporter.models.sentence_folder import pooling_of, why_not_whole
+from exporter.models.tasks import MULTI_LABEL
 from exporter.models.texts.images import Images
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
 from exporter.models.texts.sources import TextSource

@@ -35,8 +35,8 @@ from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.tensors import has_cache, make_inputs
 from exporter.errors import BackendError, ComparisonError
 from exporter.models.ablation.damage import Floats
-from exporter.models.ablation.embeddings import MULTI_LABEL
 from exporter.models.model_folder import PIXELS, ModelFolder
+from exporter.models.tasks import MULTI_LABEL
 from exporter.models.texts.images import IMAGES, ImageReader, Images, Picture
 from exporter.printable import counted
 

@@ -9,8 +9,8 @@ from exporter.heal.distill.student import trained_numbers
 from exporter.heal.distill.workers import Workers
 from exporter.heal.memory import free_bytes, needed_bytes
 from exporter.heal.options import TRAINED, HealOptions
-from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.tasks import task_of
 from exporter.progress import QUIET, Progress
 
 USUAL_TIME_S = 600.0
@@ -44,7 +44,7 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
 
     A training has the number of tokens that the model's kind is trained on.
     """
-    options = options.for_model(predicts_tokens=predicts_tokens(loaded.model))
+    options = options.for_model(predicts_tokens=task_of(loaded.model).predicts_tokens)
     if options.kind != "auto":
         return options
     return Workers().once(lambda: _settled(options, loaded, progress))
@@ -78,7 +78,7 @@ def _multiplied(model: Any) -> int:
     """
     count: int = model.num_parameters()
     table = getattr(model.get_input_embeddings(), "weight", None)  # images have none
-    return count if table is None or predicts_tokens(model) else count - table.numel()
+    return count if table is None or task_of(model).predicts_tokens else count - table.numel()
 
 
 def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold") -> HealOptions:

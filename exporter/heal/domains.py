@@ -24,8 +24,8 @@ from exporter.models.ablation.damage import (
     ratio,
     ratio_std_error,
 )
-from exporter.models.ablation.embeddings import TEXTS_TOGETHER, TWO_TEXTS, AnyMeter, meter_of
-from exporter.models.ablation.meter import Within, judged_by
+from exporter.models.ablation.meter import CutMeter, Within
+from exporter.models.tasks import Task, task_of
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
@@ -55,15 +55,13 @@ def measured_text(
     """Measures both cuts on one text, against the whole model."""
     befores: list[Any] = []
     afters: list[Any] = []
-    fewest = {"embeddings": TEXTS_TOGETHER, "classes": TWO_TEXTS}
-    batch_size = max(batch_size, fewest.get(judged_by(model), 1))
-    batch_size += batch_size % 2 if judged_by(model) == "classes" else 0
+    judging: Task[Any] = task_of(model)
+    batch_size = judging.batch_size(batch_size)
     starts = range(0, len(text.input_ids), batch_size)
     with progress.task("measure the healed cut", total=len(starts), unit="batches") as task:
         for start in starts:
             part = text.rows(slice(start, start + batch_size))
-            meter = meter_of(
-                model,
+            meter = judging.meter(
                 part.input_ids,
                 part.mask,
                 batch_size=batch_size,
@@ -81,7 +79,7 @@ def measured_text(
 
 
 def _both(
-    meter: AnyMeter,
+    meter: CutMeter[Any],
     dropped: BranchReplacements,
     healed: BranchReplacements,
     within: Within | None,

@@ -14,9 +14,9 @@ from exporter.heal.fit import Choices, Fit, fit_branches, most_explained
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
-from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter, Within
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef

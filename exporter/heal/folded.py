@@ -17,10 +17,10 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.embeddings import meter_here
 from exporter.models.architectures import layer_modules
 from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
 from exporter.models.residual_stream import LayerModules
+from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText
 from graph_passes.types import SublayerRef
 
@@ -160,4 +160,4 @@ def _loses(
     meter = meter_here(fitting.loaded, text, size, positions=1)
     bare = meter.measure(cut, fitting.progress)
     result = meter.inside(lambda: swapped(values)).measure(replaced, fitting.progress)
-    return result.distance >= bare.distance
+    return bool(result.distance >= bare.distance)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import HealingError, is_out_of_memory
-from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.changed_weights import has_fast_bfloat16
+from exporter.models.tasks import task_of
 from exporter.processes import available_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def needed_bytes(model: Any, options: HealOptions, trained: int) -> int:
     config = model.config.get_text_config()
     layers, width, own = config.num_hidden_layers, config.hidden_size, model.dtype.itemsize
     size = 2 if has_fast_bfloat16(training_device(model)) else own
-    answer = size * (config.vocab_size if predicts_tokens(model) else width * (layers + 1))
+    answer = size * task_of(model).numbers_a_token
     step = max(options.step_tokens, options.sequence_length)
     of_step = step * (layers * width * _ACTIVATIONS * size + _STEP_ANSWERS * answer)
     merged = model.num_parameters(exclude_embeddings=True) * own  # it is judged with these

@@ -14,9 +14,9 @@ import numpy as np
 from exporter.artifacts import CalibrationRef, FiguresFrom
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.options import NO_TEXT, HealOptions
-from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
+from exporter.models.tasks import task_of
 from exporter.models.texts.calibration import (
     DEFAULT_TOKENS,
     CalibrationText,
@@ -116,7 +116,7 @@ def read_samples(
         sequence_length=options.sequence_length,
         seed=options.seed,
         cache_dir=cache_dir,
-        passages=not predicts_tokens(loaded.model),
+        passages=not task_of(loaded.model).predicts_tokens,
         apart_from=apart_from,
         progress=progress,
     )
@@ -174,7 +174,7 @@ def healing_texts(
 
     Documents that chose the cut are left out, if there are enough others.
     """
-    tokens = predicts_tokens(loaded.model)
+    tokens = task_of(loaded.model).predicts_tokens
     options = _with_fresh_seed(options.for_model(predicts_tokens=tokens), chosen_on)
     specs = options.calibration or _default_texts(loaded, options)
     few = [_wanted(options, spec, specs) for spec in specs]
@@ -415,7 +415,7 @@ def other_domain(
         samples=samples,
         sequence_length=sequence_length,
         seed=seed,
-        passages=not predicts_tokens(loaded.model),
+        passages=not task_of(loaded.model).predicts_tokens,
         progress=progress,
     )
 

@@ -23,11 +23,11 @@ from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.export.onnx_output import pooling_for
-from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model
 from exporter.models.residual_stream import has_single_logit
+from exporter.models.tasks import task_of
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import TextSource
 from exporter.optional import require
@@ -165,7 +165,7 @@ def refuse_foreign_goals(run: Run) -> None:
     """Refuses goals that the model can't be held to, before it is scored."""
     budget = run.request.drops.budget
     if budget is not None:
-        budget.floors.of_model(judged_by(run.choosing.model))
+        budget.floors.of_task(task_of(run.choosing.model))
 
 
 def refuse_unpooled(run: Run) -> None:

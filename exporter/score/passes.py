@@ -15,7 +15,7 @@ from exporter.artifacts.stacks import DECODER_UNITS, Stacks
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import first_input, without_branches
 from exporter.models.ablation.damage import Damage, Floats, RatioSums
-from exporter.models.ablation.meter import DamageMeter
+from exporter.models.ablation.meter import CutMeter
 from exporter.models.architectures import sublayers
 from exporter.models.residual_stream import (
     LayerModules,
@@ -25,6 +25,7 @@ from exporter.models.residual_stream import (
     run_backbone,
     tapped,
 )
+from exporter.models.tasks import Tokens
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
@@ -257,10 +258,9 @@ def answer_scores(scored: ScoredModel, metrics: Sequence[AnswerMetric]) -> dict[
     return scores_of_damages(metrics, units, damages)
 
 
-def answer_meter(scored: ScoredModel) -> DamageMeter:
+def answer_meter(scored: ScoredModel) -> CutMeter[Damage]:
     """What runs the model's text; it keeps nothing between calls."""
-    return DamageMeter(
-        scored.model,
+    return Tokens(scored.model).meter(
         scored.text.input_ids,
         scored.text.mask,
         batch_size=scored.batch_size,

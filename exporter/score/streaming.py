@@ -21,7 +21,7 @@ from exporter.artifacts import Score
 from exporter.errors import FULL_DISK, ScoringError, first_line
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.ablation.damage import Damage, joined
-from exporter.models.ablation.meter import damage_of, reference_of, refuse_unmeasurable
+from exporter.models.ablation.meter import damage_of
 from exporter.models.ablation.streams import (
     CutBranches,
     LayerRunner,
@@ -45,6 +45,7 @@ from exporter.models.residual_stream import (
     probe_inputs,
     tapped,
 )
+from exporter.models.tasks import Tokens, reference_of
 from exporter.models.texts.samples import Batch
 from exporter.processes import available_bytes
 from exporter.progress import Progress, Task
@@ -427,7 +428,7 @@ class _LayerWalk:
         self._runner = LayerRunner(meta.model, self._layers)
         self._cuts: AnswerCuts | None = None
         if self._of_answers:
-            refuse_unmeasurable(meta.model, scored.text.mask, scored.positions)
+            Tokens(meta.model).refuse_unmeasurable(scored.text.mask, scored.positions)
             self._cuts = AnswerCuts(scored, self._runner)
         # Metrics of answers alone would not tell in which layer activations become infinite.
         collected = self._of_stream or [ANY_METRIC]

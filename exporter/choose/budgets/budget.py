@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Annotated, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -13,10 +13,12 @@ from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.damage import SIMILARITY
-from exporter.models.ablation.meter import Judged
 from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
 from exporter.options import Options, Rule, dataclass, excludes, only_with, option, part, required
 from graph_passes.types import BLOCK_KINDS, SublayerKind
+
+if TYPE_CHECKING:
+    from exporter.models.tasks import Task
 
 REACHING = "What to reach"
 USUAL_CONTEXT = 4096
@@ -106,18 +108,13 @@ class Floors(Options):
     def __bool__(self) -> bool:
         return any(getattr(self, item.name) is not None for item in fields(self))
 
-    def of_model(self, judged: Judged) -> Floors:
-        """Those that a model of this kind can be held to; others beside them are left out."""
-        of_kind = {
-            "tokens": replace(self, embedding_cosine=None, similarity=None),
-            "classes": Floors(top1_agreement=self.top1_agreement),
-            "embeddings": replace(self, perplexity_increase=None, top1_agreement=None),
-        }
-        floors = of_kind[judged]
-        if self == USUAL_FLOORS and judged == "classes":
-            return Floors(top1_agreement=_USUAL_AGREEMENT)
+    def of_task(self, task: Task[Any]) -> Floors:
+        """Those that such answers can be held to; others beside them are left out."""
+        if self == USUAL_FLOORS and task.usual_limits:
+            return Floors(**task.usual_limits)
+        floors = Floors(**{name: getattr(self, name) for name in task.limits})
         if self and not floors:
-            message, hint, code = _OTHER_LIMITS[judged]
+            message, hint, code = task.unlimited
             raise PlanError(message, hint, code=code)
         return floors
 
@@ -141,31 +138,12 @@ class Floors(Options):
         return max(values)
 
 
-_OTHER_LIMITS: dict[Judged, tuple[str, str, str]] = {
-    "classes": (
-        "This model gives texts classes: it has no perplexity and is not judged by embeddings.",
-        "Limit how many texts get another class: --min-top1-agreement 0.98.",
-        "only-classes",
-    ),
-    "tokens": (
-        "This model predicts next tokens, so it is not judged by its embeddings.",
-        "Give --at-most 5% or --min-top1-agreement 0.95.",
-        "no-embeddings",
-    ),
-    "embeddings": (
-        "This model predicts no next token: it has no perplexity and no top-1 agreement.",
-        "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
-        "no-next-token",
-    ),
-}
 """By what a model is judged, what is said where none of the limits is for it."""
 NO_FLOORS = Floors()
 USUAL_FLOORS = Floors(
     perplexity_increase=USUAL_LIMITS["at_most"],
     embedding_cosine=USUAL_LIMITS["min_embedding_cosine"],
 )
-_USUAL_AGREEMENT = 0.98
-"""Of a classifier's likeliest classes, where nothing is asked for."""
 _COUNTS = ("attention", "cross_attention", "mlp", "block", "joint")
 _FLOORS = tuple(f"floors.{field.name}" for field in fields(Floors))
 

@@ -10,7 +10,7 @@ from exporter.artifacts import HealingReport, JudgedText, PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate
-from exporter.choose.budgets.limits import damage_figures, damage_words
+from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.errors import CostError
@@ -45,7 +45,7 @@ class Outcome:
         if self.damage is None:
             made = self.healing
             return "" if made is None else healing_words(made.healing, made.reads)
-        text = damage_words(self.damage)
+        text = self.damage.words
         if self.speedup is not None:
             low, high = self.speedup.ci95
             text = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] measured; {text}"

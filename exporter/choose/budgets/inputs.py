@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,10 @@ from exporter.errors import BackendError, CostError, PlanError
 from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
-from exporter.models.ablation.embeddings import meter_here
-from exporter.models.ablation.meter import judged_by, predicts_tokens, refuse_headless
 from exporter.models.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
+from exporter.models.tasks import Task, meter_here, refuse_headless, task_of
 from exporter.models.texts.mixtures import specs_of, text_of_report
 from exporter.models.texts.paired import scored_pairs
 from exporter.progress import QUIET, Progress
@@ -156,24 +156,29 @@ class PlanInputs:
     @cached_property
     def floors(self) -> Floors:
         """The limits that the model can be held to."""
-        return self.budget.floors.of_model(judged_by(self.loaded.model))
+        return self.budget.floors.of_task(self.task)
+
+    @cached_property
+    def task(self) -> Task[Any]:
+        """What the model answers with."""
+        return task_of(self.loaded.model)
 
     @cached_property
     def searching(self) -> SearchOptions:
         """How the search goes, with what it keeps small named."""
-        judged, search = judged_by(self.loaded.model), self.settings.search
-        if judged == "classes" and search.objective == "perplexity":
-            refuse_headless(self.loaded.model)
-        search_options = search.for_model(embeds=judged == "embeddings")
-        by_embeddings = search_options.kept_small in OF_EMBEDDINGS
-        if self.settings.limits_healed(self.budget) and by_embeddings != (judged == "embeddings"):
+        objectives, objective = self.task.objectives, self.settings.search.objective
+        search = replace(self.settings.search, objective=objective or objectives[0])
+        alike = (search.objective in OF_EMBEDDINGS) == (objectives[0] in OF_EMBEDDINGS)
+        if self.settings.limits_healed(self.budget) and not alike:
             raise PlanError(
-                f"--objective {search_options.kept_small} and the limits on quality of this model, "
-                f"which is judged by its {judged}, don't go together.",
+                f"--objective {search.objective} and the limits on quality of this model, whose "
+                f"searches keep {' or '.join(objectives)} small, don't go together.",
                 "Leave --objective out, or the limits.",
                 code="other-objective",
             )
-        return search_options
+        if search.objective not in (*objectives, *OF_EMBEDDINGS):
+            refuse_headless(self.loaded.model)
+        return search
 
     @property
     def embeds(self) -> bool:
@@ -193,7 +198,7 @@ class PlanInputs:
             self.report.calibration,
             calibration=self.settings.calibration,
             cache_dir=self._cache_dir,
-            passages=self.embeds or not predicts_tokens(self.loaded.model),
+            passages=self.embeds or not self.task.predicts_tokens,
             progress=self._progress,
         )
 

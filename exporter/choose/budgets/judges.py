@@ -15,10 +15,9 @@ from exporter.choose.budgets.settings import PlanSettings
 from exporter.compare.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
 from exporter.errors import CalibrationError, PlanError
 from exporter.heal.texts import text_beyond
-from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
-from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
+from exporter.models.tasks import task_of
 from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.printable import are, counted
 from exporter.score import CalibrationText
@@ -100,10 +99,10 @@ class Judges:
     def of(cls, floors: Floors, model: Any) -> Judges:
         """Those of a model's limits."""
         floor = floors.top1_agreement
-        if floor is None or judged_by(model) != "classes" or classifies_tokens(model):
+        labels = task_of(model).answers_a_text
+        if floor is None or not labels:
             return cls()
         together = together_in(model)
-        labels = model.config.num_labels if has_separate_labels(model) else 1
         needed = together * fewest_to_show(floor)
         if needed > MOST_JUDGED * labels:
             highest = cls(together=together, labels=labels).highest(MOST_JUDGED)

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.choose.budgets.budget import Floors
 from exporter.compare.intervals import fewest_to_show, mean_interval, share_interval
-from exporter.models.ablation.damage import (
-    SIMILARITY,
-    AnyDamage,
-    ClassDamage,
-    Clusters,
-    Damage,
-    EmbeddingDamage,
-)
+from exporter.models.ablation.damage import SIMILARITY, AnyDamage, Clusters
 
 HIGH, LOW, SAME = "log_perplexity_increase_high", "cosine_low", "top1_agreement_low"
 ENDS = {
@@ -33,31 +26,12 @@ LEAST_SHARE = 0.08
 """No healing is expected to leave less than this share of a cut's cost."""
 
 
-_ANSWER_FIGURES = (
-    *("kl", "log_perplexity_increase", "top1_agreement"),
-    *("kl_std_error", "log_perplexity_increase_std_error"),
-)
-_CLASS_FIGURES = ("kl", "kl_std_error", "top1_agreement")
-_EMBEDDING_FIGURES = {
-    "cosine": "cosine",
-    "cosine_std_error": "cosine_std_error",
-    SIMILARITY: "correlation",
-    f"{SIMILARITY}_std_error": "correlation_std_error",
-}
-
-
 def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, float]:
     """What a plan says of its damage, with standard errors over documents where they are known."""
     damage = damage if clusters is None else damage.by_document(clusters)
-    names = {name: name for name in _ANSWER_FIGURES}
-    if isinstance(damage, EmbeddingDamage):
-        names = _EMBEDDING_FIGURES
-    elif isinstance(damage, ClassDamage):
-        names = {name: name for name in _CLASS_FIGURES}
-    values = {name: getattr(damage, of) for name, of in names.items()}
     return {
         name: float(value)
-        for name, value in values.items()
+        for name, value in damage.figures().items()
         if value is not None and not math.isnan(value)
     }
 
@@ -73,25 +47,14 @@ def ends_of(intervals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
 
 def held_figures(damage: AnyDamage) -> dict[str, float]:
     """What limits are held against: a damage's figures, with the ends of their intervals."""
-    if isinstance(damage, EmbeddingDamage):
-        intervals = {
-            "cosine": mean_interval(damage.cosines, damage.texts),
-            SIMILARITY: mean_interval(damage.correlations, damage.texts),
-        }
-    else:
-        intervals = {"top1_agreement": share_interval(damage.agreements, damage.positions)}
-    if isinstance(damage, Damage):
-        rise = damage.nll_sums - damage.baseline_nll_sums
-        intervals["log_perplexity_increase"] = mean_interval(rise, damage.positions)
-    known = {name: interval.ci95 for name, interval in intervals.items() if interval is not None}
-    figures = damage_figures(damage)
-    if isinstance(damage, EmbeddingDamage):
-        figures.setdefault("cosine", -1.0)  # what is not a number keeps no limit
-    elif isinstance(damage, Damage) and not math.isfinite(
-        figures.get("log_perplexity_increase", math.nan)
-    ):
-        figures["log_perplexity_increase"] = math.inf
-        known["log_perplexity_increase"] = math.inf, math.inf
+    figures, known = damage_figures(damage), dict[str, tuple[float, float]]()
+    for name, (values, counts, is_share) in damage.sums().items():
+        interval = (share_interval if is_share else mean_interval)(values, counts)
+        if interval is not None:
+            known[name] = interval.ci95
+    for name, worst in damage.worst.items():
+        if not math.isfinite(figures.get(name, math.nan)):
+            figures[name], known[name] = worst, (worst, worst)
     return figures | ends_of(known)
 
 
@@ -136,24 +99,6 @@ def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
 def percent(log_increase: float) -> str:
     """A rise of a log as a share: ``4.9%``."""
     return f"{math.expm1(min(log_increase, 50.0)):.1%}"
-
-
-def damage_words(damage: AnyDamage) -> str:
-    """What a candidate costs, in a few words."""
-    if isinstance(damage, EmbeddingDamage):
-        return (
-            f"mean cosine of the embeddings {damage.cosine:.3f}, "
-            f"correlation of similarities {damage.correlation:.3f}"
-        )
-    if isinstance(damage, ClassDamage):
-        return (
-            f"KL divergence of the classes {damage.kl:.3f} nats, "
-            f"same likeliest class {damage.top1_agreement:.1%}"
-        )
-    return (
-        f"perplexity {math.expm1(min(damage.log_perplexity_increase, 50.0)):+.1%}, "
-        f"KL divergence {damage.kl:.3f} nats, same top-1 token {damage.top1_agreement:.1%}"
-    )
 
 
 _LOWEST_LIMIT = 0.001

@@ -7,7 +7,6 @@ from typing import NoReturn
 
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-from exporter.choose.budgets.limits import damage_words
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import Goal
 from exporter.choose.costs.graph_sizes import GraphSizes
@@ -62,7 +61,7 @@ def refuse_floors(
     raise kind(
         f"The budget can't be met: with {wanted}, " + checker.outcome(candidate) + ".",
         f"Within the limits on quality, this is possible: {gains_of(nearest, goals)} "
-        f"({damage_words(checker.damage(nearest))}). Ask for that, allow more damage, let more "
+        f"({checker.damage(nearest).words}). Ask for that, allow more damage, let more "
         "be dropped or replaced (--heal best), or score on more text, which makes the "
         "intervals narrower.",
         code=f"{undecided}beyond-floors",
@@ -82,7 +81,7 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
         f"Nothing can be dropped within the limits on quality: with {candidate.options[0]} alone, "
         + checker.outcome(candidate)
         + ".",
-        f"The nearest plan costs: {damage_words(checker.damage(candidate))}. Allow more, take "
+        f"The nearest plan costs: {checker.damage(candidate).words}. Allow more, take "
         "--heal best, or score on more text, which makes the intervals narrower.",
         code=f"{undecided}nothing-within-floors",
     )

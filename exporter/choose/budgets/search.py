@@ -16,16 +16,14 @@ from exporter.choose.budgets.units import Counted, Goal, Unit
 from exporter.choose.selection.greedy import FIRST, by_prior, greedy
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import (
-    Objective,
     Option,
     Step,
     Stop,
     most_sublayers,
-    objective_of,
 )
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
-from exporter.models.ablation.damage import AnyDamage
+from exporter.models.ablation.damage import AnyDamage, Objective
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -107,7 +105,7 @@ class Search:
         candidates = [PlanCandidate().plus([unmeasured_step(option)]) for option in looked_at]
         damages = self._meter.measure_many({}, [candidate.cut for candidate in candidates])[1:]
         pairs = zip(candidates, damages, strict=True)
-        return min(pairs, key=lambda item: objective_of(item[1], self._objective))
+        return min(pairs, key=lambda item: item[1].objective(self._objective))
 
     def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other."""
@@ -172,8 +170,8 @@ class Search:
             return None
         cuts = [other.cut for other in further]
         now, *then = self._meter.measure_many(candidate.cut, cuts, self._progress)
-        before, gained = objective_of(now, self._objective), candidate.gain(unit)
-        added = [objective_of(damage, self._objective) - before for damage in then]
+        before, gained = now.objective(self._objective), candidate.gain(unit)
+        added = [damage.objective(self._objective) - before for damage in then]
         gains = [other.gain(unit) - gained if by_gain else 1.0 for other in further]
         prices = [cost / gain for cost, gain in zip(added, gains, strict=True)]
         order = sorted(range(len(further)), key=prices.__getitem__)
@@ -204,7 +202,7 @@ class Search:
             if not idle:
                 return candidate
             damages = self._meter.measure_many(candidate.cut, [other.cut for other in idle])[1:]
-            costs = [objective_of(damage, self._objective) for damage in damages]
+            costs = [damage.objective(self._objective) for damage in damages]
             candidate = idle[costs.index(min(costs))]
 
     def _treated_better(self, goals: Sequence[Goal], candidate: PlanCandidate) -> PlanCandidate:
@@ -218,7 +216,7 @@ class Search:
             ]
             others = [other for other in others if _all_reached(goals, other)]
             now, *then = self._meter.measure_many(candidate.cut, [other.cut for other in others])
-            costs = [objective_of(damage, self._objective) for damage in (now, *then)]
+            costs = [damage.objective(self._objective) for damage in (now, *then)]
             if min(costs) >= costs[0]:
                 return candidate
             candidate = others[costs.index(min(costs)) - 1]

@@ -28,7 +28,6 @@ from exporter.choose.budgets.limits import (
     QualityLimits,
     Rung,
     damage_figures,
-    damage_words,
     ends_of,
     rung_of,
 )
@@ -495,7 +494,7 @@ def largest_within(
         plan = plan_of(candidate)
         progress.say(
             f"plan: try the cut {number + 1} of {len(candidates)}: without {plan.describe()} "
-            f"(bare: {damage_words(bare)})"
+            f"(bare: {bare.words})"
         )
         ladder.tried.append(runs.run(number, plan))
         tried = runs.cuts[-1].tried

@@ -11,14 +11,12 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.stacks import DECODER_KINDS, Stacks
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
-    Objective,
     Option,
     Step,
     Stop,
     cut_of_options,
     groups_of,
     most_sublayers,
-    objective_of,
     options_for,
     overlap,
     reaches,
@@ -30,7 +28,7 @@ from exporter.choose.selection.options import (
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import AnyDamage
+from exporter.models.ablation.damage import AnyDamage, Objective
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -77,7 +75,7 @@ def greedy(
         if stop is not None and stop(step):
             break
         steps.append(step)
-        value = objective_of(step.damage, objective)
+        value = step.damage.objective(objective)
         progress.detail(f"search: {step.option}: {objective} {value:+.4f}, gain {step.gain:g}")
     return steps
 
@@ -147,7 +145,7 @@ class _Greedy:
         now, *then = self._meter.measure_many(cut, cuts, progress)
         for option, after, damage in zip(options, afters, then, strict=True):
             # More than the gain that is still wanted is worth nothing.
-            added = objective_of(damage, self._objective) - objective_of(now, self._objective)
+            added = damage.objective(self._objective) - now.objective(self._objective)
             self._price[option] = added / min(total_gain(after) - self.gain, self._goal - self.gain)
         return dict(zip(options, then, strict=True))
 

@@ -15,8 +15,8 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
 )
 from exporter.models.ablation.damage import AnyDamage, D, D_co, damage_of_numbers
-from exporter.models.ablation.embeddings import POSITIONS, meter_here
 from exporter.models.sentence_folder import pooling_of
+from exporter.models.tasks import POSITIONS, meter_here
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def searched_meter(
     text: CalibrationText,
     batch_size: int = 4,
     *,
-    embeds: bool | None = None,  # None: where the model predicts no next token
+    embeds: bool = False,  # by embeddings, whatever the model is judged by
     kept: Path | None = None,
 ) -> RememberingMeter[AnyDamage]:
     """Measures nothing twice."""
@@ -66,7 +66,7 @@ def searched_meter(
         "embeds": embeds,
         "pooling": asdict(pooling_of(loaded.path)),
     }
-    return RememberingMeter(meter_here(loaded, text, batch_size, POSITIONS, embeds), kept, about)
+    return RememberingMeter(meter_here(loaded, text, batch_size, embeds=embeds), kept, about)
 
 
 class RememberingMeter(Generic[D]):

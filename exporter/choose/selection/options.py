@@ -16,16 +16,13 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
+from exporter.models.ablation.damage import AnyDamage
 from exporter.printable import are, counted
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
-Objective = Literal["kl", "perplexity", "cosine", "similarity"]
-"""What a search keeps small: KL divergence from the whole model, the perplexity's increase, or what
-the embeddings' mean cosine with the whole model's, or their similarities' correlation, lacks."""
 
 Group = DeletionKind | Literal["joint"]
 """Of what a number is asked for; ``joint``: attentions and MLPs together."""
@@ -72,15 +69,6 @@ class Step:
     option: Option
     damage: AnyDamage
     gain: float
-
-
-def objective_of(damage: AnyDamage, objective: Objective) -> float:
-    """The number that a search keeps small: in nats, or what embeddings lack of 1."""
-    if objective == "similarity" and isinstance(damage, EmbeddingDamage):
-        return 1 - damage.correlation
-    if objective != "kl" and isinstance(damage, Damage):
-        return damage.log_perplexity_increase
-    return damage.distance
 
 
 def options_for(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
-from exporter.choose.selection.options import Objective
+from exporter.models.ablation.damage import Objective
 from exporter.option_types import Several, Whole
 from exporter.options import Options, dataclass, option
 
@@ -58,12 +57,6 @@ class SearchOptions(Options):
     def kept_small(self) -> Objective:
         """The objective; that of next tokens where nothing is said."""
         return self.objective or "kl"
-
-    def for_model(self, *, embeds: bool) -> SearchOptions:
-        """The same with what is kept small named, as it goes with a model."""
-        if self.objective is not None or not embeds:
-            return self
-        return replace(self, objective="cosine")
 
     @property
     def by_damage(self) -> bool:

@@ -16,7 +16,6 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.meter import judged_by
 from exporter.models.ablation.streams import CutBranches
 from exporter.models.architectures import layer_modules, sublayers_of
 from exporter.models.changed_weights import (
@@ -29,11 +28,11 @@ from exporter.models.changed_weights import (
 )
 from exporter.models.residual_stream import (
     LayerModules,
-    class_logits,
     first_tensor,
     hooked,
     probe_inputs,
 )
+from exporter.models.tasks import task_of
 from exporter.optional import require
 from graph_passes.types import SublayerRef
 
@@ -65,7 +64,7 @@ class Student:
     ) -> None:
         refuse_quantized(model)
         _refuse_narrow(model, train)
-        self.model = model
+        self.model, self.task = model, task_of(model)
         self.cut = {name: _trainable(replacement) for name, replacement in cut.items()}
         self._answers_with: BranchReplacements = self.cut
         self._own: list[OwnValue] = []
@@ -210,12 +209,7 @@ class Student:
 
         layers = self._layers if states else []
         with hooked(layer.layer.register_forward_hook(keep) for layer in layers):
-            judged = judged_by(self.model)
-            if judged == "classes":
-                return Answer(class_logits(self.model, inputs), tensors)
-            if judged == "tokens":
-                return Answer(self.model(**inputs, use_cache=False).logits, tensors)
-            return Answer(self.model.base_model(**inputs).last_hidden_state, tensors)
+            return Answer(self.task.given(inputs), tensors)
 
     def _switch_adapters(self, *, on: bool) -> None:
         for adapter in self._adapters.values():

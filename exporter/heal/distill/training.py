@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from exporter.heal.distill.teacher import Lesson, Teacher
 from exporter.heal.distill.workers import Workers
 from exporter.heal.memory import telling_memory
 from exporter.heal.options import HealOptions
-from exporter.models.ablation.meter import Judged, predicts_tokens
 from exporter.models.changed_weights import bfloat16_where_fast
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -215,8 +214,7 @@ class Trainer:
         self._workers = Workers()
         self._schedule = schedule = Schedule(text, options, self._workers.count)
         self._step_tokens, self._total_steps = schedule.step_tokens, schedule.total_steps
-        # An embedding alone is too little to learn from.
-        states = 0.0 if predicts_tokens(student.model) else 1.0
+        states = student.task.states_weight
         self._teacher = Teacher(student, keeps=schedule.reads_steps_again, states=states)
         self._judges = Lesson.of(held_out, options.batch_size)
         wanted = self._total_steps * self._step_tokens / _TOKENS_PER_CHECKED
@@ -274,7 +272,7 @@ class Trainer:
         begins = min(check.held_out_loss for check in checks if not check.tokens)
         near = self._workers.from_first(self._judge.nearness(begins, self._judges))
         self._rate = self._options.learning_rate or usual_rate(
-            self._options.train, near, encodes=self._teacher.judged != "tokens"
+            self._options.train, near, encodes=not self._student.task.predicts_tokens
         )
 
     def _go_on(self) -> StoppedBy | None:
@@ -363,18 +361,14 @@ class Trainer:
         first = self._state.checks[0].held_out_loss
         if not tokens:
             state = "of what was fitted" if len(self._state.checks) > 1 else "of the bare cut"
-            return f"heal: {self._seen(held_out)} {state}, before the training"
+            return f"heal: {self._student.task.loss_words(held_out)} {state}, before the training"
         left = seconds * (1 / max(1e-9, self._done) - 1)
+        words = self._student.task.loss_words(held_out)
         return (
             f"heal: {tokens:,} of {self._total_steps * self._step_tokens:,} tokens, "
             f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, about {left / 60:.1f} min left; "
-            f"{self._seen(held_out)} ({100 * (1 - held_out / first):.0f} % recovered)"
+            f"{words} ({100 * (1 - held_out / first):.0f} % recovered)"
         )
-
-    def _seen(self, held_out: float) -> str:
-        if self._teacher.judged == "embeddings":
-            return f"held-out mean cosine {1 - held_out:.4f}"
-        return f"held-out loss {held_out:.4f}"
 
     def _held_out_loss(self) -> float:
         total = weights = 0.0
@@ -403,7 +397,7 @@ class Trainer:
         tokens = state.steps * self._step_tokens
         return Training(
             train=options.train,
-            loss=_LOSSES[self._teacher.judged],
+            loss=self._student.task.learns,
             trained_parameters=sum(tensor.numel() for tensor in self._tensors.values()),
             steps=state.steps,
             tokens=tokens,
@@ -488,8 +482,3 @@ class Trainer:
                     self._optimizer.state[tensor] = moments[name]
         self._state = state
         self._done = self._fraction()
-
-
-_LOSSES: dict[Judged, Literal["answers", "classes", "embeddings"]] = {
-    "tokens": "answers", "classes": "classes", "embeddings": "embeddings",
-}  # fmt: skip

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
+SIMILARITY = "similarity_correlation"
+"""What plans and limits call :attr:`EmbeddingDamage.correlation`."""
 Clusters = NDArray[np.int64] | None
 """``[samples]``, of which document each is; None: each is one of its own."""
 
@@ -106,6 +108,18 @@ class RatioSums:
         return errors
 
 
+Objective = Literal["kl", "perplexity", "cosine", "similarity"]
+"""What searches keep small."""
+
+
+class Sums(NamedTuple):
+    """A figure's numbers of each sample: their mean, or a share of what counts."""
+
+    values: Floats  # `[samples]`
+    counts: Floats  # `[samples]`
+    is_share: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class BySample:
     """Numbers of each sample; every field is ``[samples]``, float64."""
@@ -123,6 +137,26 @@ class BySample:
     @property
     def distance(self) -> float:
         """How far the cut model's answers are from the whole one's; 0 for an unchanged model."""
+        raise NotImplementedError
+
+    def objective(self, name: Objective) -> float:
+        """The number that a search keeps small: in nats, or what embeddings lack of 1."""
+        return self.distance
+
+    def figures(self) -> dict[str, float | None]:
+        """What plans say of it, with standard errors; None or NaN where one can't be told."""
+        raise NotImplementedError
+
+    def sums(self) -> dict[str, Sums]:
+        """What the figures are made of that limits are held against."""
+        raise NotImplementedError
+
+    worst: ClassVar[Mapping[str, float]] = {}
+    """What a figure that limits need is where it is no number: nothing allows that."""
+
+    @property
+    def words(self) -> str:
+        """It in a few words."""
         raise NotImplementedError
 
     @property
@@ -163,10 +197,27 @@ class DistributionDamage(BySample):
         """Share of positions at which both think the same answer the likeliest; 0 to 1."""
         return ratio(self.agreements, self.positions)
 
+    def figures(self) -> dict[str, float | None]:
+        """See :class:`BySample`."""
+        same = self.top1_agreement
+        return {"kl": self.kl, "kl_std_error": self.kl_std_error, "top1_agreement": same}
+
+    def sums(self) -> dict[str, Sums]:
+        """See :class:`BySample`."""
+        return {"top1_agreement": Sums(self.agreements, self.positions, is_share=True)}
+
 
 @dataclass(frozen=True, eq=False)
 class ClassDamage(DistributionDamage):
     """What a cut costs distributions over classes; a text has one position, or one for a token."""
+
+    @property
+    def words(self) -> str:
+        """See :class:`BySample`."""
+        return (
+            f"KL divergence of the classes {self.kl:.3f} nats, "
+            f"same likeliest class {self.top1_agreement:.1%}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +242,36 @@ class Damage(DistributionDamage):
     def log_perplexity_increase_std_error(self) -> float | None:
         """Its standard error over samples, both models on the same tokens."""
         return ratio_std_error(self.nll_sums - self.baseline_nll_sums, self.positions)
+
+    def objective(self, name: Objective) -> float:
+        """See :class:`BySample`."""
+        return self.distance if name == "kl" else self.log_perplexity_increase
+
+    def figures(self) -> dict[str, float | None]:
+        """See :class:`BySample`."""
+        rise, error = self.log_perplexity_increase, self.log_perplexity_increase_std_error
+        return {
+            "kl": self.kl,
+            "log_perplexity_increase": rise,
+            "top1_agreement": self.top1_agreement,
+            "kl_std_error": self.kl_std_error,
+            "log_perplexity_increase_std_error": error,
+        }
+
+    worst = {"log_perplexity_increase": math.inf}  # noqa: RUF012
+
+    def sums(self) -> dict[str, Sums]:
+        """See :class:`BySample`."""
+        rise = Sums(self.nll_sums - self.baseline_nll_sums, self.positions)
+        return {**super().sums(), "log_perplexity_increase": rise}
+
+    @property
+    def words(self) -> str:
+        """See :class:`BySample`."""
+        return (
+            f"perplexity {math.expm1(min(self.log_perplexity_increase, 50.0)):+.1%}, "
+            f"KL divergence {self.kl:.3f} nats, same top-1 token {self.top1_agreement:.1%}"
+        )
 
     @property
     def perplexity(self) -> float:
@@ -260,9 +341,35 @@ class EmbeddingDamage(BySample):
         """Its standard error over texts; None with fewer than two."""
         return ratio_std_error(self.correlations, self.texts)
 
+    def objective(self, name: Objective) -> float:
+        """See :class:`BySample`."""
+        return 1 - self.correlation if name == "similarity" else self.distance
 
-SIMILARITY = "similarity_correlation"
-"""What plans and limits call :attr:`EmbeddingDamage.correlation`."""
+    def figures(self) -> dict[str, float | None]:
+        """See :class:`BySample`."""
+        return {
+            "cosine": self.cosine,
+            "cosine_std_error": self.cosine_std_error,
+            SIMILARITY: self.correlation,
+            f"{SIMILARITY}_std_error": self.correlation_std_error,
+        }
+
+    worst = {"cosine": -1.0}  # noqa: RUF012
+
+    def sums(self) -> dict[str, Sums]:
+        """See :class:`BySample`."""
+        cosine = Sums(self.cosines, self.texts)
+        return {"cosine": cosine, SIMILARITY: Sums(self.correlations, self.texts)}
+
+    @property
+    def words(self) -> str:
+        """See :class:`BySample`."""
+        return (
+            f"mean cosine of the embeddings {self.cosine:.3f}, "
+            f"correlation of similarities {self.correlation:.3f}"
+        )
+
+
 AnyDamage = Damage | ClassDamage | EmbeddingDamage
 D = TypeVar("D", bound=BySample)
 D_co = TypeVar("D_co", bound=BySample, covariant=True)

@@ -5,27 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self
 
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import D, D_co, Damage, Reference, joined
+from exporter.models.ablation.damage import D, D_co, joined
 from exporter.models.ablation.streams import Runs, StreamRunner, Streams
-from exporter.models.model_folder import CLASSIFIERS
-from exporter.models.texts.samples import Batch, Sources, batches_of
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     import torch
 
 KEPT_BYTES = 1 << 30
-
-Judged = Literal["tokens", "classes", "embeddings"]
-"""What a model answers with: distributions of next tokens or of classes, or embeddings."""
 
 Within = Callable[[], AbstractContextManager[None]]
 """Makes what a model runs in, such as other weights."""
@@ -149,83 +140,6 @@ class CutMeter(Generic[D]):
         return reference
 
 
-class DamageMeter(CutMeter[Damage]):
-    """Holds cut models' next-token distributions against the whole one's on fixed samples."""
-
-    def __init__(
-        self,
-        model: Any,
-        input_ids: NDArray[np.int64],  # `[samples, tokens]`, int64
-        mask: NDArray[np.bool_],  # `[samples, tokens]`, boolean; False marks padding
-        *,
-        batch_size: int = 4,
-        positions: int = 1,
-        kept_bytes: int = KEPT_BYTES,
-        within: Within | None = None,
-        sources: Sources | None = None,
-    ) -> None:
-        refuse_unmeasurable(model, mask, positions)
-        batches = batches_of(input_ids, mask, batch_size, sources)
-        tokens = [_NextTokens(batch, positions) for batch in batches]
-        super().__init__(model, tokens, kept_bytes=kept_bytes, within=within)
-
-
-@dataclass(frozen=True, eq=False)
-class OfBatch:
-    """What a batch is asked, where its hidden states and logits are taken as they come."""
-
-    batch: Batch
-
-    @property
-    def first_sample(self) -> int:
-        """See :class:`Asked`."""
-        return self.batch.first_sample
-
-    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """See :class:`Asked`."""
-        return self.batch.inputs(device)
-
-    def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See :class:`Asked`."""
-        return hidden
-
-    def answers(self, logits: torch.Tensor) -> torch.Tensor:
-        """See :class:`Asked`."""
-        return logits
-
-
-@dataclass(frozen=True, eq=False)
-class _NextTokens(OfBatch):
-    """The next tokens of a batch, at every so many positions."""
-
-    stride: int
-
-    def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, :: self.stride]
-
-    def reference(self, answers: torch.Tensor) -> Reference:
-        return reference_of(answers, self.batch, self.stride)
-
-
-def reference_of(logits: torch.Tensor, batch: Batch, positions: int) -> Reference:
-    """The whole model's answers for some samples, as what cut ones are held against.
-
-    logits: `[batch, chosen positions, vocabulary]`.
-    """
-    import torch
-
-    follows = np.zeros_like(batch.mask)
-    follows[:, :-1] = batch.mask[:, :-1] & batch.mask[:, 1:]
-    targets = np.roll(batch.ids, -1, axis=1)[:, ::positions]
-    device = logits.device
-    with torch.inference_mode():
-        return Reference(
-            logits,
-            torch.from_numpy(targets.copy()).to(device),
-            torch.from_numpy(follows[:, ::positions].copy()).to(device),
-        )
-
-
 def damage_of(
     reference: Answers[D], answers: torch.Tensor, cut: BranchReplacements, start: int
 ) -> D:
@@ -247,40 +161,3 @@ def damage_of(
             code="not-finite",
         )
     return damage
-
-
-def refuse_headless(model: Any) -> None:
-    """Refuses a model whose answers can't be asked for."""
-    if not predicts_tokens(model):
-        raise ScoringError(
-            f"{type(model).__name__} predicts no next token, so damage to its answers can't "
-            "be measured.",
-            "Use a metric of the residual stream, such as cosine.",
-            code="no-next-token",
-        )
-
-
-def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> None:
-    """Refuses what damage can't be measured on.
-
-    mask: `[samples, tokens]`; False marks padding.
-    """
-    refuse_headless(model)
-    if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):
-        raise ScoringError(
-            "There is no token with a next one to predict.",
-            "Give longer samples.",
-            code="no-tokens",
-        )
-
-
-def predicts_tokens(model: Any) -> bool:
-    """Whether a model's answers can be compared: they are distributions of next tokens."""
-    return bool(model.can_generate()) and model.get_output_embeddings() is not None
-
-
-def judged_by(model: Any) -> Judged:
-    """By which of its answers a model is judged."""
-    if predicts_tokens(model):
-        return "tokens"
-    return "classes" if type(model).__name__.endswith(CLASSIFIERS) else "embeddings"

@@ -13,13 +13,12 @@ from exporter.choose.selection.greedy import greedy
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
     Group,
-    Objective,
     Option,
     Step,
-    objective_of,
     options_for,
 )
 from exporter.models.ablation.branch_replacements import NOTHING, without_branches
+from exporter.models.ablation.damage import Objective
 from exporter.score.scoring import score_on
 from graph_passes.types import SublayerRef
 from tests.benchmarks.rivals.work import BATCH, Candidate, Workplace, span_distances
@@ -86,7 +85,7 @@ def _alone(
     damages = meter.measure_many({}, [option.cut for option in options])[1:]
     for option, damage in zip(options, damages, strict=True):
         for name in option.names:
-            yield name, objective_of(damage, objective) / len(option.names)
+            yield name, damage.objective(objective) / len(option.names)
 
 
 class _Quota:

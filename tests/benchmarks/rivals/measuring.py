@@ -11,9 +11,9 @@ import numpy as np
 
 from exporter.artifacts.latency import Speedup
 from exporter.compare.timing.statistics import estimate, log_ratios
-from exporter.models.ablation.meter import DamageMeter
 from exporter.models.architectures import sublayers
 from exporter.models.residual_stream import hooked
+from exporter.models.tasks import Tokens
 from tests.benchmarks.rivals.work import BATCH, WHOLE, Candidate
 
 POSITIONS = 2
@@ -80,8 +80,7 @@ class DomainMeter:
 
     def __init__(self, model: Any, text: Any) -> None:
         self._now, self._clusters = WHOLE, text.clusters
-        self._meter = DamageMeter(
-            model, text.input_ids, text.mask, batch_size=BATCH,
+        self._meter = Tokens(model).meter(text.input_ids, text.mask, batch_size=BATCH,
             positions=POSITIONS, kept_bytes=_KEPT_BYTES, within=lambda: self._now.within(model),
         )  # fmt: skip
 

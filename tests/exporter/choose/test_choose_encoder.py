@@ -27,8 +27,8 @@ from exporter.errors import (
 )
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
-from exporter.models.ablation.embeddings import TEXTS_TOGETHER, EmbeddingMeter
 from exporter.models.loading.model_source import load_model
+from exporter.models.tasks import TEXTS_TOGETHER, Classes, Embeddings, Tokens
 from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.sources import read_texts
 from exporter.pipeline.refusals import refuse_foreign_goals
@@ -148,7 +148,7 @@ def test_what_is_kept_of_the_embeddings_is_found_again(planner: Any, tmp_path: P
     first, again = planner(joint=1).plan().plan, planner(joint=1)
     assert '"cosines"' in (tmp_path / FOLDER / "damages.jsonl").read_text()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.models.ablation.embeddings.EmbeddingReference.damage", None)
+        patch.setattr("exporter.models.tasks.EmbeddingReference.damage", None)
         again._objective_meter().measure_many({}, [])
     assert names_of(again.plan().plan) == names_of(first)
 
@@ -225,11 +225,11 @@ def test_a_classifier_is_limited_by_its_classes_and_may_be_searched_by_cosine(
 
 def test_each_model_heeds_the_limits_of_its_kind() -> None:
     floors = Floors(perplexity_increase=0.02, embedding_cosine=0.98)
-    assert floors.of_model("tokens") == Floors(perplexity_increase=0.02)
-    assert floors.of_model("embeddings") == Floors(embedding_cosine=0.98)
-    assert floors.of_model("classes") == Floors(top1_agreement=0.98)  # what is usual
-    assert Floors(0.1, 0.9).of_model("classes") == Floors(top1_agreement=0.9)
-    assert not Floors().of_model("embeddings")
+    assert floors.of_task(Tokens(None)) == Floors(perplexity_increase=0.02)
+    assert floors.of_task(Embeddings(None)) == Floors(embedding_cosine=0.98)
+    assert floors.of_task(Classes(None)) == Floors(top1_agreement=0.98)  # what is usual
+    assert Floors(0.1, 0.9).of_task(Classes(None)) == Floors(top1_agreement=0.9)
+    assert not Floors().of_task(Embeddings(None))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
     texts = tokenize_passages(source, folder / "tokenizer.json", most=64, longest=128).ids
     mask = np.arange(128) < np.array(list(map(len, texts)))[:, None]
     ids = np.array([np.resize(text, 128) for text in texts])
-    meter = EmbeddingMeter(minilm.model, ids, mask, batch_size=8)
+    meter = Embeddings(minilm.model).meter(ids, mask, batch_size=8)
     assert round(meter.measure(dict.fromkeys(names_of(plan), NOTHING)).cosine, 2) >= 0.9
 
 

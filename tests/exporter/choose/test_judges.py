@@ -41,7 +41,7 @@ from exporter.choose.budgets.judges import Judges, checked_of, parted  # noqa: E
 from exporter.choose.budgets.trial_runs import TrialRuns, figures_of  # noqa: E402
 from exporter.heal.domains import _told  # noqa: E402
 from exporter.heal.texts import healing_texts, text_behind, text_beyond  # noqa: E402
-from exporter.models.ablation.embeddings import EmbeddingReference  # noqa: E402
+from exporter.models.tasks import EmbeddingReference  # noqa: E402
 
 LIMIT, FEWEST = 0.9, 36
 FLOORS = Floors(top1_agreement=LIMIT)

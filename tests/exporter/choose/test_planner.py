@@ -37,9 +37,9 @@ torch = pytest.importorskip("torch")
 from exporter.choose.budgets.inputs import module_sizes  # noqa: E402
 from exporter.choose.budgets.judges import parted  # noqa: E402
 from exporter.models.ablation.branch_replacements import branches_replaced  # noqa: E402
-from exporter.models.ablation.embeddings import meter_here  # noqa: E402
-from exporter.models.ablation.meter import DamageMeter  # noqa: E402
+from exporter.models.ablation.meter import CutMeter  # noqa: E402
 from exporter.models.architectures import sublayers  # noqa: E402
+from exporter.models.tasks import meter_here  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
 NAMES: list[Any] = [(layer, kind) for layer in range(4) for kind in ("attention", "mlp")]
@@ -201,14 +201,14 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
 ) -> None:
     """Searched on, held floors on, reported on: no sample serves two ends."""
     read: dict[bool, set[bytes]] = {True: set(), False: set()}
-    real, deciding = DamageMeter.measure_many, True
+    real, deciding = CutMeter.measure_many, True
 
     def hear(self: Any, *given: Any, **more: Any) -> Any:
         for item in self._asked.values():
             read[deciding] |= {row.tobytes() for row in item.batch.ids}
         return real(self, *given, **more)
 
-    monkeypatch.setattr(DamageMeter, "measure_many", hear)
+    monkeypatch.setattr(CutMeter, "measure_many", hear)
     made = planner(Budget(parameters=0.1, floors=Floors(perplexity_increase=0.9)), heal="bias")
     outcome = made._outcome
 

@@ -533,7 +533,7 @@ def test_what_was_measured_under_other_versions_or_padding_is_measured_again(
     loaded = LoadedModel(model, None, SimpleNamespace(sha256="m"), tmp_path)
     ids, mask = np.zeros((2, 4), dtype=np.int64), np.ones((2, 4), dtype=np.bool_)
     meter, installed = made_meter(4), metadata.version
-    monkeypatch.setattr("exporter.choose.selection.meters.meter_here", lambda *_: meter)
+    monkeypatch.setattr("exporter.choose.selection.meters.meter_here", lambda *_, **__: meter)
 
     def measure() -> int:
         text = CalibrationText(None, ids, mask)

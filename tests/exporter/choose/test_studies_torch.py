@@ -39,7 +39,7 @@ from tests.tiny_models import tiny_loaded, tiny_model
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.models.ablation.meter import DamageMeter  # noqa: E402
+from exporter.models.ablation.meter import CutMeter  # noqa: E402
 from exporter.models.texts.calibration import calibration_text  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
@@ -299,7 +299,7 @@ def test_a_fold_lowers_the_damage_that_it_is_fitted_to(loaded: Any, measured: An
 def test_an_interrupted_measurement_goes_on(
     loaded: Any, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, result = DamageMeter.measure_many, []
+    measure, result = CutMeter.measure_many, []
     asked: dict[str, Any] = {"ways": ("attention", "mlp")}
 
     def counted(self: Any, cut: Any, others: Any, progress: Any) -> Any:
@@ -308,7 +308,7 @@ def test_an_interrupted_measurement_goes_on(
             raise KeyboardInterrupt
         return measure(self, cut, others, progress)
 
-    monkeypatch.setattr(DamageMeter, "measure_many", counted)
+    monkeypatch.setattr(CutMeter, "measure_many", counted)
     with pytest.raises(KeyboardInterrupt):
         measured(kept=tmp_path, **asked)
     again = measured(kept=tmp_path, **asked)

@@ -33,7 +33,6 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 from exporter.heal.distill.student import Student, trained_numbers  # noqa: E402
-from exporter.heal.distill.teacher import answer_loss  # noqa: E402
 from exporter.heal.distill.training import Schedule, Trainer, rate_groups  # noqa: E402
 from exporter.heal.distill.workers import Workers  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
@@ -45,6 +44,7 @@ from exporter.models.ablation.branch_replacements import (  # noqa: E402
     BranchReplacement,
     branches_replaced,
 )
+from exporter.models.ablation.losses import answer_loss  # noqa: E402
 from exporter.models.changed_weights import change_weights, weights_changed  # noqa: E402
 from tests.exporter.distill_cases import (  # noqa: E402
     DROPPED,

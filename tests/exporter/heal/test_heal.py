@@ -44,8 +44,8 @@ from exporter.heal.healed import heal  # noqa: E402
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.ablation.branch_replacements import branches_replaced  # noqa: E402
-from exporter.models.ablation.meter import DamageMeter  # noqa: E402
 from exporter.models.loading.model_source import load_model  # noqa: E402
+from exporter.models.tasks import Tokens  # noqa: E402
 from exporter.models.texts.calibration import calibration_text, seed_of  # noqa: E402
 from exporter.models.texts.documents import keys_of  # noqa: E402
 from exporter.models.texts.sources import read_texts  # noqa: E402
@@ -151,7 +151,7 @@ def test_healing_takes_back_what_dropping_cost_and_says_how_much(
     assert 4 <= len(held_out) <= 5  # documents stay whole
     assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
     judged = samples.halves[1] if kind == "best" else samples.held_out
-    again = DamageMeter(loaded.model, judged.input_ids, judged.mask)
+    again = Tokens(loaded.model).meter(judged.input_ids, judged.mask)
     assert own.healed.kl == pytest.approx(again.measure(result.branch_replacements).kl, rel=1e-6)
 
 

@@ -36,12 +36,13 @@ pytest.importorskip("torch")
 
 from exporter.heal.automatic import USUAL_TIME_S, in_turn, settled  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
-from exporter.heal.distill.teacher import Lesson, Teacher, class_loss, embedding_loss  # noqa: E402
+from exporter.heal.distill.teacher import Lesson, Teacher  # noqa: E402
 from exporter.heal.domains import measured_text  # noqa: E402
 from exporter.heal.healed import heal, heal_stacks  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
-from exporter.models.ablation.embeddings import meter_here  # noqa: E402
+from exporter.models.sentence_folder import MEAN  # noqa: E402
+from exporter.models.tasks import Classes, Embeddings, meter_here  # noqa: E402
 from exporter.report.sections.healing import healing_grid  # noqa: E402
 
 PLAN = PruningPlan(deletions=planned(("attention", 1, "none"), ("mlp", 2, "none")))
@@ -157,21 +158,23 @@ def test_a_reranker_s_texts_are_measured_two_at_a_time_at_least() -> None:
 
 def test_the_loss_of_classes_is_their_divergence_and_of_a_single_logit_its_error() -> None:
     torch.manual_seed(0)
+    task, of_labels = Classes(None), Classes(None)
+    task.separate, of_labels.separate = False, True
     mask = torch.tensor([[True, True], [True, False]])
     student, teacher = torch.randn(2, 2, 3).unbind()
     p, q = teacher.log_softmax(-1), student.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
-    assert float(class_loss(student, teacher, mask)) == pytest.approx(float(kl.mean()), abs=1e-6)
+    assert float(task.loss(student, teacher, mask)) == pytest.approx(float(kl.mean()), abs=1e-6)
     by_token = [item.expand(2, 2, 3).clone() for item in (student, teacher)]
     by_token[0][1, 1] = 100.0  # padding
-    result = float(class_loss(*by_token, mask))  # both texts have the rows as tokens
+    result = float(task.loss(*by_token, mask))  # both texts have the rows as tokens
     assert result == pytest.approx(float(2 * kl[0] + kl[1]) / 3, abs=1e-6)
     one, other = student[:, :1], teacher[:, :1]
     error = float(((one - other) ** 2).mean() / 2)
-    assert float(class_loss(one, other, mask)) == pytest.approx(error, abs=1e-6)
+    assert float(task.loss(one, other, mask)) == pytest.approx(error, abs=1e-6)
     p, q = teacher.sigmoid(), student.sigmoid()  # of separate labels that of each
     kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    result = float(class_loss(student, teacher, mask, separate=True))
+    result = float(of_labels.loss(student, teacher, mask))
     assert result == pytest.approx(float(kl.mean()), abs=1e-6)
 
 
@@ -193,9 +196,10 @@ def test_the_loss_is_that_of_the_mean_states() -> None:
         torch.cosine_similarity(student[n, :long].mean(0), teacher[n, :long].mean(0), dim=0)
         for n, long in enumerate((4, 2))
     ]
-    expected = 1 - (rows[0] + rows[1]) / 2
-    assert float(embedding_loss(student, teacher, mask)) == pytest.approx(float(expected), abs=1e-6)
-    assert float(embedding_loss(teacher, teacher, mask)) == pytest.approx(0, abs=1e-6)
+    expected, task = 1 - (rows[0] + rows[1]) / 2, Embeddings(None)
+    task.pooling = MEAN
+    assert float(task.loss(student, teacher, mask)) == pytest.approx(float(expected), abs=1e-6)
+    assert float(task.loss(teacher, teacher, mask)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])

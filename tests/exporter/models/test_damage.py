@@ -25,16 +25,17 @@ from exporter.models.ablation.damage import (
     ratio,
     ratio_std_error,
 )
-from exporter.models.ablation.embeddings import (
-    MULTI_LABEL,
-    EmbeddingMeter,
-    EmbeddingReference,
-    meter_of,
-)
-from exporter.models.ablation.meter import DamageMeter, judged_by
 from exporter.models.architectures import sublayers
 from exporter.models.families import FAMILIES
 from exporter.models.residual_stream import first_tensor
+from exporter.models.tasks import (
+    MULTI_LABEL,
+    Classes,
+    EmbeddingReference,
+    Embeddings,
+    Tokens,
+    task_of,
+)
 from exporter.models.texts.samples import batches_of
 from tests.raising import raises
 from tests.tiny_models import hook_count, tiny_model, write_sentence_files
@@ -86,7 +87,7 @@ def _generating() -> list[str]:
 @pytest.mark.parametrize("model_type", _generating())
 def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
     model, kinds = tiny_model(model_type), _branch_replacements()
-    meter = DamageMeter(model, _IDS, _ALL, batch_size=2)
+    meter = Tokens(model).meter(_IDS, _ALL, batch_size=2)
     first: Any = {(0, "attention"): kinds["bias"]}
     extensions: list[Any] = [
         {(1, "attention"): kinds["none"]},
@@ -106,7 +107,7 @@ def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
 
 def test_only_what_is_cut_costs() -> None:
     model, none = tiny_model("llama"), {(1, "mlp"): NOTHING}
-    meter = DamageMeter(model, _IDS, _ALL)
+    meter = Tokens(model).meter(_IDS, _ALL)
     whole = meter.measure({})
     assert whole.kl == pytest.approx(0, abs=1e-6)  # float32 rounding
     assert whole.log_perplexity_increase == pytest.approx(0, abs=1e-6)
@@ -157,9 +158,9 @@ def test_the_branches_own_map_changes_nothing(model_type: str) -> None:
 def test_padding_is_left_out() -> None:
     model = tiny_model("llama")
     cut = {(1, "attention"): NOTHING}
-    damage = DamageMeter(model, _IDS, _MASK).measure(cut)
+    damage = Tokens(model).meter(_IDS, _MASK).measure(cut)
     assert damage.positions.tolist() == [11, 6, 11, 2, 8]
-    alone = DamageMeter(model, _IDS[1:2, :7], _ALL[:1, :7]).measure(cut)
+    alone = Tokens(model).meter(_IDS[1:2, :7], _ALL[:1, :7]).measure(cut)
     assert damage.kl_sums[1] == pytest.approx(alone.kl_sums[0], rel=1e-4)  # other attention kernel
 
 
@@ -178,16 +179,15 @@ def _broken() -> Any:
     [
         (lambda: _enter(tiny_model("llama"), {(9, "mlp"): NOTHING}), PlanError, "layer-missing",
          (9,)),
-        (lambda: DamageMeter(tiny_model("llama"), _IDS, _ALL).measure({(1, "mlp"): _nan(_HIDDEN)}),
+        (lambda: Tokens(tiny_model("llama")).meter(_IDS, _ALL).measure({(1, "mlp"): _nan(_HIDDEN)}),
          ScoringError, "not-finite", (0, "mlp 1")),
         # Not blamed on the cut.
-        (lambda: DamageMeter(_broken(), _IDS, _ALL).measure(_CUT), ScoringError, "not-finite",
+        (lambda: Tokens(_broken()).meter(_IDS, _ALL).measure(_CUT), ScoringError, "not-finite",
          (0,)),
-        (lambda: DamageMeter(tiny_model("llama"), _IDS[:, :1], _ALL[:, :1]), ScoringError,
+        (lambda: Tokens(tiny_model("llama")).meter(_IDS[:, :1], _ALL[:, :1]), ScoringError,
          "no-tokens", ()),
-        (lambda: DamageMeter(tiny_model("vit"), _IDS, _ALL), ScoringError, "no-next-token", ()),
-        (lambda: meter_of(tiny_model("bert"), _IDS, _MASK, embeds=False), ScoringError,
-         "no-next-token", ()),
+        (lambda: Tokens(tiny_model("vit")).meter(_IDS, _ALL), ScoringError, "no-next-token", ()),
+        (lambda: Tokens(tiny_model("bert")).meter(_IDS, _MASK), ScoringError, "no-next-token", ()),
     ],
 )  # fmt: skip
 def test_what_has_no_damage_is_refused(
@@ -200,9 +200,9 @@ def test_what_has_no_damage_is_refused(
 def test_tokens_that_a_model_rules_out_cost_nothing() -> None:
     cut = {(1, "mlp"): NOTHING}
     model = tiny_model("llama")
-    shorter = DamageMeter(_without_last_token(model, drop=True), _IDS, _ALL).measure(cut)
+    shorter = Tokens(_without_last_token(model, drop=True)).meter(_IDS, _ALL).measure(cut)
     model = tiny_model("llama")
-    masked = DamageMeter(_without_last_token(model, drop=False), _IDS, _ALL).measure(cut)
+    masked = Tokens(_without_last_token(model, drop=False)).meter(_IDS, _ALL).measure(cut)
     assert masked.kl == pytest.approx(shorter.kl, rel=1e-4)  # float32 sums in another order
     assert masked.log_perplexity_increase == pytest.approx(
         shorter.log_perplexity_increase, rel=1e-4
@@ -293,7 +293,7 @@ def test_the_divergences_are_those_of_texts_alone(
 ) -> None:
     model = tiny_model(**family, head=head, num_labels=classes, problem_type=kind)
     padding = model.config.pad_token_id
-    meter = meter_of(model, _IDS, _MASK, batch_size=2)
+    meter = task_of(model).meter(_IDS, _MASK, batch_size=2)
     others: list[Any] = [{**_CUT, (1, "mlp"): NOTHING}, {(2, "mlp"): NOTHING}]
     for damage, cut in zip(meter.measure_many(_CUT, others), [_CUT, *others], strict=True):
         kls, same = _expected(model, cut, (head, kind))
@@ -321,9 +321,9 @@ def test_a_student_answers_padded_texts_as_texts_alone(padding: int | None) -> N
 def test_an_order_that_changes_is_seen_beside_a_large_bias() -> None:
     model = tiny_model("bert", head="SequenceClassification", num_labels=1)
     cut: Any = {(n, kind): NOTHING for n in range(3) for kind in ("attention", "mlp")}
-    before = meter_of(model, _IDS[:4], _MASK[:4]).measure(cut)
+    before = task_of(model).meter(_IDS[:4], _MASK[:4]).measure(cut)
     model.classifier.bias -= 50
-    damage = meter_of(model, _IDS[:4], _MASK[:4]).measure(cut)
+    damage = task_of(model).meter(_IDS[:4], _MASK[:4]).measure(cut)
     assert damage.kl == pytest.approx(before.kl, rel=1e-3)  # type: ignore[union-attr]
     assert damage.kl > 1e-4  # type: ignore[union-attr]
 
@@ -337,7 +337,7 @@ def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
     texts = (_IDS[:4], _MASK[:4])
     types = np.zeros_like(_IDS[:4]) if told else None
     whole, result = (
-        meter_of(model, *texts, batch_size=size, types=types).measure(_CUT)
+        task_of(model).meter(*texts, batch_size=size, types=types).measure(_CUT)
         for size in (4, batch_size)
     )
     assert vars(result)["positions"].tolist() == [1, 0, 1, 0]
@@ -345,21 +345,21 @@ def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
 
 
 @pytest.mark.parametrize(
-    ("family", "head", "judged", "kind"),
+    ("family", "head", "task", "kind"),
     [
-        ("bert", "", "embeddings", EmbeddingDamage),
-        ("bert", "SequenceClassification", "classes", ClassDamage),
-        ("bert", "TokenClassification", "classes", ClassDamage),
-        ("llama", "", "tokens", Damage),
-        ("llama", "", "", EmbeddingDamage),  # on demand
+        ("bert", "", Embeddings, EmbeddingDamage),
+        ("bert", "SequenceClassification", Classes, ClassDamage),
+        ("bert", "TokenClassification", Classes, ClassDamage),
+        ("llama", "", Tokens, Damage),
+        ("llama", "", None, EmbeddingDamage),  # on demand
     ],
 )
 def test_what_is_measured_goes_by_the_model_and_is_read_again(
-    family: str, head: str, judged: str, kind: type
+    family: str, head: str, task: type[Any] | None, kind: type
 ) -> None:
     model = tiny_model(family, head=head)
-    assert judged_by(model) == judged or not judged
-    damage = meter_of(model, _IDS, _MASK, embeds=None if judged else True).measure(_CUT)
+    assert task is None or type(task_of(model)) is task
+    damage = (task or Embeddings)(model).meter(_IDS, _MASK).measure(_CUT)
     assert type(damage) is kind
     again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
     assert type(again) is kind
@@ -387,7 +387,7 @@ def _cosines(model: Any, cut: Any, pool: Any = lambda states: states.mean(0)) ->
 def test_the_cosines_are_those_of_texts_alone(model_type: str) -> None:
     model = tiny_model(model_type)
     bias = BranchReplacement(torch.full((_HIDDEN,), 0.2))
-    meter = EmbeddingMeter(model, _IDS, _MASK, batch_size=2)
+    meter = Embeddings(model).meter(_IDS, _MASK, batch_size=2)
     others: list[Any] = [
         {**_CUT, (1, "mlp"): NOTHING}, {**_CUT, (2, "attention"): bias}, {(2, "mlp"): NOTHING}
     ]  # fmt: skip
@@ -426,16 +426,18 @@ def _states(model: Any, cut: Any) -> Any:
 
 def test_the_correlation_is_that_of_all_pairs_similarities() -> None:
     model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
-    damage = EmbeddingMeter(model, _IDS, _MASK, batch_size=2).measure(cut)  # all in one batch
+    damage = Embeddings(model).meter(_IDS, _MASK, batch_size=2).measure(cut)  # all in one batch
     above = np.triu_indices(5, 1)
     both = [(item @ item.T)[above] for item in (_states(model, {}), _states(model, cut))]
     assert damage.correlation == pytest.approx(np.corrcoef(*both)[0, 1], abs=1e-5)  # float32
     assert damage.correlation < 0.9999
-    assert EmbeddingMeter(model, _IDS, _MASK).measure({}).correlation == pytest.approx(1, abs=1e-6)
+    assert Embeddings(model).meter(_IDS, _MASK).measure({}).correlation == pytest.approx(
+        1, abs=1e-6
+    )
     again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
     assert isinstance(again, EmbeddingDamage)
     assert again.correlation == damage.correlation
-    alone = EmbeddingMeter(model, _IDS[:1], _MASK[:1]).measure(cut)
+    alone = Embeddings(model).meter(_IDS[:1], _MASK[:1]).measure(cut)
     assert np.isnan(alone.correlation)
     assert alone.finite.all()
 
@@ -457,10 +459,10 @@ def test_the_spread_of_the_correlation_is_that_of_a_jackknife() -> None:
 
 def test_states_are_pooled_as_the_model_s_folder_says(tmp_path: Path) -> None:
     model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
-    by_mean = EmbeddingMeter(model, _IDS, _MASK).measure(cut)
+    by_mean = Embeddings(model).meter(_IDS, _MASK).measure(cut)
     write_sentence_files(tmp_path, pooling={"pooling_mode": "lasttoken"})
     model.config.name_or_path = str(tmp_path)
-    by_last = EmbeddingMeter(model, _IDS, _MASK).measure(cut)
+    by_last = Embeddings(model).meter(_IDS, _MASK).measure(cut)
     assert by_last.cosines == pytest.approx(
         _cosines(model, cut, lambda states: states[-1]), abs=1e-5
     )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
-from exporter.models.ablation.embeddings import meter_here
 from exporter.models.loading.model_source import load_model
+from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.mixtures import joined, samples_of
 from tests.reading import Heard

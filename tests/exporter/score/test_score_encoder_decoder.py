@@ -23,7 +23,6 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
     without_branches,
 )
-from exporter.models.ablation.embeddings import meter_here
 from exporter.models.architectures import (
     every_sublayer,
     layer_modules,
@@ -31,6 +30,7 @@ from exporter.models.architectures import (
 )
 from exporter.models.families import STACKS
 from exporter.models.residual_stream import probe, probe_inputs, run_backbone
+from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.paired import PairReader, scored_pairs
 from exporter.models.texts.pairs import read_pairs
