@@ -19,7 +19,7 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial, Variant, groups_of, variants
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
 from exporter.compare.kinds import ArmName
-from exporter.compare.timing.statistics import estimate_between
+from exporter.compare.timing.statistics import estimate_between, times_of, verdict_of_interval
 from exporter.engines.build.libraries import Backend
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.registry import ONNX, RUNNERS
@@ -458,11 +458,15 @@ def _against(row: LatencyRow, arm: str) -> LatencyRow:
     """A row of several arms as one of the baseline and another one."""
     if not row.references:
         return row
-    samples = row.references.get(arm, row.candidate)
     second = arm if arm in row.references else "candidate"
-    result = {
-        "candidate": samples,
-        "speedup": estimate_between(row, second=second).speedup(),
-        "references": {},
-    }
-    return row.model_copy(update=result)
+    estimate = estimate_between(row, second=second)
+    interval = estimate.interval()
+    return row.model_copy(
+        update={
+            "candidate": times_of(row)[second],
+            "references": {},
+            "speedup": estimate.speedup(),
+            "verdict": verdict_of_interval(interval, row.rounds, row.threshold),
+            "verdict_interval": interval,
+        }
+    )
