@@ -39,7 +39,7 @@ from exporter.engines.environment import (
     machine_state,
 )
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
-from exporter.engines.tensors import has_cache, whole_phase
+from exporter.engines.tensors import has_cache, random_tokens, whole_phase
 from exporter.errors import BackendError, ComparisonError, DisturbedMachineError
 from exporter.processes import cpu_times, other_cpu_share
 from exporter.report.sections.machine import machine_remarks
@@ -130,32 +130,29 @@ class TimingSession:
             self._warned = True
 
 
+@dataclass(frozen=True)
 class GenerationProbe:
-    """Generates greedily from the same prompt each time.
+    """Generates greedily from the same prompt each time."""
 
-    prompt: `[batch, sequence]`.
-    """
-
-    def __init__(self, decoder: Decoder, prompt: NDArray[np.int64], new_tokens: int) -> None:
-        self._decoder = decoder
-        self._prompt = prompt
-        self._new_tokens = new_tokens
+    decoder: Decoder
+    prompt: NDArray[np.int64]  # `[batch, sequence]`
+    new_tokens: int
 
     def sample(self, clock: Clock) -> Sample:
         """Generates once."""
-        decoder = self._decoder
+        decoder = self.decoder
         begin = clock()
-        context = self._prompt.shape[1] + self._new_tokens
-        logits = decoder.prefill(self._prompt, context=context)
+        context = self.prompt.shape[1] + self.new_tokens
+        logits = decoder.prefill(self.prompt, context=context)
         token = logits.argmax(axis=-1)
         first = clock()
-        for _ in range(self._new_tokens - 1):
+        for _ in range(self.new_tokens - 1):
             logits = decoder.step(token[:, None])
             token = logits.argmax(axis=-1)
         end = clock()
         if np.isnan(logits).any():
             raise BackendError("The model gives NaN logits, so there is no next token.")
-        later = (end - first) / (self._new_tokens - 1)
+        later = (end - first) / (self.new_tokens - 1)
         return ((first - begin) / 1e6, later / 1e6, (end - begin) / 1e6)
 
 
@@ -164,8 +161,7 @@ class DecoderArm(Builds[Decoder]):
 
     def probe(self, cell: Shape) -> Probe:
         """Binds the same random prompt for every arm."""
-        size = (cell.batch, cell.sequence_length)
-        prompt = np.random.default_rng(0).integers(0, self._vocabulary, size, dtype=np.int64)
+        prompt = random_tokens(cell, self._vocabulary)
         return GenerationProbe(self.current, prompt, cell.new_tokens)
 
 

@@ -70,9 +70,9 @@ def measure_rows(
     progress: Progress = QUIET,
 ) -> list[LatencyRow]:
     """Measures all arms at all cells."""
-    measurement = _Measurement(arms, budget, store, clock, progress, paired)
-    measurement.enough = enough
-    measurement.together = together
+    measurement = _Measurement(
+        arms, budget, store or Store(None), paired, together, clock, enough, progress
+    )
     what = cells[0] if len(cells) == 1 else counted(len(cells), "shape")
     with little_garbage(), progress.task(f"time {what}"):
         return measurement.measure(cells, after_chunk)
@@ -89,33 +89,27 @@ class _Bound:
     warm: Warmup
 
 
+@dataclass
 class _Measurement:
-    def __init__(
-        self,
-        arms: Mapping[str, TimedArm],
-        budget: TimingBudget,
-        store: Store | None,
-        clock: Clock,
-        progress: Progress,
-        paired: int,
-    ) -> None:
-        self.enough: Callable[[Sequence[MeasuredRow]], bool] | None = None
-        self.together = True
-        self._arms = arms
-        self._paired = paired
-        self._budget = budget
-        self._store = store or Store(None)
-        self._clock = clock
-        self._progress = progress
-        builds = max(arm.builds for arm in arms.values())
-        self._builds = builds if budget.rounds is None else min(builds, budget.rounds)
-        self._chunks = _chunks(budget, self._builds)
-        self._rng = np.random.default_rng(budget.seed)
+    arms: Mapping[str, TimedArm]
+    budget: TimingBudget
+    store: Store
+    paired: int
+    together: bool
+    clock: Clock
+    enough: Callable[[Sequence[MeasuredRow]], bool] | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        builds, rounds = max(arm.builds for arm in self.arms.values()), self.budget.rounds
+        self._builds = builds if rounds is None else min(builds, rounds)
+        self._chunks = _chunks(self.budget, self._builds)
+        self._rng = np.random.default_rng(self.budget.seed)
         self._bound: _Bound | None = None
 
     def measure(self, cells: Sequence[Shape], after_chunk: Callable[[], None]) -> list[LatencyRow]:
-        begin, most = time.monotonic(), self._budget.wall_seconds
-        first = find_chunk(self._store, cells[0], 0)
+        begin, most = time.monotonic(), self.budget.wall_seconds
+        first = find_chunk(self.store, cells[0], 0)
         if first is None:
             reloading = self._reloading(cells)
         else:  # loading may take another time today, but all chunks of a row must be of one kind
@@ -138,28 +132,28 @@ class _Measurement:
         return [record for row in rows for record in row.records()]
 
     def _row(self, cell: Shape, reloading: bool) -> MeasuredRow:
-        budget = self._budget
+        budget = self.budget
         return MeasuredRow(
             cell,
-            list(self._arms),
+            list(self.arms),
             builds=self._builds,
             reloaded=reloading,
             threshold=budget.threshold,
-            chunks=self._chunks,
-            seconds=budget.seconds if budget.rounds is None else None,
-            looks=self.enough is None,
+            planned=self._chunks,
+            budget=budget.seconds if budget.rounds is None else None,
+            is_looked_at=self.enough is None,
         )
 
     def _reloading(self, cells: Sequence[Shape]) -> bool:
         """Whether to load anew for every chunk: tried once; fewer chunks where it takes long."""
-        budget = self._budget
+        budget = self.budget
         if not budget.reload or self._builds > 1 or self._chunks < FEWEST_LOADS:
             return False
         begin = time.monotonic()
         if self.together:
             self._reload(backwards=False)
         else:
-            for arm in self._arms.values():
+            for arm in self.arms.values():
                 arm.probe(cells[0])
         if budget.rounds is not None:
             return True
@@ -170,14 +164,14 @@ class _Measurement:
         if self._chunks >= FEWEST_LOADS:
             return True
         self._chunks = CHUNKS
-        self._progress.say(
+        self.progress.say(
             f"time: the arms are loaded once, since loading takes {taken:.0f} s: their place "
             "in memory may influence the result; with more time they are reloaded more often"
         )
         return False
 
     def _reload(self, *, backwards: bool) -> None:
-        arms = list(self._arms.values())[: self._paired]
+        arms = list(self.arms.values())[: self.paired]
         for arm in arms:
             arm.unload()
         for arm in reversed(arms) if backwards else arms:
@@ -186,24 +180,24 @@ class _Measurement:
     def _take_chunk(self, rows: list[MeasuredRow], number: int, *, reloading: bool) -> None:
         missing = []
         for row in rows:
-            known = find_chunk(self._store, row.cell, number)
+            known = find_chunk(self.store, row.cell, number)
             if known is None:
                 missing.append(row)
             else:
                 row.add(known)
         if missing and reloading and number and self.together:
             self._reload(backwards=number % 2 == 1)
-        for arm in self._arms.values() if missing else ():
+        for arm in self.arms.values() if missing else ():
             arm.use_build(number % self._builds)
         for place, row in enumerate(missing):
             backwards = (number * len(missing) + place) % 2 == 1
             chunk = self._chunk(row, number, reloading=reloading, backwards=backwards)
-            keep_chunk(self._store, row.cell, number, chunk)
+            keep_chunk(self.store, row.cell, number, chunk)
             row.add(chunk)
 
     def _chunk(self, row: MeasuredRow, number: int, *, reloading: bool, backwards: bool) -> Chunk:
         """All arms' rounds: in turns, or where they aren't loaded together one after the other."""
-        names = list(self._arms)
+        names = list(self.arms)
         groups = [names] if self.together else [[name] for name in names]
         parts: dict[str, Chunk] = {}
         for group in reversed(groups) if backwards else groups:
@@ -226,16 +220,16 @@ class _Measurement:
         calls = calls_per_visit(warm.call_ms) if like is None else like.calls
         wanted = self._wanted(like, number, warm.call_ms, calls)
         label = f"{row.cell}, part {number + 1}" + ("" if self.together else f", {names[0]}")
-        rounds = Rounds(bound.probes, calls, self._rng, self._clock)
-        begin, taken = self._clock(), list[Times]()
+        rounds = Rounds(bound.probes, calls, self._rng, self.clock)
+        begin, taken = self.clock(), list[Times]()
         with (
             no_garbage_collection(),
-            self._progress.task(label, total=wanted, unit="rounds of timing") as task,
+            self.progress.task(label, total=wanted, unit="rounds of timing") as task,
         ):
             for _ in range(wanted):
                 taken.append(rounds.take())
                 task.advance()
-        seconds = (self._clock() - begin) / 1e9
+        seconds = (self.clock() - begin) / 1e9
         return Chunk(
             np.array(taken),
             seconds,
@@ -253,9 +247,9 @@ class _Measurement:
             self._bound = kept
             return kept
         del kept  # what it holds is given back before others are bound
-        probes = [self._arms[name].probe(cell) for name in names]
+        probes = [self.arms[name].probe(cell) for name in names]
         together = self.together or all(
-            getattr(arm, "on_device", False) for arm in self._arms.values()
+            getattr(arm, "on_device", False) for arm in self.arms.values()
         )
         clock = one_clock(probes, device=together)
         bound = _Bound(cell, names, probes, clock, self._warm_up(probes, cell, number))
@@ -264,24 +258,24 @@ class _Measurement:
         return bound
 
     def _warm_up(self, probes: Sequence[Probe], cell: Shape, number: int) -> Warmup:
-        budget = self._budget
+        budget = self.budget
         limits: dict[str, Any] = {"seconds": budget.warmup_seconds}
         if number:  # the model's files, the threads and the processor are warm by then
             part = 0.0 if budget.rounds is not None else budget.seconds / self._chunks
             limits |= {"seconds": min(budget.warmup_seconds, part), "fewest": 1}
-        warmup = warm_up(probes, clock=self._clock, **limits)
+        warmup = warm_up(probes, clock=self.clock, **limits)
         if not warmup.stable and not number:
-            self._progress.say(f"{cell}: times had not settled after {warmup.calls} warm-up calls")
+            self.progress.say(f"{cell}: times had not settled after {warmup.calls} warm-up calls")
         return warmup
 
     def _wanted(self, like: Chunk | None, number: int, call_ms: float, calls: int) -> int:
         """Rounds in a chunk."""
-        budget = self._budget
+        budget = self.budget
         if budget.rounds is not None:
             return rounds_of_chunks(budget.rounds, self._chunks, self._builds)[number]
         if like is not None:
             return len(like.times_ms)
-        round_ms = call_ms * calls_of_round(len(self._arms), calls)
+        round_ms = call_ms * calls_of_round(len(self.arms), calls)
         return max(1, round(budget.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
 
 

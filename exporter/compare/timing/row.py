@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ Times = NDArray[np.float64]
 """Milliseconds of one round, ``[arms, 2 * calls, phases]``."""
 
 
+@dataclass(frozen=True)
 class Rounds:
     """Takes rounds of the same arms.
 
@@ -41,20 +42,17 @@ class Rounds:
     timed: it finds caches and threads as another arm left them.
     """
 
-    def __init__(
-        self, probes: Sequence[Probe], calls: int, rng: np.random.Generator, clock: Clock
-    ) -> None:
-        self._probes = probes
-        self._calls = calls
-        self._rng = rng
-        self._clock = clock
+    probes: Sequence[Probe]
+    calls: int
+    rng: np.random.Generator
+    clock: Clock
 
     def take(self) -> Times:
         """One round."""
-        order = [int(arm) for arm in self._rng.permutation(len(self._probes))]
-        taken: list[list[Sample]] = [[] for _ in self._probes]
+        order = [int(arm) for arm in self.rng.permutation(len(self.probes))]
+        taken: list[list[Sample]] = [[] for _ in self.probes]
         for arm in (*order, *reversed(order)):
-            taken[arm].extend(self._visit(self._probes[arm]))
+            taken[arm].extend(self._visit(self.probes[arm]))
         times = np.array(taken, np.float64)
         if not (np.isfinite(times) & (times > 0)).all():
             raise ComparisonError(
@@ -63,10 +61,10 @@ class Rounds:
         return times
 
     def _visit(self, probe: Probe) -> list[Sample]:
-        clock = self._clock
-        if self._calls > 1:
+        clock = self.clock
+        if self.calls > 1:
             probe.sample(clock)
-        return [probe.sample(clock) for _ in range(self._calls)]
+        return [probe.sample(clock) for _ in range(self.calls)]
 
 
 def calls_of_round(arms: int, calls: int) -> int:
@@ -143,38 +141,29 @@ _OVER = 1.02  # of the budget a last chunk may take so much
 _FEWEST = 2  # rounds that an interval needs, whatever the budget
 
 
+@dataclass
 class MeasuredRow:
     """A cell's chunks."""
 
-    def __init__(
-        self,
-        cell: Shape,
-        arms: Sequence[str],  # the first is the baseline, the second the candidate
-        *,
-        builds: int,  # builds of each arm; chunk *i* timed build `i % builds`
-        reloaded: bool,
-        threshold: float,
-        chunks: int,
-        seconds: float | None,  # the time budget; None where there is none
-        looks: bool = True,
-    ) -> None:
-        self.cell = cell
-        self.stopped: Stop | None = None
-        self.chunks: list[Chunk] = []
-        self._arms = arms
-        self._builds = builds
-        self._reloaded = reloaded
-        self._threshold = threshold
-        self._planned = chunks
-        self._budget = seconds
-        self._test = SequentialTest(chunks)
-        self._is_looked_at = looks
-        self._errors = ONE_LOOK
+    cell: Shape
+    arms: Sequence[str]  # the first is the baseline, the second the candidate
+    _: KW_ONLY
+    builds: int  # builds of each arm; chunk *i* timed build `i % builds`
+    reloaded: bool
+    threshold: float
+    planned: int  # chunks
+    budget: float | None  # seconds; None where there is no limit
+    is_looked_at: bool = True
+    stopped: Stop | None = None
+    chunks: list[Chunk] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._test, self._errors = SequentialTest(self.planned), ONE_LOOK
 
     @property
     def most(self) -> int:
         """How many chunks there are at the most."""
-        return self._planned if self._budget is None else 2 * self._planned
+        return self.planned if self.budget is None else 2 * self.planned
 
     @property
     def seconds(self) -> float:
@@ -185,16 +174,16 @@ class MeasuredRow:
         """Takes a chunk in, and looks whether that is enough."""
         self.chunks.append(chunk)
         count = len(self.chunks)
-        if self._budget is None:
-            self.stopped = "rounds" if count >= self._planned else None
+        if self.budget is None:
+            self.stopped = "rounds" if count >= self.planned else None
             return
-        whole = self.has_estimate and count % self._builds == 0
+        whole = self.has_estimate and count % self.builds == 0
         another = self.seconds * (1 + 1 / count)
         # Chunks that turned out shorter than planned leave room for more of them.
-        if whole and (count >= self.most or another > _OVER * self._budget):
+        if whole and (count >= self.most or another > _OVER * self.budget):
             self._errors = self._test.rest()
             self.stopped = "narrow" if self._is_clear() else "budget"
-        elif whole and self._is_looked_at and self._test.due(count):
+        elif whole and self.is_looked_at and self._test.due(count):
             self._errors = self._test.spend(count)
             self.stopped = "narrow" if self._is_clear() else None
 
@@ -216,30 +205,30 @@ class MeasuredRow:
         return verdict(
             self.estimate(phase),
             rounds=len(baseline_ms),
-            threshold=self._threshold,
+            threshold=self.threshold,
             noise_floor=noise_floor(baseline_ms),
             errors=self._errors,
         )
 
     def estimate(self, phase: int = 0) -> SpeedupEstimate:
         """What its rounds say so far; there are two at least."""
-        several = self._builds > 1
+        several = self.builds > 1
         return estimate(
             log_ratios(*self.times(phase)[:2], turns=TURNS),
-            groups=self._builds if several else self._loads,
-            alternating=self._reloaded and not several,
+            groups=self.builds if several else self._loads,
+            alternating=self.reloaded and not several,
         )
 
     @property
     def _loads(self) -> int:
-        return len(self.chunks) if self._reloaded else 1
+        return len(self.chunks) if self.reloaded else 1
 
     def times(self, phase: int = 0) -> list[Milliseconds]:
         """By arm, ``[rounds, 2 * calls]``, the rounds of one build together."""
-        builds = self._builds
+        builds = self.builds
         ordered = [chunk for build in range(builds) for chunk in self.chunks[build::builds]]
         joint: NDArray[np.float64] = np.concatenate([chunk.times_ms for chunk in ordered])
-        return [joint[:, arm, :, phase] for arm in range(len(self._arms))]
+        return [joint[:, arm, :, phase] for arm in range(len(self.arms))]
 
     def records(self) -> list[LatencyRow]:
         """What the report says of it, a row for each phase."""
@@ -249,11 +238,11 @@ class MeasuredRow:
         """By arm; where its chunks differ, each way once."""
         ways = zip(*(chunk.launches for chunk in self.chunks if chunk.launches), strict=True)
         joined = [" or ".join(sorted(set(way))) for way in ways]
-        return dict(zip(self._arms, joined, strict=bool(joined)))
+        return dict(zip(self.arms, joined, strict=bool(joined)))
 
     def _record(self, phase: int) -> LatencyRow:
         cell, times = self.cell, self.times(phase)
-        summaries = dict(zip(self._arms[2:], map(summarize, times[2:]), strict=True))
+        summaries = dict(zip(self.arms[2:], map(summarize, times[2:]), strict=True))
         return LatencyRow(
             phase=cell.phases[phase],
             batch=cell.batch,
@@ -262,7 +251,7 @@ class MeasuredRow:
             new_tokens=cell.new_tokens,
             counts=cell.counts,
             rounds=len(times[0]),
-            builds=self._builds,
+            builds=self.builds,
             loads=self._loads,
             baseline=summarize(times[0]),
             candidate=summarize(times[1]),
@@ -270,7 +259,7 @@ class MeasuredRow:
             speedup=self.estimate(phase).speedup(),
             verdict=self._verdict(phase),
             verdict_interval=self.estimate(phase).interval(1 - self._errors.threshold),
-            threshold=self._threshold,
+            threshold=self.threshold,
             noise_floor=noise_floor(times[0]),
             stopped=self.stopped,
             seconds=self.seconds,

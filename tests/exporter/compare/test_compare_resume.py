@@ -208,8 +208,8 @@ def test_launches_stay_with_their_arm_where_arms_are_loaded_in_turns() -> None:
 
 def test_a_row_says_of_each_arm_how_it_was_launched() -> None:
     row = MeasuredRow(
-        Shape("prefill", 1, 4, 0), ["a", "b"], builds=1, reloaded=False, threshold=0.02, chunks=2,
-        seconds=None,
+        Shape("prefill", 1, 4, 0), ["a", "b"], builds=1, reloaded=False, threshold=0.02, planned=2,
+        budget=None,
     )  # fmt: skip
     for way in ("CUDA graph", "kernels"):
         row.add(joined([ONE_ARM, replace(ONE_ARM, launches=(way,))]))
