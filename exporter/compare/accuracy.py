@@ -15,7 +15,6 @@ from exporter.artifacts import (
     FLOAT_CANDIDATE,
     Accuracy,
     Corner,
-    GenerationAgreement,
     Interval,
     LatencyRow,
     OtherText,
@@ -215,53 +214,56 @@ def measure_accuracy(
     )
 
 
+Judgement = dict[tuple[str, str], Accuracy]
+"""How far answers differ, by which arm is held against which, the other first."""
+
+
 def _judged(comparison: Comparison, texts: TextSource, other: TextSource | None) -> AccuracyResult:
+    judgement = _held_against(comparison, texts, other)
+    own = judgement.get(comparison.pair)
+    return AccuracyResult(own, dict(_grid(comparison, judgement)) if comparison.grid else {})
+
+
+def _held_against(comparison: Comparison, texts: TextSource, other: TextSource | None) -> Judgement:
     if isinstance(texts, JudgedPairs):
-        return AccuracyResult(judge_pairs(comparison, texts))
+        return {comparison.pair: judge_pairs(comparison, texts)}
     if isinstance(texts, Images):
-        return _of_images(comparison, texts)
+        return judge_images(comparison, texts)
     outputs = {spec.name: spec.shape for spec in comparison.whole.runner.outputs}
     per_text = len(outputs.get(LOGITS, ())) == 2
     if LOGITS in outputs and not (per_text or comparison.whole.folder.classifies):
-        return _of_text(comparison, texts, other)
-    if other is not None:
-        comparison.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
-    if LOGITS in outputs:
-        return _of_classes(comparison, texts)
-    embedded = _of_embeddings(comparison, texts)
-    if embedded is None:
-        comparison.progress.say("accuracy: left out, the models have no output called logits")
-    return embedded or AccuracyResult()
+        judgement = _of_text(comparison, texts, other)
+    else:
+        if other is not None:
+            comparison.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
+        judge = _of_classes if LOGITS in outputs else _of_embeddings
+        judgement = judge(comparison, texts)
+    if own := judgement.get(comparison.pair):
+        tasks = {"tasks": task_results(comparison)}
+        return judgement | {comparison.pair: own.model_copy(update=tasks)}
+    return judgement
 
 
-def _of_text(comparison: Comparison, texts: TextSource, other: TextSource | None) -> AccuracyResult:
+def _of_text(comparison: Comparison, texts: TextSource, other: TextSource | None) -> Judgement:
     """For models that predict tokens."""
     tokens = _tokens(comparison, texts)
-    accuracies = _predictions(comparison, tokens)
+    judgement = _predictions(comparison, tokens)
     there = {} if other is None else _predictions(comparison, _tokens(comparison, other))
     generated = generation_agreements(comparison, tokens)
-    more = {
-        "other": _other(there[comparison.pair]) if there else None,
-        "generation": generated.get(comparison.pair),
-        "answers": sample_answers(comparison),
-        "tasks": task_results(comparison),
-    }
-    own = accuracies[comparison.pair].model_copy(update=more)
-    grid = (
-        _grid(comparison.reference, wholes_alike(comparison), accuracies, generated, there)
-        if comparison.grid
-        else ()
-    )
-    return AccuracyResult(own, dict(grid))
+    for names, accuracy in judgement.items():
+        more = {"generation": generated.get(names), "other": _other(there.get(names))}
+        judgement[names] = accuracy.model_copy(update=more)
+    answers = {"answers": sample_answers(comparison)}
+    return judgement | {comparison.pair: judgement[comparison.pair].model_copy(update=answers)}
 
 
-def _other(accuracy: Accuracy) -> OtherText:
+def _other(accuracy: Accuracy | None) -> OtherText | None:
+    if accuracy is None:
+        return None
     return OtherText(**{name: getattr(accuracy, name) for name in OtherText.model_fields})
 
 
-def _predictions(
-    comparison: Comparison, tokens: EvaluationTokens
-) -> dict[tuple[str, str], Accuracy]:
+def _predictions(comparison: Comparison, tokens: EvaluationTokens) -> Judgement:
     """All that one pass over a text tells, by what is held against what."""
     check_tokens(int(tokens.token_ids.max()), comparison.vocabulary())
     comparison.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
@@ -278,38 +280,31 @@ def _predictions(
     return dict(zip(pairs, accuracies, strict=True))
 
 
-def _grid(
-    whole: str,
-    alike: Mapping[str, str | None],
-    predictions: Mapping[tuple[str, str], Accuracy],
-    texts: Mapping[tuple[str, str], GenerationAgreement],
-    there: Mapping[tuple[str, str], Accuracy],
-) -> Iterator[tuple[str, GridAccuracy]]:
+def _grid(comparison: Comparison, judgement: Judgement) -> Iterator[tuple[str, GridAccuracy]]:
     """What was found against the whole model in float, whose own is its perplexity alone."""
-    for names, prediction in predictions.items():
-        if names[0] != whole:
+    wholes = wholes_alike(comparison)
+    for (first, name), accuracy in judgement.items():
+        if first != comparison.reference:
             continue
-        both, text = prediction.perplexity, texts.get(names)
-        other = there[names].perplexity if there else None
-        form = alike.get(names[1]) or ""
-        own: GridAccuracy = {
-            "perplexity": both.candidate if both else None,
-            "other_perplexity": other.candidate if other else None,
-            "log_perplexity_increase": _increase(predictions, (form, names[1])),
-            "other_log_perplexity_increase": _increase(there, (form, names[1])),
-            "kl_divergence": prediction.kl_divergence,
-            "top1_agreement": prediction.top1_agreement,
-            "exact_match": text.exact_match if text else None,
+        alike = judgement.get((wholes[name] or "", name))
+        other, alike_there = accuracy.other, alike.other if alike else None
+        perplexities = {
+            "perplexity": accuracy.perplexity,
+            "other_perplexity": other.perplexity if other else None,
         }
-        perplexities = {"perplexity": both, "other_perplexity": other}
-        yield whole, {name: two.baseline for name, two in perplexities.items() if two}
-        yield names[1], own
-
-
-def _increase(
-    predictions: Mapping[tuple[str, str], Accuracy], names: tuple[str, str]
-) -> Interval | None:
-    return predictions[names].log_perplexity_increase if names in predictions else None
+        increases = {"log_perplexity_increase": alike, "other_log_perplexity_increase": alike_there}
+        yield first, {key: two.baseline for key, two in perplexities.items() if two}
+        yield (
+            name,
+            {
+                **{key: two.candidate for key, two in perplexities.items() if two},
+                **{key: of.log_perplexity_increase for key, of in increases.items() if of},
+                "kl_divergence": accuracy.kl_divergence,
+                "top1_agreement": accuracy.top1_agreement,
+                "exact_match": accuracy.generation.exact_match if accuracy.generation else None,
+                "embedding_cosine": accuracy.embeddings.cosine if accuracy.embeddings else None,
+            },
+        )
 
 
 def _tokens(comparison: Comparison, texts: TextSource) -> EvaluationTokens:
@@ -331,7 +326,7 @@ def _tokens(comparison: Comparison, texts: TextSource) -> EvaluationTokens:
     )
 
 
-def _of_classes(comparison: Comparison, texts: TextSource) -> AccuracyResult:
+def _of_classes(comparison: Comparison, texts: TextSource) -> Judgement:
     """For classifiers of texts or of their tokens, on passages of the text or on pairs."""
     most = _EMBEDDED_TEXTS if _classes(comparison.whole) is None else MOST_JUDGED
     passages = _pairs(comparison, texts) or _passages(comparison, texts, most)
@@ -343,7 +338,7 @@ def _of_classes(comparison: Comparison, texts: TextSource) -> AccuracyResult:
         name: _classes_of(arm, name, passages, comparison)
         for name, arm in comparison.judged.items()
     }
-    accuracies = {
+    return {
         names: compare_classes(
             *(said[name] for name in names),
             source=passages.source,
@@ -353,10 +348,6 @@ def _of_classes(comparison: Comparison, texts: TextSource) -> AccuracyResult:
         )
         for names in comparison.held_against
     }
-    more = {"tasks": task_results(comparison)}
-    own = accuracies[comparison.pair].model_copy(update=more)
-    grid = _grid(comparison.reference, {}, accuracies, {}, {}) if comparison.grid else ()
-    return AccuracyResult(own, dict(grid))
 
 
 def _classes(arm: ComparedArm) -> int | str | None:
@@ -367,13 +358,6 @@ def _classes(arm: ComparedArm) -> int | str | None:
 def _scores_pairs(arm: ComparedArm) -> bool:
     """Whether an arm is a reranker, as ``scores_pairs``."""
     return ranks_pairs(_classes(arm), arm.folder.config.get("problem_type"))
-
-
-def _of_images(comparison: Comparison, images: Images) -> AccuracyResult:
-    """For classifiers of images."""
-    accuracies = judge_images(comparison, images)
-    grid = _grid(comparison.reference, {}, accuracies, {}, {}) if comparison.grid else ()
-    return AccuracyResult(accuracies[comparison.pair], dict(grid))
 
 
 def _classes_of(
@@ -392,14 +376,15 @@ def _classes_of(
     return in_pairs(floats) if _classes(arm) == 1 else floats
 
 
-def _of_embeddings(comparison: Comparison, texts: TextSource) -> AccuracyResult | None:
-    """For encoders: passages of the text embedded; None for models that embed nothing."""
+def _of_embeddings(comparison: Comparison, texts: TextSource) -> Judgement:
+    """For encoders: passages of the text embedded; nothing of models that embed nothing."""
     runner = comparison.whole.runner
     if embedding_output(runner.outputs) is None:
-        return None
+        comparison.progress.say("accuracy: left out, the models have no output called logits")
+        return {}
     if runner.capabilities.shapes == "compiled":
         comparison.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
-        return None
+        return {}
     passages = _passages(comparison, texts, _EMBEDDED_TEXTS)
     comparison.progress.say(
         f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}"
@@ -415,28 +400,22 @@ def _of_embeddings(comparison: Comparison, texts: TextSource) -> AccuracyResult 
         )
         for name, arm in comparison.judged.items()
     }
-    agreements = {
-        names: compare_embeddings(vectors[names[0]], vectors[names[1]], passages.documents)
-        for names in comparison.held_against
-    }
-    own = Accuracy(
+    known = Accuracy(
         text_source=passages.source,
         text_sha256=passages.sha256,
         tokens=sum(map(len, passages.ids)),
         perplexity=None,
         kl_divergence=None,
         top1_agreement=None,
-        embeddings=agreements[comparison.pair],
-        tasks=task_results(comparison),
     )
-    return AccuracyResult(
-        own,
-        {
-            second: {"embedding_cosine": agreement.cosine}
-            for (first, second), agreement in agreements.items()
-            if comparison.grid and first == comparison.reference
-        },
-    )
+    return {
+        (one, two): known.model_copy(
+            update={
+                "embeddings": compare_embeddings(vectors[one], vectors[two], passages.documents)
+            }
+        )
+        for one, two in comparison.held_against
+    }
 
 
 @dataclass(frozen=True)

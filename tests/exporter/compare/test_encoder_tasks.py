@@ -15,8 +15,9 @@ import pytest
 from scipy import stats
 
 from exporter.compare.accuracy import measure_accuracy
+from exporter.compare.arms import Comparison
 from exporter.compare.evaluation import tokenize_passages
-from exporter.compare.options import CompareOptions, TaskOptions
+from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
 from exporter.compare.tasks.encoding import (
@@ -30,7 +31,6 @@ from exporter.errors import CalibrationError, ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder, longest_sequence
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
-from exporter.progress import QUIET
 from tests.raising import raises
 from tests.text_graphs import WORDS, write_tokenizer
 from tests.tiny_models import write_bert_tokenizer, write_sentence_files
@@ -216,24 +216,14 @@ def test_as_many_texts_judge_a_classifier_as_a_limit_near_to_1_takes(
     folder: ModelFolder, logits: str, answers: int
 ) -> None:
     runner = classifier("the") if logits == "classes" else one_logit("the")
-    arm = SimpleNamespace(runner=runner, folder=folder)
-    pair: Any = SimpleNamespace(
-        baseline=arm,
-        candidate=arm,
-        judged={"baseline": arm, "candidate": arm},
-        held_against=[("baseline", "candidate")],
-        options=CompareOptions(),
-        progress=QUIET,
-        vocabulary=lambda: len(WORDS) + 1,
-        reads_images=False,
-        grid=(),
-        references=(),
-    )
+    facts = SimpleNamespace(vocabulary=len(WORDS) + 1, inputs=())
+    arm: Any = SimpleNamespace(runner=runner, folder=folder, facts=facts)
+    comparison = Comparison({"baseline": arm, "candidate": arm})
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, 6)) + f" {n}." for n in range(400)]
     pairs = tuple(zip(texts[::2], texts[1::2], strict=True)) if logits == "one" else ()
     source = TextSource("t", tuple(texts), "0" * 64, tuple((pair,) for pair in pairs * 2))
-    accuracy = measure_accuracy(pair, source).accuracy
+    accuracy = measure_accuracy(comparison, source).accuracy
     assert accuracy is not None
     assert accuracy.top1_interval is not None
     assert accuracy.tokens == answers
