@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,13 +13,11 @@ from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
-from exporter.choose.costs.cost_runners import OnnxCostRunner
+from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
 from exporter.choose.costs.measuring import CostSettings, fit_together, measure_on, refuse_too_long
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
-from exporter.cut.options import CutOptions
-from exporter.cut.surgery import prune_file
 from exporter.engines.environment import default_threads
 from exporter.errors import PlanError, UnmetGoalError
 from exporter.heal.plan_file import write_healed_plan
@@ -171,7 +167,6 @@ def speedup_verdict(plan: PruningPlan) -> SpeedupVerdict:
 
 _WIDTH = 0.01
 """Of an interval to either side, as a share, with which a candidate is known well enough."""
-_WEIGHTS = (".onnx", ".data", ".bin", ".safetensors", ".gguf")
 
 
 @dataclass
@@ -181,7 +176,7 @@ class Stopwatch:
     onnx: Path
     at: RequestShape
     kept: Path
-    folder: Path  # takes candidates for a while; on the graph's file system they share its weights
+    folder: Path  # takes variants and candidates for a while
     provider: str = "cpu"
     threads: int | None = None  # None: what makes the graph's step fastest, found with the costs
     may_replace: bool = True
@@ -212,32 +207,23 @@ class Stopwatch:
 
     def speedup(self, candidate: PlanCandidate) -> Speedup:
         """How much faster the finished candidate answers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         sizes = self._runner.sizes
         refuse_too_long(sizes.name, sizes.longest, self.at)
         cells = self.at.cells(cached=sizes.has_cache)
         self._runner.threads = self.threads or default_threads()
-        with tempfile.TemporaryDirectory(prefix=".candidate.", dir=self.folder) as name:
-            cut = {"candidate": self._cut(candidate, Path(name))}
-            with self._runner.arms({}, cut) as arms:
-                rows = time_request(arms, cells, self.candidates, _is_narrow, self.progress)
-        return of_rows(rows, [count for _, count in cells]).speedup
 
-    def _cut(self, candidate: PlanCandidate, folder: Path) -> Path:
-        """The candidate's graph, as it would be shipped."""
-        for file in self.onnx.parent.iterdir():
-            if file.is_file() and file.suffix not in _WEIGHTS:
-                shutil.copyfile(file, folder / file.name)
-        path = folder / "candidate-plan.json"
-        write_healed_plan(path, PruningPlan(deletions=candidate.deletions), candidate.cut)
-        target = folder / "model.onnx"
-        prune_file(
-            self.onnx,
-            target,
-            LoadedPlan.read(path),
-            CutOptions(verify="none", genai_config="none"),
-        )
-        return target
+        def plan(place: Path) -> LoadedPlan:
+            path = place / "candidate-plan.json"
+            write_healed_plan(path, PruningPlan(deletions=candidate.deletions), candidate.cut)
+            return LoadedPlan.read(path)
+
+        # Its weights alone, as they would be shipped.
+        with (
+            cut_for_a_while(self.onnx, self.folder, plan, share=False) as graph,
+            self._runner.arms({}, {"candidate": graph}) as arms,
+        ):
+            rows = time_request(arms, cells, self.candidates, _is_narrow, self.progress)
+        return of_rows(rows, [count for _, count in cells]).speedup
 
 
 def _is_narrow(estimate: RequestEstimate) -> bool:

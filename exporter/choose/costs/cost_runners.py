@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -137,7 +137,8 @@ class OnnxCostRunner(CostRunner):
     @contextmanager
     def cut(self, variant: Variant) -> Iterator[Runner]:
         """A file that is gone after the block."""
-        with cut_for_a_while(self.onnx, self.folder, variant, self.sizes) as graph:
+        plan = partial(plan_of, variant, self.sizes)
+        with cut_for_a_while(self.onnx, self.folder, plan) as graph:
             yield self.beside(graph)
 
     def beside(self, graph: Path) -> Runner:
@@ -147,32 +148,36 @@ class OnnxCostRunner(CostRunner):
 
 @contextmanager
 def cut_for_a_while(
-    onnx: Path, folder: Path, variant: Variant, sizes: GraphSizes
+    onnx: Path, folder: Path, plan: Callable[[Path], LoadedPlan], *, share: bool = True
 ) -> Iterator[Path]:
-    """Cuts a variant into a folder of its own, which is gone after the block.
+    """Cuts a graph into a folder of its own, which is gone after the block.
 
-    Its weights are the source's own where both folders are on one file system.
+    Shared weights are the source's own where both folders are on one file system.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".costs.", dir=folder) as name:
         place = Path(name)
-        source, weights = _linked(onnx, place)
+        source, weights = _linked(onnx, place) if share else (onnx, "compact")
         target = place / f"{onnx.stem}.variant.onnx"
-        prune_file(
-            source,
-            target,
-            LoadedPlan.of(
-                [
-                    PlannedDeletion.model_validate(
-                        {"layer": m.layer, "kind": m.kind, "replacement": variant.replacement}
-                    )
-                    for m in variant.members
-                ],
-                _numbers(variant, sizes, place),
-            ),
-            CutOptions(verify="none", weights=weights, companions=False, genai_config="none"),
-        )
+        options = CutOptions(verify="none", weights=weights, companions=False, genai_config="none")
+        prune_file(source, target, plan(place), options)
         yield target
+
+
+def plan_of(variant: Variant, sizes: GraphSizes, place: Path) -> LoadedPlan:
+    """What of a variant goes, with random numbers in its place, the same for every sublayer."""
+    deletions = [
+        PlannedDeletion(layer=m.layer, kind=m.kind, replacement=variant.replacement)
+        for m in variant.members
+    ]
+    if variant.replacement == "none":
+        return LoadedPlan.of(deletions)
+    hidden = sizes.hidden
+    assert hidden is not None  # else nothing is replaced
+    one = random_replacement(hidden, variant.replacement)
+    tensors = {member.name: one for member in variant.members}
+    numbers = Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
+    return LoadedPlan.of(deletions, numbers)
 
 
 def _linked(onnx: Path, place: Path) -> tuple[Path, Literal["share", "compact"]]:
@@ -192,17 +197,6 @@ def _linked(onnx: Path, place: Path) -> tuple[Path, Literal["share", "compact"]]
             name.unlink(missing_ok=True)
         return onnx, "compact"
     return names[onnx], "share"
-
-
-def _numbers(variant: Variant, sizes: GraphSizes, place: Path) -> Replacements | None:
-    """Random ones, the same for every sublayer."""
-    if variant.replacement == "none":
-        return None
-    hidden = sizes.hidden
-    assert hidden is not None  # else nothing is replaced
-    one = random_replacement(hidden, variant.replacement)
-    tensors = {member.name: one for member in variant.members}
-    return Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
 
 
 def random_replacement(hidden: int, replacement: str) -> ReplacementTensors:
@@ -266,7 +260,8 @@ class EngineCostRunner(OnnxCostRunner):
     @contextmanager
     def cut(self, variant: Variant) -> Iterator[Runner]:
         """An engine that is gone after the block."""
-        with cut_for_a_while(self.onnx, self.folder, variant, self.sizes) as graph:
+        plan = partial(plan_of, variant, self.sizes)
+        with cut_for_a_while(self.onnx, self.folder, plan) as graph:
             yield self._built(graph, graph.parent / "engines")
 
     def _built(self, onnx: Path, target: Path) -> Runner:

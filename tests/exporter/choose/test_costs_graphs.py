@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import onnx_ir as ir
 import pytest
 
 from exporter.choose.budgets import target_speedup
-from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.cost_runners import (
     EngineCostRunner,
     OnnxCostRunner,
     cut_for_a_while,
+    plan_of,
     ranges_for,
 )
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
@@ -30,7 +31,6 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable, groups_of, variants
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes, weigh
-from exporter.choose.selection.options import Option
 from exporter.cli import run
 from exporter.engines.build.libraries import Driver
 from exporter.engines.build.profiles import Span
@@ -224,24 +224,16 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
 def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path) -> None:
     sizes = OnnxCostRunner(graph, tmp_path).sizes
     group = groups_of(sizes, [(0, "mlp")])[0]
-    variant = variants(group, sizes, ("none", "linear"))[1]
-    with cut_for_a_while(graph, tmp_path, variant, sizes) as pruned:
+    plan = partial(plan_of, variants(group, sizes, ("none", "linear"))[1], sizes)
+    with cut_for_a_while(graph, tmp_path, plan) as pruned:
         assert pruned.with_name("model.onnx.data").samefile(graph.with_name("model.onnx.data"))
         names = [n.name for n in ir.load(pruned).graph if "depthcut.mlp.1" in (n.name or "")]
         assert len(names) == 2  # the product, and the sum with the bias
     assert not pruned.parent.exists()
     alone = tmp_path / "alone.onnx"
     ir.save(tiny_model(TinySpec(layers=4)), alone)
-    with cut_for_a_while(alone, tmp_path, variant, sizes) as pruned:
+    with cut_for_a_while(alone, tmp_path, plan) as pruned:
         assert pruned.exists()
-
-
-def test_a_candidate_is_timed_against_the_whole_graph(graph: Path, tmp_path: Path) -> None:
-    cut = PlanCandidate(tuple(Option((SublayerRef(n, "mlp"),)) for n in (1, 2)))
-    kept, work = tmp_path / "costs.json", tmp_path / "work"
-    result = Stopwatch(graph, AT, kept, work, threads=1, candidates=QUICK).speedup(cut)
-    assert result.ci95[0] <= result.ratio <= result.ci95[1]
-    assert list(work.iterdir()) == []
 
 
 def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> None:
