@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import Accuracy
+import onnx_ir as ir
+
+from exporter.artifacts import Accuracy, QuantizationRecord
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from tests.present import present
@@ -60,3 +62,34 @@ def encoders(folder: Path) -> tuple[Path, Path]:
 def accuracy_of(*arms: Any, options: CompareOptions = QUICK, **more: Any) -> Accuracy:
     """What a comparison says of its arms' answers."""
     return present(compare(*arms, options, **more).accuracy)
+
+
+EIGHT = QuantizationRecord(scheme="int8", method="rtn", bits={"8": 1}, block_size=32)
+
+
+def noted(folder: Path, name: str, text: str) -> Path:
+    """Has the graph say how it was made; its weights stay what they are."""
+    model = ir.load(folder / "model.onnx")
+    model.metadata_props[f"depthcut.{name}"] = text
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    return folder
+
+
+def quantized(folder: Path, **changes: Any) -> Path:
+    """Has the graph say that its weights are of fewer bits."""
+    return noted(folder, "quantization", EIGHT.model_copy(update=changes).model_dump_json())
+
+
+def four_models(root: Path) -> dict[str, Path]:
+    """Folders whose answers differ from the whole float model's by more and more noise."""
+    made = {
+        "whole": write_tiny_lm(root / "whole"),
+        "cut": write_tiny_lm(root / "cut", layers=(1,), noise=0.2, plan=PLAN),
+        "whole-q": write_tiny_lm(root / "whole-q", noise=0.1),
+        "cut-q": write_tiny_lm(root / "cut-q", layers=(1,), noise=0.3, plan=PLAN),
+    }
+    for name, folder in made.items():
+        write_tokenizer(folder)
+        if name.endswith("-q"):
+            quantized(folder)
+    return made

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import pytest
 from pydantic import BaseModel
 
-from exporter.artifacts import PlannedDeletion, QuantizationRecord, Speedup
+from exporter.artifacts import PlannedDeletion, Speedup
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.target_speedup import Stopwatch
@@ -37,7 +37,7 @@ from exporter.engines.runners.registry import RUNNERS, Backend
 from exporter.engines.runners.tensorrt import OnEngines
 from exporter.errors import OUT_OF_MEMORY, BackendError
 from graph_passes.types import SublayerRef
-from tests.compared import PLAN, encoder, quick
+from tests.compared import encoder, four_models, quick
 from tests.text_graphs import write_tiny_lm, write_tokenizer
 from tests.tiny_graphs import TinySpec, tiny_model
 from tests.tiny_models import made_loaded, write_source
@@ -105,26 +105,12 @@ def virtual_sessions() -> Iterator[VirtualTime]:
 
 
 def decoders(root: Path) -> dict[str, Path]:
-    """The whole and the cut model, in float and as if they were quantised, and others."""
-    record = QuantizationRecord(scheme="int8", method="rtn", bits={"8": 1}, block_size=32)
-    made = {
-        "whole": write_tiny_lm(root / "whole"),
-        "cut": write_tiny_lm(root / "cut", layers=(1,), noise=0.2, plan=PLAN),
-        "whole-q": write_tiny_lm(root / "whole-q", noise=0.1),
-        "cut-q": write_tiny_lm(root / "cut-q", layers=(1,), noise=0.3, plan=PLAN),
-        "further": write_tiny_lm(root / "further", layers=(0,), noise=0.4, plan=[
-            {"layer": 1, "kind": "attention", "replacement": "none"}
-        ]),
-    }  # fmt: skip
+    """The whole and the cut model, in float and as if they were quantised, and another cut."""
+    plan = [{"layer": 1, "kind": "attention", "replacement": "none"}]
+    further = write_tiny_lm(root / "further", layers=(0,), noise=0.4, plan=plan)
+    write_tokenizer(further)
     (root / "text.txt").write_text("b c a a c b d a b b " * 200)
-    for name, folder in made.items():
-        write_tokenizer(folder)
-        if name.endswith("-q"):
-            model = ir.load(folder / "model.onnx")
-            model.metadata_props["depthcut.quantization"] = record.model_dump_json()
-            data = {"external_data": "model.onnx.data", "size_threshold_bytes": 0}
-            ir.save(model, folder / "model.onnx", **data)
-    return made
+    return {**four_models(root), "further": further}
 
 
 def on_text(root: Path) -> CompareOptions:

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import pytest
 
-from exporter.artifacts import ComparisonReport, QuantizationRecord
+from exporter.artifacts import ComparisonReport
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.compare.timing.statistics import estimate_between, verdict_of_interval
@@ -19,45 +18,28 @@ from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.report.sections.blocks import plain
 from exporter.report.sections.latency import corners_grid
 from exporter.report.terminal import comparison_grids, plain_lines
-from tests.compared import PLAN, QUICK, accuracy_of, encoder, quick
+from tests.compared import (
+    EIGHT,
+    QUICK,
+    accuracy_of,
+    encoder,
+    four_models,
+    noted,
+    quantized,
+    quick,
+)
 from tests.present import present
 from tests.raising import raises
-from tests.text_graphs import write_tiny_lm, write_tokenizer
+from tests.text_graphs import write_tiny_lm
 
 OPTIONS = quick(decode_past_lengths=(4,), rounds=6, eval_tokens=64)
 FLOATS = ("float baseline", "float candidate")
 OTHER_PLAN = [{"layer": 1, "kind": "attention", "replacement": "none"}]
-EIGHT = QuantizationRecord(scheme="int8", method="rtn", bits={"8": 1}, block_size=32)
-
-
-def noted(folder: Path, name: str, text: str) -> Path:
-    """Has the graph say how it was made; its weights stay what they are."""
-    model = ir.load(folder / "model.onnx")
-    model.metadata_props[f"depthcut.{name}"] = text
-    ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
-    return folder
-
-
-def quantized(folder: Path, **changes: Any) -> Path:
-    record = EIGHT.model_copy(update=changes)
-    return noted(folder, "quantization", record.model_dump_json())
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders whose answers differ from the whole float model's by more and more noise."""
-    root = tmp_path_factory.mktemp("four")
-    made = {
-        "whole": write_tiny_lm(root / "whole"),
-        "cut": write_tiny_lm(root / "cut", layers=(1,), noise=0.2, plan=PLAN),
-        "whole-q": write_tiny_lm(root / "whole-q", noise=0.1),
-        "cut-q": write_tiny_lm(root / "cut-q", layers=(1,), noise=0.3, plan=PLAN),
-    }
-    for name, folder in made.items():
-        write_tokenizer(folder)
-        if name.endswith("-q"):
-            quantized(folder)
-    return made
+    return four_models(tmp_path_factory.mktemp("four"))
 
 
 def together(four: dict[str, Path], options: CompareOptions = OPTIONS, **more: Any) -> Any:
