@@ -111,8 +111,9 @@ def largest_difference(expected: Arrays, actual: Arrays, gone: Iterable[str] = (
 
 def logits_apart(one: ir.Model, other: ir.Model) -> float:
     """The smallest over the feeds of the largest difference of the logits of two models."""
+    first, second = session(one), session(other)
     return min(
-        float(np.abs(run(one, feed)["logits"] - run(other, feed)["logits"]).max())
+        float(np.abs(run(first, feed)["logits"] - run(second, feed)["logits"]).max())
         for feed in feeds(one)
     )
 

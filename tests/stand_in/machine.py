@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 ALIGNED = 256
+_DIRTY_BYTES = 1 << 20  # of a buffer; all of a large one would take long
 _DIRT = 0xFF  # as float32: NaN
 
 
@@ -162,7 +163,8 @@ class Machine:
 
 
 def _add(blocks: dict[int, np.ndarray[Any, Any]], size: int) -> int:
-    raw = np.full(size + ALIGNED, _DIRT, np.uint8)
+    raw = np.empty(size + ALIGNED, np.uint8)
+    raw[:_DIRTY_BYTES] = _DIRT
     skip = -raw.ctypes.data % ALIGNED
     address = int(raw.ctypes.data) + skip
     blocks[address] = raw[skip : skip + size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 import uuid
 from collections.abc import Sequence
@@ -95,12 +96,14 @@ def version_of(package: str) -> str | None:
 
     ``tensorrt`` may be installed as ``tensorrt-cu12`` alone.
     """
-    distributions = [
-        distribution
-        for distribution in metadata.distributions()
-        if _form(distribution.name, package) is not None
-    ]
-    return distributions[0].version if distributions else None
+    versions = (one.version for name, one in _installed() if _form(name, package) is not None)
+    return next(versions, None)
+
+
+@functools.cache
+def _installed() -> list[tuple[str, metadata.Distribution]]:
+    """All packages by their names; reading these takes a tenth of a second."""
+    return [(one.name, one) for one in metadata.distributions()]
 
 
 def built_for_cuda(package: str) -> int | None:
@@ -116,7 +119,7 @@ def built_for_cuda(package: str) -> int | None:
         needs = " ".join(metadata.requires(package) or []) if version_of(package) else ""
         match = _RUNTIME.search(needs)
         return int(match[1]) if match else None
-    forms = (_form(distribution.name, package) for distribution in metadata.distributions())
+    forms = (_form(name, package) for name, _ in _installed())
     return max((int(form) for form in forms if form), default=None)
 
 

@@ -41,8 +41,8 @@ def test_a_missing_library_is_a_missing_driver() -> None:
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Installs packages; there are no others."""
-    lookup = lambda: list(metadata.Distribution.discover(path=[str(tmp_path)]))  # noqa: E731
-    monkeypatch.setattr(libraries.metadata, "distributions", lookup)
+    lookup = functools.partial(metadata.Distribution.discover, path=[str(tmp_path)])
+    monkeypatch.setattr(libraries, "_installed", lambda: [(one.name, one) for one in lookup()])
 
     def install(name: str, version: str, *needs: str) -> None:
         place = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
