@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.choose.budgets.budget import Floors
 from exporter.errors import PlanError, ScoringError
 from exporter.heal.distill.student import Student
 from exporter.models.ablation.branch_replacements import (
@@ -344,26 +345,54 @@ def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
     assert result.distance == pytest.approx(whole.distance, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("family", "head", "task", "kind"),
-    [
-        ("bert", "", Embeddings, EmbeddingDamage),
-        ("bert", "SequenceClassification", Classes, ClassDamage),
-        ("bert", "TokenClassification", Classes, ClassDamage),
-        ("llama", "", Tokens, Damage),
-        ("llama", "", None, EmbeddingDamage),  # on demand
-    ],
-)
-def test_what_is_measured_goes_by_the_model_and_is_read_again(
-    family: str, head: str, task: type[Any] | None, kind: type
+KINDS = [
+    ("bert", "", Embeddings, EmbeddingDamage),
+    ("bert", "SequenceClassification", Classes, ClassDamage),
+    ("bert", "TokenClassification", Classes, ClassDamage),
+    ("llama", "", Tokens, Damage),
+]
+
+
+@pytest.mark.parametrize(("family", "head", "task", "kind"), KINDS)
+def test_each_kind_of_answers_keeps_the_contract_of_a_task(
+    family: str, head: str, task: type[Any], kind: type
 ) -> None:
     model = tiny_model(family, head=head)
-    assert task is None or type(task_of(model)) is task
-    damage = (task or Embeddings)(model).meter(_IDS, _MASK).measure(_CUT)
-    assert type(damage) is kind
-    again = damage_of_numbers({name: var.tolist() for name, var in vars(damage).items()})
+    own = task_of(model)
+    assert type(own) is task
+    whole, cut = own.meter(_IDS, _MASK).measure_many({}, [_CUT])
+    assert type(whole) is type(cut) is kind
+    again = damage_of_numbers({name: var.tolist() for name, var in vars(cut).items()})
     assert type(again) is kind
-    assert again.distance == damage.distance
+    assert again.distance == cut.distance
+    for objective in own.objectives:
+        assert abs(whole.objective(objective)) < 1e-6
+        assert abs(cut.objective(objective)) > 1e-4
+    figures, worse = whole.figures(), cut.figures()
+    assert {*cut.sums(), *cut.worst} <= {*figures} == {*worse}
+    assert worse != figures
+    assert cut.words != whole.words
+    limits = Floors(**dict.fromkeys(own.limits, 0.5))
+    assert limits.of_task(own) == limits
+    others = [f for f in ("perplexity_increase", "embedding_cosine") if f not in own.limits]
+    with raises(PlanError, own.unlimited[2]):
+        Floors(**{others[-1]: 0.5}).of_task(own)
+    inputs = {"input_ids": torch.from_numpy(_IDS), "attention_mask": torch.from_numpy(_MASK * 1)}
+    mask, teacher = torch.from_numpy(_MASK), own.given(inputs).detach()
+    student = (teacher + torch.randn_like(teacher)).requires_grad_()
+    assert float(own.loss(teacher, teacher, mask)) == pytest.approx(0, abs=1e-6)
+    loss = own.loss(student, teacher, mask)
+    loss.backward()
+    distance = loss.item()
+    assert distance > 1e-3
+    assert student.grad.abs().sum() > 0
+    assert own.loss_words(distance) != own.loss_words(0.0)
+    assert own.weight(_MASK) in (len(_MASK), _MASK.sum())
+
+
+def test_embeddings_of_a_model_of_tokens_are_measured_on_demand() -> None:
+    damage = Embeddings(tiny_model("llama")).meter(_IDS, _MASK).measure(_CUT)
+    assert type(damage) is EmbeddingDamage
 
 
 # deberta-v2's relative positions and esm's dropout of tokens are not of interest here.
