@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -45,31 +45,24 @@ from exporter.processes import cpu_times, other_cpu_share
 from exporter.report.sections.machine import machine_remarks
 
 
-@dataclass
-class Timed:
-    """All rows, the machine while they were taken, and what their rounds' order was drawn from."""
-
-    rows: list[LatencyRow] = field(default_factory=list)
-    states: list[MachineState] = field(default_factory=list)
-    order_seed: int = field(default_factory=lambda: secrets.randbits(32))
-    other_cpu_share: float | None = None
-
-    def seen_on(self, machine: Environment) -> Environment:
-        """The machine with what was seen of it meanwhile."""
-        seen = ("other_cpu_share", "states", "order_seed")
-        return machine.model_copy(update={name: getattr(self, name) for name in seen})
-
-
 class TimingSession:
     """Measures between ``__enter__`` and ``__exit__``, and looks at the machine meanwhile."""
 
     def __init__(self, comparison: Comparison, store: Store | None) -> None:
-        self.timed = Timed()
+        self.rows: list[LatencyRow] = []
+        self.states: list[MachineState] = []
+        self.order_seed = secrets.randbits(32)
+        self.other_cpu_share: float | None = None
         self._comparison, self._store = comparison, store
         self._threads, self._progress = comparison.whole.runner.threads, comparison.progress
         self._watch = GpuWatch() if comparison.on_gpu else None
         self._entered = ExitStack()
         self._warned = False
+
+    def seen_on(self, machine: Environment) -> Environment:
+        """The machine with what was seen of it meanwhile, and what the rounds' order is of."""
+        seen = ("other_cpu_share", "states", "order_seed")
+        return machine.model_copy(update={name: getattr(self, name) for name in seen})
 
     def __enter__(self) -> Self:
         """Takes a first look at the machine."""
@@ -86,8 +79,8 @@ class TimingSession:
         self._entered.close()
         if kind is not None:
             return
-        self.timed.other_cpu_share = other_cpu_share(self._before, cpu_times())
-        for remark in machine_remarks(self.timed.states, self._threads):
+        self.other_cpu_share = other_cpu_share(self._before, cpu_times())
+        for remark in machine_remarks(self.states, self._threads):
             self._progress.say(f"time: {remark}")
 
     def measure(
@@ -100,9 +93,9 @@ class TimingSession:
             rounds=options.rounds,
             threshold=options.timing.threshold,
             reload=options.timing.reload,
-            seed=self.timed.order_seed,
+            seed=self.order_seed,
         )
-        self.timed.rows += measure_rows(
+        self.rows += measure_rows(
             arms,
             cells,
             budget,
@@ -116,8 +109,8 @@ class TimingSession:
     def _look(self) -> None:
         seconds = time.monotonic() - self._begin
         state = machine_state(seconds, self._throttle, self._watch, self._machine)
-        self.timed.states.append(state)
-        reason = doubt(self.timed.states)
+        self.states.append(state)
+        reason = doubt(self.states)
         if reason and self._comparison.options.timing.on_disturbance == "stop":
             raise DisturbedMachineError(
                 f"The measurement is disturbed: {reason}.",
@@ -165,7 +158,7 @@ class DecoderArm(Builds[Decoder]):
         return GenerationProbe(self.current, prompt, cell.new_tokens)
 
 
-def time_all(comparison: Comparison, store: Store | None = None) -> Timed:
+def time_all(comparison: Comparison, store: Store | None = None) -> TimingSession:
     """Times all arms at every cell of the options that the model reaches."""
     shapes, generations = cells_of(comparison)
     arms = comparison.timed()
@@ -174,7 +167,7 @@ def time_all(comparison: Comparison, store: Store | None = None) -> Timed:
             session.measure(arms, shapes, together=True)
         if generations:
             _time_generations(comparison, session, arms, generations)
-    return session.timed
+    return session
 
 
 def _time_generations(

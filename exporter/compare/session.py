@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter.artifacts import (
     FLOAT_BASELINE,
     CalibrationRef,
     ComparisonReport,
     Environment,
+    LatencyRow,
     ParityCheck,
     PlannedDeletion,
     PlanParts,
@@ -40,11 +40,11 @@ from exporter.compare.kinds import (
     reads_images,
     same_kind,
 )
-from exporter.compare.latency import Timed, time_all
+from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import Runner, tell_notes
-from exporter.engines.tensors import TOLERANCE, make_inputs, random_tokens, whole_phase
+from exporter.engines.tensors import TOLERANCE, whole_phase
 from exporter.models.model_folder import holds_stacks
 from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.sources import TextSource
@@ -57,7 +57,12 @@ def witness_checks(comparison: Comparison) -> list[ParityCheck]:
     """Runs every arm that has a witness, and the witness, on the same tokens."""
     checks = list(_checks(comparison))
     for check in checks:
-        _tell(comparison, check)
+        if not check.passed:
+            comparison.progress.say(
+                f"{check.name}: off by {check.max_abs_error:.2e}, more than {check.tolerance:.2e}: "
+                "they compute different results; depthcut verify-engine compares an engine with "
+                "the ONNX file that it was built from"
+            )
     return checks
 
 
@@ -78,10 +83,15 @@ def _checks(comparison: Comparison) -> Iterator[ParityCheck]:
 
 
 def _check(comparison: Comparison, arm: ComparedArm, witness: Runner, what: str) -> ParityCheck:
-    shape = Shape(whole_phase(witness.inputs), 1, _tokens(comparison))
-    tokens = random_tokens(shape, comparison.vocabulary())
+    length = min(_TOKENS, comparison.whole.folder.longest_sequence or _TOKENS)
+    shape, vocabulary = Shape(whole_phase(witness.inputs), 1, length), comparison.vocabulary()
     output = next(s.name for s in witness.outputs if not s.name.startswith("present"))
-    got, want = (_output(runner, shape, tokens, output) for runner in (arm.runner, witness))
+    got, want = (
+        runner.run(runner.inputs_of(shape, vocabulary), [output], phase=shape.phase)[output].astype(
+            np.float64
+        )
+        for runner in (arm.runner, witness)
+    )
     if output == LOGITS:  # an engine may give those of a prompt's last token alone
         want = want[:, -got.shape[1] :]
     error = float(np.abs(got - want).max()) if got.shape == want.shape else float("inf")
@@ -93,26 +103,6 @@ def _check(comparison: Comparison, arm: ComparedArm, witness: Runner, what: str)
         tolerance=tolerance,
         passed=bool(error <= tolerance),
     )
-
-
-def _output(
-    runner: Runner, shape: Shape, tokens: NDArray[np.int64], output: str
-) -> NDArray[np.float64]:
-    inputs = make_inputs(runner.inputs, shape, tokens)
-    return runner.run(inputs, [output], phase=shape.phase)[output].astype(np.float64)
-
-
-def _tokens(comparison: Comparison) -> int:
-    return min(_TOKENS, comparison.whole.folder.longest_sequence or _TOKENS)
-
-
-def _tell(comparison: Comparison, check: ParityCheck) -> None:
-    if not check.passed:
-        comparison.progress.say(
-            f"{check.name}: off by {check.max_abs_error:.2e}, more than {check.tolerance:.2e}: "
-            "they compute different results; depthcut verify-engine compares "
-            "differs"
-        )
 
 
 def compare(
@@ -236,7 +226,7 @@ def _described(comparison: Comparison) -> ComparisonReport:
     reasons = (arm.not_run for arm in comparison.arms.values())
     comparison.progress.say(f"compare: {next(filter(None, reasons), None)}")
     threads = comparison.options.threads or default_threads()
-    return _report(comparison, environment(threads=threads, gpu=False), Timed(), AccuracyResult())
+    return _report(comparison, environment(threads=threads, gpu=False), [], AccuracyResult())
 
 
 def _measured(
@@ -253,11 +243,14 @@ def _measured(
         with comparison.judging() as judges:
             answers = measure_accuracy(judges, *texts, store=store)
         timed = time_all(comparison, store)
-        return _report(comparison, timed.seen_on(machine), timed, answers), checks
+        return _report(comparison, timed.seen_on(machine), timed.rows, answers), checks
 
 
 def _report(
-    comparison: Comparison, machine: Environment, timed: Timed, answers: AccuracyResult
+    comparison: Comparison,
+    machine: Environment,
+    rows: Sequence[LatencyRow],
+    answers: AccuracyResult,
 ) -> ComparisonReport:
     parents = {name: arm.facts.sha256 for name, arm in comparison.arms.items()}
     if answers.accuracy is not None:
@@ -267,7 +260,7 @@ def _report(
         environment=machine,
         arms=comparison.records(),
         parity=[],
-        latency=timed.rows,
+        latency=list(rows),
         accuracy=answers.accuracy,
-        corners=quantization_grid(comparison, timed.rows, answers.grid),
+        corners=quantization_grid(comparison, rows, answers.grid),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def measure_costs(
     graph in turns; the difference is shared among them. At most two models are loaded at a time.
     """
     settings = settings or CostSettings()
-    with _workplace(folder) as place:
+    with scratch_folder("costs") if folder is None else nullcontext(folder) as place:
         cost_runner = open_cost_runner(
             model,
             place,
@@ -370,15 +370,6 @@ def _trial(
         std_error_ms=estimate.std_error_ms,
         rows=rows,
     )
-
-
-@contextmanager
-def _workplace(folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield folder
-        return
-    with scratch_folder("costs") as place:
-        yield place
 
 
 def usable(settings: CostSettings, here: Conditions, progress: Progress) -> CostTable | None:
