@@ -167,12 +167,8 @@ class TextSource:
 
 def read_texts(spec: str, *, part: Part) -> TextSource:
     """Reads the text that a user named."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if spec == PYDOC:
-        return _source(f"pydoc ({part} half, Python {version})", _pydoc_documents(part))
-    if spec == DOCSTRINGS:
-        half = _docstring_halves()[0 if part == "calibration" else 1]
-        return _source(f"docstrings ({part} half, Python {version})", half)
+    if spec in (PYDOC, DOCSTRINGS):
+        return _pythons_own(spec, part)
     if spec.startswith("hf:"):
         return _read_hub(spec, part)
     path = Path(spec)
@@ -308,20 +304,24 @@ def _json_type(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def _pydoc_documents(part: Part) -> list[str]:
+@cache
+def _pythons_own(spec: str, part: Part) -> TextSource:
+    half = _halves(spec)[0 if part == "calibration" else 1]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return _source(f"{spec} ({part} half, Python {version})", half)
+
+
+@cache
+def _halves(spec: str) -> tuple[list[str], list[str]]:
+    if spec == DOCSTRINGS:
+        return halves(docstrings())
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise TextSourceError(
             "This Python carries no pydoc_data.topics.", "Name a text file instead."
         ) from None
-    documents = [topics[name] for name in sorted(topics)]
-    return halves(documents)[0 if part == "calibration" else 1]
-
-
-@cache
-def _docstring_halves() -> tuple[list[str], list[str]]:
-    return halves(docstrings())
+    return halves([topics[name] for name in sorted(topics)])
 
 
 def _read_hub(spec: str, part: Part) -> TextSource:
