@@ -19,8 +19,9 @@ from tests.dialects.checks import LAYERS, Outcome, check
 from tests.dialects.registry import BY_NAME, DIALECTS, Dialect, Workshop
 
 TEXT = (Path(__file__).parents[2] / "graph_passes" / "docs" / "dialects.md").read_text()
-LONG = {f"torch dynamo, llama, {form}": ["long"] for form in ("opset 20", "opset 24", "bf16")}
-"""Traced again by tests of the export itself."""
+_TRACED = (f"torch dynamo, llama, {form}" for form in ("opset 20", "opset 24", "bf16"))
+LONG = {name: ["long"] for name in (*_TRACED, "dynamic int8, llama", "QDQ int8, llama")}
+"""Traced again by tests of the export itself, or quantised alike by those of graph_passes."""
 TESTED = [
     pytest.param(
         dialect,

@@ -54,7 +54,6 @@ from tests.tiny_graphs import TinySpec, tiny_model
 TOLERANCE = 2e-6
 REF = SublayerRef(1, "attention")
 LINEAR, BIAS = plan(("attention", 1, "linear")), plan(("attention", 1, "bias"))
-SEVERAL = plan(("attention", 1, "linear"), ("mlp", 0, "linear"), ("mlp", 1, "bias"))
 
 
 def random_plan(model: ir.Model, seed: int) -> list[Deletion]:

@@ -169,17 +169,6 @@ def test_an_attention_and_an_mlp_of_a_layer_are_a_block(tmp_path: Path) -> None:
     assert facts.kept is None
 
 
-def test_what_a_layers_number_decides_can_not_be_numbered_anew(tmp_path: Path) -> None:
-    """GPT-2 may divide by the layer's number: then the layers stay, and it is said why."""
-    heard = Heard()
-    facts, wanted = written(
-        tmp_path, BLOCK, "gpt2", heard=heard, scale_attn_by_inverse_layer_idx=True
-    )
-    assert facts.kept is None
-    assert tells(heard.lines[0], 2)
-    assert answer(load_pruned(tmp_path).model).equal(wanted)
-
-
 def test_a_norm_after_the_sum_stays_with_its_layer(tmp_path: Path) -> None:
     """In BERT's kind it is on the stream: a layer less would have two norms less."""
     heard = Heard()

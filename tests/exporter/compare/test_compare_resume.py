@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-import exporter.compare.latency
 from exporter.artifacts import ComparisonReport
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
@@ -26,7 +24,6 @@ from exporter.cli import run
 from exporter.compare.kept import forget
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
-from exporter.compare.timing.measuring import TimingBudget
 from exporter.compare.timing.row import Chunk, MeasuredRow, find_chunk, joined, keep_chunk
 from exporter.errors import ComparisonError
 from tests.compared import accuracy_of, encoder, language_models, quick
@@ -36,14 +33,6 @@ from tests.reading import in_file
 from tests.text_graphs import write_tiny_lm
 
 OPTIONS = quick(rounds=8)
-
-
-@pytest.fixture(autouse=True)
-def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept is in question here, not how settled it is."""
-    monkeypatch.setattr(
-        exporter.compare.latency, "TimingBudget", partial(TimingBudget, warmup_seconds=0.1)
-    )
 
 
 def lines(folder: Path) -> list[str]:
