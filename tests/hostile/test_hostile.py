@@ -28,7 +28,7 @@ QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,repo
 @pytest.mark.parametrize(
     ("tries", "commands"),
     [
-        pytest.param(60, QUICK, marks=pytest.mark.torch, id="5"),
+        pytest.param(40, QUICK, marks=pytest.mark.torch, id="5"),
         pytest.param(30, "score,checkpoint,heal", marks=pytest.mark.optimum, id="4.57"),
     ],
 )
