@@ -54,7 +54,7 @@ from exporter.compare.evaluation import (
     tokenize_passages,
 )
 from exporter.compare.intervals import MOST_JUDGED
-from exporter.compare.kept import judged_once
+from exporter.compare.kept import answered_by
 from exporter.compare.timing.statistics import estimate_between, times_of, verdict_of_interval
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters
@@ -205,12 +205,12 @@ def measure_accuracy(
     check_questions(comparison)
     refuse_without_config(comparison)
     every = [texts, *([] if other is None else [other])]
-    return judged_once(
-        comparison,
-        every,
-        store,
+    return (store or Store(None)).once(
+        "accuracy",
         TypeAdapter(AccuracyResult),
         lambda: _judged(comparison, texts, other),
+        key=answered_by(comparison, every),
+        on_found=lambda: comparison.progress.say("accuracy: kept from an earlier run"),
     )
 
 

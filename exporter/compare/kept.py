@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter
+from typing import Any
 
 from exporter.artifacts import CalibrationRef, PlanParts, library_versions
 from exporter.artifacts.plans import CONTENT, noted_texts
@@ -24,7 +22,6 @@ from exporter.models.texts.documents import Content
 from exporter.models.texts.images import read_images
 from exporter.models.texts.sources import Part, TextSource, read_texts, refuse_same_text
 
-_T = TypeVar("_T")
 _NAME = "comparison.jsonl"
 
 
@@ -60,24 +57,7 @@ def forget(folder: Path) -> None:
     (folder / FOLDER / _NAME).unlink(missing_ok=True)
 
 
-def judged_once(
-    comparison: Comparison,
-    texts: Sequence[TextSource],
-    store: Store | None,  # where what is found is kept; None keeps nothing
-    kind: TypeAdapter[_T],
-    judge: Callable[[], _T],
-) -> _T:
-    """What an earlier run found of the same arms' answers to the same, or what is found now."""
-    return (store or Store(None)).once(
-        "accuracy",
-        kind,
-        judge,
-        key=_asked(comparison, texts),
-        on_found=lambda: comparison.progress.say("accuracy: kept from an earlier run"),
-    )
-
-
-def _asked(comparison: Comparison, texts: Sequence[TextSource]) -> dict[str, Any]:
+def answered_by(comparison: Comparison, texts: Sequence[TextSource]) -> dict[str, Any]:
     """Everything that answers depend on, beside what times do."""
     options = comparison.options
     return {
