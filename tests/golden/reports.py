@@ -28,9 +28,10 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.selection.options import Option
+from exporter.compare import latency
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
-from exporter.compare.timing.measuring import measure_rows
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.engines.runners import onnxruntime
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.registry import RUNNERS, Backend
@@ -100,6 +101,7 @@ def virtual_sessions() -> Iterator[VirtualTime]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "new_session", new_session)
         patch.setitem(measure_rows.__kwdefaults__, "clock", time)
+        patch.setattr(latency, "TimingBudget", TimingBudget)  # tests warm up briefly elsewhere
         patch.setitem(RUNNERS, "small card", Backend(__name__, SmallCard.__name__))
         yield time
 
