@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
 from exporter.option_types import Amount, Share
-from exporter.options import value_at
+from exporter.options import Options, dataclass, option, value_at
 from exporter.printable import counted, milliseconds, percent, relative_change, significant
 
 if TYPE_CHECKING:
@@ -40,13 +40,23 @@ ANSWERS: Mapping[Compared, AnswerWords] = {
 
 
 class Limit(NamedTuple):
-    """An option of `depthcut check`."""
+    """An option; ``look`` is how it is shown."""
 
     name: str
     type: Any
     words: str
     usual: float | None = None  # against an earlier report, where the caller names none
     look: Mapping[str, Any] = {}
+
+
+def options_of(limits: Iterable[Limit], section: str) -> Any:
+    """A class of options with a field for each limit, None where it isn't set."""
+    fields: dict[str, Any] = {"__annotations__": {}}
+    for limit in limits:
+        look = {"section": section, **limit.look}
+        fields[limit.name] = option(None, limit.words, *look.pop("names", ()), **look)
+        fields["__annotations__"][limit.name] = limit.type | None
+    return dataclass(frozen=True)(type("Limited", (Options,), fields))
 
 
 class Place(NamedTuple):
@@ -90,7 +100,7 @@ def _bytes(value: float) -> str:
     return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,.0f} B"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Figure:
     """A figure of a report.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -12,7 +12,21 @@ from graph_passes.types import DeletionKind, Replacement
 
 HealKind = Literal["bias", "linear", "best", "fold", "distill"]
 Train = Literal["adapters", "all"]
+Role = Literal["calibration", "other"]
 StoppedBy = Literal["tokens", "time", "no_gain", "diverged"]
+
+
+class HealedFigure(NamedTuple):
+    """One figure of one text, without what heals and with it; their errors, and how they are shown.
+
+    ``shown`` are the whole model's, the dropped and the healed one's, where a table has others.
+    """
+
+    dropped: float | None
+    healed: float | None
+    ci95: tuple[float, float] | None = None
+    std_errors: tuple[float | None, float | None] = (None, None)
+    shown: tuple[float, float, float] | None = None
 
 
 class AnswerDamage(Record):
@@ -40,7 +54,7 @@ class HealedText(Record):
     back, in nats, paired by sample. ``degrees`` are those of freedom of the intervals.
     """
 
-    role: Literal["calibration", "other"]
+    role: Role
     text: CalibrationRef
     baseline_perplexity: float
     dropped: AnswerDamage
@@ -50,13 +64,50 @@ class HealedText(Record):
     degrees: float | None = None
 
     @property
+    def figures(self) -> dict[str, HealedFigure]:
+        """By their keys in plans."""
+        before, after = self.dropped, self.healed
+        return {
+            "log_perplexity_increase": HealedFigure(
+                before.log_perplexity_increase,
+                after.log_perplexity_increase,
+                after.log_perplexity_increase_ci95,
+                shown=(self.baseline_perplexity, before.perplexity, after.perplexity),
+            ),
+            "kl": HealedFigure(
+                before.kl, after.kl, std_errors=(before.kl_std_error, after.kl_std_error)
+            ),
+            "top1_agreement": HealedFigure(
+                before.top1_agreement, after.top1_agreement, after.top1_agreement_ci95
+            ),
+        }
+
+    @property
     def gained_share(self) -> float | None:
         """Share of the log-perplexity increase taken back; None where dropping cost nothing."""
         cost = self.dropped.log_perplexity_increase
         return self.gain / cost if cost > 0 else None
 
 
-class HealedEmbeddings(Record):
+class _OfTwo(Record):
+    """Figures of the dropped and the healed model, each a field with one of these ends."""
+
+    ends: ClassVar[dict[str, str]] = {}
+
+    @property
+    def figures(self) -> dict[str, HealedFigure]:
+        """By their keys in plans."""
+        return {
+            key: HealedFigure(
+                getattr(self, f"dropped{end}"),
+                getattr(self, f"healed{end}"),
+                getattr(self, f"healed{end}_ci95", None),
+            )
+            for key, end in self.ends.items()
+        }
+
+
+class HealedEmbeddings(_OfTwo):
     """What healing did for the embeddings of one text's paragraphs, of a model without next tokens.
 
     ``role`` as for :class:`HealedText`. ``dropped`` and ``healed`` are the mean cosine with the
@@ -65,7 +116,7 @@ class HealedEmbeddings(Record):
     of paragraphs in both models; earlier versions didn't measure them.
     """
 
-    role: Literal["calibration", "other"]
+    role: Role
     text: CalibrationRef
     dropped: float
     healed: float
@@ -77,10 +128,11 @@ class HealedEmbeddings(Record):
     healed_correlation_ci95: tuple[float, float] | None = None
     degrees: float | None = None
 
+    ends: ClassVar[dict[str, str]] = {"cosine": "", "similarity_correlation": "_correlation"}
     _earlier = ignoring("dropped_std_error", "healed_std_error", "healed_correlation_std_error")
 
 
-class HealedClasses(Record):
+class HealedClasses(_OfTwo):
     """What healing did for the classes of one text's paragraphs, of a classifier or reranker.
 
     ``role`` as for :class:`HealedText`. ``dropped_kl`` and ``healed_kl`` are the mean KL divergence
@@ -89,7 +141,8 @@ class HealedClasses(Record):
     ``gain`` is the divergence that is taken back, its standard error paired by paragraph.
     """
 
-    role: Literal["calibration", "other"]
+    ends: ClassVar[dict[str, str]] = {"kl": "_kl", "top1_agreement": "_same"}
+    role: Role
     text: CalibrationRef
     dropped_kl: float
     dropped_same: float
@@ -173,6 +226,10 @@ class Healing(Record):
     def measured(self) -> list[HealedText | HealedEmbeddings | HealedClasses]:
         """What was measured on each text, whatever it is measured by."""
         return [*self.texts, *self.embeddings, *self.classes]
+
+    def of_role(self, role: Role) -> HealedText | HealedEmbeddings | HealedClasses | None:
+        """What was measured on held-out text, or on another domain's; None where nothing was."""
+        return next((item for item in self.measured if item.role == role), None)
 
 
 class HealingReport(Artifact):

@@ -17,9 +17,9 @@ from exporter.artifacts import (
     TaskResult,
     Way,
 )
+from exporter.artifacts.plan_figures import Increase
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
-from exporter.choose.budgets.budget import Increase
 from exporter.choose.budgets.inputs import module_sizes
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.depths_answer import Judged, Place, Question, answered, depth_damage

@@ -22,9 +22,10 @@ from exporter.artifacts import (
     Record,
     Way,
 )
+from exporter.artifacts.plan_figures import LIMITED
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.limits import HIGH, is_hopeless, rung_of
+from exporter.choose.budgets.limits import is_hopeless, rung_of
 from exporter.choose.costs.cost_runners import OnnxCostRunner
 from exporter.choose.costs.measuring import CostSettings, measure_beside, measure_on
 from exporter.choose.costs.request_shape import RequestShape
@@ -278,10 +279,10 @@ def limit_figures(damage: DepthDamage) -> dict[str, float]:
 
     Without an interval, of a single sample, nothing is certain.
     """
+    rise = next(figure for figure in LIMITED.values() if figure.is_log)
     return {
-        "log_perplexity_increase": math.log(damage.perplexity_ratio),
-        HIGH: math.log(damage.perplexity_ratio_most or math.inf),
-        "top1_agreement": damage.top1_agreement,
+        rise.key: math.log(damage.perplexity_ratio),
+        rise.worse_end: math.log(damage.perplexity_ratio_most or math.inf),
     }
 
 

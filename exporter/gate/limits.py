@@ -8,22 +8,12 @@ import sys
 from typing import Any
 
 from exporter.artifacts import Arm, Check, CheckVerdict, ComparisonReport
-from exporter.artifacts.figures import LIMITED, Figure, NotNegative
-from exporter.options import Options, dataclass, option
+from exporter.artifacts.figures import LIMITED, Figure, NotNegative, options_of
+from exporter.options import dataclass, option
 from exporter.report.words import short_shape
 
 _LIMITS = [figure.limit for figure in LIMITED.values() if figure.limit is not None]
-_Limited: Any = dataclass(frozen=True)(
-    type(
-        "_Limited",
-        (Options,),
-        {
-            "__annotations__": {one.name: one.type | None for one in _LIMITS},
-            **{one.name: option(None, one.words, section="Limits", **one.look) for one in _LIMITS},
-        },
-    )
-)
-"""An option for each figure that a limit can be on."""
+_Limited: Any = options_of(_LIMITS, "Limits")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
 from exporter.artifacts.base import TEXTS, Nouns
+from exporter.artifacts.healing import Role
 from exporter.compare.intervals import mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
@@ -18,7 +19,7 @@ from exporter.models.ablation.damage import (
     ClassDamage,
     Damage,
     EmbeddingDamage,
-    Floats,
+    Sums,
     degrees_of_freedom,
     joined,
     ratio,
@@ -34,7 +35,6 @@ _LEAST_SHARE = 0.05
 _STD_ERRORS = 2.0
 _ALIKE = 1 / 3
 """Where one domain's share of the gain is below this part of the other's, they disagree."""
-Role = Literal["calibration", "other"]
 Measured = HealedText | HealedEmbeddings | HealedClasses
 Lost = Callable[[Measured], bool]
 """Whether what was measured shows that a cut is not worth measuring on."""
@@ -118,13 +118,14 @@ def _healed_embeddings(
         gain_std_error=ratio_std_error(gains, after.texts),
         dropped_correlation=_or_none(before.correlation),
         healed_correlation=_or_none(after.correlation),
-        healed_ci95=_ends(after.cosines, after.texts),
-        healed_correlation_ci95=_ends(after.correlations, after.texts),
+        healed_ci95=ends_95(after.sums()["cosine"]),
+        healed_correlation_ci95=ends_95(after.sums()[SIMILARITY]),
     )
 
 
-def _ends(sums: Floats, counts: Floats) -> tuple[float, float] | None:
-    interval = mean_interval(sums, counts)
+def ends_95(sums: Sums) -> tuple[float, float] | None:
+    """The 95 % interval of a figure; None of too few samples."""
+    interval = (share_interval if sums.is_share else mean_interval)(sums.values, sums.counts)
     return None if interval is None else interval.ci95
 
 
@@ -137,7 +138,6 @@ def _healed_classes(
     role: Role, text: CalibrationText, before: ClassDamage, after: ClassDamage
 ) -> HealedClasses:
     gains = before.kl_sums - after.kl_sums
-    same = share_interval(after.agreements, after.positions)
     return HealedClasses(
         role=role,
         text=text.ref,
@@ -145,7 +145,7 @@ def _healed_classes(
         dropped_same=before.top1_agreement,
         healed_kl=after.kl,
         healed_same=after.top1_agreement,
-        healed_same_ci95=None if same is None else same.ci95,
+        healed_same_ci95=ends_95(after.sums()["top1_agreement"]),
         gain=before.kl - after.kl,
         gain_std_error=ratio_std_error(gains, before.positions),
     )
@@ -165,38 +165,16 @@ def _healed_text(role: Role, text: CalibrationText, before: Damage, after: Damag
 
 
 def _damage(damage: Damage) -> AnswerDamage:
-    same = share_interval(damage.agreements, damage.positions)
-    return AnswerDamage(
-        perplexity=damage.perplexity,
-        log_perplexity_increase=damage.log_perplexity_increase,
-        log_perplexity_increase_std_error=damage.log_perplexity_increase_std_error,
-        kl=damage.kl,
-        kl_std_error=damage.kl_std_error,
-        top1_agreement=damage.top1_agreement,
-        log_perplexity_increase_ci95=_ends(
-            damage.nll_sums - damage.baseline_nll_sums, damage.positions
-        ),
-        top1_agreement_ci95=None if same is None else same.ci95,
-    )
+    ends = {f"{key}_ci95": ends_95(sums) for key, sums in damage.sums().items()}
+    values: dict[str, Any] = {**damage.figures(), **ends}
+    return AnswerDamage(perplexity=damage.perplexity, **values)
 
 
 def predicted_by(healing: Healing) -> dict[str, float]:
     """What the plan says of itself: the healed model in the calibration's domain."""
-    for text in healing.texts:
-        if text.role == "calibration":
-            return {
-                "kl": text.healed.kl,
-                "log_perplexity_increase": text.healed.log_perplexity_increase,
-                "top1_agreement": text.healed.top1_agreement,
-            }
-    for embedded in healing.embeddings:
-        if embedded.role == "calibration":
-            values = {"cosine": embedded.healed, SIMILARITY: embedded.healed_correlation}
-            return {name: value for name, value in values.items() if value is not None}
-    for classes in healing.classes:
-        if classes.role == "calibration":
-            return {"kl": classes.healed_kl, "top1_agreement": classes.healed_same}
-    return {}
+    measured = healing.of_role("calibration")
+    figures = {} if measured is None else measured.figures
+    return {key: one.healed for key, one in figures.items() if one.healed is not None}
 
 
 def gain_warnings(texts: Sequence[HealedEmbeddings | HealedClasses]) -> list[str]:

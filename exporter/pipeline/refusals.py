@@ -10,6 +10,7 @@ import numpy as np
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.base import nouns_of
 from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plan_figures import PlanFigure, kind_of
 from exporter.artifacts.plans import read_plan
 from exporter.artifacts.store import FOLDER
 from exporter.compare.evaluation import questions
@@ -38,13 +39,6 @@ from exporter.quantize.modelopt import modelopt_version
 from exporter.quantize.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
 
-_USELESS = math.log(2)
-"""Rise of the log-perplexity with which nobody would ship a model."""
-USELESS_COSINE = 0.8
-"""Mean cosine with the whole model's embeddings below which nobody would ship an encoder."""
-USELESS_AGREEMENT = 0.8
-"""Share of texts that keep their class, or of two texts their order, below which nobody would ship
-a classifier or a reranker; few texts must show it."""
 _RESULTS: tuple[str, ...] = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
 )  # fmt: skip
@@ -213,31 +207,33 @@ def refuse_useless(run: Run) -> None:
 
 def _ruin(plan: PruningPlan, run: Run) -> str:
     """What a cut costs, in words, where nobody would ship the model; else empty."""
-    rise, cosine = (plan.predicted.get(name) for name in ("log_perplexity_increase", "cosine"))
-    if rise is not None:
-        text = f"its perplexity is {math.exp(min(rise, 50.0)):.1f} times as high"
-        return text if rise > _USELESS else ""
-    if cosine is not None:
-        text = f"the mean cosine of the embeddings is {cosine:.3f}, less than {USELESS_COSINE}"
-        return text if cosine < USELESS_COSINE else ""
-    same = plan.predicted.get("top1_agreement")
-    texts = plan.judged_on[0].samples if plan.judged_on else 0
-    if same is None or not texts or _may_keep(same, texts):
+    figure = kind_of(plan.predicted).limited[0]
+    value = plan.predicted.get(figure.key)
+    if value is None or figure.loss(value) <= figure.loss(figure.useless):
         return ""
-    # Half as many orders as texts were seen; the model is asked last, since it may be read for it.
-    if has_single_logit(run.choosing.model) and _may_keep(same, math.ceil(texts / 2)):
-        return ""
-    return (
-        f"{same:.0%} of the {nouns_of(type(run.choosing.model).__name__).several} keep their "
-        f"likeliest class, or of two their order, less than {USELESS_AGREEMENT:.0%}"
+    several = ""
+    if figure.is_share:
+        several = nouns_of(type(run.choosing.model).__name__).several
+        texts = plan.judged_on[0].samples if plan.judged_on else 0
+        if not texts or _may_keep(figure, value, texts):
+            return ""
+        # Half as many orders as texts were seen; the model is asked last, as it may be read for it.
+        few = math.ceil(texts / 2)
+        if has_single_logit(run.choosing.model) and _may_keep(figure, value, few):
+            return ""
+    return figure.useless_words.format(
+        value=value,
+        factor=1 + figure.held(value),
+        limit=figure.useless,
+        several=several,
     )
 
 
-def _may_keep(same: float, number: int) -> bool:
+def _may_keep(figure: PlanFigure, same: float, number: int) -> bool:
     """Whether a share of so many that stay the same may stand for a useful one."""
     kept = np.arange(number) < round(same * number)
     interval = share_interval(kept.astype(np.float64), np.ones(number))
-    return interval is None or interval.ci95[1] >= USELESS_AGREEMENT
+    return interval is None or interval.ci95[1] >= figure.useless
 
 
 def refuse_foreign_results(run: Run) -> None:

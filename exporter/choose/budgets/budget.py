@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from exporter.artifacts.figures import options_of
+from exporter.artifacts.plan_figures import LIMITED, PlanFigure
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import PlanError, UsageError
-from exporter.models.ablation.damage import SIMILARITY
-from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
-from exporter.options import Options, Rule, dataclass, excludes, only_with, option, part, required
+from exporter.option_types import Count, OpenShare, Size, Tokens, Whole, Written, comma_list
+from exporter.options import (
+    Options,
+    Rule,
+    dataclass,
+    excludes,
+    key_at,
+    only_with,
+    option,
+    part,
+    required,
+)
 from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 if TYPE_CHECKING:
@@ -22,8 +31,6 @@ if TYPE_CHECKING:
 
 REACHING = "What to reach"
 USUAL_CONTEXT = 4096
-USUAL_LIMITS = {"at_most": 0.02, "min_embedding_cosine": 0.98}
-"""After healing, where nothing is asked for; a model heeds those of its kind."""
 ASK_HINT = (
     "Give a budget: a number of sublayers, --parameters 10%, --fits 8GB, --faster 1.2x, "
     "--at-most 5% or --min-top1-agreement 0.95."
@@ -41,7 +48,6 @@ _Kinds = Annotated[
     comma_list,
     Written("KIND,KIND", ",".join, listed=True),
 ]
-Increase = Annotated[Share, Field(gt=0, allow_inf_nan=False)]
 _Speedup = Annotated[
     float, Field(gt=1, allow_inf_nan=False), BeforeValidator(_without_x), Written("X")
 ]
@@ -70,43 +76,22 @@ class Memory(Options):
     )
 
 
+_LIMITS = {figure.key: figure.limit for figure in LIMITED.values() if figure.limit is not None}
+_Floors: Any = options_of(_LIMITS.values(), REACHING)
+
+
 @dataclass(frozen=True)
-class Floors(Options):
+class Floors(_Floors):  # type: ignore[misc]
     """What the cut model's answers must keep, on tokens that the search has not seen."""
 
-    section = REACHING
-    perplexity_increase: Increase | None = option(
-        None,
-        "Maximum increase of the perplexity, such as 5%, on tokens that the search does not "
-        "use. Without another budget, as much as this allows is dropped: for speed if --at is "
-        "given, otherwise for parameters.",
-        "--at-most",
-        brief="Limit of the perplexity's increase: 5%",
-    )
-    top1_agreement: OpenShare | None = option(
-        None,
-        "Minimum share of positions at which both models have the same top-1 token, such as 0.95; "
-        "for classifiers of texts with the same likeliest class.",
-        "--min-top1-agreement",
-        brief="Share of equal top-1 tokens: 0.95",
-    )
-    embedding_cosine: OpenShare | None = option(
-        None,
-        "Encoders: minimum mean cosine with the whole model's embeddings, such as 0.98.",
-        "--min-embedding-cosine",
-        brief="Encoders: minimum cosine of embeddings: 0.98",
-    )
-
-    similarity: OpenShare | None = option(
-        None,
-        "Encoders: minimum correlation of the similarities of pairs of texts in both models, such "
-        "as 0.98.",
-        "--min-similarity",
-        config_only=True,
-    )
-
     def __bool__(self) -> bool:
-        return any(getattr(self, item.name) is not None for item in fields(self))
+        return any(self.on(figure) is not None for figure in LIMITED.values())
+
+    def on(self, figure: PlanFigure) -> float | None:
+        """The limit on a figure; None without any."""
+        limit = _LIMITS.get(figure.key)
+        value: float | None = None if limit is None else getattr(self, limit.name)
+        return value
 
     def of_task(self, task: Task[Any]) -> Floors:
         """Those that such answers can be held to; others beside them are left out."""
@@ -118,34 +103,23 @@ class Floors(Options):
             raise PlanError(message, hint, code=code)
         return floors
 
-    @property
-    def log_perplexity_increase(self) -> float:
-        """The most that the log of the perplexity may rise."""
-        increase = self.perplexity_increase
-        return math.inf if increase is None else math.log1p(increase)
-
     def used_up(self, figures: Mapping[str, float]) -> float:
         """The share of the limits that a cut uses up: 0 for none, 1 for all of one of them."""
         values = [0.0]
-        if self.perplexity_increase is not None:
-            values.append(figures["log_perplexity_increase"] / self.log_perplexity_increase)
-        if self.top1_agreement is not None:
-            values.append((1 - figures["top1_agreement"]) / (1 - self.top1_agreement))
-        if self.embedding_cosine is not None:
-            values.append((1 - figures["cosine"]) / (1 - self.embedding_cosine))
-        if self.similarity is not None:
-            values.append((1 - figures.get(SIMILARITY, -math.inf)) / (1 - self.similarity))
+        for figure in LIMITED.values():
+            if (limit := self.on(figure)) is not None:
+                values.append(figure.used_up(figures.get(figure.key, figure.worst), limit))
         return max(values)
 
 
-"""By what a model is judged, what is said where none of the limits is for it."""
 NO_FLOORS = Floors()
-USUAL_FLOORS = Floors(
-    perplexity_increase=USUAL_LIMITS["at_most"],
-    embedding_cosine=USUAL_LIMITS["min_embedding_cosine"],
-)
+USUAL_FLOORS = Floors(**{limit.name: limit.usual for limit in _LIMITS.values()})
+USUAL_LIMITS = {
+    key_at(Floors, limit.name): limit.usual for limit in _LIMITS.values() if limit.usual is not None
+}
+"""After healing, where nothing is asked for; a model heeds those of its kind."""
 _COUNTS = ("attention", "cross_attention", "mlp", "block", "joint")
-_FLOORS = tuple(f"floors.{field.name}" for field in fields(Floors))
+_PATHS = tuple(f"floors.{limit.name}" for limit in _LIMITS.values())
 
 
 def _leaves_out(kind: SublayerKind) -> Rule:
@@ -211,7 +185,7 @@ class Budget(Options):
         excludes("joint", "cross_attention", "a joint number already covers it"),
         *(
             excludes("keep_first", other, "it says all that is dropped")
-            for other in (*_COUNTS, "parameters", "fits", "target_speedup", *_FLOORS)
+            for other in (*_COUNTS, "parameters", "fits", "target_speedup", *_PATHS)
         ),
     )
 
@@ -246,10 +220,7 @@ class Budget(Options):
             "parameters": self.parameters,
             "target_speedup": self.target_speedup,
             "at": None if self.at is None else str(self.at),
-            "max_perplexity_increase": self.floors.perplexity_increase,
-            "min_top1_agreement": self.floors.top1_agreement,
-            "min_embedding_cosine": self.floors.embedding_cosine,
-            "min_similarity": self.floors.similarity,
+            **{figure.asked: self.floors.on(figure) for figure in LIMITED.values()},
         }
         if self.fits is not None:
             numbers |= {
@@ -265,5 +236,5 @@ class Budget(Options):
 def asks_for_more_than_numbers(told: Mapping[str, Any]) -> bool:
     """Whether a budget, by its options' keys, asks for what no ranking of scores gives."""
     names = ("parameters", "fits", "faster")
-    floors = ("at_most", "min_top1_agreement", "min_embedding_cosine", "min_similarity")
+    floors = (key_at(Floors, limit.name) for limit in _LIMITS.values())
     return any(told.get(name) is not None for name in (*names, *floors))

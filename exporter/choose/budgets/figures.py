@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from exporter.artifacts import HealingReport, JudgedText, PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import ChangedWeight
+from exporter.artifacts.plan_figures import kind_of
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.limits import damage_figures
@@ -25,6 +25,8 @@ from exporter.report.sections.healing import healing_words
 from exporter.score import CalibrationText
 from graph_passes.types import Replacement, SublayerRef
 
+OTHER = "other_"
+"""Stands before what a figure is in the other domain."""
 _TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
 
 
@@ -53,10 +55,9 @@ class Outcome:
             text = (
                 f"speedup {figures['speedup']:.3f} predicted from the costs, not measured; {text}"
             )
-        if "other_cosine" in figures:
-            text += f" (in the other domain {figures['other_cosine']:.3f})"
-        if "other_log_perplexity_increase" in figures:
-            text += f" (perplexity in the other domain {_rise(figures, 'other_')})"
+        for figure in kind_of(figures, OTHER).figures:
+            if figure.elsewhere and (key := f"{OTHER}{figure.key}") in figures:
+                text += figure.elsewhere.format(figure.written(figures[key]))
         for judged_text in self.plan.judged_apart:
             text += f"; on {judged_text.text.source} {_change(judged_text.figures)}"
         if self.plan.predicted_on != "unseen":
@@ -73,18 +74,10 @@ class Outcome:
         return f"; parameters {change}"
 
 
-def _rise(figures: Mapping[str, float], where: str = "") -> str:
-    """Of the perplexity, as a share."""
-    return f"{math.expm1(min(figures[f'{where}log_perplexity_increase'], 50.0)):+.1%}"
-
-
 def _change(figures: Mapping[str, float]) -> str:
-    """Of one text: the perplexity's, or the embeddings' cosine."""
-    if "cosine" in figures:
-        return f"cosine {figures['cosine']:.3f}"
-    if "log_perplexity_increase" not in figures:
-        return f"same likeliest class {figures['top1_agreement']:.1%}"
-    return _rise(figures)
+    """Of one text: by what a limit is held first."""
+    first = kind_of(figures).limited[0]
+    return first.short.format(first.written(figures[first.key]))
 
 
 def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:
@@ -171,21 +164,10 @@ def healing_of(
 
 def elsewhere(report: HealingReport | None) -> dict[str, float]:
     """A healed plan's figures in the other domain, as the plan notes them; none without any."""
-    if report is None:
+    measured = None if report is None else report.healing.of_role("other")
+    if measured is None:
         return {}
-    for embedded in report.healing.embeddings:
-        if embedded.role == "other":
-            return {"other_cosine": embedded.healed}
-    for classes in report.healing.classes:
-        if classes.role == "other":
-            return {"other_kl": classes.healed_kl, "other_top1_agreement": classes.healed_same}
-    return {
-        name: value
-        for text in report.healing.texts
-        if text.role == "other"
-        for name, value in (
-            ("other_kl", text.healed.kl),
-            ("other_log_perplexity_increase", text.healed.log_perplexity_increase),
-            ("other_top1_agreement", text.healed.top1_agreement),
-        )
+    figures = {
+        figure.key: measured.figures[figure.key].healed for figure in kind_of(measured.figures).told
     }
+    return {f"{OTHER}{key}": value for key, value in figures.items() if value is not None}

@@ -7,21 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from exporter.artifacts.base import TEXTS, Nouns
+from exporter.artifacts.plan_figures import LIMITED, PlanFigure, kind_of
 from exporter.choose.budgets.budget import Floors
-from exporter.compare.intervals import fewest_to_show, mean_interval, share_interval
-from exporter.models.ablation.damage import SIMILARITY, AnyDamage, Clusters
+from exporter.compare.intervals import fewest_to_show
+from exporter.heal.domains import ends_95
+from exporter.models.ablation.damage import AnyDamage, Clusters
 
-HIGH, LOW, SAME = "log_perplexity_increase_high", "cosine_low", "top1_agreement_low"
-ENDS = {
-    "log_perplexity_increase": HIGH, "cosine": LOW, "top1_agreement": SAME,
-    SIMILARITY: f"{SIMILARITY}_low",
-}  # fmt: skip
-"""By figure, what the end of its 95 % interval is called that is further from the whole model."""
-BETTER_ENDS = {
-    "log_perplexity_increase": "log_perplexity_increase_low", "cosine": "cosine_high",
-    "top1_agreement": "top1_agreement_high", SIMILARITY: f"{SIMILARITY}_high",
-}  # fmt: skip
-"""The other end of each."""
 LEAST_SHARE = 0.08
 """No healing is expected to leave less than this share of a cut's cost."""
 
@@ -38,20 +29,19 @@ def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, fl
 
 def ends_of(intervals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """Both ends of each figure's interval, by their names."""
-    ends: dict[str, float] = {}
-    for name, (low, high) in intervals.items():
-        worse, better = (high, low) if name == "log_perplexity_increase" else (low, high)
-        ends |= {ENDS[name]: worse, BETTER_ENDS[name]: better}
-    return ends
+    return {
+        f"{key}_{end}": value
+        for key, ends in intervals.items()
+        for end, value in zip(("low", "high"), ends, strict=True)
+    }
 
 
 def held_figures(damage: AnyDamage) -> dict[str, float]:
     """What limits are held against: a damage's figures, with the ends of their intervals."""
     figures, known = damage_figures(damage), dict[str, tuple[float, float]]()
-    for name, (values, counts, is_share) in damage.sums().items():
-        interval = (share_interval if is_share else mean_interval)(values, counts)
-        if interval is not None:
-            known[name] = interval.ci95
+    for name, sums in damage.sums().items():
+        if (ends := ends_95(sums)) is not None:
+            known[name] = ends
     for name, worst in damage.worst.items():
         if not math.isfinite(figures.get(name, math.nan)):
             figures[name], known[name] = worst, (worst, worst)
@@ -80,15 +70,11 @@ class Rung:
 
 def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
     """A cut by the share of the limits that it uses up: the one rule of what holds them."""
-
-    def used_up(ends: Mapping[str, str], rise: float, share: float) -> float:
-        unknown = {name: rise if name == "log_perplexity_increase" else share for name in ends}
-        return floors.used_up(
-            {name: figures.get(ends[name], value) for name, value in unknown.items()}
-        )
-
-    worse, better = used_up(ENDS, math.inf, -math.inf), used_up(BETTER_ENDS, 0.0, 1.0)
-    return Rung(number, floors.used_up(figures), worse, better)
+    worse, better = {}, {}
+    for figure in LIMITED.values():
+        worse[figure.key] = figures.get(figure.worse_end, figure.worst)
+        better[figure.key] = figures.get(figure.better_end, figure.unchanged)
+    return Rung(number, *map(floors.used_up, (figures, worse, better)))
 
 
 def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
@@ -96,16 +82,8 @@ def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
     return floors.used_up(figures) * LEAST_SHARE > 1
 
 
-def percent(log_increase: float) -> str:
-    """A rise of a log as a share: ``4.9%``."""
-    return f"{math.expm1(min(log_increase, 50.0)):.1%}"
-
-
 _LOWEST_LIMIT = 0.001
 """Of a share that is to be kept, as it is written."""
-_OF_EMBEDDINGS = {
-    "cosine": "mean cosine of the embeddings", SIMILARITY: "correlation of similarities",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,76 +97,52 @@ class QualityLimits:
     def outcome(self, figures: Mapping[str, float], healed: str = "") -> str:
         """What a cut costs, by what it was healed, and whether that is within the limits."""
         by = f" after healing ({healed})" if healed else ""
-        if "log_perplexity_increase" in figures:
-            return self._of_tokens(figures, by)
-        return (self._of_embeddings if "cosine" in figures else self._of_classes)(figures, by)
+        words = []
+        for figure in kind_of(figures).limited:
+            is_limited = self.floors.on(figure) is not None
+            if figure.key in figures and (is_limited or figure.is_always_told):
+                words.append(self._told(figure, figures, by))
+            elif is_limited:
+                words.append(f"all texts are equally similar{by}, so there is no correlation")
+        return "; ".join(words)
 
-    def _of_embeddings(self, figures: Mapping[str, float], by: str) -> str:
-        values = {"cosine": self.floors.embedding_cosine, SIMILARITY: self.floors.similarity}
-        names = [
-            f"the {_OF_EMBEDDINGS[name]} is {figures[name]:.3f}{by}"
-            f"{_until('down', figures, ENDS[name], '{:.3f}'.format)}, {self._least(f'{floor:.3f}')}"
-            for name, floor in values.items()
-            if floor is not None and name in figures
-        ]
-        if self.floors.similarity is not None and SIMILARITY not in figures:
-            names.append(f"all texts are equally similar{by}, so there is no correlation")
-        return "; ".join(names)
+    def _told(self, figure: PlanFigure, figures: Mapping[str, float], by: str) -> str:
+        limit, until = self.floors.on(figure), ", without an interval: too few samples"
+        usual = "is the usual limit without a number" if self.usual else ""
+        several = self.read.several
 
-    def _of_classes(self, figures: Mapping[str, float], by: str) -> str:
-        several, floor = self.read.several, self.floors.top1_agreement or 0.5
-        return (
-            f"{figures['top1_agreement']:.1%} of the {several} keep their likeliest class{by}"
-            f"{_until('down', figures, SAME, '{:.1%}'.format)}, {self._least(f'{floor:.1%}')}, "
-            f"which takes {fewest_to_show(floor)} {several} or more"
+        def written(value: float) -> str:
+            return format(figure.held(value), figure.digits)
+
+        if figure.worse_end in figures:
+            way = "down" if figure.higher_is_better else "up"
+            until = f", 95 % interval {way} to {written(figures[figure.worse_end])}"
+        floor = "" if limit is None else format(limit, figure.digits)
+        return figure.told.format(
+            name=figure.name,
+            value=written(figures[figure.key]),
+            by=by,
+            until=until,
+            allowed=floor and f", {floor} {usual or 'allowed'}",
+            least=floor and f", at least {floor} {usual or 'is asked for'}",
+            several=several,
+            fewest=floor and f", which takes {fewest_to_show(limit or 0.0)} {several} or more",
         )
-
-    def _of_tokens(self, figures: Mapping[str, float], by: str) -> str:
-        limit, floor = self.floors.perplexity_increase, self.floors.top1_agreement
-        allowed = "" if limit is None else f", {limit:.1%} {self._allowed}"
-        return (
-            f"the perplexity is {percent(figures['log_perplexity_increase'])} higher{by}"
-            f"{_until('up', figures, HIGH, percent)}{allowed}; same top-1 token "
-            f"{figures['top1_agreement']:.1%}{_until('down', figures, SAME, '{:.1%}'.format)}"
-            + ("" if floor is None else f", {self._least(f'{floor:.1%}')}")
-        )
-
-    @property
-    def _allowed(self) -> str:
-        return "is the usual limit without a number" if self.usual else "allowed"
-
-    def _least(self, floor: str) -> str:
-        text = "is the usual limit without a number" if self.usual else "is asked for"
-        return f"at least {floor} {text}"
 
     def allowing(self, healed: Mapping[str, float]) -> str:
         """The options that would allow a cut; empty where none can."""
-        floors = self.floors
-        limits = {
-            "--min-embedding-cosine": (floors.embedding_cosine, "cosine"),
-            "--min-similarity": (floors.similarity, SIMILARITY),
-            "--min-top1-agreement": (floors.top1_agreement, "top1_agreement"),
-        }
         words = []
-        for option, (floor, name) in limits.items():
-            end = healed.get(ENDS[name], healed.get(name, -math.inf))
-            if floor is None or end >= floor:
+        for figure in sorted(LIMITED.values(), key=lambda one: not one.higher_is_better):
+            default = figure.worst if figure.higher_is_better else 0.0
+            end = healed.get(figure.worse_end, healed.get(figure.key, default))
+            limit = self.floors.on(figure)
+            if limit is None or figure.used_up(end, limit) <= 1:
                 continue
-            if end < _LOWEST_LIMIT:
+            if figure.higher_is_better and end < _LOWEST_LIMIT:
                 return ""
-            words.append(f"{option} {_rounded(end, math.floor):.3f}")
-        rise = healed.get(HIGH, 0.0)
-        if rise > floors.log_perplexity_increase:
-            words.append(f"--at-most {_rounded(math.expm1(min(50.0, rise)), math.ceil):.1%}")
+            towards, digits = (math.floor, ".3f") if figure.higher_is_better else (math.ceil, ".1%")
+            words.append(f"{figure.flag} {format(_rounded(figure.held(end), towards), digits)}")
         return f"{' '.join(words)} would allow it; " if words else ""
-
-
-def _until(
-    way: str, figures: Mapping[str, float], end: str, written: Callable[[float], str]
-) -> str:
-    if end not in figures:
-        return ", without an interval: too few samples"
-    return f", 95 % interval {way} to {written(figures[end])}"
 
 
 def _rounded(share: float, towards: Callable[[float], int]) -> float:

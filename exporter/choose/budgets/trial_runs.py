@@ -10,21 +10,21 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from scipy import stats
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
 from exporter.artifacts.base import nouns_of
-from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedText, Healing
+from exporter.artifacts.healing import Healing
 from exporter.artifacts.loaded_plan import ChangedWeight, LoadedPlan
+from exporter.artifacts.plan_figures import LIMITED
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.judges import Judges
 from exporter.choose.budgets.limits import (
-    BETTER_ENDS,
     QualityLimits,
     Rung,
     damage_figures,
@@ -41,7 +41,7 @@ from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import SIMILARITY, AnyDamage
+from exporter.models.ablation.damage import AnyDamage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.mixtures import specs_of
@@ -116,18 +116,18 @@ def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     ``log_perplexity_increase_high`` or ``cosine_low``.
     """
     held_out = held_out_of(healing)
-    bare, healed = _figures(held_out)
+    bare, healed = _figures(held_out, "dropped"), _figures(held_out, "healed")
     return bare, healed | ends_of(_intervals(held_out))
 
 
 def held_out_of(healing: Healing) -> Measured:
     """What was measured on text like that which was fitted on."""
-    for item in healing.measured:
-        if item.role == "calibration":
-            return item
-    raise HealingError(
-        "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
-    )
+    held_out = healing.of_role("calibration")
+    if held_out is None:
+        raise HealingError(
+            "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
+        )
+    return held_out
 
 
 def degrees_of(measured: Measured) -> float:
@@ -141,52 +141,25 @@ def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
     samples = measured.text.clusters
     if samples < FEWEST_SEEN:
         return False
-    figures = _figures(measured)[1]
+    figures = _figures(measured, "healed")
     wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], degrees_of(measured))))
     ends = ends_of(_intervals(measured))
     best = {
-        end: figures[name] + wider * (ends[end] - figures[name])
-        for name, end in BETTER_ENDS.items()
-        if end in ends
+        end: figures[key] + wider * (ends[end] - figures[key])
+        for key, figure in LIMITED.items()
+        if (end := figure.better_end) in ends
     }
     return rung_of(0, figures | best, floors).is_beyond
 
 
-def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
-    """As a plan has them in ``predicted``, of the bare cut and of the healed one."""
-    if isinstance(measured, HealedText):
-        return _of_answers(measured.dropped), _of_answers(measured.healed)
-    if isinstance(measured, HealedClasses):
-        dropped, healed = measured.dropped_kl, measured.healed_kl
-        return (
-            {"kl": dropped, "top1_agreement": measured.dropped_same},
-            {"kl": healed, "top1_agreement": measured.healed_same},
-        )
-    bare, values = {"cosine": measured.dropped}, {"cosine": measured.healed}
-    if measured.dropped_correlation is not None:
-        bare[SIMILARITY] = measured.dropped_correlation
-    if measured.healed_correlation is not None:
-        values[SIMILARITY] = measured.healed_correlation
-    return bare, values
+def _figures(measured: Measured, of: Literal["dropped", "healed"]) -> dict[str, float]:
+    """As a plan has them in ``predicted``, of the bare cut or of the healed one."""
+    values = {key: getattr(figure, of) for key, figure in measured.figures.items()}
+    return {key: float(value) for key, value in values.items() if value is not None}
 
 
 def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
-    """By figure the 95 % interval of what the healed cut costs."""
-    if isinstance(measured, HealedText):
-        result = {
-            "log_perplexity_increase": measured.healed.log_perplexity_increase_ci95,
-            "top1_agreement": measured.healed.top1_agreement_ci95,
-        }
-    elif isinstance(measured, HealedClasses):
-        result = {"top1_agreement": measured.healed_same_ci95}
-    else:
-        result = {"cosine": measured.healed_ci95, SIMILARITY: measured.healed_correlation_ci95}
-    return {name: ends for name, ends in result.items() if ends is not None}
-
-
-def _of_answers(damage: AnswerDamage) -> dict[str, float]:
-    names = ("kl", "log_perplexity_increase", "top1_agreement")
-    return {name: float(getattr(damage, name)) for name in names}
+    return {key: one.ci95 for key, one in measured.figures.items() if one.ci95 is not None}
 
 
 JUDGED = 16

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.artifacts.plan_figures import kind_of
 from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
@@ -157,7 +158,12 @@ class BySample:
     @property
     def words(self) -> str:
         """It in a few words."""
-        raise NotImplementedError
+        values = self.figures()
+        names = ((figure, values[figure.key]) for figure in kind_of(values).figures)
+        return ", ".join(
+            f"{figure.name} {figure.written(math.nan if value is None else value)}"
+            for figure, value in names
+        )
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -211,14 +217,6 @@ class DistributionDamage(BySample):
 class ClassDamage(DistributionDamage):
     """What a cut costs distributions over classes; a text has one position, or one for a token."""
 
-    @property
-    def words(self) -> str:
-        """See :class:`BySample`."""
-        return (
-            f"KL divergence of the classes {self.kl:.3f} nats, "
-            f"same likeliest class {self.top1_agreement:.1%}"
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class Damage(DistributionDamage):
@@ -264,14 +262,6 @@ class Damage(DistributionDamage):
         """See :class:`BySample`."""
         rise = Sums(self.nll_sums - self.baseline_nll_sums, self.positions)
         return {**super().sums(), "log_perplexity_increase": rise}
-
-    @property
-    def words(self) -> str:
-        """See :class:`BySample`."""
-        return (
-            f"perplexity {math.expm1(min(self.log_perplexity_increase, 50.0)):+.1%}, "
-            f"KL divergence {self.kl:.3f} nats, same top-1 token {self.top1_agreement:.1%}"
-        )
 
     @property
     def perplexity(self) -> float:
@@ -360,14 +350,6 @@ class EmbeddingDamage(BySample):
         """See :class:`BySample`."""
         cosine = Sums(self.cosines, self.texts)
         return {"cosine": cosine, SIMILARITY: Sums(self.correlations, self.texts)}
-
-    @property
-    def words(self) -> str:
-        """See :class:`BySample`."""
-        return (
-            f"mean cosine of the embeddings {self.cosine:.3f}, "
-            f"correlation of similarities {self.correlation:.3f}"
-        )
 
 
 AnyDamage = Damage | ClassDamage | EmbeddingDamage

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from exporter.artifacts import CalibrationRef, JudgedText, PlanParts
+from exporter.artifacts import CalibrationRef, PlanParts
 from exporter.artifacts.base import TEXTS, Nouns
+from exporter.artifacts.plan_figures import kind_of
 from exporter.artifacts.stages import document_of
-from exporter.printable import percent, significant
 from exporter.report.charts import Chart
-from exporter.report.words import listed
+from exporter.report.words import listed, or_dash
 
 Tone = Literal["good", "bad", "even", "unsure", "cut"]
 """How a word is meant; every form adds a sign of its own, never a colour alone."""
@@ -143,8 +142,6 @@ _ROLES = {
     "judged": "Test {what}, on which the plan's own figures were measured:",
 }
 
-_RISE = "log_perplexity_increase"
-
 
 def parts_blocks(
     parts: PlanParts, shown: Callable[[str], str] = str, read: Nouns = TEXTS
@@ -158,12 +155,13 @@ def parts_blocks(
     if names:
         yield Bullets(names)
     if parts.judged_apart:
-        header = ["text", "perplexity", "KL, nats", "same top-1"]
-        if any("cosine" in judged_text.figures for judged_text in parts.judged_apart):
-            header = ["text", "mean cosine of embeddings"]
-        elif not any(_RISE in judged_text.figures for judged_text in parts.judged_apart):
-            header = [what, "KL of classes, nats", "same likeliest class"]
-        rows = [_row(judged_text, shown) for judged_text in parts.judged_apart]
+        known = {key: value for one in parts.judged_apart for key, value in one.figures.items()}
+        figures = kind_of(known).told
+        header = [what, *(figure.row_name for figure in figures)]
+        rows = [
+            [shown(one.text.source), *(or_dash(one.figures.get(f.key), f.row) for f in figures)]
+            for one in parts.judged_apart
+        ]
         right = tuple(range(1, len(header)))
         caption = f"What the plan costs on each {'text' if read == TEXTS else 'source'}, in PyTorch"
         yield Grid(caption, header, rows, right=right)
@@ -187,14 +185,3 @@ def other_part(parts: PlanParts, judged: str) -> Iterator[Block]:
 def _listed(refs: Sequence[CalibrationRef], shown: Callable[[str], str], read: Nouns) -> str:
     named = [ref.model_copy(update={"source": shown(ref.source)}) for ref in refs]
     return listed([ref.describe(read) for ref in named])
-
-
-def _row(judged: JudgedText, shown: Callable[[str], str]) -> list[str]:
-    figures = judged.figures
-    if "cosine" in figures:
-        return [shown(judged.text.source), f"{figures['cosine']:.4f}"]
-    both = [significant(figures["kl"], 3), percent(figures["top1_agreement"])]
-    if _RISE not in figures:
-        return [shown(judged.text.source), *both]
-    rise = math.expm1(min(figures[_RISE], 50.0))
-    return [shown(judged.text.source), f"{100 * rise:+.1f} %", *both]

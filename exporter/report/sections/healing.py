@@ -15,11 +15,11 @@ from exporter.artifacts import (
     Training,
 )
 from exporter.artifacts.base import IMAGES, TEXTS, Nouns
+from exporter.artifacts.plan_figures import kind_of
 from exporter.printable import counted, percent, significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import or_dash, read_by
 
-_LOG = "log-perplexity"
 _HEADER = ("figure", "whole", "dropped", "healed", "recovered")
 _ROLES = {"calibration": "held out", "other": "another domain"}
 
@@ -85,57 +85,30 @@ def _training_words(healing: Healing, read: Nouns) -> str:
 
 def healing_grid(healing: Healing, caption: str = "In PyTorch", read: Nouns = TEXTS) -> Grid:
     """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed."""
-    rows = [row for text in healing.texts for row in _rows(text)]
-    rows += [row for text in healing.embeddings for row in _embedding_rows(text)]
-    rows += [row for text in healing.classes for row in _class_rows(text)]
+    rows = [row for measured in healing.measured for row in _rows(measured)]
     return Grid(caption, [read.much, *_HEADER], rows, right=(2, 3, 4))
 
 
-def _rows(text: HealedText) -> Iterator[list[str]]:
-    before, after = text.dropped, text.healed
-    gain = _gain(text, 3, " nats", before.log_perplexity_increase)
-    perplexities = (text.baseline_perplexity, before.perplexity, after.perplexity)
-    name = f"{text.text.source}, {_ROLES[text.role]}"
-    yield [name, "perplexity", *map(significant, perplexities), gain]
-    kls = (_with_error(one.kl, one.kl_std_error) for one in (before, after))
-    yield ["", "KL, nats", "0", *kls, f"{before.kl - after.kl:+.3f} nats"]
-    one, two = before.top1_agreement, after.top1_agreement
-    change = f"{100 * (two - one):+.1f} points"
-    yield ["", "same top-1", "100 %", percent(one), percent(two), change]
-
-
-def _gain(
-    text: HealedText | HealedEmbeddings | HealedClasses, digits: int, unit: str, lost: float
-) -> str:
-    """What came back, how sure that is, and which share of the loss."""
-    error = "" if text.gain_std_error is None else f" ± {text.gain_std_error:.{digits}f}"
-    share = f" ({100 * text.gain / lost:.0f} %)" if lost > 0 else ""
-    return f"{text.gain:+.{digits}f}{unit}{error}{share}"
-
-
-def _embedding_rows(text: HealedEmbeddings) -> Iterator[list[str]]:
-    gain = _gain(text, 4, "", 1 - text.dropped)
-    name = f"{text.text.source}, {_ROLES[text.role]}"
-    dropped, healed = f"{text.dropped:.4f}", f"{text.healed:.4f}"
-    yield [name, "mean cosine of embeddings", "1", dropped, healed, gain]
-    if text.dropped_correlation is not None and text.healed_correlation is not None:
-        both = text.dropped_correlation, text.healed_correlation
-        names = [f"{value:.4f}" for value in both]
-        yield ["", "correlation of pairs", "1", *names, f"{both[1] - both[0]:+.4f}"]
-
-
-def _class_rows(text: HealedClasses) -> Iterator[list[str]]:
-    gain = _gain(text, 4, " nats", text.dropped_kl)
-    kls = (significant(kl, 3) for kl in (text.dropped_kl, text.healed_kl))
-    yield [f"{text.text.source}, {_ROLES[text.role]}", "KL of classes, nats", "0", *kls, gain]
-    one, two = text.dropped_same, text.healed_same
-    change = f"{100 * (two - one):+.1f} points"
-    yield ["", "same likeliest class", "100 %", percent(one), percent(two), change]
-
-
-def _with_error(value: float, std_error: float | None) -> str:
-    text = significant(value, 3)
-    return text if std_error is None else f"{text} ± {significant(std_error, 2)}"
+def _rows(measured: HealedText | HealedEmbeddings | HealedClasses) -> Iterator[list[str]]:
+    """A row a figure; the first one's last cell is the gain, how sure it is, and its share."""
+    name, kind = f"{measured.text.source}, {_ROLES[measured.role]}", kind_of(measured.figures)
+    for figure in kind.figures:
+        value = measured.figures[figure.key]
+        before, after = value.dropped, value.healed
+        if before is None or after is None:
+            continue
+        change = figure.gained(figure.loss(before) - figure.loss(after))
+        if name:
+            error, lost = measured.gain_std_error, figure.loss(before)
+            sure = "" if error is None else f" ± {error:.{kind.gain_digits}f}"
+            share = f" ({100 * measured.gain / lost:.0f} %)" if lost > 0 else ""
+            change = f"{figure.gained(measured.gain)}{sure}{share}"
+        cells = [figure.whole, figure.row(before), figure.row(after)]
+        if value.shown is not None:
+            cells = [*map(significant, value.shown)]
+        errors = ["", *("" if e is None else f" ± {significant(e, 2)}" for e in value.std_errors)]
+        yield [name, figure.row_name, *map("".join, zip(cells, errors, strict=True)), change]
+        name = ""
 
 
 def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
@@ -143,7 +116,7 @@ def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
         yield Note(warning, lead="Warning:")
     yield Note(f"{healing_words(healing, read)}. {_method(healing, read)}")
     if healing.measured:
-        lost = "cosine" if healing.embeddings else "divergence" if healing.classes else _LOG
+        lost = kind_of(healing.measured[0].figures).lost
         caption = "What dropping cost and what healing recovered, in PyTorch"
         yield healing_grid(healing, caption, read)
         yield Note(

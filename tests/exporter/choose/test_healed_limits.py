@@ -340,6 +340,8 @@ def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(runs_of: Any) -> No
         patch.setattr("exporter.choose.budgets.trial_runs.is_lost", lambda *_, **__: True)
         short = healing("short")
     assert [text.text.samples for text in short] == [4]
-    error = short[0].healed.log_perplexity_increase_std_error / floors.log_perplexity_increase
+    error = short[0].healed.log_perplexity_increase_std_error / math.log1p(
+        floors.perplexity_increase
+    )
     assert rungs[1].high - rungs[1].cost < 2 * error, "as wide as on all samples, not on four"
     assert healing("short") == whole, "limits that it may keep after all"

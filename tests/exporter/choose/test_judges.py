@@ -14,7 +14,7 @@ import pytest
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-from exporter.choose.budgets.limits import BETTER_ENDS, ENDS, damage_figures, rung_of
+from exporter.choose.budgets.limits import damage_figures, rung_of
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.intervals import mean_interval, share_interval
 from exporter.errors import PlanError
@@ -317,7 +317,8 @@ def kept_of(same: Any) -> ClassDamage:
 
 
 def healed_figures(damage: Any, text: CalibrationText) -> dict[str, float]:
-    made: Any = SimpleNamespace(measured=[_told("calibration", text, [damage], [damage])])
+    measured = _told("calibration", text, [damage], [damage])
+    made: Any = SimpleNamespace(of_role={"calibration": measured}.get)
     return figures_of(made)[1]
 
 
@@ -396,7 +397,7 @@ def test_a_healed_cut_is_judged_by_the_intervals_of_comparisons() -> None:
         SIMILARITY: mean_interval(of_texts.correlations, ones, documents),
     }
     for name, interval in result.items():
-        ends = sorted((healed[ENDS[name]], healed[BETTER_ENDS[name]]))
+        ends = sorted(healed[f"{name}_{end}"] for end in ("low", "high"))
         assert ends == pytest.approx(interval.ci95), name
 
 

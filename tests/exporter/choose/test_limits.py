@@ -11,15 +11,11 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import DepthCell, DepthDamage, PlannedDeletion, Speedup, TriedCut
+from exporter.artifacts.plan_figures import LIMITED
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.limits import (
-    BETTER_ENDS,
-    ENDS,
-    HIGH,
     LEAST_SHARE,
-    LOW,
-    SAME,
     QualityLimits,
     Rung,
     held_figures,
@@ -42,6 +38,7 @@ from tests.made_tables import damage
 from tests.raising import raises
 
 LIMIT, RISE = Floors(0.02), math.log(1.02)
+HIGH, SAME, LOW, SIMILAR = (figure.worse_end for figure in LIMITED.values())
 COSTS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
@@ -139,7 +136,7 @@ def tried_cut(healed: dict[str, float], mlps: int = 1) -> TriedCut:
     [
         ({"top1_agreement": 0.9, SAME: 0.8316}, Floors(top1_agreement=0.9),
          "--min-top1-agreement 0.831", "--at-most"),
-        ({"cosine": 0.99, LOW: 0.9899, SIMILARITY: 0.95, ENDS[SIMILARITY]: 0.9399},
+        ({"cosine": 0.99, LOW: 0.9899, SIMILARITY: 0.95, SIMILAR: 0.9399},
          Floors(embedding_cosine=0.3, similarity=0.999), "--min-similarity 0.939",
          "--min-embedding-cosine"),
         ({"log_perplexity_increase": 0.01, HIGH: math.log1p(0.02041), "top1_agreement": 0.9},
@@ -162,7 +159,7 @@ def test_the_limits_that_would_allow_a_cut_are_named_and_would(
 def test_what_is_not_shown_is_no_answer() -> None:
     def tried(rise: float, high: float, mlps: int = 1, low: float = 0.04) -> TriedCut:
         healed = {"log_perplexity_increase": rise, HIGH: high, "top1_agreement": 0.9}
-        return tried_cut(healed | {BETTER_ENDS["log_perplexity_increase"]: low}, mlps)
+        return tried_cut(healed | {"log_perplexity_increase_low": low}, mlps)
 
     limit, cuts = QualityLimits(LIMIT), [tried(0.05, 0.06), tried(0.1, 0.2, 2)]
     with raises(UnmetGoalError, "nothing-within-limits", "mlp 0"):

@@ -13,6 +13,7 @@ import pytest
 
 import exporter.quantize.quantize as quantizer
 from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan, QuantizationRecord
+from exporter.artifacts.plan_figures import PLAN_KINDS
 from exporter.artifacts.store import StageLedger
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.cli.export import export
@@ -390,6 +391,7 @@ def of_classes(same: float, texts: int, labels: int = 3, **more: Any) -> Any:
     )
 
 
+COSINE = PLAN_KINDS["embeddings"].figures[0]
 TWICE = math.log(2)
 """The perplexity that it makes of one."""
 
@@ -407,8 +409,8 @@ TWICE = math.log(2)
         (run_of(5.0, given=True), None),
         (run_of(None), None),
         # An encoder whose embeddings are others.
-        (run_of(0.6, figure="cosine"), ("0.600", refusals.USELESS_COSINE)),
-        (run_of(refusals.USELESS_COSINE + 0.01, figure="cosine"), None),
+        (run_of(0.6, figure="cosine"), ("0.600", COSINE.useless)),
+        (run_of(COSINE.useless + 0.01, figure="cosine"), None),
         (run_of(0.6, refuses=False, figure="cosine"), None),
         # A classifier whose texts get other classes, if enough texts show it.
         (of_classes(0.6, 100), ("60%", "made")),
