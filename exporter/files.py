@@ -145,14 +145,10 @@ def telling_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = _full_disk_errno(error)
+        number = next(filter(None, map(_own_errno, error_chain(error))), None)
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _full_disk_errno(error: BaseException) -> int | None:
-    return next(filter(None, map(_own_errno, error_chain(error))), None)
 
 
 def _own_errno(error: BaseException) -> int | None:

@@ -168,7 +168,9 @@ def other_arithmetic(config: Mapping[str, Any]) -> str:
     """What of a config such servers would pass over, in words; empty where nothing is."""
     kind = config.get("model_type")
     if kind is None:
-        return other_class(_first_class(config.get("architectures")))
+        names = config.get("architectures")
+        first = names[0] if isinstance(names, list) and names else ""
+        return other_class(first if isinstance(first, str) else "")
     if kind not in _ALIKE:
         return f"its type is {kind}"
     if not all(_is_size(config.get(name)) for name in _SIZES):
@@ -190,11 +192,6 @@ def other_arithmetic(config: Mapping[str, Any]) -> str:
 def other_class(name: str) -> str:
     """The same by what transformers calls the model's class alone."""
     return f"its class is {name}" if name and name not in _CLASSES else ""
-
-
-def _first_class(names: object) -> str:
-    first = names[0] if isinstance(names, list) and names else ""
-    return first if isinstance(first, str) else ""
 
 
 def _is_size(value: object) -> bool:

@@ -247,15 +247,10 @@ def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
     """The scores, if they are those that the plan names."""
     if path is None:
         return None
-    if plan.importance_sha256 is None:
-        raise PlanError(
-            "The plan does not refer to scores; it was written by hand or by another program.",
-            "Leave --importance out: the card would describe a choice that was not made.",
-        )
     if plan.importance_sha256 != sha256_file(path):
         raise PlanError(
             f"{path} is not the file of scores that the plan was made from.",
-            "Leave --importance out, or give that file.",
+            "Leave --importance out: the card would describe a choice that was not made.",
         )
     return ImportanceReport.read(path)
 

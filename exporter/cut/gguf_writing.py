@@ -83,7 +83,7 @@ class Head:
 
     def shard(self, number: int, count: int, tensors: int) -> Head:
         """That of one of several shards; the first has the metadata, all tell which they are."""
-        own = list(self.entries) if number == 0 else _alignment_of(self.entries)
+        own = [entry for entry in self.entries if number == 0 or entry.key == ALIGNMENT_KEY]
         kept = [entry for entry in own if entry.key not in SPLIT_KEYS]
         numbered = [
             Entry(SPLIT_NUMBER, _UINT16, struct.pack("<H", number)),
@@ -131,10 +131,6 @@ def _header(head: Head, pieces: Sequence[Piece]) -> bytes:
 def _named(name: str) -> bytes:
     encoded = name.encode()
     return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _alignment_of(entries: Iterable[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.key == ALIGNMENT_KEY]
 
 
 MapType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]

@@ -200,6 +200,8 @@ def triton_config(model: TritonModel) -> str:
     """
     sizes = ", ".join(map(str, model.preferred))
     preferred = f"preferred_batch_size: [ {sizes} ] " if sizes else ""
+    kind = f"kind: KIND_{model.device.upper()}"
+    profiles = "".join(f' profile: "{number}"' for number in range(model.profiles))
     lines = [
         f"name: {_quoted(model.name)}",
         f"backend: {_quoted(model.backend)}",
@@ -208,7 +210,7 @@ def triton_config(model: TritonModel) -> str:
         *([f"dynamic_batching {{ {preferred}}}"] if model.batch else []),
         *(_tensor("input", tensor, model) for tensor in model.inputs),
         *(_tensor("output", tensor, model) for tensor in model.outputs),
-        _instances(model),
+        f"instance_group {{ count: {model.instances} {kind}{profiles} }}",
     ]
     for key, value in model.parameters:
         lines.append(
@@ -223,12 +225,6 @@ def _tensor(what: str, tensor: EngineTensor, model: TritonModel) -> str:
     dims = ", ".join(map(str, tensor.shape[1:] if model.batch else tensor.shape))
     fields = f"name: {_quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]"
     return f"{what} {{ {fields} }}"
-
-
-def _instances(model: TritonModel) -> str:
-    profiles = "".join(f' profile: "{number}"' for number in range(model.profiles))
-    kind = f"kind: KIND_{model.device.upper()}"
-    return f"instance_group {{ count: {model.instances} {kind}{profiles} }}"
 
 
 def _quoted(text: str) -> str:

@@ -88,7 +88,8 @@ def write_healed_plan(
     """
     _, numbers, usual = files_of(path)
     weights = weights or {}
-    noted = {"made_from": _without_report(plan), "changed_weights": len(weights)}
+    parents = {role: sha for role, sha in plan.made_from.items() if role != _REPORT_ROLE}
+    noted = {"made_from": parents, "changed_weights": len(weights)}
     plan = plan.model_copy(update=noted)
     with telling_full_disk(path.parent), staging(path) as staged:
         stage, moves = staged.folder, []
@@ -109,11 +110,6 @@ def write_healed_plan(
         written = {final for _, final in moves}
         staged.place(moves, [item for item in _earlier(path) if item not in written])
     return plan
-
-
-def _without_report(plan: PruningPlan) -> dict[str, str]:
-    """Its parents without the report of an earlier healing."""
-    return {role: digest for role, digest in plan.made_from.items() if role != _REPORT_ROLE}
 
 
 def _earlier(path: Path) -> Iterator[Path]:

@@ -208,7 +208,9 @@ def pruned_class(model_class: type[Any], structure: PrunedStructure) -> type[Any
         **kwargs: Any,
     ) -> None:
         held = self.state_dict() if state_dict is None else state_dict
-        tensors = {**held, **_empty_tensors(self, structure)}
+        dtype, _ = _form_of(self)
+        # Each with memory of its own: safetensors takes tensors that share one for the same.
+        tensors = {**held, **{n: torch.empty(1, dtype=dtype)[:0] for n in structure.empty}}
         model_class.save_pretrained(
             self, save_directory, is_main_process=is_main_process, state_dict=tensors, **kwargs
         )
@@ -224,9 +226,3 @@ def pruned_class(model_class: type[Any], structure: PrunedStructure) -> type[Any
         "_keys_to_ignore_on_load_unexpected": [*known, *ignored],
     }
     return type(model_class.__name__, (model_class,), names)
-
-
-def _empty_tensors(model: Any, structure: PrunedStructure) -> dict[str, torch.Tensor]:
-    """Each with memory of its own: safetensors takes tensors that share one for the same."""
-    dtype, _ = _form_of(model)
-    return {name: torch.empty(1, dtype=dtype)[:0] for name in structure.empty}

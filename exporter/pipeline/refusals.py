@@ -24,7 +24,8 @@ from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.export.onnx_output import pooling_for
-from exporter.models.loading.model_source import check_dtype
+from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.model_source import LoadedModel, check_dtype
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model
 from exporter.models.residual_stream import has_single_logit
@@ -34,7 +35,7 @@ from exporter.models.texts.sources import TextSource
 from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
-from exporter.pipeline.streaming import refuse_unstreamable
+from exporter.processes import available_bytes
 from exporter.quantize.modelopt import modelopt_version
 from exporter.quantize.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
@@ -262,3 +263,62 @@ def refuse_reserved_replacements(plan: PruningPlan, path: Path) -> None:
             "Give the file of replacements another name, in the plan too.",
             code="reserved-name",
         )
+
+
+_SESSION_SPARE = 1.2  # what a session takes, by its weights
+_LEAVE_OUT = "leave one of the two out."
+
+
+def refuse_unstreamable(request: ExportRequest) -> None:
+    """Refuses what needs the whole model in memory."""
+    if not request.stream:
+        return
+    budget, search = request.drops.budget, request.search.search
+    for option, item in (
+        ("--heal", request.heal is not None),
+        ("a budget", budget is not None and not budget.only_counts),
+        (f"--search {search}", search not in (None, "one-shot")),
+        ("--exporter optimum", request.exporter == "optimum"),
+    ):
+        if item:
+            raise UsageError(
+                f"{option} needs the whole model in memory, and --stream never has it there.",
+                "Make the plan on a machine that holds the model and give it with --plan, or "
+                + _LEAVE_OUT,
+                code="needs-whole-model",
+            )
+
+
+def refuse_large_comparison(run: Run) -> None:
+    """Refuses before hours of work what would fail after them: running both models at once."""
+    if not (run.request.stream and run.request.compared):
+        return
+    needed = int(2 * _SESSION_SPARE * hollow(run.loaded).weights.nbytes())
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"Comparing both models would take about {needed / 1e9:.3g} GB of memory, and "
+            f"{free / 1e9:.3g} GB are free.",
+            "Leave it out with --no-measure, and compare where there is memory: depthcut compare.",
+            code="too-little-memory",
+        )
+
+
+def refuse_wide_check(run: Run) -> None:
+    """Refuses before hours of work bfloat16 that can't be checked after them."""
+    if not (run.request.stream and run.request.load.dtype == "bfloat16"):
+        return
+    needed, free = 2 * hollow(run.loaded).weights.nbytes(), available_bytes()
+    if free is not None and needed > free:
+        raise UsageError(
+            "ONNX Runtime has no bfloat16 on the CPU, so the check of the candidate holds its "
+            f"weights in float32: {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are "
+            "free.",
+            "Say --dtype float16 or float32, whose weights stay on the disk.",
+        )
+
+
+def hollow(loaded: LoadedModel) -> MetaModel:
+    """A model that --stream has loaded, without its weights."""
+    assert isinstance(loaded, MetaModel)
+    return loaded

@@ -13,7 +13,7 @@ from exporter.artifacts import ComparisonReport, PruneReport
 from exporter.artifacts.store import locked
 from exporter.export.forms.targets import TARGETS
 from exporter.heal.options import HealOptions
-from exporter.pipeline import encoder_decoder, planning, stages, streaming
+from exporter.pipeline import encoder_decoder, planning, stages
 from exporter.pipeline import run as keys
 from exporter.pipeline import stages as checkpoint
 from exporter.pipeline.quantizing import SHARED, quantize, quantize_key, take_or_make, with_method
@@ -21,8 +21,10 @@ from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_foreign_goals,
     refuse_foreign_results,
+    refuse_large_comparison,
     refuse_unpooled,
     refuse_useless,
+    refuse_wide_check,
 )
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
@@ -107,8 +109,8 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
         run = Run(encoder_decoder.settled(request, progress), progress)
         encoder_decoder.refuse_other_pairs(run)
     refuse_foreign_results(run)
-    streaming.refuse_large_comparison(run)
-    streaming.refuse_wide_check(run)
+    refuse_large_comparison(run)
+    refuse_wide_check(run)
     if request.by_modelopt and TARGETS[request.target].fixed_caches:
         progress.say("export: caches that grow (cache_length: 0): ModelOpt can't run others")
     return run

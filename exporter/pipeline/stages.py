@@ -28,8 +28,7 @@ from exporter.export.forms.targets import TARGETS, write_form, write_onnx
 from exporter.files import sha256_file, staged_directory, write_text
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.sentence_folder import longest_text
-from exporter.pipeline import streaming
-from exporter.pipeline.refusals import refuse_lost_caches
+from exporter.pipeline.refusals import hollow, refuse_lost_caches
 from exporter.pipeline.request import EngineRequest
 from exporter.pipeline.run import CHECKPOINT, ENGINES, QUANTIZE, QUANTIZED, Key, Run, files_below
 from exporter.report.files import REPORTS, write_reports
@@ -148,7 +147,12 @@ WRITTEN_ANEW = ("model.onnx", "model.onnx*.data", USE_FILE)
 def score_sublayers(run: Run) -> tuple[list[Path], None]:
     """Measures how redundant each sublayer is."""
     if run.request.stream:
-        report = streaming.score(run)
+        report = score(
+            hollow(run.choosing),
+            run.request.score,
+            stream_dir=run.request.stream_dir,
+            progress=run.progress,
+        )
     else:
         report = score(run.choosing, run.request.score, progress=run.progress)
     return [report.write(run.ledger.work / "importance.json")], None

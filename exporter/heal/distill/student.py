@@ -65,7 +65,10 @@ class Student:
         refuse_quantized(model)
         _refuse_narrow(model, train)
         self.model, self.task = model, task_of(model)
-        self.cut = {name: _trainable(replacement) for name, replacement in cut.items()}
+        self.cut = {
+            name: what.turned(lambda tensor: tensor.detach().float().clone().requires_grad_(True))
+            for name, what in cut.items()
+        }
         self._answers_with: BranchReplacements = self.cut
         self._own: list[OwnValue] = []
         self._folded = list(folded)
@@ -250,13 +253,6 @@ def put_module(model: Any, name: str, module: Any) -> None:
     """Puts a module in another's place."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-def _trainable(replacement: BranchReplacement) -> BranchReplacement:
-    def leaf(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().float().clone().requires_grad_(True)
-
-    return replacement.turned(leaf)
 
 
 def _dropped_modules(layers: list[LayerModules], cut: Collection[SublayerRef]) -> set[int]:

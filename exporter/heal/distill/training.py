@@ -284,7 +284,8 @@ class Trainer:
             if not math.isfinite(loss):
                 self._progress.say("heal: the loss is no longer finite; the best state is kept")
                 return "diverged"
-            if done >= 1 or self._is_check_due(done):
+            made = sum(check.tokens > 0 for check in self._state.checks)
+            if done >= 1 or done * self._checks >= made + 1:
                 self._check(loss, began)
                 if self._state.diverges:
                     self._progress.say("heal: the loss only grows; the best state is kept")
@@ -308,15 +309,12 @@ class Trainer:
             value = max(value, (self._state.seconds + more) / steps_s)
         return min(1.0, value)
 
-    def _is_check_due(self, done: float) -> bool:
-        made = sum(check.tokens > 0 for check in self._state.checks)
-        return bool(done * self._checks >= made + 1)
-
     def _step(self) -> float:
         """One step of the optimizer; the loss before it."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * group["share"] * rate_share(self._done)
-        lesson = self._lesson(self._state.steps)
+        rows = self._workers.share(self._schedule.rows(self._state.steps))
+        lesson = Lesson.of_rows(self._text, list(rows))
         answers = self._teacher.answers(lesson)
         with self._student.healed():
             self._optimizer.zero_grad(set_to_none=True)
@@ -334,10 +332,6 @@ class Trainer:
                 self._optimizer.step()
         self._state.steps += 1
         return float(loss.detach()) if usable else math.nan
-
-    def _lesson(self, step: int) -> Lesson:
-        """This process's share of a step's samples."""
-        return Lesson.of_rows(self._text, list(self._workers.share(self._schedule.rows(step))))
 
     def _check(self, loss: float, began: float | None = None) -> None:
         """Looks at held-out text, and keeps the state if it is the best so far."""

@@ -109,7 +109,8 @@ class ShardedWeights:
 
     def names(self, prefix: str = "") -> list[str]:
         """The parameters of a module, by their names in the model; those of a tie each."""
-        return [name for name in self._empty if _is_below(name, prefix)]
+        own = prefix and f"{prefix}."
+        return [name for name in self._empty if name == prefix or name.startswith(own)]
 
     def aliases(self, name: str) -> tuple[str, ...]:
         """All names of one parameter, itself included."""
@@ -183,7 +184,7 @@ class ShardedWeights:
 
     def _share(self, name: str, prefix: str) -> None:
         """Gives a parameter to all that are tied to it."""
-        parameters = [self._get(alias) for alias in self._aliases[name]]
+        parameters = [self._model.get_parameter(alias) for alias in self._aliases[name]]
         real = next((parameter for parameter in parameters if not parameter.is_meta), None)
         if real is None:
             raise ModelSourceError(
@@ -206,10 +207,6 @@ class ShardedWeights:
                 raise ModelSourceError(
                     f"{self.shards.folder} does not tell the buffer {name}.", _WHOLE
                 )
-
-    def _get(self, name: str) -> torch.nn.Parameter:
-        parameter: torch.nn.Parameter = self._model.get_parameter(name)
-        return parameter
 
     def _set(self, name: str, parameter: torch.nn.Parameter) -> None:
         owner, _, own = name.rpartition(".")
@@ -332,10 +329,6 @@ def _sources(model: Any, shards: CheckpointShards, mapping: Any) -> dict[str, li
                 lines[target].append(source)
                 break
     return dict(lines)
-
-
-def _is_below(name: str, prefix: str) -> bool:
-    return not prefix or name == prefix or name.startswith(prefix + ".")
 
 
 @contextlib.contextmanager

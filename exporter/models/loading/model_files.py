@@ -34,9 +34,10 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", json_text(shipped_config(loaded.model)))
         if loaded.model.can_generate():
-            write_text(
-                folder / "generation_config.json", json_text(_generation_config(loaded.model))
-            )
+            # Not save_pretrained: it refuses configs that hub models do ship, such as a
+            # temperature beside greedy decoding.
+            generation = json.loads(loaded.model.generation_config.to_json_string(use_diff=True))
+            write_text(folder / "generation_config.json", json_text(generation))
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(folder)
             _make_portable_tokenizer(folder / "tokenizer_config.json", loaded)
@@ -65,7 +66,10 @@ def with_both_rope_dialects(config: dict[str, Any]) -> dict[str, Any]:
     if not rope:
         _add_rope_parameters(config)
     elif all(isinstance(part, dict) for part in rope.values()):
-        _add_nested_bases(config, rope)
+        for layer_type, keys in _NESTED_THETA_KEYS.items():
+            theta = rope.get(layer_type, {}).get("rope_theta")
+            if theta is not None:
+                config.update(dict.fromkeys(keys, theta))
     else:
         config.update({key: rope[key] for key in _FLAT_ROPE_KEYS if key in rope})
         if rope.get("rope_type", "default") != "default":
@@ -80,20 +84,6 @@ def _add_rope_parameters(config: dict[str, Any]) -> None:
     scaling = dict(config.get("rope_scaling") or {})
     rope_type = scaling.pop("rope_type", scaling.pop("type", "default"))
     config["rope_parameters"] = {**scaling, **rope, "rope_type": rope_type}
-
-
-def _add_nested_bases(config: dict[str, Any], rope: dict[str, dict[str, Any]]) -> None:
-    for layer_type, keys in _NESTED_THETA_KEYS.items():
-        theta = rope.get(layer_type, {}).get("rope_theta")
-        if theta is not None:
-            config.update(dict.fromkeys(keys, theta))
-
-
-def _generation_config(model: Any) -> dict[str, Any]:
-    # Not save_pretrained: it refuses configs that hub models do ship, such as a temperature
-    # beside greedy decoding.
-    generation: dict[str, Any] = json.loads(model.generation_config.to_json_string(use_diff=True))
-    return generation
 
 
 def _make_portable_tokenizer(path: Path, loaded: LoadedModel) -> None:

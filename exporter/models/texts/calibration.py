@@ -92,7 +92,11 @@ def calibration_text(
             return _padded_samples(loaded, texts, units, tokens, longest, by_pairs=by_pairs)
         text = _packed(loaded, texts, _units(texts, length, apart_from, progress), wanted, length)
     check_text(loaded, text.input_ids, text.mask)
-    _tell_if_short(text.input_ids, wanted, text.ref.source, part, progress)
+    number, tokens, source = len(text.input_ids), text.input_ids.size, text.ref.source
+    if number < wanted:
+        progress.say(f"{source}: the text gives {number} samples of the {wanted} asked for")
+    if tokens < _FEW_TOKENS and part == "calibration":
+        progress.say(f"{source}: warning: only {tokens} tokens; results will be imprecise")
     return text
 
 
@@ -253,13 +257,3 @@ def _inner_length(length: int, ends: int) -> int:
             code="length-out-of-range",
         )
     return length - ends
-
-
-def _tell_if_short(
-    ids: NDArray[np.int64], wanted: int, source: str, part: Part, progress: Progress
-) -> None:
-    """Warns of little text to calibrate on; what is judged on little has wide intervals."""
-    if len(ids) < wanted:
-        progress.say(f"{source}: the text gives {len(ids)} samples of the {wanted} asked for")
-    if ids.size < _FEW_TOKENS and part == "calibration":
-        progress.say(f"{source}: warning: only {ids.size} tokens; results will be imprecise")

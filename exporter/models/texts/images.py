@@ -143,7 +143,8 @@ def read_images(spec: str, *, part: Part) -> Images:
             code="no-images",
         )
     files = _files(path)
-    labelled = [(file, place) for place in _folders(path) for file in _files(place)]
+    folders = sorted(place for place in path.iterdir() if place.is_dir())
+    labelled = [(file, place) for place in folders for file in _files(place)]
     if files and labelled:
         raise TextSourceError(
             f"{path} holds images beside folders of images: {files[0].name} has no class.",
@@ -175,10 +176,6 @@ def _known(source: str, chosen: tuple[Picture, ...], texts: list[str], there: in
 
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(place for place in folder.iterdir() if place.is_dir())
 
 
 def _mixed(pictures: Sequence[Picture]) -> tuple[Picture, ...]:

@@ -126,23 +126,26 @@ def joined(texts: Sequence[CalibrationText], together: int = 1) -> CalibrationTe
     places = rounds / np.array([len(text.input_ids) for text in texts])[owners]
     order = np.lexsort(((owners + rounds) % len(texts), places))
     refs = tuple(text.ref for text in texts)
+    digests = [ref.sha256 for ref in refs]
     ref = CalibrationRef(
         source=" + ".join(calibration.source for calibration in refs),
         samples=sum(calibration.samples for calibration in refs),
         sequence_length=refs[0].sequence_length,
         tokens=sum(calibration.tokens for calibration in refs),
-        sha256=refs[0].sha256 if len({r.sha256 for r in refs}) == 1 else _digest(refs),
+        sha256=digests[0] if len({*digests}) == 1 else sha256_bytes("\n".join(digests).encode()),
         mixture=list(refs),
     )
     width = max(text.input_ids.shape[1] for text in texts)
-    result = any(text.types is not None for text in texts)
+    # Single texts beside pairs are first texts.
+    types = [np.zeros_like(t.input_ids) if t.types is None else t.types for t in texts]
+    paired = any(text.types is not None for text in texts)
     return CalibrationText(
         ref,
         _stacked([text.input_ids for text in texts], width)[order],
         _stacked([text.mask for text in texts], width)[order],
         owners=owners[order],
         sources=_joined_sources(texts, order),
-        types=_stacked([_types(text) for text in texts], width)[order] if result else None,
+        types=_stacked(types, width)[order] if paired else None,
         documents=np.concatenate([text.documents for text in texts])[order],
     )
 
@@ -152,11 +155,6 @@ def _stacked(arrays: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
     return np.concatenate(
         [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
     )
-
-
-def _types(text: CalibrationText) -> NDArray[np.int64]:
-    """Single texts beside pairs are first texts."""
-    return np.zeros_like(text.input_ids) if text.types is None else text.types
 
 
 def _joined_sources(texts: Sequence[CalibrationText], order: NDArray[np.int64]) -> Sources | None:
@@ -183,7 +181,3 @@ def refuse_same(
                 code="named-twice",
             )
         named[text.ref.sha256] = text.ref.source
-
-
-def _digest(refs: Sequence[CalibrationRef]) -> str:
-    return sha256_bytes("\n".join(ref.sha256 for ref in refs).encode())

@@ -329,11 +329,13 @@ def _read_hub(spec: str, part: Part) -> TextSource:
     label, rows = hub_rows(spec, part, "text")
     column = _hub_fields(spec)[3]
     try:
-        documents = _of_rows(list(_row_texts(rows, column, spec)))
+        documents = list(_row_texts(rows, column, spec))
     except TextSourceError:
         raise
     except Exception as error:
         raise _unread(spec, error) from error
+    if any(map(is_title, documents)):  # of a data set of WikiText the rows are lines
+        documents = articles("".join(f"{row.strip()}\n" for row in documents))
     return _source(label, documents)
 
 
@@ -376,13 +378,6 @@ def _default_split(present: list[str], part: Part, spec: str) -> str:
         f"{spec} has no split {' or '.join(_DEFAULT_SPLITS[part])}; it has {', '.join(present)}.",
         "Name the split: hf:DATASET:CONFIG:SPLIT (CONFIG may be empty).",
         code="split-missing",
-    )
-
-
-def _of_rows(rows: list[str]) -> list[str]:
-    """Rows are documents, but lines in a data set of WikiText."""
-    return (
-        articles("".join(f"{row.strip()}\n" for row in rows)) if any(map(is_title, rows)) else rows
     )
 
 

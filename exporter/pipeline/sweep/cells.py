@@ -78,7 +78,9 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
     for model, plan, precision in product(file.models, file.plans, file.precisions):
         names = (model.label, plan.label, precision.label)
         folder = "/".join((CELLS, *names))
-        options = place.options({**_common(file), **plan.told, **_told_of(precision)})
+        own = {key: value for key, value in precision.told.items() if key != "calibration"}
+        options = place.options({**_common(file), **plan.told, **own})
+        on_demand = options.get("metric", (DEFAULT,))[0] in _BLOCKS_ON_DEMAND
         if plan.drop:
             options["plan"] = out / PLANS / f"{plan.label}.json"
         result = build(
@@ -89,7 +91,8 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
                 "source": place.model(model),
                 "revision": model.revision,
                 "output": out / folder,
-                "blocks": options.get("blocks", False) or _wants_blocks(options),
+                "blocks": options.get("blocks", False)
+                or (on_demand and bool(options.get("drop_block"))),
             },
         )
         request = replace(
@@ -105,16 +108,6 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
 
 def _common(file: SweepFile) -> Told:
     return {**file.export, **file.scoring, **file.shapes, **file.measuring}
-
-
-def _told_of(precision: PrecisionEntry) -> Told:
-    """Without its own text, which isn't that of scoring."""
-    return {key: value for key, value in precision.told.items() if key != "calibration"}
-
-
-def _wants_blocks(value: Told) -> bool:
-    metric = value.get("metric", (DEFAULT,))[0]
-    return bool(value.get("drop_block")) and metric in _BLOCKS_ON_DEMAND
 
 
 def _quantize(

@@ -119,6 +119,7 @@ class _Table:
     def report(self) -> SweepReport:
         """The table."""
         file = self._sweep.file
+        reports = {cell.folder: cell.report_sha256 for cell in self.found if cell.report_sha256}
         return SweepReport(
             source=str(self._sweep.path),
             text=self._sweep.text,
@@ -126,12 +127,8 @@ class _Table:
             plans=[entry.label for entry in file.plans],
             precisions=[entry.label for entry in file.precisions],
             cells=list(self.found),
-            made_from=self._parents(),
+            made_from={"sweep": self._sweep.sha256, **reports},
         )
-
-    def _parents(self) -> dict[str, str]:
-        reports = {c.folder: c.report_sha256 for c in self.found if c.report_sha256}
-        return {"sweep": self._sweep.sha256, **reports}
 
 
 def _known(store: Store, cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:

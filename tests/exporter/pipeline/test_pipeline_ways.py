@@ -336,7 +336,7 @@ def test_what_needs_the_whole_model_is_refused(
 def test_what_the_memory_does_not_hold_is_refused_at_once(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, named: Any
 ) -> None:
-    monkeypatch.setattr("exporter.pipeline.streaming.available_bytes", lambda: 10_000)
+    monkeypatch.setattr("exporter.pipeline.refusals.available_bytes", lambda: 10_000)
     code, _, stderr = run(checkpoint, tmp_path / "out", *options)
     assert code == 2
     assert all(word in stderr for word in named)
