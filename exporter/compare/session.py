@@ -146,6 +146,7 @@ def compare(
         Times in ms with the speedup's interval of 95 %, accuracy, sizes in bytes, the machine.
 
     Raises:
+        OnnxFileError: There is no such model, or it can't be read.
         ComparisonError: The two can't be compared, or one gives no finite numbers.
         BackendError: A runtime is missing, or can't run a model.
     """

@@ -82,8 +82,9 @@ def prune_file(
 
     Args:
         source: The ONNX file, of any exporter.
-        target: The new file; its weights get the same name with ``.data``.
-        plan: What to drop; a :class:`LoadedPlan` also has the numbers of replacements.
+        target: The new file; its weights stand beside it.
+        plan: What to drop. Of a plan with replacements the numbers are needed, too:
+            :meth:`LoadedPlan.read`.
         options: How the result is verified and written.
         engine_check: Asks TensorRT's parser about the result.
         model_checked: Doesn't compare the plan's model with the graph's.
@@ -97,7 +98,7 @@ def prune_file(
     Raises:
         OnnxFileError: The file can't be read.
         SurgeryError: A sublayer isn't there, or can't be cut without changing others.
-        PlanError: The plan is for another model.
+        PlanError: The plan's numbers are of another model. A bare plan of one is warned of.
         VerificationError: The answers differ; nothing is written.
     """
     options = options or CutOptions()

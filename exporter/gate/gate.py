@@ -205,7 +205,9 @@ def check(
         ``regressed`` or ``inconclusive``. A figure that is missing is inconclusive.
 
     Raises:
-        RegressionError: The limits are on nothing that the report holds.
+        RegressionError: The limits are on nothing that the report holds, or the report's numbers
+            contradict each other.
+        UsageError: There is neither a limit nor a baseline.
     """
     history = history or History()
     refuse_unsound(report, name)

@@ -150,8 +150,7 @@ def heal(
     Args:
         loaded: The whole model; it is unchanged afterwards.
         plan: What is dropped.
-        options: In which way, and on which texts; None: what the machine can afford, a training
-            of ten minutes at most.
+        options: In which way, and on which texts; None: linear maps in the branches' places.
         made_from: Hashes by name of what the plan was made from, which the result names too.
         allow_all: Also takes a plan that leaves no attention or no MLP.
         work: Where an interrupted training is kept, and goes on.
@@ -166,7 +165,8 @@ def heal(
     Raises:
         CalibrationError: The text is too short.
         HealingError: Nothing was gained, or the kind can't heal such a cut.
-        PlanError: The plan is for another model.
+        PlanError: The plan names what the model doesn't have. Of one for another model the
+            progress hears a warning.
     """
     heal_options, ref = options or HealOptions(), loaded.ref
     validate_for(plan, ref, allow_all=allow_all)

@@ -48,8 +48,8 @@ class Task(ABC, Generic[D]):
     runs: ClassVar[Runs]  # what of the model runs
     objectives: ClassVar[tuple[Objective, ...]]  # what a search may keep small, the usual one first
     limits: ClassVar[tuple[str, ...]]  # the limits on quality that it can be held to
-    # why others can't be, what can, and the error's code
-    unlimited: ClassVar[tuple[str, str, str]]
+    # why it can be held to no other, what to limit, and the error's code
+    limits_refusal: ClassVar[tuple[str, str, str]]
     predicts_tokens: ClassVar[bool] = False  # else texts are read as wholes, such as paragraphs
     usual_limits: ClassVar[Mapping[str, float]] = {}  # in place of those of other models
     # how much the layers' states count in a training: an embedding alone is little to learn from
@@ -188,7 +188,7 @@ class Tokens(Task[Damage]):
 
     learns, runs, objectives = "answers", "language", ("kl", "perplexity")
     limits = ("perplexity_increase", "top1_agreement")
-    unlimited = (
+    limits_refusal = (
         "This model predicts next tokens, so it is not judged by its embeddings.",
         "Give --at-most 5% or --min-top1-agreement 0.95.",
         "no-embeddings",
@@ -283,7 +283,7 @@ class Classes(Task[ClassDamage]):
 
     learns, runs, objectives = "classes", "all", ("kl",)
     limits = ("top1_agreement",)
-    unlimited = (
+    limits_refusal = (
         "This model gives texts classes: it has no perplexity and is not judged by embeddings.",
         "Limit how many texts get another class: --min-top1-agreement 0.98.",
         "only-classes",
@@ -441,7 +441,7 @@ class Embeddings(Task[EmbeddingDamage]):
 
     learns, runs, objectives = "embeddings", "states", ("cosine", "similarity")
     limits = ("embedding_cosine", "similarity")
-    unlimited = (
+    limits_refusal = (
         "This model predicts no next token: it has no perplexity and no top-1 agreement.",
         "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
         "no-next-token",

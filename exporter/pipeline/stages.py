@@ -161,6 +161,7 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Writes the baseline for its target, and holds it against PyTorch."""
     folder = run.ledger.work / "baseline"
+    remove_tree(folder)  # of a run that was killed
     checks = write_onnx(run.loaded, folder, progress=run.progress, **_form(run))
     judge(run, "baseline against PyTorch", checks)
     return files_below(folder), [check.model_dump() for check in checks]
@@ -228,7 +229,7 @@ def _form(run: Run) -> dict[str, Any]:
         "target": request.target,
         "exporter": request.exporter,
         "opset": request.opset,
-        "room": request.cache_room,
+        "room": request.cache_room if TARGETS[request.target].fixed_caches else None,
         "pooling": request.pooling,
     }
 

@@ -177,7 +177,9 @@ def quantize_file(
         What was quantised, and the bytes before and after.
 
     Raises:
+        OnnxFileError: There is no such file, or it can't be read.
         QuantizationError: Nothing in the graph can be quantised so, or the result doesn't run.
+        UsageError: The result would take an input's place.
     """
     settings.refuse_missing_text()
     model = storage.load_model(source)

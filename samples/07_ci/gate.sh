@@ -9,7 +9,8 @@
 # MAX_PERPLEXITY_GROWTH against the last accepted run. With ACCEPT=1 a run that passes becomes the
 # baseline of its key. AGAIN is options of depthcut compare, such as "--rounds 48 --threads 2": with
 # it, a regression must show twice. The models of the second comparison are the folders baseline and
-# candidate beside the report, or those that BASELINE and CANDIDATE name; nothing in the report is run.
+# candidate beside the report, or those that BASELINE and CANDIDATE name: the files that the report is
+# of. Nothing that it names is run.
 # Exit code: 0 passed, 1 regression, 2 error, 3 inconclusive.
 set -u
 report=$1 kept=$2 out=$3
@@ -60,11 +61,20 @@ if [ "$code" -eq 2 ] && [ -f "$out/comment.md" ]; then
   printf '\n**A check ended with an error; the log of the job shows it.**\n' >> "$out/comment.md"
 fi
 
+arms() {
+  python3 -c 'import json, sys
+print(*(json.load(open(sys.argv[1]))["arms"][a]["sha256"] for a in ("baseline", "candidate")))' "$1"
+}
+
 if [ "$code" -eq 1 ] && [ -n "${AGAIN:-}" ]; then
   built=$(dirname "$report")
   rm -rf "$out/again"
   depthcut compare "${BASELINE:-$built/baseline}" "${CANDIDATE:-$built/candidate}" \
     -o "$out/again" $AGAIN || exit 2
+  if [ "$(arms "$report")" != "$(arms "$out/again/report.json")" ]; then
+    echo "gate.sh: BASELINE and CANDIDATE aren't the models of $report" >&2
+    exit 2
+  fi
   AGAIN='' sh "$0" "$out/again/report.json" "$kept" "$out"
   exit
 fi

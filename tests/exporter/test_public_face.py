@@ -14,6 +14,7 @@ import pytest
 import exporter
 from exporter import errors
 from exporter.compare.options import QualityOptions
+from tests.raising import raises
 from tests.text_graphs import write_llama_folder
 
 PAGE = Path(exporter.__file__).parent / "docs" / "python.md"
@@ -80,5 +81,9 @@ def test_the_page_runs_from_a_model_to_a_verdict(
     assert all(str(check.verdict) in printed for check in checks)
     mended = scope["depthcut"].PruneReport.read(tmp_path / "mended" / "prune.json")
     assert [entry.replacement for entry in mended.deleted] == ["linear", "linear"]
+    with raises(errors.UsageError, "not-ours", "whole"):
+        scope["depthcut"].write_onnx(scope["model"], tmp_path / "whole")
+    with raises(errors.UsageError, "decided-by-target"):
+        exporter.write_onnx(scope["model"], tmp_path / "new", target="tensorrt", opset=18)
     names = ("whole/model.onnx", "cut/tokenizer.json", "report/report.html", "healed/plan.json")
     assert all((tmp_path / name).is_file() for name in names)

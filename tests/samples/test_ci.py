@@ -277,24 +277,29 @@ def test_a_check_that_was_killed_passes_nothing(
 
 @pytest.mark.parametrize(
     ("again", "compared", "second", "code"),
-    [("", 0, 0, 1), ("--rounds 9", 0, 0, 0), ("--rounds 9", 0, 1, 1), ("--rounds 9", 0, 3, 3),
-    ("--rounds 9", 1, 0, 2)],
+    [("", "", 0, 1), ("--rounds 9", "ab", 0, 0), ("--rounds 9", "ab", 1, 1),
+    ("--rounds 9", "ab", 3, 3), ("--rounds 9", "", 0, 2), ("--rounds 9", "aa", 0, 2)],
 )  # fmt: skip
 def test_a_regression_must_show_twice_where_it_is_measured_again(
-    again: str, compared: int, second: int, code: int, tmp_path: Path
+    again: str, compared: str, second: int, code: int, tmp_path: Path
 ) -> None:
+    def report(arms: str) -> str:
+        names = zip(("baseline", "candidate"), arms, strict=False)
+        return json.dumps({"arms": {name: {"sha256": arm} for name, arm in names}})
+
+    (tmp_path / "report.json").write_text(report("ab"))
+    made = f"mkdir -p out/again; echo '{report(compared)}' > out/again/report.json"
     command(
         tmp_path, "depthcut",
-        f'case "$*" in compare*) echo "$*" > {tmp_path}/call; exit {compared};;\n'
+        f'case "$*" in compare*) echo "$*" > call; {made if compared else "exit 1"};;\n'
         f"*again/report.json*) exit {second};;\n*) exit 1;;\nesac\n",
     )  # fmt: skip
     done = subprocess.run(
-        ["sh", SAMPLE / "gate.sh", "built/report.json", tmp_path / "kept", tmp_path / "out"],
+        ["sh", SAMPLE / "gate.sh", "report.json", "kept", "out"], cwd=tmp_path, check=False,
         env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "AGAIN": again, "CANDIDATE": "mine"},
-        check=False,
-    )
+    )  # fmt: skip
     assert done.returncode == code
-    call = f"compare built/baseline mine -o {tmp_path}/out/again {again}\n"
+    call = f"compare ./baseline mine -o out/again {again}\n"
     assert (tmp_path / "call").exists() == bool(again)
     assert not again or (tmp_path / "call").read_text() == call
 

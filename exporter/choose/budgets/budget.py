@@ -99,7 +99,7 @@ class Floors(_Floors):  # type: ignore[misc]
             return Floors(**task.usual_limits)
         floors = Floors(**{name: getattr(self, name) for name in task.limits})
         if self and not floors:
-            message, hint, code = task.unlimited
+            message, hint, code = task.limits_refusal
             raise PlanError(message, hint, code=code)
         return floors
 

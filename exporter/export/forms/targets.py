@@ -142,21 +142,26 @@ def write_onnx(
     folder: Path,
     *,
     target: Target = "portable",
+    exporter: ExporterName | None = None,
+    opset: int | None = None,
+    room: int | None = None,
+    pooling: bool = False,
     progress: Progress = QUIET,
-    **options: Any,
 ) -> list[ParityCheck]:
     """Exports a model to a folder that runs, and compares it with PyTorch.
 
-    The folder appears whole or not at all: ``model.onnx``, ``model.onnx.data``, the config, the
+    The folder appears whole or not at all: ``model.onnx`` and its weights' file, the config, the
     tokenizer and ``USE.md``, which tells how to load it.
 
     Args:
         model: What :func:`exporter.load_model` gives.
-        folder: The new folder.
+        folder: A new or empty folder.
         target: The runtime that the graph is written for, in the form that is fastest there.
+        exporter: For ``portable``: ``torch`` or ``optimum``; None: PyTorch's.
+        opset: For ``portable``: 18 to 23; None: the exporter's usual one.
+        room: For ``tensorrt`` and ``tensorrt-rtx``: the caches' length in tokens; 0: they grow.
+        pooling: Encoders: the graph also pools and normalises, and gives an embedding a text.
         progress: Hears of each step.
-        **options: ``exporter``, ``opset``, ``room`` and ``pooling``, as :func:`write_form` takes
-            them.
 
     Returns:
         What was compared with PyTorch, for prefill and decode: the largest absolute error of the
@@ -166,7 +171,7 @@ def write_onnx(
     Raises:
         ExportError: PyTorch or the form's writer can't export the model.
         VerificationError: The graph's answers differ from PyTorch's.
-        UsageError: The target has no form for such a model.
+        UsageError: The folder isn't empty, or the target decides otherwise.
     """
     from exporter.engines.usage import write_graph_use
     from exporter.export.parity import check_export
@@ -175,9 +180,22 @@ def write_onnx(
     from exporter.models.sentence_folder import copy_processor_files, copy_sentence_files
     from exporter.models.texts.images import reads_images
 
-    provider = TARGETS[target].provider or "cpu"
+    provider, dtype = TARGETS[target].provider or "cpu", str(model.model.dtype)
+    refuse_options(
+        target, exporter=exporter, opset=opset, dtype=dtype.removeprefix("torch."),
+        provider=provider, engine=None, cache_length=room,
+    )  # fmt: skip
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(
+            f"{folder} isn't empty, and would be replaced as a whole.",
+            "Name a new folder.",
+            code="not-ours",
+        )
     with staged_directory(folder) as stage:
-        file, _ = write_form(model, stage, target=target, progress=progress, **options)
+        file, _ = write_form(
+            model, stage, target=target, exporter=exporter, opset=opset, room=room,
+            pooling=pooling, progress=progress,
+        )  # fmt: skip
         save_pretrained_files(model, stage)
         checks = check_export(model, file, provider=provider, progress=progress)
         copy_sentence_files(model.path, stage)

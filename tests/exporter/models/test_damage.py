@@ -375,7 +375,7 @@ def test_each_kind_of_answers_keeps_the_contract_of_a_task(
     limits = Floors(**dict.fromkeys(own.limits, 0.5))
     assert limits.of_task(own) == limits
     others = [f for f in ("perplexity_increase", "embedding_cosine") if f not in own.limits]
-    with raises(PlanError, own.unlimited[2]):
+    with raises(PlanError, own.limits_refusal[2]):
         Floors(**{others[-1]: 0.5}).of_task(own)
     inputs = {"input_ids": torch.from_numpy(_IDS), "attention_mask": torch.from_numpy(_MASK * 1)}
     mask, teacher = torch.from_numpy(_MASK), own.given(inputs).detach()
