@@ -137,10 +137,10 @@ def main() -> int:
     forked.warm_up()
     commands = _commands(content["only"], content["kinds"])
     with Path(content["told"]).open("w", buffering=1) as file:
-        for seed in range(*content["seeds"]):
+        for seed in content["seeds"]:
             prepared = (
                 prepare_case(seed, place, template)
-                if content["cases"]
+                if seed < len(CASES)
                 else prepare(seed, place, template, commands, sound=content["sound"])
             )
             file.write(json.dumps(attempt(seed, place, *prepared)) + "\n")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.hostile import job, judge, system_calls
-from tests.hostile.cases import BROKEN, REFUSED
+from tests.hostile.cases import BROKEN, CASES, REFUSED
 from tests.hostile.commands import COMMANDS
 from tests.hostile.mutations import KINDS, Mutation, Spoilt
 from tests.hostile.place import CANARY, FOREIGN, PWNED, Place, entries
@@ -25,34 +25,36 @@ from tests.hostile.watch import REPOSITORY, Rules
 QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,report,check"
 
 
-@pytest.mark.parametrize(
-    ("tries", "commands"),
-    [
-        pytest.param(40, QUICK, marks=pytest.mark.torch, id="5"),
-        pytest.param(30, "score,checkpoint,heal", marks=pytest.mark.optimum, id="4.57"),
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((40, QUICK), marks=pytest.mark.torch, id="5"),
+        pytest.param((30, "score,checkpoint,heal"), marks=pytest.mark.optimum, id="4.57"),
     ],
 )
-def test_nothing_comes_of_hostile_folders(tmp_path: Path, tries: int, commands: str) -> None:
-    lines = _campaign(tmp_path, "--seed", "1", "--tries", str(tries), "--only", commands)
-    assert len(lines) == tries
-    assert sum(line["code"] == judge.REFUSED for line in lines) > tries / 5
+def campaign(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """All that was reported, and tries at random."""
+    keep, (tries, commands) = tmp_path_factory.mktemp("hostile"), request.param
+    options = ["--seed", "1", "--cases", "--tries", str(tries), "--only", commands]
+    call = [sys.executable, "-m", "tests.hostile", "--keep", str(keep), *options]
+    process = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
+    lines = [json.loads(line) for line in (keep / "tries.jsonl").read_text().splitlines()]
+    assert len(lines) == len(CASES) + tries
+    return lines
+
+
+def test_nothing_comes_of_hostile_folders(campaign: list[dict[str, Any]]) -> None:
+    lines = campaign[len(CASES) :]
+    assert sum(line["code"] == judge.REFUSED for line in lines) > len(lines) / 5
     assert any(line["code"] == 0 for line in lines)
     assert len({kind for line in lines for kind in line["kinds"]}) >= 10
 
 
-def _campaign(keep: Path, *options: str) -> list[dict[str, Any]]:
-    call = [sys.executable, "-m", "tests.hostile", "--keep", str(keep), *options]
-    process = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
-    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
-    return [json.loads(line) for line in (keep / "tries.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [pytest.param("5", marks=pytest.mark.torch), pytest.param("4.57", marks=pytest.mark.optimum)],
-)
-def test_what_was_reported_is_refused(line: str, tmp_path: Path) -> None:
-    codes = {item["mutations"][0]: item["code"] for item in _campaign(tmp_path, "--cases")}
+def test_what_was_reported_is_refused(campaign: list[dict[str, Any]]) -> None:
+    codes = {item["mutations"][0]: item["code"] for item in campaign[: len(CASES)]}
     assert {name: codes[name] for name in REFUSED if codes[name] != judge.REFUSED} == {}
     assert {name: codes[name] for name in BROKEN if codes[name] not in (1, judge.REFUSED)} == {}
     assert codes["nothing"] == 0
