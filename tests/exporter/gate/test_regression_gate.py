@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from exporter.errors import RegressionError, UsageError
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.keys import key_of
 from exporter.gate.limits import Limits, Named, limit_on, told
-from exporter.report.ci import limit_words
+from exporter.report.ci import check_name, github_benchmark, junit, limit_words
 from exporter.report.words import short_shape
 from tests.made_reports import (
     arms_of,
+    as_markdown,
     gate_accuracy,
     gate_arm,
     gate_report,
@@ -79,7 +81,6 @@ def built(*sizes: int) -> ComparisonReport:
 
 
 OLD, RISE = timed(80), Limits(max_perplexity_increase=0.01)
-BY_EMBEDDINGS = judged(**embedded(0.97, 0.95))
 GROWN = judged(20.0, "old", log_perplexity_increase=narrow(math.log(20 / 16), 0.01))
 WORDS: list[tuple[ComparisonReport, ComparisonReport | None, Limits, str]] = [
     (timed(84.8), OLD, SLOWDOWN, "regressed"),
@@ -95,23 +96,13 @@ WORDS: list[tuple[ComparisonReport, ComparisonReport | None, Limits, str]] = [
     (timed(80), None, Limits(min_speedup=1.5), "regressed"),
     (judged(21.0, "new", **known(0.01)), GROWN, RISE, "regressed"),
     (judged(21.0, "new", **known(0.1)), GROWN, RISE, "inconclusive"),
-    (judged(), None, Limits(max_kl=0.3), "within_limit"),
-    (judged(), None, Limits(max_kl=0.1), "regressed"),
     (judged(kl_interval=narrow(0.2, 0.02)), None, Limits(max_kl=0.199), "inconclusive"),
     (judged(kl_interval=None), None, Limits(max_kl=0.199), "inconclusive"),
-    (judged(), None, Limits(min_top1_agreement=0.79), "within_limit"),
-    (judged(), None, Limits(min_top1_agreement=0.9), "regressed"),
     (judged(top1_interval=narrow(0.8, 0.02)), None, Limits(min_top1_agreement=0.801),
      "inconclusive"),
     (judged(top1_interval=None), None, Limits(min_top1_agreement=0.801), "inconclusive"),
-    (judged(), None, Limits(max_perplexity_increase=0.3), "within_limit"),
-    (judged(), None, Limits(max_perplexity_increase=0.2), "regressed"),
     (judged(log_perplexity_increase=None), None, Limits(max_perplexity_increase=0.24),
      "inconclusive"),
-    (BY_EMBEDDINGS, None, Limits(min_embedding_cosine=0.95), "within_limit"),
-    (BY_EMBEDDINGS, None, Limits(min_embedding_cosine=0.98), "regressed"),
-    (BY_EMBEDDINGS, None, Limits(min_rank_agreement=0.94), "within_limit"),
-    (BY_EMBEDDINGS, None, Limits(min_rank_agreement=0.96), "regressed"),
     (judged(**embedded(0.97, 0.95, 0.02)), None, Limits(min_embedding_cosine=0.98), "inconclusive"),
     (judged(**embedded(0.97, 0.95, None)), None, Limits(min_embedding_cosine=0.98), "inconclusive"),
     (built(100, 140), built(100, 110), Limits(max_size_increase=0.1), "regressed"),
@@ -402,6 +393,43 @@ EMPTY: dict[str, Any] = {"kv_cache_bytes_per_token": 0, "file_bytes": 0, "nodes"
 GENEROUS: dict[str, float] = {
     limit: 0.01 if limit.startswith("min_") else 99.0 for limit in map(limit_on, LIMITED)
 }
+
+
+def _worse() -> ComparisonReport:
+    """The same of a candidate that is worse by every figure."""
+    assert COMPLETE.accuracy is not None
+    sizes = {"file_bytes": 2_000_000, "kv_cache_bytes_per_token": 8192, "nodes": 200}
+    arm = gate_arm("c", engines=[made_engine(18)], device_memory_bytes=18, **sizes)
+    return COMPLETE.model_copy(
+        update={
+            "latency": [gate_row(candidate_ms=120.0)],
+            "arms": Arms(baseline=COMPLETE.arms.baseline, candidate=arm),
+            "accuracy": COMPLETE.accuracy.model_copy(update={"tasks": [task(0.5, -0.11, -0.09)]}),
+        }
+    )
+
+
+WORSE = _worse()
+
+
+@pytest.mark.parametrize("key", LIMITED)
+def test_a_figure_is_a_row_a_limit_both_ways_and_an_entry_of_ci(key: str) -> None:
+    figure, name = LIMITED[key], limit_on(key)
+    strict = 0.99 if name.startswith("min_") else 0.01
+    for limit, word in ((GENEROUS[name], "within_limit"), (strict, "regressed")):
+        result = check(WORSE, Limits(**{name: limit}))
+        assert {one.quantity for one in result.checks} == {key}
+        assert {one.verdict for one in result.checks} == {word}
+        assert check_name(result.checks[0]) in junit(result)
+    page, entries = as_markdown(WORSE), github_benchmark(WORSE)
+    for one in figure.readings(WORSE.accuracy, WORSE.arms.candidate):
+        if figure.row_name:
+            row = figure.words(figure.row_name, WORSE.accuracy)
+            assert any(row in line and figure.row(one.value) in line for line in page.splitlines())
+        if one.place.ci:
+            file = entries[f"{'bigger' if figure.higher_is_better else 'smaller'}.json"]
+            (entry,) = (e for e in json.loads(file) if e["name"] == one.place.ci.format(one.item))
+            assert entry["value"] == pytest.approx(figure.ci_factor * one.value)
 
 
 def without(report: ComparisonReport, figure: Named) -> ComparisonReport:
