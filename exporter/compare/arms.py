@@ -233,10 +233,11 @@ class Comparison:
             return 1
         tables = (arm.facts.vocabulary for arm in self.judged.values())  # a quantised one hides it
         number = next(filter(None, tables), folder.config.get("vocab_size"))
-        if not isinstance(number, int):
+        if not isinstance(number, int) or number < 1:
             raise ComparisonError(
                 f"{folder.onnx} doesn't say how many tokens its vocabulary has.",
-                "Put the model's config.json next to it.",
+                "Put the model's own config.json next to it, which has vocab_size.",
+                code="no-vocabulary",
             )
         return number
 
@@ -251,7 +252,7 @@ class Comparison:
             beside = name not in self.pair
             more = TOKEN_INPUTS | self.whole.own_caches(arm) if beside else set()
             title = f"reference {name}" if beside else name
-            _refuse_inputs((spec.name for spec in arm.runner.inputs), title, known | more)
+            refuse_inputs((spec.name for spec in arm.runner.inputs), title, known | more)
             results = [_results(runner) for runner in (self.whole.runner, arm.runner)]
             if results[0] != results[1]:
                 raise ComparisonError(
@@ -276,7 +277,8 @@ def noted_plan(facts: GraphFacts, file: str) -> list[PlannedDeletion]:
         ) from error
 
 
-def _refuse_inputs(given: Iterable[str], name: str, known: AbstractSet[str]) -> None:
+def refuse_inputs(given: Iterable[str], name: str, known: AbstractSet[str]) -> None:
+    """Refuses inputs that the whole model doesn't have."""
     foreign = [text for text in given if text not in known]
     if foreign:
         raise ComparisonError(

@@ -16,6 +16,7 @@ from exporter.compare.tasks.choosing import task_versions
 from exporter.engines.environment import default_threads, environment
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file
+from exporter.models.model_folder import holds_stacks
 from exporter.models.sentence_folder import settings_hashes
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.documents import Content
@@ -79,7 +80,7 @@ def _hash_of(texts: TextSource) -> str:
 def _beside(arm: ComparedArm) -> list[Any]:
     tokenizer, onnx = arm.folder.tokenizer, arm.folder.onnx
     home = onnx if onnx.is_dir() else arm.folder.home  # a PyTorch model is its folder
-    known = [arm.folder.config, settings_hashes(home)]
+    known = [arm.folder.config, settings_hashes(home, whole=holds_stacks(home))]
     if tokenizer is None:
         return known
     return [*known, sha256_file(tokenizer), ChatTemplate.beside(tokenizer)]

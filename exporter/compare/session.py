@@ -25,7 +25,7 @@ from exporter.compare.accuracy import (
     refuse_no_grid,
 )
 from exporter.compare.agreement import LOGITS
-from exporter.compare.arms import ComparedArm, Comparison
+from exporter.compare.arms import ComparedArm, Comparison, refuse_inputs
 from exporter.compare.encoder_decoder.session import open_stacks, refuse_beside_stacks
 from exporter.compare.kept import (
     decided_on,
@@ -204,6 +204,8 @@ def _open(
     if arms["baseline"].facts.sha256 == arms["candidate"].facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
     refuse_no_grid(comparison)
+    if known := set(arms["baseline"].facts.inputs):  # before anything is loaded
+        refuse_inputs(arms["candidate"].facts.inputs, "candidate", known)
     return comparison
 
 

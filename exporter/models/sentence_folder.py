@@ -475,9 +475,14 @@ def copy_sentence_files(source: Path, folder: Path) -> None:
     _copy(source, sentence_files(source), folder)
 
 
-def settings_hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of what says how inputs become numbers, and answers vectors, by its name."""
+def settings_hashes(folder: Path, *, whole: bool = False) -> dict[str, str]:
+    """The SHA-256 of what says how inputs become numbers, and answers vectors, by its name.
+
+    ``whole``: of all that a model ships with, such as rules of generating.
+    """
     names = [name for name in _PROCESSORS if (folder / name).is_file()]
+    if whole:
+        names = sorted(path.name for path in folder.iterdir() if _belongs(path))
     with contextlib.suppress(ModelSourceError):  # told where vectors are made
         names += sentence_files(folder)
     for name in names:

@@ -38,7 +38,7 @@ from exporter.choose.costs.table import CostTable
 from exporter.choose.selection.meters import RememberingMeter, searched_meter
 from exporter.choose.selection.options import protected_names, refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
-from exporter.errors import BackendError, CostError, PlanError
+from exporter.errors import BackendError, ComparisonError, CostError, PlanError
 from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
@@ -138,7 +138,7 @@ class PlanInputs:
             return self._given_costs
         try:
             return self._stopwatch.costs(replacements_of(self._kind))
-        except (BackendError, CostError) as error:
+        except (BackendError, ComparisonError, CostError) as error:
             if self.budget.target_speedup is not None:
                 raise
             self._progress.say(f"plan: parameters are counted instead of time: {error.message}")

@@ -261,9 +261,9 @@ class CostRun:
             self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
         beside: dict[str, list[LatencyRow]] = {}
         if self.together and (left or others):
-            beside = self._measure(left, others)
+            beside, left = self._measure(left, others), []
         with self.progress.task("time variants", total=len(left), unit="variants") as task:
-            for number, variant in enumerate(() if self.together else left, start=1):
+            for number, variant in enumerate(left, start=1):
                 begin = time.monotonic()
                 self._measure([variant], {})
                 self._tell_time(time.monotonic() - begin, len(left) - number, first=number == 1)
@@ -291,6 +291,8 @@ class CostRun:
             with self.cost_runner.arms(names, others) as arms:
                 timed = time_request(arms, self.cells, effort, known, self.progress)
         except SurgeryError as error:
+            if together:
+                raise
             self.progress.say(f"costs: {', '.join(names)} can't be measured: {error.message}")
             return {}
         rows = {name: [_against(row, name) for row in timed] for name in (*names, *others)}
