@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from exporter.artifacts import ImportanceReport, PlannedDeletion
 from exporter.artifacts.plans import JOINT_KINDS, parse_drops
-from exporter.artifacts.stacks import Deleted, Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -159,19 +159,26 @@ def protected_names(texts: Iterable[str], stacks: Stacks) -> frozenset[SublayerR
             "encoder": range(encoder),
             "decoder": range(encoder, layers),
         }
-    named: list[Deleted] = []
+    names: set[SublayerRef] = set()
     for text in map(str.strip, texts):
         if text in ends:
-            named += [(layer, "block") for layer in ends[text]]
+            names.update(stacks.every((layer, "block") for layer in ends[text]))
         elif ":" in text:
-            named += parse_drops([text]).deletions
+            try:
+                names.update(stacks.every(parse_drops([text]).deletions))
+            except PlanError as error:
+                raise UsageError(
+                    f"--protect {text}: {error.message}",
+                    f"Name layers of this model, or {', '.join(ends)}.",
+                    code=error.code,
+                ) from None
         else:
             raise UsageError(
                 f"--protect {text}: this is not a set of sublayers.",
                 f"Give {', '.join(ends)}, or kind:layers such as attention:0,29.",
                 code="no-sublayers",
             )
-    return frozenset(stacks.every(named))
+    return frozenset(names)
 
 
 _GROUPS: tuple[Group, ...] = ("attention", "cross_attention", "mlp", "block", "joint")

@@ -379,6 +379,10 @@ def test_what_answers_depend_on_beside_weights_has_hashes(places: tuple[Path, Pa
         path.write_text(path.read_text() + " ")
         assert {key for key, own in settings_hashes(folder).items() if own != before[key]} == {name}
         path.write_text(path.read_text()[:-1])
+    for name in ("generation_config.json", "spiece.model"):  # of encoder-decoders
+        (folder / name).write_text("{}")
+        assert name in settings_hashes(folder, whole=True)
+        assert settings_hashes(folder) == before
 
 
 def names_below(folder: Path) -> set[str]:
