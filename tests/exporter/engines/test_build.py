@@ -221,6 +221,7 @@ def test_a_build_that_is_ended_leaves_no_builder_behind(
     end: signal.Signals, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     def build_endlessly() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's processes take none
         # Instead of a builder: what tells its process and never ends.
         child.WORKER = (
             "-c", "import exporter.processes as c, os, sys, time;"
