@@ -133,7 +133,7 @@ def plan_cut(
         block: How many whole layers.
         joint: How many sublayers to drop, attentions and MLPs sorted together.
         importance_sha256: The hash of the report's file, which the plan then names.
-        allow_all: Also drops the last attention and MLP.
+        allow_all: Also takes all attentions and all MLPs; without it one of them is left.
         progress: Hears a warning of a plan that drops the first or last layer.
 
     Raises:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
 
-def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
+def inspect_file(path: Path | str) -> list[ResidualSite | Refusal]:
     """Lists what could be cut out of an ONNX file, and what not, and why.
 
     The result is in the order of the residual stream; a :class:`graph_passes.Refusal` stands for
@@ -59,12 +59,12 @@ def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
     Raises:
         OnnxFileError: The file can't be read.
     """
-    return graph_passes.find_sites(storage.load_model(path))
+    return graph_passes.find_sites(storage.load_model(Path(path)))
 
 
 def prune_file(
-    source: Path,
-    target: Path,
+    source: Path | str,
+    target: Path | str,
     plan: LoadedPlan | PruningPlan | Sequence[PlannedDeletion],
     options: CutOptions | None = None,
     *,
@@ -101,7 +101,7 @@ def prune_file(
         PlanError: The plan's numbers are of another model. A bare plan of one is warned of.
         VerificationError: The answers differ; nothing is written.
     """
-    options = options or CutOptions()
+    source, target, options = Path(source), Path(target), options or CutOptions()
     plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
     refuse_other_stacks(plan.plan, None, f"{source}: ", "one graph")
     if not weights_changed:

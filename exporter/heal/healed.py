@@ -152,7 +152,7 @@ def heal(
         plan: What is dropped.
         options: In which way, and on which texts; None: linear maps in the branches' places.
         made_from: Hashes by name of what the plan was made from, which the result names too.
-        allow_all: Also takes a plan that leaves no attention or no MLP.
+        allow_all: Also takes a plan that leaves neither attention nor MLP.
         work: Where an interrupted training is kept, and goes on.
         texts: The texts, already read; None reads what the options name.
         lost: What the bare cut loses, if that was measured before.

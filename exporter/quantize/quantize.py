@@ -153,8 +153,8 @@ class QuantizationResult:
 
 
 def quantize_file(
-    source: Path,
-    output: Path,
+    source: Path | str,
+    output: Path | str,
     settings: QuantizeSettings,
     *,
     with_companions: bool = False,
@@ -181,6 +181,7 @@ def quantize_file(
         QuantizationError: Nothing in the graph can be quantised so, or the result doesn't run.
         UsageError: The result would take an input's place.
     """
+    source, output = Path(source), Path(output)
     settings.refuse_missing_text()
     model = storage.load_model(source)
     work = _Quantisation(source, model, find_products(model), settings, progress)

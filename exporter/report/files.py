@@ -253,7 +253,7 @@ SWEEP_REPORTS = ("sweep.json", "sweep.md", "sweep.html")
 
 
 def write_reports(
-    report: ComparisonReport, folder: Path, importance: ImportanceReport | None = None
+    report: ComparisonReport, folder: Path | str, importance: ImportanceReport | None = None
 ) -> list[Path]:
     """Writes report.json, report.md and report.html, all or none, and returns their paths.
 
@@ -263,7 +263,7 @@ def write_reports(
         importance: The scores that the cut was chosen by, which are drawn too.
     """
     document = comparison_document(report, importance)
-    paths = [folder / name for name in REPORTS]
+    paths = [Path(folder) / name for name in REPORTS]
     texts = (report.to_json(), markdown(document), page([document]))
     write_texts(dict(zip(paths, texts, strict=True)))
     return paths

@@ -8,9 +8,8 @@
 # MIN_SPEEDUP and MAX_PERPLEXITY_INCREASE are limits against the unpruned model, MAX_SLOWDOWN and
 # MAX_PERPLEXITY_GROWTH against the last accepted run. With ACCEPT=1 a run that passes becomes the
 # baseline of its key. AGAIN is options of depthcut compare, such as "--rounds 48 --threads 2": with
-# it, a regression must show twice. The models of the second comparison are the folders baseline and
-# candidate beside the report, or those that BASELINE and CANDIDATE name: the files that the report is
-# of. Nothing that it names is run.
+# it, a regression must show twice. They are those of the first comparison; its models are the folders
+# baseline and candidate beside the report, or BASELINE and CANDIDATE. Nothing that it names is run.
 # Exit code: 0 passed, 1 regression, 2 error, 3 inconclusive.
 set -u
 report=$1 kept=$2 out=$3
@@ -61,22 +60,30 @@ if [ "$code" -eq 2 ] && [ -f "$out/comment.md" ]; then
   printf '\n**A check ended with an error; the log of the job shows it.**\n' >> "$out/comment.md"
 fi
 
-arms() {
-  python3 -c 'import json, sys
-print(*(json.load(open(sys.argv[1]))["arms"][a]["sha256"] for a in ("baseline", "candidate")))' "$1"
-}
-
 if [ "$code" -eq 1 ] && [ -n "${AGAIN:-}" ]; then
   built=$(dirname "$report")
   rm -rf "$out/again"
   depthcut compare "${BASELINE:-$built/baseline}" "${CANDIDATE:-$built/candidate}" \
-    -o "$out/again" $AGAIN || exit 2
-  if [ "$(arms "$report")" != "$(arms "$out/again/report.json")" ]; then
-    echo "gate.sh: BASELINE and CANDIDATE aren't the models of $report" >&2
+    -o "$out/again" $AGAIN && python3 - "$report" "$out/again/report.json" <<'END'
+import json, sys
+
+def measured(path):
+    report = json.load(open(path))
+    sides, text = report["arms"], report.get("accuracy") or {}
+    shapes = [[row.get(k) for k in ("phase", "batch", "sequence_length", "past_length")] for row in report["latency"]]
+    models = [sides[side]["sha256"] for side in ("baseline", "candidate")]
+    return models, shapes, report["environment"]["threads"], text.get("text_sha256"), text.get("tokens")
+
+sys.exit(measured(sys.argv[1]) != measured(sys.argv[2]))
+END
+  if [ $? -ne 0 ]; then
+    echo "gate.sh: AGAIN needs the options of the first comparison, and its models in BASELINE and CANDIDATE" >&2
     exit 2
   fi
   AGAIN='' sh "$0" "$out/again/report.json" "$kept" "$out"
-  exit
+  code=$?
+  printf '\n**Compared twice: the first comparison said regression.**\n' >> "$out/comment.md"
+  exit "$code"
 fi
 
 if [ "$code" -eq 0 ] && [ "${ACCEPT:-0}" = 1 ]; then

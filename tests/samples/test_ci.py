@@ -285,7 +285,8 @@ def test_a_regression_must_show_twice_where_it_is_measured_again(
 ) -> None:
     def report(arms: str) -> str:
         names = zip(("baseline", "candidate"), arms, strict=False)
-        return json.dumps({"arms": {name: {"sha256": arm} for name, arm in names}})
+        sides = {name: {"sha256": arm} for name, arm in names}
+        return json.dumps({"arms": sides, "latency": [], "environment": {"threads": 2}})
 
     (tmp_path / "report.json").write_text(report("ab"))
     made = f"mkdir -p out/again; echo '{report(compared)}' > out/again/report.json"

@@ -139,7 +139,7 @@ def write_form(
 
 def write_onnx(
     model: LoadedModel,
-    folder: Path,
+    folder: Path | str,
     *,
     target: Target = "portable",
     exporter: ExporterName | None = None,
@@ -180,6 +180,9 @@ def write_onnx(
     from exporter.models.sentence_folder import copy_processor_files, copy_sentence_files
     from exporter.models.texts.images import reads_images
 
+    if target not in TARGETS:
+        raise UsageError(f"There is no target {target!r}.", f"Take {', '.join(TARGETS)}.")
+    folder = Path(folder)
     provider, dtype = TARGETS[target].provider or "cpu", str(model.model.dtype)
     refuse_options(
         target, exporter=exporter, opset=opset, dtype=dtype.removeprefix("torch."),

@@ -158,7 +158,7 @@ class LoadedModel:
 
 
 def load_model(
-    source: str,
+    source: Path | str,
     *,
     dtype: str = "float32",
     trust_remote_code: bool = False,
@@ -187,6 +187,7 @@ def load_model(
         ModelSourceError: There is no such model, it can't be read, or it wants what isn't allowed.
     """
     check_dtype(dtype)
+    source = str(source)
     dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))
 
