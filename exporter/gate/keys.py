@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -159,7 +160,7 @@ def _words(value: object) -> str:
     if isinstance(value, list):
         return " | ".join(value) or "none"
     text = "none" if value is None else str(value)
-    return text[:12] + "…" if len(text) == 64 else text
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
 
 
 _TOLERANCE = 1e-3
