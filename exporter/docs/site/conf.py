@@ -31,7 +31,7 @@ html_show_sourcelink = False
 
 PAGES = "exporter/docs"
 NAVIGATION = {
-    "Begin": ["installing", "exporting", "using", "serving", "shipping"],
+    "Begin": ["installing", "exporting", "python", "using", "serving", "shipping"],
     "Cut a model": [
         *("scoring", "planning", "healing", "pruning", "checkpoints", "large-models"),
         *("studies", "sweeps", "cluster", "costs"),
