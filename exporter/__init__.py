@@ -41,8 +41,11 @@ if TYPE_CHECKING:
     from exporter.cut.options import CutOptions
     from exporter.cut.surgery import inspect_file, prune_file
     from exporter.engines.build.build import build_engines
+    from exporter.engines.build.profiles import Ranges
+    from exporter.engines.build.settings import BuildSettings, Profile
     from exporter.errors import DepthcutError
     from exporter.export.forms.targets import write_onnx
+    from exporter.gate.gate import BaselineMatch, History
     from exporter.gate.gate import check as check_report
     from exporter.gate.limits import Limits
     from exporter.heal.healed import Healed
@@ -59,42 +62,43 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "CheckReport": "artifacts",
-    "CompareOptions": "compare.options",
-    "ComparisonReport": "artifacts",
-    "CutOptions": "cut.options",
-    "DepthcutError": "errors",
-    "ExportRequest": "pipeline.request",
-    "HealOptions": "heal.options",
-    "Healed": "heal.healed",
-    "ImportanceReport": "artifacts",
-    "Limits": "gate.limits",
-    "LoadedModel": "models.loading.model_source",
-    "LoadedPlan": "artifacts.loaded_plan",
-    "PlanRequest": "choose.budgets.settings",
-    "PruneReport": "artifacts",
-    "PruningPlan": "artifacts",
-    "QuantizeSettings": "quantize.settings",
-    "ScoreOptions": "score.options",
-    "build_engines": "engines.build.build",
-    "check_report": "gate.gate:check",
-    "compare_models": "compare.session:compare",
-    "export_model": "pipeline.road",
-    "heal_model": "heal.healed:heal",
-    "inspect_file": "cut.surgery",
-    "load_model": "models.loading.model_source",
-    "make_plan": "choose.budgets.planner",
-    "plan_cut": "artifacts.plans",
-    "prune_file": "cut.surgery",
-    "quantize_file": "quantize.quantize",
-    "score_model": "score.scoring:score",
-    "write_checkpoint": "checkpoint.write",
-    "write_onnx": "export.forms.targets",
-    "write_reports": "report.files",
+_PLACES = {
+    "artifacts": "CheckReport ComparisonReport ImportanceReport PruneReport PruningPlan",
+    "artifacts.loaded_plan": "LoadedPlan",
+    "artifacts.plans": "plan_cut",
+    "checkpoint.write": "write_checkpoint",
+    "choose.budgets.planner": "make_plan",
+    "choose.budgets.settings": "PlanRequest",
+    "compare.options": "CompareOptions",
+    "compare.session:compare": "compare_models",
+    "cut.options": "CutOptions",
+    "cut.surgery": "inspect_file prune_file",
+    "engines.build.build": "build_engines",
+    "engines.build.profiles": "Ranges",
+    "engines.build.settings": "BuildSettings Profile",
+    "errors": "DepthcutError",
+    "export.forms.targets": "write_onnx",
+    "gate.gate": "BaselineMatch History",
+    "gate.gate:check": "check_report",
+    "gate.limits": "Limits",
+    "heal.healed": "Healed",
+    "heal.healed:heal": "heal_model",
+    "heal.options": "HealOptions",
+    "models.loading.model_source": "LoadedModel load_model",
+    "pipeline.request": "ExportRequest",
+    "pipeline.road": "export_model",
+    "quantize.quantize": "quantize_file",
+    "quantize.settings": "QuantizeSettings",
+    "report.files": "write_reports",
+    "score.options": "ScoreOptions",
+    "score.scoring:score": "score_model",
 }
+"""By module what it holds; behind a colon, what it calls that."""
+_HOMES = {name: home for home, names in _PLACES.items() for name in names.split()}
 
 __all__ = [
+    "BaselineMatch",
+    "BuildSettings",
     "CheckReport",
     "CompareOptions",
     "ComparisonReport",
@@ -103,14 +107,17 @@ __all__ = [
     "ExportRequest",
     "HealOptions",
     "Healed",
+    "History",
     "ImportanceReport",
     "Limits",
     "LoadedModel",
     "LoadedPlan",
     "PlanRequest",
+    "Profile",
     "PruneReport",
     "PruningPlan",
     "QuantizeSettings",
+    "Ranges",
     "ScoreOptions",
     "build_engines",
     "check_report",

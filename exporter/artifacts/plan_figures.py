@@ -29,7 +29,7 @@ def _points(share: float) -> str:
 class PlanFigure:
     """A figure of one kind of answers; what it is of the whole model is ``unchanged``.
 
-    ``told`` says it beside its limit, with ``{value}``, ``{by}``, ``{until}`` and ``{least}``;
+    ``sentence`` says it beside its limit, with ``{value}``, ``{by}``, ``{until}`` and ``{least}``;
     ``{several}`` are texts or images, and ``{fewest}`` says how many show the limit.
     """
 
@@ -43,14 +43,14 @@ class PlanFigure:
     whole: str = "0"  # the whole model's, in a table
     limit: Limit | None = None
     asked: str = ""  # what a plan calls its limit
-    told: str = ""
-    short: str = "{}"  # where it alone is told of a text
+    sentence: str = ""
+    short: str = "{}"  # where it alone is said of a text
     elsewhere: str = ""  # of the other domain
     digits: str = ".1%"  # beside its limit
     is_log: bool = False  # of a factor, on whose rise the limit is
     is_share: bool = False  # of positions that stay as they are, and no mean
-    is_minor: bool = False  # told only beside another one
-    is_always_told: bool = False
+    is_minor: bool = False  # said only beside another one
+    is_always_said: bool = False
     useless: float = math.nan  # with which nobody would ship a model
     useless_words: str = ""
 
@@ -93,7 +93,7 @@ class PlanFigure:
 
 
 class PlanKind(NamedTuple):
-    """A kind of answers, with its figures; the first is the one that healing is told by."""
+    """A kind of answers, with its figures; the first is the one that healing's gain is in."""
 
     figures: tuple[PlanFigure, ...]
     lost: str  # of what healing recovers a share
@@ -105,7 +105,7 @@ class PlanKind(NamedTuple):
         return [figure for figure in self.figures if figure.limit is not None]
 
     @property
-    def told(self) -> list[PlanFigure]:
+    def main_figures(self) -> list[PlanFigure]:
         """Those that stand alone."""
         return [figure for figure in self.figures if not figure.is_minor]
 
@@ -133,9 +133,9 @@ PLAN_KINDS = {
                     {"names": ("--at-most",), "brief": "Limit of the perplexity's increase: 5%"},
                 ),
                 asked="max_perplexity_increase",
-                told="the perplexity is {value} higher{by}{until}{allowed}",
+                sentence="the perplexity is {value} higher{by}{until}{allowed}",
                 elsewhere=" (perplexity in the other domain {})",
-                is_log=True, is_always_told=True,
+                is_log=True, is_always_said=True,
                 useless=math.log(2), useless_words="its perplexity is {factor:.1f} times as high",
             ),
             PlanFigure(
@@ -145,7 +145,8 @@ PLAN_KINDS = {
             PlanFigure(
                 "top1_agreement", "same top-1 token", "same top-1", "{:.1%}".format, percent,
                 _points, 1.0, "100 %", _AGREEMENT, "min_top1_agreement",
-                told="same top-1 token {value}{until}{least}", is_share=True, is_always_told=True,
+                sentence="same top-1 token {value}{until}{least}", is_share=True,
+                is_always_said=True,
             ),
         ),
         "log-perplexity", 3,
@@ -159,9 +160,9 @@ PLAN_KINDS = {
             PlanFigure(
                 "top1_agreement", "same likeliest class", "same likeliest class", "{:.1%}".format,
                 percent, _points, 1.0, "100 %", _AGREEMENT, "min_top1_agreement",
-                told="{value} of the {several} keep their likeliest class{by}{until}{least}"
+                sentence="{value} of the {several} keep their likeliest class{by}{until}{least}"
                      "{fewest}",
-                short="same likeliest class {}", is_share=True, is_always_told=True, useless=0.8,
+                short="same likeliest class {}", is_share=True, is_always_said=True, useless=0.8,
                 useless_words="{value:.0%} of the {several} keep their likeliest class, or of two "
                               "their order, less than {limit:.0%}",
             ),
@@ -181,7 +182,7 @@ PLAN_KINDS = {
                     {"names": ("--min-embedding-cosine",),
                      "brief": "Encoders: minimum cosine of embeddings: 0.98"},
                 ),
-                "min_embedding_cosine", told="the {name} is {value}{by}{until}{least}",
+                "min_embedding_cosine", sentence="the {name} is {value}{by}{until}{least}",
                 short="cosine {}", elsewhere=" (in the other domain {})",
                 digits=".3f", useless=0.8,
                 useless_words="the mean cosine of the embeddings is {value:.3f}, less than {limit}",
@@ -195,7 +196,7 @@ PLAN_KINDS = {
                     "models, such as 0.98.",
                     look={"names": ("--min-similarity",), "config_only": True},
                 ),
-                "min_similarity", told="the {name} is {value}{by}{until}{least}",
+                "min_similarity", sentence="the {name} is {value}{by}{until}{least}",
                 digits=".3f", is_minor=True,
             ),
         ),

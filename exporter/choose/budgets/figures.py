@@ -168,6 +168,7 @@ def elsewhere(report: HealingReport | None) -> dict[str, float]:
     if measured is None:
         return {}
     figures = {
-        figure.key: measured.figures[figure.key].healed for figure in kind_of(measured.figures).told
+        figure.key: measured.figures[figure.key].healed
+        for figure in kind_of(measured.figures).main_figures
     }
     return {f"{OTHER}{key}": value for key, value in figures.items() if value is not None}

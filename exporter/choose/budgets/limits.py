@@ -100,7 +100,7 @@ class QualityLimits:
         words = []
         for figure in kind_of(figures).limited:
             is_limited = self.floors.on(figure) is not None
-            if figure.key in figures and (is_limited or figure.is_always_told):
+            if figure.key in figures and (is_limited or figure.is_always_said):
                 words.append(self._told(figure, figures, by))
             elif is_limited:
                 words.append(f"all texts are equally similar{by}, so there is no correlation")
@@ -118,7 +118,7 @@ class QualityLimits:
             way = "down" if figure.higher_is_better else "up"
             until = f", 95 % interval {way} to {written(figures[figure.worse_end])}"
         floor = "" if limit is None else format(limit, figure.digits)
-        return figure.told.format(
+        return figure.sentence.format(
             name=figure.name,
             value=written(figures[figure.key]),
             by=by,

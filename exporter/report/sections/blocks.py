@@ -156,7 +156,7 @@ def parts_blocks(
         yield Bullets(names)
     if parts.judged_apart:
         known = {key: value for one in parts.judged_apart for key, value in one.figures.items()}
-        figures = kind_of(known).told
+        figures = kind_of(known).main_figures
         header = [what, *(figure.row_name for figure in figures)]
         rows = [
             [shown(one.text.source), *(or_dash(one.figures.get(f.key), f.row) for f in figures)]
