@@ -7,16 +7,15 @@ import itertools
 import math
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from exporter.artifacts import ImportanceReport, ModelRef
+from exporter.artifacts import ImportanceReport, ModelRef, Score
 from exporter.artifacts.stacks import Stacks
 from exporter.errors import ClusterError, ModelSourceError, ScoringError
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.damage import D, Damage, Floats, joined
-from exporter.models.ablation.meter import CutMeter
 from exporter.models.architectures import layer_modules
 from exporter.models.loading.model_source import TOO_LARGE, LoadedModel, load_model
 from exporter.models.texts.calibration import CalibrationText
@@ -46,7 +45,7 @@ from exporter.score.passes import (
 )
 from exporter.score.registry import metrics_named
 from exporter.score.scoring import order_scores, report_of, scored_model
-from graph_passes.types import SublayerRef
+from graph_passes.types import DeletionKind, SublayerRef
 
 
 def score_on_cluster(
@@ -63,102 +62,112 @@ def score_on_cluster(
     go before the workers load theirs.
     """
     wanted, how = options or ScoreOptions(), dict(load or {})
-
-    def prepared() -> _Scoring:
-        with progress.task(f"load {source} here, to make the text"):
-            loaded = load_model(source, **how)
-        scored = scored_model(loaded, wanted, progress=progress)
-        names = tuple(dict.fromkeys(wanted.metrics))
-        model = ModelAddress.of(loaded, how)
-        setup = ScoringSetup(model, scored.text, names, wanted.batch_size, wanted.kl_positions)
-        return _Scoring(loaded.ref, setup, scored)
-
-    scoring = prepared()
+    scoring = _prepared(source, wanted, how, progress)
     gc.collect()  # the model's modules refer to each other
     return scoring.report(pool, progress)
 
 
-class _Scoring:
-    """What is to be scored; it keeps nothing of the model that the text was made with."""
-
-    def __init__(self, model: ModelRef, setup: ScoringSetup, scored: ScoredModel) -> None:
-        metrics = metrics_named(setup.metrics)
-        self._model, self._setup, self._metrics = model, setup, metrics
-        self._num_layers = len(scored.layers)
-        self._starts = [batch.first_sample for batch in scored.batches]
-        self._units = answer_units(self._num_layers, blocks=scored.blocks)
-        self._of_stream = of_kind(metrics, StreamMetric)
-        self._of_gradients = of_kind(metrics, GradientMetric)
-        self._of_answers = of_kind(metrics, AnswerMetric)
-        self._found = order_scores(scored, of_kind(metrics, OrderMetric))
-        if self._of_gradients:
-            refuse_without_targets(scored.text)
-
-    def report(self, pool: Pool, progress: Progress) -> ImportanceReport:
-        """Does all pieces on the workers, and adds them up."""
-        results = self._results(pool, self._jobs(pool.workers), progress)
-        scores = dict(self._found)
-        if self._of_stream:
-            totals = StreamSums(self._num_layers, self._of_stream)
-            for job, result in results:
-                if isinstance(job, StreamJob):
-                    totals.add(*result)
-            scores |= totals.scores()
-        if self._of_gradients:
-            sums = [result for job, result in results if isinstance(job, GradientJob)]
-            text = self._setup.text
-            scores |= scores_of_gradients(text, self._num_layers, self._of_gradients, sums)
-        if self._of_answers:
-            cuts = [(job, result) for job, result in results if isinstance(job, CutJob)]
-            damages = joined_damages(*zip(*cuts, strict=True))
-            scores |= scores_of_damages(self._of_answers, self._units, damages)
-        return report_of(self._model, self._setup.text.part, self._metrics, scores)
-
-    def _jobs(self, workers: int) -> list[ScoringJob]:
-        """Long pieces first: a short one at the end keeps fewer workers waiting."""
-        jobs: list[ScoringJob] = []
-        if self._of_answers:
-            others = [tuple(Stacks(self._num_layers).every([unit])) for unit in self._units]
-            jobs += cut_jobs(self._starts, workers, others)
-        if self._of_gradients:
-            jobs += map(GradientJob, range(len(self._setup.text.input_ids)))
-        if self._of_stream:
-            jobs += map(StreamJob, self._starts)
-        return jobs
-
-    def _results(
-        self, pool: Pool, jobs: Sequence[ScoringJob], progress: Progress
-    ) -> list[tuple[ScoringJob, Any]]:
-        """Each piece with its result, in the pieces' order."""
-        results: dict[int, Any] = {}
-        with progress.task("score on the cluster", total=len(jobs), unit="jobs") as task:
-            for number, result in pool.run(self._setup.begin, work, jobs):
-                results[number] = result
-                task.advance()
-        return [(job, results[number]) for number, job in enumerate(jobs)]
+def _prepared(
+    source: str, options: ScoreOptions, load: dict[str, Any], progress: Progress
+) -> _Scoring:
+    with progress.task(f"load {source} here, to make the text"):
+        loaded = load_model(source, **load)
+    scored = scored_model(loaded, options, progress=progress)
+    metrics = metrics_named(options.metrics)
+    if of_kind(metrics, GradientMetric):
+        refuse_without_targets(scored.text)
+    names = tuple(metric.name for metric in metrics)
+    setup = ScoringSetup(
+        *_address(loaded), load, scored.text, names, options.batch_size, options.kl_positions
+    )
+    starts = [batch.first_sample for batch in scored.batches]
+    orders = order_scores(scored, of_kind(metrics, OrderMetric))
+    return _Scoring(loaded.ref, setup, metrics, len(scored.layers), scored.blocks, starts, orders)
 
 
 @dataclass(frozen=True)
-class ModelAddress:
-    """What a worker loads."""
+class _Scoring:
+    """What is to be scored; it keeps nothing of the model that the text was made with."""
+
+    model: ModelRef
+    setup: ScoringSetup
+    metrics: list[Metric]
+    num_layers: int
+    blocks: bool
+    starts: list[int]
+    orders: dict[str, list[Score]]
+
+    def report(self, pool: Pool, progress: Progress) -> ImportanceReport:
+        """Does all pieces on the workers, and adds them up."""
+        units = answer_units(self.num_layers, blocks=self.blocks)
+        pieces = self._pieces(pool.workers, units)
+        results: dict[int, Any] = {}
+        with progress.task("score on the cluster", total=len(pieces), unit="jobs") as task:
+            for number, result in pool.run(self.setup.begin, work, pieces):
+                results[number] = result
+                task.advance()
+
+        def of(kind: Kind) -> list[tuple[Piece, Any]]:
+            numbered = enumerate(pieces)
+            return [(piece, results[n]) for n, piece in numbered if piece.kind == kind]
+
+        scores, text = dict(self.orders), self.setup.text
+        if of_stream := of_kind(self.metrics, StreamMetric):
+            totals = StreamSums(self.num_layers, of_stream)
+            for _, result in of("stream"):
+                totals.add(*result)
+            scores |= totals.scores()
+        if of_gradients := of_kind(self.metrics, GradientMetric):
+            sums = [result for _, result in of("gradients")]
+            scores |= scores_of_gradients(text, self.num_layers, of_gradients, sums)
+        if of_answers := of_kind(self.metrics, AnswerMetric):
+            damages = joined_damages(*zip(*of("cuts"), strict=True))
+            scores |= scores_of_damages(of_answers, units, damages)
+        return report_of(self.model, text.part, self.metrics, scores)
+
+    def _pieces(self, workers: int, units: Sequence[Unit]) -> list[Piece]:
+        """Long pieces first: a short one at the end keeps fewer workers waiting."""
+        pieces: list[Piece] = []
+        if of_kind(self.metrics, AnswerMetric):
+            others = [tuple(Stacks(self.num_layers).every([unit])) for unit in units]
+            pieces += cut_pieces(self.starts, workers, others)
+        if of_kind(self.metrics, GradientMetric):
+            pieces += (Piece("gradients", n) for n in range(len(self.setup.text.input_ids)))
+        if of_kind(self.metrics, StreamMetric):
+            pieces += (Piece("stream", start) for start in self.starts)
+        return pieces
+
+
+def _address(loaded: LoadedModel) -> tuple[str, str]:
+    """What a worker loads, and its hash."""
+    source = loaded.ref.source
+    here = Path(source).expanduser().exists()
+    return str(loaded.path.resolve()) if here else source, loaded.ref.sha256
+
+
+@dataclass(frozen=True)
+class ScoringSetup:
+    """What a worker sets up to score."""
 
     source: str
     sha256: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    load: Mapping[str, Any]
+    text: CalibrationText
+    metrics: tuple[str, ...]
+    batch_size: int
+    positions: int
 
-    @classmethod
-    def of(cls, loaded: LoadedModel, options: Mapping[str, Any] | None = None) -> ModelAddress:
-        """Where a loaded model came from."""
-        source = loaded.ref.source
-        if Path(source).expanduser().exists():
-            source = str(loaded.path.resolve())
-        return cls(source, loaded.ref.sha256, dict(options or {}))
+    def begin(self) -> tuple[ScoredModel, list[Metric]]:
+        """Loads the model, in the worker."""
+        model, size = self._loaded().model, self.batch_size
+        layers = layer_modules(model)
+        scored = ScoredModel(model, layers, self.text, size, positions=self.positions)
+        return scored, metrics_named(self.metrics)
 
-    def load(self) -> LoadedModel:
-        """Loads it, in the worker."""
+    def _loaded(self) -> LoadedModel:
         host = socket.gethostname()
         try:
-            loaded = load_model(self.source, **self.options)
+            loaded = load_model(self.source, **self.load)
         except ModelSourceError as error:
             if error.code == TOO_LARGE:
                 raise
@@ -178,66 +187,28 @@ class ModelAddress:
         return loaded
 
 
-@dataclass(frozen=True)
-class ScoringSetup:
-    """What a worker sets up to score."""
-
-    model: ModelAddress
-    text: CalibrationText
-    metrics: tuple[str, ...]
-    batch_size: int
-    positions: int
-
-    def begin(self) -> tuple[ScoredModel, list[Metric]]:
-        """Loads the model, in the worker."""
-        model = self.model.load().model
-        layers, size = layer_modules(model), self.batch_size
-        scored = ScoredModel(model, layers, self.text, size, positions=self.positions)
-        return scored, metrics_named(self.metrics)
-
-
 _FEWEST_CUTS = 4
 """So few share a run of the whole model; fewer would mostly run that."""
 
 Names = tuple[SublayerRef, ...]
+Unit = tuple[int, DeletionKind]
+Kind = Literal["stream", "cuts", "gradients"]
 
 
 @dataclass(frozen=True)
-class CutJob:
-    """Some cuts on one batch."""
+class Piece:
+    """A batch's pass over the stream, some cuts on a batch, or a sample's gradients."""
 
-    start: int
-    cuts: tuple[Names, ...]
-
-    def __str__(self) -> str:
-        return f"{len(self.cuts)} cuts on the samples from {self.start} on"
-
-
-@dataclass(frozen=True)
-class StreamJob:
-    """One batch's pass for the metrics of the residual stream."""
-
-    start: int
+    kind: Kind
+    first: int  # sample
+    cuts: tuple[Names, ...] = ()
 
     def __str__(self) -> str:
-        return f"the residual stream of the samples from {self.start} on"
-
-
-@dataclass(frozen=True)
-class GradientJob:
-    """One sample's gradients."""
-
-    sample: int
-
-    def __str__(self) -> str:
-        return f"the gradients of sample {self.sample}"
-
-
-ScoringJob = StreamJob | GradientJob | CutJob
+        return f"{self.kind} of the samples from {self.first} on"
 
 
 def work(
-    state: tuple[ScoredModel, list[Metric]], job: ScoringJob
+    state: tuple[ScoredModel, list[Metric]], piece: Piece
 ) -> tuple[Floats, Floats] | Floats | list[Damage]:
     """Does one piece, in the worker.
 
@@ -245,40 +216,34 @@ def work(
     ``[metrics, layers, units]``; of cuts their damages.
     """
     scored, metrics = state
-    first = job.sample if isinstance(job, GradientJob) else job.start
-    batch = scored.batches[first // in_couples(scored.batch_size, scored.text.types)]
-    if isinstance(job, StreamJob):
+    batch = scored.batches[piece.first // in_couples(scored.batch_size, scored.text.types)]
+    if piece.kind == "stream":
         return stream_sums(scored, of_kind(metrics, StreamMetric), batch)
     try:
-        if isinstance(job, GradientJob):
-            return gradient_sums(scored, of_kind(metrics, GradientMetric), job.sample)
-        return measured(answer_meter(scored), job)
+        if piece.kind == "gradients":
+            return gradient_sums(scored, of_kind(metrics, GradientMetric), piece.first)
+        cuts = [dict.fromkeys(names, NOTHING) for names in piece.cuts]
+        return list(answer_meter(scored).measure_batch(piece.first, {}, cuts))[1:]
     except ScoringError:
         refuse_not_finite(scored, [batch])
         raise
 
 
-def cut_jobs(starts: Sequence[int], workers: int, cuts: Sequence[Names]) -> list[CutJob]:
+def cut_pieces(starts: Sequence[int], workers: int, cuts: Sequence[Names]) -> list[Piece]:
     """The pieces, in the order of the text: as few as keep all workers busy to the end."""
     wanted = workers // math.gcd(len(starts), workers)
     parts = max(1, min(wanted, len(cuts) // _FEWEST_CUTS))
     bounds = [len(cuts) * part // parts for part in range(parts + 1)]
     return [
-        CutJob(start, tuple(cuts[first:end]))
+        Piece("cuts", start, tuple(cuts[first:end]))
         for start in starts
         for first, end in itertools.pairwise(bounds)
     ]
 
 
-def joined_damages(jobs: Sequence[CutJob], results: Sequence[Sequence[D]]) -> list[D]:
+def joined_damages(pieces: Sequence[Piece], results: Sequence[Sequence[D]]) -> list[D]:
     """Of each cut over all samples."""
     parts: dict[int, list[D]] = {}
-    for job, damages in zip(jobs, results, strict=True):
-        parts.setdefault(job.start, []).extend(damages)
+    for piece, damages in zip(pieces, results, strict=True):
+        parts.setdefault(piece.first, []).extend(damages)
     return [joined(list(damages)) for damages in zip(*parts.values(), strict=True)]
-
-
-def measured(meter: CutMeter[D], job: CutJob) -> list[D]:
-    """What the cuts of one piece cost; in the worker."""
-    cuts = [dict.fromkeys(names, NOTHING) for names in job.cuts]
-    return list(meter.measure_batch(job.start, {}, cuts))[1:]

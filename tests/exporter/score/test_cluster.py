@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")
-ray = pytest.importorskip("ray")
+with pytest.MonkeyPatch.context() as _patch:  # Ray reads it once; pool sets it before that
+    _patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    ray = pytest.importorskip("ray")
 
 from exporter.models.loading.model_source import load_model  # noqa: E402
 from exporter.pipeline.sweep.job import Job  # noqa: E402
@@ -98,7 +99,7 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
     )  # fmt: skip
     alone = score(load_model(str(model)), options)
     flag = tmp_path / "killed"
-    work = dying_once(flag, lambda job: getattr(job, "start", None) == 2, scoring.work)
+    work = dying_once(flag, lambda job: job.kind == "cuts" and job.first == 2, scoring.work)
     monkeypatch.setattr(scoring, "work", work)
     spread = scoring.score_on_cluster(str(model), pool, options)
     assert flag.exists()
@@ -108,107 +109,75 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
     assert capfd.readouterr().out == ""
 
 
-@pytest.fixture(scope="class")
-def group(pool: Any) -> Iterator[Any]:
-    """Ends with the class: other tests need the processors."""
+def of_nothing(work: Callable[[Any, Any], Any]) -> tuple[Callable[[], list[Any]], Any]:
+    """Work with its setup, which is sent by value: workers don't have this module."""
 
-    def setup() -> list[int]:
+    def setup() -> list[Any]:
         return []
 
-    with pool.group(setup) as group:
-        yield group
+    return setup, work
 
 
-class TestOneCrew:
-    """What the same two workers do, round after round."""
+def test_results_come_with_their_numbers_and_workers_keep_their_state(
+    pool: Any, bait: Path
+) -> None:
+    def work(state: list[int], job: int) -> tuple[int, int, str, list[str]]:
+        import importlib.util
+        import sys
 
-    def test_results_come_with_their_numbers_and_workers_keep_their_state(self, group: Any) -> None:
-        def work(state: list[int], job: int) -> tuple[int, int]:
-            state.append(job)
-            return job * job, len(state)
+        state.append(job)
+        spec = importlib.util.find_spec("torch")
+        return job * job, len(state), str(spec and spec.origin), sys.path
 
-        first, second = dict(group.run(work, range(6))), dict(group.run(work, range(6)))
-        assert {number: square for number, (square, _) in first.items()} == {
-            n: n * n for n in range(6)
-        }
-        assert max(count for _, count in second.values()) > 3  # of six a round, on two workers
-        assert dict(group.run(work, [])) == {}
-
-    def test_workers_import_nothing_from_the_working_folder(self, group: Any, bait: Path) -> None:
-        def work(_state: Any, _job: int) -> tuple[str, list[str]]:
-            import importlib.util
-            import sys
-
-            spec = importlib.util.find_spec("torch")
-            return str(spec and spec.origin), sys.path
-
-        ((_, (origin, path)),) = group.run(work, [0])
+    results = dict(pool.run(*of_nothing(work), range(6)))
+    assert {number: square for number, (square, *_) in results.items()} == {
+        n: n * n for n in range(6)
+    }
+    assert max(count for _, count, *_ in results.values()) > 2  # of six, on two workers
+    for _, _, origin, path in results.values():
         assert origin == torch.__file__
         assert str(bait) not in path
-        assert Path.cwd() == bait  # where Ray would have had them look first
-
-    def test_a_librarys_error_comes_as_itself(self, group: Any) -> None:
-        def work(_state: Any, job: int) -> int:
-            from exporter.errors import CalibrationError
-
-            if job == 2:
-                raise CalibrationError("Too short.", "Take more.")
-            return job
-
-        with pytest.raises(CalibrationError) as caught:
-            list(group.run(work, range(4)))
-        assert (caught.value.message, caught.value.hint) == ("Too short.", "Take more.")
-
-    def test_another_error_names_the_piece(self, group: Any) -> None:
-        def work(_state: Any, job: str) -> float:
-            return 1 / len(job)
-
-        with raises(ClusterError, "piece-failed", "2 of 2", "ZeroDivisionError"):
-            list(group.run(work, ["a", ""]))
-
-    def test_a_result_that_can_not_be_sent_is_no_lost_worker(self, group: Any) -> None:
-        def work(_state: Any, job: str) -> Any:
-
-            return threading.Lock()
-
-        with raises(ClusterError, "answer-lost", "1 of 1", "pickle"):
-            list(group.run(work, ["lock"]))
-
-    def test_a_round_that_is_left_early_leaves_the_crew_usable(self, group: Any) -> None:
-        def work(_state: Any, job: float) -> float:
-            import time
-
-            time.sleep(job)
-            return job
-
-        rounds = group.run(work, [0.0, 60.0])
-        assert next(rounds) == (0, 0.0)
-        rounds.close()
-        assert dict(group.run(work, [0.0])) == {0: 0.0}
+    assert Path.cwd() == bait  # where Ray would have had them look first
+    assert dict(pool.run(*of_nothing(work), [])) == {}
 
 
-def nothing_here() -> Callable[[], None]:
-    """A setup that is sent by value: workers don't have this module."""
+def test_a_librarys_error_comes_as_itself(pool: Any) -> None:
+    def work(_state: Any, job: int) -> int:
+        from exporter.errors import CalibrationError
 
-    def setup() -> None:
-        return None
+        if job == 2:
+            raise CalibrationError("Too short.", "Take more.")
+        return job
 
-    return setup
+    with pytest.raises(CalibrationError) as caught:
+        list(pool.run(*of_nothing(work), range(4)))
+    assert (caught.value.message, caught.value.hint) == ("Too short.", "Take more.")
 
 
-def test_a_piece_that_kills_every_worker_is_given_up(
-    pool: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("jobs", "fields"),
+    [
+        (["a", ""], ("piece-failed", "2 of 2", "ZeroDivisionError")),
+        (["lock"], ("answer-lost", "1 of 1", "pickle")),
+        (["exit"], ("piece-lost", 2, "1 of 1", "exit")),
+    ],
+)
+def test_a_piece_without_a_result_is_named(
+    pool: Any, jobs: list[str], fields: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A worker more takes a second more to start, and shows nothing more.
     monkeypatch.setattr("exporter.score.cluster.pool.ATTEMPTS", 2)
 
-    def work(_state: None, job: str) -> None:
+    def work(_state: Any, job: str) -> Any:
         import os
+        import threading
 
-        os._exit(7)
+        if job == "exit":
+            os._exit(7)
+        return threading.Lock() if job == "lock" else 1 / len(job)
 
-    with raises(ClusterError, "piece-lost", 2, "1 of 1", "bad"):
-        list(pool.run(nothing_here(), work, ["bad"]))
+    with raises(ClusterError, *fields):
+        list(pool.run(*of_nothing(work), jobs))
 
 
 def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,16 +187,21 @@ def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) 
     other = {**versions(), "torch": "0.1", "depthcut": "9"}
     monkeypatch.setattr("exporter.score.cluster.pool.versions", lambda: other)
     with raises(ClusterError, "other-versions", "depthcut", 9, "torch", 0.1):
-        list(pool.run(nothing_here(), work, [1]))
+        list(pool.run(*of_nothing(work), [1]))
 
 
 def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
     loaded = load_model(str(model))
-    assert scoring.ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256
+    text: Any = None
+
+    def setup(source: Path, sha256: str) -> scoring.ScoringSetup:
+        return scoring.ScoringSetup(str(source), sha256, {}, text, ("cosine",), 1, 1)
+
+    assert setup(model, loaded.ref.sha256).begin()
     with raises(ClusterError, "another-model", model, "000000000000"):
-        scoring.ModelAddress(str(model), "0" * 64).load()
+        setup(model, "0" * 64).begin()
     with raises(ClusterError, "model-missing", tmp_path / "gone"):
-        scoring.ModelAddress(str(tmp_path / "gone"), "0" * 64).load()
+        setup(tmp_path / "gone", "0" * 64).begin()
 
 
 def test_silence_is_told_at_once() -> None:

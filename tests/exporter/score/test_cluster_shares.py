@@ -20,7 +20,7 @@ from exporter.models.ablation.damage import Damage
 from exporter.progress import QUIET
 from exporter.score.cluster import pool
 from exporter.score.cluster.pool import allocate, open_pool
-from exporter.score.cluster.scoring import cut_jobs, joined_damages
+from exporter.score.cluster.scoring import cut_pieces, joined_damages
 from tests.raising import raises
 
 
@@ -57,10 +57,10 @@ def test_more_workers_than_processors_are_refused() -> None:
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 3), (4, 2), (8, 4)])
 def test_cuts_are_shared_out_where_batches_are_too_few(workers: int, parts: int) -> None:
     others = [((layer, "mlp"),) for layer in range(16)]
-    jobs = cut_jobs([0, 4], workers, others)
-    assert [job.start for job in jobs] == [0] * parts + [4] * parts
+    jobs = cut_pieces([0, 4], workers, others)
+    assert [job.first for job in jobs] == [0] * parts + [4] * parts
     for start in (0, 4):
-        cuts = [cut for job in jobs if job.start == start for cut in job.cuts]
+        cuts = [cut for job in jobs if job.first == start for cut in job.cuts]
         assert cuts == others
 
 
@@ -68,8 +68,8 @@ def test_damages_are_joined_in_the_order_of_the_text() -> None:
     def damage(value: float) -> Damage:
         return Damage(*(np.array([value]) for _ in range(5)))
 
-    jobs = cut_jobs([0, 4], 4, [((layer, "mlp"),) for layer in range(8)])
-    result = [[damage(10 * cut[0][0] + job.start) for cut in job.cuts] for job in jobs]
+    jobs = cut_pieces([0, 4], 4, [((layer, "mlp"),) for layer in range(8)])
+    result = [[damage(10 * cut[0][0] + job.first) for cut in job.cuts] for job in jobs]
     damages = joined_damages(jobs, result)
     assert [d.kl_sums.tolist() for d in damages] == [[10 * n, 10 * n + 4] for n in range(8)]
 
