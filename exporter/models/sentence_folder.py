@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -61,28 +61,6 @@ class Dense:
         return product if name == "identity" else getattr(torch, name)(product)
 
 
-def read_dense(folder: Path, config: Mapping[str, Any]) -> Dense:
-    """A module Dense."""
-    named = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
-    if named not in _ACTIVATIONS:
-        raise ModelSourceError(
-            f"{folder} has the activation {named!r}; known are {', '.join(_ACTIVATIONS)}.",
-            "Let sentence-transformers apply this module.",
-            code="unknown-activation",
-        )
-    file = folder / WEIGHTS
-    check_file(file)
-    if not file.is_file():
-        raise ModelSourceError(
-            f"{file} is not there, but modules.json lists that module.",
-            "Fetch the whole folder; pickled weights (pytorch_model.bin) are not read.",
-            code="dense-missing",
-        )
-    dense = Dense(str(file), _ACTIVATIONS[named], sha256_file(file))
-    _ = dense.layer
-    return dense
-
-
 @cache
 def _layer(file: str, activation: Activation, _sha256: str) -> DenseLayer:
     try:
@@ -99,11 +77,11 @@ def _layer(file: str, activation: Activation, _sha256: str) -> DenseLayer:
 
 
 def _unreadable(file: str, why: str) -> ModelSourceError:
-    return ModelSourceError(
-        f"{file} holds no product of vectors: {why}.",
-        "Fetch the model again.",
-        code="dense-unreadable",
-    )
+    return _wrong(f"{file} holds no product of vectors: {why}.", "dense-unreadable")
+
+
+def _wrong(message: str, code: str, hint: str = "Fetch the whole folder.") -> ModelSourceError:
+    return ModelSourceError(message, hint, code=code)
 
 
 MODULES = "modules.json"
@@ -185,6 +163,37 @@ def _joined(vectors: Sequence[Any]) -> Any:
     return torch.cat(list(vectors), -1)
 
 
+@dataclass(frozen=True)
+class _Module:
+    """One entry of ``modules.json``."""
+
+    kind: str | None  # the class of sentence-transformers; None for somebody's own
+    place: str | None  # its folder in the model's, empty for that itself; None for one elsewhere
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> _Module:
+        """Reads an entry."""
+        kind, place = str(entry.get("type")), entry.get("path")
+        plain = isinstance(place, str) and place != ".." and Path(place).name == place
+        own = kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else None
+        return cls(own, str(place) if plain else None)
+
+    def files(self, folder: Path) -> list[str] | None:
+        """Those that are taken along; None where it can't be."""
+        if self.kind not in _NEEDED or self.place is None:
+            return None
+        # A Transformer in a folder below is not what was exported.
+        if bool(self.place) == (self.kind == "Transformer"):
+            return None
+        needed = [f"{self.place}/{item}" for item in _NEEDED[self.kind]]
+        missing = [file for file in needed if not _is_file(folder / file)]
+        if missing and self.kind == "Pooling":
+            raise _no_pooling(folder / missing[0])
+        also = f"{self.place}/{_CONFIG}"
+        has_more = self.kind == "Normalize" and _is_file(folder / also)
+        return None if missing else [*needed, *([also] if has_more else [])]
+
+
 def sentence_files(folder: Path) -> list[str]:
     """The files that make a model's folder one of sentence-transformers, relative to it.
 
@@ -197,7 +206,7 @@ def sentence_files(folder: Path) -> list[str]:
         return []
     names = [name for name in _BESIDE if (folder / name).is_file()]
     for module in modules:
-        files = _module_files(folder, module)
+        files = module.files(folder)
         if files is None:
             return []
         names += files
@@ -206,29 +215,10 @@ def sentence_files(folder: Path) -> list[str]:
 
 def read_pooling(folder: Path) -> Pooling:
     """How a folder's model pools."""
-    modules = _modules(folder)
-    if not modules:
-        raise ModelSourceError(
-            f"{folder} has no {MODULES}, so it doesn't say how its token states are pooled.",
-            "Give a folder of sentence-transformers, all of it: for a model from the Hub the path "
-            "of a downloaded folder.",
-            code="no-modules",
-        )
-    kinds = [_kind(module) for module in modules]
-    first, last = kinds[:2], kinds[-1:] if "Normalize" in kinds else []
-    between = kinds[2 : len(kinds) - len(last)]
-    if (
-        first != ["Transformer", "Pooling"]
-        or last not in ([], ["Normalize"])
-        or set(between) - {"Dense"}
-    ):
-        raise ModelSourceError(
-            f"{folder / MODULES} lists {', '.join(map(str, kinds))}; pooling needs a Transformer, "
-            "one Pooling, and then at most Dense modules and a Normalize.",
-            "Let sentence-transformers apply the modules behind the model.",
-            code="other-modules",
-        )
-    return _listed_pooling(folder, modules, whole=True)
+    pooling, error = _known_pooling(folder)
+    if error is not None:
+        raise error
+    return pooling
 
 
 def pooling_of(folder: Path) -> Pooling:
@@ -237,25 +227,65 @@ def pooling_of(folder: Path) -> Pooling:
     Modules other than Pooling, Dense and Normalize are left out: :func:`why_not_whole` tells of
     them.
     """
-    try:
-        return _listed_pooling(folder, _modules(folder), whole=False)
-    except ModelSourceError:
-        return MEAN
+    return _known_pooling(folder)[0]
 
 
 def why_not_whole(folder: Path) -> str:
     """What keeps :func:`pooling_of` from all that the folder asks for; empty where nothing does."""
+    error = _known_pooling(folder)[1]
+    return "" if error is None or error.code == "no-modules" else error.message
+
+
+def _known_pooling(folder: Path) -> tuple[Pooling, ModelSourceError | None]:
+    """The first pooling that is listed, as far as it is known, and why it isn't to the letter."""
+    error = None
     try:
-        read_pooling(folder)
-    except ModelSourceError as error:
-        return "" if error.code == "no-modules" else error.message
-    return ""
+        modules = _modules(folder)
+        if not modules:
+            raise _wrong(
+                f"{folder} has no {MODULES}, so it doesn't say how its token states are pooled.",
+                "no-modules",
+                "Give a folder of sentence-transformers, all of it: for a model from the Hub the "
+                "path of a downloaded folder.",
+            )
+        kinds = [module.kind for module in modules]
+        first, last = kinds[:2], kinds[-1:] if "Normalize" in kinds else []
+        between = {*kinds[2 : len(kinds) - len(last)]} - {"Dense"}
+        if first != ["Transformer", "Pooling"] or last not in ([], ["Normalize"]) or between:
+            error = _wrong(
+                f"{folder / MODULES} lists {', '.join(map(str, kinds))}; pooling needs a "
+                "Transformer, one Pooling, and then at most Dense modules and a Normalize.",
+                "other-modules",
+                "Let sentence-transformers apply the modules behind the model.",
+            )
+        place = modules[kinds.index("Pooling")].place if "Pooling" in kinds else None
+        if not place:
+            raise error or _wrong(
+                f"{folder / MODULES} doesn't name the folder of its pooling in it.",
+                "module-elsewhere",
+                "Correct its path, such as 1_Pooling.",
+            )
+        modes, leaves_prompts_out = _modes(folder / place / _CONFIG, folder)
+    except ModelSourceError as failed:
+        return MEAN, error or failed
+    if leaves_prompts_out:
+        error = error or _wrong(
+            f"{folder / place / _CONFIG} leaves a prompt's tokens out of the pooling; where they "
+            "end is not among a graph's inputs.",
+            "prompt-left-out",
+            "Let sentence-transformers pool.",
+        )
+    try:
+        dense = tuple(_dense(folder, item) for item in modules if item.kind == "Dense")
+    except ModelSourceError as failed:
+        dense, error = (), error or failed
+    return Pooling(modes, "Normalize" in kinds, dense), error
 
 
 def pools(folder: Path) -> bool:
     """Whether a folder lists a pooling: its model answers with token states, without any head."""
     try:
-        return "Pooling" in map(_kind, _modules(folder))
+        return any(module.kind == "Pooling" for module in _modules(folder))
     except ModelSourceError:
         return False
 
@@ -281,8 +311,7 @@ class Prompts:
 def read_prompts(folder: Path) -> Prompts:
     """A folder's prompts; none where it has none."""
     path = folder / PROMPTS
-    result = _read(path, folder) if path.is_file() else {}
-    result = result if isinstance(result, dict) else {}
+    result = _object(path, folder)
     listed = result.get("prompts")
     known = {
         str(name): text
@@ -291,152 +320,95 @@ def read_prompts(folder: Path) -> Prompts:
     }
     default = result.get("default_prompt_name")
     if default is not None and (not isinstance(default, str) or default not in known):
-        raise ModelSourceError(
+        raise _wrong(
             f"{path} has no prompt {default!r}, its default; it has {', '.join(known) or 'none'}.",
+            "prompt-missing",
             "Correct default_prompt_name.",
-            code="prompt-missing",
         )
     return Prompts(known, known.get(str(default), ""))
 
 
 def longest_text(folder: Path) -> int | None:
     """The tokens at which sentence-transformers cuts a text; None where the folder doesn't say."""
-    path = folder / _SETTINGS
-    result = _read(path, folder) if path.is_file() else {}
-    longest = result.get("max_seq_length") if isinstance(result, dict) else None
+    longest = _object(folder / _SETTINGS, folder).get("max_seq_length")
     return longest if type(longest) is int and longest > 0 else None  # true is an int, too
 
 
-def _modules(folder: Path) -> list[Mapping[str, Any]]:
+def _modules(folder: Path) -> list[_Module]:
     """What ``modules.json`` lists; empty where there is none."""
-    if not (folder / MODULES).is_file():
+    path = folder / MODULES
+    if not path.is_file():
         return []
-    results = _read(folder / MODULES, folder)
+    entries = _read(path, folder)
     if (
-        not isinstance(results, list)
-        or not results
-        or not all(isinstance(result, dict) for result in results)
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(e, dict) for e in entries)
     ):
-        raise ModelSourceError(
-            f"{folder / MODULES} holds no list of modules.",
-            "Fetch the model again.",
-            code="modules-unreadable",
-        )
-    return results
+        raise _wrong(f"{path} holds no list of modules.", "modules-unreadable")
+    return [_Module.of(entry) for entry in entries]
+
+
+def _object(path: Path, folder: Path) -> dict[str, Any]:
+    """What a file holds; empty where it isn't there, or holds no object."""
+    result = _read(path, folder) if _is_file(path) else {}
+    return result if isinstance(result, dict) else {}
 
 
 def _read(path: Path, folder: Path) -> Any:
     try:
         return read_json(path, folder)
     except ValueError as error:
-        raise ModelSourceError(
-            f"{path} can't be read as JSON: {error}.",
-            "Fetch the model again.",
-            code="modules-unreadable",
-        ) from error
-
-
-def _kind(module: Mapping[str, Any]) -> str | None:
-    """The class of sentence-transformers; None for somebody's own."""
-    kind = str(module.get("type"))
-    return kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else None
-
-
-def _place(module: Mapping[str, Any]) -> str | None:
-    """The folder of a module in the model's, empty for that itself; None for one elsewhere."""
-    place = module.get("path")
-    plain = isinstance(place, str) and place != ".." and Path(place).name == place
-    return str(place) if plain else None
-
-
-def _module_files(folder: Path, module: Mapping[str, Any]) -> list[str] | None:
-    """Those of one module; None where it can't be taken along."""
-    kind, place = _kind(module), _place(module)
-    if kind not in _NEEDED or place is None:
-        return None
-    if bool(place) == (kind == "Transformer"):  # a model in a folder below is not what was exported
-        return None
-    if kind == "Pooling" and not _is_file(folder / place / _CONFIG):
-        raise _no_pooling(folder / place / _CONFIG)
-    needed = [f"{place}/{item}" for item in _NEEDED[kind]]
-    if not all(_is_file(folder / file) for file in needed):
-        return None
-    also = [f"{place}/{_CONFIG}"] if kind == "Normalize" else []
-    return needed + [file for file in also if _is_file(folder / file)]
+        raise _wrong(f"{path} can't be read as JSON: {error}.", "modules-unreadable") from error
 
 
 def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  # Path's raises for a name that is too long
 
 
-def _listed_pooling(folder: Path, modules: Sequence[Mapping[str, Any]], *, whole: bool) -> Pooling:
-    """The first that is listed; ``whole`` refuses what can't be done to the letter."""
-    kinds = [_kind(module) for module in modules]
-    place = _place(modules[kinds.index("Pooling")]) if "Pooling" in kinds else None
-    if not place:
-        raise ModelSourceError(
-            f"{folder / MODULES} doesn't name the folder of its pooling in it.",
-            "Correct its path, such as 1_Pooling.",
-            code="module-elsewhere",
+def _dense(folder: Path, module: _Module) -> Dense:
+    config, file = (folder / (module.place or "-") / name for name in _NEEDED["Dense"])
+    for path in (config, file):
+        if not module.place or not _is_file(path):
+            raise _wrong(
+                f"{path} is not there, but {folder / MODULES} lists that Dense; pickled weights "
+                "are not read.",
+                "dense-missing",
+            )
+    named = str(_object(config, folder).get("activation_function", "Tanh")).rpartition(".")[2]
+    if named not in _ACTIVATIONS:
+        raise _wrong(
+            f"{config} has the activation {named!r}; known are {', '.join(_ACTIVATIONS)}.",
+            "unknown-activation",
+            "Let sentence-transformers apply this module.",
         )
-    modes = _modes(folder / place / _CONFIG, folder, whole=whole)
-    try:
-        dense = tuple(_dense(folder, item) for item in modules if _kind(item) == "Dense")
-    except ModelSourceError:
-        if whole:
-            raise
-        dense = ()
-    return Pooling(modes, "Normalize" in kinds, dense)
+    check_file(file)
+    dense = Dense(str(file), _ACTIVATIONS[named], sha256_file(file))
+    _ = dense.layer
+    return dense
 
 
-def _dense(folder: Path, module: Mapping[str, Any]) -> Dense:
-    place = _place(module)
-    if not place or not _is_file(folder / place / _CONFIG):
-        raise ModelSourceError(
-            f"{folder / MODULES} lists a Dense whose {_CONFIG} is not there.",
-            "Fetch the whole folder.",
-            code="dense-missing",
-        )
-    result = _read(folder / place / _CONFIG, folder)
-    return read_dense(folder / place, result if isinstance(result, dict) else {})
-
-
-def _modes(config: Path, folder: Path, *, whole: bool) -> tuple[PoolingMode, ...]:
+def _modes(config: Path, folder: Path) -> tuple[tuple[PoolingMode, ...], bool]:
+    """The modes, and whether a prompt's tokens are left out."""
     if not _is_file(config):
         raise _no_pooling(config)
-    result = _read(config, folder)
-    result = result if isinstance(result, dict) else {}
-    named = tuple(_named_modes(result)) or ("mean",)
-    if unknown := [item for item in named if item not in MODES]:
-        raise ModelSourceError(
-            f"{config} names the pooling {unknown[0]!r}; known are {', '.join(MODES)}.",
-            "Correct it, or let sentence-transformers pool.",
-            code="unknown-pooling",
-        )
-    if whole and result.get("include_prompt") is False:
-        raise ModelSourceError(
-            f"{config} leaves a prompt's tokens out of the pooling; where they end is not among a "
-            "graph's inputs.",
-            "Let sentence-transformers pool.",
-            code="prompt-left-out",
-        )
-    return named
-
-
-def _named_modes(items: Mapping[str, Any]) -> Iterator[Any]:
-    mode = items.get("pooling_mode")
+    result = _object(config, folder)
+    mode = result.get("pooling_mode")
     if mode is None:
-        yield from (name for key, name in _SWITCHES.items() if items.get(key) is True)
+        named: list[Any] = [name for key, name in _SWITCHES.items() if result.get(key) is True]
     else:
-        yield from mode if isinstance(mode, list) else [mode]
+        named = mode if isinstance(mode, list) else [mode]
+    if unknown := [item for item in named if item not in MODES]:
+        raise _wrong(
+            f"{config} names the pooling {unknown[0]!r}; known are {', '.join(MODES)}.",
+            "unknown-pooling",
+            "Correct it, or let sentence-transformers pool.",
+        )
+    return tuple(named) or ("mean",), result.get("include_prompt") is False
 
 
 def _no_pooling(config: Path) -> ModelSourceError:
-    return ModelSourceError(
-        f"{config} is not there, but {MODULES} lists that pooling.",
-        "Fetch the whole folder; for a model from the Hub give the path of a downloaded one.",
-        code="pooling-missing",
-    )
+    return _wrong(f"{config} is not there, but {MODULES} lists that pooling.", "pooling-missing")
 
 
 _NAMES = (
