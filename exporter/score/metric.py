@@ -24,12 +24,11 @@ _M = TypeVar("_M", bound="Metric")
 
 @dataclass(frozen=True)
 class Metric:
-    """One of four kinds, by how its scores are made."""
+    """One of three kinds, by how its scores are made."""
 
     name: str
     reads_text: ClassVar[bool] = True
     needs_head: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,6 @@ class AnswerMetric(Metric):
 
     needs_head = True
     of: Callable[[Damage], tuple[float, float | None]]
-
-
-@dataclass(frozen=True)
-class GradientMetric(Metric):
-    """Follows gradients from the loss back to each sublayer."""
-
-    needs_head = needs_gradients = True
-    of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -219,28 +210,3 @@ def perplexity(damage: Damage) -> tuple[float, float | None]:
     shares at no cost.
     """
     return damage.log_perplexity_increase, damage.log_perplexity_increase_std_error
-
-
-def taylor(output: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """``|sum over h of g_th f_th|``: how much the loss would change, to first order, without f.
-
-    ``f`` is what the branch adds to the residual stream and ``g`` the gradient of the sample's
-    summed negative log-likelihood there; for a block ``f`` is all that its layer adds, ``Y - X``.
-    Range 0 to infinity, nats a token; 0: the loss does not hang on the branch.
-    Source: gradient times activation, arXiv 1611.06440, equation 8; of layers, the Taylor score of
-    Shortened LLaMA, arXiv 2402.02834. Where this differs: Shortened LLaMA multiplies gradients with
-    weights and adds up a block's matrices; here the branch's output stands for all of them, so that
-    norms and biases count and nothing has to be kept for weights. The size is taken at each token:
-    summed with its sign over a text it is the derivative by the branch's own scale, which training
-    has brought to nothing. On SmolLM2-135M (1536 tokens of WikiText-2) its rank correlation with kl
-    is 0.90 for attentions and 0.76 for MLPs; with its sign 0.29 and -0.32; of sizes at each element
-    instead 0.92 and 0.81. Cost: a pass forward and one back, a sample at a time.
-
-    ``[batch, tokens]``, float64.
-    """
-    import torch
-
-    # Half precision would round the sums to its few digits.
-    wide = torch.promote_types(output.dtype, torch.float32)
-    sums: torch.Tensor = torch.linalg.vecdot(output.to(wide), gradient.to(wide)).double().abs()
-    return sums

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from exporter.errors import UsageError
 from exporter.score import metric as loss
 from exporter.score import metric as similarity
-from exporter.score.metric import AnswerMetric, GradientMetric, Metric, OrderMetric, StreamMetric
+from exporter.score.metric import AnswerMetric, Metric, OrderMetric, StreamMetric
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -44,7 +44,6 @@ _ALL: tuple[Metric, ...] = (
     StreamMetric("relative-magnitude", similarity.relative_magnitude),
     AnswerMetric("kl", loss.kl),
     AnswerMetric("perplexity", loss.perplexity),
-    GradientMetric("taylor", loss.taylor),
     OrderMetric("random", _random),
     OrderMetric("depth", _depth),
 )

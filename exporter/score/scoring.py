@@ -26,7 +26,6 @@ from exporter.progress import QUIET, Progress
 from exporter.score.metric import (
     UNITS,
     AnswerMetric,
-    GradientMetric,
     Metric,
     OrderMetric,
     StreamMetric,
@@ -36,9 +35,7 @@ from exporter.score.options import KL_POSITIONS, ScoreOptions, refuse_idle_of_pa
 from exporter.score.passes import (
     ScoredModel,
     answer_scores,
-    gradient_scores,
     refuse_not_finite,
-    refuse_without_gradients,
     stream_scores,
 )
 from exporter.score.registry import DEFAULT, metrics_named
@@ -59,8 +56,7 @@ def score(
         loaded: The model. One from :func:`exporter.models.loading.meta_model.load_meta` need not
             fit into memory: it is scored layer by layer.
         options: By what, and on which text; None: by cosine, on the usual text. Layer by layer
-            there are no metrics that follow gradients, and no text that the model samples: the
-            usual one is then ``pydoc``.
+            there is no text that the model samples: the usual one is then ``pydoc``.
         cache_dir: Where sampled text is kept.
         stream_dir: Layer by layer: where the hidden states are kept in a file; None: in memory
             where they fit.
@@ -167,14 +163,6 @@ def refuse_unstreamable(options: ScoreOptions) -> None:
 
     A large model takes minutes to open, since its files are hashed.
     """
-    for metric in metrics_named(options.metrics):
-        if metric.needs_gradients:
-            raise UsageError(
-                f"{metric.name} follows gradients back through all layers, so it wants the whole "
-                "model in memory.",
-                "Take cosine or kl, or score the model without --stream.",
-                code="needs-whole-model",
-            )
     if set(options.calibration).intersection(SAMPLED):
         raise UsageError(
             "A model that is read layer by layer can't sample a text of its own: each token would "
@@ -199,8 +187,6 @@ def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[
                 "Take a metric of the residual stream, such as cosine.",
                 code="no-next-token",
             )
-        if metric.needs_gradients:
-            refuse_without_gradients(model, metric.name)
 
 
 def _refuse_for_stacks(loaded: LoadedModel, metrics: Sequence[Metric]) -> None:
@@ -287,11 +273,9 @@ def _scored(
 
 def _scores_in_memory(scored: ScoredModel, metrics: Sequence[Metric]) -> dict[str, list[Score]]:
     of_stream = of_kind(metrics, StreamMetric)
-    of_gradients = of_kind(metrics, GradientMetric)
     of_answers = of_kind(metrics, AnswerMetric)
     scores = stream_scores(scored, of_stream) if of_stream else {}
     try:
-        scores |= gradient_scores(scored, of_gradients) if of_gradients else {}
         scores |= answer_scores(scored, of_answers) if of_answers else {}
     except ScoringError:
         refuse_not_finite(scored, scored.batches)

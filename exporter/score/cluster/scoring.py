@@ -22,25 +22,15 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import in_couples
 from exporter.progress import QUIET, Progress
 from exporter.score.cluster.pool import Pool
-from exporter.score.metric import (
-    AnswerMetric,
-    GradientMetric,
-    Metric,
-    OrderMetric,
-    StreamMetric,
-    of_kind,
-)
+from exporter.score.metric import AnswerMetric, Metric, OrderMetric, StreamMetric, of_kind
 from exporter.score.options import ScoreOptions
 from exporter.score.passes import (
     ScoredModel,
     StreamSums,
     answer_meter,
     answer_units,
-    gradient_sums,
     refuse_not_finite,
-    refuse_without_targets,
     scores_of_damages,
-    scores_of_gradients,
     stream_sums,
 )
 from exporter.score.registry import metrics_named
@@ -74,8 +64,6 @@ def _prepared(
         loaded = load_model(source, **load)
     scored = scored_model(loaded, options, progress=progress)
     metrics = metrics_named(options.metrics)
-    if of_kind(metrics, GradientMetric):
-        refuse_without_targets(scored.text)
     names = tuple(metric.name for metric in metrics)
     setup = ScoringSetup(
         *_address(loaded), load, scored.text, names, options.batch_size, options.kl_positions
@@ -111,19 +99,16 @@ class _Scoring:
             numbered = enumerate(pieces)
             return [(piece, results[n]) for n, piece in numbered if piece.kind == kind]
 
-        scores, text = dict(self.orders), self.setup.text
+        scores = dict(self.orders)
         if of_stream := of_kind(self.metrics, StreamMetric):
             totals = StreamSums(self.num_layers, of_stream)
             for _, result in of("stream"):
                 totals.add(*result)
             scores |= totals.scores()
-        if of_gradients := of_kind(self.metrics, GradientMetric):
-            sums = [result for _, result in of("gradients")]
-            scores |= scores_of_gradients(text, self.num_layers, of_gradients, sums)
         if of_answers := of_kind(self.metrics, AnswerMetric):
             damages = joined_damages(*zip(*of("cuts"), strict=True))
             scores |= scores_of_damages(of_answers, units, damages)
-        return report_of(self.model, text.part, self.metrics, scores)
+        return report_of(self.model, self.setup.text.part, self.metrics, scores)
 
     def _pieces(self, workers: int, units: Sequence[Unit]) -> list[Piece]:
         """Long pieces first: a short one at the end keeps fewer workers waiting."""
@@ -131,8 +116,6 @@ class _Scoring:
         if of_kind(self.metrics, AnswerMetric):
             others = [tuple(Stacks(self.num_layers).every([unit])) for unit in units]
             pieces += cut_pieces(self.starts, workers, others)
-        if of_kind(self.metrics, GradientMetric):
-            pieces += (Piece("gradients", n) for n in range(len(self.setup.text.input_ids)))
         if of_kind(self.metrics, StreamMetric):
             pieces += (Piece("stream", start) for start in self.starts)
         return pieces
@@ -192,12 +175,12 @@ _FEWEST_CUTS = 4
 
 Names = tuple[SublayerRef, ...]
 Unit = tuple[int, DeletionKind]
-Kind = Literal["stream", "cuts", "gradients"]
+Kind = Literal["stream", "cuts"]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A batch's pass over the stream, some cuts on a batch, or a sample's gradients."""
+    """A batch's pass over the stream, or some cuts on a batch."""
 
     kind: Kind
     first: int  # sample
@@ -209,19 +192,17 @@ class Piece:
 
 def work(
     state: tuple[ScoredModel, list[Metric]], piece: Piece
-) -> tuple[Floats, Floats] | Floats | list[Damage]:
+) -> tuple[Floats, Floats] | list[Damage]:
     """Does one piece, in the worker.
 
-    Of a stream its sums ``[metrics, layers, units, batch]`` and counts ``[batch]``; of gradients
-    ``[metrics, layers, units]``; of cuts their damages.
+    Of a stream its sums ``[metrics, layers, units, batch]`` and counts ``[batch]``; of
+    cuts their damages.
     """
     scored, metrics = state
     batch = scored.batches[piece.first // in_couples(scored.batch_size, scored.text.types)]
     if piece.kind == "stream":
         return stream_sums(scored, of_kind(metrics, StreamMetric), batch)
     try:
-        if piece.kind == "gradients":
-            return gradient_sums(scored, of_kind(metrics, GradientMetric), piece.first)
         cuts = [dict.fromkeys(names, NOTHING) for names in piece.cuts]
         return list(answer_meter(scored).measure_batch(piece.first, {}, cuts))[1:]
     except ScoringError:

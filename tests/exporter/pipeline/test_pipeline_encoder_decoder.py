@@ -261,7 +261,7 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"score": ScoreOptions()}, UsageError, "no-recordings"),
         ({"score": ScoreOptions(calibration=("random", "pydoc"))}, UsageError, "several-texts"),
         (
-            {"score": ScoreOptions(metrics=("taylor",), calibration=("random",))},
+            {"score": ScoreOptions(metrics=("depth",), calibration=("random",))},
             UsageError,
             "one-stack-metric",
         ),

@@ -94,7 +94,7 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
     pool: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
 ) -> None:
     options = ScoreOptions(
-        metrics=("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),
+        metrics=("cosine", "angular-last", "kl", "perplexity", "random"),
         calibration=(str(text),), samples=5, sequence_length=16, batch_size=2, blocks=True, seed=4,
     )  # fmt: skip
     alone = score(load_model(str(model)), options)
