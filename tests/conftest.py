@@ -47,7 +47,7 @@ LONG_FILES = (
     *("test_kills.py", "test_parity.py", "test_catalogue.py", "test_dialects.py"),
     *("test_commands.py", "test_build.py", "test_samples.py", "test_hostile.py"),
     *("test_oracle.py", "test_placing.py", "test_replacements.py", "test_large_models.py"),
-    *("test_compare_resume.py", "test_other_projects.py", "test_fuzz.py", "test_site.py"),
+    *("test_compare_resume.py", "test_other_projects.py", "test_fuzz.py"),
 )
 """What takes long begins first, the longest before the others, or one process would still be at it
 when the others are done."""

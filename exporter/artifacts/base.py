@@ -109,7 +109,7 @@ class _Head(BaseModel):
     kind: str
 
 
-_MADE_BY = {
+FILE_KINDS = {
     "importance_report": ("an importance file", "depthcut score"),
     "score_comparison": ("a comparison of scores", "depthcut score --compare"),
     "pruning_plan": ("a pruning plan", "depthcut plan"),
@@ -130,8 +130,8 @@ _MADE_BY = {
 
 def _refuse_kind(text: str, cls: type[Artifact], path: Path) -> None:
     wanted = cls.model_fields["kind"].default
-    if text != wanted and wanted in _MADE_BY:
-        (needed, command), (given, _) = _MADE_BY[wanted], _MADE_BY.get(text, (text, ""))
+    if text != wanted and wanted in FILE_KINDS:
+        (needed, command), (given, _) = FILE_KINDS[wanted], FILE_KINDS.get(text, (text, ""))
         raise ArtifactError(
             f"{path} is {given}; {needed} is needed here.",
             f"Make one with {command}.",

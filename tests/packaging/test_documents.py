@@ -13,6 +13,7 @@ import click
 import pytest
 
 import exporter.cli as command_line
+from exporter.artifacts.base import FILE_KINDS
 from exporter.cli.command import REMOVED, SchemaCommand
 from exporter.cli.console import ConsoleProgress
 
@@ -192,3 +193,37 @@ def test_the_table_of_items_follows_from_its_formula() -> None:
     for points, *items in rows:
         needed = [factor * share / (int(points) / 100) ** 2 for share in (0.1, 0.2, 0.3)]
         assert [int(n.replace(",", "")) for n in items] == pytest.approx(needed, abs=1)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert dead_links(path, path.read_text(encoding="utf-8")) == []
+
+
+def dead_links(path: Path, text: str) -> list[str]:
+    """Links to files, and to headings, that aren't there."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    dead = []
+    for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", prose):
+        name, _, heading = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (heading and heading not in headings(target)):
+            dead.append(link)
+    return dead
+
+
+def headings(page: Path) -> list[str]:
+    """What GitHub calls the headings of a page."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    words = (re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line).lower() for line in lines)
+    return [re.sub(r"[^\w\- ]", "", line).strip().replace(" ", "-") for line in words]
+
+
+def test_a_dead_link_would_be_found() -> None:
+    text = "[a](gone.md) [b](README.md#gone) `[c](gone)` [d](#safety) [e](https://x) [f](exporter)"
+    assert dead_links(ROOT / "README.md", text) == ["gone.md", "README.md#gone"]
+
+
+def test_the_page_of_files_names_every_kind() -> None:
+    page = (ROOT / "exporter" / "docs" / "files.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| .+? \| `(\w+)` \|", page, re.MULTILINE)) == set(FILE_KINDS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import exporter
 from exporter.artifacts import SCHEMA_VERSION, PlannedDeletion, PruningPlan
-from exporter.artifacts.base import _MADE_BY, IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
+from exporter.artifacts.base import FILE_KINDS, IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
 from exporter.artifacts.servers import (
     SERVERS,
     STAYS,
@@ -108,7 +108,7 @@ def test_every_kind_of_file_has_a_name_and_a_command() -> None:
         if line.startswith("    kind: Literal[") and line.endswith('"')
     }
     assert len(kinds) > 10
-    assert kinds - _MADE_BY.keys() == set()
+    assert kinds - FILE_KINDS.keys() == set()
 
 
 def test_what_the_user_names_may_be_a_link_and_what_is_found_may_not(tmp_path: Path) -> None:
