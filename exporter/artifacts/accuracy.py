@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from exporter.artifacts.base import Artifact, Count, Length, Record, ignoring
+from exporter.artifacts.base import Artifact, Count, Length, Record
 
 
 def _above_zero(value: float) -> float:
@@ -51,8 +51,6 @@ class GenerationAgreement(Record):
     prompts: Count
     new_tokens: Length
     exact_match: float
-
-    _earlier = ignoring("prompt_tokens", "first_divergence")
 
 
 class TaskResult(Record):
@@ -165,9 +163,6 @@ class Accuracy(Record):
     embeddings: EmbeddingAgreement | None = None
     other: OtherText | None = None
     answers: SampleAnswers | None = None
-    stride: Count | None = None  # of earlier versions, whose samples could overlap
-
-    _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours", "positions")
 
     @property
     def top5_of_images(self) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
@@ -18,6 +18,7 @@ from graph_passes.files.reading import RECORD_BYTES, parse_json, read_text
 from graph_passes.types import MOST_LAYERS
 
 SCHEMA_VERSION = 1
+_AGAIN = "Write it again with this version of depthcut."
 
 Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 Layers = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
@@ -52,15 +53,6 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", ser_json_inf_nan="constants", str_max_length=1 << 20
     )
-
-
-def ignoring(*keys: str) -> Any:
-    """Has a record pass over keys that earlier versions wrote into it."""
-
-    def without(data: Any) -> Any:
-        return {k: v for k, v in data.items() if k not in keys} if isinstance(data, dict) else data
-
-    return model_validator(mode="before")(without)
 
 
 class Artifact(Record):
@@ -148,13 +140,7 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
         raise ArtifactError(f"{path}: $ is not JSON: {error}.") from error
     try:
         head = _Head.model_validate(content)
-        if head.schema_version > SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{path}: $.schema_version is {head.schema_version}; "
-                f"this depthcut reads up to {SCHEMA_VERSION}.",
-                "Update depthcut.",
-                code="newer-schema",
-            )
+        refuse_other_schema(head.schema_version, str(path))
         _refuse_kind(head.kind, cls, path)
         return cls.model_validate(content)
     except ValidationError as error:
@@ -162,7 +148,20 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
         headless = first["type"] == "missing" and first["loc"] in (("schema_version",), ("kind",))
         if headless or (first["type"] == "model_type" and not first["loc"]):
             _refuse_kind("not a file written by depthcut", cls, path)
-        raise ArtifactError(f"{path}: {json_path(first['loc'])}: {first['msg']}.") from error
+        other = ("other-schema", _AGAIN) if first["type"] == "extra_forbidden" else ("", "")
+        raise ArtifactError(
+            f"{path}: {json_path(first['loc'])}: {first['msg']}.", other[1], code=other[0]
+        ) from error
+
+
+def refuse_other_schema(version: int, where: str) -> None:
+    """Refuses what another version of the format wrote."""
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{where}: $.schema_version is {version}; this depthcut reads {SCHEMA_VERSION}.",
+            _AGAIN,
+            code="other-schema",
+        )
 
 
 def json_path(location: tuple[int | str, ...]) -> str:

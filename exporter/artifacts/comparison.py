@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.accuracy import Accuracy, Interval
-from exporter.artifacts.base import Artifact, Count, Layers, Record, ignoring
+from exporter.artifacts.base import Artifact, Count, Layers, Record
 from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
@@ -154,8 +154,6 @@ class Arm(Record):
     quantization: QuantizationRecord | None = None
     notes: list[str] = Field(default_factory=list)
 
-    _earlier = ignoring("work", "cpu_nodes", "huge_page_bytes", "prefill_chunk_tokens")
-
     @property
     def largest_engine_bytes(self) -> int | None:
         """Of its engines."""
@@ -194,8 +192,6 @@ class ComparisonReport(Artifact):
     accuracy: Accuracy | None
     corners: list[Corner] = Field(default_factory=list, max_length=1_000)
     healing: Healing | None = None
-
-    _earlier = ignoring("longest_text", "uses")
 
     @property
     def also(self) -> list[str]:

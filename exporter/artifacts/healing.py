@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from exporter.artifacts.base import Artifact, Count, Layer, Nouns, Record, ignoring, nouns_of
+from exporter.artifacts.base import Artifact, Count, Layer, Nouns, Record, nouns_of
 from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind, Replacement
 
@@ -129,7 +129,6 @@ class HealedEmbeddings(_OfTwo):
     degrees: float | None = None
 
     ends: ClassVar[dict[str, str]] = {"cosine": "", "similarity_correlation": "_correlation"}
-    _earlier = ignoring("dropped_std_error", "healed_std_error", "healed_correlation_std_error")
 
 
 class HealedClasses(_OfTwo):
@@ -207,8 +206,6 @@ class Healing(Record):
     ``parameters`` are those that replacements add; ``changed_weights`` tells how many weights that
     the model keeps have other values, ``training`` how they came by them.
     """
-
-    _earlier = ignoring("sequential")
 
     asked: HealKind
     rank: Count | None

@@ -17,7 +17,6 @@ from exporter.artifacts.base import (
     Milliseconds,
     Parts,
     Record,
-    ignoring,
 )
 
 Phase = Literal["prefill", "decode", "encode"]
@@ -25,14 +24,10 @@ Phase = Literal["prefill", "decode", "encode"]
 TimedPhase = Literal[
     "prefill", "decode", "encode", "first_token", "per_token", "generate"
 ]  # fmt: skip
-"""What a row times: one run of the graph, or a part of a whole generation.
-
-``run`` is one of a shape that isn't known, all its lengths 0: another tool timed it.
-"""
+"""What a row times: one run of the graph, or a part of a whole generation."""
 VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
-Stop = Literal["narrow", "budget", "rounds", "power"]
-"""Why measuring ended: a narrow enough interval, no time left, as many rounds as were asked, or
-in reports of earlier versions a power that was asked."""
+Stop = Literal["narrow", "budget", "rounds"]
+"""Why measuring ended: a narrow enough interval, no time left, or as many rounds as were asked."""
 
 FEWEST_ROUNDS = 6
 """A row of fewer rounds is ``inconclusive``: its interval isn't one of 95 %."""
@@ -87,11 +82,6 @@ class MachineState(Record):
     quota_waiting_share: float | None = None
     steal_share: float | None = None
 
-    _earlier = ignoring(
-        *("load_average_1m", "pressure_share", "on_battery"),
-        *("cpu_mhz", "gpu_sm_mhz", "gpu_celsius"),
-    )
-
 
 class Environment(Record):
     """The machine and the settings of a measurement."""
@@ -110,8 +100,6 @@ class Environment(Record):
     states: list[MachineState] = Field(default_factory=list)
     order_seed: int | None = None
 
-    _earlier = ignoring("load_average_1m", "thread_probe", "pinning", "governor")
-
 
 class LatencySamples(Record):
     """Raw times of one arm, in the order in which they were taken, and their percentiles."""
@@ -120,8 +108,6 @@ class LatencySamples(Record):
     p95_ms: Milliseconds
     p99_ms: Milliseconds
     samples_ms: Annotated[list[Milliseconds], Field(min_length=1, max_length=1 << 20)]
-
-    _earlier = ignoring("p50_ms")
 
 
 class Speedup(Record):
@@ -175,8 +161,6 @@ class LatencyRow(Record):
     clock: Literal["host", "device"] = "host"
     launches: dict[str, str] = Field(default_factory=dict)
     counts: Parts = "tokens"
-
-    _earlier = ignoring("imported", "power", "dropped_rounds", "timer_overhead_ns")
 
     @property
     def shape_name(self) -> str:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record, ignoring
+from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record
 from exporter.artifacts.comparison import ComparisonReport
 from exporter.artifacts.figures import Quantity, Scale
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
 Against = Literal["baseline_report", "baseline_arm"]
 """The candidate of an earlier report, or the unpruned arm of the same one."""
-
-
-def _renamed(verdict: Any) -> Any:
-    """Histories are appended to for years; their older lines say ``unchanged``."""
-    return "within_limit" if verdict == "unchanged" else verdict
 
 
 class RunKey(Record):
@@ -79,8 +74,6 @@ class Check(Record):
     verdict: CheckVerdict
     reason: str
 
-    _earlier = ignoring("remeasured", "reported_ci95")
-
 
 class Drift(Record):
     """A slow change over the history of one shape, which no single step shows.
@@ -100,22 +93,17 @@ class Drift(Record):
 
 
 class CheckReport(Artifact):
-    """What ``depthcut check`` found.
-
-    ``models`` are the ones that it judges; None in checks of older versions.
-    """
+    """What ``depthcut check`` found; ``models`` are the ones that it judges."""
 
     kind: Literal["check_report"] = "check_report"
     verdict: CheckVerdict
     against: Against
-    models: JudgedModels | None = None
+    models: JudgedModels
     key: RunKey
     accepted_differences: list[KeyDifference] = Field(default_factory=list)
     checks: list[Check]
     drift: list[Drift] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-
-    _earlier = ignoring("work", "curves")
 
 
 class BaselineSet(Artifact):
@@ -146,7 +134,5 @@ class HistoryEntry(Record):
     commit: str | None
     series: str
     candidate_sha256: str
-    verdict: Annotated[CheckVerdict, BeforeValidator(_renamed)]
+    verdict: CheckVerdict
     rows: list[HistoryRow]
-
-    _earlier = ignoring("work")

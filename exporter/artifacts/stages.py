@@ -16,7 +16,6 @@ from exporter.artifacts.base import (
     Length,
     Nouns,
     Record,
-    ignoring,
 )
 from exporter.errors import ArtifactError
 from exporter.printable import counted
@@ -219,7 +218,7 @@ class TriedCut(Record):
     ``bare`` and ``healed`` have figures as in ``predicted``, before and after healing;
     ``healed`` also ``log_perplexity_increase_high``, the upper end of its 95 % interval.
     ``healed_by`` is the way of healing that was asked for; ``changed_weights`` how many of the kept
-    weights it changed, None in plans of older versions.
+    weights it changed.
     """
 
     deletions: list[PlannedDeletion]
@@ -228,7 +227,7 @@ class TriedCut(Record):
     bare: dict[str, float]
     healed: dict[str, float]
     holds: bool
-    changed_weights: Count | None = None
+    changed_weights: Count
 
 
 class PlanParts(Record):
@@ -281,7 +280,6 @@ class PruningPlan(PlanParts, Artifact):
     predicted: dict[str, float] = Field(default_factory=dict)
     predicted_on: FiguresFrom | None = None
     tried: list[TriedCut] = Field(default_factory=list)
-    _earlier = ignoring("predicted_tasks")
 
     def describe(self) -> str:
         """The deletions in words: ``attention 25, 26 (linear); mlp 3``."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.accuracy import Interval, PerplexityPair, TaskResult
-from exporter.artifacts.base import Artifact, Count, Length, Record, ignoring
+from exporter.artifacts.base import Artifact, Count, Length, Record
 from exporter.artifacts.latency import Speedup, TimedPhase, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, ModelRef, PlannedDeletion
 
@@ -172,11 +172,6 @@ class SweepResult(Record):
     machine: str
     threads: Length
     notices: list[str] = Field(default_factory=list)
-
-    _earlier = ignoring(
-        *("baseline_parameters", "candidate_parameters"),
-        *("baseline_kv_bytes_per_token", "candidate_kv_bytes_per_token"),
-    )
 
 
 class SweepCell(Record):

@@ -25,6 +25,7 @@ from exporter.artifacts import (
     KeyDifference,
     json_path,
 )
+from exporter.artifacts.base import refuse_other_schema
 from exporter.artifacts.store import in_turn
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.gate.keys import (
@@ -113,7 +114,7 @@ def _is_ended(path: Path) -> bool:
 
 
 class _Head(BaseModel):
-    """What is read first of a line: a newer version's may have keys that aren't known here."""
+    """What is read first of a line: another version's may have keys that aren't known here."""
 
     model_config = ConfigDict(extra="ignore")
     schema_version: int = SCHEMA_VERSION
@@ -123,9 +124,8 @@ def _read_line(line: bytes, where: str) -> HistoryEntry | None:
     """A run; None where the line ends before it does, perhaps inside a character."""
     try:
         text = line.decode()
-        version = _Head.model_validate_json(text).schema_version
-        if version <= SCHEMA_VERSION:
-            return HistoryEntry.model_validate_json(text)
+        refuse_other_schema(_Head.model_validate_json(text).schema_version, where)
+        return HistoryEntry.model_validate_json(text)
     except UnicodeDecodeError as error:
         if error.end == len(line) and error.reason == "unexpected end of data":
             return None
@@ -137,11 +137,6 @@ def _read_line(line: bytes, where: str) -> HistoryEntry | None:
         raise ArtifactError(
             f"{where}: {json_path(first['loc'])}: {first['msg']}.", _MEND, code="broken-line"
         ) from error
-    raise ArtifactError(
-        f"{where}: $.schema_version is {version}; this depthcut reads up to {SCHEMA_VERSION}.",
-        "Update depthcut.",
-        code="newer-schema",
-    )
 
 
 FEWEST = 8

@@ -150,8 +150,7 @@ def _text(report: ComparisonReport) -> str | None:
     if report.accuracy is None:
         return None
     accuracy = report.accuracy
-    overlapping = "" if accuracy.stride is None else f", stride {accuracy.stride}"
-    return f"{accuracy.text_sha256}, {accuracy.tokens} tokens{overlapping}"
+    return f"{accuracy.text_sha256}, {accuracy.tokens} tokens"
 
 
 def _words(value: object) -> str:

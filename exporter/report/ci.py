@@ -237,9 +237,7 @@ def check_grid(found: CheckReport) -> Grid:
 
 
 def model_lines(found: CheckReport) -> list[str]:
-    """Which models are judged, a line each; none for a check of a version that didn't keep them."""
-    if found.models is None:
-        return []
+    """Which models are judged, a line each."""
     named = {
         "Baseline": found.models.baseline,
         "Candidate": found.models.candidate,

@@ -432,8 +432,6 @@ _REPLACED: dict[Replacement, str] = {"linear": "linear map", "bias": "mean"}
 
 def healed_words(tried: TriedCut) -> str:
     """What healed a cut: ``folded weights, 2 linear maps``."""
-    if tried.changed_weights is None:  # of an older version, which knew only what was asked
-        return tried.healed_by
     counts = Counter(deletion.replacement for deletion in tried.deletions)
     replaced = [counted(counts[kind], noun) for kind, noun in _REPLACED.items() if counts[kind]]
     changed = "trained weights" if tried.healed_by == "distill" else "folded weights"

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 from exporter.artifacts import Artifact, Record
 from exporter.engines.build.libraries import LIBRARIES, Device, EngineLibrary
 from exporter.engines.build.settings import BuildSettings, End, Logits, Phase, Profile
@@ -18,12 +16,6 @@ from exporter.engines.tensors import TensorSpec, numpy_dtype, written_shape
 from exporter.errors import BackendError, EngineError
 from exporter.files import sha256_file
 from exporter.models.graph_facts import CACHE_INPUT
-
-_REMOVED = frozenset({
-    "strip_weights", "refittable", "hardware_compatibility", "version_compatible", "tf32",
-    "timing_cache_sha256",
-})  # fmt: skip
-"""What records of earlier versions have."""
 
 
 class EngineTensor(Record):
@@ -85,14 +77,6 @@ class EngineRecord(Artifact):
     parse_s: float
     build_s: float
     total_s: float
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
-            return value
-        settings = {name: value["settings"][name] for name in value["settings"].keys() - _REMOVED}
-        return {n: v for n, v in value.items() if n not in _REMOVED} | {"settings": settings}
 
     @property
     def phases(self) -> list[Phase]:

@@ -77,10 +77,10 @@ def test_a_plan_survives_the_disk(
     [
         (None, ("file-missing",)),
         (plan_json(schema_version=NEWER, something_new=1),
-         ("newer-schema", "$.schema_version", NEWER, SCHEMA_VERSION)),
+         ("other-schema", "$.schema_version", NEWER, SCHEMA_VERSION)),
         (plan_json(deletions=[{"layer": 1, "kind": "head"}]), ("", "$.deletions[0].kind:")),
         (plan_json(deletions=[{"layer": -1, "kind": "mlp"}]), ("", "$.deletions[0].layer:")),
-        (plan_json(deletion=[]), ("", "$.deletion:")),
+        (plan_json(deletion=[]), ("other-schema", "$.deletion:")),
         (plan_json(schema_version="one"), ("", "$.schema_version:")),
         (b'{"schema_version": 1, "kind": "importance_report"}',
          ("wrong-kind", "depthcut plan", "an importance file")),

@@ -126,7 +126,7 @@ def tried_cut(healed: dict[str, float], mlps: int = 1) -> TriedCut:
     """A cut of so many MLPs that doesn't hold."""
     return TriedCut(
         deletions=[PlannedDeletion(layer=layer, kind="mlp") for layer in range(mlps)],
-        healed_by="fold", changed_weights=None, training_seconds=0.0, bare=healed, healed=healed,
+        healed_by="fold", changed_weights=0, training_seconds=0.0, bare=healed, healed=healed,
         holds=False,
     )  # fmt: skip
 

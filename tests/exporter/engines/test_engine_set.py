@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -107,15 +106,6 @@ def test_an_engine_for_another_card_or_version_is_refused(
         return
     with raises(EngineError, code, "m.engine", *named):
         refuse_mismatch(made, version, [card])
-
-
-def test_a_record_of_an_earlier_version_is_read_without_what_was_removed(tmp_path: Path) -> None:
-    engine = written(tmp_path)
-    content = json.loads(sidecar_path(engine).read_text())
-    content["settings"] |= {"strip_weights": False, "refittable": True, "tf32": False}
-    content["timing_cache_sha256"] = "0"
-    sidecar_path(engine).write_text(json.dumps(content))
-    assert read_sidecar(engine).settings == record().settings
 
 
 def builds(folder: Path, numbers: tuple[str, ...] = ("-b1", "-b2"), **last: Any) -> Path:
