@@ -67,7 +67,6 @@ from exporter.artifacts.latency import (
     VerdictWord,
 )
 from exporter.artifacts.regression import (
-    BaselineSet,
     Check,
     CheckReport,
     CheckVerdict,

@@ -56,8 +56,7 @@ class GenerationAgreement(Record):
 class TaskResult(Record):
     """A task's score of both arms on the same items.
 
-    ``difference`` is candidate minus baseline, its interval from a paired bootstrap over items;
-    ``mcnemar_p`` the exact test's over the items that only one arm gets right.
+    ``difference`` is candidate minus baseline, its interval from a paired bootstrap over items.
     ``higher_is_better`` is false for losses and error rates.
     """
 
@@ -67,9 +66,6 @@ class TaskResult(Record):
     baseline: float
     candidate: float
     difference: Interval
-    only_baseline_right: Count | None = None
-    only_candidate_right: Count | None = None
-    mcnemar_p: float | None = None
     source: str = ""
     higher_is_better: bool = True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -63,7 +62,8 @@ class Artifact(Record):
     made_from: dict[str, str] = Field(default_factory=dict)
     """Role (``model``, ``plan``, ...) to the hex SHA-256 of what was read."""
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
-    command: list[str] = Field(default_factory=lambda: command_line())
+    command: list[str] = Field(default_factory=lambda: list(running_command.get() or ()))
+    """The command line; empty from Python."""
 
     def to_json(self) -> str:
         """The file's text."""
@@ -109,7 +109,6 @@ FILE_KINDS = {
     "prune_report": ("a report of a cut", "depthcut prune"),
     "comparison_report": ("a comparison report", "depthcut compare"),
     "check_report": ("a report of a check", "depthcut check"),
-    "baseline_set": ("a file of baselines", "depthcut check --update-baseline"),
     "history_entry": ("a history", "depthcut check --history"),
     "evaluation_report": ("a file of task scores", "depthcut evaluate"),
     "depths_report": ("a report on depths", "depthcut depths"),
@@ -154,7 +153,7 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
         ) from error
 
 
-def refuse_other_schema(version: int, where: str) -> None:
+def refuse_other_schema(version: object, where: str) -> None:
     """Refuses what another version of the format wrote."""
     if version != SCHEMA_VERSION:
         raise ArtifactError(
@@ -179,12 +178,6 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return texts
-
-
-def command_line() -> list[str]:
-    """The running command, with the program's bare name."""
-    names = running_command.get()
-    return [Path(sys.argv[0]).name, *sys.argv[1:]] if names is None else list(names)
 
 
 Parts = Literal["tokens", "patches", "frames"]

@@ -179,7 +179,7 @@ class ParityCheck(Record):
 
 
 class ComparisonReport(Artifact):
-    """report.json."""
+    """report.json; ``left_out`` says of what was asked for why it was not timed."""
 
     kind: Literal["comparison_report"] = "comparison_report"
     environment: Environment
@@ -189,6 +189,7 @@ class ComparisonReport(Artifact):
     parts: PlanParts = Field(default_factory=PlanParts)
     parity: list[ParityCheck] = Field(max_length=1_000)
     latency: list[LatencyRow] = Field(max_length=1_000)
+    left_out: list[str] = Field(default_factory=list, max_length=1_000)
     accuracy: Accuracy | None
     corners: list[Corner] = Field(default_factory=list, max_length=1_000)
     healing: Healing | None = None

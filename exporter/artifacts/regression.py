@@ -1,4 +1,4 @@
-"""What the gate reads and writes: checks with their verdicts, baselines by key, the history."""
+"""What the gate reads and writes: checks with their verdicts, the history."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record
-from exporter.artifacts.comparison import ComparisonReport
 from exporter.artifacts.figures import Quantity, Scale
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
@@ -104,13 +103,6 @@ class CheckReport(Artifact):
     checks: list[Check]
     drift: list[Drift] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-
-
-class BaselineSet(Artifact):
-    """Reports to compare with, each of another key."""
-
-    kind: Literal["baseline_set"] = "baseline_set"
-    reports: list[ComparisonReport]
 
 
 class HistoryRow(Record):

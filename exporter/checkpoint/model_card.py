@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -20,12 +19,20 @@ from exporter.artifacts import (
 from exporter.artifacts.base import IMAGES, Nouns, nouns_of
 from exporter.artifacts.figures import ANSWERS
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.engines.usage import PLACE, FolderUses, Use, auto_task, lines, use_blocks
+from exporter.engines.usage import (
+    PLACE,
+    FolderUses,
+    Use,
+    answer_lines,
+    auto_task,
+    sentence_lines,
+    use_blocks,
+)
 from exporter.printable import significant
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section, parts_blocks
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
-from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows
+from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows, task_rows
 from exporter.report.words import dropped_lines, weights_words
 
 _REFUSED = (
@@ -40,51 +47,58 @@ _DECILM = (
     "gives vLLM, SGLang and TensorRT-LLM the entries of `block_configs` as attributes; they run it "
     "only if they are told to trust it."
 )
-_VLLM = f"""from vllm import LLM
+_SERVERS = {
+    "vllm": (
+        "vllm",
+        f"from vllm import LLM\n\nmodel = LLM({PLACE}, trust_remote_code=True)",
+    ),
+    "mlx": (
+        "mlx-lm",
+        "from mlx_lm import load\n\n"
+        'trusted = {"trust_remote_code": True}  # the tokenizer\'s loader asks for it\n'
+        f"model, tokenizer = load({PLACE}, tokenizer_config=trusted)",
+    ),
+}
+_PRUNED = f"""\
+from pathlib import Path
+from exporter.checkpoint.pruned_model import load_pruned, save_pruned
 
-model = LLM({PLACE}, trust_remote_code=True)"""
-_MLX = f"""from mlx_lm import load
-
-trusted = {{"trust_remote_code": True}}  # the tokenizer's loader asks for it
-model, tokenizer = load({PLACE}, tokenizer_config=trusted)"""
-_SERVERS = {"vllm": ("vllm", _VLLM), "mlx": ("mlx-lm", _MLX)}
-_USES_PLAIN = "It is a plain model with fewer layers; whatever loads the base loads it."
+loaded = load_pruned(Path({PLACE}))
+model, tokenizer = loaded.model, loaded.tokenizer
+"""
+_TRAINED = f"""\
+tuned = load_pruned(Path({PLACE}), train=True)  # with gradients
+# save_pruned(tuned, Path(...)) writes it again after a training.
+"""
 
 
 def checkpoint_uses(facts: CheckpointFacts) -> FolderUses:
     """All ways to load a checkpoint."""
     if facts.servers:
         known = [_SERVERS[name] for name in facts.servers if name in _SERVERS]
-        uses = [Use(library=needs, needs=needs, text=text) for needs, text in known]
-        return FolderUses(uses, [_DECILM])
+        return FolderUses([Use(needs, needs, text) for needs, text in known], [_DECILM])
+    task = auto_task(facts.architecture)
+    answer = answer_lines(task) if facts.has_tokenizer else ""
     if not facts.plain:
-        own = Use(
-            library="depthcut",
-            needs="'depthcut[torch]'",
-            text=lines("pruned", **_filled(facts)),
-            remark="It needs depthcut with its extra torch, and runs no code from this folder.",
-        )
+        remark = "It needs depthcut with its extra torch, and runs no code from this folder."
+        own = Use("depthcut", "'depthcut[torch]'", _PRUNED + answer + _TRAINED, remark=remark)
         return FolderUses([own], [_REFUSED.format(facts.transformers)])
     remark = f"transformers {facts.transformers} loads it as it is."
     if facts.kept is not None:
-        remark = f"{remark} {_USES_PLAIN}"
-    text = lines("transformers", **_filled(facts))
-    uses = [Use(library="transformers", needs="transformers torch", text=text, remark=remark)]
+        remark += " It is a plain model with fewer layers; whatever loads the base loads it."
+    loader = f"AutoModel{task or ''}"
+    text = f"from transformers import {loader}\n\nmodel = {loader}.from_pretrained({PLACE})\n"
+    if facts.has_tokenizer:
+        text = (
+            f"from transformers import {loader}, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({PLACE})\n"
+            f"model = {loader}.from_pretrained({PLACE})\n{answer}"
+        )
+    uses = [Use("transformers", "transformers torch", text, remark=remark)]
     if facts.has_modules:
         name = "sentence-transformers"
-        uses.append(Use(library=name, needs=name, text=lines("sentences", m=None)))
+        uses.append(Use(name, name, sentence_lines()))
     return FolderUses(uses)
-
-
-def _filled(facts: CheckpointFacts) -> dict[str, Any]:
-    task = auto_task(facts.architecture)
-    names = [f"AutoModel{task or ''}", *["AutoTokenizer"] * facts.has_tokenizer]
-    return {
-        "loader": names[0],
-        "names": ", ".join(sorted(names)),
-        "has_tokenizer": facts.has_tokenizer,
-        "task": task if facts.has_tokenizer else None,
-    }
 
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
@@ -227,35 +241,19 @@ def _measured(report: ComparisonReport | None) -> Section | None:
     where = f"{arms[1].backend} on {report.environment.processor}"
     if report.environment.gpu:
         where += f" and {report.environment.gpu}"
+    rows = [*latency_rows(report), *accuracy_rows(report), *task_rows(report)]
     blocks: list[Block] = [
         Note(
             "On the ONNX files that were made of the base (baseline) and by the same plan "
             f"(candidate), {weights}, by {where}; not on this checkpoint in PyTorch."
         ),
-        *_quality(report),
-        Grid("Times", HEADER, latency_rows(report), right=(1, 2)),
+        Grid("Measured", HEADER, rows, right=(1, 2)),
     ]
+    if (accuracy := report.accuracy) is not None:
+        counted = f"{accuracy.tokens:,} {ANSWERS[accuracy.compared].counted}"
+        source = _shown(accuracy.text_source)
+        blocks.append(Note(f"Quality was measured on {counted} of {source}."))
     return Section("measured", "Measured", blocks)
-
-
-def _quality(report: ComparisonReport) -> Iterator[Block]:
-    accuracy = report.accuracy
-    if accuracy is None:
-        return
-    counted = f"{accuracy.tokens:,} {ANSWERS[accuracy.compared].counted}"
-    named = f"{counted} of {_shown(accuracy.text_source)}"
-    yield Grid(f"Quality on {named}", HEADER, accuracy_rows(report), right=(1, 2))
-    yield Note(f"Quality was measured on {named}.")
-    if accuracy.tasks:
-        header = ["", "metric", "items", "baseline", "candidate", "95 % interval"]
-        rows = [
-            [
-                task.task, task.metric, f"{task.items:,}", significant(task.baseline),
-                significant(task.candidate), "{:+.3g} to {:+.3g}".format(*task.difference.ci95),
-            ]
-            for task in accuracy.tasks
-        ]  # fmt: skip
-        yield Grid("Tasks", header, rows, right=(2, 3, 4))
 
 
 def _loading(facts: CheckpointFacts) -> Section:

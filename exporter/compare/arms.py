@@ -119,6 +119,12 @@ class Comparison:
     options: CompareOptions = field(default_factory=CompareOptions)
     progress: Progress = QUIET
     timed_alone: AbstractSet[str] = frozenset()  # arms whose answers aren't judged
+    left_out: dict[str, None] = field(default_factory=dict)  # what was to be timed, in words
+
+    def leave_out(self, words: str) -> None:
+        """Tells that something can't be timed, now and in the report."""
+        self.progress.say(words)
+        self.left_out[words] = None
 
     @property
     def pair(self) -> tuple[str, str]:

@@ -159,13 +159,3 @@ def _of_equal_items(value: float, number: int) -> Interval:
     most = max(1.0, abs(value))  # lm-eval has metrics beyond 0 to 1
     low, high = (value * (1 - unseen) + side * unseen * most for side in (-1, 1))
     return Interval(value=value, ci95=(low, high))
-
-
-def mcnemar_p(only_baseline: int, only_candidate: int) -> float:
-    """Exact two-sided McNemar test of two arms that are right equally often.
-
-    The probability of a split at least as uneven, if the arms were equal. 1 without such
-    items.
-    """
-    number = only_baseline + only_candidate
-    return float(stats.binomtest(only_baseline, number, 0.5).pvalue) if number else 1.0

@@ -196,9 +196,7 @@ def _decoder_arms(comparison: Comparison, batch: int) -> dict[str, DecoderArm]:
         if own:
             decoder_arms[name] = DecoderArm(own, vocabulary)
         elif name not in comparison.pair:
-            comparison.progress.say(
-                f"generate: left out for {name}, which {arm.runner.backend} runs"
-            )
+            comparison.leave_out(f"generate: left out for {name}, which {arm.runner.backend} runs")
         else:
             raise ComparisonError(
                 f"Whole generations by {arm.runner.backend} aren't timed.", "Leave --generate out."
@@ -212,7 +210,7 @@ def cells_of(comparison: Comparison) -> tuple[list[Shape], list[Shape]]:
         return shapes_of(comparison), generations_of(comparison)
     cells = Cells.of(comparison.whole, comparison.options)
     for words in cells.shortened():
-        comparison.progress.say(words)
+        comparison.leave_out(words)
     return cells.runs(), cells.generations()
 
 
@@ -272,7 +270,7 @@ def _within_reach(comparison: Comparison, cells: list[Shape]) -> list[Shape]:
     fitting = [cell for cell in cells if longest is None or cell.total_length <= longest]
     for cell in cells:
         if cell not in fitting:
-            comparison.progress.say(f"{cell}: left out, the model ends at {longest} positions")
+            comparison.leave_out(f"{cell}: left out, the model ends at {longest} positions")
     if cells and not fitting:
         raise ComparisonError(
             f"The model ends at {longest} positions: no shape is left to time.",

@@ -264,6 +264,7 @@ def _report(
         arms=comparison.records(),
         parity=[],
         latency=list(rows),
+        left_out=list(comparison.left_out),
         accuracy=answers.accuracy,
         corners=quantization_grid(comparison, rows, answers.grid),
     )

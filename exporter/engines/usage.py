@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from string import Template
+from typing import Any, Literal, NamedTuple
 
 import onnx_ir as ir
 
@@ -25,9 +25,6 @@ from graph_passes.files.reading import read_text
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.pooling import EMBEDDING, STATES
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 USE_FILE, TOKENIZER = "USE.md", "tokenizer.json"
 PLACE = "FOLDER"
 """What the lines call the model's folder; whoever shows them says before them what it is."""
@@ -37,17 +34,8 @@ _PLAIN = re.compile(r"[\w.+-]+")
 _PLAIN_TARGETS = ("portable", "onnxruntime-cpu")
 _OF_ITS_OWN = frozenset({"bloom", "falcon", "gpt_bigcode"})
 """Whose caches optimum expects in other shapes."""
-_DTYPES = {"FLOAT": "float32", "FLOAT16": "float16"}
-_STEP = {
-    "input_ids": "np.array([step], np.{})",
-    "attention_mask": "np.ones((1, length), np.{})",
-    "position_ids": "np.arange(length - len(step), length, dtype=np.{})[None]",
-}
-_ENCODED = {
-    "input_ids": "each.ids",
-    "attention_mask": "each.attention_mask",
-    "token_type_ids": "each.type_ids",
-}
+_STEP = {"input_ids", "attention_mask", "position_ids"}
+_ENCODED = {"input_ids", "attention_mask", "token_type_ids"}
 _TASKS = {
     "LMHeadModel": "ForCausalLM",
     **{
@@ -71,6 +59,119 @@ _BUILDS_ANYWHERE = (
     "Running an engine needs an NVIDIA GPU; building one needs none with TensorRT-RTX."
 )
 
+_TOKENIZER = f"""\
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file(f"{{{PLACE}}}/{TOKENIZER}")
+"""
+_OPENED = """\
+import numpy as np
+import onnxruntime as ort
+$tokenizer
+session = ort.InferenceSession(f"{FOLDER}/$file", providers=["$provider"])
+inputs = {each.name: each for each in session.get_inputs()}
+types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
+"""
+_DECODER = Template(f"""{_OPENED}\
+tokens = $tokens
+# A dropped attention has no cache: the graph itself says which layers have one.
+pasts = [each for each in inputs.values() if each.name.startswith("past")]
+caches = {{p.name: np.zeros((1, $heads, 0, $size), types[p.type]) for p in pasts}}
+outputs = [name.replace("past_key_values", "present") for name in caches]
+step, length = tokens, 0
+for _ in range($new_tokens):
+    length += len(step)
+    known = {{
+        "input_ids": [step],
+        "attention_mask": np.ones((1, length)),
+        "position_ids": np.arange(length - len(step), length)[None],
+    }}
+    feed = {{
+        name: np.array(known[name], types.get(inputs[name].type, np.int64))
+        for name in known.keys() & inputs.keys()
+    }}
+    logits, *presents = session.run(["logits", *outputs], {{**feed, **caches}})
+    caches = dict(zip(caches, presents))
+    step = [int(logits[0, -1].argmax())]
+    if step[0] in $ends:  # what ends a text
+        break
+    tokens += step
+print($shown)
+""")
+_ENCODER = Template(f"""{_OPENED}\
+tokenizer.enable_padding()
+texts = ["A cat sits on the mat.", "A dog lies on the rug."]
+parts = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
+encoded = tokenizer.encode_batch(texts)
+feed = {{
+    name: np.array([getattr(text, parts[name]) for text in encoded], types.get(each.type, np.int64))
+    for name, each in inputs.items()
+}}
+found = session.run(["$shown"], feed)[0]
+""")
+_POOLED = {
+    EMBEDDING: "vectors = found\n",
+    "cls": "vectors = found[:, 0]\n",
+    "mean": 'mask = feed["attention_mask"][..., None]\n'
+    "vectors = (found * mask).sum(1) / mask.sum(1)\n",
+    "lasttoken": 'last = feed["attention_mask"].sum(1) - 1\n'
+    "vectors = found[np.arange(len(found)), last]\n",
+}
+_COSINES = (
+    "vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)\n"
+    "print(vectors @ vectors.T)  # their cosines\n"
+)
+_GENAI = Template(f"""\
+import onnxruntime_genai as og
+{_TOKENIZER}\
+model = og.Model({PLACE})
+tokens = tokenizer.encode("{_PROMPT}").ids
+parameters = og.GeneratorParams(model)
+parameters.set_search_options(max_length=len(tokens) + $new_tokens, do_sample=False)
+generator = og.Generator(model, parameters)
+generator.append_tokens(tokens)
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0).tolist()))
+""")
+_OPTIMUM = f"""\
+from optimum.onnxruntime import {{0}}
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({PLACE})
+model = {{0}}.from_pretrained({PLACE}, file_name="{{1}}")
+"""
+_GENERATED = f"""\
+inputs = tokenizer("{_PROMPT}", return_tensors="pt")
+tokens = model.generate(**inputs, max_new_tokens={{}}, do_sample=False)[0]
+print(tokenizer.decode(tokens, skip_special_tokens=True))
+"""
+_ANSWERED = """\
+inputs = tokenizer("A cat sits on the mat.", return_tensors="pt")
+print(model(**inputs).{}.shape)
+"""
+_SENTENCES = f"""\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({PLACE}{{}})
+vectors = model.encode(["A cat sits on the mat.", "A dog lies on the rug."])
+print(model.similarity(vectors, vectors))
+"""
+
+
+def answer_lines(task: str | None, new_tokens: int = _NEW_TOKENS) -> str:
+    """What asks a model of transformers; nothing where it isn't known how."""
+    if task == "ForCausalLM":
+        return _GENERATED.format(new_tokens)
+    outputs = {"": "last_hidden_state", "ForQuestionAnswering": "start_logits"}
+    return "" if task is None else _ANSWERED.format(outputs.get(task, "logits"))
+
+
+def sentence_lines(onnx: str = "") -> str:
+    """For sentence-transformers; of a graph by its file."""
+    kwargs = f'{{"file_name": "{onnx}", "provider": "CPUExecutionProvider"}}'
+    return _SENTENCES.format(onnx and f', backend="onnx", model_kwargs={kwargs}')
+
 
 class Use(NamedTuple):
     """One way to load and run a model."""
@@ -87,180 +188,6 @@ class FolderUses(NamedTuple):
 
     uses: list[Use]
     notes: Sequence[str] = ()
-
-
-_LINES = {
-    "opened": """\
-import numpy as np
-import onnxruntime as ort
-{% if m.has_tokenizer %}
-from tokenizers import Tokenizer
-{% endif %}
-
-session = ort.InferenceSession(f"{FOLDER}/{{ m.file }}", providers=["{{ provider }}"])
-{% if m.has_tokenizer %}
-tokenizer = Tokenizer.from_file(f"{FOLDER}/tokenizer.json")
-{% endif %}
-""",
-    "decoder": """\
-{% include "opened" %}
-{% if m.has_tokenizer %}
-tokens = tokenizer.encode("{{ prompt }}").ids
-{% else %}
-tokens = [1, 2, 3]  # of the model's tokenizer, which is not in this folder
-{% endif %}
-{% if m.pasts %}
-# A dropped attention has no cache: the graph itself says which layers have one.
-pasts = [each for each in session.get_inputs() if each.name.startswith("past")]
-caches = {each.name: np.zeros({{ m.cache[0] }}, np.{{ m.cache[1] }}) for each in pasts}
-outputs = [name.replace("past_key_values", "present") for name in caches]
-{% else %}
-caches, outputs = {}, []
-{% endif %}
-step, length = tokens, 0
-for _ in range({{ m.new_tokens }}):
-    length += len(step)
-    feed = {
-{% for name in m.others %}
-        "{{ name }}": {{ step[name].format(m.integer(name)) }},
-{% endfor %}
-    }
-    logits, *presents = session.run(["logits", *outputs], {**feed, **caches})
-    caches = dict(zip(caches, presents))
-    step = [int(logits[0, -1].argmax())]
-{% if m.ends %}
-    if step[0] in {{ m.ends }}:
-        break
-{% endif %}
-    tokens += step
-print({{ "tokenizer.decode(tokens)" if m.has_tokenizer else "tokens" }})
-""",
-    "encoder": """\
-{% include "opened" %}
-tokenizer.enable_padding()
-texts = ["A cat sits on the mat.", "A dog lies on the rug."]
-encoded = tokenizer.encode_batch(texts)
-feed = {
-{% for name in m.inputs %}
-    "{{ name }}": np.array([{{ encoded[name] }} for each in encoded], np.{{ m.integer(name) }}),
-{% endfor %}
-}
-found = session.run(["{{ m.shown }}"], feed)[0]
-{% set pooling = "embedding" if m.shown == embedding else m.pooling.modes | join(" ") %}
-{% if m.shown not in (embedding, states) or pooling not in
-      ("embedding", "mean", "cls", "lasttoken") %}
-print(found.shape)
-{% else %}
-{% if pooling == "mean" %}
-mask = feed["attention_mask"][..., None]
-vectors = (found * mask).sum(1) / mask.sum(1)
-{% elif pooling == "lasttoken" %}
-last = feed["attention_mask"].sum(1) - 1
-vectors = found[np.arange(len(found)), last]
-{% else %}
-vectors = found{{ "[:, 0]" if pooling == "cls" }}
-{% endif %}
-vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-print(vectors @ vectors.T)  # their cosines
-{% endif %}
-""",
-    "genai": """\
-import onnxruntime_genai as og
-from tokenizers import Tokenizer
-
-model = og.Model(FOLDER)
-tokenizer = Tokenizer.from_file(f"{FOLDER}/tokenizer.json")
-tokens = tokenizer.encode("{{ prompt }}").ids
-parameters = og.GeneratorParams(model)
-longest = len(tokens) + {{ m.new_tokens }}
-parameters.set_search_options(max_length=longest, do_sample=False)
-generator = og.Generator(model, parameters)
-generator.append_tokens(tokens)
-while not generator.is_done():
-    generator.generate_next_token()
-print(tokenizer.decode(generator.get_sequence(0).tolist()))
-""",
-    "optimum": """\
-from optimum.onnxruntime import {{ loader }}
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = {{ loader }}.from_pretrained(FOLDER
-{%- if m.file != "model.onnx" %}, file_name="{{ m.file }}"{% endif %})
-{% include "answer" %}
-""",
-    "transformers": """\
-from transformers import {{ names }}
-
-{% if has_tokenizer %}
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-{% endif %}
-model = {{ loader }}.from_pretrained(FOLDER)
-{% include "answer" %}
-""",
-    "pruned": """\
-from pathlib import Path
-from exporter.checkpoint.pruned_model import load_pruned, save_pruned
-
-loaded = load_pruned(Path(FOLDER))
-model, tokenizer = loaded.model, loaded.tokenizer
-{% include "answer" %}
-tuned = load_pruned(Path(FOLDER), train=True)  # with gradients
-# save_pruned(tuned, Path(...)) writes it again after a training.
-""",
-    "answer": """\
-{% if task == "ForCausalLM" %}
-inputs = tokenizer("{{ prompt }}", return_tensors="pt")
-tokens = model.generate(**inputs, max_new_tokens={{ new_tokens }}, do_sample=False)[0]
-print(tokenizer.decode(tokens, skip_special_tokens=True))
-{% elif task is not none %}
-inputs = tokenizer("A cat sits on the mat.", return_tensors="pt")
-print(model(**inputs).{{ "start_logits" if task == "ForQuestionAnswering"
-  else "logits" if task else "last_hidden_state" }}.shape)
-{% endif %}
-""",
-    "sentences": """\
-from sentence_transformers import SentenceTransformer
-
-{% if m %}
-settings = {"file_name": "{{ m.file }}", "provider": "CPUExecutionProvider"}
-model = SentenceTransformer(FOLDER, backend="onnx", model_kwargs=settings)
-{% else %}
-model = SentenceTransformer(FOLDER)
-{% endif %}
-vectors = model.encode(["A cat sits on the mat.", "A dog lies on the rug."])
-print(model.similarity(vectors, vectors))
-""",
-    "generate": """\
-depthcut generate "$FOLDER/{{ m.file }}" "{{ prompt }}" -n {{ m.new_tokens }}
-{%- if m.target == "onnxruntime-cuda" %} --provider cuda{% endif %}""",
-    "build": """\
-depthcut build "$FOLDER/{{ m.file }}" -o engines --engine {{ m.target }}
-{% if m.pasts and m.has_tokenizer %}
-depthcut generate engines "{{ prompt }}" --tokenizer "$FOLDER"
-{% endif %}
-""",
-}  # fmt: skip
-"""By way, the lines; the folder is the variable FOLDER."""
-
-
-@functools.cache
-def _environment() -> Environment:
-    from jinja2 import DictLoader, Environment, StrictUndefined
-
-    return Environment(  # noqa: S701  # Python, not HTML; names in it are plain
-        loader=DictLoader(_LINES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
-def lines(way: str, **facts: Any) -> str:
-    """The lines of a way, filled in."""
-    facts = {"prompt": _PROMPT, "new_tokens": _NEW_TOKENS, **facts}
-    return _environment().get_template(way).render(facts).rstrip("\n")
 
 
 @dataclass(frozen=True)
@@ -306,11 +233,6 @@ class UsedModel:
         return [name for name in self.inputs if CACHE_INPUT.fullmatch(name)]
 
     @property
-    def others(self) -> list[str]:
-        """The inputs that are none."""
-        return [name for name in self.inputs if name not in self.pasts]
-
-    @property
     def new_tokens(self) -> int:
         """How many tokens the lines generate; fewer where a text can't be long."""
         known = [longest_sequence(dict(self.config)), self.form.longest]
@@ -323,79 +245,71 @@ class UsedModel:
         names = self.config.get("architectures")
         return str([*names, ""][0]) if isinstance(names, list) else ""
 
-    @property
-    def generates(self) -> bool:
-        """Whether it gives logits and keeps what it has seen in caches, or no attention is left."""
-        causal = self.architecture.endswith(("ForCausalLM", "LMHeadModel"))
-        return "logits" in self.outputs and (bool(self.pasts) or causal)
-
-    @property
-    def shown(self) -> str:
-        """The output that is printed of an encoder."""
-        return EMBEDDING if EMBEDDING in self.outputs else self.outputs[0]
-
-    @property
-    def cache(self) -> tuple[str, str] | None:
-        """Shape and type of empty caches; None for a fixed length, or where these can't be told."""
-        form = self.form
-        if form.buffer is not None or form.mask is not None or any(form.windows.values()):
-            return None
-        dtypes = {getattr(self.inputs[past].dtype, "name", "") for past in self.pasts}
-        sizes = {form.heads.get(past, (None, None)) for past in self.pasts}
-        if not self.pasts:
-            return "", ""
-        if len(dtypes) != 1 or not dtypes <= _DTYPES.keys() or any(None in pair for pair in sizes):
-            return None
-        heads, size = next(iter(sizes)) if len(sizes) == 1 else ("each.shape[1]", "each.shape[3]")
-        return f"(1, {heads}, 0, {size})", _DTYPES[dtypes.pop()]
-
-    def integer(self, name: str) -> str:
-        """The type of an input of tokens."""
-        return "int32" if self.inputs[name].dtype == ir.DataType.INT32 else "int64"
-
     def uses(self) -> list[Use]:
         """The ways to run it that hold for what lies there."""
         cuda, task = self.target == "onnxruntime-cuda", auto_task(self.architecture)
-        runtime = f"onnxruntime{'-gpu' if cuda else ''} numpy"
-        others, given = set(self.others), set(self.inputs)
-        decodes = self.cache is not None and others <= _STEP.keys() and "input_ids" in others
-        encodes = self.has_tokenizer and bool(given) and given <= _ENCODED.keys()
-        own = ("decoder", decodes) if self.generates else ("encoder", encodes)
-        is_plain, known = self.target in _PLAIN_TARGETS, {*_STEP, *_ENCODED, *self.pasts}
-        result = bool(self.pasts and self.has_tokenizer) and set(self.inputs) <= known
-        sentences = is_plain and self.has_modules and not self.pasts
-        optimum = is_plain and self.has_tokenizer and task is not None
-        optimum = optimum and (task != "ForCausalLM" or self._has_usual_caches)
-        built = self.target in ("tensorrt", "tensorrt-rtx")
-        ways = (
-            (own[1], own[0], "ONNX Runtime", runtime + " tokenizers" * self.has_tokenizer),
-            (result, "generate", "depthcut", ""),
-            (
-                self.for_genai and self.has_tokenizer,
-                *("genai", "onnxruntime-genai"),
-                f"onnxruntime-genai{'-cuda' if cuda else ''} tokenizers",
-            ),
-            (optimum, "optimum", "optimum", "'optimum-onnx[onnxruntime]'"),
-            (sentences, "sentences", "sentence-transformers", "'sentence-transformers[onnx]'"),
-            (built, "build", self.target, ""),
-        )
-        facts = {
-            "m": self, "task": task, "loader": f"ORTModel{task or 'ForFeatureExtraction'}",
-            "provider": f"{'CUDA' if cuda else 'CPU'}ExecutionProvider", "step": _STEP,
-            "encoded": _ENCODED, "embedding": EMBEDDING, "states": STATES,
-            "new_tokens": self.new_tokens,
-        }  # fmt: skip
-        return [
-            Use(
-                library=library,
-                needs=needs,
-                text=lines(way, **facts),
-                language="sh" if way in ("generate", "build") else "python",
-                remark=_BUILDS_ANYWHERE if way == "build" else "",
-            )
-            for holds, way, library, needs in ways
-            if holds
-        ]
+        uses = [*self._by_runtime(f"onnxruntime{'-gpu' if cuda else ''}", cuda)]
+        known = {*_STEP, *_ENCODED, *self.pasts}
+        if self.pasts and self.has_tokenizer and set(self.inputs) <= known:
+            provider = " --provider cuda" if cuda else ""
+            text = f'depthcut generate "${PLACE}/{self.file}" "{_PROMPT}" -n {self.new_tokens}'
+            uses.append(Use("depthcut", "", text + provider, "sh"))
+        if self.for_genai and self.has_tokenizer:
+            needs = f"onnxruntime-genai{'-cuda' if cuda else ''} tokenizers"
+            text = _GENAI.substitute(new_tokens=self.new_tokens)
+            uses.append(Use("onnxruntime-genai", needs, text))
+        is_plain = self.target in _PLAIN_TARGETS
+        usual = task is not None and (task != "ForCausalLM" or self._has_usual_caches)
+        if is_plain and self.has_tokenizer and usual:
+            text = _OPTIMUM.format(f"ORTModel{task or 'ForFeatureExtraction'}", self.file)
+            text += answer_lines(task, self.new_tokens)
+            uses.append(Use("optimum", "'optimum-onnx[onnxruntime]'", text))
+        if is_plain and self.has_modules and not self.pasts:
+            name = "sentence-transformers"
+            uses.append(Use(name, f"'{name}[onnx]'", sentence_lines(self.file)))
+        if self.target in ("tensorrt", "tensorrt-rtx"):
+            text = f'depthcut build "${PLACE}/{self.file}" -o engines --engine {self.target}'
+            if self.pasts and self.has_tokenizer:
+                text += f'\ndepthcut generate engines "{_PROMPT}" --tokenizer "${PLACE}"'
+            uses.append(Use(self.target, "", text, "sh", _BUILDS_ANYWHERE))
+        return uses
+
+    def _by_runtime(self, package: str, cuda: bool) -> Iterator[Use]:
+        """ONNX Runtime's own lines: a decoder's loop, or an encoder's vectors."""
+        causal = self.architecture.endswith(("ForCausalLM", "LMHeadModel"))
+        others, needs = set(self.inputs) - set(self.pasts), f"{package} numpy"
+        facts = {"file": self.file, "provider": f"{'CUDA' if cuda else 'CPU'}ExecutionProvider"}
+        facts["tokenizer"] = _TOKENIZER if self.has_tokenizer else ""
+        needs += " tokenizers" if self.has_tokenizer else ""
+        if "logits" in self.outputs and (self.pasts or causal):
+            if self._has_growing_caches and others <= _STEP and "input_ids" in others:
+                tokens, shown = f'tokenizer.encode("{_PROMPT}").ids', "tokenizer.decode(tokens)"
+                if not self.has_tokenizer:
+                    tokens = "[1, 2, 3]  # of the model's tokenizer, which is not in this folder"
+                    shown = "tokens"
+                sizes = {self.form.heads[past] for past in self.pasts}
+                alike = len(sizes) == 1
+                heads, size = next(iter(sizes)) if alike else ("p.shape[1]", "p.shape[3]")
+                facts |= {"tokens": tokens, "shown": shown, "ends": str(list(self.ends))}
+                facts |= {"heads": str(heads), "size": str(size)}
+                text = _DECODER.substitute(facts, new_tokens=self.new_tokens)
+                yield Use("ONNX Runtime", needs, text)
+        elif self.has_tokenizer and others and set(self.inputs) <= _ENCODED:
+            shown = EMBEDDING if EMBEDDING in self.outputs else self.outputs[0]
+            pooled = _POOLED.get(EMBEDDING if shown == EMBEDDING else " ".join(self.pooling.modes))
+            is_pooled = pooled is not None and shown in (EMBEDDING, STATES)
+            end = f"{pooled}{_COSINES}" if is_pooled else "print(found.shape)\n"
+            yield Use("ONNX Runtime", needs, _ENCODER.substitute(facts, shown=shown) + end)
+
+    @property
+    def _has_growing_caches(self) -> bool:
+        """Whether empty caches can be made by the graph's own shapes and types."""
+        form = self.form
+        sizes = [size for past in self.pasts for size in form.heads.get(past, (None, None))]
+        types = {self.inputs[past].dtype for past in self.pasts}
+        fixed = form.buffer is not None or form.mask is not None or any(form.windows.values())
+        floats = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+        return not fixed and None not in sizes and types <= floats
 
     @property
     def _has_usual_caches(self) -> bool:
@@ -454,17 +368,16 @@ def stage_graph_use(output: Path, stage: Path) -> list[tuple[Path, Path]]:
         uses = graph_uses(stage / output.name, [stage, output.parent])
     except (ComparisonError, SurgeryError, UnsafeInputError):  # the second of onnxruntime-genai's
         return []
-    write_use(output.name, uses, stage)
+    _write_use(output.name, uses, stage)
     return [(stage / USE_FILE, use_place(output.parent, output.name))] if uses.uses else []
 
 
 def write_graph_use(graph: Path) -> None:
     """Writes that file beside a graph, in a folder that the caller stages."""
-    write_use(graph.name, graph_uses(graph), graph.parent)
+    _write_use(graph.name, graph_uses(graph), graph.parent)
 
 
-def write_use(name: str, uses: FolderUses, folder: Path) -> None:
-    """Writes that file into a folder, where a way is known."""
+def _write_use(name: str, uses: FolderUses, folder: Path) -> None:
     if uses.uses:
         place = f"The lines are run in this folder; elsewhere, let {PLACE} be its path."
         parts = [Section(use.library, use.library, [*use_blocks(use)]) for use in uses.uses]
@@ -481,7 +394,7 @@ def use_blocks(use: Use, lead: str = "") -> Iterator[Block]:
     if lead or words:
         yield Note(words, lead=lead)
     place = f"{PLACE}=." if use.language == "sh" else f'{PLACE} = "."'
-    yield Command(f"{place}\n{use.text}", use.language)
+    yield Command(f"{place}\n{use.text.rstrip()}", use.language)
 
 
 def use_place(folder: Path, name: str) -> Path:

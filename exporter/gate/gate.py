@@ -6,13 +6,13 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from exporter.artifacts import (
     FEWEST_ROUNDS,
     Accuracy,
-    Arm,
     Check,
     CheckReport,
     ComparisonReport,
@@ -24,7 +24,7 @@ from exporter.artifacts import (
 from exporter.artifacts.figures import LIMITED, Figure, Reading
 from exporter.compare.intervals import mean_interval
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.keys import key_of, refuse_unsound, rows_by_name
+from exporter.gate.keys import key_of
 from exporter.gate.limits import (
     AGAINST_BASELINE,
     CheckedValue,
@@ -33,10 +33,8 @@ from exporter.gate.limits import (
     checked,
     difference_interval,
     joined_floor,
-    limit_on,
     overall,
     ratio_interval,
-    told,
 )
 from exporter.report.words import short_shape
 
@@ -47,23 +45,186 @@ _ONCE = (
 )
 
 
-def time_checks(
+_LACKING = (
+    "This report has no such figure, and what it is held against has one: measure it again "
+    "(depthcut compare), or write a new baseline (--update-baseline)."
+)
+_NEW = (
+    "Only this report has such a figure: write a new baseline (--update-baseline), or leave the "
+    "limit out."
+)
+_UNMEASURED = (
+    "A limit is set, and no such figure was measured: measure it (depthcut compare), or leave the "
+    "limit out."
+)
+_APART = "The reports have none of one shape: measure the baseline's (depthcut compare)."
+_TWO_SESSIONS = (
+    "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
+    "of two ratios, with the interval of both."
+)
+_NO_INTERVAL = "The report has no interval for it."
+
+
+@dataclass(frozen=True)
+class BaselineMatch:
+    """An earlier report to compare with, and how its key differs from the new one's."""
+
+    report: ComparisonReport
+    differences: Sequence[KeyDifference] = ()
+
+
+@dataclass(frozen=True)
+class History:
+    """What the history tells."""
+
+    # by shape, the share by which earlier sessions of this same candidate differed
+    spreads: Mapping[str, float] = field(default_factory=dict)
+    drift: Sequence[Drift] = ()
+    notes: Sequence[str] = ()
+
+
+def check(
     report: ComparisonReport,
-    baseline: ComparisonReport | None,  # None holds the candidate against its own unpruned arm
-    limits: Limits,
-    spreads: Mapping[str, float],
-) -> list[Check]:
-    """One check a shape and limit."""
-    earlier = None if baseline is None else rows_by_name(baseline)
-    checks = []
-    for row in report.latency:
-        floor = max(limits.noise_floor, spreads.get(row.shape_name, 0))
-        if limits.max_slowdown is not None and (earlier is None or row.shape_name in earlier):
-            before = None if earlier is None else earlier[row.shape_name]
-            checks.append(checked(_slowdown(row, before, floor), 1 + limits.max_slowdown))
-        if limits.min_speedup is not None:
-            checks.append(checked(_speedup(row, floor), limits.min_speedup))
-    return checks
+    limits: Limits | None = None,
+    *,
+    baseline: BaselineMatch | None = None,  # None holds the candidate against its own unpruned arm
+    history: History | None = None,
+    name: str = "report",
+) -> CheckReport:
+    """Holds a report against limits.
+
+    Args:
+        report: What :func:`exporter.compare_models` gives.
+        limits: What is allowed; None: what a baseline allows.
+        baseline: An accepted report under the same conditions; None: the candidate is held against
+            its own unpruned model.
+        history: Earlier runs, by which a slow drift shows.
+        name: What errors call the report.
+
+    Returns:
+        Each check with its interval, and as ``verdict`` the worst: ``improved``, ``within_limit``,
+        ``regressed`` or ``inconclusive``. A figure that is missing is inconclusive.
+
+    Raises:
+        RegressionError: The limits are on nothing that the report holds, or it names a shape or a
+            task twice.
+        UsageError: There is neither a limit nor a baseline.
+    """
+    history = history or History()
+    old = None if baseline is None else baseline.report
+    sides = _Sides(report, old, limits or Limits(), history.spreads)
+    effective = _limits(old, sides.asked)
+    accepted = [] if baseline is None else [one.field for one in baseline.differences]
+    checks = [
+        one
+        for figure in LIMITED.values()
+        for one in _checks(figure, sides, effective, any_shape="shapes" in accepted)
+    ]
+    if not checks:
+        raise RegressionError(
+            f"{name} holds nothing that the limits are on.", code="nothing-limited"
+        )
+    return CheckReport(
+        verdict=overall([one.verdict for one in checks]),
+        against="baseline_arm" if old is None else "baseline_report",
+        models=judged_models(report, old),
+        key=key_of(report),
+        accepted_differences=[] if baseline is None else list(baseline.differences),
+        checks=checks,
+        drift=list(history.drift),
+        notes=[
+            *_notes(report, checks, two_sessions=old is not None),
+            *history.notes,
+            *_contradictions(effective),
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The report, what it is held against, and what is known of the noise."""
+
+    report: ComparisonReport
+    baseline: ComparisonReport | None
+    asked: Limits
+    spreads: Mapping[str, float]
+
+    def values(self, figure: Figure) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Rows or readings of a figure by what they are of: of the candidate, and of before."""
+        if self.baseline is None:
+            before, arm = self.report, self.report.arms.baseline
+        else:
+            before, arm = self.baseline, self.baseline.arms.candidate
+        new = _by_subject(figure, self.report, self.report.arms.candidate)
+        return new, _by_subject(figure, before, arm)
+
+
+def _by_subject(figure: Figure, report: ComparisonReport, arm: Any) -> dict[str, Any]:
+    """Rows of times, readings of all else; no counts of 0."""
+    items: list[tuple[str, Any]] = [(short_shape(row), row) for row in report.latency]
+    if figure.places:
+        readings = figure.readings(report.accuracy, arm)
+        items = [(one.subject, one) for one in readings if one.value or figure.stands_in != "arm"]
+    result = dict(items)
+    if len(result) < len(items):
+        names = [subject for subject, _ in items]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RegressionError(
+            f"The report has {figure.key} of {twice} twice.",
+            "Measure again: a report has each shape and task once.",
+            code="named-twice",
+        )
+    return result
+
+
+def _checks(figure: Figure, sides: _Sides, limits: Limits, *, any_shape: bool) -> Iterator[Check]:
+    """A check of each value that a limit is on, without a verdict where it can't be compared.
+
+    That is a value which only one side has, if a limit is on it or the baseline report has it, and
+    one of which a limit was asked for and that neither side has. With ``any_shape`` one shape in
+    common is enough.
+    """
+    new, old = sides.values(figure)
+    limit, judged = limits.on(figure.key), False
+    for subject in dict.fromkeys([*old, *new]):
+        if subject in new and subject in old:
+            if limit is not None:
+                value = _value(figure, new[subject], old[subject], sides, limits)
+                bound = figure.bound(limit, higher_is_better=value.higher_is_better)
+                yield checked(value, bound)
+            judged = True
+        elif any_shape and not figure.places:
+            continue
+        elif limit is not None or (subject in old and sides.baseline is not None):
+            judged = True
+            yield _unknown(figure.key, subject, _NEW if subject in new else _LACKING)
+    if not judged and (limits if new or old else sides.asked).on(figure.key) is not None:
+        yield _unknown(figure.key, "any", _APART if new or old else _UNMEASURED)
+
+
+def _value(figure: Figure, now: Any, then: Any, sides: _Sides, limits: Limits) -> CheckedValue:
+    """What is held against a limit."""
+    earlier = None if sides.baseline is None else then
+    if not figure.places:
+        floor = max(limits.noise_floor, sides.spreads.get(now.shape_name, 0))
+        return _speedup(now, floor) if figure.of_the_cut else _slowdown(now, earlier, floor)
+    if figure.of_the_cut:
+        return CheckedValue(
+            figure.key,
+            now.subject,
+            before=None,
+            after=now.value,
+            value=now.value,
+            ci95=None if now.interval is None else now.interval.ci95,
+            higher_is_better=figure.higher_is_better,
+            doubt=_NO_INTERVAL if now.interval is None and math.isfinite(now.value) else "",
+        )
+    if figure.stands_in == "arm":  # counted, not measured
+        ratio = now.value / then.value
+        return CheckedValue(figure.key, now.subject, then.value, now.value, ratio)
+    if figure.scale == "ratio":
+        return _rise(figure, now, earlier, sides)
+    return _difference(figure, now, earlier)
 
 
 def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> CheckedValue:
@@ -145,139 +306,6 @@ def _same_measurement(row: LatencyRow, before: LatencyRow) -> bool:
     )
 
 
-_LACKING = (
-    "This report has no such figure, and what it is held against has one: measure it again "
-    "(depthcut compare), or write a new baseline (--update-baseline)."
-)
-_NEW = (
-    "Only this report has such a figure: write a new baseline (--update-baseline), or leave the "
-    "limit out."
-)
-_UNMEASURED = (
-    "A limit is set, and no such figure was measured: measure it (depthcut compare), or leave the "
-    "limit out."
-)
-_APART = "The reports have none of one shape: measure the baseline's (depthcut compare)."
-_TWO_SESSIONS = (
-    "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
-    "of two ratios, with the interval of both."
-)
-
-
-@dataclass(frozen=True)
-class BaselineMatch:
-    """An earlier report to compare with, and how its key differs from the new one's."""
-
-    report: ComparisonReport
-    differences: Sequence[KeyDifference] = ()
-
-
-@dataclass(frozen=True)
-class History:
-    """What the history tells."""
-
-    # by shape, the share by which earlier sessions of this same candidate differed
-    spreads: Mapping[str, float] = field(default_factory=dict)
-    drift: Sequence[Drift] = ()
-    notes: Sequence[str] = ()
-
-
-def check(
-    report: ComparisonReport,
-    limits: Limits | None = None,
-    *,
-    baseline: BaselineMatch | None = None,  # None holds the candidate against its own unpruned arm
-    history: History | None = None,
-    name: str = "report",
-) -> CheckReport:
-    """Holds a report against limits.
-
-    Args:
-        report: What :func:`exporter.compare_models` gives.
-        limits: What is allowed; None: what a baseline allows.
-        baseline: An accepted report under the same conditions; None: the candidate is held against
-            its own unpruned model.
-        history: Earlier runs, by which a slow drift shows.
-        name: What errors call the report.
-
-    Returns:
-        Each check with its interval, and as ``verdict`` the worst: ``improved``, ``within_limit``,
-        ``regressed`` or ``inconclusive``. A figure that is missing is inconclusive.
-
-    Raises:
-        RegressionError: The limits are on nothing that the report holds, or the report's numbers
-            contradict each other.
-        UsageError: There is neither a limit nor a baseline.
-    """
-    history = history or History()
-    refuse_unsound(report, name)
-    old = None if baseline is None else baseline.report
-    result = limits or Limits()
-    limits = _limits(old, result)
-    missing = _missing(report, baseline, limits, result)
-    unknown = [(one.quantity, one.subject) for one in missing]
-    judged = [
-        *time_checks(report, old, limits, history.spreads),
-        *figure_checks(report, old, limits),
-    ]
-    checks = [*(one for one in judged if (one.quantity, one.subject) not in unknown), *missing]
-    if not checks:
-        raise RegressionError(
-            f"{name} holds nothing that the limits are on.", code="nothing-limited"
-        )
-    return CheckReport(
-        verdict=overall([one.verdict for one in checks]),
-        against="baseline_arm" if old is None else "baseline_report",
-        models=judged_models(report, old),
-        key=key_of(report),
-        accepted_differences=[] if baseline is None else list(baseline.differences),
-        checks=checks,
-        drift=list(history.drift),
-        notes=[
-            *_notes(report, checks, two_sessions=old is not None),
-            *history.notes,
-            *_contradictions(limits),
-        ],
-    )
-
-
-def _missing(
-    report: ComparisonReport, baseline: BaselineMatch | None, limits: Limits, value: Limits
-) -> list[Check]:
-    """A check without a verdict for each figure that can't be compared.
-
-    That is one which only one side has, if a limit is on it or the baseline report has it, and one
-    of which a limit was asked for and that neither side has. Where the caller accepts other shapes,
-    one in common is enough.
-    """
-    before = report if baseline is None else baseline.report
-    unpruned = report.arms.baseline
-    old = told(before, unpruned if baseline is None else before.arms.candidate)
-    new = told(report, report.arms.candidate)
-    common = {limit_on(quantity) for quantity, subject in new if (quantity, subject) in old}
-    accepted = [] if baseline is None else [one.field for one in baseline.differences]
-    checks = []
-    for name in dict.fromkeys([*old, *new]):
-        limit, lacking = limit_on(name[0]), name not in new
-        wanted = limits.on(name[0]) is not None or (lacking and baseline is not None)
-        if (
-            (lacking or name not in old)
-            and wanted
-            and not ("shapes" in accepted and not LIMITED[name[0]].places)
-        ):
-            common.add(limit)
-            checks.append(_unknown(*name, _LACKING if lacking else _NEW))
-    known = {quantity for quantity, _ in [*old, *new]}
-    for quantity in LIMITED:
-        limit = limit_on(quantity)
-        if (limits if quantity in known else value).on(
-            quantity
-        ) is not None and limit not in common:
-            common.add(limit)
-            checks.append(_unknown(quantity, "any", _APART if quantity in known else _UNMEASURED))
-    return checks
-
-
 def _unknown(quantity: str, subject: str, reason: str) -> Check:
     return Check(
         quantity=quantity,
@@ -336,85 +364,19 @@ def _limits(baseline: ComparisonReport | None, limits: Limits) -> Limits:
     return replace(AGAINST_BASELINE, noise_floor=limits.noise_floor)
 
 
-_NO_INTERVAL = "The report has no interval for it."
-
-
-def figure_checks(
-    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
-) -> list[Check]:
-    """One check of each value that a limit is on, but times."""
-    checks = []
-    for quantity, figure in LIMITED.items():
-        if (limit := limits.on(quantity)) is not None:
-            for item in _values(figure, report, baseline):
-                bound = figure.bound(limit, higher_is_better=item.higher_is_better)
-                checks.append(checked(item, bound))
-    return checks
-
-
-def _values(
-    figure: Figure, report: ComparisonReport, baseline: ComparisonReport | None
-) -> Iterator[CheckedValue]:
-    """What is held against a limit; of figures of a change only what both sides have."""
-    before = report if baseline is None else baseline
-    arm = report.arms.baseline if baseline is None else before.arms.candidate
-    old = _by_subject(figure, before.accuracy, arm)
-    for subject, now in _by_subject(figure, report.accuracy, report.arms.candidate).items():
-        if figure.of_the_cut:
-            yield _of_the_cut(figure, now)
-        elif (then := old.get(subject)) is None:
-            continue
-        elif figure.stands_in == "arm":  # counted, not measured
-            if now.value and then.value:
-                ratio = now.value / then.value
-                yield CheckedValue(figure.key, subject, then.value, now.value, ratio)
-        elif figure.scale == "ratio":
-            yield _rise(figure, now, None if baseline is None else then, report, before)
-        else:
-            yield _difference(figure, now, None if baseline is None else then)
-
-
-def _by_subject(figure: Figure, accuracy: Accuracy | None, arm: Arm) -> dict[str, Reading]:
-    readings: dict[str, Reading] = {}
-    for one in figure.readings(accuracy, arm):
-        if one.subject in readings:
-            raise RegressionError(
-                f"$.accuracy.{figure.stands_in} has {one.subject} twice.", code="named-twice"
-            )
-        readings[one.subject] = one
-    return readings
-
-
-def _of_the_cut(figure: Figure, now: Reading) -> CheckedValue:
-    return CheckedValue(
-        figure.key,
-        now.subject,
-        before=None,
-        after=now.value,
-        value=now.value,
-        ci95=None if now.interval is None else now.interval.ci95,
-        higher_is_better=figure.higher_is_better,
-        doubt=_NO_INTERVAL if now.interval is None and math.isfinite(now.value) else "",
-    )
-
-
-def _rise(
-    figure: Figure,
-    now: Reading,
-    then: Reading | None,
-    report: ComparisonReport,
-    baseline: ComparisonReport,
-) -> CheckedValue:
+def _rise(figure: Figure, now: Reading, then: Reading | None, sides: _Sides) -> CheckedValue:
     """By what factor it is above that of the unpruned arm, or of an earlier report."""
     log_ratio, interval = _log_rise(now)
     before, exact = now.before, False
     if then is not None:
         before, (old, old_ci95) = then.value, _log_rise(then)
         both = interval and old_ci95 and difference_interval(log_ratio, interval, old, old_ci95)
-        exact, log_ratio = _same_question(report, baseline), log_ratio - old
+        assert sides.baseline is not None
+        exact = _same_question(sides.report, sides.baseline)
         interval = None if exact else _paired(now.item, then.item) or both
-    if math.isnan(log_ratio):  # both collapsed: infinite then and now
-        log_ratio, exact = 0.0, True
+        if log_ratio == old == math.inf:  # both collapsed
+            exact, old, log_ratio = True, 0.0, 0.0
+        log_ratio -= old
     return CheckedValue(
         figure.key,
         now.subject,
@@ -429,10 +391,11 @@ def _rise(
 def _log_rise(reading: Reading) -> tuple[float, Interval | None]:
     """Logarithm of the candidate's value over its unpruned arm's, and its interval."""
     interval = reading.interval
-    if interval is not None and math.isinf(reading.value):  # exp has overflowed, its log hasn't
-        return interval.value, interval.ci95
     assert reading.before is not None
-    ratio = _log(reading.value) - _log(reading.before)
+    has_overflowed = math.isinf(reading.value) and math.isfinite(reading.before)
+    if interval is not None and has_overflowed:  # what the interval is of has not
+        return interval.value, interval.ci95
+    ratio = math.log(reading.value) - math.log(reading.before)
     return ratio, None if interval is None else interval.ci95
 
 
@@ -480,10 +443,6 @@ def _difference(figure: Figure, now: Reading, then: Reading | None) -> CheckedVa
         ci95=interval,
         higher_is_better=now.item.higher_is_better,
     )
-
-
-def _log(value: float) -> float:
-    return math.log(value) if math.isfinite(value) else math.inf
 
 
 def _exp(value: float) -> float:

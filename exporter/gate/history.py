@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from scipy import stats
 
 from exporter.artifacts import (
     SCHEMA_VERSION,
-    BaselineSet,
     CheckReport,
     ComparisonReport,
     Drift,
@@ -34,14 +33,12 @@ from exporter.gate.keys import (
     differences,
     key_of,
     key_sha256,
-    refuse_unsound,
     series,
 )
 from exporter.printable import printable_json
+from graph_passes.errors import UnsafeInputError
 from graph_passes.files.placing import append as append_text
-from graph_passes.files.reading import RECORD_BYTES, read_bytes, read_json
-
-_MEND = "Mend or remove that line; the others are untouched."
+from graph_passes.files.reading import RECORD_BYTES, parse_json, read_bytes
 
 
 def entry_of(
@@ -113,29 +110,24 @@ def _is_ended(path: Path) -> bool:
         return file.read(1) in (b"", b"\n")
 
 
-class _Head(BaseModel):
-    """What is read first of a line: another version's may have keys that aren't known here."""
-
-    model_config = ConfigDict(extra="ignore")
-    schema_version: int = SCHEMA_VERSION
-
-
 def _read_line(line: bytes, where: str) -> HistoryEntry | None:
-    """A run; None where the line ends before it does, perhaps inside a character."""
+    """A run; None where the line is no JSON, as one that a crash cut off."""
     try:
-        text = line.decode()
-        refuse_other_schema(_Head.model_validate_json(text).schema_version, where)
-        return HistoryEntry.model_validate_json(text)
-    except UnicodeDecodeError as error:
-        if error.end == len(line) and error.reason == "unexpected end of data":
-            return None
-        raise ArtifactError(f"{where} is not UTF-8: {error}.", _MEND, code="not-utf-8") from error
+        content = parse_json(line.decode(), where)
+    except UnsafeInputError:
+        raise
+    except ValueError:
+        return None
+    if isinstance(content, dict):
+        refuse_other_schema(content.get("schema_version"), where)
+    try:
+        return HistoryEntry.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        if first["type"] == "json_invalid" and "EOF" in first["msg"]:
-            return None
         raise ArtifactError(
-            f"{where}: {json_path(first['loc'])}: {first['msg']}.", _MEND, code="broken-line"
+            f"{where}: {json_path(first['loc'])}: {first['msg']}.",
+            "Mend or remove that line; the others are untouched.",
+            code="broken-line",
         ) from error
 
 
@@ -232,19 +224,15 @@ _UPDATE = "Write one with --update-baseline, on the machine that runs the check.
 
 
 def read_baselines(path: Path) -> Named:
-    """Reads all reports of a baseline."""
+    """Reads a baseline: a report, or a folder of some."""
     if not path.exists():
         raise RegressionError(f"{path}: there is no baseline.", _UPDATE, code="baseline-missing")
-    if path.is_dir():
-        files = sorted(path.glob("*.json"))
-        reports = {str(file): ComparisonReport.read(file, named=False) for file in files}
-    else:
-        reports = _read(path)
-    if not reports:
+    if not path.is_dir():
+        return {str(path): ComparisonReport.read(path)}
+    files = sorted(path.glob("*.json"))
+    if not files:
         raise RegressionError(f"{path} holds no report.", _UPDATE, code="no-report")
-    for name, report in reports.items():
-        refuse_unsound(report, name)
-    return reports
+    return {str(file): ComparisonReport.read(file, named=False) for file in files}
 
 
 def find_baseline(
@@ -273,44 +261,15 @@ def find_baseline(
 
 
 def updated(path: Path, report: ComparisonReport) -> Path:
-    """Puts a report in the place of the one of its key, or beside those of other keys.
-
-    Jobs that do so at the same time wait for one another, so that none of their reports is lost.
-    """
+    """Puts a report in the place of the one of its key; in a folder, beside those of other keys."""
     # Asked so that the answer stays the same when another job makes the folder meanwhile.
-    folder = not path.is_file() and (not path.suffix or path.is_dir())
-    with in_turn(path if folder else path.parent):
-        return _put(path, report, folder=folder)
-
-
-def _put(path: Path, report: ComparisonReport, *, folder: bool) -> Path:
-    there = read_baselines(path) if path.exists() and _has_reports(path) else {}
+    if path.is_file() or (path.suffix and not path.is_dir()):
+        return report.write(path)
     digest = key_sha256(key_of(report))
-    mine = [name for name, old in there.items() if key_sha256(key_of(old)) == digest]
-    if folder:
-        file = Path(mine[0]) if mine else path / f"{digest[:12]}.json"
-        return report.write(file)
-    kept = [old for name, old in there.items() if name not in mine]
-    return BaselineSet(reports=[*kept, report]).write(path)
-
-
-def _has_reports(path: Path) -> bool:
-    return path.is_file() or any(path.glob("*.json"))
-
-
-def _read(file: Path) -> Named:
-    if _kind(file) == "baseline_set":
-        reports = BaselineSet.read(file).reports
-        return {f"{file}: $.reports[{n}]": report for n, report in enumerate(reports)}
-    return {str(file): ComparisonReport.read(file)}
-
-
-def _kind(file: Path) -> object:
-    try:
-        head = read_json(file, limit=RECORD_BYTES, named=True)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ArtifactError(f"{file} can't be read as JSON: {error}.", code="not-json") from error
-    return head.get("kind") if isinstance(head, dict) else None
+    with in_turn(path):  # jobs that do so at the same time wait for one another
+        there = read_baselines(path) if any(path.glob("*.json")) else {}
+        mine = [name for name, old in there.items() if key_sha256(key_of(old)) == digest]
+        return report.write(Path(mine[0]) if mine else path / f"{digest[:12]}.json")
 
 
 def _no_baseline(nearest: list[KeyDifference], name: str, count: int) -> RegressionError:

@@ -7,10 +7,9 @@ import math
 import sys
 from typing import Any
 
-from exporter.artifacts import Arm, Check, CheckVerdict, ComparisonReport
+from exporter.artifacts import Check, CheckVerdict
 from exporter.artifacts.figures import LIMITED, Figure, NotNegative, options_of
 from exporter.options import dataclass, option
-from exporter.report.words import short_shape
 
 _LIMITS = [figure.limit for figure in LIMITED.values() if figure.limit is not None]
 _Limited: Any = options_of(_LIMITS, "Limits")
@@ -43,8 +42,6 @@ _USUAL: dict[str, Any] = {one.name: one.usual for one in _LIMITS}
 AGAINST_BASELINE = Limits(**_USUAL)
 """What is checked against an earlier report where the caller names nothing."""
 
-Named = tuple[str, str]
-"""A figure's key, and the shape, task or file that it is of."""
 Interval = tuple[float, float]
 
 
@@ -53,22 +50,6 @@ def limit_on(quantity: str) -> str:
     limit = LIMITED[quantity].limit
     assert limit is not None
     return limit.name
-
-
-def told(report: ComparisonReport, arm: Arm) -> dict[Named, float]:
-    """All that a report tells of one of its arms and that a limit can be on; no counts of 0."""
-    rows = [(short_shape(row), row.candidate.median_ms) for row in report.latency]
-    known = {
-        (key, shape): time
-        for shape, time in rows
-        for key, figure in LIMITED.items()
-        if not figure.places
-    }
-    for key, figure in LIMITED.items():
-        for one in figure.readings(report.accuracy, arm):
-            if one.value or figure.stands_in != "arm":
-                known[key, one.subject] = one.value
-    return known
 
 
 _STRICTER = 1.47

@@ -26,7 +26,7 @@ from exporter.gate.history import (
     session_spreads,
     updated,
 )
-from exporter.gate.keys import FIELDS, key_of, refuse_unsound, series
+from exporter.gate.keys import FIELDS, key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.option_types import InputFile, OutputPath, one_of
 from exporter.options import Options, argument, dataclass, only_with, option, part
@@ -41,8 +41,8 @@ class CheckRequest(Options):
     report: InputFile = argument("REPORT")
     baseline: OutputPath | None = option(
         None,
-        "An earlier report, a file with several, or a folder. Without it the candidate is "
-        "compared with its own unpruned baseline.",
+        "An earlier report, or a folder of several. Without it the candidate is compared with its "
+        "own unpruned baseline.",
         section=VERDICTS,
     )
     limits: Limits = part(Limits())
@@ -79,7 +79,6 @@ class CheckRequest(Options):
 def run_check(request: CheckRequest) -> tuple[CheckReport, ComparisonReport]:
     """Checks a report, then appends to the history and renews the baseline, where asked."""
     report = ComparisonReport.read(request.report)
-    refuse_unsound(report, str(request.report))
     history = _history(request, report)
     baseline = _baseline(request, report)
     if baseline is None and request.update_baseline:
@@ -138,29 +137,21 @@ def _history_notes(path: Path, kept: HistoryFile, mine: str) -> list[str]:
     ]  # fmt: skip
 
 
+_FIRST = ("baseline-missing", "no-report", "other-conditions")
+"""What is no hindrance where the report is to become a baseline."""
+
+
 def _baseline(request: CheckRequest, report: ComparisonReport) -> BaselineMatch | None:
     if request.baseline is None:
         return None
     try:
         baselines = read_baselines(request.baseline)
         return BaselineMatch(*find_baseline(report, baselines, request.allow))
-    except RegressionError:
-        if request.update_baseline and not _clashes(request, report):
+    except RegressionError as error:
+        joins = error.code != "other-conditions" or request.baseline.is_dir()
+        if request.update_baseline and error.code in _FIRST and joins:
             return None
         raise
-
-
-def _clashes(request: CheckRequest, report: ComparisonReport) -> bool:
-    """Whether the baseline is broken or double, so that it can't simply be added to."""
-    assert request.baseline is not None
-    if not request.baseline.exists() or _is_empty_folder(request.baseline):
-        return False
-    keys = [key_of(other) for other in read_baselines(request.baseline).values()]
-    return keys.count(key_of(report)) > 1
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.glob("*.json"))
 
 
 def _first(report: ComparisonReport) -> CheckReport:

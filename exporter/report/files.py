@@ -17,7 +17,6 @@ from exporter.artifacts import (
     ComparisonReport,
     DepthsReport,
     ImportanceReport,
-    RankAgreement,
     RankedScores,
     RankingRef,
     ScoreComparison,
@@ -26,14 +25,12 @@ from exporter.artifacts import (
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.printable import significant, visible
-from exporter.report.charts import CellMap, MapCell, Shades
 from exporter.report.markdown import markdown, several_markdown
 from exporter.report.sections import comparison_document
 from exporter.report.sections.blocks import (
     Block,
     Cell,
     Document,
-    Figure,
     Grid,
     Note,
     Section,
@@ -42,9 +39,6 @@ from exporter.report.sections.depths import depths_document
 from exporter.report.sections.summary import letter, overview_section
 from exporter.report.sections.sweep import sweep_document
 from exporter.report.words import KINDS, or_dash
-
-_FEW_FILES = 2
-_CORRELATIONS = "Correlations are 1 for the same order and -1 for the opposite."
 
 
 def scores_document(comparison: ScoreComparison) -> Document:
@@ -69,9 +63,7 @@ def scores_document(comparison: ScoreComparison) -> Document:
 
 
 def _agreements(comparison: ScoreComparison, names: dict[RankingRef, str]) -> list[Block]:
-    """Pair by pair; of many files Spearman's correlation of each with each."""
-    if len(comparison.texts) > _FEW_FILES:
-        return [_matrix(comparison, names), Note(_CORRELATIONS)]
+    """Pair by pair."""
     counts = sorted({n for pair in comparison.agreements for n in pair.shared_first})
     header = ["kind", "ranking", "compared with", "Spearman", "Kendall"]
     rows = [
@@ -86,23 +78,12 @@ def _agreements(comparison: ScoreComparison, names: dict[RankingRef, str]) -> li
         for pair in comparison.agreements
     ]
     header += [f"of first {n}" for n in counts]
-    note = f"{_CORRELATIONS} Of first n: how many of the n most redundant are the same."
+    note = (
+        "Correlations are 1 for the same order and -1 for the opposite. Of first n: how many of "
+        "the n most redundant are the same."
+    )
     grid = Grid("How far the rankings agree", header, rows, right=range(3, len(header)))
     return [grid, Note(note)]
-
-
-def _matrix(comparison: ScoreComparison, names: dict[RankingRef, str]) -> Grid:
-    pairs: dict[tuple[str, RankingRef], list[RankAgreement]] = {}
-    for pair in comparison.agreements:
-        pairs.setdefault((pair.kind, pair.first), []).append(pair)
-    columns = list(dict.fromkeys(pair.second for pair in comparison.agreements))
-    rows = []
-    for (kind, first), row in pairs.items():
-        values = {pair.second: _figure(pair.spearman) for pair in row}
-        rows.append([kind, names[first], *(values.get(column, "") for column in columns)])
-    header = ["kind", "", *(names[column] for column in columns)]
-    caption = "Spearman's correlation of each pair of rankings"
-    return Grid(caption, header, rows, right=range(2, len(header)))
 
 
 def _of_kind(kind: str, rankings: Sequence[RankedScores], names: dict[RankingRef, str]) -> Section:
@@ -114,33 +95,7 @@ def _of_kind(kind: str, rankings: Sequence[RankedScores], names: dict[RankingRef
     ]
     title = f"Scores of the {KINDS[kind].several}"
     grid = Grid(title, ["layer", *columns], rows, right=range(len(columns) + 1))
-    chart = _map(title, rankings, columns, layers)
-    legend = [("h0", "redundant"), ("h8", "important"), ("s-circle", "its column's first quarter")]
-    figure = Figure(chart, "A row a layer.", legend, title)
-    return Section(kind, title, [grid], [figure])
-
-
-def _map(
-    title: str, rankings: Sequence[RankedScores], columns: Sequence[str], layers: Sequence[int]
-) -> CellMap:
-    """Layers down, rankings across; shades are each metric's own."""
-    values: dict[str, list[float]] = {}
-    for ranking in rankings:
-        values.setdefault(ranking.ranking.metric, []).extend(ranking.scores.values())
-    shades = {metric: Shades(scores) for metric, scores in values.items()}
-    cells, lowest = {}, []
-    for column, ranking in enumerate(rankings):
-        order = sorted(ranking.scores, key=lambda layer: (ranking.scores[layer], layer))
-        lowest.append(f"{columns[column]}: {', '.join(map(str, order[:4]))}")
-        for rank, layer in enumerate(order):
-            value = ranking.scores[layer]
-            tip = f"{columns[column]}, layer {layer}: {significant(value, 3)}"
-            shade = f"h{shades[ranking.ranking.metric](value)}"
-            cells[layers.index(layer), column] = MapCell(shade, tip, dotted=4 * rank < len(order))
-    return CellMap(
-        title, f"The four most redundant layers of each. {'; '.join(lowest)}.",
-        list(map(str, layers)), columns, cells, widest=80.0, tallest=14.0, most_across=len(columns),
-    )  # fmt: skip
+    return Section(kind, title, [grid])
 
 
 def _files(comparison: ScoreComparison) -> Grid:

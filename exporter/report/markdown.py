@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 
 from exporter.printable import one_line, printable
+from exporter.report.charts import Intervals
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -60,6 +61,8 @@ def section_markdown(section: Section) -> str:
     several = sum(isinstance(block, Grid) for block in section.blocks) > 1
     lines = [f"## {escaped(section.title)}"]
     for block in section.blocks:
+        if isinstance(block, Intervals):
+            continue
         if several and isinstance(block, Grid):
             lines += ["", f"{escaped(block.caption)}:"]
         lines += ["", *_block(block)]

@@ -15,8 +15,6 @@ _OURS = re.compile(r'\{\s*"schema_version":\s*\d+,\s*"kind":\s*"(\w+)"')
 _BEGINNINGS = {b"\x1f\x8b": "gzip archive", b"PK\x03\x04": "zip archive", b"GGUF": GGUF}
 _ONNX = re.compile(rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2]")
 """The version, and the tag of a further field of a model."""
-_ALIKE = {"baseline_set": "comparison_report"}
-"""A baseline may grow from one to the other."""
 
 
 def kind_of(path: Path) -> str:
@@ -55,7 +53,7 @@ def _kind_of_text(head: bytes) -> str | None:
     if any(letter < " " and letter not in "\t\n\r\f\x1b" for letter in text):
         return None
     if ours := _OURS.match(text):
-        return _ALIKE.get(ours[1], ours[1])
+        return ours[1]
     if text.startswith(("{", "[")):
         return _JSON
     return HTML if text[:15].lower().startswith(("<!doctype html", "<html")) else TEXT

@@ -201,7 +201,7 @@ KINDS: dict[str, Any] = {
     TEXT: "# Notes, größer\n".encode(),
     HTML: b"<!DOCTYPE html>\n<p>",
     "JSON": b'{"model_type": "llama"}',
-    "comparison_report": b'{"schema_version": 1, "kind": "baseline_set"}',
+    "comparison_report": b'{"schema_version": 1, "kind": "comparison_report"}',
     "safetensors file": b"\x10\0\0\0\0\0\0\0{}",
     "gzip archive": b"\x1f\x8b\x08",
     "binary file": b"\x08\x00\x01engine",

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import PlainSerializer, PlainValidator
 
 from exporter.artifacts import TaskResult
-from exporter.compare.intervals import difference_interval, mcnemar_p
+from exporter.compare.intervals import difference_interval
 from exporter.errors import (
     ComparisonError,
     DepthcutError,
@@ -212,8 +212,7 @@ def compare_scores(baseline: TaskScores, candidate: TaskScores) -> list[TaskResu
 
 def _result(baseline: TaskScores, candidate: TaskScores, metric: str) -> TaskResult:
     pair = baseline.metrics[metric], candidate.metrics[metric]
-    higher = metric not in baseline.lower_is_better
-    result = TaskResult(
+    return TaskResult(
         task=baseline.task,
         metric=metric,
         items=len(pair[0]),
@@ -221,19 +220,7 @@ def _result(baseline: TaskScores, candidate: TaskScores, metric: str) -> TaskRes
         candidate=float(pair[1].mean()),
         difference=difference_interval(*pair),
         source=baseline.source,
-        higher_is_better=higher,
-    )
-    if not np.isin(pair, (0, 1)).all():
-        return result
-    lost, won = int((pair[0] > pair[1]).sum()), int((pair[0] < pair[1]).sum())
-    if not higher:
-        lost, won = won, lost
-    return result.model_copy(
-        update={
-            "only_baseline_right": lost,
-            "only_candidate_right": won,
-            "mcnemar_p": mcnemar_p(lost, won),
-        }
+        higher_is_better=metric not in baseline.lower_is_better,
     )
 
 

@@ -12,12 +12,10 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.figures import ANSWERS, FIGURES
 from exporter.printable import significant
-from exporter.report.charts import IntervalLine, Intervals
-from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
-from exporter.report.sections.latency import interval_tone
+from exporter.report.sections.blocks import Block, Grid, Note, Section, other_part
 from exporter.report.sections.summary import accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
-from exporter.report.words import interval_words, or_dash, read_by
+from exporter.report.words import interval_words, read_by
 
 IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "
@@ -88,33 +86,16 @@ def _tasks(accuracy: Accuracy) -> Section | None:
     tasks = accuracy.tasks
     if not tasks:
         return None
-    header = [
-        "task", "metric", "items", "baseline", "candidate", "difference",
-        "only baseline right", "only candidate right", "McNemar p",
-    ]  # fmt: skip
-    rows = [_task(task) for task in tasks]
-    grid = Grid("Tasks on the same items", header, rows, right=range(2, 9))
+    header = ["task", "metric", "items", "baseline", "candidate", "difference"]
+    grid = Grid("Tasks on the same items", header, [*map(_task, tasks)], right=range(2, 6))
     note = Note(
         "The difference is candidate minus baseline; in brackets its 95 % interval, from a paired "
-        "bootstrap over items. McNemar's exact test looks at the items that only one arm gets "
-        "right."
+        "bootstrap over items."
     )
     sources = dict.fromkeys(f"{task.task}: {task.source}" for task in tasks if task.source)
     notes = [Note(f"{'; '.join(sources)}.", lead="Items from:")] if sources else []
-    lines = [
-        IntervalLine(
-            f"{task.task}, {task.metric}",
-            task.difference.value,
-            *task.difference.ci95,
-            f"{task.difference.value:+.3f}",
-            interval_tone(*task.difference.ci95, higher_is_better=task.higher_is_better),
-        )
-        for task in tasks
-    ]
-    chart = Intervals("Tasks: difference of scores", lines, neutral=0.0)
-    text = "Candidate minus baseline with its 95 % interval, paired by item."
     first = [] if accuracy.images is None else [Note(IMAGES_NOTE)]
-    return Section("tasks", "Tasks", [*first, grid, note, *notes], [Figure(chart, text)])
+    return Section("tasks", "Tasks", [*first, grid, note, *notes])
 
 
 def _task(task: TaskResult) -> list[str]:
@@ -126,7 +107,4 @@ def _task(task: TaskResult) -> list[str]:
         f"{task.baseline:.4f}",
         f"{task.candidate:.4f}",
         f"{task.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]",
-        or_dash(task.only_baseline_right, "{:,}".format),
-        or_dash(task.only_candidate_right, "{:,}".format),
-        or_dash(task.mcnemar_p, lambda p: significant(p, 2)),
     ]

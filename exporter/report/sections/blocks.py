@@ -10,7 +10,7 @@ from exporter.artifacts import CalibrationRef, PlanParts
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.plan_figures import kind_of
 from exporter.artifacts.stages import document_of
-from exporter.report.charts import Chart
+from exporter.report.charts import Intervals
 from exporter.report.words import listed, or_dash
 
 Tone = Literal["good", "bad", "even", "unsure", "cut"]
@@ -74,27 +74,17 @@ class Command:
     language: str = "sh"
 
 
-Block = Grid | Note | Bullets | Command
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart, what it says, and what its marks mean (class and word)."""
-
-    chart: Chart
-    caption: str = ""
-    legend: Sequence[tuple[str, str]] = ()
-    title: str = ""
+Block = Grid | Note | Bullets | Command | Intervals
+"""A chart is drawn where that can be."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section under one heading; charts are drawn where that can be."""
+    """A section under one heading."""
 
     key: str
     title: str
     blocks: Sequence[Block]
-    figures: Sequence[Figure] = ()
     stays_open: bool = False
 
 

@@ -7,25 +7,24 @@ from collections.abc import Iterator
 
 from exporter.artifacts import (
     ComparisonReport,
-    HealedBranch,
     HealedClasses,
     HealedEmbeddings,
     HealedText,
     Healing,
     Training,
 )
-from exporter.artifacts.base import IMAGES, TEXTS, Nouns
+from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.plan_figures import kind_of
-from exporter.printable import counted, percent, significant
+from exporter.printable import counted, significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section
-from exporter.report.words import or_dash, read_by
+from exporter.report.words import read_by
 
 _HEADER = ("figure", "whole", "dropped", "healed", "recovered")
 _ROLES = {"calibration": "held out", "other": "another domain"}
 
 
 def healing_section(report: ComparisonReport) -> Section | None:
-    """The gain by text, and every branch's fit, or that they aren't known; None for a bare plan."""
+    """The gain by text, or that it isn't known; None for a bare plan."""
     if report.healing is not None:
         return Section("healing", "Healing", [*_blocks(report.healing, read_by(report))])
     replaced = sum(deletion.replacement != "none" for deletion in report.plan)
@@ -40,20 +39,24 @@ def healing_section(report: ComparisonReport) -> Section | None:
 
 def healing_words(healing: Healing, read: Nouns = TEXTS) -> str:
     """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``."""
-    words = _training_words(healing, read) if healing.changed_weights else _replaced_words(healing)
-    own = next(
-        (embedding for embedding in healing.embeddings if embedding.role == "calibration"), None
-    )
-    if own is None:
-        return words
-    return (
-        f"{words}; mean cosine of embeddings on held-out text {own.dropped:.3f} before, "
-        f"{own.healed:.3f} after"
-    )
-
-
-def _replaced_words(healing: Healing) -> str:
-    return f"{_replaced(healing)}; {healing.parameters:,} numbers added"
+    replaced = _replaced(healing)
+    words = f"{replaced}; {healing.parameters:,} numbers added"
+    if healing.changed_weights:
+        beside = f", {replaced}" if _is_replaced(healing) else ""
+        words = (
+            f"{counted(healing.changed_weights, 'weight')} changed{beside}, "
+            f"{healing.parameters:,} numbers added to the model"
+        )
+    if healing.training is not None and not healing.embeddings:
+        losses = [check.held_out_loss for check in healing.training.checks]
+        words += f"; loss on held-out {read.much} {losses[0]:.3g} before, {min(losses):.3g} after"
+    for embedding in healing.embeddings:
+        if embedding.role == "calibration":
+            words += (
+                f"; mean cosine of embeddings on held-out text {embedding.dropped:.3f} before, "
+                f"{embedding.healed:.3f} after"
+            )
+    return words
 
 
 def _replaced(healing: Healing) -> str:
@@ -62,25 +65,11 @@ def _replaced(healing: Healing) -> str:
     bare = counts.pop("none", 0)
     text = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), reverse=True))
     left = f", {bare} left without" if bare else ""
-    parts = f" ({text})" if text else ""
-    return f"{counts.total()} replaced{parts}{left}"
+    return f"{counts.total()} replaced{f' ({text})' if text else ''}{left}"
 
 
 def _is_replaced(healing: Healing) -> bool:
     return any(branch.replacement != "none" for branch in healing.branches)
-
-
-def _training_words(healing: Healing, read: Nouns) -> str:
-    """What training did: ``189 weights changed, 0 numbers added; held-out loss 0.55 -> 0.17``."""
-    replaced = f", {_replaced(healing)}" if _is_replaced(healing) else ""
-    words = (
-        f"{counted(healing.changed_weights, 'weight')} changed{replaced}, "
-        f"{healing.parameters:,} numbers added to the model"
-    )
-    if healing.training is None or healing.embeddings:
-        return words
-    losses = [check.held_out_loss for check in healing.training.checks]
-    return f"{words}; loss on held-out {read.much} {losses[0]:.3g} before, {min(losses):.3g} after"
 
 
 def healing_grid(healing: Healing, caption: str = "In PyTorch", read: Nouns = TEXTS) -> Grid:
@@ -123,18 +112,10 @@ def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
             f"Recovered: the share of the lost {lost}, mean ± standard error over samples. "
             "None of these samples was used for fitting."
         )
-    if healing.training is not None:
-        yield _training_grid(healing.training, read)
-    if _is_replaced(healing):
-        header = ["branch", "replacement", "numbers", "mean explains", "linear explains"]
-        rows = [_branch(branch) for branch in healing.branches]
-        yield Grid("Each branch's fit, on held-out tokens", header, rows, right=(2, 3, 4))
 
 
 def _method(healing: Healing, read: Nouns) -> str:
-    texts = "; ".join(f"{ref.source}, {ref.tokens:,} tokens" for ref in healing.calibration)
-    if read == IMAGES:
-        texts = "; ".join(ref.describe(read) for ref in healing.calibration)
+    texts = "; ".join(ref.describe(read) for ref in healing.calibration)
     if healing.training is not None:
         text = training_words(healing, healing.training, read)
         return f"{text} {read.much.capitalize()}: {texts}."
@@ -149,23 +130,11 @@ def training_words(healing: Healing, training: Training, read: Nouns = TEXTS) ->
     """How the kept weights were trained, and why that ended."""
     rank = f" of rank {healing.rank}" if healing.rank is not None else ""
     trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
-    goal = _GOALS[training.loss]
+    fitted = "" if training.fitted_loss is None else ", beginning with a fit by least squares"
     return (
-        f"The whole model taught the cut one its {goal}: {trained}, "
+        f"The whole model taught the cut one its {_GOALS[training.loss]}: {trained}, "
         f"{training.trained_parameters / 1e6:,.1f} million numbers, {training.tokens:,} tokens in "
-        f"{training.seconds / 60:,.1f} min{_beginning(training, read)}. "
-        f"{_ENDS[training.stopped_by].format(read.much)}"
-    )
-
-
-def _beginning(training: Training, read: Nouns) -> str:
-    fitted = training.fitted_loss
-    if fitted is None:
-        return ""
-    bare = training.checks[0].held_out_loss
-    return (
-        f", beginning with what was fitted by least squares (loss on held-out {read.much} "
-        f"{bare:.3g} before, {fitted:.3g} fitted)"
+        f"{training.seconds / 60:,.1f} min{fitted}. {_ENDS[training.stopped_by].format(read.much)}"
     )
 
 
@@ -181,30 +150,3 @@ _ENDS = {
     "no_gain": "It ended early, as held-out {} gained no more.",
     "diverged": "It ended early, as the loss was no longer finite; the best state was kept.",
 }
-
-
-_UNTRAINED = ("the bare cut", "as fitted")
-"""What the checks before a training are of."""
-
-
-def _training_grid(training: Training, read: Nouns) -> Grid:
-    """The held-out loss as the training went on."""
-    rows = [
-        [
-            f"{check.tokens:,}",
-            f"{check.seconds / 60:.1f}",
-            significant(check.training_loss, 3) if check.tokens else _UNTRAINED[place],
-            significant(check.held_out_loss, 3),
-        ]
-        for place, check in enumerate(training.checks)
-    ]
-    header = ["tokens", "minutes", "loss in training", f"loss on held-out {read.much}"]
-    return Grid("How the training went", header, rows, right=(0, 1, 2, 3))
-
-
-def _branch(branch: HealedBranch) -> list[str]:
-    explained = (branch.bias_explained, branch.linear_explained)
-    shares = (or_dash(share, percent) for share in explained)
-    return [
-        f"{branch.kind} {branch.layer}", branch.replacement, f"{branch.parameters:,}", *shares,
-    ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from exporter.artifacts import (
     FEWEST_ROUNDS,
@@ -22,11 +22,7 @@ from exporter.report.sections.blocks import (
     Grid,
     Note,
     Section,
-    Tone,
     verdict_sign,
-)
-from exporter.report.sections.blocks import (
-    Figure as Chart,
 )
 from exporter.report.words import (
     has_too_few_rounds,
@@ -39,27 +35,46 @@ from exporter.report.words import (
 )
 
 _FIGURES = ("median, ms", "p95, ms", "p99, ms", "samples")
-_STOPS = {
-    "narrow": "Measured until the interval was narrow enough",
-    "budget": "Measured until the time budget was spent",
-    "rounds": "Measured in as many rounds as were asked for",
-}
+_CAVEATS: tuple[tuple[str, Callable[[LatencyRow], bool], str], ...] = (
+    (
+        "Too few rounds:",
+        has_too_few_rounds,
+        f". With fewer than {FEWEST_ROUNDS} one disturbance can decide, so there is no verdict",
+    ),
+    (
+        "Not settled:",
+        lambda row: row.settled is False,
+        ". Times were still changing when the warm-up had taken as long as it may; expect them to "
+        "differ in the next run",
+    ),
+    (
+        "Loaded once:",
+        lambda row: row.loads == row.builds == 1,
+        ". Two loads of the same model can differ by percents, for as long as they stay loaded; "
+        "that is in the speedup and not in its interval",
+    ),
+    ("Timed by the device's own clock:", lambda row: row.clock == "device", ""),
+)
+"""What makes rows less sure than they look, or tells how they were timed."""
 
 
 def latency_section(report: ComparisonReport) -> Section | None:
-    """A row an arm and shape; None where nothing was timed."""
+    """A row an arm and shape, and what was left out; None where nothing was to be timed."""
     rows = report.latency
-    if not rows:
-        return None
-    blocks = [_grid(rows), Note(_how(rows)), *_notes(rows)]
-    return Section("latency", "Latency", blocks, [_speedups(rows)])
+    blocks: list[Block] = []
+    if rows:
+        blocks = [_speedups(rows), _grid(rows), Note(_how(rows)), *_notes(rows)]
+    blocks += [Note(f"{'; '.join(report.left_out)}.", lead="Not timed:")] * bool(report.left_out)
+    return Section("latency", "Latency", blocks) if blocks else None
 
 
-def _speedups(rows: Sequence[LatencyRow]) -> Chart:
+def _speedups(rows: Sequence[LatencyRow]) -> Intervals:
     band = "noise floor" if any(row.noise_floor for row in rows) else "threshold"
-    chart = Intervals("Speedup at each shape", [_speedup(row) for row in rows], 1.0, "x")
-    return Chart(
-        chart,
+    return Intervals(
+        "Speedup at each shape",
+        [_speedup(row) for row in rows],
+        1.0,
+        "x",
         "Baseline time over candidate time with its 95 % interval; right of the line the candidate "
         f"is faster. The grey band is the {band}: within it a difference counts as none.",
     )
@@ -110,15 +125,13 @@ def _floor(row: LatencyRow) -> str:
 
 def _how(rows: Sequence[LatencyRow]) -> str:
     limits = " or ".join(f"{100 * limit:.3g} %" for limit in sorted({r.threshold for r in rows}))
+    floor = " and than the noise floor" if any(row.noise_floor for row in rows) else ""
     return (
-        "The arms took turns in one process, twice in each round, in an order that was drawn. The "
-        "speedup compares the arms within each turn and is the mean of the middle half of these "
-        "ratios, so it is not exactly the ratio of the two medians in the table; above 1 the "
-        "candidate is faster. In brackets is its 95 % interval, Student's t over loads (or "
-        "builds) or rounds. *faster* or "
-        f"*slower*: an interval that allows for repeated looks lies beyond {limits}, a wider one "
-        "excludes equal arms, and the speedup is beyond the noise floor. *same*: the interval lies "
-        f"within {limits}. *inconclusive*: neither; give it more time or a quieter machine."
+        "The speedup is the baseline's time over the candidate's: above 1 the candidate is faster. "
+        "The arms took turns, and the speedup is taken within turns, so it is not exactly the "
+        "ratio of the two medians. In brackets is its 95 % interval. *faster* and *slower*: the "
+        f"difference is certainly more than {limits}{floor}. *same*: it is certainly less than "
+        f"{limits}. *inconclusive*: neither is certain; measure longer, or on a quieter machine."
     )
 
 
@@ -130,58 +143,13 @@ def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
             "within it is noise, whatever its interval says.",
             lead="Noise floor:",
         )
-    yield from _loads(rows)
-    for row_text in _stops(rows):
-        yield Note(row_text)
-    if few := [row for row in rows if has_too_few_rounds(row)]:
-        yield Note(
-            f"{_shapes(few)}. With fewer than {FEWEST_ROUNDS} one disturbance can decide, so there "
-            "is no verdict.",
-            lead="Too few rounds:",
-        )
-    if unsettled := [row for row in rows if row.settled is False]:
-        yield Note(
-            f"{_shapes(unsettled)}. Times were still changing when the warm-up "
-            "had taken as long as it may; expect them to differ in the next run.",
-            lead="Not settled:",
-        )
-    yield from _clock(rows)
-
-
-def _loads(rows: Sequence[LatencyRow]) -> Iterator[Note]:
-    """How often the arms came to lie elsewhere in memory, which changes their speed."""
-    once = [row for row in rows if row.loads == 1 and row.builds == 1]
-    often = sorted({row.loads for row in rows if row.loads > 1})
-    if often:
-        counts = " or ".join(str(count) for count in often)
-        yield Note(
-            f"both arms {counts} times, in turns the other way round, since their place in memory "
-            "changes their speed.",
-            lead="Loaded anew:",
-        )
-    if once:
-        yield Note(
-            f"{_shapes(once)}. Two loads of the same model can differ by percents, for as long as "
-            "they stay loaded; that is in the speedup and not in its interval.",
-            lead="Loaded once:",
-        )
-
-
-def _stops(rows: Sequence[LatencyRow]) -> Iterator[str]:
-    for stop, words in _STOPS.items():
-        if result := [row for row in rows if row.stopped == stop]:
-            which = "all rows" if len(result) == len(rows) else _shapes(result)
-            yield f"{words}: {which}."
-
-
-def _clock(rows: Sequence[LatencyRow]) -> Iterator[Note]:
-    if device := [row for row in rows if row.clock == "device"]:
-        yield Note(f"{_shapes(device)}.", lead="Timed by the device's own clock:")
+    for lead, is_so, text in _CAVEATS:
+        if affected := [row for row in rows if is_so(row)]:
+            yield Note(f"{_shapes(affected)}{text}.", lead=lead)
     for ways in dict.fromkeys(tuple(row.launches.items()) for row in rows if row.launches):
-        alike = len({way for _, way in ways}) == 1
-        text = ways[0][1] if alike else "; ".join(f"{arm}: {way}" for arm, way in ways if way)
-        result = [row for row in rows if tuple(row.launches.items()) == ways]
-        yield Note(f"{_shapes(result)}.", lead=f"Launched as {text}:")
+        text = "; ".join(f"{arm}: {way}" for arm, way in ways if way)
+        affected = [row for row in rows if tuple(row.launches.items()) == ways]
+        yield Note(f"{_shapes(affected)}.", lead=f"Launched as {text}:")
 
 
 def _shapes(rows: Sequence[LatencyRow]) -> str:
@@ -279,10 +247,3 @@ def corners_sentence(report: ComparisonReport) -> str | None:
 
 def _median(times: LatencySamples) -> str:
     return milliseconds(times.median_ms)
-
-
-def interval_tone(low: float, high: float, *, higher_is_better: bool = True) -> Tone:
-    """On which side of 0 an interval lies."""
-    if low <= 0 <= high:
-        return "even"
-    return "good" if (low > 0) == higher_is_better else "bad"

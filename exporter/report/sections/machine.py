@@ -123,10 +123,11 @@ def _each(report: ComparisonReport, fact: Callable[[Arm], str]) -> str:
 
 
 def reproduce_section(report: ComparisonReport) -> Section:
-    """The command that wrote the report, and on which files."""
+    """The command that wrote the report, if one did, and on which files."""
     pair = {"baseline": report.arms.baseline, "candidate": report.arms.candidate}
     named = (f"{name} {arm.path} (SHA-256 `{arm.sha256[:12]}`)" for name, arm in pair.items())
     files = f"Compared were the {' and the '.join(named)}. The raw samples are in `report.json`."
-    command = Command(shlex.join(report.command))
-    blocks: list[Block] = [Note("This report was written by"), command, Note(files)]
-    return Section("reproduce", "How to reproduce", blocks)
+    blocks: list[Block] = [Note("This report was made from Python.")]
+    if report.command:
+        blocks = [Note("This report was written by"), Command(shlex.join(report.command))]
+    return Section("reproduce", "How to reproduce", [*blocks, Note(files)])

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
 from exporter.artifacts.stacks import Stacks
 from exporter.printable import significant
-from exporter.report.charts import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import (
     Bullets,
     Cell,
-    Figure,
     Grid,
     Note,
     Section,
@@ -104,7 +102,7 @@ def parity_section(report: ComparisonReport) -> Section | None:
 
 
 def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> Section:
-    """A table with a row a layer, and a map; what the plan drops is marked."""
+    """A table with a row a layer; what the plan drops is marked."""
     gone = _dropped(plan)
     scores: dict[tuple[int, str], float] = {(s.layer, s.kind): s.score for s in report.scores}
     scored = {kind for _, kind in scores}
@@ -131,43 +129,7 @@ def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]
     )
     header = ["layer", *(KINDS[kind].one for kind in kinds)]
     grid = Grid("Importance by layer", header, rows, right=range(len(header)))
-    caption = "A stronger colour is more important; by the logarithm where all are positive."
-    legend = [("h0", "redundant"), ("h8", "important"), ("cut", "dropped")]
-    figure = Figure(importance_map(report, plan), caption, legend)
-    return Section("importance", "Importance", [note, grid], [figure])
-
-
-def importance_map(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> CellMap:
-    """Layers across, kinds down; what the plan drops is outlined and crossed."""
-    gone, shade = _dropped(plan), Shades([score.score for score in report.scores])
-    kinds = [kind for kind in KINDS if any(kind == score.kind for score in report.scores)]
-    cells = {}
-    for score in report.scores:
-        dropped = (score.layer, score.kind) in gone
-        tip = f"layer {score.layer}, {KINDS[score.kind].short}: {significant(score.score)}"
-        cells[kinds.index(score.kind), score.layer] = MapCell(
-            f"h{shade(score.score)}", f"{tip}{', dropped' * dropped}", crossed=dropped
-        )
-    layers = max((score.layer for score in report.scores), default=-1) + 1
-    return CellMap(
-        "Importance by layer and kind",
-        _importance_words(report, gone),
-        [KINDS[kind].short for kind in kinds],
-        [str(layer) for layer in range(layers)],
-        cells,
-    )
-
-
-def _importance_words(report: ImportanceReport, gone: set[tuple[int, str]]) -> str:
-    if not report.scores:
-        return "No scores."
-    ends = (min(report.scores, key=lambda s: s.score), max(report.scores, key=lambda s: s.score))
-    least, most = (f"{significant(s.score)} ({KINDS[s.kind].short} {s.layer})" for s in ends)
-    dropped = [
-        f"{KINDS[s.kind].short} {s.layer}" for s in report.scores if (s.layer, s.kind) in gone
-    ]
-    text = ", ".join(dropped) or "none of them"
-    return f"Metric {report.metric}, from {least} to {most}. Dropped: {text}."
+    return Section("importance", "Importance", [note, grid])
 
 
 def _decimal_places(scores: Sequence[float]) -> int:

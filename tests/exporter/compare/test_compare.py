@@ -41,6 +41,7 @@ from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.sources import read_texts
 from graph_passes.files.storage import load_model, save_model
 from tests.compared import PLAN, QUICK, accuracy_of, language_model, quick
+from tests.made_reports import as_markdown
 from tests.present import present
 from tests.raising import raises
 from tests.reading import Heard
@@ -297,7 +298,10 @@ def test_shapes_beyond_the_model_s_positions_are_left_out_aloud(arms: tuple[Path
     config.write_text('{"max_position_embeddings": 6}')
     report = compare(*arms, OPTIONS, progress=heard)
     assert [row.sequence_length for row in report.latency] == [4]
-    assert "prefill 8: left out, the model ends at 6 positions" in heard.lines
+    left_out = "prefill 8: left out, the model ends at 6 positions"
+    assert left_out in heard.lines
+    assert left_out in as_markdown(report)
+    assert report.command == []  # Python's own is no command of ours
     assert report.accuracy is not None
     config.write_text('{"max_position_embeddings": 3}')
     with raises(ComparisonError, "no-shape-left"):

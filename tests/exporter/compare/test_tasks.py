@@ -263,12 +263,8 @@ def test_compare_scores_both_arms_on_the_same_items(tmp_path: Path) -> None:
     names = [(task.task, task.metric, task.items) for task in accuracy.tasks]
     assert names == [("words", "acc", 50), ("words", "acc_norm", 50), ("schema", "acc", 1)]
     first = accuracy.tasks[0]
-    lost, won = present(first.only_baseline_right), present(first.only_candidate_right)
-    assert min(lost, won) > 0
-    assert first.candidate - first.baseline == pytest.approx((won - lost) / 50, abs=1e-12)
-    assert first.difference.value == pytest.approx((won - lost) / 50, abs=1e-12)
+    assert first.difference.value == pytest.approx(first.candidate - first.baseline, abs=1e-12)
     assert first.difference.ci95[0] < first.difference.value < first.difference.ci95[1]
-    assert 0 < present(first.mcnemar_p) <= 1
     assert "50 items" in first.source
 
 
@@ -282,8 +278,6 @@ def test_the_better_side_of_a_metric_is_told(higher: bool) -> None:
     (result,) = compare_scores(first, second)
     assert result.higher_is_better == higher
     assert result.difference.value == -0.25
-    rights = (result.only_baseline_right, result.only_candidate_right)
-    assert rights == ((2, 1) if higher else (1, 2))
 
 
 def test_lm_eval_s_directions_are_kept_and_its_log_likelihoods_are_losses() -> None:
