@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,12 +41,11 @@ class LayerWalk:
         text: CalibrationText,
         batch_size: int,
         streams: int,
-        stack: contextlib.ExitStack,
         progress: Progress,
     ) -> None:
         self._model, self._layers = model, layers
         self._runner = LayerRunner(model, layers)
-        self._streams, self._stack, self._progress = streams, stack, progress
+        self._streams, self._progress = streams, progress
         self._states: HiddenStates | None = None
         self._kept: set[tuple[int, int]] = set()
         self.batches = text.batches(batch_size)
@@ -73,10 +71,9 @@ class LayerWalk:
 
     def _room(self, tensor: torch.Tensor) -> HiddenStates:
         shapes = [(*batch.ids.shape, tensor.shape[-1]) for batch in self.batches]
-        room = room_for_states(
+        return room_for_states(
             None, self._streams, shapes, tensor.dtype, weights_bytes=0, progress=self._progress
         )
-        return self._stack.enter_context(room)
 
 
 _FACTORS = 0.5, 2.0
@@ -156,14 +153,13 @@ def refitted(
     """
     later = held_out_tokens(text.mask)
     ridges = RIDGES if ridge is None else [ridge]
-    with contextlib.ExitStack() as stack:
-        walk = LayerWalk(model, layers, text, batch_size, 3, stack, progress)
-        pair = _Pair(model, layers, walk, cut, writers)
-        with progress.task("fold layer by layer", total=len(places), unit="gaps") as task:
-            for place in places:
-                pair.go_to(place)
-                pair.fit(place, later, ridges)
-                task.advance()
+    walk = LayerWalk(model, layers, text, batch_size, 3, progress)
+    pair = _Pair(model, layers, walk, cut, writers)
+    with progress.task("fold layer by layer", total=len(places), unit="gaps") as task:
+        for place in places:
+            pair.go_to(place)
+            pair.fit(place, later, ridges)
+            task.advance()
     return [change.value for change in pair.changes.values()]
 
 

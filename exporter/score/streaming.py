@@ -6,16 +6,17 @@ import contextlib
 import errno
 import itertools
 import math
+import mmap
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Score
 from exporter.errors import FULL_DISK, ScoringError, first_line
@@ -66,12 +67,10 @@ if TYPE_CHECKING:
 # Of the memory that is left, activations and the runs' scratch take the other half.
 _SHARE = 0.5
 _LASTING = Path("/var/tmp")  # noqa: S108 - the file there has no name
-# File systems that can't reserve; a full disk then shows while it is written.
-_CANT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
-class StatesInMemory:
-    """Keeps a tensor for each stream and batch."""
+class HiddenStates:
+    """Keeps a tensor for each stream and batch, in memory."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], torch.Tensor] = {}
@@ -85,140 +84,51 @@ class StatesInMemory:
         return self._kept[stream, batch]
 
 
-class StatesInFile:
-    """Keeps the same in a file; made by :func:`states_in_file`."""
+class StatesInFile(HiddenStates):
+    """Keeps the same in a nameless file, which goes with this."""
 
     def __init__(
-        self,
-        file: IO[bytes],
-        folder: Path,
-        shapes: Sequence[tuple[int, ...]],
-        dtype: torch.dtype,
+        self, folder: Path, streams: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
     ) -> None:
         import torch
 
-        self._file, self._folder = file, folder
-        self._shapes, self._dtype = [torch.Size(shape) for shape in shapes], dtype
-        self._sizes = [shape.numel() * dtype.itemsize for shape in self._shapes]
-        self._begins = list(itertools.accumulate(self._sizes, initial=0))
-
-    @property
-    def stream_bytes(self) -> int:
-        """What one stream takes, over all batches."""
-        return self._begins[-1]
+        self._shapes = shapes
+        self._begins = list(itertools.accumulate(map(math.prod, shapes), initial=0))
+        nbytes = streams * self._begins[-1] * dtype.itemsize
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free < nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with tempfile.TemporaryFile(dir=folder, prefix=".depthcut-stream-") as file:
+                # All of it now: a disk that fills up later would end the process.
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+                self._all = torch.frombuffer(mmap.mmap(file.fileno(), nbytes), dtype=dtype)
+        except OSError as error:
+            full = error.errno in FULL_DISK
+            text = f"there is no room for {nbytes / 1e9:.3g} GB" if full else first_line(error)
+            raise ScoringError(
+                f"The hidden states can't be kept in {folder}: {text}.",
+                "Name a folder on another disk with --stream-dir or the variable TMPDIR, or take "
+                "fewer --samples.",
+                code="no-room" if full else "not-kept",
+            ) from error
+        finally:
+            for path in made:  # the file needs none of them any more
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
-        """Writes a tensor."""
-        assert tensor.shape == self._shapes[batch], "a layer keeps the shape of the stream"
-        self._transfer(os.pwrite, stream, batch, tensor)
+        """Copies a tensor."""
+        self.get(stream, batch).copy_(tensor)
 
     def get(self, stream: int, batch: int) -> torch.Tensor:
-        """Reads a tensor."""
-        import torch
-
-        tensor = torch.empty(self._shapes[batch], dtype=self._dtype)
-        self._transfer(
-            lambda file, rest, position: os.preadv(file, [rest], position), stream, batch, tensor
-        )
-        return tensor
-
-    def _transfer(
-        self,
-        call: Callable[[int, memoryview[Any], int], int],
-        stream: int,
-        batch: int,
-        tensor: torch.Tensor,
-    ) -> None:
-        """Moves a tensor's bytes, however many of them a call takes."""
-        rest, position = _bytes_of(tensor), stream * self.stream_bytes + self._begins[batch]
-        try:
-            while rest:
-                count = call(self._file.fileno(), rest, position)
-                if not count:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                rest, position = rest[count:], position + count
-        except OSError as error:
-            raise _told(error, self._folder, self._sizes[batch]) from error
+        """The place of a tensor."""
+        start = stream * self._begins[-1]
+        begin, end = (start + place for place in self._begins[batch : batch + 2])
+        return self._all[begin:end].view(self._shapes[batch])
 
 
-HiddenStates = StatesInMemory | StatesInFile
-
-
-@contextlib.contextmanager
-def states_in_file(
-    folder: Path, streams: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-) -> Iterator[StatesInFile]:
-    """A file with room for all tensors, which is gone after the block."""
-    with _made(folder), _nameless(folder) as file:
-        states = StatesInFile(file, folder, shapes, dtype)
-        _reserve(file, folder, streams * states.stream_bytes)
-        yield states
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """A folder that is there; what was made of it goes again, unless something else is in it."""
-    new: list[Path] = []
-    try:
-        try:
-            new += [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _told(error, folder, 0) from error
-        yield
-    finally:
-        for path in new:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-
-
-def _nameless(folder: Path) -> IO[bytes]:
-    try:
-        return tempfile.TemporaryFile(dir=folder, prefix=".depthcut-stream-")
-    except OSError as error:
-        raise _told(error, folder, 0) from error
-
-
-def _reserve(file: IO[bytes], folder: Path, nbytes: int) -> None:
-    if shutil.disk_usage(folder).free < nbytes:
-        raise _no_room(folder, nbytes)
-    if not nbytes or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(file.fileno(), 0, nbytes)
-    except OSError as error:
-        if error.errno not in _CANT_RESERVE:
-            raise _told(error, folder, nbytes) from error
-
-
-def _told(error: OSError, folder: Path, nbytes: int) -> ScoringError:
-    if error.errno in FULL_DISK:
-        return _no_room(folder, nbytes)
-    return ScoringError(
-        f"The hidden states can't be kept in {folder}: {first_line(error)}.",
-        "Name another folder with --stream-dir or the variable TMPDIR.",
-        code="not-kept",
-    )
-
-
-def _no_room(folder: Path, nbytes: int) -> ScoringError:
-    return ScoringError(
-        f"The disk of {folder} has no room for {nbytes / 1e9:.3g} GB of hidden states.",
-        "Name a folder on another disk with --stream-dir or the variable TMPDIR, or take fewer "
-        "--samples.",
-        code="no-room",
-    )
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview[Any]:
-    """The tensor's memory; of a copy where it does not lie in one piece."""
-    import torch
-
-    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)
-
-
-@contextlib.contextmanager
 def room_for_states(
     folder: Path | None,  # None: in memory, or in the system's folder for such files
     streams: int,
@@ -227,19 +137,17 @@ def room_for_states(
     *,
     weights_bytes: int,
     progress: Progress,
-) -> Iterator[HiddenStates]:
+) -> HiddenStates:
     """Keeps them in memory where they fit, else in a file."""
     nbytes = streams * dtype.itemsize * sum(map(math.prod, shapes))
     free = available_bytes()
     fits = free is None or nbytes <= _SHARE * (free - weights_bytes)
     if folder is None and fits:
         progress.detail(f"hidden states: {nbytes / 1e9:.3g} GB in memory")
-        yield StatesInMemory()
-        return
+        return HiddenStates()
     place = folder or _folder_on_disk()
     progress.say(f"hidden states: {nbytes / 1e9:.3g} GB in a file in {place}")
-    with states_in_file(place, streams, shapes, dtype) as states:
-        yield states
+    return StatesInFile(place, streams, shapes, dtype)
 
 
 def _folder_on_disk() -> Path:
@@ -475,7 +383,7 @@ class _LayerWalk:
                 stream = findings.look([self._layers[number]], run)
                 refuse_differing(findings.so_far, model)  # before the text, which may take hours
                 if states is None:
-                    states = stack.enter_context(self._room(parts, stream))
+                    states = self._room(parts, stream)
                 for batch in self._batches:
                     self._batch(number, batch, states, task)
             if not number and not self._needs_embedding(parts):
@@ -514,9 +422,7 @@ class _LayerWalk:
         words = self._meta.model.main_input_name == "input_ids"
         return not known or not words or (self._cuts is not None and bool(parts.tied))
 
-    def _room(
-        self, parts: Parts, stream: torch.Tensor
-    ) -> contextlib.AbstractContextManager[HiddenStates]:
+    def _room(self, parts: Parts, stream: torch.Tensor) -> HiddenStates:
         """Where the streams go; their width and dtype are the probe's."""
         weights = self._meta.weights
         others = (*parts.rest, *parts.embedding, *parts.head)
