@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +17,15 @@ from numpy.typing import NDArray
 from exporter.artifacts import StoppedBy, Train, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
-from exporter.heal.distill.student import Student
-from exporter.heal.distill.teacher import Lesson, Teacher
+from exporter.heal.distill.student import Answer, Student
 from exporter.heal.distill.workers import Workers
-from exporter.heal.memory import telling_memory
+from exporter.heal.memory import KEPT_BYTES, telling_memory
 from exporter.heal.options import HealOptions
+from exporter.models.ablation.losses import state_loss
 from exporter.models.changed_weights import bfloat16_where_fast
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    import torch
 
 
 def moments_of(
@@ -154,6 +152,49 @@ def _shuffled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+class Teacher:
+    """The whole model."""
+
+    def __init__(self, student: Student, *, keeps: bool, states: float = 0.0) -> None:
+        self._student, self._keeps = student, keeps
+        self._kept: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        self._free_bytes = KEPT_BYTES
+        self._states = states
+        self.wants_states, self._task = states > 0, student.task
+
+    def answers(self, lesson: Batch) -> list[torch.Tensor]:
+        """Logits, or last hidden states to embed; then those of each layer if they are wanted."""
+        samples = tuple(lesson.samples)
+        if samples in self._kept:
+            return self._kept[samples]
+        with bfloat16_where_fast(self._student.model.device):
+            given = self._student.teach(
+                lesson.inputs(self._student.model.device), states=self.wants_states
+            )
+        tensors = [given.given, *given.states]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self._keeps and size <= self._free_bytes:
+            self._kept[samples] = tensors
+            self._free_bytes -= size
+        return tensors
+
+    def loss(self, given: Answer, answers: list[torch.Tensor], lesson: Batch) -> torch.Tensor:
+        """How far what the student gave is from what :meth:`answers` gave, over real tokens."""
+        mask = torch.from_numpy(lesson.mask).to(answers[0].device)
+        loss = self._task.loss(given.given, answers[0], mask)
+        if self._states:
+            loss = loss + self._states * state_loss(given.states, answers[1:], mask)
+        return loss
+
+    def nearness(self, loss: float, lessons: Sequence[Batch]) -> float | None:
+        """See :meth:`exporter.models.tasks.Task.nearness`."""
+        return self._task.nearness(loss, lambda: [self.answers(lesson)[0] for lesson in lessons])
+
+    def weight(self, lesson: Batch) -> float:
+        """How much a lesson's loss counts among others: by its tokens, or its texts."""
+        return self._task.weight(lesson.mask)
+
+
 _MOST_CHECKS, _FEWEST_CHECKS = 10, 3
 _TOKENS_PER_CHECKED = 4
 """Held-out text is looked at so often that it is a quarter of what is trained on, within limits."""
@@ -216,7 +257,7 @@ class Trainer:
         self._step_tokens, self._total_steps = schedule.step_tokens, schedule.total_steps
         states = student.task.states_weight
         self._teacher = Teacher(student, keeps=schedule.reads_steps_again, states=states)
-        self._judges = Lesson.of(held_out, options.batch_size)
+        self._judges = [batch.trimmed() for batch in held_out.batches(options.batch_size)]
         wanted = self._total_steps * self._step_tokens / _TOKENS_PER_CHECKED
         often = int(wanted / held_out.mask.sum())
         self._checks = min(_MOST_CHECKS, max(_FEWEST_CHECKS, often))
@@ -314,7 +355,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * group["share"] * rate_share(self._done)
         rows = self._workers.share(self._schedule.rows(self._state.steps))
-        lesson = Lesson.of_rows(self._text, list(rows))
+        lesson = self._text.batch(rows)
         answers = self._teacher.answers(lesson)
         with self._student.healed():
             self._optimizer.zero_grad(set_to_none=True)

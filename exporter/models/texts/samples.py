@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -53,12 +53,17 @@ class Batch:
     """Some samples of a text."""
 
     number: int  # of the batch, from 0
-    first_sample: int
+    samples: Sequence[int]  # their numbers in the text
     ids: NDArray[np.int64]  # `[batch, tokens]`
     mask: NDArray[np.bool_]  # `[batch, tokens]`; False marks padding
     sources: Sources | None = None
     # `[batch, tokens]`, of which text of a pair each token is, where the model is told
     types: NDArray[np.int64] | None = None
+
+    @property
+    def first_sample(self) -> int:
+        """The number of the first one."""
+        return self.samples[0]
 
     def trimmed(self) -> Batch:
         """The same without the columns at the end that hold padding alone."""
@@ -114,7 +119,8 @@ def batches_of(
         rows = slice(start, start + size)
         own = None if sources is None else sources.rows(rows)
         parted = None if types is None else types[rows]
-        batches.append(Batch(number, start, ids[rows], mask[rows], own, parted))
+        numbers = range(len(ids))[rows]
+        batches.append(Batch(number, numbers, ids[rows], mask[rows], own, parted))
     return batches
 
 
@@ -289,6 +295,13 @@ class CalibrationText:
     def batches(self, size: int) -> list[Batch]:
         """The samples in their order, ``size`` at a time."""
         return batches_of(self.input_ids, self.mask, size, self.sources, self.types)
+
+    def batch(self, samples: Sequence[int]) -> Batch:
+        """Some samples, without what is padding in all of them."""
+        rows = np.array(samples)
+        sources = None if self.sources is None else self.sources.rows(rows)
+        types = None if self.types is None else self.types[rows]
+        return Batch(0, samples, self.input_ids[rows], self.mask[rows], sources, types).trimmed()
 
     def first_tokens(self, tokens: int) -> CalibrationText:
         """The first samples, enough for a number of tokens."""

@@ -16,6 +16,7 @@ from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.paired import PairReader, paired_text
 from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.samples import Batch
 from exporter.models.texts.sources import Part
 from graph_passes.types import SublayerRef
 from tests.raising import raises
@@ -36,7 +37,7 @@ pytest.importorskip("torch")
 
 from exporter.heal.automatic import USUAL_TIME_S, in_turn, settled  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
-from exporter.heal.distill.teacher import Lesson, Teacher  # noqa: E402
+from exporter.heal.distill.training import Teacher  # noqa: E402
 from exporter.heal.domains import measured_text  # noqa: E402
 from exporter.heal.healed import heal, heal_stacks  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
@@ -184,7 +185,7 @@ def test_the_loss_of_classes_is_their_divergence_and_of_a_single_logit_its_error
 def test_a_lesson_counts_by_what_its_loss_is_averaged_over(head: str, weight: int) -> None:
     model = tiny_loaded("bert", head=head).model
     mask = np.array([[True, True, True], [True, True, False]])
-    lesson = Lesson((0, 1), np.full((2, 3), 4), mask)
+    lesson = Batch(0, (0, 1), np.full((2, 3), 4), mask)
     assert Teacher(Student(model, {}, "all", None), keeps=False).weight(lesson) == weight
 
 
@@ -208,7 +209,7 @@ def test_a_reranker_s_nearness_does_not_hang_on_the_size_of_its_logits(scale: fl
     loaded.model.classifier.weight.data *= scale
     loaded.model.classifier.bias.data *= scale
     ids = np.random.default_rng(0).integers(4, 60, (6, 8))
-    lessons = Lesson.of(CalibrationText.unpadded(ids, "made", "0"), 3)
+    lessons = CalibrationText.unpadded(ids, "made", "0").batches(3)
     student = Student(loaded.model, {SublayerRef(0, "attention"): NOTHING}, "all", None)
     teacher = Teacher(student, keeps=True)
     whole = torch.cat([teacher.answers(lesson)[0] for lesson in lessons])[:, 0].double()

@@ -134,11 +134,9 @@ def test_a_cut_is_measured_with_the_types(reranker: Any, text: str) -> None:
 
 
 def test_other_parts_keep_the_types(reranker: Any, text: str, tmp_path: Path) -> None:
-    from exporter.heal.distill.teacher import Lesson
-
     result = _samples(reranker, text)
     assert result.types is not None
-    lesson = Lesson.of_rows(result, [3, 1])
+    lesson = result.batch([3, 1])
     given = lesson.inputs(torch.device("cpu"))["token_type_ids"]
     width = int(result.mask[[3, 1]].any(axis=0).sum())
     assert given.tolist() == result.types[[3, 1], :width].tolist()
