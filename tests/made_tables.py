@@ -14,7 +14,6 @@ from exporter.artifacts import (
     DepthCell,
     DepthDamage,
     DepthsReport,
-    DropAnswer,
     ImportanceReport,
     Interval,
     ModelRef,
@@ -164,6 +163,7 @@ def made_depths(text: str = "held-out.txt") -> DepthsReport:
         calibration=ref.model_copy(update={"source": "pydoc"}),
         text=ref,
         baseline_perplexity=20.0,
+        most_increase=0.02,
         cells=[
             cell("attention", 1, 1.1, 0.02), cell("attention", 2, 1.5, 0.2),
             cell("mlp", 1, 1.3, 0.1), cell("mlp", 2, 3.0, 0.9),
@@ -177,25 +177,17 @@ def made_depths(text: str = "held-out.txt") -> DepthsReport:
 def made_answer(number: int | None = 1) -> DepthsReport:
     """Attention Drop of 1 is recommended, healed; or nothing is."""
     report = made_depths()
-    more = {"speedups": {"prefill": 1.09, "decode": 1.04, "request": 1.06}}
-    healed = {"healed": damage(1.012, 0.01), "other_healed": damage(1.034, 0.02)}
     first, *rest = (c for c in report.cells if c.way == "attention")
+    changes = {"healed": damage(1.012, 0.01), "speedup": 1.06}
     cells = [
-        first.model_copy(update={"other": damage(1.2, 0.04), **healed, **more}),
-        *(c.model_copy(update={"not_healed": "There is no product.", **more}) for c in rest),
+        first.model_copy(update=changes),
+        *(c.model_copy(update={"not_healed": "There is no product."}) for c in rest),
     ]
-    answer = DropAnswer(
-        other_text=report.text.model_copy(update={"source": "self (text, seed 1)"}),
-        other_baseline_perplexity=7.25,
-        fitted_on=report.calibration,
-        most_increase=0.02,
-        request="batch=1,prompt=512,new=64",
-        backend="pytorch",
-        threads=2,
-        way=None if number is None else "attention",
-        number=number,
+    more = {"request": "batch=1,prompt=512,new=64", "backend": "pytorch", "threads": 2}
+    best = {} if number is None else {"way": "attention", "number": number}
+    return report.model_copy(
+        update={"cells": cells, "fitted_on": report.calibration, **more, **best}
     )
-    return report.model_copy(update={"cells": cells, "answer": answer})
 
 
 def made_shape(name: str, ratio: float, **changes: Any) -> SweepShape:

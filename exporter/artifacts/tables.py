@@ -32,58 +32,35 @@ class DepthDamage(Record):
 
 
 class DepthCell(Record):
-    """One way of dropping at one number."""
+    """One way of dropping at one number.
+
+    ``healed`` is what is left with kept weights folded, ``speedup`` how many times faster costs
+    foretell a request to be.
+    """
 
     way: Way
     number: Count
     deletions: list[PlannedDeletion] = Field(default_factory=list)
     parameters_removed: float | None = None
     damage: DepthDamage | None = None
-    other: DepthDamage | None = None
     healed: DepthDamage | None = None
-    other_healed: DepthDamage | None = None
     not_healed: str = ""
-    speedups: dict[str, float] = Field(default_factory=dict)
+    speedup: float | None = None
     tasks: list[TaskResult] = Field(default_factory=list)
     refused: str | None = None
 
-
-class DepthsInt8(Record):
-    """The whole model with its weights in int8, beside the cuts, on ONNX Runtime.
-
-    ``bytes_removed`` is the share of its files that goes. The ratios are its perplexity over the
-    float model's, on the held-out text and in the other domain. ``speedups`` as those of a cell.
-    """
-
-    bytes_removed: float
-    perplexity_ratio: float
-    other_perplexity_ratio: float
-    speedups: dict[str, float]
-
-
-class DropAnswer(Record):
-    """How much may be dropped: on what else the cells were judged, and which one is recommended."""
-
-    other_text: CalibrationRef
-    other_baseline_perplexity: float
-    fitted_on: CalibrationRef
-    most_increase: float
-    request: str = ""
-    backend: str = ""
-    threads: Length | None = None
-    int8: DepthsInt8 | None = None
-    no_int8: str = ""
-    way: Way | None = None
-    number: Count | None = None
-    looks: Count = 1
-    reported_text: CalibrationRef | None = None
-    reported: DepthDamage | None = None
+    @property
+    def least(self) -> DepthDamage | None:
+        """The lesser of both damages; None where nothing was measured."""
+        damages = [damage for damage in (self.damage, self.healed) if damage is not None]
+        return min(damages, key=lambda damage: damage.perplexity_ratio, default=None)
 
 
 class DepthsReport(Artifact):
     """depths.json: Attention Drop, MLP Drop, Block Drop and Joint Layer Drop side by side.
 
-    ``answer`` is None where only damage was asked for.
+    ``way`` and ``number`` name the recommended cell; ``reported`` is what that costs on a text that
+    chose nothing. ``looks`` counts the figures that one is chosen by.
     """
 
     kind: Literal["depths_report"] = "depths_report"
@@ -93,22 +70,22 @@ class DepthsReport(Artifact):
     text: CalibrationRef
     baseline_perplexity: float
     cells: list[DepthCell]
-    answer: DropAnswer | None = None
+    fitted_on: CalibrationRef | None = None
+    most_increase: float
+    looks: Count = 1
+    request: str = ""
+    backend: str = ""
+    threads: Length | None = None
+    way: Way | None = None
+    number: Count | None = None
+    reported_text: CalibrationRef | None = None
+    reported: DepthDamage | None = None
 
     @property
     def recommended(self) -> DepthCell | None:
-        """The cell that the answer names."""
-        wanted = (None, None) if self.answer is None else (self.answer.way, self.answer.number)
+        """The cell that is named."""
+        wanted = self.way, self.number
         return next((cell for cell in self.cells if (cell.way, cell.number) == wanted), None)
-
-    @property
-    def numbers(self) -> list[int]:
-        """The depths, rising."""
-        return sorted({cell.number for cell in self.cells})
-
-    def of_way(self, way: Way) -> list[DepthCell]:
-        """The cells of one way of dropping, in the order of their numbers."""
-        return sorted((c for c in self.cells if c.way == way), key=lambda cell: cell.number)
 
 
 CellStatus = Literal["done", "failed", "missing"]

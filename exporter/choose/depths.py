@@ -1,9 +1,10 @@
-"""Drops sublayers in four ways at several numbers, and measures what each costs."""
+"""How many sublayers may be dropped: what cuts cost on held-out text, bare and healed, and gain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,26 +13,43 @@ from pydantic import TypeAdapter, ValidationError
 from exporter.artifacts import (
     CalibrationRef,
     DepthCell,
+    DepthDamage,
     DepthsReport,
     ImportanceReport,
     TaskResult,
     Way,
 )
-from exporter.artifacts.plan_figures import Increase
+from exporter.artifacts.plan_figures import LIMITED, Increase
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
-from exporter.choose.budgets.inputs import module_sizes
+from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.limits import is_hopeless, rung_of
+from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
-from exporter.choose.depths_answer import Judged, Place, Question, answered, depth_damage
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import module_sizes
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.selection.options import refuse_another_model
 from exporter.choose.selection.search_options import DROPPING
-from exporter.compare.options import ACCURACY, TaskOptions
+from exporter.compare.intervals import mean_interval
+from exporter.compare.options import ACCURACY, SPEED, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks, score_tasks
 from exporter.compare.tasks.items import compare_scores
 from exporter.compare.tasks.likelihood import saved_folder
-from exporter.errors import CalibrationError, PlanError, ScoringError
+from exporter.errors import (
+    BackendError,
+    CalibrationError,
+    CostError,
+    HealingError,
+    PlanError,
+    ScoringError,
+)
 from exporter.files import scratch_folder
+from exporter.heal.fitting import Fitting
+from exporter.heal.folded import folded_values
+from exporter.heal.options import HealOptions
+from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
     branches_replaced,
@@ -39,15 +57,366 @@ from exporter.models.ablation.branch_replacements import (
 )
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import CutMeter
+from exporter.models.changed_weights import swapped
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.tasks import Tokens, task_of
 from exporter.models.texts.calibration import calibration_text
+from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.sources import refuse_same_text
-from exporter.option_types import Count, Lengths, Several, Written, comma_list
-from exporter.options import Options, Rule, dataclass, is_given, option, part
+from exporter.option_types import Count, InputFile, Lengths, Several, Written, comma_list
+from exporter.options import Options, Rule, dataclass, excludes, option, part
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
+from graph_passes.types import SublayerRef
+
+Place = tuple[Way, int]
+WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
+QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (1, 2, 4, 8), "block": (2,)}
+"""What is tried where no numbers are asked for."""
+_Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
+
+
+@dataclass(frozen=True)
+class DepthOptions(Options):
+    """What is dropped, and what it is judged on."""
+
+    section = ACCURACY
+    numbers: Lengths | None = option(
+        None,
+        "Numbers of sublayers to drop, in all ways.",
+        "-n",
+        "--numbers",
+        usual="1, 2, 4 and 8 attentions and 2 blocks",
+        section=DROPPING,
+    )
+    ways: _Ways = option(
+        WAYS,
+        "What is dropped: attention, mlp, block, or joint: attentions and MLPs ranked together.",
+        section=DROPPING,
+    )
+    text: str = option(
+        "pydoc",
+        "Held-out text: a text or JSONL file, hf:DATASET or pydoc.",
+        "--eval-text",
+        metavar="SOURCE",
+    )
+    tokens: Several = option(
+        8192,
+        "Tokens for perplexity and KL divergence. One half of them chooses, and the other is "
+        "reported on.",
+        "--eval-tokens",
+    )
+    most_increase: Increase = option(
+        0.02,
+        "How much the perplexity on held-out text may rise, by the upper end of its 95 % interval.",
+        "--at-most",
+        usual="2%",
+    )
+    at: RequestShapeOption = option(
+        RequestShape(new=64), "The request whose speed is foretold.", section=SPEED
+    )
+    costs: InputFile | None = option(
+        None,
+        "Costs of the exported graph's sublayers, of depthcut costs.",
+        metavar="FILE",
+        usual="measured in PyTorch",
+        section=SPEED,
+        config_only=True,
+    )
+    sequence_length: Several = option(
+        512, "Tokens in a sample of the held-out text.", "--eval-sequence-length", config_only=True
+    )
+    batch_size: Count = option(4, "Samples in one forward pass.", config_only=True)
+    tasks: TaskOptions = part(TaskOptions())
+    rules = (
+        Rule(("numbers",), lambda told: told.numbers == (), "{0} names none.", "Such as 4,8,12."),
+        excludes("costs", "at", "costs are those of one request"),
+    )
+
+    def asked(self, num_layers: int) -> list[Place]:
+        """The cells, way by way; of those that nobody asked for, what the model has."""
+        if self.numbers is not None:
+            return [(way, n) for way in self.ways for n in sorted(set(self.numbers))]
+        own = dict.fromkeys(self.ways, QUICK_NUMBERS["attention"])
+        quick = QUICK_NUMBERS if self.ways == WAYS else own
+        return [(way, n) for way, numbers in quick.items() for n in numbers if n < num_layers]
+
+
+_TIMED_S = 8.0
+_FITTED_TOKENS = 2048
+_LEAST_SPEEDUP = 1.01
+"""A cut that gains less isn't worth its loss."""
+_TOO_FAR = "cuts that lose so much that no healing is expected to bring them within the limit."
+_MOST_LOG = 700.0
+_DAMAGE = TypeAdapter(DepthDamage)
+
+
+def measure_depths(
+    loaded: LoadedModel,
+    report: ImportanceReport,
+    options: DepthOptions,
+    *,
+    importance_sha256: str,
+    kept: Path | None = None,  # None keeps nothing
+    progress: Progress = QUIET,
+) -> DepthsReport:
+    """Measures every way of dropping at every number, and recommends one.
+
+    A number that the model doesn't have, or a way whose scores are missing, is a cell that says
+    so; the others are measured all the same.
+    """
+    refuse_another_model(report, loaded)
+    local_tasks(options.tasks)  # what can't be read is told before hours of measuring
+    table = None if options.costs is None else CostTable.read(options.costs)
+    text, reported = _held_out(loaded, report.calibration, options, progress)
+    cells = {place: _plan(report, *place) for place in options.asked(report.model.num_layers)}
+    cuts = {
+        place: without_branches(cell.deletions, loaded.model)
+        for place, cell in cells.items()
+        if not cell.refused
+    }
+    study = _Study(loaded, text, max(1, 2 * len(cuts)), options.batch_size, kept, progress)
+    whole, bare = study.bare(cuts)
+    limit = Floors(options.most_increase)
+    hopeless = {place for place, damage in bare.items() if is_hopeless(_figures(damage), limit)}
+    fitted = study.fitted_text(report.calibration)
+    healed = study.healed({p: cut for p, cut in cuts.items() if p not in hopeless}, fitted)
+    healed |= {place: {"not_healed": _TOO_FAR} for place in hopeless}
+    table = table or study.costs(options.at, {name for cut in cuts.values() for name in cut})
+    scored = compared_tasks(
+        loaded, options.tasks, cuts, kept=study.place("tasks.jsonl"), progress=progress
+    )
+    sizes = module_sizes(loaded)
+    for place, cut in cuts.items():
+        gone = sum(sizes.sublayers[ref].parameters for ref in cut)
+        more = {
+            "damage": bare[place],
+            "parameters_removed": gone / sizes.parameters,
+            "speedup": None if table is None else foretold(table, cut, progress),
+            "tasks": scored.get(place, []),
+        }
+        cells[place] = cells[place].model_copy(update={**more, **healed[place]})
+    best = recommended([*cells.values()], options.most_increase)
+    result = DepthsReport(
+        model=report.model,
+        metric=report.metric,
+        calibration=report.calibration,
+        text=text.ref,
+        baseline_perplexity=whole.baseline_perplexity,
+        cells=[*cells.values()],
+        fitted_on=None if isinstance(fitted, str) else fitted.ref,
+        most_increase=options.most_increase,
+        looks=study.looks,
+        request="" if table is None else str(table.at),
+        backend="" if table is None else table.backend,
+        threads=None if table is None else table.environment.threads,
+        made_from={
+            "model": report.model.sha256,
+            "importance": importance_sha256,
+            "text": text.ref.sha256,
+        },
+    )
+    if best is None:
+        return result
+    update: dict[str, object] = {"way": best.way, "number": best.number}
+    if reported is not None:
+        progress.say("depths: the recommended cut, on text that has chosen nothing")
+        unseen = _Study(loaded, reported, 1, options.batch_size, None, progress)
+        cut, is_bare = cuts[best.way, best.number], best.least is best.damage
+        damage = unseen.damage_of(cut) if is_bare else unseen.folded(cut, fitted)
+        update |= {"reported_text": reported.ref, "reported": damage}
+    return result.model_copy(update=update)
+
+
+def refuse_encoder(model: Any) -> None:
+    """Refuses a model whose cuts have no perplexity to raise."""
+    if not task_of(model).predicts_tokens:
+        raise ScoringError(
+            f"{type(model).__name__} predicts no next token, so it has no perplexity.",
+            "depthcut export MODEL -o out finds the largest cut that keeps its embeddings.",
+            code="no-next-token",
+        )
+
+
+def _held_out(
+    loaded: LoadedModel, used: CalibrationRef, options: DepthOptions, progress: Progress
+) -> tuple[CalibrationText, CalibrationText | None]:
+    """What cuts are measured on; the other half is for a report of the one that is recommended."""
+    text = calibration_text(
+        loaded,
+        options.text,
+        samples=math.ceil(options.tokens / options.sequence_length),
+        sequence_length=options.sequence_length,
+        part="evaluation",
+        progress=progress,
+    )
+    what = "the text of the scores: what is dropped was chosen to do well on it"
+    refuse_same_text(text.ref, used.texts, what, error=CalibrationError)
+    return text.in_turn() if len(text.input_ids) > 1 else (text, None)
+
+
+def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
+    counts: Any = {way: number}
+    try:
+        plan = plan_cut(report, **counts)
+    except PlanError as error:
+        return DepthCell(way=way, number=number, refused=error.message)
+    return DepthCell(way=way, number=number, deletions=plan.deletions)
+
+
+@plain_dataclass
+class _Study:
+    """Cuts of a model on one text."""
+
+    loaded: LoadedModel
+    text: CalibrationText
+    looks: int  # how many figures one cut is chosen by
+    batch_size: int
+    kept: Path | None  # None keeps nothing
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        task, text = Tokens(self.loaded.model), self.text
+        self._meter: CutMeter[Damage] = task.meter(
+            text.input_ids, text.mask, batch_size=self.batch_size
+        )
+
+    def place(self, name: str) -> Path | None:
+        """A file that is kept."""
+        return None if self.kept is None else self.kept / name
+
+    def bare(
+        self, cuts: Mapping[Place, BranchReplacements]
+    ) -> tuple[Damage, dict[Place, DepthDamage]]:
+        """One damage that knows the whole model's losses, and every cut's."""
+        about = {**self.loaded.identity(), "text": self.text.ref.model_dump(), "by": "depths"}
+        meter = RememberingMeter(self._meter, self.place("damages.jsonl"), about)
+        self.progress.say(f"depths: {', '.join(f'{way} at {n}' for way, n in cuts)}")
+        whole, *damages = meter.measure_many({}, list(cuts.values()), self.progress)
+        own = (depth_damage(damage, self.text, self.looks) for damage in damages)
+        return whole, dict(zip(cuts, own, strict=True))
+
+    def damage_of(self, cut: BranchReplacements) -> DepthDamage:
+        """What one cut costs."""
+        return depth_damage(self._meter.measure(cut, self.progress), self.text, self.looks)
+
+    def fitted_text(self, used: CalibrationRef) -> CalibrationText | str:
+        """What weights are folded on, or why there is none."""
+        try:
+            text = text_of_report(self.loaded, used, progress=self.progress)
+        except CalibrationError as error:
+            return error.message
+        return text.first_tokens(_FITTED_TOKENS)
+
+    def healed(
+        self, cuts: Mapping[Place, BranchReplacements], fitted: CalibrationText | str
+    ) -> dict[Place, dict[str, object]]:
+        """What folded weights leave of each cut's damage, or why they leave all."""
+        about = {
+            **self.loaded.identity(),
+            "ids": [self.text.ids_sha256, None if isinstance(fitted, str) else fitted.ids_sha256],
+            "looks": self.looks,
+        }
+        store = Store(self.place("healed.jsonl"), about)
+        results: dict[Place, dict[str, object]] = {}
+        for (way, number), cut in cuts.items():
+            self.progress.say(f"depths: {way} at {number}, healed by folded weights")
+            try:
+                damage = store.once(_name(cut), _DAMAGE, lambda cut=cut: self.folded(cut, fitted))  # type: ignore[misc]
+            except HealingError as error:
+                results[way, number] = {"not_healed": error.message}
+            else:
+                results[way, number] = {"healed": damage}
+        return results
+
+    def folded(self, cut: BranchReplacements, fitted: CalibrationText | str) -> DepthDamage:
+        """What a cut costs with kept weights folded."""
+        if isinstance(fitted, str):
+            raise HealingError(fitted)
+        texts = HealingTexts(fitted, (fitted.ref,), (), None)
+        options = HealOptions(kind="fold", batch_size=self.batch_size)
+        fitting = Fitting(self.loaded, texts, sorted(cut), options, None, self.progress)
+        values = folded_values(fitting, fitted)
+        if not values:
+            raise HealingError("no weight that is kept could make up for it.")
+        meter = self._meter.inside(lambda: swapped(values))
+        return depth_damage(meter.measure(cut, self.progress), self.text, self.looks)
+
+    def costs(self, at: RequestShape, names: Collection[SublayerRef]) -> CostTable | None:
+        """What cutting sublayers saves of a request in PyTorch; None where that can't be timed."""
+        from exporter.choose.costs.torch_cost_runner import torch_runner
+
+        effort = Effort(seconds=_TIMED_S, reload=False)
+        kept = self.place("costs.json")
+        settings = CostSettings(at, replacements=("none",), effort=effort, kept=kept)
+        try:
+            return measure_on(torch_runner(self.loaded), settings, names, self.progress)
+        except (BackendError, CostError) as error:
+            self.progress.say(f"depths: no speeds: {error.message}")
+            return None
+
+
+def foretold(table: CostTable, cut: BranchReplacements, progress: Progress = QUIET) -> float | None:
+    """How many times faster a cut is by costs; None where they can't be right."""
+    try:
+        return table.speedup(dict.fromkeys(cut, "none"))
+    except CostError as error:
+        progress.say(f"depths: no speed: {error.message}")
+        return None
+
+
+def depth_damage(damage: Damage, text: CalibrationText, looks: int = 1) -> DepthDamage:
+    """A cut's damage with 95 % intervals."""
+    increase, documents = damage.nll_sums - damage.baseline_nll_sums, text.clusters
+    rise = mean_interval(increase, damage.positions, documents)
+    corrected = mean_interval(increase, damage.positions, documents, looks=looks)
+    kl = mean_interval(damage.kl_sums, damage.positions, documents, positive=True)
+    return DepthDamage(
+        perplexity=damage.perplexity,
+        perplexity_ratio=_exp(damage.log_perplexity_increase),
+        perplexity_ratio_ci95=None if rise is None else (_exp(rise.ci95[0]), _exp(rise.ci95[1])),
+        perplexity_ratio_most=None if corrected is None else _exp(corrected.ci95[1]),
+        kl=damage.kl,
+        kl_ci95=None if kl is None else (max(0.0, kl.ci95[0]), kl.ci95[1]),
+        top1_agreement=damage.top1_agreement,
+    )
+
+
+def _exp(value: float) -> float:
+    return math.exp(max(-_MOST_LOG, min(_MOST_LOG, value)))
+
+
+def _figures(damage: DepthDamage) -> dict[str, float]:
+    """What limits on quality are held against, as a plan has it in ``predicted``.
+
+    Without an interval, of a single sample, nothing is certain.
+    """
+    rise = next(figure for figure in LIMITED.values() if figure.is_log)
+    return {
+        rise.key: math.log(damage.perplexity_ratio),
+        rise.worse_end: math.log(damage.perplexity_ratio_most or math.inf),
+    }
+
+
+def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell | None:
+    """The fastest cell that keeps the limit on held-out text, healed or not.
+
+    By the rule of a budget's limits: all of the interval is within, which is as much wider as the
+    number of cells takes. Where no speed is known, the one that removes most parameters.
+    """
+
+    def holds(cell: DepthCell) -> bool:
+        limit, damages = Floors(most_increase), filter(None, (cell.damage, cell.healed))
+        return any(rung_of(0, _figures(damage), limit).holds for damage in damages)
+
+    def gain(cell: DepthCell) -> tuple[float, float]:
+        speed = cell.speedup or 1 / (1 - (cell.parameters_removed or 0.0))
+        return speed, 0.0 if cell.least is None else -cell.least.perplexity_ratio
+
+    fitting = [cell for cell in cells if holds(cell) and gain(cell)[0] > _LEAST_SPEEDUP]
+    return max(fitting, key=gain, default=None)
+
 
 _P = TypeVar("_P", bound=Hashable)
 _RESULTS = TypeAdapter(list[TaskResult])
@@ -55,7 +424,7 @@ _RESULTS = TypeAdapter(list[TaskResult])
 
 def compared_tasks(
     loaded: LoadedModel,
-    asked: TaskOptions,
+    options: TaskOptions,
     cuts: Mapping[_P, BranchReplacements],
     *,
     kept: Path | None = None,  # None keeps nothing
@@ -66,12 +435,15 @@ def compared_tasks(
     The branches that are cut still run and fill their caches; only what they add is nothing. Cuts
     that are the same are scored once.
     """
-    if not asked.tasks:
+    if not options.tasks:
         return {}
-    store = Store(kept, _about(loaded, asked))
+    files = local_tasks(options)
+    tasks = options.tasks if files is None else [(task.name, task.sha256) for task in files]
+    about = {**loaded.identity(), "of": list(map(list, tasks)), "limit": options.task_limit}
+    store = Store(kept, about)
     missing = {_name(cut): cut for cut in cuts.values() if not _known(store, cut)}
     if missing:
-        _score(loaded, asked, list(missing.values()), store, progress)
+        _score(loaded, options, list(missing.values()), store, progress)
     return {name: _known(store, cut) for name, cut in cuts.items()}
 
 
@@ -84,12 +456,6 @@ def _known(store: Store, cut: BranchReplacements) -> list[TaskResult]:
         return _RESULTS.validate_python(store.find(_name(cut)))
     except ValidationError:
         return []
-
-
-def _about(loaded: LoadedModel, task_options: TaskOptions) -> dict[str, object]:
-    files = local_tasks(task_options)
-    tasks = task_options.tasks if files is None else [(task.name, task.sha256) for task in files]
-    return {**loaded.identity(), "of": list(map(list, tasks)), "limit": task_options.task_limit}
 
 
 def _score(
@@ -117,259 +483,3 @@ def _score(
             pairs = zip(whole, scores, strict=True)
             task_results = [result for pair in pairs for result in compare_scores(*pair)]
             store.keep(_name(cut), _RESULTS.dump_python(task_results, mode="json"))
-
-
-WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
-QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (1, 2, 4, 8), "block": (2,)}
-"""What is tried where no numbers are asked for."""
-ANSWER = "How much may be dropped"
-_Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
-
-
-def _for_an_answer(name: str) -> Rule:
-    def broken(value: Any) -> bool:
-        return is_given(value, name) and not value.recommends
-
-    return Rule((name, "recommend"), broken, "{0} is for {1}.", "Give both, or leave -n out.")
-
-
-@dataclass(frozen=True)
-class DepthOptions(Options):
-    """What is dropped, and what it is judged on."""
-
-    section = ACCURACY
-    numbers: Lengths | None = option(
-        None,
-        "Numbers of sublayers to drop, in all ways, and what that costs.",
-        "-n",
-        "--numbers",
-        usual="1, 2, 4 and 8 attentions and 2 blocks, with --recommend",
-        section=DROPPING,
-    )
-    ways: _Ways = option(
-        WAYS,
-        "What is dropped: attention, mlp, block, or joint: attentions and MLPs ranked together.",
-        section=DROPPING,
-    )
-    text: str = option(
-        "pydoc",
-        "Held-out text: a text or JSONL file, hf:DATASET or pydoc.",
-        "--eval-text",
-        metavar="SOURCE",
-    )
-    tokens: Several = option(
-        8192,
-        "Tokens for perplexity and KL divergence. With --recommend one half of them chooses, and "
-        "the other is reported on.",
-        "--eval-tokens",
-    )
-    recommend: bool = option(
-        False,
-        "Also measure the speed, the loss in a second domain and with healed weights, and "
-        "recommend a number. Always on without -n.",
-        section=ANSWER,
-        config_only=True,
-    )
-    other_text: str | None = option(
-        None,
-        "With --recommend: text of the second domain, such as your own.",
-        metavar="SOURCE",
-        usual="text that the model samples",
-        section=ANSWER,
-    )
-    most_increase: Increase = option(
-        0.02,
-        "With --recommend: how much the perplexity on held-out text may rise, by the upper end of "
-        "its 95 % interval.",
-        "--at-most",
-        usual="2%",
-        section=ANSWER,
-    )
-    at: RequestShapeOption = option(
-        RequestShape(new=64), "With --recommend: the request that is timed.", section=ANSWER
-    )
-    sequence_length: Several = option(
-        512, "Tokens in a sample of the held-out text.", "--eval-sequence-length", config_only=True
-    )
-    batch_size: Count = option(4, "Samples in one forward pass.", config_only=True)
-    tasks: TaskOptions = part(TaskOptions())
-    rules = (
-        Rule(("numbers",), lambda told: told.numbers == (), "{0} names none.", "Such as 4,8,12."),
-        *map(_for_an_answer, ("other_text", "most_increase", "at")),
-    )
-
-    @property
-    def recommends(self) -> bool:
-        """Whether more than damage is measured, and one cell is recommended."""
-        return self.recommend or self.numbers is None
-
-    def asked(self, num_layers: int) -> list[Place]:
-        """The cells, way by way; of those that nobody asked for, what the model has."""
-        if self.numbers is not None:
-            return [(way, n) for way in self.ways for n in sorted(set(self.numbers))]
-        own = dict.fromkeys(self.ways, QUICK_NUMBERS["attention"])
-        quick = QUICK_NUMBERS if self.ways == WAYS else own
-        return [(way, n) for way, numbers in quick.items() for n in numbers if n < num_layers]
-
-
-def measure_depths(
-    loaded: LoadedModel,
-    report: ImportanceReport,
-    options: DepthOptions,
-    *,
-    importance_sha256: str,
-    kept: Path | None = None,  # None keeps nothing
-    progress: Progress = QUIET,
-) -> DepthsReport:
-    """Measures every way of dropping at every number.
-
-    A number that the model doesn't have, or a way whose scores are missing, is a cell that says
-    so; the others are measured all the same.
-    """
-    refuse_encoder(loaded.model)
-    refuse_another_model(report, loaded)
-    local_tasks(options.tasks)  # what can't be read is told before hours of measuring
-    text, reported = _held_out(loaded, report.calibration, options, progress)
-    cells = {place: _plan(report, *place) for place in options.asked(report.model.num_layers)}
-    cuts = {
-        place: without_branches(cell.deletions, loaded.model)
-        for place, cell in cells.items()
-        if not cell.refused
-    }
-    meter = Tokens(loaded.model).meter(text.input_ids, text.mask, batch_size=options.batch_size)
-    whole, measured = _measured(loaded, text, meter, cells, cuts, options, kept, progress)
-    result = DepthsReport(
-        model=report.model,
-        metric=report.metric,
-        calibration=report.calibration,
-        text=text.ref,
-        baseline_perplexity=whole.baseline_perplexity,
-        cells=list((cells | measured).values()),
-        made_from={
-            "model": report.model.sha256,
-            "importance": importance_sha256,
-            "text": text.ref.sha256,
-        },
-    )
-    if not options.recommends:
-        return result
-    question = Question(
-        loaded,
-        Judged(text, meter, whole),
-        reported,
-        _looks(cuts),
-        options.other_text,
-        options.at,
-        options.most_increase,
-        options.numbers is None,
-        options.batch_size,
-        kept,
-        progress,
-    )
-    return answered(question, result, cuts)
-
-
-def _looks(cuts: Mapping[Place, BranchReplacements]) -> int:
-    """How many figures one cut is chosen by: of each the bare one's and the healed one's."""
-    return max(1, 2 * len(cuts))
-
-
-def refuse_encoder(model: Any) -> None:
-    """Refuses a model whose cuts have no perplexity to raise."""
-    if not task_of(model).predicts_tokens:
-        raise ScoringError(
-            f"{type(model).__name__} predicts no next token, so it has no perplexity.",
-            "depthcut export MODEL -o out finds the largest cut that keeps its embeddings.",
-            code="no-next-token",
-        )
-
-
-def _held_out(
-    loaded: LoadedModel, used: CalibrationRef, options: DepthOptions, progress: Progress
-) -> tuple[CalibrationText, CalibrationText | None]:
-    """What cuts are measured on; where one is recommended, the other half is for a report of it."""
-    text = calibration_text(
-        loaded,
-        options.text,
-        samples=math.ceil(options.tokens / options.sequence_length),
-        sequence_length=options.sequence_length,
-        part="evaluation",
-        progress=progress,
-    )
-    what = "the text of the scores: what is dropped was chosen to do well on it"
-    refuse_same_text(text.ref, used.texts, what, error=CalibrationError)
-    return text.in_turn() if options.recommends and len(text.input_ids) > 1 else (text, None)
-
-
-def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
-    try:
-        plan = plan_cut(
-            report,
-            attention=number * (way == "attention"),
-            mlp=number * (way == "mlp"),
-            block=number * (way == "block"),
-            joint=number * (way == "joint"),
-        )
-    except PlanError as error:
-        return DepthCell(way=way, number=number, refused=error.message)
-    return DepthCell(way=way, number=number, deletions=plan.deletions)
-
-
-def _measured(
-    loaded: LoadedModel,
-    text: CalibrationText,
-    meter: CutMeter[Damage],
-    cells: Mapping[Place, DepthCell],
-    cuts: Mapping[Place, BranchReplacements],
-    options: DepthOptions,
-    kept: Path | None,
-    progress: Progress,
-) -> tuple[Damage, dict[Place, DepthCell]]:
-    """A damage that knows the whole model's losses, and every cell that has a cut, measured."""
-    whole, damages = _damages(loaded, text, meter, cuts, options, kept, progress)
-    sizes = module_sizes(loaded)
-    scored = compared_tasks(
-        loaded,
-        options.tasks,
-        cuts,
-        kept=None if kept is None else kept / "tasks.jsonl",
-        progress=progress,
-    )
-    return whole, {
-        place: cells[place].model_copy(
-            update={
-                "damage": depth_damage(damage, text, _looks(cuts)),
-                "parameters_removed": sum(sizes.sublayers[ref].parameters for ref in cuts[place])
-                / sizes.parameters,
-                "tasks": scored.get(place, []),
-            }
-        )
-        for place, damage in damages.items()
-    }
-
-
-def _damages(
-    loaded: LoadedModel,
-    text: CalibrationText,
-    meter: CutMeter[Damage],
-    cuts: Mapping[Place, BranchReplacements],
-    options: DepthOptions,
-    kept: Path | None,
-    progress: Progress,
-) -> tuple[Damage, dict[Place, Damage]]:
-    """One that knows the whole model's losses, and every cut's.
-
-    A study goes way by way, so that a call that is cut short leaves some. An answer's few cuts are
-    measured together: each way begins with a run of the whole model.
-    """
-    about = {**loaded.identity(), "text": text.ref.model_dump(), "by": "depths"}
-    remembering = RememberingMeter(meter, None if kept is None else kept / "damages.jsonl", about)
-    results: dict[Place, Damage] = {}
-    ways = dict.fromkeys(way for way, _ in cuts)
-    for group in [tuple(ways)] if options.recommends else [(way,) for way in ways]:
-        some = {place: cut for place, cut in cuts.items() if place[0] in group}
-        progress.say(f"depths: {', '.join(f'{way} at {number}' for way, number in some)}")
-        _, *damages = remembering.measure_many({}, list(some.values()), progress)
-        results.update(zip(some, damages, strict=True))
-    any_cut = next(iter(results.values()), None)  # each knows the whole model's losses too
-    return any_cut or remembering.measure_many({}, [], progress)[0], results

@@ -219,6 +219,8 @@ REMOVED = {
     "export --rescore-every": "--search greedy",
     "plan --curve": "depthcut depths, which compares cuts of several sizes",
     "plan --rescore-every": "--search greedy",
+    "depths --other-text": "depthcut export, which measures the healed cut on a second text",
+    "depths --recommend": "nothing: depths always recommends",
     "compare --stride": "eval_sequence_length in a --config file: longer samples have more context",
     "compare --power": _POWER,
     "compare --smallest": _POWER,

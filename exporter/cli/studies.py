@@ -76,13 +76,12 @@ def _sha256(report: ImportanceReport) -> str:
 
 @command(DepthsCall)
 def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
-    """How much of MODEL may be dropped? A short table, one row of it recommended.
+    """How much of MODEL may be dropped? A table, one row of it recommended.
 
-    MODEL runs with a few attentions or blocks left out. The table lists how much faster each cut
-    is and what it costs in perplexity in two domains, with and without healing by folded weights,
-    and the whole model in int8 beside them. The recommended cut is written as a plan, for `depthcut
-    export --plan`. With -n: all ways of dropping at these numbers, with perplexity and KL
-    divergence. After an interruption the same command resumes.
+    MODEL runs with attentions, MLPs or blocks left out, at a few numbers or at those of -n. The
+    table lists how much faster each cut is by its sublayers' costs, and what it costs in perplexity
+    and KL divergence, with and without healing by folded weights. The recommended cut is written as
+    a plan, for `depthcut export --plan`. After an interruption the same command resumes.
     """
     from exporter.report.files import study_files, write_study
 

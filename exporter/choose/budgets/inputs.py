@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +32,9 @@ from exporter.choose.budgets.refusals import refuse_missing
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import with_context
-from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
+from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.weighing import module_sizes
 from exporter.choose.selection.meters import RememberingMeter, searched_meter
 from exporter.choose.selection.options import protected_names, refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
@@ -42,7 +42,6 @@ from exporter.errors import BackendError, ComparisonError, CostError, PlanError
 from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
-from exporter.models.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
 from exporter.models.tasks import Task, meter_here, refuse_headless, task_of
@@ -51,46 +50,6 @@ from exporter.models.texts.paired import scored_pairs
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from graph_passes.types import BLOCK_KINDS, SublayerRef
-
-
-def module_sizes(loaded: LoadedModel) -> GraphSizes:
-    """Weighs the modules of every attention and MLP, without their norms and caches.
-
-    A cut takes the norms too: it removes a few thousandths more than this says. Weights that
-    several modules share belong to none of them.
-    """
-    owners = {module.number: module.layer for module in layer_modules(loaded.model)}
-    uses = Counter(id(p) for m in loaded.model.modules() for p in m._parameters.values())
-    everything = list(loaded.model.parameters())
-    width = loaded.model.config.get_text_config().hidden_size
-    return GraphSizes(
-        sublayers={
-            part.ref: _size(_own(part, owners[part.layer]), uses)
-            for part in sublayers(loaded.model)
-        },
-        parameters=sum(p.numel() for p in everything),
-        weight_bytes=sum(p.numel() * p.element_size() for p in everything),
-        hidden=width,
-        number_bytes=everything[0].element_size(),
-        name=loaded.ref.source,
-    )
-
-
-def _own(part: SublayerModules, layer: Any) -> Iterable[Any]:
-    """The parameters of the layer's children that the branch goes through."""
-    inside = (part.contribution, part.reads)
-    children = [
-        child for child in layer.children() if any(m is s for m in child.modules() for s in inside)
-    ]
-    return [parameter for child in children for parameter in child.parameters()]
-
-
-def _size(parameters: Iterable[Any], uses: Counter[int]) -> SublayerSize:
-    alone = [p for p in parameters if uses[id(p)] == 1]
-    numbers = sum(p.numel() for p in alone)
-    held = sum(p.numel() * p.element_size() for p in alone)
-    return SublayerSize(numbers, numbers, held, held)
-
 
 COSTS = "costs.json"
 """In a planner's folder: times of sublayers. Each file there says what it is about."""

@@ -13,12 +13,14 @@ from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
-from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
+from exporter.choose.costs.cost_runners import CostRunner, cut_for_a_while, graph_runner
 from exporter.choose.costs.measuring import CostSettings, fit_together, measure_on, refuse_too_long
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
 from exporter.engines.environment import default_threads
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import PlanError, UnmetGoalError
 from exporter.heal.plan_file import write_healed_plan
 from exporter.printable import counted
@@ -186,8 +188,11 @@ class Stopwatch:
     progress: Progress = QUIET
 
     @cached_property
-    def _runner(self) -> OnnxCostRunner:
-        return OnnxCostRunner(self.onnx, self.folder, self.provider)
+    def _runner(self) -> CostRunner:
+        return graph_runner(self.onnx, self.folder, self.provider)
+
+    def _opened(self, graph: Path) -> Runner:
+        return open_runner(ONNX, graph, provider=self.provider, threads=1)
 
     def costs(self, replacements: Sequence[Replacement]) -> CostTable:
         """What each sublayer's removal saves, for every replacement."""
@@ -220,7 +225,7 @@ class Stopwatch:
         # Its weights alone, as they would be shipped.
         with (
             cut_for_a_while(self.onnx, self.folder, plan, share=False) as graph,
-            self._runner.arms({}, {"candidate": graph}) as arms,
+            self._runner.beside({"candidate": self._opened(graph)}) as arms,
         ):
             rows = time_request(arms, cells, self.candidates, _is_narrow, self.progress)
         return of_rows(rows, [count for _, count in cells]).speedup

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -30,7 +28,6 @@ from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.libraries import Backend, ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
-from exporter.engines.build.settings import BuildSettings
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import open_engine
@@ -40,110 +37,106 @@ from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
 
-NOTHING: Mapping[str, Path] = MappingProxyType({})
 _SCALE = 0.01
 """Of the random numbers in replacements: small ones, so that all that is computed stays finite."""
 
 
-class CostRunner(ABC):
-    """A model on an engine, and variants of it with sublayers cut."""
+@dataclass
+class CostRunner:
+    """A model on an engine, and what runs it with sublayers cut."""
 
+    sizes: GraphSizes
+    sha256: str  # of the model's files
+    backend: str
+    provider: str
+    on_gpu: bool
+    opened: Callable[[], ComparedArm]  # the whole model
+    cut: Callable[[Variant], AbstractContextManager[Runner]]
     threads: int = 1  # CPU threads that all are given
 
-    @property
-    @abstractmethod
-    def sizes(self) -> GraphSizes:
-        """What its sublayers take."""
-
-    @property
-    @abstractmethod
+    @cached_property
     def whole(self) -> ComparedArm:
-        """The model as an arm."""
-
-    @abstractmethod
-    def cut(self, variant: Variant) -> AbstractContextManager[Runner]:
-        """A runner of a variant, which may be entered while the block runs.
-
-        Raises:
-            SurgeryError: The sublayers can't be cut.
-        """
-
-    def beside(self, graph: Path) -> Runner:
-        """A runner of another graph that is timed beside the model."""
-        raise NotImplementedError
-
-    @property
-    def backend(self) -> str:
-        """The engine."""
-        return self.whole.runner.backend
-
-    @property
-    def provider(self) -> str:
-        """On what it runs."""
-        return self.whole.runner.provider
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether that is an NVIDIA GPU."""
-        return self.whole.runner.capabilities.device == "gpu"
-
-    @property
-    def sha256(self) -> str:
-        """Of the model's files."""
-        return self.whole.facts.sha256
+        """The model as an arm, made when it is first asked for."""
+        return self.opened()
 
     @contextmanager
-    def arms(
-        self, variants: Mapping[str, Variant], others: Mapping[str, Path] = NOTHING
-    ) -> Iterator[Mapping[str, TimedArm]]:
-        """The whole model, variants and other graphs, all loaded while the block runs."""
+    def arms(self, variants: Mapping[str, Variant]) -> Iterator[Mapping[str, TimedArm]]:
+        """The whole model and variants, all loaded while the block runs."""
         with ExitStack() as stack:
-            self.whole.runner.threads = self.threads
-            runners = {"baseline": self.whole.runner}
-            for name, variant in variants.items():
-                runners[name] = stack.enter_context(self.cut(variant))
-            runners |= {name: self.beside(graph) for name, graph in others.items()}
-            comparison = Comparison(
-                {name: replace(self.whole, builds=(run,)) for name, run in runners.items()}
-            )
-            stack.enter_context(comparison.running())
+            runners = {name: stack.enter_context(self.cut(one)) for name, one in variants.items()}
+            yield stack.enter_context(self.beside(runners))
+
+    @contextmanager
+    def beside(self, runners: Mapping[str, Runner]) -> Iterator[Mapping[str, TimedArm]]:
+        """The whole model and others, all loaded while the block runs."""
+        arms = {"baseline": self.whole.runner, **runners}
+        for runner in arms.values():
+            runner.threads = self.threads
+        comparison = Comparison({n: replace(self.whole, builds=(run,)) for n, run in arms.items()})
+        with comparison.running():
             yield comparison.timed()
 
 
-@dataclass
-class OnnxCostRunner(CostRunner):
+def graph_runner(
+    onnx: Path, folder: Path, provider: str = "cpu", runs_on: str = ONNX
+) -> CostRunner:
     """An ONNX file on ONNX Runtime, or on another backend for such files."""
+    arm = _file(onnx, provider, runs_on)
+    opened = partial(open_runner, runs_on, provider=provider, threads=1)
+    engine = arm.runner.backend, arm.runner.provider, arm.runner.capabilities.device == "gpu"
+    return _on_graphs(onnx, folder, arm, engine, lambda: arm, opened)
 
-    onnx: Path
-    folder: Path
-    device: str = "cpu"
-    runs_on: str = ONNX
 
-    @cached_property
-    def sizes(self) -> GraphSizes:
-        """What its sublayers take."""
-        return sizes(self.onnx)
+def engine_runner(
+    onnx: Path,
+    folder: Path,
+    at: RequestShape,
+    library: Backend = "tensorrt-rtx",
+    progress: Progress = QUIET,
+) -> CostRunner:
+    """An ONNX file as a TensorRT engine, built anew for each variant, and once for the whole."""
+    problem = ask_driver().problem
+    if problem:
+        raise CostError(
+            f"Engines can't be timed here: {problem}.",
+            "Measure on ONNX Runtime, or on a machine with an NVIDIA GPU.",
+        )
+    arm = _file(onnx, "cpu", ONNX)
 
-    @property
-    def whole(self) -> ComparedArm:
-        """The file."""
-        return self._file
+    def built(graph: Path, target: Path | None = None) -> Runner:
+        target = target or graph.parent / "engines"
+        target.mkdir(parents=True, exist_ok=True)
+        ranges = fitting(graph_inputs(graph), ranges_for(at))
+        engines = build_engines(graph, target, ranges=ranges, backend=library, progress=progress)
+        return open_engine([path for path, _ in engines])
 
-    @cached_property
-    def _file(self) -> ComparedArm:
-        options = CompareOptions(provider=self.device)  # type: ignore[arg-type]
-        return open_file_arm(self.onnx, options, threads=self.threads, backend=self.runs_on)
+    def whole() -> ComparedArm:
+        return replace(arm, builds=(built(onnx, folder / "whole"),))
+
+    return _on_graphs(onnx, folder, arm, (library, library, True), whole, built)
+
+
+def _file(onnx: Path, provider: str, runs_on: str) -> ComparedArm:
+    options = CompareOptions(provider=provider)  # type: ignore[arg-type]
+    return open_file_arm(onnx, options, threads=1, backend=runs_on)
+
+
+def _on_graphs(
+    onnx: Path,
+    folder: Path,
+    arm: ComparedArm,
+    engine: tuple[str, str, bool],
+    whole: Callable[[], ComparedArm],
+    opened: Callable[[Path], Runner],
+) -> CostRunner:
+    weighed = sizes(onnx)
 
     @contextmanager
-    def cut(self, variant: Variant) -> Iterator[Runner]:
-        """A file that is gone after the block."""
-        plan = partial(plan_of, variant, self.sizes)
-        with cut_for_a_while(self.onnx, self.folder, plan) as graph:
-            yield self.beside(graph)
+    def cut(variant: Variant) -> Iterator[Runner]:
+        with cut_for_a_while(onnx, folder, partial(plan_of, variant, weighed)) as graph:
+            yield opened(graph)
 
-    def beside(self, graph: Path) -> Runner:
-        """Another file, on the same backend."""
-        return open_runner(self.runs_on, graph, provider=self.device, threads=self.threads)
+    return CostRunner(weighed, arm.facts.sha256, *engine, whole, cut)
 
 
 @contextmanager
@@ -209,72 +202,6 @@ def random_replacement(hidden: int, replacement: str) -> ReplacementTensors:
     if replacement == "bias":
         return ReplacementTensors(draw(hidden))
     return ReplacementTensors(draw(hidden), draw(hidden, hidden))
-
-
-@dataclass
-class EngineCostRunner(OnnxCostRunner):
-    """An ONNX file as a TensorRT engine, built anew for each variant."""
-
-    at: RequestShape = field(default_factory=RequestShape)
-    library: Backend = "tensorrt-rtx"
-    settings: BuildSettings = field(default_factory=BuildSettings)
-    progress: Progress = QUIET
-
-    def __post_init__(self) -> None:
-        problem = ask_driver().problem
-        if problem:
-            raise CostError(
-                f"Engines can't be timed here: {problem}.",
-                "Measure on ONNX Runtime, or on a machine with an NVIDIA GPU.",
-            )
-
-    @property
-    def backend(self) -> str:
-        """The library."""
-        return self.library
-
-    @property
-    def provider(self) -> str:
-        """The library again: the card is a part of the machine."""
-        return self.library
-
-    @property
-    def on_gpu(self) -> bool:
-        """It is an NVIDIA GPU."""
-        return True
-
-    @property
-    def sha256(self) -> str:
-        """Of the graph's files."""
-        return self._file.facts.sha256
-
-    @property
-    def whole(self) -> ComparedArm:
-        """The engine of the whole graph, which is built when it is first asked for."""
-        return replace(self._file, builds=(self._engine,))
-
-    @cached_property
-    def _engine(self) -> Runner:
-        return self._built(self.onnx, self.folder / "whole")
-
-    @contextmanager
-    def cut(self, variant: Variant) -> Iterator[Runner]:
-        """An engine that is gone after the block."""
-        plan = partial(plan_of, variant, self.sizes)
-        with cut_for_a_while(self.onnx, self.folder, plan) as graph:
-            yield self._built(graph, graph.parent / "engines")
-
-    def _built(self, onnx: Path, target: Path) -> Runner:
-        target.mkdir(parents=True, exist_ok=True)
-        built = build_engines(
-            onnx,
-            target,
-            ranges=fitting(graph_inputs(onnx), ranges_for(self.at)),
-            backend=self.library,
-            settings=self.settings,
-            progress=self.progress,
-        )
-        return open_engine([path for path, _ in built])
 
 
 def ranges_for(at: RequestShape) -> Ranges:

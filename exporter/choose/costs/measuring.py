@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from exporter.artifacts import Environment, LatencyRow, library_versions
 from exporter.artifacts.latency import Shape
-from exporter.choose.costs.cost_runners import CostRunner, EngineCostRunner, OnnxCostRunner
+from exporter.choose.costs.cost_runners import CostRunner, engine_runner, graph_runner
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial, Variant, groups_of, variants
@@ -46,59 +45,21 @@ _LIBRARIES = (
 )
 
 
-Conditions = dict[str, Any]
-"""Under what costs are measured; without the threads where those don't matter."""
-
-
-def conditions(cost_runner: CostRunner, at: RequestShape, threads: int | None) -> Conditions:
-    """What costs are measured under on a cost_runner, here and now."""
-    here = environment(threads=threads or cost_runner.threads, gpu=cost_runner.on_gpu)
-    model, engine = cost_runner.sha256, (cost_runner.backend, cost_runner.provider)
-    result = _conditions(model, at, engine, here, library_versions())
-    return result | ({} if threads is None else {"threads": threads})
-
-
 def _conditions(
-    model: str | None,
+    sha256: str | None,
     at: RequestShape,
     engine: tuple[str, str],
     machine: Environment,
     versions: Mapping[str, str],
-) -> Conditions:
+) -> dict[str, Any]:
+    """Under what costs are measured."""
     return {
-        "model": model,
+        "model": sha256,
         "request": str(at),
         **dict(zip(("backend", "provider"), engine, strict=True)),
         **{name: getattr(machine, name) for name in _MACHINE},
         **{name: versions.get(name) for name in _LIBRARIES if _decides(name, engine[0])},
     }
-
-
-def _differences(here: Conditions, table: CostTable) -> list[tuple[str, Any, Any]]:
-    """Where a table was measured under other conditions: what differs, there and here."""
-    engine = table.backend, table.provider
-    there = _conditions(
-        table.made_from.get(MODEL), table.at, engine, table.environment, table.versions
-    )
-    there["threads"] = table.environment.threads
-    return [(n, there.get(n), value) for n, value in here.items() if there.get(n) != value]
-
-
-def _refuse_other(here: Conditions, table: CostTable, name: str) -> None:
-    """Refuses costs that say nothing of this model here."""
-    for what, there, value in _differences(here, table):
-        if what == "model":
-            raise CostError(
-                f"{name} holds the costs of another model: its SHA-256 is {there}, and that of "
-                f"the model here {value}.",
-                "Measure this model's: depthcut costs.",
-                code="another-model",
-            )
-        raise CostError(
-            f"{name} was measured under other conditions: {what} {there}, and here {value}.",
-            "Measure again: depthcut costs; or ask for what was measured.",
-            code="other-conditions",
-        )
 
 
 def _decides(library: str, backend: str) -> bool:
@@ -118,8 +79,8 @@ def refuse_too_long(name: str, longest: int | None, at: RequestShape) -> None:
         )
 
 
-_LATE = 1.5
-"""Of its time a variant may take so much before that is told."""
+_PRECISION = 0.05
+"""Of what a variant saves: so well it need be known."""
 _LEAST = 0.002
 """Of the request's time: what is saved less than this need not be known any better."""
 
@@ -131,22 +92,13 @@ class CostSettings:
     at: RequestShape = field(default_factory=RequestShape)
     threads: int | None = None  # CPU threads; None takes all physical cores
     replacements: tuple[Replacement, ...] = ("none", "bias", "linear")
-    precision: float = 0.05
     effort: Effort = field(default_factory=Effort)  # how long each variant is timed at most
     kept: Path | None = None
     may_replace: bool = True
 
-    def __post_init__(self) -> None:
-        if not 0 < self.precision <= 1:
-            raise UsageError(
-                f"A precision of {self.precision} is not valid.",
-                "It must be between 0 and 1: 0.05 is 5 %.",
-                code="precision-out-of-range",
-            )
-
     def is_known(self, estimate: RequestEstimate) -> bool:
         """Whether what a variant saves is known well enough."""
-        wanted = max(self.precision * abs(estimate.saved_ms), _LEAST * estimate.baseline_ms)
+        wanted = max(_PRECISION * abs(estimate.saved_ms), _LEAST * estimate.baseline_ms)
         return estimate.std_error_ms <= wanted
 
 
@@ -168,59 +120,37 @@ def measure_costs(
     """
     settings = settings or CostSettings()
     with scratch_folder("costs") if folder is None else nullcontext(folder) as place:
-        cost_runner = open_cost_runner(
-            model,
-            place,
-            settings.at,
-            provider=provider,
-            engine=engine,
-            progress=progress,
-        )
-        return measure_on(cost_runner, settings, names, progress)
+        runner = _opened(ArmName.of(model), place, settings.at, provider, engine, progress)
+        return measure_on(runner, settings, names, progress)
 
 
 def measure_on(
-    cost_runner: CostRunner,
-    settings: CostSettings | None = None,
+    runner: CostRunner,
+    settings: CostSettings,
     names: Collection[SublayerRef] | None = None,
     progress: Progress = QUIET,
     *,
     together: bool = False,
 ) -> CostTable:
-    """Measures on any engine; see :func:`measure_costs` and :func:`measure_beside`."""
-    settings = settings or CostSettings()
-    return measure_beside(cost_runner, settings, names, {}, progress, together=together)[0]
+    """Measures on any engine; see :func:`measure_costs`.
 
-
-def measure_beside(
-    cost_runner: CostRunner,
-    settings: CostSettings,
-    names: Collection[SublayerRef] | None,  # all attentions and MLPs when None
-    others: Mapping[str, Path],
-    progress: Progress = QUIET,
-    *,
-    together: bool = True,
-) -> tuple[CostTable, dict[str, list[LatencyRow]]]:
-    """Measures one variant of each group, and other graphs beside them, in the same rounds.
-
-    All are loaded once and warm up together: less time than one after the other, more memory.
+    With ``together`` one variant of each group, in the same rounds: all are loaded once and warm up
+    together, which takes less time than one after the other, and more memory.
     """
-    sizes, threads = cost_runner.sizes, settings.threads
+    sizes = runner.sizes
     refuse_too_long(sizes.name, sizes.longest, settings.at)
     cells = settings.at.cells(cached=sizes.has_cache)
-    here = conditions(cost_runner, settings.at, threads)
-    earlier = usable(settings, here, progress)
-    if threads is not None:
-        cost_runner.threads = threads
+    earlier = _usable(settings, runner, progress)
+    if settings.threads is not None:
+        runner.threads = settings.threads
     elif earlier is not None:
-        cost_runner.threads = earlier.environment.threads
-    elif not cost_runner.on_gpu:
-        cost_runner.threads = default_threads()
+        runner.threads = earlier.environment.threads
+    elif not runner.on_gpu:
+        runner.threads = default_threads()
     if together:
         effort = replace(settings.effort, reload=False)
         settings = replace(settings, replacements=("none",), effort=effort)
-    run = CostRun(cost_runner, settings, cells, progress, together)
-    return run.measure(names, earlier, others)
+    return _CostRun(runner, settings, cells, progress, together).measure(names, earlier)
 
 
 def wanted_names(sizes: GraphSizes, names: Collection[SublayerRef] | None) -> list[SublayerRef]:
@@ -232,25 +162,22 @@ def wanted_names(sizes: GraphSizes, names: Collection[SublayerRef] | None) -> li
 
 
 @dataclass
-class CostRun:
+class _CostRun:
     """One table in the making."""
 
-    cost_runner: CostRunner
+    runner: CostRunner
     settings: CostSettings
     cells: Sequence[tuple[Shape, float]]
     progress: Progress
-    together: bool = False
+    together: bool
     rows: dict[Variant, list[LatencyRow]] = field(default_factory=dict)
     groups: dict[str, CostGroup] = field(default_factory=dict)
 
     def measure(
-        self,
-        names: Collection[SublayerRef] | None,
-        earlier: CostTable | None,
-        others: Mapping[str, Path],
-    ) -> tuple[CostTable, dict[str, list[LatencyRow]]]:
+        self, names: Collection[SublayerRef] | None, earlier: CostTable | None
+    ) -> CostTable:
         """Times what no earlier run has timed: one variant after the other, or all together."""
-        sizes = self.cost_runner.sizes
+        sizes = self.runner.sizes
         self.recall(earlier)
         groups = groups_of(sizes, wanted_names(sizes, names))
         self.groups |= {group.signature: group for group in groups}
@@ -259,14 +186,10 @@ class CostRun:
         left = [variant for variant in planned if variant not in self.rows]
         if left and self.rows:
             self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
-        beside: dict[str, list[LatencyRow]] = {}
-        if self.together and (left or others):
-            beside, left = self._measure(left, others), []
-        with self.progress.task("time variants", total=len(left), unit="variants") as task:
-            for number, variant in enumerate(left, start=1):
-                begin = time.monotonic()
-                self._measure([variant], {})
-                self._tell_time(time.monotonic() - begin, len(left) - number, first=number == 1)
+        batches = [left] if left and self.together else [[variant] for variant in left]
+        with self.progress.task("time variants", total=len(batches), unit="variants") as task:
+            for batch in batches:
+                self._time({str(variant): variant for variant in batch})
                 task.advance()
         if not self.rows:
             raise CostError(
@@ -274,47 +197,35 @@ class CostRun:
                 "See the messages above.",
                 code="nothing-measured",
             )
-        return self.table(), beside
+        return self.table()
 
-    def _measure(
-        self, chosen: Sequence[Variant], others: Mapping[str, Path]
-    ) -> dict[str, list[LatencyRow]]:
-        """Adds variants to the table, or says why they can't be timed; the others' rows."""
-        names = {str(variant): variant for variant in chosen}
-        self.progress.detail(f"costs: without {', '.join(names)}")
-        effort, together = self.settings.effort, self.together
+    def _time(self, batch: Mapping[str, Variant]) -> None:
+        """Adds variants to the table, or says why they can't be timed."""
+        self.progress.detail(f"costs: without {', '.join(batch)}")
 
         def known(estimate: RequestEstimate) -> bool:
-            return not together and self.settings.is_known(estimate)
+            return not self.together and self.settings.is_known(estimate)
 
         try:
-            with self.cost_runner.arms(names, others) as arms:
-                timed = time_request(arms, self.cells, effort, known, self.progress)
+            with self.runner.arms(batch) as arms:
+                timed = time_request(arms, self.cells, self.settings.effort, known, self.progress)
         except SurgeryError as error:
-            if together:
+            if self.together:
                 raise
-            self.progress.say(f"costs: {', '.join(names)} can't be measured: {error.message}")
-            return {}
-        rows = {name: [_against(row, name) for row in timed] for name in (*names, *others)}
-        self.rows |= {variant: rows[name] for name, variant in names.items()}
+            self.progress.say(f"costs: {', '.join(batch)} can't be measured: {error.message}")
+            return
+        for name, variant in batch.items():
+            self.rows[variant] = [_against(row, name) for row in timed]
         table = self.table()
-        for variant in chosen:
-            self._tell(table, variant)
+        trials = {group.signature: group.trials for group in table.groups}
+        for name, variant in batch.items():
+            trial = trials[variant.group][-1]
+            self.progress.say(
+                f"costs: without {name}: {trial.saved_ms_each:.3g} ± "
+                f"{trial.std_error_ms / trial.work:.1g} ms each, of {table.baseline_ms:.4g} ms"
+            )
         if self.settings.kept is not None:
             table.write(self.settings.kept)
-        return {name: rows[name] for name in others}
-
-    def _tell_time(self, seconds: float, left: int, *, first: bool) -> None:
-        """What a variant took, where that is more than it should, and what is still to come."""
-        effort = self.settings.effort
-        if effort.rounds is None and seconds > _LATE * effort.seconds:
-            self.progress.say(
-                f"costs: a variant took {seconds:.0f} s, not {effort.seconds:.0f} s: loading the "
-                "models and two rounds take that long. It was stopped there, so its figure is rough"
-            )
-        if first and left:
-            minutes = seconds * left / 60
-            self.progress.say(f"costs: {left} more variants take about {minutes:.1f} min")
 
     def recall(self, earlier: CostTable | None) -> None:
         """Takes over all that an earlier run has measured, asked for now or not."""
@@ -334,8 +245,16 @@ class CostRun:
         ]
         trials: dict[str, list[Trial]] = {signature: [] for signature in self.groups}
         for variant, rows in self.rows.items():
-            trials[variant.group].append(_trial(variant, rows, counts, baselines))
-        runner = self.cost_runner
+            estimate = of_rows(rows, counts, baselines)
+            trial = Trial(
+                replacement=variant.replacement,
+                treated=list(variant.members),
+                saved_ms=estimate.saved_ms,
+                std_error_ms=estimate.std_error_ms,
+                rows=rows,
+            )
+            trials[variant.group].append(trial)
+        runner = self.runner
         return CostTable(
             made_from={MODEL: runner.sha256},
             at=self.settings.at,
@@ -349,34 +268,10 @@ class CostRun:
             ],
         )
 
-    def _tell(self, table: CostTable, variant: Variant) -> None:
-        group = next(item for item in table.groups if item.signature == variant.group)
-        trial = group.trials[-1]
-        self.progress.say(
-            f"costs: without {variant}: {trial.saved_ms_each:.3g} ± "
-            f"{trial.std_error_ms / trial.work:.1g} ms each, of {table.baseline_ms:.4g} ms"
-        )
 
-
-def _trial(
-    variant: Variant,
-    rows: list[LatencyRow],
-    counts: Sequence[float],
-    baselines_ms: Sequence[float],
-) -> Trial:
-    estimate = of_rows(rows, counts, baselines_ms)
-    return Trial(
-        replacement=variant.replacement,
-        treated=list(variant.members),
-        saved_ms=estimate.saved_ms,
-        std_error_ms=estimate.std_error_ms,
-        rows=rows,
-    )
-
-
-def usable(settings: CostSettings, here: Conditions, progress: Progress) -> CostTable | None:
+def _usable(settings: CostSettings, runner: CostRunner, progress: Progress) -> CostTable | None:
     """What an earlier run has left, where it was measured under the same conditions."""
-    kept = settings.kept
+    kept, threads = settings.kept, settings.threads
     if kept is None or not kept.exists():
         return None
     try:
@@ -387,29 +282,53 @@ def usable(settings: CostSettings, here: Conditions, progress: Progress) -> Cost
             "Name another file for the costs.",
             code="not-ours",
         ) from error
+    machine = environment(threads=runner.threads, gpu=runner.on_gpu)
+    engine = runner.backend, runner.provider
+    here = _conditions(runner.sha256, settings.at, engine, machine, library_versions())
+    there = _conditions(
+        table.made_from.get(MODEL),
+        table.at,
+        (table.backend, table.provider),
+        table.environment,
+        table.versions,
+    )
+    here["threads"], there["threads"] = threads, threads and table.environment.threads
+    what = next((name for name, value in here.items() if there.get(name) != value), None)
+    if what is None:
+        return table
     if not settings.may_replace:
-        _refuse_other(here, table, str(kept))
-    for what, _, _ in _differences(here, table):
-        progress.say(
-            f"costs: {kept} was measured with another {what}, so everything is measured again"
+        raise CostError(
+            f"{kept} was measured under other conditions: {what} {there.get(what)}, and here "
+            f"{here[what]}.",
+            "Measure again: depthcut costs; or ask for what was measured.",
+            code="another-model" if what == "model" else "other-conditions",
         )
-        return None
-    return table
+    progress.say(f"costs: {kept} was measured with another {what}, so all is measured again")
+    return None
 
 
-def open_cost_runner(
-    model: Path | str,
+def _opened(
+    name: ArmName,
     folder: Path,
     at: RequestShape,
-    *,
-    provider: str = "cpu",
-    engine: Backend | None = None,
-    progress: Progress = QUIET,
+    provider: str,
+    engine: Backend | None,
+    progress: Progress,
 ) -> CostRunner:
-    """Finds what runs a model."""
-    name = ArmName.of(model)
+    """What runs a model."""
+    if name.kind == "torch-compile":
+        raise UsageError(
+            f"{name} would be compiled again for each variant.", f"Measure torch:{name.path}."
+        )
     if name.is_torch and engine is None:
-        return _torch(name, provider)
+        require("torch", extra="torch")
+        from exporter.choose.costs.torch_cost_runner import torch_runner
+
+        if not name.path.exists():
+            raise CostError(
+                f"{name.path} does not exist.", "Give a Hugging Face folder after torch:."
+            )
+        return torch_runner(load_model(str(name.path)), provider)
     runs_on = RUNNERS.get(name.kind)
     if runs_on is None or runs_on.gguf or (engine is not None and name.kind != ONNX):
         raise CostError(
@@ -418,31 +337,17 @@ def open_cost_runner(
         )
     onnx = find_onnx(name.path)
     if engine is None:
-        return OnnxCostRunner(onnx, folder, provider, runs_on=name.kind)
-
-    return EngineCostRunner(onnx, folder, at=at, library=engine, progress=progress)
-
-
-def _torch(name: ArmName, provider: str) -> CostRunner:
-    if name.kind == "torch-compile":
-        raise UsageError(
-            f"{name} would be compiled again for each variant.", f"Measure torch:{name.path}."
-        )
-    require("torch", extra="torch")
-    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
-
-    if not name.path.exists():
-        raise CostError(f"{name.path} does not exist.", "Give a Hugging Face folder after torch:.")
-    return TorchCostRunner(load_model(str(name.path)), provider)
+        return graph_runner(onnx, folder, provider, name.kind)
+    return engine_runner(onnx, folder, at, engine, progress)
 
 
 _LOADED = 1.5
 """Times a graph's weights: ONNX Runtime keeps some of them in another order as well."""
 
 
-def fit_together(cost_runner: OnnxCostRunner) -> bool:
+def fit_together(runner: CostRunner) -> bool:
     """Whether memory holds the whole graph and a variant of each group."""
-    sizes, free = cost_runner.sizes, available_bytes()
+    sizes, free = runner.sizes, available_bytes()
     groups = groups_of(sizes, wanted_names(sizes, None))
     return free is None or _LOADED * (1 + len(groups)) * sizes.weight_bytes <= free
 

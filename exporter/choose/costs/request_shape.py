@@ -39,22 +39,14 @@ class RequestShape:
     def parse(cls, text: str) -> Self:
         """Reads ``batch=1,prompt=512,new=128``; what isn't named is as it is there."""
         known = [field.name for field in fields(cls)]
-        numbers: dict[str, int] = {}
-        for part in text.split(","):
-            match = _PART.fullmatch(part)
-            if match is None:
-                raise UsageError(
-                    f"{part!r} is not part of a request.", _HINT, code="malformed-request"
-                )
-            if match["key"] not in known:
-                raise UsageError(
-                    f"{match['key']!r} is not part of a request; the parts are {', '.join(known)}.",
-                    _HINT,
-                    code="unknown-part",
-                )
-            if match["key"] in numbers:
-                raise UsageError(f"{text!r} names {match['key']} twice.", _HINT, code="named-twice")
-            numbers[match["key"]] = int(match["number"])
+        matches = [_PART.fullmatch(part) for part in text.split(",")]
+        numbers = {match["key"]: int(match["number"]) for match in matches if match is not None}
+        if len(numbers) < len(matches) or not {*numbers} <= {*known}:
+            raise UsageError(
+                f"{text!r} is no request: it has {', '.join(known)}, each at most once.",
+                _HINT,
+                code="malformed-request",
+            )
         return cls(**numbers)
 
     @property

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from exporter.artifacts import Artifact, Environment, LatencyRow, Record
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.timing import of_rows
 from exporter.errors import CostError
 from graph_passes.types import Replacement, SublayerKind, SublayerRef
 
@@ -129,16 +127,6 @@ class CostTable(Artifact):
     baseline_ms: float = Field(gt=0)
     groups: list[CostGroup]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_rank(cls, data: Any) -> Any:
-        """An earlier version timed maps of a rank, which are full ones now."""
-        if not isinstance(data, dict) or "rank" not in data:
-            return data
-        if data["rank"] is not None:
-            raise ValueError("it has times of maps of a rank: measure the costs again")
-        return {key: value for key, value in data.items() if key != "rank"}
-
     @property
     def names(self) -> list[SublayerRef]:
         """Layer and kind of every sublayer whose cost is known."""
@@ -176,20 +164,6 @@ class CostTable(Artifact):
             )
         return self.baseline_ms / left
 
-    def of_cell(self, number: int) -> CostTable:
-        """The same for one of the request's cells alone, run once: 0 is the prompt."""
-        trials = [trial for group in self.groups for trial in group.trials]
-        if any(number >= len(trial.rows) for trial in trials):
-            raise CostError(f"The request {self.at} has no cell {number}.", code="no-such-cell")
-        baseline_ms = statistics.median(t.rows[number].baseline.median_ms for t in trials)
-        groups = [
-            group.model_copy(
-                update={"trials": [_cell_of(t, number, baseline_ms) for t in group.trials]}
-            )
-            for group in self.groups
-        ]
-        return self.model_copy(update={"groups": groups, "baseline_ms": baseline_ms})
-
     def _place(self, name: SublayerRef) -> tuple[CostGroup, Member]:
         for group in self.groups:
             for member in group.members:
@@ -197,22 +171,9 @@ class CostTable(Artifact):
                     return group, member
         raise CostError(
             f"The cost of {name[1]} {name[0]} was not measured.",
-            f"Measured are {_summary(self.names)}.",
+            "Measure it: depthcut costs.",
             code="not-measured",
         )
-
-
-def _cell_of(trial: Trial, number: int, baseline_ms: float) -> Trial:
-    estimate = of_rows([trial.rows[number]], [1.0], [baseline_ms])
-    values = {"saved_ms": estimate.saved_ms, "std_error_ms": estimate.std_error_ms}
-    return trial.model_copy(update={**values, "rows": [trial.rows[number]]})
-
-
-def _summary(names: Iterable[SublayerRef]) -> str:
-    kinds: dict[str, list[int]] = {}
-    for layer, kind in names:
-        kinds.setdefault(kind, []).append(layer)
-    return "; ".join(f"{kind} {', '.join(map(str, sorted(own)))}" for kind, own in kinds.items())
 
 
 _MOST_GROUPS = 4

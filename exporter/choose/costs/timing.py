@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,20 +17,6 @@ from exporter.compare.timing.row import MeasuredRow
 from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between, ratios_between
 from exporter.compare.timing.subjects import Clock, TimedArm
 from exporter.progress import QUIET, Progress
-
-
-@dataclass(frozen=True)
-class RequestPart:
-    """One cell of a request."""
-
-    count: float
-    baseline_ms: float
-    ratio: SpeedupEstimate  # the log of how many times faster the variant is
-
-    @property
-    def variant_ms(self) -> float:
-        """What the cell takes of the request with the variant, as often as it counts."""
-        return self.count * self.baseline_ms * math.exp(-self.ratio.log_ratio)
 
 
 @dataclass(frozen=True)
@@ -47,17 +33,20 @@ class RequestEstimate:
     degrees: float
 
     @classmethod
-    def of(cls, parts: Sequence[RequestPart]) -> RequestEstimate:
+    def of(
+        cls,
+        counts: Sequence[float],
+        baselines_ms: Sequence[float],
+        ratios: Sequence[SpeedupEstimate],
+    ) -> RequestEstimate:
         """Sums up cells that were timed apart; degrees of freedom by Welch and Satterthwaite."""
-        squares = [(part.variant_ms * part.ratio.std_error) ** 2 for part in parts]
+        before = [count * ms for count, ms in zip(counts, baselines_ms, strict=True)]
+        after = [ms * math.exp(-r.log_ratio) for ms, r in zip(before, ratios, strict=True)]
+        squares = [(ms * r.std_error) ** 2 for ms, r in zip(after, ratios, strict=True)]
         variance = sum(squares)
-        lost = sum(v**2 / p.ratio.degrees for v, p in zip(squares, parts, strict=True) if v)
-        return cls(
-            baseline_ms=sum(part.count * part.baseline_ms for part in parts),
-            variant_ms=sum(part.variant_ms for part in parts),
-            std_error_ms=math.sqrt(variance),
-            degrees=variance**2 / lost if lost else min(part.ratio.degrees for part in parts),
-        )
+        lost = sum(v**2 / r.degrees for v, r in zip(squares, ratios, strict=True) if v)
+        degrees = variance**2 / lost if lost else min(ratio.degrees for ratio in ratios)
+        return cls(sum(before), sum(after), math.sqrt(variance), degrees)
 
     @property
     def saved_ms(self) -> float:
@@ -71,29 +60,14 @@ class RequestEstimate:
         return SpeedupEstimate(ratio, self.std_error_ms / self.variant_ms, self.degrees).speedup()
 
 
-def so_far(rows: Sequence[MeasuredRow], counts: Iterable[float]) -> RequestEstimate:
-    """What rows say while they are measured."""
-    return RequestEstimate.of(
-        [
-            RequestPart(count, float(np.median(row.times()[0])), row.estimate())
-            for row, count in zip(rows, counts, strict=True)
-        ]
-    )
-
-
 def of_rows(
     rows: Sequence[LatencyRow],
-    counts: Iterable[float],
+    counts: Sequence[float],
     baselines_ms: Sequence[float] | None = None,
 ) -> RequestEstimate:
     """What saved rows say."""
     known = baselines_ms or [row.baseline.median_ms for row in rows]
-    return RequestEstimate.of(
-        [
-            RequestPart(count, baseline_ms, _ratio(row))
-            for row, count, baseline_ms in zip(rows, counts, known, strict=True)
-        ]
-    )
+    return RequestEstimate.of(counts, known, [_ratio(row) for row in rows])
 
 
 def _ratio(row: LatencyRow) -> SpeedupEstimate:
@@ -133,8 +107,10 @@ def time_request(
     counts = [count for _, count in cells]
 
     def enough(rows: Sequence[MeasuredRow]) -> bool:
-        whole = all(len(row.chunks) >= _FEWEST_PARTS for row in rows)
-        return whole and known(so_far(rows, counts))
+        if any(len(row.chunks) < _FEWEST_PARTS for row in rows):
+            return False
+        medians = [float(np.median(row.times()[0])) for row in rows]
+        return known(RequestEstimate.of(counts, medians, [row.estimate() for row in rows]))
 
     seconds = effort.seconds / len(cells)
     sampling = TimingBudget(

@@ -3,115 +3,79 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from exporter.choose.costs.cost_runners import CostRunner, random_replacement
-from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
+from exporter.choose.costs.graph_sizes import CacheSize
 from exporter.choose.costs.table import Variant
-from exporter.compare.arms import ComparedArm
+from exporter.choose.costs.weighing import module_sizes
 from exporter.compare.kinds import torch_arm
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
-from exporter.files import sha256_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacement, first_input
 from exporter.models.architectures import SublayerModules, sublayers
 from exporter.models.model_folder import PIXELS, image_patches, longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
 from exporter.models.residual_stream import probe_inputs
+from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
-_LETTERS = 12
 
+def torch_runner(loaded: LoadedModel, device: str = "cpu") -> CostRunner:
+    """A loaded model on PyTorch; a variant shares its weights."""
+    model: Any = loaded.model
+    interface, config = interface_of(model), model.config.get_text_config().to_dict()
+    heads = (slot.heads * size for slot in interface.cache for _, size in slot.parts)
+    weighed = replace(
+        module_sizes(loaded),
+        rest_caches=tuple(CacheSize(per_token=n * interface.dtype.itemsize) for n in heads),
+        longest=longest_sequence(config) if interface.image is None else image_patches(config),
+    )
 
-@dataclass
-class TorchCostRunner(CostRunner):
-    """A loaded model on PyTorch."""
-
-    loaded: LoadedModel
-    device: str = "cpu"
-
-    @cached_property
-    def sizes(self) -> GraphSizes:
-        """What its branches hold, without their norms; caches aside."""
-        model: Any = self.loaded.model
-        config = model.config.get_text_config()
-        windows = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
-        return GraphSizes(
-            {p.ref: _sized(p, windows[p.layer]) for p in sublayers(model)},
-            sum(weight.numel() for weight in model.parameters()),
-            sum(weight.nbytes for weight in model.parameters()),
-            caches(self._interface),
-            hidden=config.hidden_size,
-            number_bytes=model.dtype.itemsize,
-            longest=self._longest,
-            name=self.loaded.ref.source,
-        )
-
-    @property
-    def _longest(self) -> int | None:
-        config = self.loaded.model.config.get_text_config().to_dict()
-        images = self._interface.image is not None
-        return image_patches(config) if images else longest_sequence(config)
-
-    @cached_property
-    def _interface(self) -> OnnxInterface:
-        return interface_of(self.loaded.model)
-
-    @cached_property
-    def whole(self) -> ComparedArm:
-        """The model."""
-        runner = self._runner(self.loaded.model, self._interface)
-        return torch_arm(self.loaded, self.loaded.path, runner, "torch:")
+    def running(model: Any, interface: OnnxInterface) -> TorchRunner:
+        how: Any = {"compiled": False, "provider": device, "threads": 1}
+        return TorchRunner(model, interface=interface, **how)
 
     @contextmanager
-    def cut(self, variant: Variant) -> Iterator[Runner]:
-        """A model with some branches cut, which shares its weights."""
-        cut = set(variant.names)
-        own = tuple(s for s in self._interface.cache if (s.layer, "attention") not in cut)
-        yield self._runner(self.variant_model(variant), replace(self._interface, cache=own))
+    def cut(variant: Variant) -> Iterator[Runner]:
+        gone = {*variant.names}
+        own = tuple(slot for slot in interface.cache if (slot.layer, "attention") not in gone)
+        put_in = random_stand_in(weighed.hidden or 0, variant.replacement, model.dtype, device)
+        yield running(variant_model(model, gone, put_in), replace(interface, cache=own))
 
-    def variant_model(self, variant: Variant) -> Any:
-        """The model with some branches cut; it shares its weights."""
-        model = sharing_copy(self.loaded.model)
-        branch_replacement, cut = self.branch_replacement(variant), set(variant.names)
-        for part in sublayers(model):
-            if part.ref in cut:
-                leave_out(model, part, branch_replacement)
-        return model
-
-    def branch_replacement(self, variant: Variant) -> BranchReplacement:
-        """What takes the branches' place: random numbers."""
-        if variant.replacement == "none":
-            return BranchReplacement()
-        result = random_replacement(self.sizes.hidden or 0, variant.replacement)
-        given = [item for item in (result.bias, result.weight) if item is not None]
-        tensors = (torch.tensor(item).to(self.device, self.loaded.model.dtype) for item in given)
-        return BranchReplacement(*tensors)
-
-    def _runner(self, model: Any, interface: OnnxInterface) -> TorchRunner:
-        return TorchRunner(
-            model,
-            compiled=False,
-            provider=self.device,
-            threads=self.threads,
-            interface=interface,
-        )
+    whole = torch_arm(loaded, loaded.path, running(model, interface), "torch:")
+    engine = whole.runner.backend, whole.runner.provider
+    on_gpu = whole.runner.capabilities.device == "gpu"
+    return CostRunner(weighed, whole.facts.sha256, *engine, on_gpu, lambda: whole, cut)
 
 
-def caches(interface: OnnxInterface) -> tuple[Any, ...]:
-    """What all caches take."""
-    heads = (slot.heads * size for slot in interface.cache for _, size in slot.parts)
-    return tuple(CacheSize(per_token=count * interface.dtype.itemsize) for count in heads)
+def random_stand_in(
+    hidden: int, replacement: Replacement, dtype: Any, device: str = "cpu"
+) -> BranchReplacement:
+    """What takes a branch's place: random numbers."""
+    if replacement == "none":
+        return BranchReplacement()
+    result = random_replacement(hidden, replacement)
+    given = [item for item in (result.bias, result.weight) if item is not None]
+    return BranchReplacement(*(torch.tensor(item).to(device, dtype) for item in given))
+
+
+def variant_model(model: Any, gone: Set[SublayerRef], stand_in: BranchReplacement) -> Any:
+    """The model with some branches cut; it shares its weights."""
+    result = sharing_copy(model)
+    for part in sublayers(result):
+        if part.ref in gone:
+            leave_out(result, part, stand_in)
+    return result
 
 
 def sharing_copy(model: Any) -> Any:
@@ -168,15 +132,3 @@ def _output_form(model: Any, module: torch.nn.Module) -> Callable[[torch.Tensor]
         rest = (None,) * (len(seen[0]) - 1)
         return lambda tensor: (tensor, *rest)
     return lambda tensor: tensor
-
-
-def _sized(part: SublayerModules, window: str) -> SublayerSize:
-    weights = [*part.reads.parameters()]
-    if part.contribution is not part.reads:
-        own = {id(weight) for weight in weights}
-        weights += [w for w in part.contribution.parameters() if id(w) not in own]
-    shapes = sorted(str((tuple(w.shape), str(w.dtype))) for w in weights)
-    data = repr((part.kind, shapes, window)).encode()
-    count, held = sum(w.numel() for w in weights), sum(w.nbytes for w in weights)
-    signature = sha256_bytes(data)[:_LETTERS]
-    return SublayerSize(count, count, held, held, signature=signature)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -14,6 +16,7 @@ from exporter.engines.runners.cache_form import read_cache_form
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.models import sentence_folder
+from exporter.models.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.model_folder import find_model
 from graph_passes.files.storage import load_model
@@ -26,6 +29,9 @@ from graph_passes.locate import Findings, FoundSite, survey
 from graph_passes.pipeline import graph_size
 from graph_passes.replacement_nodes import spare_input
 from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
 
 _CACHE_RANK = 4
 _HEADS, _LENGTH, _SIZE = 1, 2, 3
@@ -185,3 +191,35 @@ def _product(node: ir.Node) -> str:
         if name in _WORK and not attribute.is_ref()
     }
     return f"{node.domain}.{node.op_type}{sorted(values.items())}"
+
+
+def module_sizes(loaded: LoadedModel) -> GraphSizes:
+    """Weighs the modules of every attention and MLP of a model, without their norms and caches.
+
+    A cut takes the norms too: it removes a few thousandths more than this says. Weights that
+    several modules share belong to none of them.
+    """
+    model: Any = loaded.model
+    owners = {module.number: module.layer for module in layer_modules(model)}
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    everything, config = list(model.parameters()), model.config.get_text_config()
+    windows = dict(enumerate(getattr(config, "layer_types", None) or ()))
+
+    def size(part: SublayerModules) -> SublayerSize:
+        inside = (part.contribution, part.reads)
+        children = owners[part.layer].children()  # those that the branch goes through
+        own = [c for c in children if any(m is s for m in c.modules() for s in inside)]
+        alone = [p for child in own for p in child.parameters() if uses[id(p)] == 1]
+        count, held = sum(p.numel() for p in alone), sum(p.nbytes for p in alone)
+        shapes = sorted(str((tuple(p.shape), str(p.dtype))) for p in alone)
+        digest = sha256_bytes(repr((part.kind, shapes, windows.get(part.layer))).encode())
+        return SublayerSize(count, count, held, held, signature=digest[:_LETTERS])
+
+    return GraphSizes(
+        {part.ref: size(part) for part in sublayers(model)},
+        parameters=sum(p.numel() for p in everything),
+        weight_bytes=sum(p.nbytes for p in everything),
+        hidden=config.hidden_size,
+        number_bytes=everything[0].element_size(),
+        name=loaded.ref.source,
+    )

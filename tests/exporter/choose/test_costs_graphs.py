@@ -14,16 +14,16 @@ import pytest
 from exporter.choose.budgets import target_speedup
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.cost_runners import (
-    EngineCostRunner,
-    OnnxCostRunner,
+    CostRunner,
     cut_for_a_while,
+    engine_runner,
+    graph_runner,
     plan_of,
     ranges_for,
 )
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import (
     CostSettings,
-    measure_beside,
     measure_costs,
     measure_on,
 )
@@ -222,9 +222,9 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
 
 
 def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path) -> None:
-    sizes = OnnxCostRunner(graph, tmp_path).sizes
-    group = groups_of(sizes, [(0, "mlp")])[0]
-    plan = partial(plan_of, variants(group, sizes, ("none", "linear"))[1], sizes)
+    weighed = sizes(graph)
+    group = groups_of(weighed, [(0, "mlp")])[0]
+    plan = partial(plan_of, variants(group, weighed, ("none", "linear"))[1], weighed)
     with cut_for_a_while(graph, tmp_path, plan) as pruned:
         assert pruned.with_name("model.onnx.data").samefile(graph.with_name("model.onnx.data"))
         names = [n.name for n in ir.load(pruned).graph if "depthcut.mlp.1" in (n.name or "")]
@@ -263,29 +263,29 @@ def test_costs_of_another_graph_are_refused_where_the_file_was_named(
     assert watch.costs(["none"]).groups == table.groups
 
 
-def test_all_variants_and_other_graphs_are_timed_in_the_same_rounds_and_once(
+def test_all_variants_are_timed_in_the_same_rounds_and_once(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "costs.json"
-    runner = OnnxCostRunner(graph, tmp_path / "work")
+    runner = graph_runner(graph, tmp_path / "work")
     settings = CostSettings(AT, threads=1, effort=Effort(seconds=0.1, reload=False), kept=kept)
     first = measure_on(runner, settings, [(0, "mlp")], together=True)
     with monkeypatch.context() as patch:
-        patch.setattr(OnnxCostRunner, "arms", None)
+        patch.setattr(CostRunner, "arms", None)
         assert measure_on(runner, settings, [(1, "mlp")], together=True) == first
         with pytest.raises(TypeError):  # attentions were not timed
             measure_on(runner, settings, together=True)
     kept.unlink()
-    table, rows = measure_beside(runner, settings, None, {"same": graph})
+    table = measure_on(runner, settings, together=True)
     assert {*table.names} == {(n, kind) for n in range(4) for kind in ("attention", "mlp")}
     assert CostTable.read(kept) == table
     trials = [trial for group in table.groups for trial in group.trials]
     assert [trial.replacement for trial in trials] == ["none", "none"]
     # The whole graph's times are those of the same rounds; each has its own candidate.
-    arms = [*rows.values(), *(trial.rows for trial in trials)]
-    assert [len(arm) for arm in arms] == [len(AT.cells(cached=True))] * 3
+    arms = [trial.rows for trial in trials]
+    assert [len(arm) for arm in arms] == [len(AT.cells(cached=True))] * 2
     assert len({tuple(arm[0].baseline.samples_ms) for arm in arms}) == 1
-    assert len({tuple(arm[0].candidate.samples_ms) for arm in arms}) == 3
+    assert len({tuple(arm[0].candidate.samples_ms) for arm in arms}) == 2
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
     onnx, at = tmp_path / "model.onnx", RequestShape(2, 4, 3)
     ir.save(tiny_model(), onnx)
     settings = CostSettings(at, replacements=("bias",), effort=QUICK)
-    table = measure_on(EngineCostRunner(onnx, tmp_path / "work", at=at), settings, [(0, "mlp")])
+    table = measure_on(engine_runner(onnx, tmp_path / "work", at), settings, [(0, "mlp")])
     assert (table.backend, table.provider) == ("tensorrt-rtx", "tensorrt-rtx")
     assert sorted(name for name, _, _ in built) == ["model.onnx", *["model.variant.onnx"] * 2]
     assert [path.exists() for name, path, _ in built if "variant" in name] == [False, False]
@@ -375,7 +375,7 @@ def test_a_table_is_written_and_printed(
     ("call", "told"),
     [
         ("{folder} --at batch=0", "batch must be at least 1"),
-        ("{folder} --at past=7", "'past' is not part of a request"),
+        ("{folder} --at past=7", "'past=7' is no request"),
         ("{folder} -o {folder}", "is a directory"),
         ("{folder} -o {folder}/model.onnx", "is no table of costs"),
         ("{folder} --engine tensorrt", "Engines can't be timed here: "),

@@ -24,17 +24,12 @@ from exporter.choose.budgets.limits import (
 )
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.trial_runs import TRIALS, Ladder, refuse_all
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
-from exporter.choose.depths import DepthOptions
-from exporter.choose.depths_answer import recommended, speedups
+from exporter.choose.depths import DepthOptions, foretold, recommended
 from exporter.choose.selection.options import Option
-from exporter.errors import OptionError, PlanError, UndecidedGoalError, UnmetGoalError
+from exporter.errors import PlanError, UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.damage import SIMILARITY, Damage
-from graph_passes.types import SublayerRef
-from tests.made_reports import gate_row, made_environment
-from tests.made_tables import damage
+from tests.made_tables import damage, made_table
 from tests.raising import raises
 
 LIMIT, RISE = Floors(0.02), math.log(1.02)
@@ -311,7 +306,7 @@ def cell(
         parameters_removed=0.01 * number,
         damage=within(bare),
         healed=None if healed is None else within(healed),
-        speedups={} if speedup is None else {"request": speedup},
+        speedup=speedup,
     )
 
 
@@ -341,33 +336,11 @@ def test_the_fastest_cut_within_the_limit_is_recommended(
     assert (best and best.number) == number
 
 
-def table(candidate_ms: float) -> CostTable:
-    """Of a prompt of 100 ms and a step of 100 ms, with two of four attentions cut."""
-    members = [Member(layer=layer, kind="attention") for layer in range(4)]
-    rows = [gate_row(candidate_ms=candidate_ms), gate_row(candidate_ms=90.0)]
-    trial = Trial(
-        replacement="none",
-        treated=members[:2],
-        saved_ms=sum(row.baseline.median_ms - row.candidate.median_ms for row in rows),
-        std_error_ms=1.0,
-        rows=rows,
-    )
-    return CostTable(
-        at=RequestShape(prompt=8, new=1),
-        backend="pytorch",
-        provider="CPU",
-        environment=made_environment(),
-        baseline_ms=200.0,
-        groups=[CostGroup(signature="attention", members=members, trials=[trial])],
-    )
-
-
-def test_speeds_are_told_for_the_prompt_for_a_token_and_for_both() -> None:
-    cut = {SublayerRef(3, "attention"): NOTHING}
-    expected = {"prefill": 100 / 90, "decode": 100 / 95, "request": 200 / 185}
-    assert speedups(table(80.0), cut) == pytest.approx(expected, rel=1e-3)
-    # Twice the time that two took is all of it: such costs are wrong.
-    assert speedups(table(40.0), {SublayerRef(n, "attention"): NOTHING for n in range(4)}) == {}
+def test_a_cut_s_speed_is_foretold_by_costs_unless_they_can_not_be_right() -> None:
+    names: list[Any] = [(layer, "attention") for layer in range(2)]
+    table = made_table({name: {"none": 50.0} for name in names})
+    assert foretold(table, {names[0]: NOTHING}) == pytest.approx(2.0)
+    assert foretold(table, dict.fromkeys(names, NOTHING)) is None
 
 
 def test_a_few_cuts_are_tried_where_no_numbers_are_asked_for() -> None:
@@ -380,11 +353,3 @@ def test_a_few_cuts_are_tried_where_no_numbers_are_asked_for() -> None:
     assert DepthOptions(ways=("mlp",)).asked(6) == [("mlp", 1), ("mlp", 2), ("mlp", 4)]
     study = DepthOptions(numbers=(4, 2), ways=("attention", "joint"))
     assert study.asked(3) == [("attention", 2), ("attention", 4), ("joint", 2), ("joint", 4)]
-
-
-@pytest.mark.parametrize("given", [{"other_text": "mine.txt"}, {"most_increase": 0.05}])
-def test_what_only_an_answer_uses_is_refused_without_one(given: dict[str, Any]) -> None:
-    with raises(OptionError, "", "--recommend"):
-        DepthOptions(numbers=(4,), **given)
-    DepthOptions(**given)
-    DepthOptions(numbers=(4,), recommend=True, **given)

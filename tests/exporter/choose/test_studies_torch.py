@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shlex
 from collections.abc import Iterable
@@ -19,18 +20,17 @@ import exporter.cli as command_line
 from exporter.artifacts import (
     ComparisonReport,
     DepthsReport,
-    DropAnswer,
     ImportanceReport,
     PruningPlan,
 )
-from exporter.choose import depths, depths_answer
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.timing import Effort
+from exporter.choose import depths
+from exporter.choose.selection import meters
 from exporter.cli import studies
 from exporter.compare.options import TaskOptions
 from exporter.errors import CalibrationError, ComparisonError, HealingError, PlanError, ScoringError
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.loading.model_source import load_model
+from tests.made_tables import made_table
 from tests.raising import ends_in, raises, tells
 from tests.reading import Page, in_file
 from tests.text_graphs import write_tokenizer
@@ -74,6 +74,11 @@ def scores(loaded: Any) -> ImportanceReport:
     return score(loaded, ScoreOptions(calibration=("pydoc",), samples=6, sequence_length=LENGTH))
 
 
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depths, "_TIMED_S", 0.2)
+
+
 @pytest.fixture
 def measured(loaded: Any, scores: ImportanceReport) -> Any:
     def made(scores: Any = scores, loaded: Any = loaded, kept: Any = None, **options: Any) -> Any:
@@ -110,6 +115,7 @@ def test_each_cell_is_what_the_model_without_the_branches_gives(
         (way, number) for way in ("attention", "mlp", "block", "joint") for number in (1, 2)
     ]
     text = calibration_text(loaded, "pydoc", samples=5, sequence_length=LENGTH, part="evaluation")
+    text, _ = text.in_turn()  # the other half is for what is recommended
     assert report.text == text.ref
     ids = torch.from_numpy(text.input_ids)
     total = sum(p.numel() for p in loaded.model.parameters())
@@ -129,7 +135,7 @@ def test_each_cell_is_what_the_model_without_the_branches_gives(
         assert low < damage.perplexity_ratio < high
         assert cell.parameters_removed == pytest.approx(sum(sizes[k] for _, k in names) / total)
     chosen = sorted((s for s in scores.scores if s.kind == "mlp"), key=lambda s: s.score)
-    assert [d.layer for d in report.of_way("mlp")[1].deletions] == [s.layer for s in chosen[:2]]
+    assert [d.layer for d in report.cells[3].deletions] == [s.layer for s in chosen[:2]]
 
 
 def test_what_the_model_does_not_have_is_a_cell_that_says_so(
@@ -146,9 +152,9 @@ def test_what_the_model_does_not_have_is_a_cell_that_says_so(
     assert set(refused) == {("attention", 4), ("mlp", 4), ("block", 1), ("block", 4)}
     assert tells(str(refused["mlp", 4]), 3)
     assert "block" in str(refused["block", 1])
-    assert report.of_way("joint")[1].damage is not None
+    assert report.cells[-1].damage is not None
     assert "block of 1:" in capsys.readouterr().out
-    assert "| joint | 1 |" in out.with_suffix(".md").read_text()
+    assert "| 1 attentions and MLPs |" in out.with_suffix(".md").read_text()
     page = Page(out.with_suffix(".html").read_text())
     assert "Pruning at several depths" in page.words
     assert not out.with_name("depths.json.journal").exists()
@@ -159,27 +165,20 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(depths_answer, "_TIMED_SECONDS", 0.2)
-    monkeypatch.setattr(depths_answer, "find_spec", lambda _name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "depths.json"
     call = ["depths", str(checkpoint), "-o", str(out), "--eval-tokens", "96"]
-    call += in_file(tmp_path, ["--at", "batch=1,prompt=16,new=4", SHORT])
-    assert command_line.run([*call, "--at-most", "10000%"]) == 0
+    words = in_file(tmp_path, ["--at", "batch=1,prompt=16,new=4", SHORT])
+    assert command_line.run([*call, *words, "--at-most", "10000%"]) == 0
     report = DepthsReport.read(out)
     assert [(cell.way, cell.number) for cell in report.cells] == [
         ("attention", 1), ("attention", 2), ("block", 2),
     ]  # fmt: skip
-    assert report.answer.other_text.source.startswith("self")
-    assert (report.answer.backend, report.answer.int8) == ("pytorch", None)
-    assert "genai" in report.answer.no_int8
+    assert (report.backend, report.request) == ("pytorch", "batch=1,prompt=16,new=4")
     for cell in report.cells:
-        assert cell.other is not None
         assert (cell.healed is None) == bool(cell.not_healed)
-        # A busy machine may tell times that can't be.
-        assert set(cell.speedups) in (set(), {"prefill", "decode", "request"})
     assert any(cell.healed is not None for cell in report.cells)
-    best = depths_answer.recommended(report.cells, 100.0)
+    best = depths.recommended(report.cells, 100.0)
     assert report.recommended == best
     plan = out.with_suffix(".plan.json")
     assert plan.exists() == (best is not None)
@@ -187,13 +186,14 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
         assert PruningPlan.read(plan).deletions == best.deletions
         assert PruningPlan.read(plan).chosen_on == [*report.calibration.texts, report.text]
     assert "How much" not in capsys.readouterr().err
-    # What was measured is not measured again, and text of one's own takes the model's place.
-    text = tmp_path / "own.txt"
-    text.write_text(OWN)
-    assert command_line.run([*call, "--other-text", str(text)]) == 0
+    # Costs that were measured before are taken, and no damage is measured again.
+    costs, names = tmp_path / "graph.json", itertools.product(range(3), ("attention", "mlp"))
+    made_table({name: {"none": 20.0} for name in names}).write(costs)
+    words = in_file(tmp_path, [f"costs: {costs}", SHORT])
+    assert command_line.run([*call, *words, "--at-most", "10000%"]) == 0
     again = DepthsReport.read(out)
-    assert again.answer.other_text.source == str(text)
     assert [cell.damage for cell in again.cells] == [cell.damage for cell in report.cells]
+    assert [cell.speedup for cell in again.cells] == pytest.approx([1.25, 1 / 0.6, 5.0])
 
 
 @pytest.mark.parametrize("text", ["pydoc", pytest.param("docstrings", marks=pytest.mark.long)])
@@ -206,15 +206,12 @@ def test_the_command_that_is_printed_judges_on_other_text(
     monkeypatch.chdir(tmp_path)
 
     def measured(loaded: Any, scores: Any, options: Any, **given: Any) -> DepthsReport:
-        plain = replace(options, recommend=False, numbers=(1,), ways=("attention",))
+        plain = replace(options, numbers=(1,), ways=("attention",))
         report = depths.measure_depths(loaded, scores, plain, **given)
-        answer = DropAnswer(
-            other_text=report.text, other_baseline_perplexity=1.0, fitted_on=report.text,
-            most_increase=0.02, way="attention", number=1,
-        )  # fmt: skip
         (cell,) = report.cells
         healed = cell.model_copy(update={"healed": cell.damage})
-        return report.model_copy(update={"answer": answer, "cells": [healed]})
+        best = {"way": "attention", "number": 1}
+        return report.model_copy(update={"cells": [healed], **best})
 
     monkeypatch.setattr(studies, "measure_depths", measured)
     quick.write_text(SHORT)
@@ -238,27 +235,6 @@ def test_a_model_without_next_tokens_is_told_what_answers_it(
         assert command_line.run(["depths", "bert", "-o", str(tmp_path / "depths.json")]) == 2
 
 
-@pytest.mark.long
-@pytest.mark.genai
-def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
-    measured: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Its loss is that of the graph that `quantize` writes, run by ONNX Runtime."""
-    monkeypatch.setattr(depths_answer, "_TOGETHER", Effort(seconds=0.5, reload=False))
-    asked: dict[str, Any] = {"ways": ("attention",), "recommend": True, "tokens": 96}
-    asked |= {"at": RequestShape(prompt=16, new=4), "kept": tmp_path}
-    answer = measured(**asked).answer
-    int8 = answer.int8
-    assert (answer.backend, answer.no_int8) == ("onnxruntime", "")
-    assert 0.2 < int8.bytes_removed < 0.8
-    assert 0 < abs(int8.perplexity_ratio - 1) < 0.05  # activations are rounded, too
-    assert 0 < abs(int8.other_perplexity_ratio - 1) < 0.05
-    assert set(int8.speedups) == {"prefill", "decode", "request"}
-    # What was measured is not measured again.
-    monkeypatch.setattr(depths_answer, "_timed", None)
-    assert measured(**asked).answer.int8 == int8
-
-
 @pytest.mark.parametrize("heals", [True, False])
 def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
     measured: Any, monkeypatch: pytest.MonkeyPatch, heals: bool
@@ -266,32 +242,32 @@ def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
     parts: list[Any] = []
     if not heals:
         nothing = Mock(side_effect=HealingError("", code="nothing-to-fold-into"))
-        monkeypatch.setattr(depths_answer._Healer, "damages", nothing)
+        monkeypatch.setattr(depths._Study, "folded", nothing)
     held_out = depths._held_out
     monkeypatch.setattr(
         depths, "_held_out", lambda *told: parts.extend(held_out(*told)) or tuple(parts)
     )
-    monkeypatch.setattr(depths_answer, "_LEAST_SPEEDUP", 1.0)
-    report = measured(recommend=True, tokens=240, most_increase=1e6)
+    monkeypatch.setattr(depths, "_LEAST_SPEEDUP", 1.0)
+    report = measured(numbers=None, tokens=240, most_increase=1e6)
     choosing, reporting = parts
     assert len(choosing.input_ids) + len(reporting.input_ids) == 240 // LENGTH
     assert {*choosing.documents}.isdisjoint(reporting.documents)
-    result, best = report.answer, report.recommended
+    best = report.recommended
     assert (best.healed is not None) is heals
-    assert (report.text, result.reported_text) == (choosing.ref, reporting.ref)
+    assert (report.text, report.reported_text) == (choosing.ref, reporting.ref)
     damages = [cell.damage for cell in report.cells if cell.damage is not None]
-    assert result.looks == 2 * len(damages)
+    assert report.looks == 2 * len(damages)
     on_the_first = [item.perplexity for item in (best.damage, best.healed) if item is not None]
-    assert result.reported.perplexity not in on_the_first
+    assert report.reported.perplexity not in on_the_first
     assert all(item.perplexity_ratio_most > item.perplexity_ratio_ci95[1] for item in damages)
 
 
 def test_a_fold_lowers_the_damage_that_it_is_fitted_to(loaded: Any, measured: Any) -> None:
     """The healed figures are those of changed weights, and the model is as before afterwards."""
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
-    (cell,) = measured(ways=("attention",), recommend=True, tokens=96).cells
+    (cell,) = measured(ways=("attention",), tokens=96, most_increase=1e6).cells
     assert cell.healed.perplexity != cell.damage.perplexity
-    assert cell.speedups == {}  # the model is too short for the usual request
+    assert cell.speedup is None  # the model is too short for the usual request
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -303,12 +279,14 @@ def test_an_interrupted_measurement_goes_on(
     asked: dict[str, Any] = {"ways": ("attention", "mlp")}
 
     def counted(self: Any, cut: Any, others: Any, progress: Any) -> Any:
-        result.append([sorted(kind for _, kind in other) for other in others])
+        if others:  # a fold alone is measured without
+            result.append([sorted(kind for _, kind in other) for other in others])
         if len(result) == 2:
             raise KeyboardInterrupt
         return measure(self, cut, others, progress)
 
     monkeypatch.setattr(CutMeter, "measure_many", counted)
+    monkeypatch.setattr(meters, "_AT_ONCE", 1)
     with pytest.raises(KeyboardInterrupt):
         measured(kept=tmp_path, **asked)
     again = measured(kept=tmp_path, **asked)
