@@ -337,9 +337,9 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
         what = counted(number, " or ".join(names), " and ".join(f"{name}s" for name in names))
         raise PlanError(
             f"{what} {are(number)} to be dropped, but only {left} of {report.model.source} "
-            f"{are(left)} scored.",
+            f"{are(left)} scored and may be dropped.",
             f"The most that can be asked for is {left}.",
-            code="too-few-scored",
+            code="too-many",
         )
     for score in candidates:
         if not math.isfinite(score.score):

@@ -24,14 +24,14 @@ from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.limits import is_hopeless, rung_of
+from exporter.choose.budgets.meters import RememberingMeter
+from exporter.choose.budgets.options import refuse_another_model
+from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import module_sizes
-from exporter.choose.selection.meters import RememberingMeter
-from exporter.choose.selection.options import refuse_another_model
-from exporter.choose.selection.search_options import DROPPING
 from exporter.compare.intervals import mean_interval
 from exporter.compare.options import ACCURACY, SPEED, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks, score_tasks

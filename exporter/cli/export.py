@@ -17,8 +17,8 @@ from exporter.choose.budgets.budget import (
     USUAL_REQUEST,
     asks_for_more_than_numbers,
 )
+from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.budgets.settings import PlanRequest
-from exporter.choose.selection.search_options import DROPPING
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import (

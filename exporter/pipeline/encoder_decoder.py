@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.budgets.refusals import refuse_more_than_scores
+from exporter.choose.budgets.planner import refuse_more_than_scores
 from exporter.compare.encoder_decoder.session import (
     OF_ONE_GRAPH,
     refuse_of_one_graph,

@@ -10,11 +10,11 @@ from exporter.artifacts.plans import is_foreign_plan, validate_plan
 from exporter.artifacts.servers import refuse_unheld
 from exporter.artifacts.store import FOLDER, key_hash
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import COSTS
-from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.inputs import COSTS, PlanInputs
+from exporter.choose.budgets.planner import make, write_outcome
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.budgets.units import with_request
+from exporter.choose.budgets.units import on_graph
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
@@ -23,7 +23,7 @@ from exporter.engines.environment import default_threads, gpu_name, processor_na
 from exporter.files import sha256_file, staged_directory
 from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import files_of, numbers_of, report_of, write_healed_plan
+from exporter.heal.plan_file import files_of, numbers_of, report_of
 from exporter.models.changed_weights import refuse_streamed_changes
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, files_below
@@ -132,12 +132,12 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
     if run.request.plans_on_graph:
         graph = run.ledger.path("baseline") / "model.onnx"
         weighed = sizes(graph)
-        budget = with_request(budget, weighed, run.progress)
+        budget = on_graph(budget, weighed, run.progress)
         if budget.at is not None:
             run.free_model()  # costs are measured first, and want the machine for themselves
             stopwatch = _stopwatch(run, budget, budget.at, graph, work)
     settings = _settings(run, budget)
-    planner = Planner(
+    inputs = PlanInputs(
         run.importance,
         lambda: run.choosing,
         budget,
@@ -148,20 +148,11 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
         progress=run.progress,
     )
-    outcome = planner.plan()
     path = run.ledger.work / "plan.json"
-    plan = write_healed_plan(
-        path,
-        outcome.plan,
-        outcome.branch_replacements,
-        weights=outcome.weights,
-        report=outcome.healing,
-    )
+    plan = write_outcome(make(inputs), path, progress=run.progress)
     if budget.only_counts and not settings.weighs_replacements:
         remove_tree(work)  # nothing in it that another plan could use
     run.progress.say("plan: drop " + plan.describe())
-    if words := outcome.words():
-        run.progress.say(f"plan: {words}")
     report = report_of(plan, path)
     return [path, *numbers_of(plan, path), *([] if report is None else [report])]
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from exporter.artifacts import Target
 from exporter.artifacts.servers import Server
 from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.search_options import DROPPING, OF_SEARCHES, SearchOptions
 from exporter.choose.budgets.settings import PlanSettings, idle_rule, settled_heal
-from exporter.choose.selection.search_options import DROPPING, OF_SEARCHES, SearchOptions
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.options import USUAL_ROOM, ExporterName

@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.figures import Outcome
+from exporter.choose.budgets.inputs import PlanInputs
+from exporter.choose.budgets.planner import make
+from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.selection.search_options import SearchOptions
 
 _OWN = ("stopwatch", "costs", "sizes", "importance_sha256", "cache_dir", "progress")
+
+
+class Planner(PlanInputs):
+    """Inputs that make their plan."""
+
+    def plan(self) -> Outcome:
+        return make(self)
 
 
 def made_planner(

@@ -21,13 +21,12 @@ from pydantic import BaseModel
 
 from exporter.artifacts import PlannedDeletion, Speedup
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.options import Option, PlanCandidate
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
-from exporter.choose.selection.options import Option
 from exporter.compare import latency
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare

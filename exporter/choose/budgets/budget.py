@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.figures import options_of
 from exporter.artifacts.plan_figures import LIMITED, PlanFigure
+from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
-from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import PlanError, UsageError
 from exporter.option_types import Count, OpenShare, Size, Tokens, Whole, Written, comma_list
 from exporter.options import (

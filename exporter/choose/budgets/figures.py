@@ -9,8 +9,8 @@ from exporter.artifacts import HealingReport, JudgedText, PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.plan_figures import kind_of
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.limits import damage_figures
+from exporter.choose.budgets.options import PlanCandidate
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.errors import CostError

@@ -13,13 +13,7 @@ from exporter.artifacts import HealKind, ImportanceReport
 from exporter.artifacts.servers import places_of
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
-from exporter.choose.budgets.candidates import (
-    QualityCheck,
-    SublayerOptions,
-    replacements_of,
-    subjects,
-    sublayer_options,
-)
+from exporter.choose.budgets.greedy import Search
 from exporter.choose.budgets.judges import (
     Judges,
     TextParts,
@@ -28,17 +22,25 @@ from exporter.choose.budgets.judges import (
     measured_on,
     parted,
 )
-from exporter.choose.budgets.refusals import refuse_missing
+from exporter.choose.budgets.limits import QualityCheck
+from exporter.choose.budgets.meters import RememberingMeter, searched_meter
+from exporter.choose.budgets.options import (
+    REPLACEMENTS,
+    Option,
+    prior_of,
+    protected_names,
+    refuse_another_model,
+    subjects,
+    sublayer_options,
+)
+from exporter.choose.budgets.search_options import OF_EMBEDDINGS, SearchOptions
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.budgets.units import with_context
+from exporter.choose.budgets.units import Goal, Unit, goals_of, unit_to_use_up
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.weighing import module_sizes
-from exporter.choose.selection.meters import RememberingMeter, searched_meter
-from exporter.choose.selection.options import protected_names, refuse_another_model
-from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
-from exporter.errors import BackendError, ComparisonError, CostError, PlanError
+from exporter.errors import BackendError, ComparisonError, CostError, PlanError, UsageError
 from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
@@ -76,16 +78,37 @@ class PlanInputs:
         cache_dir: Path | None = None,
         progress: Progress = QUIET,
     ) -> None:
-        self._began = time.monotonic()
-        budget = with_context(budget, sizes, progress)
+        self.began = time.monotonic()
         self.report, self.budget, self.settings = report, budget, settings.for_budget(budget)
-        self.importance_sha256 = importance_sha256
-        self._load, self._work, self._given_sizes = load, work, sizes
-        self._stopwatch, self._given_costs = stopwatch, costs
-        self._cache_dir = cache_dir
-        self._progress = progress
-        self._allow_all = self.settings.allow_all and budget.only_counts
-        refuse_missing(budget, sizes, stopwatch, costs)
+        self.importance_sha256, self.work, self.progress = importance_sha256, work, progress
+        self.given_sizes, self.stopwatch, self._given_costs = sizes, stopwatch, costs
+        self._load, self._cache_dir = load, cache_dir
+        self.allow_all = self.settings.allow_all and budget.only_counts
+        self._refuse_missing()
+
+    def _refuse_missing(self) -> None:
+        """Refuses a budget for which something isn't given: a graph, or the request's costs."""
+        budget, costs = self.budget, self._given_costs
+        if budget.at is not None and self.stopwatch is None and costs is None:
+            raise UsageError(
+                "Times are measured on the exported graph.",
+                "Give it with --onnx, or give earlier measured costs with --costs.",
+                code="times-need-graph",
+            )
+        if budget.fits is not None:
+            if self.given_sizes is None:
+                raise UsageError(
+                    "The size of the caches is read from the exported graph.",
+                    "Name it with --onnx.",
+                    code="caches-need-graph",
+                )
+            self.given_sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
+        if costs is not None and budget.at is not None and costs.at != budget.at:
+            raise UsageError(
+                f"The costs were measured for {costs.at}, not for {budget.at}.",
+                "Ask for that request with --at, or measure again.",
+                code="other-conditions",
+            )
 
     @cached_property
     def costs(self) -> CostTable | None:
@@ -93,15 +116,15 @@ class PlanInputs:
 
         A time that only orders sublayers may be missing: parameters are counted then.
         """
-        if self._given_costs is not None or self._stopwatch is None:
+        if self._given_costs is not None or self.stopwatch is None:
             return self._given_costs
         try:
-            return self._stopwatch.costs(replacements_of(self._kind))
+            return self.stopwatch.costs(REPLACEMENTS[self.replaced_by])
         except (BackendError, ComparisonError, CostError) as error:
             if self.budget.target_speedup is not None:
                 raise
-            self._progress.say(f"plan: parameters are counted instead of time: {error.message}")
-            self._stopwatch = None
+            self.progress.say(f"plan: parameters are counted instead of time: {error.message}")
+            self.stopwatch = None
             return None
 
     @cached_property
@@ -147,7 +170,7 @@ class PlanInputs:
     @cached_property
     def sizes(self) -> GraphSizes:
         """What sublayers weigh."""
-        return self._given_sizes or module_sizes(self.loaded)
+        return self.given_sizes or module_sizes(self.loaded)
 
     @cached_property
     def text(self) -> CalibrationText:
@@ -158,7 +181,7 @@ class PlanInputs:
             calibration=self.settings.calibration,
             cache_dir=self._cache_dir,
             passages=self.embeds or not self.task.predicts_tokens,
-            progress=self._progress,
+            progress=self.progress,
         )
 
     @cached_property
@@ -166,9 +189,7 @@ class PlanInputs:
         """Of an encoder-decoder all that the scores rest on, or other pairs that are named."""
         ref = self.report.calibration
         named = self.settings.calibration or specs_of(ref)
-        return scored_pairs(
-            self.loaded, named, samples=ref.samples or None, progress=self._progress
-        )
+        return scored_pairs(self.loaded, named, samples=ref.samples or None, progress=self.progress)
 
     @cached_property
     def texts(self) -> TextParts:
@@ -196,14 +217,14 @@ class PlanInputs:
     def further_text(self) -> CalibrationText | None:
         """As much again of the same texts, on which nothing was chosen; None if it isn't there."""
         kept = self._cache_dir
-        calibration_text = text_behind(self.loaded, self.text, kept, self._progress)
+        calibration_text = text_behind(self.loaded, self.text, kept, self.progress)
         if not leaves_judges(
             self.judges, self.settings, self.loaded, (self.text, calibration_text), kept
         ):
             calibration_text = None
         if calibration_text is None:
             short = f"{self.text.ref.source} is too short for four parts"
-            self._progress.say(f"plan: warning: {short}: what chooses serves two ends")
+            self.progress.say(f"plan: warning: {short}: what chooses serves two ends")
         return calibration_text
 
     @property
@@ -236,21 +257,21 @@ class PlanInputs:
             ridge=heal.ridge,
             intercept=heal.intercept,
             batch_size=self.settings.batch_size,
-            progress=self._progress,
+            progress=self.progress,
         )
 
     @cached_property
-    def allowed(self) -> SublayerOptions:
+    def allowed(self) -> list[Option]:
         """What may be done to which sublayer."""
         known = set(self.sizes.sublayers)
         if self.costs is not None:
             known &= set(self.costs.names)
         return sublayer_options(
-            self.report,
+            self.report.model.num_layers,
             self.budget,
-            self._kind,
+            self.replaced_by,
             self.fits,
-            self._protected,
+            self.protected,
             known,
             {name for name, size in self.sizes.sublayers.items() if not size.takes_linear},
             self.settings.server,
@@ -260,7 +281,7 @@ class PlanInputs:
     def checker(self) -> QualityCheck:
         """Holds the tokens that the search doesn't see."""
         text, batch_size = self.texts.checked, self.settings.batch_size
-        meter = searched_meter(self.loaded, text, batch_size, kept=self._work / _CHECKS)
+        meter = searched_meter(self.loaded, text, batch_size, kept=self.work / _CHECKS)
         healed = self.settings.limits_healed(self.budget)
         first = None
         if self.judges.fewest and len(text.input_ids) > _SEEN_FIRST:
@@ -273,27 +294,51 @@ class PlanInputs:
         """Holds the tokens on which nothing is decided."""
         return QualityCheck(meter_here(self.loaded, self.texts.reported, self.settings.batch_size))
 
-    def _objective_meter(self) -> RememberingMeter[AnyDamage]:
+    def objective_meter(self) -> RememberingMeter[AnyDamage]:
         """Measures what the search keeps small."""
         return searched_meter(
             self.loaded,
-            self._measured_on(self.texts.searched),
+            self.measured_text,
             self.settings.batch_size,
             embeds=self.embeds,
-            kept=self._work / DAMAGES,
+            kept=self.work / DAMAGES,
         )
 
-    def _measured_on(self, text: CalibrationText) -> CalibrationText:
-        """As much of a text as each candidate is measured on."""
-        return measured_on(text, self.settings.search.tokens)
+    @property
+    def measured_text(self) -> CalibrationText:
+        """As much of what is searched on as each candidate is measured on."""
+        return measured_on(self.texts.searched, self.settings.search.tokens)
+
+    @cached_property
+    def search(self) -> Search:
+        """Looks for candidates."""
+        return Search(
+            self.objective_meter(),
+            self.checker,
+            self.allowed,
+            self.searching,
+            prior_of(self.report, self.allowed),
+            self.allow_all,
+            self.progress,
+        )
+
+    @cached_property
+    def goals(self) -> list[Goal]:
+        """What has to go."""
+        return goals_of(self.budget, self.sizes, self.costs)
+
+    @cached_property
+    def used_up(self) -> Unit:
+        """What limits on quality are used up for."""
+        return unit_to_use_up(self.budget, self.sizes, self.costs)
 
     @property
-    def _kind(self) -> HealKind | None:
+    def replaced_by(self) -> HealKind | None:
         """What a search may put in the branches' places."""
         return None if self.settings.weighed is None else self.settings.weighed.decided
 
     @property
-    def _protected(self) -> frozenset[SublayerRef]:
+    def protected(self) -> frozenset[SublayerRef]:
         """Sublayers that stay; a runtime needs some, unless only whole blocks go."""
         model, server, kept = self.report.model, self.settings.server, self.settings.search.protect
         named = protected_names(kept, Stacks.numbered(model.num_layers, model.encoder_layers))

@@ -1,4 +1,4 @@
-"""Limits on quality: the figures that are held against them, with their intervals, and words."""
+"""Limits on quality: what holds them, by all of a figure's interval, and how that is told."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.plan_figures import LIMITED, PlanFigure, kind_of
-from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.budget import NO_FLOORS, Floors
+from exporter.choose.budgets.meters import Meter, RememberingMeter
 from exporter.compare.intervals import fewest_to_show
 from exporter.heal.domains import ends_95
+from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, Clusters
 
 LEAST_SHARE = 0.08
@@ -148,3 +150,57 @@ class QualityLimits:
 def _rounded(share: float, towards: Callable[[float], int]) -> float:
     """To a thousandth, to the side on which a limit still allows the share."""
     return towards(1000 * share) / 1000
+
+
+class QualityCheck:
+    """Holds cuts against floors, on tokens that the search doesn't see.
+
+    A floor is kept where all of the 95 % interval over samples keeps it.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        floors: Floors = NO_FLOORS,
+        first: tuple[Meter, Clusters] | None = None,  # None: each cut is measured on all
+        clusters: Clusters = None,
+    ) -> None:
+        self._whole = _remembering(meter), clusters
+        self._first = None if first is None else (_remembering(first[0]), first[1])
+        self.floors = floors
+
+    def damage_of(self, cut: BranchReplacements) -> AnyDamage:
+        """What a cut costs."""
+        return _measured(self._whole, cut)
+
+    def holds(self, cut: BranchReplacements) -> bool:
+        """Whether a cut keeps the floors."""
+        return not self.floors or self.rung(cut).holds
+
+    def rung(self, cut: BranchReplacements) -> Rung:
+        """What of the floors a cut uses up; of one that is clearly lost, on the first samples."""
+        if self._first is not None:
+            few = self.rung_with(_measured(self._first, cut))
+            if few.is_beyond:
+                return few
+        return self.rung_with(self.damage_of(cut))
+
+    def rung_with(self, damage: AnyDamage) -> Rung:
+        """What of the floors so much damage uses up."""
+        return rung_of(0, held_figures(damage), self.floors)
+
+    def outcome(self, damage: AnyDamage) -> str:
+        """What a cut costs, in words, beside the floors."""
+        return QualityLimits(self.floors).outcome(held_figures(damage))
+
+
+def _remembering(meter: Meter) -> RememberingMeter[AnyDamage]:
+    return meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
+
+
+def _measured(
+    on: tuple[RememberingMeter[AnyDamage], Clusters], cut: BranchReplacements
+) -> AnyDamage:
+    meter, clusters = on
+    damage = meter.measure_many(cut, [])[0]
+    return damage if clusters is None else damage.by_document(clusters)

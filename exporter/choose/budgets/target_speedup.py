@@ -11,7 +11,7 @@ from typing import Literal, NoReturn
 
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.options import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
 from exporter.choose.costs.cost_runners import CostRunner, cut_for_a_while, graph_runner
 from exporter.choose.costs.measuring import CostSettings, fit_together, measure_on, refuse_too_long

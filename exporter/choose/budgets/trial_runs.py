@@ -15,23 +15,27 @@ from typing import Literal, NoReturn
 import numpy as np
 from scipy import stats
 
-from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
+from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, Speedup, TriedCut
 from exporter.artifacts.base import nouns_of
 from exporter.artifacts.healing import Healing
 from exporter.artifacts.loaded_plan import ChangedWeight, LoadedPlan
 from exporter.artifacts.plan_figures import LIMITED
 from exporter.artifacts.store import Store
-from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.budget import USUAL_FLOORS, Floors
+from exporter.choose.budgets.by_scores import SEARCH_S
+from exporter.choose.budgets.figures import Outcome, elsewhere, size_figures
+from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.judges import Judges
 from exporter.choose.budgets.limits import (
     QualityLimits,
     Rung,
     damage_figures,
     ends_of,
+    is_hopeless,
     rung_of,
 )
-from exporter.choose.budgets.units import Goal
+from exporter.choose.budgets.options import PlanCandidate, Step
+from exporter.choose.budgets.units import Goal, Unit, words_of
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import CalibrationError, HealingError, UndecidedGoalError, UnmetGoalError
 from exporter.heal.automatic import USUAL_TIME_S, operations_per_second, settled, without_training
@@ -348,11 +352,11 @@ class TrialRuns:
                 raise
             self._progress.say(f"heal: {error.message} Replacements are fitted to this cut.")
             healed = self._heal(plan, without_training(options, "best"))
-        folder = self._folder(plan)
+        folder = self._folder
         folder.mkdir(parents=True, exist_ok=True)
         healed.write(folder)
         files = [path for path in folder.iterdir() if path.is_file()]
-        self._store.keep(self._name(plan), folder.name, files=files)
+        self._store.keep(plan.describe(), folder.name, files=files)
         remove_tree(self._work / "healing")
         return self._read(folder)
 
@@ -375,8 +379,8 @@ class TrialRuns:
 
     def _found(self, plan: PruningPlan) -> HealedCut | None:
         """What an earlier call has left, unless it gave the cut up under stricter limits."""
-        folder = self._folder(plan)
-        if self._store.find(self._name(plan)) != folder.name:
+        folder = self._folder
+        if self._store.find(plan.describe()) != folder.name:
             return None
         cut = self._read(folder)
         held_out = held_out_of(cut.report.healing)
@@ -413,11 +417,9 @@ class TrialRuns:
         }
         return Store(self._work / "trials.jsonl", made_from)
 
-    def _folder(self, plan: PruningPlan) -> Path:
+    @property
+    def _folder(self) -> Path:
         return self._work / f"trial-{len(self.cuts)}"
-
-    def _name(self, plan: PruningPlan) -> str:
-        return plan.describe()
 
 
 def _tensor(numbers: object) -> object:
@@ -445,6 +447,102 @@ Candidate = tuple[PlanCandidate, AnyDamage]
 def cost_of(damage: AnyDamage, floors: Floors) -> float:
     """The share of the limits that a bare cut uses up."""
     return floors.used_up(damage_figures(damage))
+
+
+def held_after_healing(
+    inputs: PlanInputs,
+    reaching: Callable[[], tuple[PlanCandidate, Speedup | None]],  # the cut for the goals
+    plan_of: Callable[[PlanCandidate], PruningPlan],
+) -> Outcome:
+    """The cut that reaches the goals, or the largest, that keeps the limits once healed."""
+    heal, calibration, loaded = inputs.settings.heal, inputs.report.calibration, inputs.loaded
+    assert heal is not None
+    runs = TrialRuns(
+        loaded,
+        trial_options(heal, calibration, inputs.settings.calibration),
+        inputs.floors,
+        inputs.work / "trials",
+        [*calibration.texts, *inputs.measured_text.parts],
+        inputs.progress,
+    )
+    if Judges.of(inputs.floors, loaded.model).fewest:  # too few are told before a search
+        inputs.progress.detail(f"plan: judged on {runs.judging.part.describe()}")
+    speedup, goals, search = None, inputs.goals, inputs.search
+    if goals:
+        candidate, speedup = reaching()
+        candidates = [(candidate, search.damage(candidate))]
+    else:
+        candidates = ever_larger(inputs)
+    if not candidates[0][0].options:
+        search.refuse_nothing(inputs.used_up)
+    usual = inputs.budget.floors == USUAL_FLOORS
+    limits = QualityLimits(inputs.floors, nouns_of(loaded.ref.architecture), usual)
+    runs.begin(time.monotonic() - inputs.began)
+    ladder = largest_within(candidates, limits, runs, plan_of, inputs.progress)
+    if ladder.best is None:
+        tried = [candidates[rung.number][0] for rung in ladder.tried]
+        refuse_all(
+            [healed_cut.tried for healed_cut in runs.cuts],
+            limits,
+            goals,
+            _in_reach(inputs, candidates[0], ladder.tried[0]) if goals else "",
+            min(rung.number for rung in ladder.tried) > 0,
+            [inputs.used_up.words(candidate.gain(inputs.used_up)) for candidate in tried],
+        )
+    candidate, _ = candidates[ladder.best.number]
+    cut = runs.cuts[ladder.tried.index(ladder.best)]
+    figures = size_figures(inputs.budget, candidate, inputs.sizes, inputs.costs, speedup)
+    return Outcome(
+        runs.noted(cut, figures | elsewhere(cut.report)),
+        cut.branch_replacements(loaded),
+        speedup=speedup,
+        healing=cut.report,
+        weights=cut.weights(),
+    )
+
+
+def ever_larger(inputs: PlanInputs) -> list[Candidate]:
+    """Ever larger cuts.
+
+    Each of these saves most for its damage. Where that begins with a large sublayer, the one of
+    least damage is put before it: it may hold where no other does.
+    """
+    assert inputs.settings.heal is not None
+    search, unit, floors = inputs.search, inputs.used_up, inputs.floors
+    path = _path(inputs, unit, inputs.began + time_of(inputs.settings.heal) / 2)
+    if not path:
+        smallest = search.smallest(unit)
+        path = [(smallest, search.damage(smallest))]
+    gentlest = search.gentlest(unit)
+    return [gentlest, *path] if cost_of(gentlest[1], floors) < cost_of(path[0][1], floors) else path
+
+
+def _path(inputs: PlanInputs, unit: Unit, until: float) -> list[Candidate]:
+    """Ever larger cuts, as long as healing may bring them within the limits, and until then."""
+
+    def ends(step: Step) -> bool:
+        late = time.monotonic() > until
+        if late:
+            inputs.progress.say("plan: the search ends here; more time may find larger cuts")
+        return late or is_hopeless(damage_figures(step.damage), inputs.floors)
+
+    with inputs.progress.task("search for ever larger cuts"):
+        return inputs.search.path(unit, ends)
+
+
+def _in_reach(inputs: PlanInputs, reached: Candidate, rung: Rung) -> str:
+    """What of the goals the limits allow, by what healing made of the cut that reaches them."""
+    goals, floors = inputs.goals, inputs.floors
+    remaining = max(0.0, rung.cost) / max(_LEAST, cost_of(reached[1], floors))
+    allowed = [
+        candidate
+        for candidate, damage in _path(inputs, goals[0].unit, time.monotonic() + SEARCH_S)
+        if cost_of(damage, floors) * remaining + rung.high - rung.cost <= 1
+    ]
+    if not allowed:
+        return "Within the limits on quality nothing is in reach. "
+    largest = max(allowed, key=lambda item: item.gain(goals[0].unit))
+    return f"Within the limits on quality, {words_of(goals, largest.gain)} may be in reach. "
 
 
 def largest_within(
@@ -488,7 +586,7 @@ def refuse_all(
     least = tried[costs.index(min(costs))]
     dropped = PruningPlan(deletions=least.deletions).describe()
     dropped += f" ({gained[costs.index(min(costs))]})" if gained else ""
-    wanted = " and ".join(goal.words() for goal in goals)
+    wanted = words_of(goals)
     lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
     code = "goals-beyond-limits" if goals else "nothing-within-limits"
     kind: type[UnmetGoalError] = UnmetGoalError

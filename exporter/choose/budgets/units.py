@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 from exporter.choose.budgets.budget import USUAL_CONTEXT, USUAL_REQUEST, Budget, Memory
 from exporter.choose.costs.graph_sizes import GraphSizes
@@ -16,18 +15,17 @@ from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
 
 
-class Unit(Protocol):
-    """Something that every sublayer has a part of."""
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Something that every sublayer has a part of.
 
-    @property
-    def whole(self) -> float:
-        """What the whole model has of it."""
+    ``gain`` is what goes with a sublayer or block, less what its replacement brings; ``words`` says
+    a gain as a user does.
+    """
 
-    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
-        """What goes with a sublayer or block, less what its replacement brings."""
-
-    def words(self, gain: float) -> str:
-        """A gain as a user says it."""
+    gain: Callable[[Sequence[SublayerRef], Replacement], float]
+    words: Callable[[float], str]
+    is_blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,118 +35,63 @@ class Goal:
     unit: Unit
     amount: float
 
-    def words(self) -> str:
-        """The goal as a user says it."""
-        return self.unit.words(self.amount)
+
+def words_of(goals: Iterable[Goal], gain: Callable[[Unit], float] | None = None) -> str:
+    """The goals as a user says them, or what is gained of each."""
+    return " and ".join(g.unit.words(g.amount if gain is None else gain(g.unit)) for g in goals)
 
 
-@dataclass(frozen=True)
-class Counted:
-    """One for every sublayer of some kinds, or for every block."""
+def numbers_of(kinds: Sequence[SublayerKind], label: str) -> Unit:
+    """One for every sublayer of some kinds, or without any for every block."""
 
-    kinds: tuple[SublayerKind, ...]  # empty for blocks
-    label: str
-
-    @property
-    def whole(self) -> float:
-        """What is counted has no whole."""
-        return math.inf
-
-    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
-        """1 for each sublayer of the kinds, or for both sublayers of a layer."""
-        if not self.kinds:
+    def gain(names: Sequence[SublayerRef], _: Replacement) -> float:
+        if not kinds:
             return float(len(names) == len(BLOCK_KINDS))
-        return float(len(names) == 1 and names[0][1] in self.kinds)
+        return float(len(names) == 1 and names[0][1] in kinds)
 
-    def words(self, gain: float) -> str:
-        """``8 attentions dropped``."""
-        return f"{counted(gain, self.label)} dropped"
+    return Unit(gain, lambda number: f"{counted(number, label)} dropped", not kinds)
 
 
-@dataclass(frozen=True)
-class Parameters:
+def parameters_of(sizes: GraphSizes) -> Unit:
     """Weights, counted."""
-
-    sizes: GraphSizes
-
-    @property
-    def whole(self) -> float:
-        """The model's parameters."""
-        return float(self.sizes.parameters)
-
-    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
-        """Parameters that go."""
-        own = (self.sizes.saved_parameters(name, replacement) for name in names)
-        return float(sum(own))
-
-    def words(self, gain: float) -> str:
-        """``10.0 % of the parameters removed``."""
-        return f"{100 * gain / self.whole:.1f} % of the parameters removed"
+    return Unit(
+        lambda names, how: float(sum(sizes.saved_parameters(name, how) for name in names)),
+        lambda gain: f"{100 * gain / sizes.parameters:.1f} % of the parameters removed",
+    )
 
 
-@dataclass(frozen=True)
-class Bytes:
-    """Weights and caches, in bytes."""
-
-    sizes: GraphSizes
-    memory: Memory
-
-    @property
-    def whole(self) -> float:
-        """What the model takes."""
-        context, batch = self.memory.context, self.memory.batch
-        return float(self.sizes.total_bytes(context=context, batch=batch))
-
-    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
-        """Bytes that go."""
-        context, batch = self.memory.context, self.memory.batch
-        own = (
-            self.sizes.saved_bytes(name, replacement, context=context, batch=batch)
-            for name in names
-        )
-        return float(sum(own))
-
-    def words(self, gain: float) -> str:
-        """``7.9 GB of weights and caches``: what is left, since that is what has to fit."""
-        return f"{(self.whole - gain) / 1e9:.4g} GB of weights and caches"
+def bytes_of(sizes: GraphSizes, memory: Memory) -> Unit:
+    """Weights and caches, in bytes; its words say what is left, since that is what has to fit."""
+    context, batch = memory.context, memory.batch
+    whole = sizes.total_bytes(context=context, batch=batch)
+    saved = partial(sizes.saved_bytes, context=context, batch=batch)
+    return Unit(
+        lambda names, how: float(sum(saved(name, how) for name in names)),
+        lambda gain: f"{(whole - gain) / 1e9:.4g} GB of weights and caches",
+    )
 
 
-@dataclass(frozen=True)
-class Milliseconds:
-    """A request's time."""
-
-    costs: CostTable
-
-    @property
-    def whole(self) -> float:
-        """A request to the whole model, in ms."""
-        return self.costs.baseline_ms
-
-    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
-        """Milliseconds that go."""
-        return sum(self.costs.saved_ms(name, replacement) for name in names)
-
-    def words(self, gain: float) -> str:
-        """``a speedup of 1.25``."""
-        return f"a speedup of {self.speedup(gain):.3f}"
-
-    def speedup(self, gain: float) -> float:
-        """How many times as fast a request is that takes ``gain`` ms less."""
-        return self.whole / max(self.whole - gain, 1e-9 * self.whole)
+def time_of(costs: CostTable) -> Unit:
+    """A request's milliseconds."""
+    whole = costs.baseline_ms
+    return Unit(
+        lambda names, how: sum(costs.saved_ms(name, how) for name in names),
+        lambda gain: f"a speedup of {whole / max(whole - gain, 1e-9 * whole):.3f}",
+    )
 
 
 def goals_of(budget: Budget, sizes: GraphSizes, costs: CostTable | None) -> list[Goal]:
     """What has to go, the target speedup first."""
     goals = []
     if budget.target_speedup is not None and costs is not None:
-        goals.append(Goal(Milliseconds(costs), costs.baseline_ms * (1 - 1 / budget.target_speedup)))
+        goals.append(Goal(time_of(costs), costs.baseline_ms * (1 - 1 / budget.target_speedup)))
     if budget.parameters is not None:
-        parameters = Parameters(sizes)
-        goals.append(Goal(parameters, budget.parameters * parameters.whole))
+        goals.append(Goal(parameters_of(sizes), budget.parameters * sizes.parameters))
     if budget.fits is not None:
-        held = Bytes(sizes, budget.fits)
-        if held.whole > budget.fits.limit_bytes:
-            goals.append(Goal(held, held.whole - budget.fits.limit_bytes))
+        held = bytes_of(sizes, budget.fits)
+        whole = sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
+        if whole > budget.fits.limit_bytes:
+            goals.append(Goal(held, whole - budget.fits.limit_bytes))
         elif not goals and not budget.counts and not budget.floors:
             raise PlanError(
                 f"Nothing needs to be dropped: the model has {held.words(0)} as it is.",
@@ -156,39 +99,33 @@ def goals_of(budget: Budget, sizes: GraphSizes, costs: CostTable | None) -> list
                 code="fits-already",
             )
     units = {
-        "attention": Counted(("attention",), "attention"),
-        "mlp": Counted(("mlp",), "MLP"),
-        "block": Counted((), "block"),
-        "joint": Counted(budget.kinds, "sublayer"),
+        "attention": numbers_of(("attention",), "attention"),
+        "mlp": numbers_of(("mlp",), "MLP"),
+        "block": numbers_of((), "block"),
+        "joint": numbers_of(budget.kinds, "sublayer"),
     }
     return goals + [Goal(units[name], n) for name, n in budget.counts.items() if name in units]
 
 
 def unit_to_use_up(budget: Budget, sizes: GraphSizes, costs: CostTable | None) -> Unit:
     """What floors are used up for: a request's time where one is named, else parameters."""
-    if costs is not None and budget.at is not None:
-        return Milliseconds(costs)
-    return Parameters(sizes)
+    return parameters_of(sizes) if costs is None or budget.at is None else time_of(costs)
 
 
-def with_context(budget: Budget, sizes: GraphSizes | None, progress: Progress = QUIET) -> Budget:
-    """The usual context of --fits is no longer than the model can hold."""
-    longest = None if sizes is None else sizes.longest
-    if budget.fits is None or budget.fits.context != USUAL_CONTEXT:
-        return budget
-    context = min(USUAL_CONTEXT, longest or USUAL_CONTEXT)
-    progress.say(f"plan: caches for a context of {context} tokens are to fit")
-    return replace(budget, fits=replace(budget.fits, context=context))
+def on_graph(budget: Budget, sizes: GraphSizes, progress: Progress = QUIET) -> Budget:
+    """What is usual, as a graph allows it.
 
-
-def with_request(budget: Budget, sizes: GraphSizes | None, progress: Progress = QUIET) -> Budget:
-    """The usual request is one that users send: an encoder decodes nothing, and may cut texts."""
-    shape = budget.at
-    if shape is None or shape != USUAL_REQUEST or sizes is None:
-        return budget
-    known = (sizes.longest, sizes.longest_text)
-    longest = min((limit for limit in known if limit is not None), default=shape.longest)
-    new = min(shape.new, longest // 2) if sizes.has_cache else 0
-    changed = replace(shape, prompt=min(shape.prompt, longest - new), new=new)
-    progress.say(f"plan: the request that is timed is {changed} (--at)")
-    return replace(budget, at=changed)
+    The context of --fits is no longer than the model can hold, and the request is one that users
+    send: an encoder decodes nothing, and may cut texts.
+    """
+    fits, shape = budget.fits, budget.at
+    if fits is not None and fits.context == USUAL_CONTEXT:
+        fits = replace(fits, context=min(USUAL_CONTEXT, sizes.longest or USUAL_CONTEXT))
+        progress.say(f"plan: caches for a context of {fits.context} tokens are to fit")
+    if shape is not None and shape == USUAL_REQUEST:
+        known = (sizes.longest, sizes.longest_text, shape.longest)
+        longest = min(limit for limit in known if limit is not None)
+        new = min(shape.new, longest // 2) if sizes.has_cache else 0
+        shape = replace(shape, prompt=min(shape.prompt, longest - new), new=new)
+        progress.say(f"plan: the request that is timed is {shape} (--at)")
+    return replace(budget, fits=fits, at=shape)

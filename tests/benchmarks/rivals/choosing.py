@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.selection.greedy import greedy
-from exporter.choose.selection.meters import Meter
-from exporter.choose.selection.options import (
+from exporter.choose.budgets.greedy import greedy
+from exporter.choose.budgets.meters import Meter
+from exporter.choose.budgets.options import (
     Group,
     Option,
     Step,

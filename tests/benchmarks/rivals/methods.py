@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from exporter.artifacts import HealKind, PlannedDeletion, PruningPlan
-from exporter.choose.selection.options import Group
+from exporter.choose.budgets.options import Group
 from exporter.heal.healed import heal
 from exporter.heal.options import HealOptions
 from tests.benchmarks.rivals.choosing import cosine, greedily, shortgpt

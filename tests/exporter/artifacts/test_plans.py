@@ -33,7 +33,7 @@ from exporter.artifacts.plans import (
     validate_plan,
 )
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.selection.options import protected_names
+from exporter.choose.budgets.options import protected_names
 from exporter.cut.surgery import prune_file
 from exporter.errors import ArtifactError, PlanError, UnknownArchitectureError, UsageError
 from graph_passes.files.storage import load_model, save_model
@@ -103,9 +103,9 @@ def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], nu
     [
         ({}, ("nothing-asked",)),
         ({"attention": -1}, ("number-out-of-range", -1)),
-        ({"attention": 6}, ("too-few-scored", 6, 5)),
-        ({"block": 6}, ("too-few-scored", 6, 5)),
-        ({"joint": 11}, ("too-few-scored", 11, 10)),
+        ({"attention": 6}, ("too-many", 6, 5)),
+        ({"block": 6}, ("too-many", 6, 5)),
+        ({"joint": 11}, ("too-many", 11, 10)),
         ({"attention": 1, "joint": 1}, ("joint-and-kinds",)),
         ({"attention": 3, "block": 1}, ("dropped-twice", "attention 3")),
     ],

@@ -13,7 +13,7 @@ import pytest
 from exporter import cli
 from exporter.artifacts import ImportanceReport
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.selection.search_options import SearchOptions
+from exporter.choose.budgets.search_options import SearchOptions
 from exporter.errors import (
     CalibrationError,
     OptionError,
@@ -195,7 +195,7 @@ def test_an_interrupted_command_leaves_its_journal(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("exporter.choose.budgets.search.Search._trimmed", interrupted)
+        patch.setattr("exporter.choose.budgets.greedy.Search._trimmed", interrupted)
         with pytest.raises(KeyboardInterrupt):
             choose({"joint": 2}, "greedy", work=tmp_path)
     lines = journal.read_text().splitlines()

@@ -14,9 +14,8 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.judges import parted
-from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.budgets.trial_runs import TrialRuns
-from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.evaluation import tokenize_passages
 from exporter.errors import (
     CalibrationError,
@@ -33,7 +32,7 @@ from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.sources import read_texts
 from exporter.pipeline.refusals import refuse_foreign_goals
 from exporter.score import ScoreOptions, score
-from tests.exporter.made_plans import made_planner, names_of
+from tests.exporter.made_plans import Planner, made_planner, names_of
 from tests.raising import raises
 from tests.tiny_models import skipped, tiny_loaded, tiny_tokenizer, write_words
 
@@ -149,7 +148,7 @@ def test_what_is_kept_of_the_embeddings_is_found_again(planner: Any, tmp_path: P
     assert '"cosines"' in (tmp_path / FOLDER / "damages.jsonl").read_text()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.models.tasks.EmbeddingReference.damage", None)
-        again._objective_meter().measure_many({}, [])
+        again.objective_meter().measure_many({}, [])
     assert names_of(again.plan().plan) == names_of(first)
 
 

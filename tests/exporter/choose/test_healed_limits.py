@@ -17,7 +17,7 @@ from exporter.artifacts.store import FOLDER
 from exporter.errors import CalibrationError, CostError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
-from tests.exporter.made_plans import made_planner
+from tests.exporter.made_plans import Planner, made_planner
 from tests.raising import raises
 from tests.tiny_models import write_words
 
@@ -25,20 +25,19 @@ pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
 from exporter.choose.budgets.budget import USUAL_FLOORS, Budget, Floors  # noqa: E402
-from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
 from exporter.choose.budgets.limits import QualityLimits, rung_of  # noqa: E402
-from exporter.choose.budgets.planner import Planner  # noqa: E402
+from exporter.choose.budgets.options import Option, PlanCandidate  # noqa: E402
+from exporter.choose.budgets.search_options import SearchOptions  # noqa: E402
 from exporter.choose.budgets.trial_runs import (  # noqa: E402
     JUDGED,
     Candidate,
     TrialRuns,
+    ever_larger,
     is_lost,
     largest_within,
     on_all_samples,
 )
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
-from exporter.choose.selection.options import Option  # noqa: E402
-from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
@@ -130,13 +129,13 @@ def test_the_gentlest_sublayer_is_tried_where_all_that_saves_more_costs_too_much
     planner: Any,
 ) -> None:
     counted = planner(Budget(floors=Floors(0.5)))
-    gentle, _ = counted.search.gentlest(counted._used_up)
+    gentle, _ = counted.search.gentlest(counted.used_up)
     (name,) = gentle.choices
 
     def candidates(saved_ms: float, of_the_gentlest: float) -> Any:
         saved = {item: {"none": saved_ms} for item in counted.sizes.sublayers}
         table = made_table(saved | {name: {"none": of_the_gentlest}}, at=AT)
-        return planner(Budget(floors=Floors(0.5), at=AT), table)._candidates()[0]
+        return ever_larger(planner(Budget(floors=Floors(0.5), at=AT), table))
 
     first, second, *_ = candidates(20.0, 0.01)
     assert [*first[0].choices] == [name]
@@ -178,7 +177,7 @@ def test_limits_are_the_usual_ones_where_nobody_named_any(
     planner: Any, floors: Floors, usual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = Mock(side_effect=KeyboardInterrupt)
-    monkeypatch.setattr("exporter.choose.budgets.planner.largest_within", stopped)
+    monkeypatch.setattr("exporter.choose.budgets.trial_runs.largest_within", stopped)
     with pytest.raises(KeyboardInterrupt):
         planner(Budget(floors=floors)).plan()
     limits = stopped.call_args.args[1]

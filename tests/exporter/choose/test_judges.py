@@ -13,9 +13,8 @@ import pytest
 
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
-from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-from exporter.choose.budgets.limits import damage_figures, rung_of
-from exporter.choose.selection.search_options import SearchOptions
+from exporter.choose.budgets.limits import QualityCheck, damage_figures, rung_of
+from exporter.choose.budgets.search_options import SearchOptions
 from exporter.compare.intervals import mean_interval, share_interval
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
@@ -328,9 +327,9 @@ def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int
     first, whole = (measuring(kept_of([1] * n + [0] * (s - n)), runs)
                     for n, s in ((kept, 8), (100, 100)))  # fmt: skip
     check = QualityCheck(whole, FLOORS, (first, None))
-    assert check.holds(PlanCandidate()) is (kept == 8)
+    assert check.holds({}) is (kept == 8)
     assert len(runs) == asked
-    assert check.rung(PlanCandidate()).is_beyond is (kept == 0)
+    assert check.rung({}).is_beyond is (kept == 0)
 
 
 _SAME = np.array([0] * 10 + [1] * 30, float)
@@ -353,7 +352,7 @@ def test_texts_of_one_document_count_as_one(name: str, damage: Any, floors: Floo
     # The last has two texts an answer.
     clusters = (None, documents, np.repeat(documents, 2))
     checks = [QualityCheck(measuring(damage), floors, clusters=item) for item in clusters]
-    assert [check.holds(PlanCandidate()) for check in checks] == [True, False, False]
+    assert [check.holds({}) for check in checks] == [True, False, False]
     alone, grouped = (damage_figures(damage, item) for item in clusters[:2])
     assert alone[name] == pytest.approx(grouped[name])
     error = f"{name}_std_error"
@@ -365,7 +364,7 @@ def test_the_first_texts_are_of_their_own_documents() -> None:
     first, whole = (measuring(kept_of(same)) for same in ([0] * 20 + [1] * 4, [1] * 100))
     documents = np.repeat(np.arange(10), 12)[:100]
     check = QualityCheck(whole, FLOORS, (first, documents[:24]), documents)
-    assert check.holds(PlanCandidate())
+    assert check.holds({})
 
 
 @pytest.mark.parametrize(("texts", "holds"), [(12, False), (182, False), (183, True)])
@@ -377,7 +376,7 @@ def test_texts_that_all_keep_their_class_show_as_much_as_they_are_many(
     healed = healed_figures(damage, text)
     assert healed["top1_agreement"] == 1
     assert rung_of(0, healed, floors).holds is holds
-    assert QualityCheck(measuring(damage), floors).holds(PlanCandidate()) is holds
+    assert QualityCheck(measuring(damage), floors).holds({}) is holds
 
 
 def test_a_healed_cut_is_judged_by_the_intervals_of_comparisons() -> None:

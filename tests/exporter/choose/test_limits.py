@@ -13,7 +13,6 @@ import pytest
 from exporter.artifacts import DepthCell, DepthDamage, PlannedDeletion, Speedup, TriedCut
 from exporter.artifacts.plan_figures import LIMITED
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.limits import (
     LEAST_SHARE,
     QualityLimits,
@@ -22,10 +21,10 @@ from exporter.choose.budgets.limits import (
     is_hopeless,
     rung_of,
 )
+from exporter.choose.budgets.options import Option, PlanCandidate
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.trial_runs import TRIALS, Ladder, refuse_all
 from exporter.choose.depths import DepthOptions, foretold, recommended
-from exporter.choose.selection.options import Option
 from exporter.errors import PlanError, UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.damage import SIMILARITY, Damage

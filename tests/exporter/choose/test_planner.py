@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import Speedup
+from exporter.choose.budgets import planner as planning
 from exporter.choose.budgets.budget import Budget, Floors, Memory
-from exporter.choose.budgets.candidates import QualityCheck
+from exporter.choose.budgets.limits import QualityCheck
+from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import (
     CalibrationError,
     CostError,
@@ -210,14 +211,14 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
 
     monkeypatch.setattr(CutMeter, "measure_many", hear)
     made = planner(Budget(parameters=0.1, floors=Floors(perplexity_increase=0.9)), heal="bias")
-    outcome = made._outcome
+    outcome = planning._outcome
 
     def finished(*given: Any) -> Any:
         nonlocal deciding
         deciding = False
         return outcome(*given)
 
-    monkeypatch.setattr(made, "_outcome", finished)
+    monkeypatch.setattr(planning, "_outcome", finished)
     plan, texts = made.plan().plan, made.texts
     assert read[True] == _rows(texts.searched) | _rows(texts.checked)
     assert read[False]

@@ -19,22 +19,7 @@ from exporter.artifacts import (
     ReplacementsRef,
 )
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
-from exporter.choose.budgets.candidates import PlanCandidate
-from exporter.choose.budgets.figures import size_figures
-from exporter.choose.budgets.settings import PlanRequest, PlanSettings
-from exporter.choose.budgets.units import (
-    Bytes,
-    Counted,
-    Milliseconds,
-    Parameters,
-    goals_of,
-    unit_to_use_up,
-    with_context,
-    with_request,
-)
-from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.selection.by_scores import (
+from exporter.choose.budgets.by_scores import (
     FEWEST_TOKENS,
     SEARCH_S,
     USUAL_DROPS,
@@ -43,8 +28,21 @@ from exporter.choose.selection.by_scores import (
     by_scores_inside,
     search_runs,
 )
-from exporter.choose.selection.options import Option
-from exporter.choose.selection.search_options import SearchOptions
+from exporter.choose.budgets.figures import size_figures
+from exporter.choose.budgets.options import Option, PlanCandidate
+from exporter.choose.budgets.search_options import SearchOptions
+from exporter.choose.budgets.settings import PlanRequest, PlanSettings
+from exporter.choose.budgets.units import (
+    bytes_of,
+    goals_of,
+    numbers_of,
+    on_graph,
+    parameters_of,
+    time_of,
+    unit_to_use_up,
+)
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.cli import cli, run
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.export import export
@@ -120,20 +118,19 @@ def test_gains_add_up_in_every_unit() -> None:
     names: list[Any] = [(0, "attention"), (0, "mlp")]
     memory = Memory(3000, context=10, batch=2)
     # A bias brings 4 numbers, a linear map 4 * 5 and leaves the norm of 10.
-    gains = [Parameters(SIZES).gain(names, how) for how in ("none", "bias", "linear")]
+    gains = [parameters_of(SIZES).gain(names, how) for how in ("none", "bias", "linear")]
     assert gains == [200, 192, 140]
-    assert Bytes(SIZES, memory).whole == 4000 + 3 * 8 * 10 * 2
-    gains = [Bytes(SIZES, memory).gain([name], "none") for name in names]
+    gains = [bytes_of(SIZES, memory).gain([name], "none") for name in names]
     assert gains == [400 + 8 * 10 * 2, 400]
-    attentions, blocks = Counted(("attention",), "attention"), Counted((), "block")
+    attentions, blocks = numbers_of(("attention",), "attention"), numbers_of((), "block")
     assert [attentions.words(n) for n in (1, 2)] == ["1 attention dropped", "2 attentions dropped"]
     assert [blocks.words(n) for n in (1, 0)] == ["1 block dropped", "0 blocks dropped"]
     cuts = [names[:1], names[1:], names]
     assert [attentions.gain(cut, "none") for cut in cuts] == [1, 0, 0]
     assert [blocks.gain(cut, "none") for cut in cuts] == [0, 0, 1]
     costs = made_table({name: {"none": 5.0, "bias": 4.0} for name in NAMES}, at=AT)
-    assert Milliseconds(costs).gain(names, "bias") == 8
-    assert Milliseconds(costs).speedup(20.0) == pytest.approx(1.25, rel=1e-12)
+    assert time_of(costs).gain(names, "bias") == 8
+    assert time_of(costs).words(20.0) == "a speedup of 1.250"
 
 
 def test_goals_are_what_has_to_go() -> None:
@@ -143,8 +140,8 @@ def test_goals_are_what_has_to_go() -> None:
     )  # fmt: skip
     goals = goals_of(budget, SIZES, costs)
     assert [goal.amount for goal in goals] == pytest.approx([20.0, 200.0, 240.0, 1.0])
-    assert isinstance(unit_to_use_up(budget, SIZES, costs), Milliseconds)
-    assert isinstance(unit_to_use_up(Budget(), SIZES, costs), Parameters)
+    units = [unit_to_use_up(asked, SIZES, costs) for asked in (budget, Budget())]
+    assert [unit.gain([NAMES[0]], "none") for unit in units] == [5.0, 100.0]
 
 
 def test_what_fits_as_it_is_needs_no_plan() -> None:
@@ -405,9 +402,9 @@ def test_the_usual_request_and_context_are_what_the_model_can_serve(
     sizes = sizes if caches else replace(sizes, sublayers=bare)
     given = Budget(at=USUAL_REQUEST, floors=Floors(0.02)), Budget(at=AT), Budget(parameters=0.1)
     expected = RequestShape(1, *request_of), AT, None
-    assert tuple(with_request(item, sizes).at for item in given) == expected
+    assert tuple(on_graph(item, sizes).at for item in given) == expected
     fits = [Memory(10**6), Memory(10**6, 60)]
-    fitted = [with_context(Budget(fits=item), sizes).fits for item in fits]
+    fitted = [on_graph(Budget(fits=item), sizes).fits for item in fits]
     assert fitted == [Memory(10**6, context), Memory(10**6, 60)]
 
 

@@ -24,7 +24,7 @@ from exporter.artifacts import (
     PruningPlan,
 )
 from exporter.choose import depths
-from exporter.choose.selection import meters
+from exporter.choose.budgets import meters
 from exporter.cli import studies
 from exporter.compare.options import TaskOptions
 from exporter.errors import CalibrationError, ComparisonError, HealingError, PlanError, ScoringError

@@ -1,15 +1,18 @@
-"""What may be done to a model's sublayers, and what a search has decided so far."""
+"""What may be done to a model's sublayers, what is chosen of it, and how many may go."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from exporter.artifacts import ImportanceReport, PlannedDeletion
-from exporter.artifacts.plans import JOINT_KINDS, parse_drops
+from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
+from exporter.artifacts.plans import parse_drops
+from exporter.artifacts.servers import Server, places_of
 from exporter.artifacts.stacks import Stacks
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.units import Unit
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -21,13 +24,12 @@ from exporter.printable import are, counted
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerRef
 
 if TYPE_CHECKING:
+    from exporter.heal.fit import Fit
     from exporter.models.loading.model_source import LoadedModel
 
 
 Group = DeletionKind | Literal["joint"]
 """Of what a number is asked for; ``joint``: attentions and MLPs together."""
-
-_SLACK = 1e-9  # gains are summed in floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Option:
     gain: float = 1.0
     replacement: Replacement = "none"
     branch_replacements: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
+    given_back: float | None = None  # the share of the branch that a fit explains; None: unknown
 
     @property
     def cut(self) -> BranchReplacements:
@@ -85,12 +88,12 @@ def options_for(
     return [option for option in options if not {*protected} & {*option.names}]
 
 
-def standing_options(steps: Iterable[Step]) -> list[Option]:
-    """What stands after all steps: an option gives way to a later one on the same sublayers."""
-    standing: list[Option] = []
-    for step in steps:
-        standing = [o for o in standing if not overlap(o, step.option)] + [step.option]
-    return standing
+def standing(options: Iterable[Option]) -> list[Option]:
+    """What stands after all of them: one gives way to a later one on the same sublayers."""
+    result: list[Option] = []
+    for option in options:
+        result = [o for o in result if not overlap(o, option)] + [option]
+    return result
 
 
 def cut_of_options(
@@ -118,30 +121,38 @@ def overlap(one: Option, other: Option) -> bool:
     return bool(set(one.names) & set(other.names))
 
 
-def reaches(gain: float, goal: float) -> bool:
-    """Whether a gain is as much as the goal, up to rounding."""
-    return gain >= goal - _SLACK * max(1.0, abs(goal) if math.isfinite(goal) else 1.0)
+@dataclass(frozen=True, eq=False)
+class PlanCandidate:
+    """What is done to a model: options in the order in which they were chosen."""
 
+    options: tuple[Option, ...] = ()
 
-def refuse_gain(options: Sequence[Option], goal: float, room: int) -> None:
-    """Refuses a goal beyond what all options are worth together."""
-    most = total_gain(_most(options, room))
-    if math.isfinite(goal) and not reaches(most, goal):
-        raise PlanError(
-            f"A gain of {goal:g} is out of reach: dropping everything that may be dropped "
-            f"gains {most:g}.",
-            f"Ask for at most {most:g}, or protect fewer sublayers.",
-            code="out-of-reach",
-        )
+    @property
+    def cut(self) -> BranchReplacements:
+        """What stands in the place of which branch."""
+        return cut_of_options(self.options)
 
+    @property
+    def choices(self) -> dict[SublayerRef, Replacement]:
+        """Each sublayer with what takes its place."""
+        return {name: option.replacement for option in self.options for name in option.names}
 
-def _most(options: Sequence[Option], room: int) -> Iterator[Option]:
-    """Options of the most gain that don't overlap, within the room."""
-    taken: set[SublayerRef] = set()
-    for option in sorted(options, key=lambda o: -o.gain / len(o.names)):
-        if not taken & set(option.names) and len(taken) + len(option.names) <= room:
-            taken.update(option.names)
-            yield option
+    @property
+    def deletions(self) -> list[PlannedDeletion]:
+        """The same as a plan has it."""
+        return [deletion for option in self.options for deletion in option.deletions()]
+
+    def plus(self, *options: Option) -> PlanCandidate:
+        """Some further; one takes the place of earlier ones on the same sublayers."""
+        return PlanCandidate(tuple(standing([*self.options, *options])))
+
+    def without(self, option: Option) -> PlanCandidate:
+        """One step less."""
+        return PlanCandidate(tuple(other for other in self.options if other is not option))
+
+    def gain(self, unit: Unit) -> float:
+        """What goes with all of it."""
+        return math.fsum(unit.gain(option.names, option.replacement) for option in self.options)
 
 
 Stop = Callable[[Step], bool]
@@ -191,17 +202,6 @@ def groups_of(counts: Mapping[str, int]) -> Iterator[tuple[Group, int]]:
             yield group, counts[group]
 
 
-def refuse_too_many(
-    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[SublayerRef]
-) -> None:
-    """Refuses more than have a score, where some are protected."""
-    for group, number in groups_of(counts) if protected else ():
-        kinds = JOINT_KINDS if group == "joint" else (group,)
-        left = sum(score.kind in kinds for score in report.scores)
-        if number > left:
-            refuse_number(group, number, left, report.model.source)
-
-
 def refuse_counts(
     report: ImportanceReport,
     counts: Mapping[str, int],
@@ -240,3 +240,89 @@ def refuse_another_model(report: ImportanceReport, loaded: LoadedModel) -> None:
             "Name the model that was scored, or score this one first: depthcut score.",
             code="another-model",
         )
+
+
+REPLACEMENTS: dict[HealKind | None, tuple[Replacement, ...]] = {
+    None: ("none",),
+    "bias": ("bias",),
+    "linear": ("linear",),
+    "best": ("none", "bias", "linear"),
+}
+"""What may take a branch's place."""
+
+
+def sublayer_options(
+    num_layers: int,
+    budget: Budget,
+    heal: HealKind | None,
+    fits: Mapping[SublayerRef, Fit],
+    protected: Collection[SublayerRef] = (),
+    known: Collection[SublayerRef] | None = None,  # None: all
+    without_map: Collection[SublayerRef] = (),
+    server: Server | None = None,  # the runtime that has to hold what is chosen; None: any
+) -> list[Option]:
+    """Every sublayer (or block, where blocks are asked for) in every way allowed."""
+
+    def option(names: tuple[SublayerRef, ...], how: Replacement) -> Option:
+        if how == "none":
+            return Option(names, given_back=0.0)
+        own, is_bias = {name: fits[name] for name in names}, how == "bias"
+        stand_ins = {name: fit.bias if is_bias else fit.linear for name, fit in own.items()}
+        given = [f.bias_explained if is_bias else f.linear_explained for f in own.values()]
+        return Option(names, 1.0, how, stand_ins, given_back=sum(given) / len(given))
+
+    return [
+        option(names, how)
+        for names in subjects(num_layers, budget)
+        if not {*names} & {*protected}
+        if known is None or {*names} <= {*known}
+        for how in REPLACEMENTS[heal]
+        if how != "linear" or not {*names} & {*without_map}
+        if all(how in places_of(server, name) for name in names)
+    ]
+
+
+def prior_of(report: ImportanceReport, options: Iterable[Option]) -> dict[SublayerRef, float]:
+    """What is guessed of sublayers before anything is measured: scores, less what is given back."""
+    scores = {(score.layer, score.kind): score.score for score in report.scores}
+    best: dict[SublayerRef, float] = {}
+    for option in options:
+        for name in option.names:
+            best[name] = max(best.get(name, 0.0), min(1.0, option.given_back or 0.0))
+    return {name: scores.get(name, 0.0) * (1 - given) for name, given in best.items()}
+
+
+def subjects(num_layers: int, budget: Budget) -> Iterator[tuple[SublayerRef, ...]]:
+    """The sublayers, or the two of a block, that may go."""
+    counts = (budget.attention, budget.mlp, budget.joint)
+    others = (*counts, budget.parameters, budget.fits, budget.target_speedup)
+    for layer in range(num_layers):
+        if budget.block:
+            yield tuple(SublayerRef(layer, kind) for kind in BLOCK_KINDS)
+        if not budget.block or any(other for other in others):
+            for kind in budget.kinds:
+                yield (SublayerRef(layer, kind),)
+
+
+_ABOUT = 0.9
+"""An option that gains this share of another's gains about as much."""
+
+
+def with_gains(options: Iterable[Option], unit: Unit) -> list[Option]:
+    """The options that gain something, with that gain, without those that another surely beats."""
+    gaining = [replace(o, gain=unit.gain(o.names, o.replacement)) for o in options]
+    gaining = [option for option in gaining if option.gain > 0]
+
+    def price(option: Option) -> float:
+        """Damage for the gain, by what of the branch is not given back."""
+        return (1 - min(1.0, option.given_back or 0.0)) / option.gain
+
+    def is_beaten(option: Option) -> bool:
+        return option.given_back is not None and any(
+            other.names == option.names
+            and other.gain >= _ABOUT * option.gain
+            and price(other) < price(option)
+            for other in gaining
+        )
+
+    return [option for option in gaining if not is_beaten(option)]

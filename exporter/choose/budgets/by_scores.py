@@ -10,14 +10,13 @@ from typing import Any
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
 from exporter.artifacts.plans import plan_cut, refuse_unscored_blocks
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.selection.options import (
+from exporter.choose.budgets.options import (
     groups_of,
     options_for,
     protected_names,
     refuse_counts,
-    refuse_too_many,
 )
-from exporter.choose.selection.search_options import SearchOptions
+from exporter.choose.budgets.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.automatic import operations_per_second
 from exporter.progress import QUIET, Progress
@@ -36,7 +35,6 @@ def one_shot(
     """The lowest scores of what may go; see :func:`exporter.artifacts.plans.plan_cut`."""
     refuse_unscored_blocks(report, counts.get("block", 0))
     left = _without(report, protected)
-    refuse_too_many(left, counts, protected)
     return plan_cut(
         left,
         **counts,

@@ -1,1 +1,0 @@
-"""Chooses what to drop by what becomes of the model's answers. Importing this costs no PyTorch."""
