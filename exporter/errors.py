@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from graph_passes.errors import DepthcutError as DepthcutError
 from graph_passes.errors import InterruptedResultError as InterruptedResultError
@@ -23,14 +23,33 @@ OUT_OF_MEMORY = "out-of-memory"
 """The code of an error where a device has too little memory left."""
 
 
+_NO_NAMES: Mapping[str, str] = {}
+
+
 class OptionError(UsageError):
-    """Options are of the wrong type, out of bounds, or don't go together."""
+    """Options are of the wrong type, out of bounds, or don't go together.
+
+    Attributes:
+        names: The fields of the options' classes, and what files call them. ``{0}`` in the texts
+            it was made of is the first of them.
+    """
 
     def __init__(
-        self, message: str, hint: str = "", keys: Sequence[str] = (), *, code: str = ""
+        self, message: str, hint: str = "", names: Mapping[str, str] = _NO_NAMES, *, code: str = ""
     ) -> None:
         super().__init__(message, hint, code=code)
-        self.keys = tuple(keys)
+        self._texts, self.names = (message, hint), names
+        self.say(list(names))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What files call them."""
+        return tuple(self.names.values())
+
+    def say(self, words: Sequence[str]) -> None:
+        """Calls the options so."""
+        if words:
+            self.message, self.hint = (text.format(*words) for text in self._texts)
 
 
 class SweepError(UsageError):

@@ -22,9 +22,7 @@ class Written:
     """How the values of a type are written, as a mark in an ``Annotated``."""
 
     metavar: str | None = None
-    text: Callable[[Any], str] = str
-    listed: bool = False
-    none: str | None = None  # the word for None
+    listed: bool = False  # several in one word, with commas between them
     choices: tuple[Any, ...] = ()
     path: str | None = None
 
@@ -57,36 +55,13 @@ def frozen(value: Any, hint: Any) -> Any:
     return Path(value) if isinstance(value, str) and bare_type(hint) is Path else value
 
 
-_MISTAKES = {
-    "missing": "this is missing",
-    "extra_forbidden": "this key is not known here",
-    "model_type": "keys and their values are expected here",
-    "tuple_type": "a list is expected here",
-    "int_type": "a whole number is expected here",
-    "int_parsing": "this is no whole number",
-    "int_from_float": "this is no whole number",
-    "float_type": "a number is expected here",
-    "float_parsing": "this is no number",
-    "bool_type": "true or false is expected here",
-    "string_type": "a text is expected here",
-    "path_type": "a path is expected here",
-    "is_instance_of": "a path is expected here",
-    "greater_than_equal": "{ge} is the least",
-    "greater_than": "it has to be above {gt}",
-    "less_than_equal": "{le} is the most",
-    "less_than": "it has to be below {lt}",
-    "literal_error": "it is one of {expected}",
-}
-_ABOUT_KEYS = ("missing", "extra_forbidden")
-
-
-def mistake(found: ErrorDetails) -> str:
-    """What pydantic has found, in our words; without a full stop."""
-    words = _MISTAKES.get(found["type"], found["msg"].removeprefix("Value error, "))
-    given = found.get("input")
-    shown = isinstance(given, str | int | float) and found["type"] not in _ABOUT_KEYS
-    result = f"{given!r}: " if shown else ""
-    return result + words.format(**found.get("ctx", {})).rstrip(".")
+def mistake(details: ErrorDetails) -> str:
+    """What pydantic has found, with what was given; without a full stop."""
+    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "this key is not known here"
+    given, words = details.get("input"), details["msg"].removeprefix("Value error, ").rstrip(".")
+    shown = f"{given!r}: " if isinstance(given, str | int | float) else ""
+    return shown + words.replace("Input should", "it should", 1)
 
 
 _adapter = functools.cache(TypeAdapter[Any])
@@ -170,37 +145,23 @@ def _split(value: Any) -> Any:
     return tuple(dict.fromkeys(filter(None, parts)))
 
 
-def _joined(value: Any) -> str:
-    return ",".join(map(str, value))
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is expected here")
-    return value
-
-
 comma_list = BeforeValidator(_split)
 """Reads a tuple from a text with commas."""
 
-Count = Annotated[int, Field(ge=1), BeforeValidator(_no_bool), Written("N")]
-"""A whole number from 1 on."""
-Whole = Annotated[int, Field(ge=0), BeforeValidator(_no_bool), Written("N")]
-"""A whole number from 0 on."""
-Several = Annotated[int, Field(ge=2), BeforeValidator(_no_bool), Written("N")]
-"""A whole number from 2 on."""
+Count = Annotated[int, Field(ge=1), Written("N")]
+Whole = Annotated[int, Field(ge=0), Written("N")]
+Several = Annotated[int, Field(ge=2), Written("N")]
 WholeOrNone = Annotated[
     int,
     Field(ge=0),
-    BeforeValidator(_no_bool),
     BeforeValidator(lambda value: 0 if value == "none" else value),
-    Written("N|none", lambda value: str(value or "none")),
+    Written("N|none"),
 ]
 """A whole number; ``none`` is 0."""
-Seed = Annotated[int, BeforeValidator(_no_bool), Written("N")]
-Lengths = Annotated[tuple[Count, ...], BeforeValidator(_split), Written("N,N", _joined, True)]
+Seed = Annotated[int, Written("N")]
+Lengths = Annotated[tuple[Count, ...], BeforeValidator(_split), Written("N,N", True)]
 """Token counts: ``128,512``."""
-Names = Annotated[tuple[str, ...], BeforeValidator(_split), Written("NAME,NAME", _joined, True)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), Written("NAME,NAME", True)]
 """Names, each once: ``arc_easy,piqa``."""
 Dtype = Literal["float32", "float16", "bfloat16"]
 Provider = Literal["cpu", "cuda"]
@@ -228,17 +189,10 @@ def one_of(names: Collection[str]) -> Any:
     return Annotated[str, AfterValidator(known), Written("NAME", choices=tuple(names))]
 
 
-def _number_or_auto(value: Any) -> Any:
-    if isinstance(value, str) and value != "auto" and not value.isdecimal():
-        raise ValueError("a whole number or auto is expected here")
-    return value
-
-
 Threads = Annotated[
     Count | None,
     BeforeValidator(lambda value: None if value == "auto" else value),
-    BeforeValidator(_number_or_auto),
-    Written("N|auto", none="auto"),
+    Written("N|auto"),
 ]
 """CPU threads; None, ``auto``: the physical cores that the process may use."""
 
@@ -255,33 +209,28 @@ def parsed(parse: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-_AMOUNT = re.compile(r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?)\s*(?P<percent>%)?", re.I)
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[KMGT])?(?P<binary>i)?B?", re.I)
-_TIME = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>s|m|min|h)?")
-_SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}
-_TOKENS = re.compile(r"(?P<number>\d+)\s*(?P<thousands>k)?", re.I)
-
-
-def amount(text: Any, such: str = "1.1 or 110%") -> float:
-    """Reads ``3%`` or ``0.03`` as 0.03; a number passes."""
-    if isinstance(text, int | float):
-        return float(_no_bool(text))
-    match = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
+def _matched(pattern: str, text: str, such: str) -> re.Match[str]:
+    match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
     if match is None:
-        raise ValueError(f"a number or a percentage is expected, such as {such}")
-    number = float(match["number"])
-    return number / 100 if match["percent"] else number
+        raise ValueError(f"write {such}")
+    return match
 
 
-def share(text: Any) -> float:
+def amount(text: Any, such: str = "a number or a percentage, such as 1.1 or 110%") -> Any:
+    """Reads ``3%`` or ``0.03`` as 0.03; a number passes."""
+    if not isinstance(text, str):
+        return text
+    match = _matched(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*(%)?", text, such)
+    return float(match[1]) / (100 if match[2] else 1)
+
+
+def share(text: Any) -> Any:
     """Reads an amount that is a share; ``3`` is refused, since 3 % is meant and 300 % is not.
 
     A float passes: it was read before.
     """
-    value = amount(text, "0.03 or 3%")
-    if isinstance(text, float):
-        return value
-    if value > 1 and "%" not in str(text):
+    value = amount(text, "a share as 0.03 or 3%")
+    if isinstance(text, str | int) and value > 1 and "%" not in str(text):
         raise ValueError(f"that is {100 * value:g} %; write {value:g}% or {value / 100:g}")
     return value
 
@@ -290,44 +239,31 @@ def size(text: Any) -> Any:
     """Reads ``8GB``, ``500 MB``, ``2GiB`` or ``0`` as bytes; a number passes."""
     if not isinstance(text, str):
         return text
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("write a size as 8GB, 500MB or 2GiB")
-    base = 1024 if match["binary"] else 1000
-    return int(Fraction(match["number"]) * base ** " KMGT".index((match["prefix"] or " ").upper()))
+    match = _matched(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", text, "a size as 8GB, 500MB or 2GiB")
+    base = 1024 if match[3] else 1000
+    return int(Fraction(match[1]) * base ** "_KMGT".index(match[2].upper() or "_"))
 
 
 def _seconds(text: Any) -> Any:
     if not isinstance(text, str):
         return text
-    match = _TIME.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("write a time as 60s or 2m")
-    return float(match["number"]) * _SECONDS[match["unit"]]
+    match = _matched(r"(\d+(?:\.\d+)?) ?(s|m|min|h)?", text, "a time as 60s or 2m")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[(match[2] or "s")[0].lower()]
 
 
 def _tokens(text: Any) -> Any:
     if not isinstance(text, str):
         return text
-    match = _TOKENS.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("write a number of tokens as 32k or 32768")
-    return int(match["number"]) * (1024 if match["thousands"] else 1)
+    match = _matched(r"(\d+)\s*(k)?", text, "a number of tokens as 32k or 32768")
+    return int(match[1]) * (1024 if match[2] else 1)
 
 
-PositiveNumber = Annotated[
-    float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool), Written("X")
-]
-"""A number above 0."""
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), Written("X")]
 Amount = Annotated[float, BeforeValidator(lambda text: amount(text)), Written("NUMBER")]
 """A number, or percent: ``1.1`` or ``110%``."""
 
 
-def _share_text(value: float) -> str:
-    return f"{100 * value:.12g}%" if value > 1 else str(value)
-
-
-Share = Annotated[float, BeforeValidator(share), Written("SHARE", _share_text)]
+Share = Annotated[float, BeforeValidator(share), Written("SHARE")]
 """A share: ``3%`` or ``0.03``, and no ``3``."""
 OpenShare = Annotated[float, Field(gt=0, lt=1), BeforeValidator(share), Written("SHARE")]
 """A share between 0 and 1, without the two."""

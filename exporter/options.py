@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, model_validator
@@ -25,17 +24,9 @@ def _remembered(function: _F) -> _F:
     return cast(_F, functools.cache(function))
 
 
-asked_keys: ContextVar[Collection[str]] = ContextVar("asked_keys", default=())
-"""The options on the command line: given, even with their default's value. A key of a file with
-that value is not, since ``--show-config`` writes them all."""
-
-running_command: ContextVar[tuple[str, ...] | None] = ContextVar("running_command", default=None)
-"""The command that is running with what was asked of it, as files name it; None: sys.argv's."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How an option is shown."""
+    """How an option is shown; an argument of a command has a metavar and no help."""
 
     help: str = ""
     names: tuple[str, ...] = ()
@@ -45,32 +36,11 @@ class Look:
     usual: str = ""  # what a default of None stands for
     metavar: str | None = None  # what its value is called; None: as its type says
     bare: str | None = None  # what it is where only its name is given; None: its name wants a value
-    argument: bool = False
-    required: bool = False
-    brief: str = ""
 
-
-@dataclasses.dataclass(frozen=True)
-class Nested:
-    """How the options of another stage are taken in."""
-
-    switch: str | None = None  # None: there always is
-    off: str | None = None
-    optional: bool = False
-    without: Collection[str] = ()
-    shared: Collection[str] = ()
-    config_only: Collection[str] = ()
-    rare: Collection[str] = ()
-    section: str | None = None  # the heading for all of it; None: their own
-
-    def shows(self, look: Look, name: str) -> Look:
-        """How one of them is shown here."""
-        return dataclasses.replace(
-            look,
-            section=self.section or look.section,
-            rare=look.rare or name in self.rare,
-            config_only=look.config_only or name in self.config_only,
-        )
+    @property
+    def argument(self) -> bool:
+        """Whether it is a command's argument."""
+        return not self.help
 
 
 def option(default: Any, help: str, *names: str, **look: Any) -> Any:  # noqa: A002
@@ -80,50 +50,52 @@ def option(default: Any, help: str, *names: str, **look: Any) -> Any:  # noqa: A
 
 def required(help: str, *names: str, **look: Any) -> Any:  # noqa: A002
     """A field without a default."""
-    return dataclasses.field(metadata={_LOOK: Look(help, names, required=True, **look)})
+    return dataclasses.field(metadata={_LOOK: Look(help, names, **look)})
 
 
-def argument(metavar: str, **default: Any) -> Any:
-    """A field that is a command's argument; with a ``default`` it may be left away."""
-    look = Look(metavar=metavar, argument=True, required=not default)
-    return dataclasses.field(**default, metadata={_LOOK: look})
+def argument(metavar: str) -> Any:
+    """A field that is a command's argument."""
+    return dataclasses.field(metadata={_LOOK: Look(metavar=metavar)})
 
 
-def part(default: Any = dataclasses.MISSING, **how: Any) -> Any:
-    """A field that holds the options of another stage; see :class:`Nested`."""
-    look = Nested(**how)
-    if default is dataclasses.MISSING and (look.switch is not None or look.optional):
-        default = None
-    return dataclasses.field(default=default, metadata={_LOOK: look})
+def part(default: Any = dataclasses.MISSING, *, without: Collection[str] = ()) -> Any:
+    """A field that holds the options of another stage, some of them left out.
+
+    One that may be None is None unless one of its options is said, or the one that switches it on.
+    """
+    return dataclasses.field(default=default, metadata={_LOOK: frozenset(without)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What must hold among the fields of a class; names may lead into parts: ``load.revision``."""
+    """What must hold among the fields of a class; names may lead into parts: ``load.revision``.
+
+    ``{0}`` in message and hint is the first of them, as the reader calls it.
+    """
 
     names: tuple[str, ...]
     broken: Callable[[Any], bool]
     message: str
     hint: str = ""
-    code: str = ""
+    code: str = "options-clash"
 
     def check(self, told: Any) -> None:
         """Raises an OptionError where it is broken."""
         if self.broken(told):
-            keys = [key_at(type(told), name) for name in self.names]
-            words = list(map(flag, keys))
-            message, hint = self.message.format(*words), self.hint.format(*words)
-            raise OptionError(message, hint, keys, code=self.code)
+            raise refusal(told, self.names, self.message, self.hint, self.code)
 
 
-def only_with(name: str, *others: str, hint: str = "Give both, or neither.") -> Rule:
-    """A rule: the first is given only where one of the others is."""
-    words = " or ".join(f"{{{index}}}" for index, _ in enumerate(others, 1))
-    names = (name, *others)
+def refusal(told: Any, names: Sequence[str], message: str, hint: str, code: str) -> OptionError:
+    """An error about fields of an object; ``{0}`` is the first of them."""
+    return OptionError(message, hint, {n: key_at(type(told), n) for n in names}, code=code)
+
+
+def only_with(name: str, other: str, hint: str = "Give both, or neither.") -> Rule:
+    """A rule: the first is given only where the other is."""
     return Rule(
-        names,
-        lambda item: is_given(item, name) and not any(is_given(item, other) for other in others),
-        f"{{0}} is for {words}.",
+        (name, other),
+        lambda item: is_given(item, name) and not is_given(item, other),
+        "{0} is for {1}.",
         hint,
     )
 
@@ -146,23 +118,12 @@ def value_at(told: Any, name: str) -> Any:
 
 
 def is_given(told: Any, name: str) -> bool:
-    """Whether a field, or one of a part, is asked for, or other than where nothing is said."""
+    """Whether a field, or one of a part, is other than where nothing is said."""
     head, _, rest = name.partition(".")
     value = getattr(told, head)
     if rest:
         return value is not None and is_given(value, rest)
-    if key_at(type(told), head) in asked_keys.get():
-        return True
-    default = next(field.default for field in dataclasses.fields(told) if field.name == head)
-    return bool(value != default)
-
-
-class _BrokenRuleError(ValueError):
-    """What pydantic takes for a mistake, so that objects within others tell their place."""
-
-    def __init__(self, told: OptionError) -> None:
-        super().__init__(str(told))
-        self.told = told
+    return bool(value != type(told).__dataclass_fields__[head].default)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -171,14 +132,18 @@ class Options:
 
     rules: ClassVar[Sequence[Rule]] = ()
     section: ClassVar[str] = "Options"
+    rare: ClassVar[Collection[str]] = ()
+    """Keys of its parts that are rare here."""
+    config_only: ClassVar[Collection[str]] = ()
+    switch: ClassVar[str] = ""
+    """The field without which it is None, as an optional part."""
+    off: ClassVar[str | None] = None
+    """The switch's word for None."""
 
     @model_validator(mode="after")
     def _holds_rules(self) -> Self:
-        try:
-            for rule in self.rules:
-                rule.check(self)
-        except OptionError as error:
-            raise _BrokenRuleError(error) from error
+        for rule in self.rules:
+            rule.check(self)
         return self
 
     @model_validator(mode="wrap")
@@ -190,20 +155,20 @@ class Options:
             if not isinstance(data, ArgsKwargs):  # within another object, which tells the place
                 raise
             text = error.errors(include_url=False)[0]
-            broken = text.get("ctx", {}).get("error")
-            if isinstance(broken, _BrokenRuleError):
-                raise broken.told from None
-            place = text["loc"][0] if text["loc"] else ""
-            own = [field.name for field in dataclasses.fields(cls)]
+            place, own = text["loc"][0] if text["loc"] else "", list(_fields(cls))
             name = own[place] if isinstance(place, int) else place  # a value without a name
-            keys = [key_at(cls, name)] if name in own else []
-            word = flag(keys[0]) if keys else name
-            raise OptionError(f"{word}: {mistake(text)}.", "", keys) from None
+            keys = {name: key_at(cls, name)} if name in own else {}
+            words = mistake(text).replace("{", "{{").replace("}", "}}")
+            message = f"{'{0}' if keys else name}: {words}."
+            raise OptionError(message, "", keys, code="option-value") from None
+
+    def check(self) -> None:
+        """Refuses, before a command runs, what takes more than its own fields to see."""
 
     @classmethod
-    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values by their keys with what follows from them; for :func:`build`."""
-        return told
+    def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG003
+        """What follows from values, by their keys, where nothing else is said."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,77 +183,91 @@ class Leaf(OptionType):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As the command line has them; of a switch, both of its long ones."""
+        """As the command line has them; a switch that may be on by itself can be put off."""
         names = self.look.names or (flag(self.key),)
-        if self.is_flag and "/" not in names[-1]:
+        if self.is_flag and self.default is not False and "/" not in names[-1]:
             return (*names[:-1], f"{names[-1]}/--no-{names[-1][2:]}")
         return names
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be said."""
+        return self.default is dataclasses.MISSING
+
+
+@_remembered
+def _fields(schema: type[Any]) -> dict[str, tuple[Any, Any, Look | frozenset[str] | None]]:
+    """Each field's type, default, and look; of a part, what is left out of it."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {
+        field.name: (hints[field.name], field.default, field.metadata.get(_LOOK))
+        for field in dataclasses.fields(schema)
+    }
 
 
 @_remembered
 def leaves(schema: type[Options]) -> tuple[Leaf, ...]:
     """All options of a class and its parts, in their order, each once."""
     by_key: dict[str, Leaf] = {}
-    for leaf in _leaves(schema):
-        by_key.setdefault(leaf.key, leaf)
+    for name, (hint, default, look) in _fields(schema).items():
+        own: list[Leaf] = []
+        if isinstance(look, Look):
+            shown = dataclasses.replace(look, section=look.section or schema.section)
+            own = [Leaf(hint, (name,), _key(name, look), default, shown)]
+        elif look is not None:
+            inner = leaves(bare_type(hint))
+            own = [_inside(leaf, name, hint) for leaf in inner if leaf.path[-1] not in look]
+        for leaf in own:
+            rare = leaf.look.rare or leaf.key in schema.rare
+            config_only = leaf.look.config_only or leaf.key in schema.config_only
+            shown = dataclasses.replace(leaf.look, rare=rare, config_only=config_only)
+            by_key.setdefault(leaf.key, dataclasses.replace(leaf, look=shown))
     return tuple(by_key.values())
 
 
-def _leaves(schema: type[Options]) -> Iterator[Leaf]:
-    hints = _hints(schema)
-    for field in dataclasses.fields(schema):
-        look = field.metadata.get(_LOOK)
-        if isinstance(look, Look):
-            key, section = _key(field.name, look), look.section or schema.section
-            look = dataclasses.replace(look, section=section)
-            yield Leaf(hints[field.name], (field.name,), key, field.default, look)
-        elif isinstance(look, Nested):
-            for leaf in _leaves(bare_type(hints[field.name])):
-                name = leaf.path[-1]
-                if name not in look.without and name not in look.shared:
-                    path, shown = (field.name, *leaf.path), look.shows(leaf.look, name)
-                    leaf = dataclasses.replace(leaf, path=path, look=shown)
-                    yield leaf if look.switch is None else _switched(leaf, look)
-
-
-def _switched(leaf: Leaf, look: Nested) -> Leaf:
-    """An option of a part that there may not be."""
-    default = None if leaf.default is dataclasses.MISSING else leaf.default
-    shown = dataclasses.replace(leaf.look, required=False)
-    if leaf.path[-1] != look.switch:
-        return dataclasses.replace(leaf, default=default, look=shown)
-    kind = leaf.type if look.off is None else Literal[(look.off, *leaf.choices)]
-    return dataclasses.replace(leaf, type=kind, default=None, look=shown, off=look.off)
+def _inside(leaf: Leaf, name: str, hint: Any) -> Leaf:
+    """An option of a part; of one that there may not be, nothing is required."""
+    kind: type[Options] = bare_type(hint)
+    changes: dict[str, Any] = {"path": (name, *leaf.path)}
+    if kind is not hint and kind.switch:
+        changes["default"] = None if leaf.required else leaf.default
+        if leaf.path == (kind.switch,):
+            type_ = leaf.type if kind.off is None else Literal[(kind.off, *leaf.choices)]
+            changes |= {"type": type_, "default": None, "off": kind.off}
+    return dataclasses.replace(leaf, **changes)
 
 
 def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
-    """An object of a class with its parts."""
-    told, values = schema.settle(told), dict[str, Any]()
-    for field in dataclasses.fields(schema):
-        look = field.metadata.get(_LOOK)
-        if isinstance(look, Look):
-            key = _key(field.name, look)
-            if key in told:
-                values[field.name] = told[key]
-        elif isinstance(look, Nested):
-            values[field.name] = _built_part(bare_type(_hints(schema)[field.name]), look, told)
+    """An object of a class with its parts, of values by their keys."""
+    told, values = {**schema.usual(told), **told}, dict[str, Any]()
+    for name, (_, _, look) in _fields(schema).items():
+        if isinstance(look, frozenset):
+            values[name] = _built_part(schema, name, look, told)
+        elif look is not None and (key := _key(name, look)) in told:
+            values[name] = told[key]
     return schema(**values)
 
 
-def _built_part(schema: type[Options], look: Nested, items: Mapping[str, Any]) -> Options | None:
-    own = {leaf.key: leaf for leaf in leaves(schema) if leaf.path[-1] not in look.without}
-    value = items.get(switch := key_at(schema, look.switch)) if look.switch is not None else True
-    if value is None or value == look.off:
-        for key, leaf in own.items():
-            mine = key != switch and leaf.path[-1] not in look.shared
-            said = key in asked_keys.get() or (key in items and items[key] != leaf.default)
-            if mine and said:
-                words = f"{flag(key)} is for {flag(switch)}."
-                raise OptionError(words, "Give both, or neither.", [key, switch])
+def _built_part(
+    outer: type[Options], name: str, without: frozenset[str], told: Mapping[str, Any]
+) -> Options | None:
+    hint, *_ = _fields(outer)[name]
+    kind: type[Options] = bare_type(hint)
+    own = [leaf for leaf in leaves(outer) if leaf.path[0] == name]
+    said = [leaf for leaf in own if leaf.key in told and told[leaf.key] != leaf.default]
+    if kind is not hint and kind.switch:
+        switch = key_at(kind, kind.switch)
+        if told.get(switch) in (None, kind.off):
+            for leaf in said:
+                if leaf.key != switch:
+                    keys = {".".join(leaf.path): leaf.key, f"{name}.{kind.switch}": switch}
+                    words = "{0} is for {1}.", "Give both, or neither."
+                    raise OptionError(*words, keys, code="options-clash")
+            return None
+    elif kind is not hint and not said:
         return None
-    made = build(schema, {key: items[key] for key in own if key in items})
-    asked_for = any(is_given(made, field.name) for field in dataclasses.fields(schema))
-    return None if look.optional and not asked_for else made
+    keys_of_part = [leaf.key for leaf in leaves(kind) if leaf.path[-1] not in without]
+    return build(kind, {key: told[key] for key in keys_of_part if key in told})
 
 
 def values_of(told: Options) -> dict[str, Any]:
@@ -299,7 +278,7 @@ def values_of(told: Options) -> dict[str, Any]:
 def _value_at(value: Any, leaf: Leaf) -> Any:
     for name in leaf.path:
         if value is None:
-            return leaf.off or (None if leaf.default is dataclasses.MISSING else leaf.default)
+            return leaf.off or (None if leaf.required else leaf.default)
         value = getattr(value, name)
     return value
 
@@ -317,14 +296,8 @@ def _key(name: str, look: Look) -> str:
 def key_at(schema: type[Any], name: str) -> str:
     """The key of a field, or of one of a part; of a part itself, its switch's."""
     head, _, rest = name.partition(".")
-    if rest:
-        return key_at(bare_type(_hints(schema)[head]), rest)
-    look = next(f.metadata.get(_LOOK) for f in dataclasses.fields(schema) if f.name == head)
-    if isinstance(look, Nested):
-        return key_at(bare_type(_hints(schema)[head]), look.switch) if look.switch else head
-    return _key(head, look) if isinstance(look, Look) else head
-
-
-@_remembered
-def _hints(schema: type[Any]) -> dict[str, Any]:
-    return get_type_hints(schema, include_extras=True)
+    hint, _, look = _fields(schema)[head]
+    if isinstance(look, Look):
+        return _key(head, look)
+    rest = rest or ("" if look is None else bare_type(hint).switch)
+    return key_at(bare_type(hint), rest) if rest else head

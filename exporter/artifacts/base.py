@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -10,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
-from exporter.options import running_command
 from exporter.printable import printable_json
 from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import RECORD_BYTES, parse_json, read_text
@@ -62,7 +62,7 @@ class Artifact(Record):
     made_from: dict[str, str] = Field(default_factory=dict)
     """Role (``model``, ``plan``, ...) to the hex SHA-256 of what was read."""
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
-    command: list[str] = Field(default_factory=lambda: list(running_command.get() or ()))
+    command: list[str] = Field(default_factory=lambda: command_line())
     """The command line; empty from Python."""
 
     def to_json(self) -> str:
@@ -178,6 +178,13 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return texts
+
+
+def command_line() -> list[str]:
+    """What was typed; empty where another program runs."""
+    program = Path(sys.argv[0])
+    is_ours = program.stem == "depthcut" or program.parts[-3:] == ("exporter", "cli", "__main__.py")
+    return ["depthcut", *sys.argv[1:]] if is_ours else []
 
 
 Parts = Literal["tokens", "patches", "frames"]

@@ -273,8 +273,7 @@ FIGURES = (
     ),
     Figure(
         "task",
-        Limit("max_task_drop", NotNegative, "Limit for the drop of a task's score: 1% is 0.01.",
-              look={"brief": "Limit for the drop of a task's score"}),
+        Limit("max_task_drop", NotNegative, "Limit for the drop of a task's score: 1% is 0.01."),
         (Place("candidate", "{0.task}, {0.metric}", "baseline", "difference",
                "{0.task} {0.metric}: score"),),
         stands_in="tasks", higher_is_better=True, scale="difference",

@@ -112,9 +112,9 @@ class PlanKind(NamedTuple):
 
 _AGREEMENT = Limit(
     "top1_agreement", OpenShare,
-    "Minimum share of positions at which both models have the same top-1 token, such as 0.95; "
-    "for classifiers of texts with the same likeliest class.",
-    look={"names": ("--min-top1-agreement",), "brief": "Share of equal top-1 tokens: 0.95"},
+    "Minimum of equal top-1 tokens: 0.95; the share of positions at which both models have the "
+    "same, for classifiers of texts with the same likeliest class.",
+    look={"names": ("--min-top1-agreement",)},
 )  # fmt: skip
 
 PLAN_KINDS = {
@@ -126,11 +126,11 @@ PLAN_KINDS = {
                 "{:+.3f} nats".format,
                 limit=Limit(
                     "perplexity_increase", Increase,
-                    "Maximum increase of the perplexity, such as 5%, on tokens that the search "
-                    "does not use. Without another budget, as much as this allows is dropped: for "
+                    "Maximum increase of the perplexity: 5%; on tokens that the search does "
+                    "not use. Without another budget, as much as this allows is dropped: for "
                     "speed if --at is given, otherwise for parameters.",
                     0.02,
-                    {"names": ("--at-most",), "brief": "Limit of the perplexity's increase: 5%"},
+                    {"names": ("--at-most",)},
                 ),
                 asked="max_perplexity_increase",
                 sentence="the perplexity is {value} higher{by}{until}{allowed}",
@@ -176,11 +176,10 @@ PLAN_KINDS = {
                 "{:.3f}".format, "{:.4f}".format, "{:+.4f}".format, 1.0, "1",
                 Limit(
                     "embedding_cosine", OpenShare,
-                    "Encoders: minimum mean cosine with the whole model's embeddings, such as "
-                    "0.98.",
+                    "Encoders: minimum cosine of embeddings: 0.98; the mean with the whole "
+                    "model's.",
                     0.98,
-                    {"names": ("--min-embedding-cosine",),
-                     "brief": "Encoders: minimum cosine of embeddings: 0.98"},
+                    {"names": ("--min-embedding-cosine",)},
                 ),
                 "min_embedding_cosine", sentence="the {name} is {value}{by}{until}{least}",
                 short="cosine {}", elsewhere=" (in the other domain {})",

@@ -74,7 +74,7 @@ Place = tuple[Way, int]
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
 QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (1, 2, 4, 8), "block": (2,)}
 """What is tried where no numbers are asked for."""
-_Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
+_Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", listed=True)]
 
 
 @dataclass(frozen=True)

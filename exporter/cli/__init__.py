@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from exporter.cli.console import NORMAL, ConsoleProgress, echo, general_options
+from exporter.cli.removed import REMOVED_COMMANDS
 from exporter.errors import (
     FULL_DISK,
     DepthcutError,
@@ -62,11 +63,6 @@ _COMMANDS = {
     },
 }
 """By headings, with the module, loaded when it is asked for, and what each does."""
-_REMOVED = {
-    "gpu-session": "make gpu, in a clone",
-    "refit": "depthcut build, which builds an engine with the graph's weights",
-}
-"""What takes the place of commands that this version doesn't have any more."""
 
 
 _Resolved = tuple[str | None, click.Command | None, list[str]]
@@ -89,7 +85,7 @@ class _Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> _Resolved:
         """A command by its name; one that was removed is answered with what replaces it."""
-        if instead := _REMOVED.get(args[0]):
+        if instead := REMOVED_COMMANDS.get(args[0]):
             raise click.UsageError(f"{args[0]} was removed. Use {instead}.", ctx)
         return super().resolve_command(ctx, args)
 
@@ -111,13 +107,6 @@ class _Commands(click.Group):
                 formatter.write_dl(
                     [(name.ljust(width), does) for name, (_, does) in commands.items()]
                 )
-
-
-def _whole_help(ctx: click.Context) -> str:
-    from exporter.cli.command import names_of_options
-
-    listed = (names_of_options(cli.get_command(ctx, name)) for name in cli.list_commands(ctx))
-    return "\n\n".join([ctx.get_help(), *filter(None, listed)])
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -143,7 +132,7 @@ def cli() -> None:
     """
 
 
-cli.params += general_options(_whole_help)
+cli.params += general_options()
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo, echo_json
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.results import print_result
 from exporter.engines.build.engine_set import EngineRecord, built_for, holds_engines_alone
 from exporter.engines.build.libraries import ask_driver, usual_backend
 from exporter.engines.build.profiles import SHAPES, Ranges
@@ -16,7 +16,7 @@ from exporter.models.model_folder import find_model
 from exporter.option_types import Count, InputPath, Names, OnnxFile, OutputPath, Written
 from exporter.options import Options, argument, dataclass, option, part, required
 
-_Phases = Annotated[Names, Written("PHASE,PHASE", ",".join, True)]
+_Phases = Annotated[Names, Written("PHASE,PHASE", True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +67,9 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
         settings=call.settings,
         progress=progress,
     )
-    if progress.as_json:
-        echo_json(_json([record for _, record in built]))
-        return
-    for path, record in built:
-        echo(_line(record), path)
-
-
-def _json(records: list[EngineRecord]) -> str:
-    """The record; of several engines, a list of them."""
-    dumped = [record.model_dump(mode="json") for record in records]
-    return json.dumps(dumped if len(dumped) > 1 else dumped[0], indent=2)
+    records = [record for _, record in built]
+    lines = [line for path, record in built for line in (_line(record), path)]
+    print_result(records if len(records) > 1 else records[0], progress.as_json, *lines)
 
 
 def _line(record: EngineRecord) -> str:
@@ -106,8 +98,8 @@ class PackageCall(Options):
     )
 
 
-@command(PackageCall, json=False)
-def package(call: PackageCall, _progress: ConsoleProgress) -> None:
+@command(PackageCall)
+def package(call: PackageCall, progress: ConsoleProgress) -> None:
     """Pack MODEL for serving.
 
     Triton takes an encoder, or another model without a KV cache: an ONNX file, a folder with
@@ -125,4 +117,4 @@ def package(call: PackageCall, _progress: ConsoleProgress) -> None:
         instances=call.instances,
         max_batch=call.max_batch,
     )
-    echo(place)
+    print_result({"path": place}, progress.as_json, place)

@@ -9,8 +9,8 @@ from typing import Literal
 
 from exporter.artifacts import CheckReport, ComparisonReport
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo, echo_command, echo_json
-from exporter.cli.results import print_rows
+from exporter.cli.console import ConsoleProgress, echo_command
+from exporter.cli.results import print_result, table_lines
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.gate.request import VERDICTS, CheckRequest
 from exporter.option_types import OutputPath
@@ -72,10 +72,7 @@ def check(call: CheckCall, progress: ConsoleProgress) -> int:
     request = replace(call.request, commit=commit)
     result, measured = run_check(request)
     _write_outputs(call, result, measured)
-    if progress.as_json:
-        echo_json(result.to_json())
-    else:
-        _print_table(result)
+    print_result(result, progress.as_json, *_lines(result))
     if call.github or (call.github is None and os.environ.get("GITHUB_ACTIONS") == "true"):
         _tell_github(result, fails=call.inconclusive == "fail", on_stderr=progress.as_json)
     return _exit_code(call, result)
@@ -115,17 +112,12 @@ def _write_outputs(call: CheckCall, value: CheckReport, report: ComparisonReport
         write_texts({call.github_benchmark / name: text for name, text in texts.items()})
 
 
-def _print_table(report: CheckReport) -> None:
+def _lines(report: CheckReport) -> list[str]:
     grid, models = check_grid(report), model_lines(report)
-    if models:
-        echo(*models, "")
+    lines = [*models, ""] if models else []
     if report.checks:
-        print_rows(grid.header, grid.rows)
-        echo()
-    for line in reasons(report):
-        echo(line)
-    if report.checks:
-        echo(conclusion(report))
+        lines += [*table_lines(grid.header, grid.rows), ""]
+    return [*lines, *reasons(report), *([conclusion(report)] if report.checks else [])]
 
 
 def _tell_github(report: CheckReport, *, fails: bool, on_stderr: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,8 +10,8 @@ import click
 
 from exporter.artifacts.store import locked
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.cli.results import print_comparison
+from exporter.cli.console import ConsoleProgress, echo
+from exporter.cli.results import print_comparison, print_result
 from exporter.compare.options import CompareOptions, RunOptions, TaskOptions
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import UsageError
@@ -147,11 +146,8 @@ def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
     )
     if call.output is not None:
         report.write(call.output)
-    if progress.as_json:
-        echo_json(report.to_json())
-        return
-    for score in report.scores:
-        echo(f"{score.task:<20} {score.metric:<10} {score.value:.4f}  {score.source}")
+    rows = [f"{s.task:<20} {s.metric:<10} {s.value:.4f}  {s.source}" for s in report.scores]
+    print_result(report, progress.as_json, *rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +216,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
         )
     if silent:
         text = texts.decode(done.token_ids)
-        echo_json(json.dumps({"text": text, **asdict(done)}, indent=2))
+        print_result({"text": text, **asdict(done)}, silent)
         return
     stream.finish(done.token_ids)
     echo()

@@ -133,7 +133,7 @@ def done_words(description: str, seconds: float) -> str:
 
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
-CONFIG, SHOW_CONFIG = "config", "show_config"
+CONFIG, SHOW_CONFIG, HELP_ALL = "config", "show_config", "help_all"
 """What ``ctx.meta`` holds of the options of every command."""
 
 
@@ -298,12 +298,13 @@ class TextPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-def general_options(show_all: Callable[[click.Context], str]) -> list[click.Option]:
+def general_options() -> list[click.Option]:
     """The options of every command, before its name or behind it."""
 
     def tell(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
-            click.echo(show_all(ctx), color=ctx.color)
+            ctx.meta[HELP_ALL] = True
+            click.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
 
     def apply(ctx: click.Context, param: click.Parameter, value: object) -> None:

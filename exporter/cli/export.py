@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import ImportanceReport, PruningPlan, SweepReport
+from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.artifacts.servers import is_plain, other_class, serving_rows
 from exporter.choose.budgets.budget import (
     REACHING,
@@ -20,14 +20,8 @@ from exporter.choose.budgets.budget import (
 from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.budgets.settings import PlanRequest
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.cli.results import (
-    print_artifact,
-    print_comparison,
-    print_models,
-    print_rows,
-    print_serving,
-)
+from exporter.cli.console import ConsoleProgress, echo
+from exporter.cli.results import print_comparison, print_result, print_serving, table_lines
 from exporter.errors import OptionError
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.sources import SourceOptions
@@ -51,7 +45,7 @@ class SweepCall(Options):
     dry_run: bool = option(False, "Check the file and list what would run; run nothing.")
     redo: bool = option(False, "Run every cell again, with all of its stages.")
     load: SourceOptions = part(SourceOptions(), without=("dtype", "revision"))
-    cluster: ClusterOptions | None = part(switch="address")
+    cluster: ClusterOptions | None = part(None)
 
 
 @command(SweepCall)
@@ -78,9 +72,11 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
             force=call.redo,
             progress=progress,
         )
-    _print(report, progress.as_json)
-    if not (call.dry_run or progress.as_json):
-        echo(f"Report: {call.output / 'sweep.html'}")
+    grid = cells_grid(report)
+    named = [[c.model, *row[1:]] for c, row in zip(report.cells, grid.rows, strict=True)]
+    lines = [*table_lines(grid.header, named), *failure_lines(report), sweep_lead(report)]
+    lines += [] if call.dry_run else [f"Report: {call.output / 'sweep.html'}"]
+    print_result(report, progress.as_json, *lines)
     return 2 if report.of_status("failed") else 0
 
 
@@ -92,19 +88,6 @@ def _runner(cluster: ClusterOptions | None, verbosity: int) -> Runner:
     if cluster is None:
         return partial(run_in_children, verbosity=verbosity)
     return partial(run_on_ray, address=cluster.address, workers=cluster.workers)
-
-
-def _print(report: SweepReport, as_json: bool) -> None:
-    """The whole report as JSON; else a line a cell, then what failed."""
-    if as_json:
-        echo_json(report.to_json())
-        return
-    grid = cells_grid(report)
-    named = [[c.model, *row[1:]] for c, row in zip(report.cells, grid.rows, strict=True)]
-    print_rows(grid.header, named)
-    for line in failure_lines(report):
-        echo(line)
-    echo(sweep_lead(report))
 
 
 MISSED, UNPROVEN = 1, 3
@@ -165,44 +148,50 @@ class ExportCall(Options):
     )
     quick: bool = option(
         False,
-        "A first look: fewer tokens, no training, shorter measurements.",
-        brief="A first look: less text, no training",
+        "A first look: less text, no training; shorter measurements.",
     )
     required: RequiredSpeedup = part(RequiredSpeedup())
     rules = (only_with("required.require_speedup", "request.drops.budget.target_speedup"),)
 
+    def check(self) -> None:
+        """Refuses what no export can be."""
+        from exporter.pipeline.refusals import refuse_contradictions
+
+        refuse_contradictions(self.request)
+
     @classmethod
-    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+    def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
         """Without a number, a goal or a plan the largest cut is taken that costs next to nothing.
 
         A cut is healed as the machine can afford; the paper's own way is not, nor is a model that
         is read a layer at a time.
         """
-        _refuse_quick_training(told)
+        quick, heal, has_goal = bool(told.get("quick")), told.get("heal"), _names_goal(told)
+        if quick and heal is None and told.get("time") is not None:
+            raise OptionError(
+                "{0} trains nothing, so there is no training for {1} to limit.",
+                "Leave {0} out for a training of that length, or {1} for a first look.",
+                {"quick": "quick", "request.heal.time_s": "time"},
+                code="options-clash",
+            )
         if told.get("plan") is not None or told.get("stream"):
-            return told
-        told = {**QUICK, **told} if told.get("quick") else told
-        if not _names_goal(told):
-            usual = {} if asks_for_more_than_numbers(told) else USUAL_LIMITS
-            told = {**_fastest_form(told), "time_budget": _ROW_S, **told, **usual}
-        if not _names_goal(told) and told.get("heal") in _CHANGING:
-            told = {**_usual_request(told), **told}
+            return {}
+        usual: dict[str, Any] = {} if has_goal else {"time_budget": _ROW_S, **_fastest_form(told)}
+        usual |= QUICK if quick else {}
+        if not has_goal and not asks_for_more_than_numbers(told):
+            usual |= USUAL_LIMITS
+        # TensorRT's graphs are not timed on ONNX Runtime.
+        on_tensorrt = str(told.get("target")).startswith("tensorrt")
+        if not has_goal and heal in _CHANGING and not on_tensorrt:
+            usual["at"] = USUAL_REQUEST
         if told.get("search") == "one-shot":
-            return told
-        by_itself = "auto" if told.get("heal") in _WEIGHTS else None
-        if told.get("heal") is None and told.get("quick"):
+            return usual
+        if heal in _WEIGHTS:
+            usual["search"] = "auto"
+        if heal is None and quick:
             # Where a model has no weight that can be folded into, as BERT, maps take the places.
-            return {"search": by_itself, "replacements": "linear", **told, "heal": "fold"}
-        return {"search": by_itself, **told, "heal": told.get("heal") or "auto"}
-
-
-def _refuse_quick_training(items: Mapping[str, Any]) -> None:
-    if items.get("quick") and items.get("time") is not None and items.get("heal") is None:
-        raise OptionError(
-            "--quick trains nothing, so there is no training for --time to limit.",
-            "Leave --quick out for a training of that length, or --time for a first look.",
-            ["quick", "time"],
-        )
+            return {**usual, "heal": "fold", "replacements": "linear"}
+        return {**usual, "heal": "auto"}
 
 
 def _names_goal(items: Mapping[str, Any]) -> bool:
@@ -210,11 +199,6 @@ def _names_goal(items: Mapping[str, Any]) -> bool:
     counts = tuple(f"drop_{kind}" for kind in ("attn", "cross", "mlp", "block", "joint"))
     others = ("keep_first", "parameters", "fits", "faster")
     return any(items.get(name) is not None for name in (*counts, *others))
-
-
-def _usual_request(items: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Whose time the largest cut saves; TensorRT's graphs are not timed on ONNX Runtime."""
-    return {} if str(items.get("target")).startswith("tensorrt") else {"at": USUAL_REQUEST}
 
 
 def _fastest_form(items: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -228,13 +212,7 @@ def _fastest_form(items: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"target": f"onnxruntime-{provider}"}
 
 
-def _check(call: ExportCall) -> None:
-    from exporter.pipeline.refusals import refuse_contradictions
-
-    refuse_contradictions(call.request)
-
-
-@command(ExportCall, check=_check)
+@command(ExportCall)
 def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """Score MODEL, drop its most redundant sublayers, export and compare both.
 
@@ -250,7 +228,15 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     if request.compared:
         print_comparison(export_model(request, progress), request.out, progress.as_json)
     else:
-        print_models(write_models(request, progress), request.out, progress.as_json)
+        pruned = write_models(request, progress)
+        before, after = pruned.before.parameters, pruned.after.parameters
+        print_result(
+            pruned,
+            progress.as_json,
+            f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared.",
+            f"Models: {request.out / 'baseline'} and {request.out / 'candidate'}",
+            "To compare them: depthcut compare BASELINE CANDIDATE -o DIR",
+        )
     if not call.required.require_speedup:
         return 0
     return exit_code(PruningPlan.read(request.out / "plan.json"))
@@ -293,5 +279,5 @@ def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     made = make_plan(call.request, progress)
     if not progress.as_json:
         _print_servers(made, call.request.importance)
-    print_artifact(made, call.request.output, progress.as_json, "Drop " + made.describe())
+    print_result(made, progress.as_json, "Drop " + made.describe(), call.request.output)
     return exit_code(made) if call.required.require_speedup else 0

@@ -13,9 +13,9 @@ from exporter.checkpoint.facts import CheckpointFacts, CheckpointForm, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder, refuse_tokenless
 from exporter.cli.command import command
-from exporter.cli.console import NORMAL, ConsoleProgress, echo, echo_json
+from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.cli.prune import DropOptions
-from exporter.cli.results import print_artifact, print_rows
+from exporter.cli.results import print_result, table_lines
 from exporter.cut.gguf_surgery import GgufOptions
 from exporter.errors import PlanError
 from exporter.files import sha256_file
@@ -30,7 +30,6 @@ from exporter.report.sections.healing import healing_grid, healing_words
 from graph_passes.files.placing import working
 
 if TYPE_CHECKING:
-    from exporter.cut.gguf_surgery import GgufFacts
     from exporter.heal.healed import Healed
 
 
@@ -128,13 +127,13 @@ def _write_checkpoint(
 def _print(report: HealingReport, output: Path, progress: ConsoleProgress) -> None:
     if not progress.as_json and report.healing.measured:
         grid = healing_grid(report.healing, read=report.reads)
-        print_rows(grid.header, grid.rows)
+        echo(*table_lines(grid.header, grid.rows))
     # Whoever isn't quiet has heard the warnings already.
     if not progress.as_json and progress.verbosity < NORMAL:
         for warning in report.healing.warnings:
             echo(f"Warning: {warning}")
     words = healing_words(report.healing, report.reads).capitalize()
-    print_artifact(report, output, progress.as_json, words)
+    print_result(report, progress.as_json, words, output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +191,9 @@ def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
     fewer layers.
     """
     facts = _written(call, progress)
-    if progress.as_json:
-        echo_json(facts.model_dump_json(indent=2))
-    else:
-        before, after = facts.before.parameters / 1e6, facts.after.parameters / 1e6
-        words = f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}"
-        echo(words, call.output)
+    before, after = facts.before.parameters / 1e6, facts.after.parameters / 1e6
+    words = f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}"
+    print_result(facts, progress.as_json, words, call.output)
 
 
 def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
@@ -284,16 +280,11 @@ def gguf(call: GgufCall, progress: ConsoleProgress) -> None:
     from exporter.cut.gguf_surgery import cut_gguf
 
     facts = cut_gguf(call.model, call.output, call.what.read(), call.cut, progress=progress)
-    if progress.as_json:
-        echo_json(facts.model_dump_json(indent=2))
-        return
-    echo(_told(facts), *(call.output.with_name(name) for name in facts.files))
-
-
-def _told(facts: GgufFacts) -> str:
     before, after = facts.bytes_before / 1e6, facts.bytes_after / 1e6
-    return (
+    words = (
         f"{len(facts.kept)} of {facts.layers} layers, architecture {facts.architecture[1]}: "
         f"{facts.tensors_kept} tensors kept, {facts.tensors_removed} removed, "
         f"{facts.tensors_added} added; {before:.1f} -> {after:.1f} MB"
     )
+    files = [call.output.with_name(name) for name in facts.files]
+    print_result(facts, progress.as_json, words, *files)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from pydantic_core import to_json
 
 from exporter.artifacts import (
     Artifact,
     ComparisonReport,
     DepthsReport,
-    PruneReport,
     ScoreComparison,
 )
 from exporter.artifacts.servers import ServingRow
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from exporter.report.sections.blocks import Cell
 
 
-def print_artifact(artifact: Artifact, path: Path, as_json: bool, line: str) -> None:
-    """The whole file as JSON, or one line and where the file is."""
-    if as_json:
-        echo_json(artifact.to_json())
+def print_result(value: object, as_json: bool, *lines: object) -> None:
+    """All of it as JSON, or lines."""
+    if as_json and isinstance(value, Artifact):
+        echo_json(value.to_json())
+    elif as_json:
+        echo_json(to_json(value, indent=2).decode())
     else:
-        echo(line, path)
+        echo(*lines)
 
 
 def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> None:
     """The comparison table, in plain text where no terminal reads it, and the report's path."""
     if as_json:
-        echo_json(report.to_json())
+        print_result(report, as_json)
         return
     from exporter.report.terminal import comparison_grids, drawn_table, plain_text
 
@@ -48,19 +50,6 @@ def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> N
     else:
         click.echo(printable(plain_text(grids)))
     echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
-
-
-def print_models(report: PruneReport, folder: Path, as_json: bool) -> None:
-    """What was cut, where both models are, and how to compare them elsewhere."""
-    if as_json:
-        echo_json(report.to_json())
-        return
-    before, after = report.before.parameters, report.after.parameters
-    echo(
-        f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared.",
-        f"Models: {folder / 'baseline'} and {folder / 'candidate'}",
-        "To compare them: depthcut compare BASELINE CANDIDATE -o DIR",
-    )
 
 
 def _more_there(report: ComparisonReport) -> str:
@@ -82,14 +71,14 @@ def print_serving(rows: Sequence[ServingRow]) -> None:
         header.append("the plan")
         names = [[*cells, row.problem or "yes"] for cells, row in zip(names, rows, strict=True)]
     echo("What may become of a sublayer in each runtime (whole blocks can go everywhere):")
-    print_rows(header, names)
+    echo(*table_lines(header, names))
 
 
-def print_rows(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
     """A plain table: columns padded to their widest cell."""
     from exporter.report.terminal import plain_lines
 
-    echo(*plain_lines(header, rows))
+    return plain_lines(header, rows)
 
 
 _WIDTH = 100
@@ -103,12 +92,12 @@ def print_study(
     from exporter.report.sections.blocks import Bullets, Grid, Note
 
     if as_json:
-        echo_json(report.to_json())
+        print_result(report, as_json)
         return
     for block in study_document(report).sections[0].blocks:
         if isinstance(block, Grid):
             echo(f"{block.caption}.", "")
-            print_rows(block.header, block.rows)
+            echo(*table_lines(block.header, block.rows))
         elif isinstance(block, Note):
             text = one_line(f"{block.lead} {block.text}".strip())
             echo("", *click.wrap_text(text, _WIDTH).split("\n"))

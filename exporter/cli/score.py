@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
 from exporter.artifacts import ImportanceReport
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.results import print_artifact, print_study
-from exporter.errors import OptionError, UsageError
+from exporter.cli.results import print_result, print_study
+from exporter.errors import UsageError
 from exporter.files import refuse_overwriting
 from exporter.models.loading.sources import LOADING, SourceOptions, StreamOptions
 from exporter.option_types import OutputPath
@@ -21,13 +21,9 @@ from exporter.options import (
     argument,
     dataclass,
     excludes,
-    flag,
-    key_at,
     leaves,
     option,
     part,
-    running_command,
-    values_of,
 )
 from exporter.printable import significant
 from exporter.progress import Progress
@@ -35,18 +31,16 @@ from exporter.score.cluster.options import ClusterOptions
 from exporter.score.options import ScoreOptions
 from graph_passes.files.placing import working
 
-
-class _ScoresNothing(Rule):
-    """Where the first is given, nothing is but the others."""
-
-    def check(self, told: Any) -> None:
-        """Raises an OptionError where it is broken."""
-        kept = {key_at(type(told), name) for name in self.names}
-        values = values_of(told) if self.broken(told) else {}
-        for leaf in leaves(type(told)):
-            if leaf.key not in kept and leaf.key in values and values[leaf.key] != leaf.default:
-                words = flag(leaf.key), flag(key_at(type(told), self.names[0]))
-                raise OptionError(self.message.format(*words), self.hint, [leaf.key])
+_PARTS = {"score": ScoreOptions, "streaming": StreamOptions, "load": SourceOptions}
+_OF_SCORING = (
+    *("device_map", "cluster"),
+    *(
+        f"{name}.{leaf.path[0]}"
+        for name, schema in _PARTS.items()
+        for leaf in leaves(schema)
+        if leaf.key not in ("metric", "dtype")
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -75,15 +69,9 @@ class ScoreCall(Options):
         rare=True,
     )
     load: SourceOptions = part(SourceOptions(), without=("dtype",))
-    cluster: ClusterOptions | None = part(switch="address")
+    cluster: ClusterOptions | None = part(None)
 
     rules = (
-        _ScoresNothing(
-            ("compare", "output", "models", "score.metrics"),
-            lambda told: told.compare,
-            "{0} is for scoring, but {1} scores nothing.",
-            "Leave it out.",
-        ),
         Rule(
             ("compare", "models"),
             lambda told: told.compare and len(told.models) < 2,
@@ -96,6 +84,7 @@ class ScoreCall(Options):
             "Several models are named.",
             "Score each by itself, and compare the files with {0}.",
         ),
+        *(excludes("compare", name, "it scores nothing") for name in _OF_SCORING),
         excludes("device_map", "cluster", "one distributes one model, the other copies of it"),
         *(
             excludes("streaming.stream", other, "it reads safetensors a layer at a time")
@@ -174,7 +163,7 @@ def _score(call: ScoreCall, output: Path, progress: ConsoleProgress) -> None:
     lowest = sorted((s for s in report.scores if s.kind != "block"), key=lambda s: s.score)[:5]
     text = ", ".join(f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest)
     by = f" by {report.metric}" if report.further else ""
-    print_artifact(report, output, progress.as_json, f"Most redundant{by}: {text}")
+    print_result(report, progress.as_json, f"Most redundant{by}: {text}", output)
 
 
 def _compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) -> None:
@@ -184,7 +173,8 @@ def _compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) ->
 
     files = [_existing(name) for name in call.models]
     # Cosine, the default, may be asked for as well.
-    metrics = call.score.metrics if "--metric" in (running_command.get() or ()) else ()
+    source = click.get_current_context().get_parameter_source("metric")
+    metrics = call.score.metrics if source is click.core.ParameterSource.COMMANDLINE else ()
     if len(metrics) > 1:
         raise UsageError("One metric can be chosen of files.", "Give --metric once.")
     for path in study_files(output) if output else ():

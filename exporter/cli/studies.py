@@ -11,8 +11,8 @@ from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
 from exporter.choose.depths import DepthOptions, measure_depths, refuse_encoder
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.cli.results import print_rows, print_study
+from exporter.cli.console import ConsoleProgress, echo
+from exporter.cli.results import print_result, print_study, table_lines
 from exporter.compare.options import SPEED, RunOptions
 from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
 from exporter.models.loading.model_source import LoadedModel, load_model
@@ -176,14 +176,8 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
             engine=call.engine,
             progress=progress,
         )
-    if progress.as_json:
-        echo_json(table.to_json())
-        return
-    echo(
-        f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Cutting a sublayer saves, in ms:"
-    )
-    print_rows(*_saved(table))
-    echo(call.output)
+    words = f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Cutting a sublayer saves, in"
+    print_result(table, progress.as_json, f"{words} ms:", *table_lines(*_saved(table)), call.output)
 
 
 def _saved(table: CostTable) -> tuple[list[str], list[list[str]]]:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import click
 from pydantic import Field
 
 from exporter.cli.command import command
-from exporter.cli.console import CONFIG, SHOW_CONFIG, ConsoleProgress, echo, echo_json
-from exporter.cli.results import print_rows
+from exporter.cli.console import CONFIG, SHOW_CONFIG, ConsoleProgress
+from exporter.cli.results import print_result, table_lines
 from exporter.engines.build.libraries import usual_backend
 from exporter.engines.build.settings import EngineOption
 from exporter.engines.doctor import Place, diagnose, health
 from exporter.errors import UsageError
 from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, Written
 from exporter.options import Options, argument, dataclass, option, part
+from exporter.printable import counted
 
 if TYPE_CHECKING:
-    from exporter.engines.build.check import EngineCheck
-    from exporter.engines.verify import PhaseResult
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +43,17 @@ def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
 
     backend = usual_backend(call.library.engine)
     result = check(call.model, backend=backend, progress=progress)
-    if progress.as_json:
-        echo_json(json.dumps(asdict(result), indent=2))
-    else:
-        _print(result)
-    return 1 if result.findings else 0
-
-
-def _print(check: EngineCheck) -> None:
-    name = f"{check.backend} {check.version}"
-    if not check.findings:
-        echo(f"{name} parses the whole graph.")
-        return
+    name, findings = f"{result.backend} {result.version}", result.findings
     rows = [
-        ("-" if f.layer is None else str(f.layer), f.operator, f.node, f.reason)
-        for f in check.findings
+        ("-" if f.layer is None else str(f.layer), f.operator, f.node, f.reason) for f in findings
     ]
-    count = len(check.findings)
-    print_rows(("layer", "operator", "node", "reason"), rows)
-    echo(f"{name} rejects {count} node{'s' * (count > 1)}.")
-    for way_out in dict.fromkeys(f.way_out for f in check.findings if f.way_out):
-        echo(f"way out: {way_out}")
+    lines = [f"{name} parses the whole graph."]
+    if findings:
+        lines = table_lines(("layer", "operator", "node", "reason"), rows)
+        lines.append(f"{name} rejects {counted(len(findings), 'node')}.")
+        lines += dict.fromkeys(f"way out: {f.way_out}" for f in findings if f.way_out)
+    print_result(result, progress.as_json, *lines)
+    return 1 if findings else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +97,6 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
         threads=call.threads or default_threads(),
         progress=progress,
     )
-    if progress.as_json:
-        echo_json(json.dumps([asdict(phase_result) for phase_result in results], indent=2))
-    else:
-        _verify_engine_print(results)
-        if call.output is not None:
-            echo("files for Polygraphy", call.output)
-    return 0 if all(result.agrees for result in results) else 1
-
-
-def _verify_engine_print(results: list[PhaseResult]) -> None:
     rows = [
         (
             result.phase,
@@ -129,7 +107,10 @@ def _verify_engine_print(results: list[PhaseResult]) -> None:
         )
         for result in results
     ]
-    print_rows(("phase", "furthest output", "difference", "tolerance", "verdict"), rows)
+    table = table_lines(("phase", "furthest output", "difference", "tolerance", "verdict"), rows)
+    files = [] if call.output is None else ["files for Polygraphy", call.output]
+    print_result(results, progress.as_json, *table, *files)
+    return 0 if all(result.agrees for result in results) else 1
 
 
 @dataclass(frozen=True)
@@ -150,19 +131,14 @@ def doctor(call: DoctorCall, progress: ConsoleProgress) -> int:
     0 when models can run there.
     """
     diagnosis = health(call.health) if call.health else diagnose()
-    if progress.as_json:
-        echo_json(json.dumps(asdict(diagnosis), indent=2))
-        return 0 if diagnosis.fit else 1
     rows = [
         (component.name, component.found or "missing", component.serves)
         for component in diagnosis.components
     ]
-    print_rows(("component", "found", "for"), rows)
     remedies = [f"{p.name.strip()}: {p.remedy}" for p in diagnosis.components if p.remedy]
-    if remedies:
-        echo()
-        echo("To add what is missing (in a clone, write '.[cpu]' instead of 'depthcut[cpu]'):")
-        echo(*remedies)
+    way = "To add what is missing (in a clone, write '.[cpu]' instead of 'depthcut[cpu]'):"
+    lines = table_lines(("component", "found", "for"), rows)
+    print_result(diagnosis, progress.as_json, *lines, *(["", way, *remedies] if remedies else []))
     return 0 if diagnosis.fit else 1
 
 
@@ -183,15 +159,16 @@ class ReportCall(Options):
     )
 
 
-@command(ReportCall, json=False)
-def report(call: ReportCall, _progress: ConsoleProgress) -> None:
+@command(ReportCall)
+def report(call: ReportCall, progress: ConsoleProgress) -> None:
     """Render saved REPORTS again, as one HTML page or as Markdown; nothing is measured.
 
     Several report.json make one page, with one table of quality and speed.
     """
     from exporter.report.files import render_saved
 
-    echo(render_saved(call.reports, importance=call.importance, output=call.output))
+    page = render_saved(call.reports, importance=call.importance, output=call.output)
+    print_result({"path": page}, progress.as_json, page)
 
 
 @click.command(

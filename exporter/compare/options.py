@@ -44,7 +44,7 @@ def _generations(text: Any) -> Any:
 Generations = Annotated[
     tuple[tuple[Count, Annotated[int, Field(ge=2)]], ...],
     BeforeValidator(_generations),
-    Written("PROMPTxNEW", lambda all_: ",".join(f"{p}x{n}" for p, n in all_), True),
+    Written("PROMPTxNEW", True),
 ]
 """Whole generations, by their prompts' lengths and their new tokens: ``128x64,512x32``."""
 
@@ -70,7 +70,6 @@ class TaskOptions(Options):
         (),
         "Tasks with correct answers: names of lm-eval tasks, or for encoders mteb:NAME of mteb's "
         "(both from the Hugging Face hub), or of tasks in --task-data.",
-        brief="Tasks with correct answers",
         section=TASKS,
     )
     task_data: InputFolder | None = option(
@@ -104,7 +103,6 @@ class QualityOptions(TaskOptions):
         None,
         "Show both models' answers to these prompts: a text file with a prompt a line, or JSONL "
         "with the field prompt.",
-        brief="Prompts whose answers the report shows: a file",
         usual="built-in ones",
         section=ACCURACY,
     )
@@ -185,14 +183,12 @@ class CompareOptions(RunOptions):
         "pydoc",
         "Evaluation text: a text or JSONL file, hf:DATASET or pydoc. For classifiers of images: a "
         "folder of images, or of a folder of images for each class.",
-        brief="Evaluation text: a file, hf:DATASET or pydoc",
         metavar="SOURCE",
         section=ACCURACY,
     )
     other_text: str | None = option(
         None,
         "Evaluation text of another domain, of which the perplexity is measured too.",
-        brief="A second evaluation text, of another domain",
         metavar="SOURCE",
         section=ACCURACY,
     )

@@ -10,7 +10,7 @@ from exporter.artifacts import HealKind, Train
 from exporter.artifacts.servers import SERVERS, Server
 from exporter.option_types import Count, Duration, PositiveNumber, Seed, Several, Tokens
 from exporter.options import Options, Rule, dataclass, option
-from exporter.score.options import NAMED_ONCE, SCORING
+from exporter.score.options import NAMED_ONCE
 
 HEALING = "How the plan is healed"
 HealChoice = Literal["auto", HealKind]
@@ -53,6 +53,7 @@ class HealOptions(Options):
     """What takes the branches' places or makes up for them, fitted and judged on which texts."""
 
     section = HEALING
+    switch, off = "kind", "none"
     kind: HealChoice = option(
         "linear",
         "How to recover quality: replace a dropped branch by the mean of its output (bias), "
@@ -61,7 +62,6 @@ class HealOptions(Options):
         "model's answers (distill). auto distils if memory and time suffice (10 minutes "
         "unless a time is given), otherwise it folds.",
         "--heal",
-        brief="How to heal: bias, linear, best, fold or distill",
     )
     ridge: PositiveNumber | None = option(
         None,
@@ -77,24 +77,22 @@ class HealOptions(Options):
         "mixture.",
         "--heal-calibration",
         metavar="SOURCE",
-        section=SCORING,
     )
     samples: Count | None = option(
         None,
         "Samples to fit on, from each text; a quarter as many more (at least four) are held out. "
         "A training takes as many as heal_tokens asks for.",
         usual="about 10,000 tokens",
-        section=SCORING,
     )
-    sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
+    sequence_length: Several = option(512, "Tokens in a sample.")
     check_text: str | None = option(
         None,
         "Text of another domain, to measure the gain there too; none: measure in one domain.",
         metavar="SOURCE",
         usual="pydoc, or self when calibrated on pydoc",
     )
-    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
-    seed: Seed = option(0, "Seed for sampled text.", section=SCORING, config_only=True)
+    batch_size: Count = option(4, "Samples in one forward pass.", config_only=True)
+    seed: Seed = option(0, "Seed for sampled text.", config_only=True)
     tokens: Tokens | None = option(
         None,
         "Maximum number of training tokens.",
@@ -104,10 +102,9 @@ class HealOptions(Options):
     )
     time_s: Duration | None = option(
         None,
-        "Maximum training time; the learning rate decays to zero by then. With a limit on quality "
+        "Time for the training; the learning rate decays to zero by then. With a limit on quality "
         "(--at-most): the time for choosing, healing and checking together.",
         "--time",
-        brief="Time for the training, or for choosing and healing",
         usual="no limit",
     )
     train: Train = option(
@@ -135,7 +132,6 @@ class HealOptions(Options):
         "The runtime that the plan is for: only replacements that it can hold are fitted, without "
         "intercept where it has no place for one.",
         "--for",
-        brief="The runtime that the plan is for",
         usual="any",
     )
     rules = (

@@ -26,7 +26,7 @@ from exporter.models.sentence_folder import copy_processor_files
 from exporter.models.texts.paired import PAIRS, scored_pairs
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import PYDOC, Part, TextSource
-from exporter.options import Options, flag, is_given, key_at
+from exporter.options import Options, is_given, key_at, refusal
 from exporter.pipeline.request import QUICK, ExportRequest
 from exporter.pipeline.run import HEALING, Key, Run, files_below, score_key
 from exporter.pipeline.stages import judge, say_pruned
@@ -51,19 +51,15 @@ def refuse_unfit(request: ExportRequest) -> None:
         "pooling": request.pooling,
         "checkpoint": request.checkpoint,
         "also": bool(request.also),
-        "for": request.server is not None,
+        "server": request.server is not None,
         "stream": request.stream,
         "quantize": request.quantize is not None,
-        "engine": request.engines is not None,
+        "engines": request.engines is not None,
     }
     outcome = next((name for name, given in result.items() if given), None)
     if outcome is not None:
-        raise UsageError(
-            f"{flag(outcome)} is for models of one graph; {request.source} is an encoder-decoder, "
-            "which becomes three.",
-            f"Leave {flag(outcome)} out.",
-            code="one-graph-option",
-        )
+        words = "{0} is for models of one graph; an encoder-decoder becomes three."
+        raise refusal(request, [outcome], words, "Leave {0} out.", code="one-graph-option")
     if request.load.dtype == "bfloat16":
         raise UsageError(
             "An encoder-decoder in bfloat16 has no graphs that ONNX Runtime's CPU runs.",
@@ -134,13 +130,9 @@ def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:
     }
     for name, given in broken.items():
         if given:
-            key = flag(key_at(HealOptions, name))
-            raise UsageError(
-                f"An encoder-decoder is healed on the pairs that it is scored on, each branch on "
-                f"the whole model, and no kept weight is trained; {key} asks for something else.",
-                f"Leave {key} out.",
-                code="one-graph-option",
-            )
+            words = "An encoder-decoder is healed on the pairs that it is scored on, and no kept "
+            words += "weight is trained: {0} asks for another way."
+            raise refusal(heal, [name], words, "Leave {0} out.", code="one-graph-option")
     refuse_other_ways(_without_weights(heal))
 
 

@@ -13,11 +13,11 @@ from exporter.artifacts import Target
 from exporter.artifacts.servers import Server
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.search_options import DROPPING, OF_SEARCHES, SearchOptions
-from exporter.choose.budgets.settings import PlanSettings, idle_rule, settled_heal
+from exporter.choose.budgets.settings import PlanSettings, idle_rule, usual_heal
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.options import USUAL_ROOM, ExporterName
-from exporter.heal.options import HEALING, HealOptions
+from exporter.heal.options import HealOptions
 from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.models.texts.self_text import SAMPLED
 from exporter.option_types import (
@@ -61,9 +61,7 @@ QUICK: Mapping[str, Any] = {
 class DropRequest(Options):
     """What to drop: whatever holds a budget, such as a number of attentions, or a plan's file."""
 
-    budget: Budget | None = part(
-        optional=True, config_only=("context", "top1_agreement", "embedding_cosine")
-    )
+    budget: Budget | None = part(None)
     plan: InputFile | None = option(None, "Drop what this plan.json lists.", section=DROPPING)
     rules = (
         Rule(
@@ -85,11 +83,11 @@ class EngineRequest(Options):
     """The engines that are built of both models."""
 
     section = ENGINES
+    switch = "backend"
     backend: Engine = option(
         "tensorrt-rtx",
-        "Also build engines of both models, and compare them.",
+        "Also build engines of both; they are compared, too.",
         "--engine",
-        brief="Also build engines: tensorrt-rtx or tensorrt",
         usual="none",
     )
     builds: Count = option(
@@ -112,13 +110,22 @@ def _goes_by_scores(request: ExportRequest) -> bool:
 class ExportRequest(Options):
     """Everything that `depthcut export` needs to know."""
 
+    rare = (
+        *("protect", "samples", "sequence_length", "threads", "rounds", "eval_tokens"),
+        *("other_text", "task_data", "revision"),
+    )
+    config_only = (
+        *("context", "min_top1_agreement", "min_embedding_cosine", "objective", "check_text"),
+        *("heal_calibration", "batch_size", "blocks", "batch", "time_budget", "prompts"),
+        *("task_limit", "quantize_method", "gguf", "modelopt_python", "builds", "split"),
+        *("compute_capability", "logits"),
+    )
     source: str = argument("MODEL")
     out: OutputFolder = required("Folder for all results.", "-o", "--output")
     target: Target = option(
         "portable",
-        "The runtime to write both graphs for, in the fastest form for it. For onnxruntime-*, "
-        "most decoders need the extra genai.",
-        brief="portable, onnxruntime-cpu, -cuda, tensorrt or -rtx",
+        "Runtime to write both graphs for. They get its fastest form; for onnxruntime-*, most "
+        "decoders need the extra genai.",
     )
     exporter: ExporterName | None = option(
         None,
@@ -144,9 +151,8 @@ class ExportRequest(Options):
     )
     checkpoint: bool = option(
         False,
-        "Also write the pruned model as a Hugging Face checkpoint, candidate/hf/, without the "
+        "Also write a Hugging Face checkpoint of the pruned model; candidate/hf/, without the "
         "dropped weights.",
-        brief="Also write a Hugging Face checkpoint: candidate/hf/",
     )
     compared: bool = option(
         True,
@@ -168,7 +174,6 @@ class ExportRequest(Options):
         "The runtime that will serve the model: the plan keeps what it can't do without, and "
         "replacements are such that it can hold.",
         "--for",
-        brief="The runtime that will serve the model",
         usual="any",
         section=DROPPING,
         rare=True,
@@ -179,33 +184,16 @@ class ExportRequest(Options):
         section=DROPPING,
         config_only=True,
     )
-    search: SearchOptions = part(SearchOptions(), config_only=("objective",), rare=("protect",))
-    heal: HealOptions | None = part(
-        switch="kind",
-        off="none",
-        shared=("samples", "sequence_length", "batch_size", "seed", "server"),
-        config_only=("calibration", "check_text"),
-        section=HEALING,
-    )
-    score: ScoreOptions = part(
-        ScoreOptions(), config_only=("batch_size", "blocks"), rare=("samples", "sequence_length")
-    )
-    compare: CompareOptions = part(
-        CompareOptions(),
-        config_only=("batches", "time_budget_s", "prompts", "task_limit"),
-        rare=("threads", "rounds", "eval_tokens", "other_text", "task_data"),
-    )
-    quantize: QuantizeSettings | None = part(
-        switch="scheme", shared=("calibration",), config_only=("method", "gguf", "modelopt")
-    )
-    engines: EngineRequest | None = part(
-        switch="backend", config_only=("builds", "compute_capabilities", "logits", "split")
-    )
-    load: SourceOptions = part(SourceOptions(), rare=("revision",))
+    search: SearchOptions = part(SearchOptions())
+    score: ScoreOptions = part(ScoreOptions())
+    heal: HealOptions | None = part(None)
+    compare: CompareOptions = part(CompareOptions())
+    quantize: QuantizeSettings | None = part(None)
+    engines: EngineRequest | None = part(None)
+    load: SourceOptions = part(SourceOptions())
     stream: bool = option(
         False,
-        "Read the weights a layer at a time, for models larger than memory.",
-        brief="Read the weights a layer at a time, to save memory",
+        "Read the weights a layer at a time; for models larger than memory.",
         section=LOADING,
     )
     stream_dir: OutputFolder | None = option(
@@ -253,19 +241,17 @@ class ExportRequest(Options):
     )
 
     @classmethod
-    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Healing takes the texts of scoring and of the comparison, where nothing else is said.
+    def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Healing takes the texts of scoring and of the comparison.
 
         A model that is a GGUF file is itself the one whose blocks the method gguf keeps.
         """
-        results = dict(settled_heal(told))
-        text, source = told.get("calibration"), told.get("source")
-        if results.get("heal") not in (None, "none") and text:
-            results.setdefault("heal_calibration", text)
-        if results.get("heal") not in (None, "none") and told.get("other_text"):
-            results.setdefault("check_text", told["other_text"])
-        if told.get("quantize_method") == "gguf" and str(source).endswith(".gguf"):
-            results.setdefault("gguf", Path(str(source)))
+        results, source = dict(usual_heal(told)), str(told.get("source"))
+        if {**results, **told}.get("heal") not in (None, "none"):
+            texts = {"heal_calibration": "calibration", "check_text": "other_text"}
+            results |= {key: told[text] for key, text in texts.items() if told.get(text)}
+        if told.get("quantize_method") == "gguf" and source.endswith(".gguf"):
+            results["gguf"] = Path(source)
         return results
 
     def __post_init__(self) -> None:

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from exporter.errors import OptionError
 from exporter.option_types import InputFile, Written
-from exporter.options import Options, Rule, dataclass, option
+from exporter.options import Options, Rule, dataclass, option, refusal
 
 QUANTIZATION = "Quantisation"
 
@@ -52,12 +51,12 @@ class QuantizeSettings(Options):
     """How weights are quantised."""
 
     section = QUANTIZATION
+    switch = "scheme"
     scheme: Scheme = option(
         "int4",
-        "int4, int8: weights only; int8-*: computes in int8. fp8, int4-awq, and int8-qdq for "
-        "TensorRT need --modelopt-python.",
+        "Scheme to quantise by. int4, int8: weights only; int8-*: computes in int8. fp8, int4-awq, "
+        "and int8-qdq for TensorRT need --modelopt-python.",
         "--quantize",
-        brief="Also quantise both: int4, int8 and others",
     )
     method: Method | None = option(
         None,
@@ -145,9 +144,9 @@ class QuantizeSettings(Options):
     def refuse_missing_text(self) -> None:
         """Refuses what can't be done without a calibration text where none is named."""
         if self.needs_calibration and not self.calibration:
-            hint = "Name a text or, for a model of images, a folder of them: --calibration."
+            hint = "Name a text or, for a model of images, a folder of them: {0}."
             text = f"The scheme {self.scheme} needs something to calibrate on."
-            raise OptionError(text, hint, ["calibration"], code="no-calibration")
+            raise refusal(self, ["calibration"], text, hint, code="no-calibration")
 
     rules = (
         Rule(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from exporter.errors import UsageError
 from exporter.option_types import Count, Seed, Several, one_of
-from exporter.options import Options, Rule, dataclass, flag, is_given, key_at, option
+from exporter.options import Options, Rule, dataclass, is_given, option, refusal
 from exporter.score.registry import DEFAULT, METRICS
 
 KL_POSITIONS = 2
@@ -37,7 +36,6 @@ class ScoreOptions(Options):
         (DEFAULT,),
         f"Metric to score with: {', '.join(METRICS)}. Repeatable; plans use the first.",
         "--metric",
-        brief="Metric to score with: cosine, kl and others",
         metavar="NAME",
     )
     calibration: tuple[str, ...] = option(
@@ -45,7 +43,6 @@ class ScoreOptions(Options):
         "Calibration text: a text or JSONL file, hf:DATASET, pydoc, docstrings, or "
         "self (text that the model samples; the default for decoders). For classifiers of images a "
         "folder of them. Several sources make a mixture.",
-        brief="Calibration text: a file, hf:DATASET, pydoc, self",
         metavar="SOURCE",
     )
     samples: Count | None = option(None, "Samples of each text.", usual="about 10,000 tokens")
@@ -69,10 +66,6 @@ def refuse_idle_of_pairs(options: ScoreOptions, *names: str) -> None:
     """Refuses options that have no effect on the pairs of an encoder-decoder."""
     for name in names:
         if is_given(options, name):
-            key = flag(key_at(ScoreOptions, name))
-            raise UsageError(
-                f"Pairs are as long as they are, and none are sampled: {key} has no effect on an "
-                "encoder-decoder.",
-                f"Leave {key} out.",
-                code="one-graph-option",
-            )
+            words = "Pairs are as long as they are, and none are sampled: {0} has no effect on an "
+            words += "encoder-decoder."
+            raise refusal(options, [name], words, "Leave {0} out.", code="one-graph-option")

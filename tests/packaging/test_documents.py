@@ -14,8 +14,9 @@ import pytest
 
 import exporter.cli as command_line
 from exporter.artifacts.base import FILE_KINDS
-from exporter.cli.command import REMOVED, SchemaCommand
+from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.removed import REMOVED
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("exporter", "graph_passes", "samples", "docker", "tests")

@@ -19,7 +19,6 @@ from exporter.options import (
     dataclass,
     excludes,
     key_at,
-    only_with,
     option,
     part,
     required,
@@ -46,7 +45,7 @@ _Kinds = Annotated[
     tuple[SublayerKind, ...],
     Field(min_length=1),
     comma_list,
-    Written("KIND,KIND", ",".join, listed=True),
+    Written("KIND,KIND", listed=True),
 ]
 _Speedup = Annotated[
     float, Field(gt=1, allow_inf_nan=False), BeforeValidator(_without_x), Written("X")
@@ -60,16 +59,14 @@ class Memory(Options):
     """Weights and KV caches are to fit into so many bytes."""
 
     section = REACHING
+    switch = "limit_bytes"
     limit_bytes: Annotated[Size, Field(gt=0)] = required(
-        "Memory that weights and caches may take together, such as 8GB.",
+        "Memory for weights and caches, such as 8GB.",
         "--fits",
-        brief="Memory for weights and caches, such as 8GB",
     )
     context: Tokens = option(
         USUAL_CONTEXT,
-        "For --fits: tokens in the cache of each sequence, such as 32k; unless given, no more than "
-        "the model can hold.",
-        brief="For --fits: tokens in a cache, such as 32k",
+        "For --fits: tokens in a cache, such as 32k; unless given, no more than the model has.",
     )
     batch: Count = option(
         1, "For --fits: number of sequences with a cache.", "--sequences", config_only=True
@@ -148,27 +145,23 @@ class Budget(Options):
     joint: Whole = option(0, "Drop N sublayers, all kinds ranked together.", "--drop-joint")
     keep_first: Count | None = option(
         None,
-        "Keep the first N layers and drop the blocks of all behind them.",
-        brief="Keep the first N layers, drop the blocks behind them",
+        "Keep the first N layers; the blocks of all behind them go.",
     )
     parameters: OpenShare | None = option(
         None,
-        "Share of the parameters to remove, such as 10%.",
-        brief="Share of parameters to remove, such as 10%",
+        "Share of parameters to remove, such as 10%.",
         section=REACHING,
     )
-    fits: Memory | None = part(switch="limit_bytes")
+    fits: Memory | None = part(None)
     target_speedup: _Speedup | None = option(
         None,
-        "Make the request --at that many times as fast, such as 1.2x, to within 3 % as measured.",
+        "Speedup of the request --at, such as 1.2x; to within 3 % as measured.",
         "--faster",
-        brief="Target speedup of the request --at: 1.2x",
         section=REACHING,
     )
     at: RequestShapeOption | None = option(
         None,
-        "The request to make faster, such as batch=1,prompt=512,new=128.",
-        brief="The request: batch=1,prompt=512,new=128",
+        "The request: batch=1,prompt=512,new=128; it is made faster.",
         usual=f"{USUAL_REQUEST} with --faster, and in export without a budget; for encoders new=0",
         section=REACHING,
     )
@@ -177,7 +170,6 @@ class Budget(Options):
         BLOCK_KINDS, "Kinds of sublayers that may be dropped.", section=REACHING, config_only=True
     )
     rules = (
-        only_with("target_speedup", "at", hint="Give the request: {1} batch=1,prompt=512,new=128."),
         _leaves_out("attention"),
         _leaves_out("mlp"),
         excludes("joint", "attention", "a joint number already covers both kinds"),
@@ -189,12 +181,9 @@ class Budget(Options):
         ),
     )
 
-    @classmethod
-    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A speedup is that of the usual request where none is named."""
-        if told.get("faster") is None or told.get("at") is not None:
-            return told
-        return {**told, "at": USUAL_REQUEST}
+    def __post_init__(self) -> None:
+        if self.target_speedup is not None and self.at is None:
+            object.__setattr__(self, "at", USUAL_REQUEST)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -22,10 +22,10 @@ class SearchOptions(Options):
     section = DROPPING
     search: Search | None = option(
         None,
-        "one-shot: drop the lowest scores. greedy: at each step drop what adds the least damage. "
-        "auto: greedy if it takes minutes, otherwise one-shot without the first and last layer.",
+        "How to choose. one-shot: drop the lowest scores. greedy: at each step drop what adds the "
+        "least damage. auto: greedy if it takes minutes, otherwise one-shot without the first and "
+        "last layer.",
         usual="plan: one-shot for numbers, otherwise greedy; export: auto",
-        brief="auto, one-shot or greedy",
     )
     objective: Objective | None = option(
         None,
@@ -33,7 +33,6 @@ class SearchOptions(Options):
         "the whole model's answers, the perplexity, 1 minus the cosine of the embeddings, or 1 "
         "minus the correlation of the similarities of pairs of texts (similarity). kl of a "
         "classifier is that of its classes.",
-        brief="The damage to minimise",
         usual="kl, for encoders cosine",
         rare=True,
     )

@@ -26,19 +26,12 @@ class PlanSettings(Options):
     """How a plan is looked for."""
 
     section = SCORING
+    config_only = ("time", "check_text")
     search: SearchOptions = part(SearchOptions())
-    heal: HealOptions | None = part(
-        switch="kind",
-        off="none",
-        without=("calibration", "samples", "sequence_length", "seed"),
-        shared=("batch_size", "server"),
-        config_only=("time_s", "check_text"),
-    )
     calibration: tuple[str, ...] = option(
         (),
         "Text to search on: a text or JSONL file, hf:DATASET, pydoc, or self. Several make a "
         "mixture.",
-        brief="Text to search on: file, hf:DATASET, pydoc or self",
         metavar="SOURCE",
         usual="the text that IMPORTANCE was measured on",
     )
@@ -48,7 +41,6 @@ class PlanSettings(Options):
         "The runtime that the plan is for: what it can't do without stays, and only replacements "
         "that it can hold are fitted.",
         "--for",
-        brief="The runtime that the plan is for",
         usual="any",
         section=DROPPING,
     )
@@ -59,10 +51,12 @@ class PlanSettings(Options):
         "For numbers only: drop them even if no attention and no MLP is left. Disables no "
         "other check.",
         "--allow-empty",
-        brief="For numbers: drop even all sublayers",
         section=DROPPING,
     )
 
+    heal: HealOptions | None = part(
+        None, without=("calibration", "samples", "sequence_length", "seed")
+    )
     rules = (NAMED_ONCE,)
 
     def for_budget(self, budget: Budget) -> PlanSettings:
@@ -153,11 +147,9 @@ def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
     )
 
 
-def settled_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def usual_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """What takes the places where nothing is said: numbers alone are the paper's way."""
-    if told.get("heal") is None and asks_for_more_than_numbers(told):
-        return {**told, "heal": "best"}
-    return told
+    return {"heal": "best"} if asks_for_more_than_numbers(told) else {}
 
 
 def _timed(name: str) -> Rule:
@@ -188,14 +180,14 @@ def _running(name: str) -> Rule:
 class PlanRequest(Options):
     """What `depthcut plan` is asked to do."""
 
+    rare = ("protect", "provider", "threads")
     importance: InputFile = argument("IMPORTANCE")
     output: OutputPath = option(Path("plan.json"), "The plan.", "-o", "--output")
     budget: Budget = part(Budget())
-    settings: PlanSettings = part(PlanSettings(), rare=("protect",))
+    settings: PlanSettings = part(PlanSettings())
     onnx: OnnxFile | None = option(
         None,
         "The exported graph, to time requests and read sizes.",
-        brief="The exported graph, for times and sizes",
         metavar="GRAPH",
         section=SPEED,
     )
@@ -207,7 +199,7 @@ class PlanRequest(Options):
         section=SPEED,
         config_only=True,
     )
-    run: RunOptions = part(RunOptions(), rare=("provider", "threads"))
+    run: RunOptions = part(RunOptions())
     time_budget_s: Duration = option(
         60.0,
         "Maximum time to measure the cost of a sublayer, in seconds; a candidate may take "
@@ -255,9 +247,9 @@ class PlanRequest(Options):
         self.settings.for_budget(self.budget)
 
     @classmethod
-    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Budgets that are more than numbers put in what helps, where nothing is said."""
-        return settled_heal(told)
+    def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Budgets that are more than numbers put in what helps."""
+        return usual_heal(told)
 
     @property
     def goes_by_scores(self) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.compare.arms import Comparison
@@ -18,7 +17,7 @@ from exporter.models.model_folder import holds_stacks
 from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import RANDOM, read_pairs
 from exporter.models.texts.sources import PYDOC
-from exporter.options import Rule, is_given
+from exporter.options import is_given, refusal
 from exporter.progress import Progress
 
 OF_ONE_GRAPH = (
@@ -50,38 +49,23 @@ def refuse_beside_stacks(arms: Sequence[ArmName], *others: object) -> None:
 
 def refuse_of_one_graph(options: CompareOptions) -> None:
     """Refuses options that an encoder-decoder isn't judged by."""
+    words = "{0} is for models of one graph; an encoder-decoder is judged on pairs alone."
     for name in OF_ONE_GRAPH:
-        Rule(
-            (name,),
-            partial(is_given, name=name),
-            "{0} is for models of one graph; an encoder-decoder is judged on pairs alone.",
-            "Leave {0} out.",
-            code="one-graph-option",
-        ).check(options)
+        if is_given(options, name):
+            raise refusal(options, [name], words, "Leave {0} out.", code="one-graph-option")
 
 
 def refuse_of_other_source(options: CompareOptions, *, hears: bool) -> None:
     """Refuses lengths of sources where these are recordings, which have one length."""
-    if not hears:
-        return
-    hint = "Leave {0} out."
-    broken: dict[str, tuple[Callable[[CompareOptions], bool], str]] = {
-        "prefill_lengths": (partial(is_given, name="prefill_lengths"), hint),
-        "timing.generate": (
-            lambda compare_options: any(
-                source != 1 for source, _ in compare_options.timing.generate
-            ),
-            "Say 1 for a recording: {0} 1x32.",
-        ),
+    broken = {
+        "prefill_lengths": is_given(options, "prefill_lengths"),
+        "timing.generate": any(source != 1 for source, _ in options.timing.generate),
     }
-    for name, (is_broken, help_) in broken.items():
-        Rule(
-            (name,),
-            is_broken,
-            "{0} names lengths of texts, and the model reads recordings, which have one length.",
-            help_,
-            code="no-source-length",
-        ).check(options)
+    words = "{0} names lengths of texts, and the model reads recordings, which have one length."
+    for name, is_broken in broken.items():
+        if hears and is_broken:
+            hint = "Leave {0} out; a recording's is 1, such as 1x32."
+            raise refusal(options, [name], words, hint, code="no-source-length")
 
 
 def open_stacks(

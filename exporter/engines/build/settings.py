@@ -19,7 +19,7 @@ ENGINES = "Engines"
 Capabilities = Annotated[
     Names,
     AfterValidator(lambda names: tuple(name.lower() for name in names)),
-    Written("SM,SM", ",".join, listed=True),
+    Written("SM,SM", listed=True),
 ]
 Logits = Literal["last", "all"]
 Reading = Literal["filled", "room"]

@@ -27,7 +27,7 @@ from exporter.artifacts.plans import parse_drops
 from exporter.artifacts.yaml_file import YamlFile, parse_yaml, read_yaml
 from exporter.choose.budgets.search_options import SearchOptions
 from exporter.compare.options import CompareOptions
-from exporter.errors import DepthcutError, SweepError
+from exporter.errors import DepthcutError, OptionError, SweepError
 from exporter.files import sha256_bytes
 from exporter.heal.options import HealOptions
 from exporter.option_types import Dtype, mistake
@@ -97,7 +97,9 @@ def _check(value: Told) -> None:
     try:
         build(ExportRequest, {"source": "MODEL", "output": Path("OUT"), **value})
     except DepthcutError as error:
-        raise ValueError(f"{error.message} {error.hint or ''}".strip()) from error
+        if isinstance(error, OptionError):
+            error.say(error.keys)
+        raise ValueError(str(error)) from error
 
 
 def _section(keys: tuple[str, ...]) -> BeforeValidator:
@@ -203,7 +205,7 @@ def _refuse_unreadable(drops: Sequence[str]) -> None:
     try:
         parse_drops(drops) if drops else None
     except DepthcutError as error:
-        raise ValueError(f"{error.message} {error.hint or ''}".strip()) from error
+        raise ValueError(str(error)) from error
 
 
 class PrecisionEntry(KeyedEntry):

@@ -32,6 +32,7 @@ class ClusterOptions(Options):
     """Where work is spread over a Ray cluster."""
 
     section = CLUSTER
+    switch = "address"
     address: Annotated[str, AfterValidator(_address)] = option(
         LOCAL,
         "Distribute the work over the Ray cluster at host:port; auto: the one that runs here. "

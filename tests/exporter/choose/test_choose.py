@@ -219,5 +219,5 @@ def test_what_a_runtime_needs_stays(choose: Any, search: Any, server: Any) -> No
 
 def test_what_is_no_objective_is_refused() -> None:
     for objective in ("rank", "tasks:a.jsonl"):
-        with raises(OptionError, "", "--objective"):
+        with raises(OptionError, "option-value", "objective"):
             SearchOptions(search="greedy", objective=objective)  # type: ignore[arg-type]

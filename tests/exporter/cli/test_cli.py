@@ -116,10 +116,6 @@ def test_options_of_every_command_stand_before_its_name_or_behind_it(
     for words in (["--json", "doctor"], ["doctor", "--json"]):
         assert command_line.run(words) == 0
         assert json.loads(capsys.readouterr().out)["components"]
-    (saved := tmp_path / "report.json").write_text("{}")
-    for words in (["--json", "report", str(saved)], ["report", str(saved), "--json"]):
-        assert command_line.run(words) == 2
-        assert "--json" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,27 +72,27 @@ def task(name: str) -> TaskResult:
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("limits", "told"),
     [
-        *((call, "") for call in (
-            "assert_not_slower()", 'assert_not_slower("3%")', "assert_speedup(1.2)",
-            'assert_perplexity_increase("30%")', "assert_kl(0.3)", 'assert_top1_agreement("75%")',
-            "assert_size_increase()", "assert_memory_increase()", 'assert_task_drop("5%")',
-            "assert_embedding_cosine(0.9)", "assert_rank_agreement(0.8)",
-        )),
-        ('assert_not_slower("3%")', "*prefill 128: time +10.0 % *regression*"),
-        ("assert_speedup(1.2)", "*prefill 128: speedup 0.909x *at least 1.200x: regression*"),
-        ('assert_perplexity_increase("10%")', "*perplexity +25.0 %*regression*"),
-        ("assert_kl(0.1)", "*KL divergence 0.2*regression*"),
-        ('assert_top1_agreement("90%")', "*same top-1 token 80.0 %*regression*"),
-        ('assert_task_drop("1%")', "*arc*regression*"),
-        ("assert_task_drop(5)", "*5*"),  # points are shares: 5 isn't 5 %
-        ("assert_embedding_cosine(0.99)", "*0.95*regression*"),
-        ("assert_rank_agreement(0.99)", "*0.9*regression*"),
+        (
+            'max_slowdown="3%", min_speedup=1.2, max_perplexity_increase="30%", max_kl=0.3, '
+            'min_top1_agreement="75%", max_size_increase="0%", max_memory_increase="0%", '
+            'max_task_drop="5%", min_embedding_cosine=0.9, min_rank_agreement=0.8', "",
+        ),
+        ('max_slowdown="3%"', "*prefill 128: time +10.0 % *regression*"),
+        ("min_speedup=1.2", "*prefill 128: speedup 0.909x *at least 1.200x: regression*"),
+        ('max_perplexity_increase="10%"', "*perplexity +25.0 %*regression*"),
+        ("max_kl=0.1", "*KL divergence 0.2*regression*"),
+        ('min_top1_agreement="90%"', "*same top-1 token 80.0 %*regression*"),
+        ('max_task_drop="1%"', "*arc*regression*"),
+        ("max_task_drop=5", "*5*"),  # points are shares: 5 isn't 5 %
+        ("min_embedding_cosine=0.99", "*0.95*regression*"),
+        ("min_rank_agreement=0.99", "*0.9*regression*"),
+        ("max_guilt=1", "*max_guilt*"),
     ],
 )  # fmt: skip
 def test_what_holds_passes_and_what_doesn_t_fails_with_the_numbers(
-    inner: Inner, call: str, told: str
+    inner: Inner, limits: str, told: str
 ) -> None:
     near = EmbeddingAgreement(
         texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9,
@@ -100,7 +100,7 @@ def test_what_holds_passes_and_what_doesn_t_fails_with_the_numbers(
     )  # fmt: skip
     accuracy = gate_accuracy(tasks=[task("arc")], embeddings=near)
     inner.report(SLOW if told else gate_row(), accuracy=accuracy)
-    result = inner.run(f'depthcut.report("report.json").{call}')
+    result = inner.run(f'depthcut.report("report.json").assert_limits({limits})')
     result.assert_outcomes(**{"failed" if told else "passed": 1})
     if told:
         result.stdout.fnmatch_lines([told])
@@ -122,7 +122,7 @@ def test_not_knowing_is_what_the_suite_says(
 ) -> None:
     inner.pytester.makeini(f"[pytest]\n{ini}\n")
     inner.report(UNSURE)
-    body = 'depthcut.report("report.json").assert_not_slower("3%")'
+    body = 'depthcut.report("report.json").assert_limits(max_slowdown="3%")'
     inner.run(body, *arguments).assert_outcomes(**outcome)
 
 
@@ -135,7 +135,7 @@ def test_what_a_report_or_a_model_says_is_no_command_to_the_log(inner: Inner, br
     if broken:
         data = {**json.loads(report.to_json()), ACTIVE: 1}
         (inner.path / "report.json").write_text(json.dumps(data))
-    body = 'depthcut.report("report.json").assert_task_drop("1%")'
+    body = 'depthcut.report("report.json").assert_limits(max_task_drop="1%")'
     result = inner.run(body, "--junitxml=out.xml")
     result.assert_outcomes(failed=1)
     outcome = result.stdout.str() + (inner.path / "out.xml").read_text()
@@ -149,7 +149,8 @@ def test_what_a_report_or_a_model_says_is_no_command_to_the_log(inner: Inner, br
 def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
     gate_report([gate_row()]).write(inner.path / "baseline.json")
     inner.report(gate_row(candidate_ms=88.0))
-    body = 'depthcut.report("report.json").against("baseline.json").assert_not_slower("{}")'
+    report = 'depthcut.report("report.json").against("baseline.json")'
+    body = report + '.assert_limits(max_slowdown="{}")'
     inner.run(body.format("3%")).assert_outcomes(failed=1)
     inner.run(body.format("20%")).assert_outcomes(passed=1)
     gate_report([gate_row()], machine="Another CPU").write(inner.path / "baseline.json")
@@ -161,7 +162,7 @@ def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
 def test_results_are_properties_in_junit_and_strict_settings_do_not_mind(inner: Inner) -> None:
     inner.pytester.makeini("[pytest]\naddopts = --strict-config --strict-markers\n")
     inner.report(gate_row())
-    inner.run('depthcut.report("report.json").assert_speedup(1.1)', "--junitxml=out.xml")
+    inner.run('depthcut.report("report.json").assert_limits(min_speedup=1.1)', "--junitxml=out.xml")
     properties = {
         p.get("name"): p.get("value") for p in Xml.parse(inner.path / "out.xml").iter("property")
     }
@@ -175,7 +176,7 @@ def test_results_are_properties_in_junit_and_strict_settings_do_not_mind(inner: 
 def test_settings_that_make_no_sense_are_told(inner: Inner, ini: str) -> None:
     inner.pytester.makeini(f"[pytest]\n{ini}\n")
     inner.report(gate_row())
-    result = inner.run('depthcut.report("report.json").assert_kl(1)')
+    result = inner.run('depthcut.report("report.json").assert_limits(max_kl=1)')
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*depthcut*"])
 
@@ -208,8 +209,7 @@ def test_models_are_measured_once_for_equal_arguments(models: Inner) -> None:
     body = """
 count = request.getfixturevalue("count")
 comparison = depthcut.compare("base", "cand", threads=1, prefill=(8,))
-comparison.assert_speedup(1.2)
-comparison.assert_kl(50)
+comparison.assert_limits(min_speedup=1.2, max_kl=50)
 assert depthcut.compare("base", "cand", threads=1, prefill=(8,)).report is comparison.report
 (first, second, options), = count
 assert (first, second, options.threads, options.prefill_lengths) == ("base", "cand", 1, (8,))
@@ -246,7 +246,7 @@ def test_workers_beside_it_and_unknown_options_are_told(models: Inner) -> None:
     body = """
 request.getfixturevalue("count")
 request.config.workerinput = {"workercount": 2}
-depthcut.compare("base", "cand").assert_kl(1)
+depthcut.compare("base", "cand").assert_limits(max_kl=1)
 """
     result = models.run(body)
     result.assert_outcomes(passed=1, warnings=1)

@@ -423,7 +423,7 @@ def test_texts_that_are_too_few_or_the_same_are_refused(
     twice = f"{Path(copy).parent}/./copy.txt"
     for given, more, error, code, named in (
         ((short, texts[1]), {}, HealingError, "too-few-samples", ["short.txt", 16]),
-        ((texts[0], texts[0]), {}, OptionError, "", ["--check-text"]),
+        ((texts[0], texts[0]), {}, OptionError, "options-clash", ["check_text"]),
         ((texts[0], copy), {}, HealingError, "same-text", ["copy.txt", "--check-text"]),
         (
             texts, {"calibration": (texts[0], copy)}, HealingError, "named-twice",

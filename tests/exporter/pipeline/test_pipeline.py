@@ -264,7 +264,7 @@ def test_what_can_not_work_fails_before_any_work(
     assert not (tmp_path / "out").exists()
     request = _request(tmp_path / "no-model", tmp_path / "out")  # before a model is looked for, too
     for item, name in ((request.load, "dtype"), (request, "choose_dtype")):
-        with raises(errors.OptionError, "", f"--{name.replace('_', '-')}", "float8"):
+        with raises(errors.OptionError, "option-value", name, "float8"):
             replace(item, **{name: "float8"})
 
 

@@ -376,10 +376,10 @@ def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
     refuse_unfit(without_presets(replace(request, quick=True)))
     with raises(PlanError, "other-search"):
         refuse_unfit(without_presets(request))
-    with raises(UsageError, "one-graph-option", "--agreement-prompts"):
+    with raises(UsageError, "one-graph-option", "agreement_prompts"):
         refuse_unfit(without_presets(replace(request, search=SearchOptions("greedy"))))
     changed = replace(results["compare"], quality=QualityOptions(agreement_prompts=3))
-    with raises(UsageError, "one-graph-option", "--agreement-prompts"):
+    with raises(UsageError, "one-graph-option", "agreement_prompts"):
         refuse_unfit(without_presets(replace(request, quick=True, compare=changed)))
 
 
@@ -418,7 +418,7 @@ def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Pa
     assert {(d.layer, d.kind) for d in again.plan} == {(d.layer, d.kind) for d in report.plan}
     assert again.accuracy.perplexity is None  # nothing is named, so they read noise
     assert again.accuracy.kl_divergence > 0
-    with raises(UsageError, "one-graph-option", "--other-text"):
+    with raises(UsageError, "one-graph-option", "other_text"):
         compare_folders(*arms, compare(other_text="a.txt"))
 
 

@@ -86,14 +86,14 @@ def test_budgets_that_contradict_other_options_are_refused(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     result = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
-    with raises(OptionError) as refused:
+    with raises(OptionError, "options-clash") as refused:
         replace(result, target="tensorrt")
     assert refused.value.keys[0] == "at"
     result = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
     with raises(UsageError, "needs-measured-damage", "--search"):
         replace(result, search=SearchOptions(search="one-shot"))
     assert replace(result, search=SearchOptions(search="greedy")).search.by_damage
-    with raises(OptionError) as refused:
+    with raises(OptionError, "options-clash") as refused:
         DropRequest(Budget(attention=1), Path("plan.json"))
     assert refused.value.keys == ("plan",)
 

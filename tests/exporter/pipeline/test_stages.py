@@ -182,7 +182,7 @@ def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
             "caches-in-place",
             "ModelOpt",
         ),
-        ({"quantize": QuantizeSettings("int8-qdq")}, "no-calibration", "--calibration"),
+        ({"quantize": QuantizeSettings("int8-qdq")}, "no-calibration", "calibration"),
     ],
 )
 def test_what_can_not_be_quantised_is_refused_before_any_work(

@@ -82,7 +82,7 @@ def test_texts_are_relative_to_the_file_and_blocks_scored_on_demand(tmp_path: Pa
     )
     text = f"models: [m]\nplans: [{', '.join(plans)}]\n"
     assert [cell.request.score.blocks for cell in cells(tmp_path, text)] == [True, False, False]
-    with raises(OptionError, "no-calibration", "--calibration"):
+    with raises(OptionError, "no-calibration", "calibration"):
         cells(tmp_path, LEAST + "precisions: [int8-qdq]")
     assert cells(tmp_path, LEAST + "precisions: [int8-qdq]\nscoring: {calibration: pydoc}")
 
@@ -117,12 +117,12 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "$: keys and their values are expected here"),
+        ("", "$: it should be a valid dictionary"),
         # A file can't switch a danger on.
         ("models: [{source: m, trust_remote_code: true}]\nplans: [mlp:1]",
          "$.models[0].trust_remote_code:"),
-        ("- m", "line 1: $: keys and their values"),
-        ("models: [m]", "$.plans: this is missing"),
+        ("- m", "line 1: $: it should be a valid dictionary"),
+        ("models: [m]", "$.plans: Field required"),
         ("models: m\nplans: [mlp:1]", "line 1: $.models: "),
         ("models: []\nplans: [mlp:1]", "$.models: "),
         (LEAST + "speed: 3", "line 3: $.speed: this key is not known here"),
@@ -134,15 +134,15 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
         (LEAST + "keep: !!int many", "not valid YAML: no number or date (invalid literal"),
         (LEAST + "keep: !!timestamp noon", "line 3, column 7: this is not valid YAML: no number"),
         (LEAST + "precisions: [fp31]", "$.precisions[0]: 'fp31': "),
-        (LEAST + "precisions: [{block_size: 32}]", "$.precisions[0]: --block-size is"),
+        (LEAST + "precisions: [{block_size: 32}]", "$.precisions[0]: block_size is"),
         ("models: [m]\nplans: [attn:3]", "$.plans[0]: 'attn:3': "),
         ("models: [m]\nplans: [mlp:3 mlp:3]", "drops mlp 3 twice"),
         ("models: [m]\nplans: [{metric: kl}]", "say what to drop in one way"),
         ("models: [m]\nplans: [{drop_mlp: 1, plan: a.json}]", "say what to drop in one way"),
         ("models: [m]\nplans: [{drop_mlp: -1}]", "$.plans[0].drop_mlp: "),
-        ("models: [m]\nplans: [{drop_mlp: 1, rank: 4}]", "$.plans[0]: --rank is for --heal"),
+        ("models: [m]\nplans: [{drop_mlp: 1, rank: 4}]", "$.plans[0]: rank is for heal"),
         ("models: [m]\nplans: [{drop_mlp: 1, by: kl}]", "$.plans[0].by: this key is not known"),
-        (LEAST + "measuring: {task_limit: 4}", "$.measuring: --task-limit is for --tasks"),
+        (LEAST + "measuring: {task_limit: 4}", "$.measuring: task_limit is for tasks"),
         ("models: [m]\nplans: [{drop_mlp: 1, metric: taste}]", "$.plans[0].metric[0]: 'taste': "),
         ("models: [m]\nplans: [{plan: a.json, metric: kl}]", "metric says how numbers are chosen"),
         ("models: [m]\nplans: [mlp:1, mlp:1]", "plans[0] and plans[1] are both called mlp-1"),

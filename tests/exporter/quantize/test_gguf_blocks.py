@@ -152,7 +152,7 @@ def test_a_model_that_is_a_gguf_file_keeps_its_own_blocks(tmp_path: Path) -> Non
     (tmp_path / "b.gguf").write_text("")
     assert asked("a/model.gguf") == Path("a/model.gguf")
     assert asked("a/model.gguf", f"gguf: {tmp_path / 'b.gguf'}") == tmp_path / "b.gguf"
-    with raises(OptionError, "", "--quantize-method", "--gguf"):
+    with raises(OptionError, "options-clash", "quantize_method", "gguf"):
         asked("a/folder")
 
 

@@ -339,7 +339,7 @@ def _text(change: str) -> Any:
 @pytest.mark.parametrize(
     ("family", "change", "metric", "error", "code", "fields"),
     [
-        ("llama", "", "cosin", OptionError, "", ["--metric", "cosin", "cosine, angular"]),
+        ("llama", "", "cosin", OptionError, "option-value", ["metrics", "'cosin'"]),
         *(
             ("bert", "", metric, ScoringError, "no-next-token", [metric, "BertModel"])
             for metric in ANSWERS

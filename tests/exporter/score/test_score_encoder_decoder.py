@@ -191,7 +191,7 @@ def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "named"), [({"sequence_length": 16}, "--sequence-length"), ({"seed": 1}, "seed")]
+    ("given", "named"), [({"sequence_length": 16}, "sequence_length"), ({"seed": 1}, "seed")]
 )
 def test_what_has_no_effect_on_pairs_is_refused(given: dict[str, int], named: str) -> None:
     loaded = made_loaded("t5")
