@@ -11,7 +11,6 @@ import numpy as np
 from exporter.artifacts import (
     Accuracy,
     Answer,
-    AnswerDamage,
     Arm,
     Arms,
     CalibrationRef,
@@ -23,6 +22,7 @@ from exporter.artifacts import (
     FormRecord,
     GenerationAgreement,
     HealedBranch,
+    HealedFigure,
     HealedText,
     Healing,
     ImportanceReport,
@@ -243,19 +243,16 @@ def _healing(text: str) -> Healing:
     ref = CalibrationRef(
         source=f"{text} (fitted)", samples=20, sequence_length=512, tokens=10240, sha256="d" * 64
     )
-    damages = [
-        AnswerDamage(
-            perplexity=30 * np.exp(increase), log_perplexity_increase=increase,
-            log_perplexity_increase_std_error=0.02, kl=increase, kl_std_error=0.01,
-            top1_agreement=0.7,
-        )
-        for increase in (0.6, 0.2)
-    ]  # fmt: skip
+    figures = {
+        "log_perplexity_increase": HealedFigure(dropped=0.6, healed=0.2, std_errors=(0.02, 0.02)),
+        "kl": HealedFigure(dropped=0.6, healed=0.2, std_errors=(0.01, 0.01)),
+        "top1_agreement": HealedFigure(dropped=0.7, healed=0.7),
+    }
     roles: tuple[Any, ...] = ("calibration", "other")
     texts = [
         HealedText(
-            role=role, text=ref, baseline_perplexity=30.0, dropped=damages[0], healed=damages[1],
-            gain=0.4, gain_std_error=0.02,
+            role=role, text=ref, figures=figures, gain=0.4, gain_std_error=0.02,
+            perplexities=(30.0, 30 * np.exp(0.6), 30 * np.exp(0.2)),
         )
         for role in roles
     ]  # fmt: skip

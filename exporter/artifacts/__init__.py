@@ -41,10 +41,8 @@ from exporter.artifacts.comparison import (
     Target,
 )
 from exporter.artifacts.healing import (
-    AnswerDamage,
     HealedBranch,
-    HealedClasses,
-    HealedEmbeddings,
+    HealedFigure,
     HealedText,
     Healing,
     HealingReport,

@@ -125,7 +125,7 @@ def _write_checkpoint(
 
 
 def _print(report: HealingReport, output: Path, progress: ConsoleProgress) -> None:
-    if not progress.as_json and report.healing.measured:
+    if not progress.as_json and report.healing.texts:
         grid = healing_grid(report.healing, read=report.reads)
         echo(*table_lines(grid.header, grid.rows))
     # Whoever isn't quiet has heard the warnings already.

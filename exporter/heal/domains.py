@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
+from exporter.artifacts import HealedFigure, HealedText, Healing
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.healing import Role
+from exporter.artifacts.plan_figures import kind_of
 from exporter.compare.intervals import mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
-    SIMILARITY,
     AnyDamage,
-    ClassDamage,
     Damage,
     EmbeddingDamage,
+    Floats,
     Sums,
     degrees_of_freedom,
     joined,
@@ -35,8 +35,7 @@ _LEAST_SHARE = 0.05
 _STD_ERRORS = 2.0
 _ALIKE = 1 / 3
 """Where one domain's share of the gain is below this part of the other's, they disagree."""
-Measured = HealedText | HealedEmbeddings | HealedClasses
-Lost = Callable[[Measured], bool]
+Lost = Callable[[HealedText], bool]
 """Whether what was measured shows that a cut is not worth measuring on."""
 
 
@@ -51,7 +50,7 @@ def measured_text(
     within: Within | None = None,  # None: they are the same
     lost: Lost | None = None,
     progress: Progress = QUIET,
-) -> Measured:
+) -> HealedText:
     """Measures both cuts on one text, against the whole model."""
     befores: list[Any] = []
     afters: list[Any] = []
@@ -93,34 +92,40 @@ def _both(
 
 def _told(
     role: Role, text: CalibrationText, befores: Sequence[Any], afters: Sequence[Any]
-) -> Measured:
+) -> HealedText:
     before, after = (joined(parts).by_document(text.clusters) for parts in (befores, afters))
-    if isinstance(before, EmbeddingDamage):
-        measured: Measured = _healed_embeddings(role, text, before, after)
-        counts = after.texts
-    else:
-        make = _healed_classes if isinstance(before, ClassDamage) else _healed_text
-        measured, counts = make(role, text, before, after), after.positions
-    known = np.count_nonzero(counts) > 1
-    return measured.model_copy(update={"degrees": degrees_of_freedom(counts) if known else None})
-
-
-def _healed_embeddings(
-    role: Role, text: CalibrationText, before: EmbeddingDamage, after: EmbeddingDamage
-) -> HealedEmbeddings:
-    gains = after.cosines - before.cosines
-    return HealedEmbeddings(
+    (lost, counts), (left, _) = map(_losses, (before, after))
+    old, new, sums = before.figures(), after.figures(), after.sums()
+    figures = {}
+    for figure in kind_of(old).figures:
+        key, error = figure.key, f"{figure.key}_std_error"
+        if figure.is_minor and math.isnan(old[key] + new[key]):
+            continue  # of pairs, of which there are none
+        figures[key] = HealedFigure(
+            dropped=old[key],
+            healed=new[key],
+            ci95=ends_95(sums[key]) if key in sums else None,
+            std_errors=(old.get(error), new.get(error)),
+        )
+    perplexities = None
+    if isinstance(before, Damage):
+        perplexities = before.baseline_perplexity, before.perplexity, after.perplexity
+    return HealedText(
         role=role,
         text=text.ref,
-        dropped=before.cosine,
-        healed=after.cosine,
-        gain=ratio(gains, after.texts),
-        gain_std_error=ratio_std_error(gains, after.texts),
-        dropped_correlation=_or_none(before.correlation),
-        healed_correlation=_or_none(after.correlation),
-        healed_ci95=ends_95(after.sums()["cosine"]),
-        healed_correlation_ci95=ends_95(after.sums()[SIMILARITY]),
+        figures=figures,
+        gain=ratio(lost - left, counts),
+        gain_std_error=ratio_std_error(lost - left, counts),
+        degrees=degrees_of_freedom(counts) if np.count_nonzero(counts) > 1 else None,
+        perplexities=perplexities,
     )
+
+
+def _losses(damage: Any) -> tuple[Floats, Floats]:
+    """Each sample's loss by the first figure, and over how much."""
+    if isinstance(damage, EmbeddingDamage):
+        return -damage.cosines, damage.texts
+    return damage.nll_sums if isinstance(damage, Damage) else damage.kl_sums, damage.positions
 
 
 def ends_95(sums: Sums) -> tuple[float, float] | None:
@@ -129,58 +134,13 @@ def ends_95(sums: Sums) -> tuple[float, float] | None:
     return None if interval is None else interval.ci95
 
 
-def _or_none(value: float | None) -> float | None:
-    """A figure of pairs; None where there were none."""
-    return None if value is None or math.isnan(value) else value
-
-
-def _healed_classes(
-    role: Role, text: CalibrationText, before: ClassDamage, after: ClassDamage
-) -> HealedClasses:
-    gains = before.kl_sums - after.kl_sums
-    return HealedClasses(
-        role=role,
-        text=text.ref,
-        dropped_kl=before.kl,
-        dropped_same=before.top1_agreement,
-        healed_kl=after.kl,
-        healed_same=after.top1_agreement,
-        healed_same_ci95=ends_95(after.sums()["top1_agreement"]),
-        gain=before.kl - after.kl,
-        gain_std_error=ratio_std_error(gains, before.positions),
-    )
-
-
-def _healed_text(role: Role, text: CalibrationText, before: Damage, after: Damage) -> HealedText:
-    gains = before.nll_sums - after.nll_sums
-    return HealedText(
-        role=role,
-        text=text.ref,
-        baseline_perplexity=before.baseline_perplexity,
-        dropped=_damage(before),
-        healed=_damage(after),
-        gain=ratio(gains, before.positions),
-        gain_std_error=ratio_std_error(gains, before.positions),
-    )
-
-
-def _damage(damage: Damage) -> AnswerDamage:
-    ends = {f"{key}_ci95": ends_95(sums) for key, sums in damage.sums().items()}
-    values: dict[str, Any] = {**damage.figures(), **ends}
-    return AnswerDamage(perplexity=damage.perplexity, **values)
-
-
 def predicted_by(healing: Healing) -> dict[str, float]:
     """What the plan says of itself: the healed model in the calibration's domain."""
     measured = healing.of_role("calibration")
-    figures = {} if measured is None else measured.figures
-    return {key: one.healed for key, one in figures.items() if one.healed is not None}
+    return {} if measured is None else {k: one.healed for k, one in measured.figures.items()}
 
 
-def gain_warnings(texts: Sequence[HealedEmbeddings | HealedClasses]) -> list[str]:
-    """What a reader must know before he trusts the gain of embeddings or of classes."""
-    if not texts:
-        return []
+def _of_embeddings_or_classes(texts: Sequence[HealedText]) -> list[str]:
     roles = {text.role for text in texts}
     names = [f"Healing gained almost nothing on {embeddings.text.source}." for embeddings in texts
              if embeddings.gain <= _STD_ERRORS * (embeddings.gain_std_error or 0.0)]  # fmt: skip
@@ -192,6 +152,8 @@ _ONE_DOMAIN = "The gain was measured in the calibration's domain only; others ma
 
 def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
     """What a reader must know before trusting the gain: domains disagree, or no gain at all."""
+    if texts and texts[0].perplexities is None:
+        return _of_embeddings_or_classes(texts)
     gains = {text.role: _Gain(text) for text in texts}
     own, other = gains.get("calibration"), gains.get("other")
     if own is None:
@@ -227,11 +189,12 @@ class _Gain:
     def __init__(self, text: HealedText) -> None:
         share, ends = text.gained_share, {"calibration": "held out", "other": "other domain"}
         # However likely the text may be, the answers may be further from the whole model's.
-        further = text.healed.kl > text.dropped.kl
+        kl = text.figures["kl"]
+        further = kl.healed > kl.dropped
         self.text, self.amount = text, text.gain if share is None else share
         self.name = f"{text.text.source} ({ends[text.role]})"
         self.seems = text.gain > 0 and (share is None or share >= _LEAST_SHARE) and not further
         self.is_sure = self.seems and text.gain > _STD_ERRORS * (text.gain_std_error or 0.0)
         self.words = f"{text.gain:+.3f} nats" if share is None else f"{100 * share:.0f} %"
         if further:
-            self.words += f" (and KL rises from {text.dropped.kl:.3g} to {text.healed.kl:.3g} nats)"
+            self.words += f" (and KL rises from {kl.dropped:.3g} to {kl.healed:.3g} nats)"

@@ -13,9 +13,6 @@ from typing import Any
 from exporter.artifacts import (
     CalibrationRef,
     HealedBranch,
-    HealedClasses,
-    HealedEmbeddings,
-    HealedText,
     Healing,
     HealingReport,
     ModelRef,
@@ -31,7 +28,7 @@ from exporter.errors import CalibrationError, HealingError, MissingDependencyErr
 from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import Student, adapter_library, trained_numbers
 from exporter.heal.distill.workers import Workers, is_alone
-from exporter.heal.domains import Lost, gain_warnings, measured_text, predicted_by, warnings_of
+from exporter.heal.domains import Lost, measured_text, predicted_by, warnings_of
 from exporter.heal.fit import Fit, fit_branches, most_explained
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.folded import folded_values
@@ -218,7 +215,7 @@ def _healed(
         )
     sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
     parents = {**parents, **sources}
-    measured = bool(healing.measured)
+    measured = bool(healing.texts)
     healed = PruningPlan(
         deletions=healed_deletions(plan.deletions, made.branch_replacements),
         budget=plan.budget,
@@ -284,12 +281,9 @@ def measured_healing(
     is_lost = lost is not None and lost(measured[0])
     if other is not None and not is_lost:
         measured.append(measure("other", other))
-    answers = [healed_text for healed_text in measured if isinstance(healed_text, HealedText)]
-    embeddings = [item for item in measured if isinstance(item, HealedEmbeddings)]
-    classes = [item for item in measured if isinstance(item, HealedClasses)]
     result = list(warnings)
     if not is_lost:
-        result += [*warnings_of(answers, own.read), *gain_warnings([*embeddings, *classes])]
+        result += warnings_of(measured, own.read)
     for warning in result:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, replaced[name], (fits or {}).get(name)) for name in sorted(replaced)]
@@ -301,9 +295,7 @@ def measured_healing(
         parameters=sum(branch.parameters for branch in branches),
         changed_weights=0 if made is None else len(made.weights),
         training=None if made is None else made.training,
-        texts=answers,
-        embeddings=embeddings,
-        classes=classes,
+        texts=measured,
         warnings=result,
     )
 

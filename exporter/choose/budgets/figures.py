@@ -167,8 +167,5 @@ def elsewhere(report: HealingReport | None) -> dict[str, float]:
     measured = None if report is None else report.healing.of_role("other")
     if measured is None:
         return {}
-    figures = {
-        figure.key: measured.figures[figure.key].healed
-        for figure in kind_of(measured.figures).main_figures
-    }
-    return {f"{OTHER}{key}": value for key, value in figures.items() if value is not None}
+    main = measured.kind.main_figures
+    return {f"{OTHER}{figure.key}": measured.figures[figure.key].healed for figure in main}

@@ -17,7 +17,7 @@ from scipy import stats
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, Speedup, TriedCut
 from exporter.artifacts.base import nouns_of
-from exporter.artifacts.healing import Healing
+from exporter.artifacts.healing import HealedText, Healing
 from exporter.artifacts.loaded_plan import ChangedWeight, LoadedPlan
 from exporter.artifacts.plan_figures import LIMITED
 from exporter.artifacts.store import Store
@@ -39,7 +39,6 @@ from exporter.choose.budgets.units import Goal, Unit, words_of
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import CalibrationError, HealingError, UndecidedGoalError, UnmetGoalError
 from exporter.heal.automatic import USUAL_TIME_S, operations_per_second, settled, without_training
-from exporter.heal.domains import Measured
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
@@ -124,7 +123,7 @@ def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     return bare, healed | ends_of(_intervals(held_out))
 
 
-def held_out_of(healing: Healing) -> Measured:
+def held_out_of(healing: Healing) -> HealedText:
     """What was measured on text like that which was fitted on."""
     held_out = healing.of_role("calibration")
     if held_out is None:
@@ -134,13 +133,13 @@ def held_out_of(healing: Healing) -> Measured:
     return held_out
 
 
-def degrees_of(measured: Measured) -> float:
+def degrees_of(measured: HealedText) -> float:
     """Of freedom, of the intervals: Satterthwaite's, or by the number of documents."""
     known = measured.degrees
     return measured.text.clusters - 1 if known is None else known
 
 
-def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
+def is_lost(measured: HealedText, floors: Floors, looks: int = 1) -> bool:
     """Whether all of the interval is beyond a limit, on a few samples at least."""
     samples = measured.text.clusters
     if samples < FEWEST_SEEN:
@@ -156,13 +155,12 @@ def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
     return rung_of(0, figures | best, floors).is_beyond
 
 
-def _figures(measured: Measured, of: Literal["dropped", "healed"]) -> dict[str, float]:
+def _figures(measured: HealedText, of: Literal["dropped", "healed"]) -> dict[str, float]:
     """As a plan has them in ``predicted``, of the bare cut or of the healed one."""
-    values = {key: getattr(figure, of) for key, figure in measured.figures.items()}
-    return {key: float(value) for key, value in values.items() if value is not None}
+    return {key: float(getattr(figure, of)) for key, figure in measured.figures.items()}
 
 
-def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
+def _intervals(measured: HealedText) -> dict[str, tuple[float, float]]:
     return {key: one.ci95 for key, one in measured.figures.items() if one.ci95 is not None}
 
 
@@ -372,7 +370,7 @@ class TrialRuns:
             progress=self._progress,
         )
 
-    def _is_lost(self, measured: Measured) -> bool:
+    def _is_lost(self, measured: HealedText) -> bool:
         """Whether a cut is given up, which is asked after each batch."""
         looks = math.ceil(len(self.judging.input_ids) / self._options.batch_size)
         return is_lost(measured, self._floors, looks)

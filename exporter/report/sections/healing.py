@@ -7,14 +7,11 @@ from collections.abc import Iterator
 
 from exporter.artifacts import (
     ComparisonReport,
-    HealedClasses,
-    HealedEmbeddings,
     HealedText,
     Healing,
     Training,
 )
 from exporter.artifacts.base import TEXTS, Nouns
-from exporter.artifacts.plan_figures import kind_of
 from exporter.printable import counted, significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import read_by
@@ -47,15 +44,16 @@ def healing_words(healing: Healing, read: Nouns = TEXTS) -> str:
             f"{counted(healing.changed_weights, 'weight')} changed{beside}, "
             f"{healing.parameters:,} numbers added to the model"
         )
-    if healing.training is not None and not healing.embeddings:
+    held_out = healing.of_role("calibration")
+    cosine = None if held_out is None else held_out.figures.get("cosine")
+    if healing.training is not None and cosine is None:
         losses = [check.held_out_loss for check in healing.training.checks]
         words += f"; loss on held-out {read.much} {losses[0]:.3g} before, {min(losses):.3g} after"
-    for embedding in healing.embeddings:
-        if embedding.role == "calibration":
-            words += (
-                f"; mean cosine of embeddings on held-out text {embedding.dropped:.3f} before, "
-                f"{embedding.healed:.3f} after"
-            )
+    if cosine is not None:
+        words += (
+            f"; mean cosine of embeddings on held-out text {cosine.dropped:.3f} before, "
+            f"{cosine.healed:.3f} after"
+        )
     return words
 
 
@@ -74,29 +72,33 @@ def _is_replaced(healing: Healing) -> bool:
 
 def healing_grid(healing: Healing, caption: str = "In PyTorch", read: Nouns = TEXTS) -> Grid:
     """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed."""
-    rows = [row for measured in healing.measured for row in _rows(measured)]
+    rows = [row for measured in healing.texts for row in _rows(measured)]
     return Grid(caption, [read.much, *_HEADER], rows, right=(2, 3, 4))
 
 
-def _rows(measured: HealedText | HealedEmbeddings | HealedClasses) -> Iterator[list[str]]:
+def _rows(measured: HealedText) -> Iterator[list[str]]:
     """A row a figure; the first one's last cell is the gain, how sure it is, and its share."""
-    name, kind = f"{measured.text.source}, {_ROLES[measured.role]}", kind_of(measured.figures)
+    name, kind = f"{measured.text.source}, {_ROLES[measured.role]}", measured.kind
     for figure in kind.figures:
-        value = measured.figures[figure.key]
-        before, after = value.dropped, value.healed
-        if before is None or after is None:
+        if (value := measured.figures.get(figure.key)) is None:
             continue
+        before, after = value.dropped, value.healed
         change = figure.gained(figure.loss(before) - figure.loss(after))
         if name:
-            error, lost = measured.gain_std_error, figure.loss(before)
+            error, share = measured.gain_std_error, measured.gained_share
             sure = "" if error is None else f" ± {error:.{kind.gain_digits}f}"
-            share = f" ({100 * measured.gain / lost:.0f} %)" if lost > 0 else ""
-            change = f"{figure.gained(measured.gain)}{sure}{share}"
-        cells = [figure.whole, figure.row(before), figure.row(after)]
-        if value.shown is not None:
-            cells = [*map(significant, value.shown)]
-        errors = ["", *("" if e is None else f" ± {significant(e, 2)}" for e in value.std_errors)]
-        yield [name, figure.row_name, *map("".join, zip(cells, errors, strict=True)), change]
+            back = "" if share is None else f" ({100 * share:.0f} %)"
+            change = f"{figure.gained(measured.gain)}{sure}{back}"
+        cells = [
+            figure.whole,
+            *(
+                figure.row(item) + ("" if error is None else f" ± {significant(error, 2)}")
+                for item, error in zip((before, after), value.std_errors, strict=True)
+            ),
+        ]
+        if name and measured.perplexities is not None:
+            cells = [*map(significant, measured.perplexities)]
+        yield [name, figure.row_name, *cells, change]
         name = ""
 
 
@@ -104,8 +106,8 @@ def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
     for warning in healing.warnings:
         yield Note(warning, lead="Warning:")
     yield Note(f"{healing_words(healing, read)}. {_method(healing, read)}")
-    if healing.measured:
-        lost = kind_of(healing.measured[0].figures).lost
+    if healing.texts:
+        lost = healing.texts[0].kind.lost
         caption = "What dropping cost and what healing recovered, in PyTorch"
         yield healing_grid(healing, caption, read)
         yield Note(

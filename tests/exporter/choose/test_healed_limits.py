@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from exporter.artifacts import CalibrationRef, HealedText, PlannedDeletion, PruningPlan
-from exporter.artifacts.healing import AnswerDamage
+from exporter.artifacts.healing import HealedFigure
 from exporter.artifacts.store import FOLDER
 from exporter.errors import CalibrationError, CostError, UnmetGoalError
 from exporter.heal.options import HealOptions
@@ -262,17 +262,18 @@ def measured(
 ) -> HealedText:
     free = samples - 1 if degrees is None else degrees
     reach = None if error is None else error * float(stats.t.ppf(0.975, free))
-    damage = AnswerDamage(
-        perplexity=1.0, log_perplexity_increase=rise, log_perplexity_increase_std_error=error,
-        kl=rise, kl_std_error=None, top1_agreement=0.5,
-        log_perplexity_increase_ci95=None if reach is None else (rise - reach, rise + reach),
-    )  # fmt: skip
+    ci95 = None if reach is None else (rise - reach, rise + reach)
+    figures = {
+        "log_perplexity_increase": HealedFigure(dropped=rise, healed=rise, ci95=ci95),
+        "kl": HealedFigure(dropped=rise, healed=rise),
+        "top1_agreement": HealedFigure(dropped=0.5, healed=0.5),
+    }
     ref = CalibrationRef(
         source="t", samples=samples, sequence_length=8, tokens=8 * samples, sha256="0" * 64
     )
     return HealedText(
-        role="calibration", text=ref, baseline_perplexity=1.0, dropped=damage, healed=damage,
-        gain=0.0, gain_std_error=None, degrees=degrees,
+        role="calibration", text=ref, figures=figures, gain=0.0, gain_std_error=None,
+        degrees=degrees, perplexities=(1.0, 1.0, 1.0),
     )  # fmt: skip
 
 
@@ -339,8 +340,7 @@ def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(runs_of: Any) -> No
         patch.setattr("exporter.choose.budgets.trial_runs.is_lost", lambda *_, **__: True)
         short = healing("short")
     assert [text.text.samples for text in short] == [4]
-    error = short[0].healed.log_perplexity_increase_std_error / math.log1p(
-        floors.perplexity_increase
-    )
+    errors = short[0].figures["log_perplexity_increase"].std_errors
+    error = errors[1] / math.log1p(floors.perplexity_increase)
     assert rungs[1].high - rungs[1].cost < 2 * error, "as wide as on all samples, not on four"
     assert healing("short") == whole, "limits that it may keep after all"

@@ -154,8 +154,8 @@ def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, load
     own = healing.texts[0]
     assert own.text == made.texts.reported.ref
     # Every position here, every other one there.
-    assert own.healed.kl == pytest.approx(result.damage.kl, rel=0.5)
-    assert own.healed.kl < own.dropped.kl
+    assert own.figures["kl"].healed == pytest.approx(result.damage.kl, rel=0.5)
+    assert own.figures["kl"].healed < own.figures["kl"].dropped
     assert len(healing.texts) == 2 or len(healing.warnings) == 1
 
 

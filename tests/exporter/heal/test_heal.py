@@ -137,13 +137,13 @@ def test_healing_takes_back_what_dropping_cost_and_says_how_much(
     own, other = result.report.healing.texts
     assert (own.role, other.role) == ("calibration", "other")
     assert own.gain > 0
-    assert own.healed.kl < own.dropped.kl
-    rises = [cut.log_perplexity_increase for cut in (own.dropped, own.healed)]
-    assert own.gain == pytest.approx(rises[0] - rises[1], abs=1e-9)
+    assert own.figures["kl"].healed < own.figures["kl"].dropped
+    rise = own.figures["log_perplexity_increase"]
+    assert own.gain == pytest.approx(rise.dropped - rise.healed, abs=1e-9)
     deletions = result.plan.deletions
     assert {deletion.replacement for deletion in deletions} == {kind} or kind == "best"
     assert [(cut.kind, cut.layer) for cut in deletions] == [(cut.kind, cut.layer) for cut in PLAN]
-    assert result.plan.predicted["kl"] == own.healed.kl
+    assert result.plan.predicted["kl"] == own.figures["kl"].healed
     # Measured again from the returned replacements.
     samples = healing_texts(loaded, asked(texts))
     fitted, held_out = samples.fitting.input_ids, samples.held_out.input_ids
@@ -152,7 +152,9 @@ def test_healing_takes_back_what_dropping_cost_and_says_how_much(
     assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
     judged = samples.halves[1] if kind == "best" else samples.held_out
     again = Tokens(loaded.model).meter(judged.input_ids, judged.mask)
-    assert own.healed.kl == pytest.approx(again.measure(result.branch_replacements).kl, rel=1e-6)
+    assert own.figures["kl"].healed == pytest.approx(
+        again.measure(result.branch_replacements).kl, rel=1e-6
+    )
 
 
 def test_a_block_becomes_its_two_sublayers(loaded: Any, texts: tuple[str, str]) -> None:

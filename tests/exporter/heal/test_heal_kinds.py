@@ -114,18 +114,18 @@ def test_healing_brings_back_what_the_model_answers(
     asked = options(text, **how, **more)
     result = heal(loaded, PLAN, asked)
     healing, predicted = result.report.healing, result.plan.predicted
-    assert not healing.texts
-    assert bool(healing.embeddings) is (labels is None)
-    (own,) = healing.embeddings or healing.classes
-    if labels is None:
-        values, least = (own.dropped, own.healed), 0.25 * (1 - own.dropped) * trains
-        expected = {"cosine": own.healed, "similarity_correlation": own.healed_correlation}
-    else:
-        # Of a single logit the training's error is not only one of the order.
-        values, least = (own.dropped_kl, own.healed_kl), 0.25 * own.dropped_kl * trains
-        expected = {"kl": own.healed_kl, "top1_agreement": own.healed_same}
+    (own,) = healing.texts
+    expected = {key: figure.healed for key, figure in own.figures.items()}
+    assert expected.keys() == (
+        {"cosine", "similarity_correlation"} if labels is None else {"kl", "top1_agreement"}
+    )
+    first = own.kind.figures[0]
+    values = own.figures[first.key].dropped, own.figures[first.key].healed
+    # Of a single logit the training's error is not only one of the order.
+    least = 0.25 * first.loss(values[0]) * trains
+    if labels is not None:
         kl, same = healing_grid(healing).rows
-        assert float(kl[4]) == pytest.approx(own.healed_kl, rel=0.01)  # three digits
+        assert float(kl[4].split()[0]) == pytest.approx(values[1], rel=0.01)  # three digits
         assert same[2] == "100 %"
     assert predicted == expected
     assert own.gain == pytest.approx(abs(values[1] - values[0]))
@@ -283,7 +283,7 @@ def test_healing_is_measured_on_the_model_that_it_makes(how: dict[str, Any]) -> 
     loaded = image_classifier()
     options = HealOptions(samples=16, sequence_length=5, calibration=("random",), **how)
     healed = heal(loaded, PLAN, options)
-    [result] = healed.report.healing.classes
+    [result] = healed.report.healing.texts
     assert "noise" in result.text.source
     texts = healing_texts(loaded, options)
     text = texts.halves[1] if how["kind"] != "linear" else texts.held_out
@@ -293,9 +293,9 @@ def test_healing_is_measured_on_the_model_that_it_makes(how: dict[str, Any]) -> 
     change_weights(loaded.model, healed.weights)
     with branches_replaced(loaded.model, healed.branch_replacements):
         other = image_logits(loaded, text)
-    assert result.dropped_kl == pytest.approx(divergence(whole, dropped), rel=1e-3)
-    assert result.healed_kl == pytest.approx(divergence(whole, other), rel=1e-3)
-    assert result.healed_kl < result.dropped_kl
+    assert result.figures["kl"].dropped == pytest.approx(divergence(whole, dropped), rel=1e-3)
+    assert result.figures["kl"].healed == pytest.approx(divergence(whole, other), rel=1e-3)
+    assert result.figures["kl"].healed < result.figures["kl"].dropped
 
 
 @pytest.mark.parametrize(("chosen", "again"), [(12, False), (16, True)])
@@ -346,7 +346,9 @@ def test_a_healed_cut_answers_nearer_to_the_whole_model_than_a_bare_one(family: 
         for cut in (dict.fromkeys(branch_replacements, NOTHING), branch_replacements)
     )
     assert better < bare
-    assert result.healed.kl < result.dropped.kl == pytest.approx(bare, rel=0.5)
+    assert (
+        result.figures["kl"].healed < result.figures["kl"].dropped == pytest.approx(bare, rel=0.5)
+    )
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_the_plan_is_chosen_by_damage_and_healed(whisper: tuple[Path, Any]) -> N
     assert {d.replacement for d in healed.deletions} & {"bias", "linear"}
     assert (healed.fitted_on[0].samples, healed.judged_on[0].samples) == (3, 1)
     (result,) = whisper[1].healing.texts
-    assert result.dropped.kl > 0
+    assert result.figures["kl"].dropped > 0
     assert result.text.samples == 1
     assert any("replaced" in check.name for check in whisper[1].parity)
 

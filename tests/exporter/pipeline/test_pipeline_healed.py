@@ -342,7 +342,7 @@ def test_the_candidate_has_nodes_and_parameters_of_the_bare_cut(
     assert (healing.asked, healing.parameters, healing.training) == ("fold", 0, None)
     assert healing.changed_weights > 0
     own = next(text for text in healing.texts if text.role == "calibration")
-    assert own.healed.kl < own.dropped.kl
+    assert own.figures["kl"].healed < own.figures["kl"].dropped
 
 
 def test_transformers_loads_the_checkpoint_without_our_code(folded: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from exporter.artifacts import (
     ComparisonReport,
     DepthsReport,
+    HealedFigure,
     HealedText,
     Healing,
     ImportanceReport,
@@ -168,17 +169,15 @@ def healed(role: Any, before: float, after: float, error: float = 0.01, kl: floa
         update={
             "role": role,
             "text": text.text.model_copy(update={"source": f"{role} text"}),
-            "dropped": rise(before, kl=0.5),
-            "healed": rise(after, kl=kl),
+            "figures": {
+                **text.figures,
+                "log_perplexity_increase": HealedFigure(dropped=before, healed=after),
+                "kl": text.figures["kl"].model_copy(update={"dropped": 0.5, "healed": kl}),
+            },
             "gain": before - after,
             "gain_std_error": error,
         }
     )
-
-
-def rise(increase: float, kl: float) -> Any:
-    figures = {"log_perplexity_increase": increase, "kl": kl}
-    return HEALING.texts[0].dropped.model_copy(update=figures)
 
 
 def healing(*texts: HealedText) -> Healing:
