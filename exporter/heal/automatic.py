@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.heal.distill.student import trained_numbers
+from exporter.errors import HealingError, is_out_of_memory
 from exporter.heal.distill.workers import Workers
-from exporter.heal.memory import free_bytes, needed_bytes
 from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.tasks import task_of
+from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    import torch
 
 USUAL_TIME_S = 600.0
 """Of a training that nobody asked for."""
@@ -20,6 +26,10 @@ _RATES = {"cpu": 5e10, "cuda": 5e13}
 """Operations a second of a thread or a GPU; a machine with bfloat16 does twice as many."""
 _OPERATIONS = 8
 """For each token and weight: both models forward, the student backward."""
+KEPT_BYTES = 2 << 30
+"""At most so much of the whole model's answers is kept for a text that is read again."""
+_STEP_BYTES, _COPIES = 2 << 30, 4
+"""Of activations; and of each trained number: gradient, two moments and best value so far."""
 
 
 def in_turn(
@@ -53,8 +63,14 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
 def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> HealOptions:
     model, time_s = loaded.model, options.time_s or USUAL_TIME_S
     tokens = int(time_s * operations_per_second() / (_OPERATIONS * _multiplied(model)))
-    trained = trained_numbers(model, (), options.train, options.used_rank)  # whatever is dropped
-    needed, free = needed_bytes(model, options, trained), free_bytes(model)
+    weights = model.num_parameters() * model.dtype.itemsize
+    copies = _COPIES if options.train == "all" else 1
+    needed, free = _STEP_BYTES + KEPT_BYTES + copies * weights, available_bytes()
+    device = training_device(model)
+    if device.type == "cuda":
+        import torch
+
+        free = int(torch.cuda.mem_get_info(device)[0]) - (0 if device == model.device else weights)
     if free is not None and needed > free:
         reason = f"training needs about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} are free"
     elif tokens < _FEWEST_TOKENS:
@@ -97,3 +113,29 @@ def operations_per_second() -> float:
     if torch.cuda.is_available():
         return _RATES["cuda"]
     return _RATES["cpu"] * torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def telling_memory(options: HealOptions) -> Iterator[None]:
+    """Says what needs less where memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = "a smaller --sequence-length or batch_size"
+        raise HealingError(
+            f"Memory ran out while the cut was healed ({options.decided}).",
+            f"Try {smaller}, step_tokens or rank." if options.trains else f"Try {smaller}.",
+            code="out-of-memory",
+        ) from error
+
+
+def training_device(model: Any) -> torch.device:
+    """Where a model is trained: on this process's GPU where there is one, else where it is."""
+    import torch
+
+    if model.device.type != "cpu" or not torch.cuda.is_available():
+        result: torch.device = model.device
+        return result
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -25,14 +25,13 @@ from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError, ScoringError
-from exporter.heal.automatic import in_turn
-from exporter.heal.distill.student import Student, adapter_library, trained_numbers
+from exporter.heal.automatic import in_turn, telling_memory, training_device
+from exporter.heal.distill.student import Student, adapter_library
 from exporter.heal.distill.workers import Workers, is_alone
 from exporter.heal.domains import Lost, measured_text, predicted_by, warnings_of
 from exporter.heal.fit import Fit, fit_branches, most_explained
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.folded import folded_values
-from exporter.heal.memory import telling_memory, training_device
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (
     FOLDER_PLAN,
@@ -395,8 +394,6 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
 
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
-    trained = trained_numbers(loaded.model, fitting.names, options.train, options.used_rank)
-    fitting.progress.say(f"heal: {trained / 1e6:.1f} million numbers are trained ({options.train})")
     cut, fits = _replaced(fitting)
     begun = _folded(fitting) if options.begins_folded else []
     model: Any = loaded.model
@@ -411,6 +408,8 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
             torch.manual_seed(options.seed)
             student = Student(model, cut, options.train, options.used_rank, begun)
         stack.callback(student.close)
+        trained = sum(tensor.numel() for tensor in student.trained.values()) / 1e6
+        fitting.progress.say(f"heal: {trained:.1f} million numbers are trained ({options.train})")
         made_from = _made_from(fitting, stopping.ids_sha256)
         store = None if fitting.work is None else Store(fitting.work / "distill.jsonl", made_from)
         # Nothing holds the trainer: what it keeps is gone before the healed cut is measured.

@@ -126,12 +126,6 @@ class Task(ABC, Generic[D]):
         """How much the loss on some samples counts among others; mask: `[samples, tokens]`."""
         return float(len(mask))
 
-    @property
-    def numbers_a_token(self) -> int:
-        """How many numbers a training keeps of the answer to a token: the layers' states, too."""
-        config = self.model.config.get_text_config()
-        return int(config.hidden_size * (config.num_hidden_layers + 1))
-
 
 def task_of(model: Any) -> Tokens | Classes | Embeddings:
     """What a model is judged by."""
@@ -220,10 +214,6 @@ class Tokens(Task[Damage]):
 
     def weight(self, mask: NDArray[np.bool_]) -> float:
         return float(mask.sum())
-
-    @property
-    def numbers_a_token(self) -> int:
-        return int(self.model.config.get_text_config().vocab_size)
 
 
 def refuse_headless(model: Any) -> None:

@@ -270,7 +270,9 @@ def _with_adapters(
 ) -> dict[str, Any]:
     """Puts adapters beside the products of the kept branches; by the products' names."""
     peft = adapter_library()
-    names = _kept_products(model, layers, dropped)
+    inside = {id(module) for item in layers for module in item.layer.modules()} - dropped
+    modules = model.named_modules()
+    names = [name for name, module in modules if id(module) in inside and is_product(module)]
     if not names:
         return {}
     transposed = any(is_transposed(model.get_submodule(name)) for name in names)
@@ -279,27 +281,6 @@ def _with_adapters(
     )
     peft.inject_adapter_in_model(wanted, model)
     return _kept_adapters(model, set(names))
-
-
-def _kept_products(model: Any, layers: list[LayerModules], dropped: set[int]) -> list[str]:
-    """The names of the kept branches' products."""
-    inside = {id(module) for item in layers for module in item.layer.modules()} - dropped
-    modules = model.named_modules()
-    return [name for name, module in modules if id(module) in inside and is_product(module)]
-
-
-def trained_numbers(
-    model: Any, cut: Collection[SublayerRef], train: Train, rank: int | None
-) -> int:
-    """How many numbers a student of a model would train; see :class:`Student`."""
-    layers = layer_modules(model)
-    dropped, total = _dropped_modules(layers, cut), 0
-    if train == "all" or model.dtype.itemsize > 2:
-        total = sum(item.numel() for _, item in _own_parameters(model, dropped, train))
-    if train == "adapters" and rank is not None:
-        names = _kept_products(model, layers, dropped)
-        total += sum(rank * sum(model.get_parameter(f"{n}.weight").shape) for n in names)
-    return total
 
 
 def _kept_adapters(model: Any, wanted: set[str]) -> dict[str, Any]:

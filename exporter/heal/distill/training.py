@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from exporter.artifacts import StoppedBy, Train, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
+from exporter.heal.automatic import KEPT_BYTES, telling_memory
 from exporter.heal.distill.student import Answer, Student
 from exporter.heal.distill.workers import Workers
-from exporter.heal.memory import KEPT_BYTES, telling_memory
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.losses import state_loss
 from exporter.models.changed_weights import bfloat16_where_fast

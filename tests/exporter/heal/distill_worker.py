@@ -48,7 +48,7 @@ def _trained() -> dict[str, Any]:
 
 def _see_other_things() -> None:
     from exporter.errors import HealingError
-    from exporter.heal import healed, memory
+    from exporter.heal import automatic, healed
     from exporter.heal.distill.training import Trainer
 
     def refused(*_given: Any) -> Any:
@@ -58,7 +58,7 @@ def _see_other_things() -> None:
     Trainer._held_out_loss = lambda trainer: held_out(trainer) * 10 ** len(trainer._state.checks)
     Trainer._fraction = lambda trainer, began=None: 1.0
     healed.folded_values = refused
-    memory.available_bytes = lambda: 1
+    automatic.available_bytes = lambda: 1
 
 
 if __name__ == "__main__":

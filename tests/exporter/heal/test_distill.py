@@ -32,7 +32,7 @@ from tests.tiny_models import hook_count, planned, tiny_loaded
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.distill.student import Student, trained_numbers  # noqa: E402
+from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Schedule, Trainer, rate_groups  # noqa: E402
 from exporter.heal.distill.workers import Workers  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
@@ -316,27 +316,6 @@ def test_the_fold_is_of_alike_much_of_each_text(
     with pytest.raises(KeyboardInterrupt), distilled(replace(result, texts=texts)):
         pass
     assert [item.ref.samples for item in stopped.call_args.args[1].apart] == samples
-
-
-@pytest.mark.parametrize(
-    ("family", "train", "dtype"),
-    [
-        *(
-            (family, "adapters", dtype)
-            for family in ("llama", "gpt2", "mixtral")
-            for dtype in (torch.float32, torch.bfloat16)
-        ),
-        *(("llama", "all", torch.float32), ("bert", "all", torch.float32)),
-    ],
-)
-def test_as_many_numbers_are_trained_as_is_said(family: str, train: Any, dtype: Any) -> None:
-    model = tiny_loaded(family).model.to(dtype)
-    rank = 4 if train == "adapters" else None
-    said = trained_numbers(model, DROPPED, train, rank)
-    assert said <= trained_numbers(model, [], train, rank)
-    student = Student(model, dict.fromkeys(DROPPED, NOTHING), train, rank)
-    assert said == sum(item.numel() for item in student.trained.values())
-    student.close()
 
 
 def test_the_process_that_fails_says_why_and_the_others_end_with_it(

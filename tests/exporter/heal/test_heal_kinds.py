@@ -358,7 +358,7 @@ def test_a_healed_cut_answers_nearer_to_the_whole_model_than_a_bare_one(family: 
 def test_what_a_machine_can_not_afford_is_not_trained(
     monkeypatch: pytest.MonkeyPatch, free_bytes: int, rate: float, kind: str
 ) -> None:
-    monkeypatch.setattr("exporter.heal.memory.available_bytes", lambda: free_bytes)
+    monkeypatch.setattr("exporter.heal.automatic.available_bytes", lambda: free_bytes)
     monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": rate, "cuda": rate})
     heal_options = HealOptions(kind="auto", tokens=1000)
     result = settled(heal_options, tiny_loaded("llama"))
@@ -372,7 +372,7 @@ def test_what_a_machine_can_not_afford_is_not_trained(
 def test_a_training_has_the_tokens_of_its_models_kind(
     monkeypatch: pytest.MonkeyPatch, family: str, tokens: int, kind: Any
 ) -> None:
-    monkeypatch.setattr("exporter.heal.memory.available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr("exporter.heal.automatic.available_bytes", lambda: 1 << 40)
     monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": 1e14, "cuda": 1e14})
     loaded = tiny_loaded(family)
     assert settled(HealOptions(kind=kind), loaded).tokens == tokens
