@@ -10,7 +10,7 @@ from typing import Any
 from exporter.errors import HealingError
 from exporter.heal.fit import Fit, tell_if_few
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.fold_places import Place, places_of, writers_of
+from exporter.heal.fold_places import Place, places_of
 from exporter.heal.refit import refitted
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -60,18 +60,12 @@ def folded_values(
     places = _places(fitting, layers)
     if not places:
         return []
-    writers = writers_of(model, layers, fitting.names, places)
-    if not writers:
-        fitting.progress.detail(
-            "heal: no factors for the hidden states: the embedding or a branch shares its weight"
-        )
     return refitted(
         model,
         text,
         layers,
         replaced or dict.fromkeys(fitting.names, NOTHING),
         places,
-        writers=writers,
         ridge=options.ridge,
         batch_size=options.batch_size,
         progress=fitting.progress,

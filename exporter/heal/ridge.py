@@ -63,13 +63,6 @@ class Sums:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
 
-    def columns(self, columns: slice) -> Sums:
-        """The sums for some columns of y; what is of x alone is shared."""
-        part = Sums(0, 0)
-        part.tokens, part.x, part.xx = self.tokens, self.x, self.xx
-        part.y, part.yy, part.xy = self.y[columns], self.yy[columns], self.xy[:, columns]
-        return part
-
     @property
     def y_squares(self) -> float:
         """Sum of the squared length of y."""
@@ -170,14 +163,6 @@ def regularised(sums: Sums, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
     xx, xy = sums.about(sums.x_mean, sums.y_mean)
     xx.diagonal().add_(ridge * _scale(xx))
     return xx, xy
-
-
-def lost(sums: Sums, found: LinearMap) -> float:
-    """``sum |y - W x - b|²`` over some tokens."""
-    xx, xy = sums.about(sums.x * 0, found.bias)
-    weight = found.weight
-    cross = float((weight.T * xy).sum())
-    return sums.y_squares_about(found.bias) - 2 * cross + float((weight @ xx * weight).sum())
 
 
 class _Spectrum:

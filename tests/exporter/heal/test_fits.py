@@ -22,10 +22,10 @@ torch = pytest.importorskip("torch")
 
 from exporter.heal.fit import fit_branches, held_out_tokens, observing  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
-from exporter.heal.fold_places import places_of, writers_of  # noqa: E402
+from exporter.heal.fold_places import places_of  # noqa: E402
 from exporter.heal.folded import folded  # noqa: E402
-from exporter.heal.refit import map_and_factor, refitted  # noqa: E402
-from exporter.heal.ridge import LinearMap, Sums, choose_ridge, solve  # noqa: E402
+from exporter.heal.refit import refitted  # noqa: E402
+from exporter.heal.ridge import Sums, choose_ridge, solve  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     NOTHING,
@@ -223,32 +223,6 @@ def test_sums_are_the_same_however_the_tokens_come() -> None:
     torch.testing.assert_close(linear.bias, wanted[-1], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize(("made_with", "wanted"), [(1.25, 1.25), (1.0, 1.0), (0.1, 0.5)])
-def test_the_stream_s_factor_is_found_beside_the_map(made_with: float, wanted: float) -> None:
-    rng = np.random.default_rng(4)
-    u, stream, noise = (torch.from_numpy(rng.standard_normal((800, n))) for n in (6, 4, 4))
-    rule = torch.from_numpy(rng.normal(size=(6, 4)))
-    change, factor = factored(u, stream, made_with * stream + u @ rule + 0.01 * noise)
-    assert factor == pytest.approx(wanted, abs=0.01)
-    # Beside a factor that the bounds keep from its value, the map is no more the rule.
-    if made_with == wanted:
-        torch.testing.assert_close(change.weight.T, rule, rtol=0, atol=0.02)
-
-
-def test_a_factor_that_held_out_tokens_deny_is_one() -> None:
-    rng = np.random.default_rng(5)
-    u, stream = (torch.from_numpy(rng.standard_normal((800, n))) for n in (6, 4))
-    signs = torch.cat([torch.full((600, 1), 0.3), torch.full((200, 1), -0.3)]).double()
-    change, factor = factored(u, stream, (1 + signs) * stream + u.sum(1, keepdim=True))
-    assert factor == 1
-    assert change is not None
-
-
-def factored(u: Any, stream: Any, target: Any) -> Any:
-    y = torch.cat([target - stream, stream, target], 1)
-    return map_and_factor(sums_of(u[:600], y[:600]), sums_of(u[600:], y[600:]), [0])
-
-
 def test_noise_takes_a_large_ridge_and_a_rule_a_small_one() -> None:
     x, y = made_data(40)
     noise = torch.from_numpy(np.random.default_rng(3).standard_normal((40, 4)))
@@ -343,10 +317,9 @@ def tapped_streams(model: Any, ids: Any, cut: Any, product: Any) -> tuple[Any, l
 
 @pytest.mark.parametrize("family", ["llama", "granite", "gpt2", "opt", "gpt_neox"])
 def test_the_first_fold_is_the_map_beside_the_product(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str,
 ) -> None:
     """By hand from runs of the whole model: weighted least squares, added as an operator."""
-    monkeypatch.setattr("exporter.heal.folded.writers_of", lambda *_: [])
     loaded, fitted_on = tiny_loaded(family), text(40)
     cut = dict.fromkeys(BLOCK, NOTHING)
     place = places_of(loaded.model, layer_modules(loaded.model), BLOCK)[0][0]
@@ -372,84 +345,6 @@ def test_the_first_fold_is_the_map_beside_the_product(
         result.double(), given.double() + x @ operator / factor, rtol=0, atol=2e-4
     )
     assert (result - given).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("names", [BLOCK, [ATTENTION, MLP]])
-@pytest.mark.parametrize("family", ["llama", "granite"])
-def test_a_factor_multiplies_the_stream_before_a_gap_and_nothing_that_branches_read(
-    family: str, names: list[SublayerRef], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def doubled(first: Any, later: Any, ridges: Any) -> Any:
-        return None, 2.0
-
-    monkeypatch.setattr("exporter.heal.refit.map_and_factor", doubled)
-    monkeypatch.setattr("exporter.heal.folded._refuse_loss", lambda *_: None)
-    loaded, ids = tiny_loaded(family), text(8, seed=2).input_ids
-    layers, cut = layer_modules(loaded.model), dict.fromkeys(names, NOTHING)
-    places = places_of(loaded.model, layers, names)[0]
-    assert len(writers_of(loaded.model, layers, names, places)) >= 3
-    read, bare, _ = tapped_streams(loaded.model, ids, cut, places[0].product)
-    with folded(fitting(loaded, names)) as made:
-        assert made.within is not None
-        with made.within():
-            read_now, now, _ = tapped_streams(loaded.model, ids, cut, places[0].product)
-    # A norm's epsilon is all that can tell the two apart.
-    torch.testing.assert_close(read_now, read, rtol=0, atol=2e-3)
-    factor = 2.0 ** len(places)
-    torch.testing.assert_close(now[0].leaving, factor * bare[0].leaving, rtol=0, atol=2e-2)
-
-
-@pytest.mark.parametrize("mapped", [False, True])
-def test_weights_of_16_bits_are_rounded_once_whatever_the_number_of_gaps(
-    mapped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    factors = iter([1.003, 1.003, 1.003])
-    torch.manual_seed(0)
-    change = LinearMap(torch.randn(32, 48) * 1e-3, torch.zeros(32))
-    maps = iter([change if mapped else None, None, None])
-    monkeypatch.setattr(
-        "exporter.heal.refit.map_and_factor", lambda *_: (next(maps), next(factors))
-    )
-    loaded = tiny_loaded("llama", num_hidden_layers=4)
-    loaded.model.to(torch.bfloat16)
-    names = [SublayerRef(layer, "attention") for layer in (1, 2, 3)]
-    layers = layer_modules(loaded.model)
-    places = places_of(loaded.model, layers, names)[0]
-    writers = writers_of(loaded.model, layers, names, places)
-    assert len(places) == 3
-    cut = dict.fromkeys(names, NOTHING)
-    fitted = refitted(loaded.model, text(8), layers, cut, places, writers=writers)
-    values = {value.name: value for value in fitted}
-    embedding = values["model.embed_tokens.weight"]
-    wide, again = embedding.parameter.double() * 1.003**3, embedding.parameter
-    for _ in range(3):
-        again = (again.double() * 1.003).bfloat16()
-    assert torch.equal(embedding.other, wide.bfloat16())
-    assert not torch.equal(embedding.other, again)
-    first = values[f"{places[0].name}.weight"]
-    wide = first.parameter.double() * 1.003**3
-    if mapped:
-        wide = wide + change.weight.double() * 1.003**2
-    torch.testing.assert_close(first.other, wide.bfloat16(), rtol=2**-8, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("family", "tied"),
-    [
-        ("llama", True),  # the head reads the embedding's weight
-        ("bloom", False),  # a norm follows the embedding
-        ("gemma2", False),  # a norm follows each product
-        ("mixtral", False),  # experts
-    ],
-)
-def test_no_factor_where_not_all_that_writes_to_the_stream_can_be_multiplied(
-    family: str, tied: bool
-) -> None:
-    llama = tiny_loaded("llama").model
-    model = tiny_loaded(family, tie_word_embeddings=tied).model
-    places = places_of(llama, layer_modules(llama), BLOCK)[0]
-    assert writers_of(llama, layer_modules(llama), BLOCK, places)
-    assert writers_of(model, layer_modules(model), BLOCK, places) == []
 
 
 @pytest.mark.parametrize(
