@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from exporter.errors import HealingError, is_out_of_memory
-from exporter.heal.distill.workers import Workers
+from exporter.heal.distill.workers import Workers, training_device
 from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.tasks import task_of
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    import torch
 
 USUAL_TIME_S = 600.0
 """Of a training that nobody asked for."""
@@ -26,10 +19,8 @@ _RATES = {"cpu": 5e10, "cuda": 5e13}
 """Operations a second of a thread or a GPU; a machine with bfloat16 does twice as many."""
 _OPERATIONS = 8
 """For each token and weight: both models forward, the student backward."""
-KEPT_BYTES = 2 << 30
-"""At most so much of the whole model's answers is kept for a text that is read again."""
-_STEP_BYTES, _COPIES = 2 << 30, 4
-"""Of activations; and of each trained number: gradient, two moments and best value so far."""
+_BESIDE_BYTES, _COPIES = 4 << 30, 4
+"""Of activations and kept answers; of each trained number gradient, moments, and best value."""
 
 
 def in_turn(
@@ -65,7 +56,7 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
     tokens = int(time_s * operations_per_second() / (_OPERATIONS * _multiplied(model)))
     weights = model.num_parameters() * model.dtype.itemsize
     copies = _COPIES if options.train == "all" else 1
-    needed, free = _STEP_BYTES + KEPT_BYTES + copies * weights, available_bytes()
+    needed, free = _BESIDE_BYTES + copies * weights, available_bytes()
     device = training_device(model)
     if device.type == "cuda":
         import torch
@@ -113,29 +104,3 @@ def operations_per_second() -> float:
     if torch.cuda.is_available():
         return _RATES["cuda"]
     return _RATES["cpu"] * torch.get_num_threads()
-
-
-@contextlib.contextmanager
-def telling_memory(options: HealOptions) -> Iterator[None]:
-    """Says what needs less where memory is short."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        smaller = "a smaller --sequence-length or batch_size"
-        raise HealingError(
-            f"Memory ran out while the cut was healed ({options.decided}).",
-            f"Try {smaller}, step_tokens or rank." if options.trains else f"Try {smaller}.",
-            code="out-of-memory",
-        ) from error
-
-
-def training_device(model: Any) -> torch.device:
-    """Where a model is trained: on this process's GPU where there is one, else where it is."""
-    import torch
-
-    if model.device.type != "cpu" or not torch.cuda.is_available():
-        result: torch.device = model.device
-        return result
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

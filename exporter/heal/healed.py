@@ -25,9 +25,9 @@ from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError, ScoringError
-from exporter.heal.automatic import in_turn, telling_memory, training_device
+from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import Student, adapter_library
-from exporter.heal.distill.workers import Workers, is_alone
+from exporter.heal.distill.workers import Workers, is_alone, telling_memory, training_device
 from exporter.heal.domains import Lost, measured_text, predicted_by, warnings_of
 from exporter.heal.fit import Fit, fit_branches, most_explained
 from exporter.heal.fitting import Fitting, Made

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from exporter.artifacts import StoppedBy, Train, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
-from exporter.heal.automatic import KEPT_BYTES, telling_memory
 from exporter.heal.distill.student import Answer, Student
-from exporter.heal.distill.workers import Workers
+from exporter.heal.distill.workers import Workers, telling_memory
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.losses import state_loss
 from exporter.models.changed_weights import bfloat16_where_fast
@@ -152,13 +151,17 @@ def _shuffled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+_KEPT_BYTES = 2 << 30
+"""At most so much of the whole model's answers is kept for a text that is read again."""
+
+
 class Teacher:
     """The whole model."""
 
     def __init__(self, student: Student, *, keeps: bool, states: float = 0.0) -> None:
         self._student, self._keeps = student, keeps
         self._kept: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        self._free_bytes = KEPT_BYTES
+        self._free_bytes = _KEPT_BYTES
         self._states = states
         self.wants_states, self._task = states > 0, student.task
 

@@ -1,13 +1,15 @@
-"""The processes of one training, as accelerate or torchrun starts them."""
+"""The processes of one training, as accelerate or torchrun starts them, and their memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from exporter.errors import HealingError, first_line
+from exporter.errors import HealingError, first_line, is_out_of_memory
+from exporter.heal.options import HealOptions
 
 if TYPE_CHECKING:
     import torch
@@ -83,3 +85,29 @@ def _mean(tensor: torch.Tensor) -> torch.Tensor:
 
     result: torch.Tensor = reduce(tensor, reduction="mean")
     return result
+
+
+@contextlib.contextmanager
+def telling_memory(options: HealOptions) -> Iterator[None]:
+    """Says what needs less where memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = "a smaller --sequence-length or batch_size"
+        raise HealingError(
+            f"Memory ran out while the cut was healed ({options.decided}).",
+            f"Try {smaller}, step_tokens or rank." if options.trains else f"Try {smaller}.",
+            code="out-of-memory",
+        ) from error
+
+
+def training_device(model: Any) -> torch.device:
+    """Where a model is trained: on this process's GPU where there is one, else where it is."""
+    import torch
+
+    if model.device.type != "cpu" or not torch.cuda.is_available():
+        result: torch.device = model.device
+        return result
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
