@@ -86,7 +86,7 @@ def test_a_module_that_is_missing_or_too_old_is_refused(monkeypatch: pytest.Monk
 
 
 def test_what_works_without_pytorch_does_not_import_it() -> None:
-    names = ("score.scoring", "score.cluster", "choose.selection", "artifacts.plans")
+    names = ("score.scoring", "score.cluster", "artifacts.plans")
     names += ("choose.budgets.planner", "pipeline.road", "pipeline.sweep.job", "cut.surgery")
     names += ("models.loading.sources",)
     code = "".join(f"import exporter.{name}\n" for name in names)
