@@ -165,6 +165,18 @@ def measure_depths(
 
     A number that the model doesn't have, or a way whose scores are missing, is a cell that says
     so; the others are measured all the same.
+
+    Args:
+        loaded: The whole model.
+        report: Its scores, which say what each way drops.
+        options: Numbers and ways, the text, the limit, the request that is timed.
+        importance_sha256: Of the scores' file, for the record.
+        kept: Where finished measurements are kept for a second run; None keeps nothing.
+        progress: Hears of each cut.
+
+    Raises:
+        PlanError: The scores are of another model.
+        TextSourceError: The text can't be read.
     """
     refuse_another_model(report, loaded)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring

@@ -221,8 +221,7 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     of the embeddings). The output folder holds the plan, both models and the report. Valid stages
     of an earlier run are reused.
     """
-    from exporter import export_model
-    from exporter.pipeline.road import write_models
+    from exporter import export_model, write_models
 
     request = replace(call.request, refuses_useless=not call.allow_damage, quick=call.quick)
     if request.compared:

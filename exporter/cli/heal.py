@@ -277,7 +277,7 @@ def gguf(call: GgufCall, progress: ConsoleProgress) -> None:
     architecture; otherwise FILE must be a Llama, and the result is of llama.cpp's architecture
     deci. A cut that llama.cpp would compute wrongly is refused.
     """
-    from exporter.cut.gguf_surgery import cut_gguf
+    from exporter import cut_gguf
 
     facts = cut_gguf(call.model, call.output, call.what.read(), call.cut, progress=progress)
     before, after = facts.bytes_before / 1e6, facts.bytes_after / 1e6

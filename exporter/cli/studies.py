@@ -9,20 +9,19 @@ from pathlib import Path
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
-from exporter.choose.depths import DepthOptions, measure_depths, refuse_encoder
+from exporter.choose.depths import DepthOptions, refuse_encoder
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.results import print_result, print_study, table_lines
 from exporter.compare.options import SPEED, RunOptions
 from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
-from exporter.models.loading.model_source import LoadedModel, load_model
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import SourceOptions
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC
 from exporter.option_types import Arm, Duration, Engine, InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.printable import significant
-from exporter.score import ScoreOptions, score
-from exporter.score.options import SCORING, MetricName
+from exporter.score.options import SCORING, MetricName, ScoreOptions
 from graph_passes.files.kinds import HTML, TEXT
 from graph_passes.files.placing import working
 from graph_passes.types import Replacement
@@ -64,10 +63,12 @@ def plan_file(output: Path) -> Path:
 
 def _scored(call: DepthsCall, loaded: LoadedModel, progress: ConsoleProgress) -> ImportanceReport:
     """A short scoring on a text that takes no time to make."""
+    from exporter import score_model
+
     options = ScoreOptions(calibration=("pydoc",), samples=_SCORED_SAMPLES)
     if call.metric is not None:
         options = replace(options, metrics=(call.metric,))
-    return score(loaded, options, progress=progress)
+    return score_model(loaded, options, progress=progress)
 
 
 def _sha256(report: ImportanceReport) -> str:
@@ -83,6 +84,7 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     and KL divergence, with and without healing by folded weights. The recommended cut is written as
     a plan, for `depthcut export --plan`. After an interruption the same command resumes.
     """
+    from exporter import load_model, measure_depths
     from exporter.report.files import study_files, write_study
 
     plan = plan_file(call.output)

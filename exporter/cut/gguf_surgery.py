@@ -99,6 +99,17 @@ def cut_gguf(
 
     Where only whole blocks go, the result is of the source's architecture; else of llama.cpp's
     ``deci``. All files of the result appear together or not at all.
+
+    Args:
+        source: The GGUF file, or one of its shards.
+        target: The cut file; shards are numbered behind its name.
+        plan: What is dropped, with its numbers.
+        options: Of maps and shards.
+        progress: Hears of each step.
+
+    Raises:
+        SurgeryError: The file was cut before, or llama.cpp would compute the result wrongly.
+        GgufFileError: The file can't be read.
     """
     options = options or GgufOptions()
     if not target.name or target.is_dir():

@@ -71,6 +71,13 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
     """Walks the same road up to the comparison, for models that this machine can't run.
 
     There is no report then; one of an earlier run goes where it speaks of other models.
+
+    Args:
+        request: As :func:`export_model` takes it.
+        progress: Hears of each step.
+
+    Raises:
+        DepthcutError: Of the stage that failed.
     """
     _walk(replace(request, compared=False), progress)
     return PruneReport.read(request.out / "prune.json")
