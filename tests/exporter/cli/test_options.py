@@ -360,7 +360,7 @@ def test_amounts_are_read_as_they_are_written() -> None:
             (option_types.share if text != "8 QB" else option_types.size)(text)
 
 
-_OTHERWISE = {"output", "report", "also", "costs"}  # a file or a folder, a model or any arm, new or not
+_OTHERWISE = {"output", "report", "also", "costs"}  # a file or folder, a model or arm, new or not
 
 
 def _commands() -> list[SchemaCommand[Any]]:
