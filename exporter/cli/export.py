@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.artifacts.servers import is_plain, other_class, serving_rows
 from exporter.choose.budgets.budget import (
-    REACHING,
     USUAL_LIMITS,
     USUAL_REQUEST,
     asks_for_more_than_numbers,
@@ -20,13 +19,13 @@ from exporter.choose.budgets.budget import (
 from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.budgets.settings import PlanRequest
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo
+from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison, print_result, print_serving, table_lines
 from exporter.errors import OptionError
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.sources import SourceOptions
 from exporter.option_types import InputFile, OutputFolder
-from exporter.options import Options, argument, dataclass, only_with, option, part, required
+from exporter.options import Options, argument, dataclass, option, part, required
 from exporter.pipeline.request import QUICK, ExportRequest
 from exporter.pipeline.sweep.schema import read_sweep
 from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
@@ -90,39 +89,6 @@ def _runner(cluster: ClusterOptions | None, verbosity: int) -> Runner:
     return partial(run_on_ray, address=cluster.address, workers=cluster.workers)
 
 
-MISSED, UNPROVEN = 1, 3
-
-
-@dataclass(frozen=True)
-class RequiredSpeedup(Options):
-    """Whether a target speedup decides the exit code."""
-
-    require_speedup: bool = option(
-        False,
-        "Exit with code 1 if the plan's measured speedup misses --faster, and with 3 "
-        "if the measurement can't decide; the results are written in all cases.",
-        section=REACHING,
-        config_only=True,
-    )
-
-
-def exit_code(plan: PruningPlan) -> int:
-    """0, or with a word another where a plan was not shown to reach its target speedup."""
-    from exporter.choose.budgets.target_speedup import speedup_verdict
-
-    verdict, figures = speedup_verdict(plan), plan.predicted
-    if verdict == "held":
-        return 0
-    names = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
-    measured, low, high = (f"{figures.get(name, float('nan')):.3f}" for name in names)
-    target = f"{plan.budget['target_speedup']:g}"
-    text = f"is not reached: {measured} [{low}, {high}] was measured."
-    if verdict == "unproven":
-        text = f"is not shown: {measured} was measured, and its interval is [{low}, {high}]."
-    echo(f"depthcut: The required speedup of {target} {text}", err=True)
-    return MISSED if verdict == "missed" else UNPROVEN
-
-
 _FASTEST_DTYPES = {"cpu": "float32", "cuda": "float16"}
 """What the fastest form is written in for each provider."""
 _ROW_S = 20.0
@@ -150,8 +116,6 @@ class ExportCall(Options):
         False,
         "A first look: less text, no training; shorter measurements.",
     )
-    required: RequiredSpeedup = part(RequiredSpeedup())
-    rules = (only_with("required.require_speedup", "request.drops.budget.target_speedup"),)
 
     def check(self) -> None:
         """Refuses what no export can be."""
@@ -213,7 +177,7 @@ def _fastest_form(items: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @command(ExportCall)
-def export(call: ExportCall, progress: ConsoleProgress) -> int:
+def export(call: ExportCall, progress: ConsoleProgress) -> None:
     """Score MODEL, drop its most redundant sublayers, export and compare both.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Without a number, a goal or a plan, the
@@ -236,25 +200,6 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
             f"Models: {request.out / 'baseline'} and {request.out / 'candidate'}",
             "To compare them: depthcut compare BASELINE CANDIDATE -o DIR",
         )
-    if not call.required.require_speedup:
-        return 0
-    return exit_code(PruningPlan.read(request.out / "plan.json"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanCall(Options):
-    """What `depthcut plan` is asked to do."""
-
-    request: PlanRequest = part()
-    required: RequiredSpeedup = part(RequiredSpeedup())
-    rules = (
-        only_with("required.require_speedup", "request.budget.target_speedup"),
-        only_with(
-            "required.require_speedup",
-            "request.onnx",
-            hint="Without {1} no speedup is measured.",
-        ),
-    )
 
 
 def _print_servers(plan: PruningPlan, importance: Path) -> None:
@@ -265,8 +210,8 @@ def _print_servers(plan: PruningPlan, importance: Path) -> None:
     print_serving(serving_rows(other_class(architecture), plan.deletions))
 
 
-@command(PlanCall)
-def plan(call: PlanCall, progress: ConsoleProgress) -> int:
+@command(PlanRequest)
+def plan(call: PlanRequest, progress: ConsoleProgress) -> None:
     """Choose what to drop from an importance.json: by its scores, by a search, or for a budget.
 
     A number of sublayers drops the lowest scores, or what --search finds; --heal adds replacements.
@@ -275,8 +220,7 @@ def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     """
     from exporter import make_plan
 
-    made = make_plan(call.request, progress)
+    made = make_plan(call, progress)
     if not progress.as_json:
-        _print_servers(made, call.request.importance)
-    print_result(made, progress.as_json, "Drop " + made.describe(), call.request.output)
-    return exit_code(made) if call.required.require_speedup else 0
+        _print_servers(made, call.importance)
+    print_result(made, progress.as_json, "Drop " + made.describe(), call.output)

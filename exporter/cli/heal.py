@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import Healing, HealingReport, ImportanceReport, PruningPlan
+from exporter.artifacts import Healing, HealingReport, PruningPlan
 from exporter.artifacts.plans import hold_against_model, read_plan, validate_plan
 from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server
 from exporter.checkpoint.facts import CheckpointFacts, CheckpointForm, own_dtype
@@ -17,7 +17,6 @@ from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.cli.prune import DropOptions
 from exporter.cli.results import print_result, table_lines
 from exporter.cut.gguf_surgery import GgufOptions
-from exporter.errors import PlanError
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from exporter.models.changed_weights import change_weights
@@ -143,9 +142,6 @@ class CheckpointCall(Options):
     model: str = argument("MODEL")
     plan: InputFile = argument("PLAN")
     output: OutputFolder = required("Folder for the checkpoint.", "-o", "--output")
-    importance: InputFile | None = option(
-        None, "The importance.json that PLAN was made from, for the model card."
-    )
     form: CheckpointForm = option(
         "own",
         "How the folder says what is dropped: as transformers has it; as DeciLM, which vLLM, "
@@ -203,7 +199,7 @@ def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts
 
     plan = read_plan(call.plan)
     replacements = read_replacements(plan, call.plan)
-    sources = CardSources(plan, _scores(call.importance, plan), _healing(plan, call.plan))
+    sources = CardSources(plan, healing=_healing(plan, call.plan))
     numbers = [] if replacements is None else [replacements.path]
     refuse_checkpoint_folder(call.output, [call.plan, *numbers, Path(call.model)])
     place = {"model": call.model, "path": call.plan}
@@ -237,18 +233,6 @@ def _loaded(call: CheckpointCall) -> LoadedModel:
         names = ("revision", "allow_any_model_type")
         return load_meta(call.model, dtype=dtype, **{name: source[name] for name in names})
     return load_model(call.model, dtype=dtype, **source)
-
-
-def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
-    """The scores, if they are those that the plan names."""
-    if path is None:
-        return None
-    if plan.importance_sha256 != sha256_file(path):
-        raise PlanError(
-            f"{path} is not the file of scores that the plan was made from.",
-            "Leave --importance out: the card would describe a choice that was not made.",
-        )
-    return ImportanceReport.read(path)
 
 
 def _healing(plan: PruningPlan, path: Path) -> Healing | None:

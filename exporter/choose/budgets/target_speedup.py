@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
@@ -49,7 +49,7 @@ class TimedCandidate:
         return self.speedup.ratio >= target * (1 - TOLERANCE)
 
     def surely_reaches(self, target: float) -> bool:
-        """Whether all of the interval is as fast, as :func:`speedup_verdict` asks."""
+        """Whether all of the interval is as fast."""
         return self.speedup.ci95[0] >= target * (1 - TOLERANCE)
 
     def is_shown(self, target: float) -> bool:
@@ -146,25 +146,6 @@ def _warn(best: TimedCandidate, target: float, progress: Progress) -> None:
             f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not proven: the "
             f"interval reaches from {low:.3f} to {high:.3f}; use a quieter machine or more time"
         )
-
-
-SpeedupVerdict = Literal["held", "missed", "unproven"]
-
-
-def speedup_verdict(plan: PruningPlan) -> SpeedupVerdict:
-    """Holds what a plan's candidate measured against the target, as `depthcut check` would.
-
-    More than the target holds it too; what lies within the tolerance below it counts as reached.
-
-    ``held`` or ``missed`` where all of the 95 % interval says so; else ``unproven``.
-    """
-    least = float(plan.budget["target_speedup"]) * (1 - TOLERANCE)
-    figures = plan.predicted
-    low = figures.get("measured_speedup_low", 0.0)
-    high = figures.get("measured_speedup_high", float("inf"))
-    if low >= least:
-        return "held"
-    return "missed" if high < least else "unproven"
 
 
 _WIDTH = 0.01

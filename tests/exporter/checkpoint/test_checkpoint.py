@@ -297,10 +297,6 @@ def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
     card = model_card(facts, CardSources(searched, scores))
     assert "Importance: cosine, on" in card
     assert lowest not in card
-    plan = PruningPlan(deletions=BLOCK).write(tmp_path / "by-hand.json")
-    call = ["checkpoint", "MODEL", str(plan), "-o", str(tmp_path / "o"), "--importance", str(path)]
-    assert run(call) == 2
-    assert not (tmp_path / "o").exists()
 
 
 def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> None:

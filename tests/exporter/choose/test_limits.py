@@ -233,7 +233,7 @@ def test_it_comes_within_the_tolerance(truth: float) -> None:
     [
         # Who reaches the target comes before a nearer one,
         *(((30, 10), 0.01, 30), ((10, 5), 0.01, 10), ((35, 17), 0.01, 17)),
-        # and whose whole interval reaches it, as `require_speedup` asks, before all others.
+        # and whose whole interval reaches it, before all others.
         *(((20, 29), 0.02, 20), ((20, 29), 0.08, 29)),
     ],
 )
