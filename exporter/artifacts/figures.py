@@ -116,7 +116,6 @@ class Figure:
     row_name: str = ""
     brief: str = ""  # in tables of several reports
     column: str = ""  # in the table of all models
-    interval_name: str = ""  # in the table of intervals; empty: the interval stands in its row
     sentence: str = ""
     note: str = ""  # what it is
     missing: str = ""  # why it isn't there
@@ -208,7 +207,7 @@ FIGURES = (
         (Place("perplexity.candidate", "evaluation text", "perplexity.baseline",
                "log_perplexity_increase", "accuracy: perplexity"),),
         row_name="perplexity", brief="perplexity", column="perplexity",
-        interval_name="log perplexity, increase in nats", narrowed_by=_TEXT,
+        narrowed_by=_TEXT,
         sentence="perplexity goes from {before} to {value} ({change})",
         missing="There is no perplexity: the tokens are no text, or the models predict none; "
                 "their {} are compared.",
@@ -225,7 +224,7 @@ FIGURES = (
               look={"metavar": "NATS"}),
         (Place("kl_divergence", interval="kl_interval", ci="accuracy: kl-divergence"),),
         name="KL divergence", row_name="KL divergence, nats", brief="KL, nats",
-        column="KL divergence, nats", interval_name="KL divergence, nats",
+        column="KL divergence, nats",
         note="KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
              "classifier's classes, mean over positions; 0 means that nothing changed.",
         sentence="its predictions are {value} nats of KL divergence from the baseline's",
@@ -237,7 +236,7 @@ FIGURES = (
               "Minimum share of positions at which both models have the same top-1 token."),
         (Place("top1_agreement", interval="top1_interval", ci="accuracy: top1-agreement"),),
         name="same top-1 token", row_name="same {same}", column="same {same}",
-        interval_name="same {same}", ci_unit="%", ci_factor=100, higher_is_better=True,
+        ci_unit="%", ci_factor=100, higher_is_better=True,
         judged=percent, amount=percent, row=percent, **_OF_THE_CUT,
     ),
     Figure(

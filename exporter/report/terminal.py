@@ -31,8 +31,9 @@ _STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim",
 def comparison_grids(report: ComparisonReport) -> list[Grid]:
     """Latency, accuracy, tasks, size in one table; corners; what the arms say."""
     rows: list[Sequence[Cell]] = []
-    parts = (latency_rows, accuracy_rows, task_rows, size_rows)
-    for section in filter(None, (part(report) for part in parts)):
+    accuracy = accuracy_rows(report, brief=True)
+    parts = (latency_rows(report), accuracy, task_rows(report), size_rows(report))
+    for section in filter(None, parts):
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
     grids = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -9,11 +10,12 @@ from exporter.artifacts import (
     FEWEST_ROUNDS,
     Arm,
     ComparisonReport,
+    Interval,
     LatencyRow,
     PlannedDeletion,
 )
 from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns
-from exporter.printable import significant
+from exporter.printable import relative_change, significant
 
 T = TypeVar("T")
 
@@ -130,6 +132,13 @@ def interval_words(ci95: tuple[float, float]) -> str:
     """Bounds in brackets."""
     low, high = (significant(bound, 3) for bound in ci95)
     return f"[{low}, {high}]"
+
+
+def change_words(before: float, after: float, log_change: Interval | None) -> str:
+    """``+10.8 % [+9.5, +12.3]``, by the interval of the logarithm's change."""
+    bounds = () if log_change is None else (math.expm1(min(b, 50.0)) for b in log_change.ci95)
+    interval = ", ".join(f"{100 * bound:+.1f}" for bound in bounds)
+    return relative_change(before, after) + (interval and f" [{interval}]")
 
 
 def listed(words: Sequence[str]) -> str:

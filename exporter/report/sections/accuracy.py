@@ -7,21 +7,20 @@ from collections.abc import Iterator
 from exporter.artifacts import (
     Accuracy,
     ComparisonReport,
-    Interval,
     TaskResult,
 )
 from exporter.artifacts.figures import ANSWERS, FIGURES
-from exporter.printable import significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section, other_part
 from exporter.report.sections.summary import accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
-from exporter.report.words import interval_words, read_by
+from exporter.report.words import read_by
 
 IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "
     "likeliest, top5 of those whose class is among the five likeliest."
 )
 _IMAGES = ("images", "images")
+_INTERVALS = "In brackets: the 95 % interval over documents or samples, both models on the same."
 
 
 def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
@@ -31,27 +30,11 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
         note = Note(f"Not measured: {why_no_accuracy(report)}.")
         return [Section("accuracy", "Accuracy", [note])]
     grid = accuracy_grid(report, "Accuracy on the evaluation text")
-    blocks = [grid, *_intervals(accuracy), *_texts(report, accuracy)]
+    blocks = [grid, Note(_INTERVALS), *_texts(report, accuracy)]
     return [
         Section("accuracy", "Accuracy", blocks),
         _tasks(accuracy),
     ]
-
-
-def _intervals(accuracy: Accuracy) -> Iterator[Block]:
-    rows = [
-        [figure.words(figure.interval_name, accuracy), *_estimate(one.interval)]
-        for figure in FIGURES
-        for one in figure.readings(accuracy)
-        if figure.interval_name and one.interval is not None
-    ]
-    if rows:
-        header = ["", "estimate", "95 % interval"]
-        yield Grid("Intervals over samples, paired", header, rows, right=(1, 2))
-
-
-def _estimate(interval: Interval) -> tuple[str, str]:
-    return significant(interval.value, 3), interval_words(interval.ci95)
 
 
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from exporter.artifacts import (
@@ -25,6 +24,7 @@ from exporter.report.sections.blocks import (
     verdict_sign,
 )
 from exporter.report.words import (
+    change_words,
     has_too_few_rounds,
     named_arms,
     or_dash,
@@ -212,9 +212,7 @@ def _corner_words(figure: Figure, known: Mapping[str, Corner], corner: Corner) -
     if own is None or whole is None:
         return or_dash(own, figure.row)
     increase: Interval | None = getattr(corner, figure.places[0].interval.replace(".", "_"))
-    bounds = () if increase is None else (100 * math.expm1(min(b, 50.0)) for b in increase.ci95)
-    interval = ", ".join(f"{bound:+.1f}" for bound in bounds)
-    return f"{figure.row(own)}, {relative_change(whole, own)}" + (interval and f" [{interval}]")
+    return f"{figure.row(own)}, {change_words(whole, own, increase)}"
 
 
 def corner_name(report: ComparisonReport, corner: Corner) -> str:

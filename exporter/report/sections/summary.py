@@ -25,7 +25,14 @@ from exporter.printable import (
 )
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.sections.verdict import headline
-from exporter.report.words import PHASES, interval_words, or_dash, short_shape, speedup_words
+from exporter.report.words import (
+    PHASES,
+    change_words,
+    interval_words,
+    or_dash,
+    short_shape,
+    speedup_words,
+)
 
 SummaryRow = tuple[str, str, str, str, str]
 """What, baseline, candidate, change, verdict."""
@@ -47,8 +54,11 @@ def latency_rows(report: ComparisonReport) -> list[SummaryRow]:
     ]
 
 
-def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
-    """What was measured of the answers on text; what was not is left out."""
+def accuracy_rows(report: ComparisonReport, *, brief: bool = False) -> list[SummaryRow]:
+    """What was measured of the answers on text; what was not is left out.
+
+    Where ``brief``, changes stand without their 95 % intervals.
+    """
     accuracy = report.accuracy
     if accuracy is None:
         return []
@@ -57,8 +67,9 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
         for one in figure.readings(accuracy) if figure.row_name else ():
             before, change = "", ""
             if one.before is not None:
-                before, change = figure.row(one.before), relative_change(one.before, one.value)
-            elif one.interval is not None and not figure.interval_name:
+                before = figure.row(one.before)
+                change = change_words(one.before, one.value, None if brief else one.interval)
+            elif one.interval is not None:
                 change = f"[{', '.join(map(figure.row, one.interval.ci95))}]"
             rows.append(
                 (figure.words(figure.row_name, accuracy), before, figure.row(one.value), change, "")

@@ -72,6 +72,7 @@ def test_the_table_has_a_row_a_model(report: ComparisonReport) -> None:
     assert "1.19x [1.15, 1.24] | faster |" in rows["| cut, fp32"]
     assert "| 17.71, +10.3 % [+5.1, +16.2] | 0.150 | 85.0 % | 25.0 % |" in rows["| cut, fp32"]
     assert rows["| cut, int8"].endswith("| 125.0 |")
+    assert "| perplexity | 16.05 | 17.79 | +10.8 % [+9.5, +12.3] |" in as_markdown(report)
     assert "| 16.20 | 0.0100 | 96.0 % | 75.0 % |" in rows["| whole, int8"]
     none = {"exact_match": None, "embedding_cosine": None}
     corners = [corner.model_copy(update=none) for corner in report.corners]
