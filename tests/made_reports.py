@@ -157,8 +157,8 @@ def made_engine(size: int = 9, **changes: Any) -> EngineFacts:
     """What is known of an engine of this many bytes."""
     values: dict[str, Any] = {
         "path": "e", "sha256": "9" * 64, "engine_bytes": size, "backend": "tensorrt",
-        "backend_version": "11", "built_for": "sm90", "precision": "fp32", "network_layers": 9,
-        "layers": {"gemm": 9}, "memory_bytes": {"activation": 9}, "build_s": 1.0,
+        "backend_version": "11", "built_for": "sm90", "precision": "fp32",
+        "memory_bytes": {"activation": 9},
     }  # fmt: skip
     return EngineFacts(**{**values, **changes})
 
@@ -370,8 +370,8 @@ def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
 def _arms(text: str) -> Arms:
     engine = made_engine(
         270_000_000, path=f"/out/{text}-sm89.engine", backend="tensorrt-rtx",
-        backend_version="1.7.1", built_for="sm89, sm120", precision="bf16", build_s=31.4,
-        layers={"gemm": 210, text: 60}, memory_bytes={"weights": 268_000_000},
+        backend_version="1.7.1", built_for="sm89, sm120", precision="bf16",
+        memory_bytes={"weights": 268_000_000},
     )  # fmt: skip
     form = FormRecord(
         target="onnxruntime-cpu", writer=f"genai {text}", passes=["fused norms"],

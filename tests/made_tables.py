@@ -192,20 +192,13 @@ def made_answer(number: int | None = 1) -> DepthsReport:
 
 def made_shape(name: str, ratio: float, **changes: Any) -> SweepShape:
     """A shape that a cell was timed at; ``decode`` or ``prefill``, then its length."""
-    phase, _, length = name.partition(" ")
-    lengths = {"sequence_length": int(length.split()[-1]), "past_length": 0}
-    if phase == "decode":
-        lengths = {"sequence_length": 1, "past_length": lengths["sequence_length"]}
     results: dict[str, Any] = {
         "name": name,
-        "phase": phase,
-        "batch": 1,
         "rounds": 12,
         "baseline_ms": 40.0,
         "candidate_ms": 40.0 / ratio,
         "speedup": Speedup(ratio=ratio, ci95=(ratio - 0.02, ratio + 0.02)),
         "verdict": "faster" if ratio > 1.03 else "inconclusive",
-        **lengths,
     }
     return SweepShape(**{**results, **changes})
 

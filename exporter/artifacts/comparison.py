@@ -109,10 +109,7 @@ Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", 
 
 
 class EngineFacts(Record):
-    """What is known of one built engine without running it.
-
-    ``layers`` are those that compute, by type; ``memory_bytes`` by kind, as the builder says.
-    """
+    """What is known of one built engine without running it; its memory as the builder says."""
 
     path: str
     sha256: str
@@ -121,10 +118,7 @@ class EngineFacts(Record):
     backend_version: str
     built_for: str
     precision: str
-    network_layers: Count
-    layers: dict[str, Count]
     memory_bytes: dict[str, Count]
-    build_s: float
 
 
 RUN_IN_FP32 = " as fp32"

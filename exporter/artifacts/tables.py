@@ -8,7 +8,7 @@ from pydantic import Field
 
 from exporter.artifacts.accuracy import Interval, PerplexityPair, TaskResult
 from exporter.artifacts.base import Artifact, Count, Length, Record
-from exporter.artifacts.latency import Speedup, TimedPhase, VerdictWord
+from exporter.artifacts.latency import Speedup, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, ModelRef, PlannedDeletion
 
 Way = Literal["attention", "mlp", "block", "joint"]
@@ -108,11 +108,6 @@ class SweepShape(Record):
     """
 
     name: str
-    phase: TimedPhase
-    batch: Length
-    sequence_length: Length
-    past_length: Length
-    new_tokens: Length = 0
     rounds: Length
     baseline_ms: float
     candidate_ms: float

@@ -257,10 +257,7 @@ def _vocabulary(record: EngineRecord) -> int | None:
 
 
 def _facts_of(path: Path, record: EngineRecord) -> EngineFacts:
-    same = (
-        "engine_bytes", "backend", "backend_version", "precision", "network_layers", "layers",
-        "memory_bytes", "build_s",
-    )  # fmt: skip
+    same = ("engine_bytes", "backend", "backend_version", "precision", "memory_bytes")
     return EngineFacts(
         path=str(path),
         sha256=record.engine_sha256,

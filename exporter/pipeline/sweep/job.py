@@ -89,11 +89,6 @@ def _shape(row: LatencyRow, report: ComparisonReport) -> SweepShape:
     cut = _corner(report, pruned=True, quantized=True)
     return SweepShape(
         name=short_shape(row),
-        phase=row.phase,
-        batch=row.batch,
-        sequence_length=row.sequence_length,
-        past_length=row.past_length,
-        new_tokens=row.new_tokens,
         rounds=row.rounds,
         baseline_ms=row.baseline.median_ms,
         candidate_ms=row.candidate.median_ms,

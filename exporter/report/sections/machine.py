@@ -28,12 +28,9 @@ def engines_section(report: ComparisonReport) -> Section | None:
     arms = named_arms(report)
     blocks: list[Block] = []
     if built := [(name, e) for name, arm in arms.items() for e in arm.engines]:
-        header = [
-            "arm", "engine", "MB", "layers", "from", "memory, MB", "built in, s", "built for",
-            "precision", "backend",
-        ]  # fmt: skip
+        header = ["arm", "engine", "MB", "memory, MB", "built for", "precision", "backend"]
         rows = [[name, *_engine(engine)] for name, engine in built]
-        blocks.append(Grid("Engines as built", header, rows, right=range(2, 7)))
+        blocks.append(Grid("Engines as built", header, rows, right=(2, 3)))
     for name, arm in arms.items():
         if arm.not_run is not None:
             blocks.append(Note(f"{arm.not_run}", lead=f"Not run, {name}:"))
@@ -46,10 +43,7 @@ def _engine(engine: EngineFacts) -> list[str]:
     return [
         name,
         f"{engine.engine_bytes / 1e6:,.1f}",
-        f"{sum(engine.layers.values()):,}",
-        f"{engine.network_layers:,}",
         ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in engine.memory_bytes.items()) or "-",
-        f"{engine.build_s:.1f}",
         engine.built_for,
         engine.precision,
         f"{engine.backend} {engine.backend_version}",

@@ -90,8 +90,7 @@ def test_the_onnx_files_are_measured_and_the_report_says_which_is_which(exported
         )
         (engine,) = arm.engines
         assert engine.path == str(exported / "engines" / name / "m.engine")
-        assert (engine.engine_bytes, engine.layers) == (len(CONTENT), {"kgen": 2})
-        assert (engine.built_for, engine.network_layers) == ("sm89", 9)
+        assert (engine.engine_bytes, engine.built_for) == (len(CONTENT), "sm89")
     assert len(report.latency) == 2
     assert report.accuracy is not None
     text = as_markdown(report)
