@@ -15,7 +15,6 @@ from exporter.artifacts import (
     HealedBranch,
     Healing,
     HealingReport,
-    ModelRef,
     PlannedDeletion,
     PruningPlan,
 )
@@ -29,14 +28,13 @@ from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import Student, adapter_library
 from exporter.heal.distill.workers import Workers, is_alone, telling_memory, training_device
 from exporter.heal.domains import Lost, measured_text, predicted_by, warnings_of
-from exporter.heal.fit import Fit, fit_branches, most_explained
+from exporter.heal.fit import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.folded import folded_values
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (
     FOLDER_PLAN,
     FOLDER_REPORT,
-    healed_deletions,
     kind_of,
     write_healed_plan,
 )
@@ -52,7 +50,6 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.architectures import named_in
 from exporter.models.changed_weights import (
     OwnValue,
     bfloat16_where_fast,
@@ -63,18 +60,7 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import DEFAULT_TOKENS, CalibrationText
 from exporter.models.texts.mixtures import joined
 from exporter.progress import QUIET, Progress
-from graph_passes.types import Replacement, SublayerRef
-
-
-def healed_sublayers(plan: PruningPlan, model: ModelRef) -> list[SublayerRef]:
-    """The sublayers whose places are taken."""
-    if model.encoder_layers is not None:
-        raise HealingError(
-            f"{model.source} is an encoder-decoder, which is healed where it is exported.",
-            "depthcut export MODEL --plan PLAN --heal best --calibration PAIRS.",
-            code="two-stacks",
-        )
-    return Stacks(model.num_layers).every(plan.deletions)
+from graph_passes.types import SublayerRef
 
 
 def refuse_early(options: HealOptions, loaded: LoadedModel, plan: PruningPlan) -> None:
@@ -167,11 +153,17 @@ def heal(
     heal_options, ref = options or HealOptions(), loaded.ref
     validate_for(plan, ref, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
-    names = healed_sublayers(plan, ref)
+    if ref.encoder_layers is not None:
+        raise HealingError(
+            f"{ref.source} is an encoder-decoder, which is healed where it is exported.",
+            "depthcut export MODEL --plan PLAN --heal best --calibration PAIRS.",
+            code="two-stacks",
+        )
+    stacks = Stacks(ref.num_layers)
     parents = {**(made_from or {}), "model": ref.sha256}
 
     def attempt(options: HealOptions) -> Healed:
-        return _healed(loaded, plan, names, options, parents, work, texts, lost, progress)
+        return _healed(loaded, plan, stacks, options, parents, work, texts, lost, progress)
 
     *others, last = in_turn(heal_options, loaded, progress)
     for way in others:
@@ -187,7 +179,7 @@ def heal(
 def _healed(
     loaded: LoadedModel,
     plan: PruningPlan,
-    names: list[SublayerRef],
+    stacks: Stacks,
     options: HealOptions,
     parents: Mapping[str, str],
     work: Path | None,
@@ -199,6 +191,7 @@ def _healed(
     refuse_early(options, loaded, plan)
     decided = [*plan.chosen_on, *plan.stopped_on]
     texts = texts or healing_texts(loaded, options, progress, chosen_on=decided)
+    names = stacks.every(plan.deletions)
     with _made(Fitting(loaded, texts, names, options, work, progress)) as made:
         healing = measured_healing(
             loaded,
@@ -216,7 +209,16 @@ def _healed(
     parents = {**parents, **sources}
     measured = bool(healing.texts)
     healed = PruningPlan(
-        deletions=healed_deletions(plan.deletions, made.branch_replacements),
+        deletions=[
+            PlannedDeletion(
+                layer=name.layer,
+                kind=name.kind,
+                replacement=kind_of(made.branch_replacements.get(name, NOTHING)),
+            )
+            for deletion in plan.deletions  # in the order in which they were chosen
+            for name in stacks.every([deletion])
+        ],
+        encoder_layers=plan.encoder_layers,
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
@@ -322,43 +324,8 @@ def heal_stacks(
     options: HealOptions,
     progress: Progress = QUIET,
 ) -> Healed:
-    """Fits what takes the branches' places on the whole model, and measures the gain."""
+    """Heals an encoder-decoder's cut on most of some pairs, and measures the gain on the others."""
     refuse_other_ways(options)
-    fitted, held_out = _parts(text)
-    names = named_in(loaded.model, plan.deletions)
-    fits = fit_branches(
-        loaded,
-        fitted,
-        names,
-        ridge=options.ridge,
-        batch_size=options.batch_size,
-        uses_maps=options.kind != "bias",
-        progress=progress,
-    )
-    kind: Replacement = "bias" if options.kind == "bias" else "linear"
-    chosen = {
-        name: most_explained(fit.choices) if options.kind == "best" else fit.choices[kind][1]
-        for name, fit in fits.items()
-    }
-    healing = measured_healing(
-        loaded, chosen, (held_out, None), options, [fitted.ref], fits, progress=progress
-    )
-    parents = {"model": loaded.ref.sha256, "calibration_0": text.ref.sha256}
-    result = {
-        "deletions": [
-            PlannedDeletion(layer=n.layer, kind=n.kind, replacement=kind_of(chosen[n]))
-            for n in names
-        ],
-        "fitted_on": fitted.parts,
-        "judged_on": held_out.parts,
-        "made_from": {**plan.made_from, **parents},
-    }
-    report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
-    return Healed(plan.model_copy(update=result), chosen, report)
-
-
-def _parts(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
-    """What is fitted on, and what is held out."""
     number = len(text.input_ids)
     if number < 2:
         raise HealingError(
@@ -367,7 +334,11 @@ def _parts(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
             code="too-few-pairs",
         )
     first = number - max(1, number // 5)
-    return text.rows(slice(0, first)), text.rows(slice(first, None))
+    fitted, held = text.rows(slice(0, first)), text.rows(slice(first, None))
+    texts = HealingTexts(fitted, (fitted.ref,), (held,), None)
+    parents = {"model": loaded.ref.sha256}
+    stacks = Stacks.of(loaded.model.config)
+    return _healed(loaded, plan, stacks, options, parents, None, texts, None, progress)
 
 
 def refuse_other_ways(options: HealOptions) -> None:

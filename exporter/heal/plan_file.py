@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import HealingReport, PlannedDeletion, PruningPlan, ReplacementsRef
+from exporter.artifacts import HealingReport, PruningPlan, ReplacementsRef
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
-from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
+from exporter.models.ablation.branch_replacements import BranchReplacement
 from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
 from graph_passes.types import Replacement, SublayerRef
@@ -133,19 +133,6 @@ def _others(numbers: Path, path: Path) -> list[Path]:
             if other != path and numbers in numbers_of(PruningPlan.read(other), other):
                 paths.append(other)
     return paths
-
-
-def healed_deletions(
-    deletions: Sequence[PlannedDeletion],
-    branch_replacements: Mapping[SublayerRef, BranchReplacement],
-) -> list[PlannedDeletion]:
-    """The deletions with what takes each one's place; a block becomes its two sublayers."""
-    result = []
-    for deletion in deletions:
-        for ref in deletion.sublayers:
-            replacement = kind_of(branch_replacements.get(ref, NOTHING))
-            result.append(PlannedDeletion(layer=ref.layer, kind=ref.kind, replacement=replacement))
-    return result
 
 
 def kind_of(branch_replacement: BranchReplacement) -> Replacement:

@@ -337,8 +337,9 @@ def test_a_healed_cut_answers_nearer_to_the_whole_model_than_a_bare_one(family: 
     plan = plan_of((1, "mlp"), (2, "attention"), (3, "cross_attention"))
     healed = heal_stacks(loaded, plan, noise(loaded, "calibration", 30), HealOptions(kind="best"))
     (result,) = healed.report.healing.texts
-    assert (result.role, result.text.samples) == ("calibration", 6)
+    assert (result.role, result.text.samples) == ("calibration", 3)
     assert [part.samples for part in healed.plan.fitted_on] == [24]
+    assert [part.samples for part in healed.plan.stopped_on] == [3]
     meter: Any = meter_here(loaded, noise(loaded, "evaluation", 8))
     branch_replacements = healed.branch_replacements
     bare, better = (
