@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
 
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
@@ -19,7 +18,6 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
 from exporter.engines.environment import default_threads
-from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import PlanError, UnmetGoalError
 from exporter.heal.plan_file import write_healed_plan
@@ -35,7 +33,7 @@ _MOST_CHANGE = 2.0
 
 @dataclass(frozen=True, eq=False)
 class TimedCandidate:
-    """A candidate whose candidate was cut and measured."""
+    """A candidate that was cut and measured."""
 
     candidate: PlanCandidate
     speedup: Speedup
@@ -43,18 +41,6 @@ class TimedCandidate:
     def miss(self, target: float) -> float:
         """How far from the target, as a share of it."""
         return abs(self.speedup.ratio / target - 1)
-
-    def reaches(self, target: float) -> bool:
-        """Whether it is as fast as was asked for, up to the tolerance."""
-        return self.speedup.ratio >= target * (1 - TOLERANCE)
-
-    def surely_reaches(self, target: float) -> bool:
-        """Whether all of the interval is as fast."""
-        return self.speedup.ci95[0] >= target * (1 - TOLERANCE)
-
-    def is_shown(self, target: float) -> bool:
-        """Whether all of the interval, not only its middle, is near the target."""
-        return all(abs(end / target - 1) <= TOLERANCE for end in self.speedup.ci95)
 
 
 def reach_speedup(
@@ -69,83 +55,64 @@ def reach_speedup(
     """Chooses, measures and corrects until the measured speedup is near the target.
 
     What costs foretell is wrong by some factor: a candidate shows by which, and the next goal is
-    larger or smaller by it. The slowest candidate that reaches the target comes back, one whose
-    whole interval reaches it if there is one; where none does, the nearest.
+    larger or smaller by it.
     """
     tried: list[TimedCandidate] = []
-    while True:
+    while len(tried) < rounds:
         try:
             candidate = solve(goal_ms)
         except PlanError as error:
-            if any(item.reaches(target) for item in tried):
+            if not tried:
+                raise
+            nearest = _best(tried, target).speedup.ratio
+            if nearest >= target * (1 - TOLERANCE):
                 break
-            _refuse_target(target, tried, error)
+            raise UnmetGoalError(
+                f"A speedup of {target:g} is out of reach: the nearest candidate measured "
+                f"{nearest:.3f} times as fast, and no more can be dropped. {error}",
+                f"Ask for at most {nearest:.3f}, allow more damage, or let more be dropped.",
+                code="out-of-reach",
+            ) from error
         if any(candidate.choices == item.candidate.choices for item in tried):
             break  # one sublayer more or less is all there is between
-        tried.append(TimedCandidate(candidate, measure(candidate)))
-        _tell(tried[-1], target, progress)
-        if tried[-1].miss(target) <= TOLERANCE or len(tried) == rounds:
+        speedup = measure(candidate)
+        tried.append(TimedCandidate(candidate, speedup))
+        low, high = speedup.ci95
+        progress.say(
+            f"plan: a candidate without {counted(len(candidate.choices), 'sublayer')} measures "
+            f"{speedup.ratio:.3f} [{low:.3f}, {high:.3f}]; the target is {target:g}"
+        )
+        if tried[-1].miss(target) <= TOLERANCE:
             break
-        goal_ms *= _correction(target, tried[-1].speedup.ratio)
+        saved, wanted = 1 - 1 / speedup.ratio, 1 - 1 / target
+        factor = wanted / saved if saved > 0 else math.inf
+        goal_ms *= min(max(factor, 1 / _MOST_CHANGE), _MOST_CHANGE)
     best = _best(tried, target)
-    _warn(best, target, progress)
-    return best
-
-
-def _best(tried: list[TimedCandidate], target: float) -> TimedCandidate:
-    """The slowest that reaches the target: faster than that costs answers for nothing.
-
-    Those come first whose whole interval reaches it.
-    """
-    reaching = [candidate for candidate in tried if candidate.surely_reaches(target)]
-    reaching = reaching or [candidate for candidate in tried if candidate.reaches(target)]
-    if reaching:
-        return min(reaching, key=lambda candidate: candidate.speedup.ratio)
-    return min(tried, key=lambda candidate: candidate.miss(target))
-
-
-def _refuse_target(target: float, tried: list[TimedCandidate], error: PlanError) -> NoReturn:
-    """Refuses what only the measurement showed to be out of reach."""
-    if not tried:
-        raise error
-    nearest = _best(tried, target).speedup.ratio
-    raise UnmetGoalError(
-        f"A speedup of {target:g} is out of reach: the nearest candidate measured {nearest:.3f} "
-        f"times as fast, and no more can be dropped. {error}",
-        f"Ask for at most {nearest:.3f}, allow more damage, or let more be dropped.",
-        code="out-of-reach",
-    ) from error
-
-
-def _correction(target: float, measured: float) -> float:
-    """By what the goal was too small: time to save over time saved."""
-    saved = 1 - 1 / measured
-    wanted = 1 - 1 / target
-    factor = wanted / saved if saved > 0 else math.inf
-    return min(max(factor, 1 / _MOST_CHANGE), _MOST_CHANGE)
-
-
-def _tell(candidate: TimedCandidate, target: float, progress: Progress) -> None:
-    low, high = candidate.speedup.ci95
-    progress.say(
-        f"plan: a candidate without {counted(len(candidate.candidate.choices), 'sublayer')} "
-        f"measures {candidate.speedup.ratio:.3f} [{low:.3f}, {high:.3f}]; the target is {target:g}"
-    )
-
-
-def _warn(best: TimedCandidate, target: float, progress: Progress) -> None:
-    """Tells of a target that was missed, or not shown to be hit."""
     low, high = best.speedup.ci95
     if best.miss(target) > TOLERANCE:
         progress.say(
             f"plan: warning: the chosen candidate is not within {TOLERANCE:.0%} of a speedup of "
             f"{target:g}: it measures {best.speedup.ratio:.3f}"
         )
-    elif not best.is_shown(target):
+    elif any(abs(end / target - 1) > TOLERANCE for end in best.speedup.ci95):
         progress.say(
             f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not proven: the "
             f"interval reaches from {low:.3f} to {high:.3f}; use a quieter machine or more time"
         )
+    return best
+
+
+def _best(tried: list[TimedCandidate], target: float) -> TimedCandidate:
+    """The slowest that reaches the target; where none does, the nearest.
+
+    Faster than that costs answers for nothing. Those come first whose whole interval reaches it.
+    """
+    least = target * (1 - TOLERANCE)
+    surely = [item for item in tried if item.speedup.ci95[0] >= least]
+    reaching = surely or [item for item in tried if item.speedup.ratio >= least]
+    if reaching:
+        return min(reaching, key=lambda item: item.speedup.ratio)
+    return min(tried, key=lambda item: item.miss(target))
 
 
 _WIDTH = 0.01
@@ -172,9 +139,6 @@ class Stopwatch:
     def _runner(self) -> CostRunner:
         return graph_runner(self.onnx, self.folder, self.provider)
 
-    def _opened(self, graph: Path) -> Runner:
-        return open_runner(ONNX, graph, provider=self.provider, threads=1)
-
     def costs(self, replacements: Sequence[Replacement]) -> CostTable:
         """What each sublayer's removal saves, for every replacement."""
         self.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -198,20 +162,18 @@ class Stopwatch:
         cells = self.at.cells(cached=sizes.has_cache)
         self._runner.threads = self.threads or default_threads()
 
+        def is_narrow(estimate: RequestEstimate) -> bool:
+            ratio, (low, high) = estimate.speedup.ratio, estimate.speedup.ci95
+            return max(high / ratio, ratio / low) <= 1 + _WIDTH
+
         def plan(place: Path) -> LoadedPlan:
             path = place / "candidate-plan.json"
             write_healed_plan(path, PruningPlan(deletions=candidate.deletions), candidate.cut)
             return LoadedPlan.read(path)
 
         # Its weights alone, as they would be shipped.
-        with (
-            cut_for_a_while(self.onnx, self.folder, plan, share=False) as graph,
-            self._runner.beside({"candidate": self._opened(graph)}) as arms,
-        ):
-            rows = time_request(arms, cells, self.candidates, _is_narrow, self.progress)
+        with cut_for_a_while(self.onnx, self.folder, plan, share=False) as graph:
+            runner = open_runner(ONNX, graph, provider=self.provider, threads=1)
+            with self._runner.beside({"candidate": runner}) as arms:
+                rows = time_request(arms, cells, self.candidates, is_narrow, self.progress)
         return of_rows(rows, [count for _, count in cells]).speedup
-
-
-def _is_narrow(estimate: RequestEstimate) -> bool:
-    ratio, (low, high) = estimate.speedup.ratio, estimate.speedup.ci95
-    return max(high / ratio, ratio / low) <= 1 + _WIDTH

@@ -43,7 +43,6 @@ from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
-from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -119,17 +118,13 @@ def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     ``log_perplexity_increase_high`` or ``cosine_low``.
     """
     held_out = held_out_of(healing)
-    bare, healed = _figures(held_out, "dropped"), _figures(held_out, "healed")
-    return bare, healed | ends_of(_intervals(held_out))
+    return _figures(held_out, "dropped"), _figures(held_out, "healed") | _ends(held_out)
 
 
 def held_out_of(healing: Healing) -> HealedText:
     """What was measured on text like that which was fitted on."""
     held_out = healing.of_role("calibration")
-    if held_out is None:
-        raise HealingError(
-            "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
-        )
+    assert held_out is not None  # texts without any are refused
     return held_out
 
 
@@ -146,7 +141,7 @@ def is_lost(measured: HealedText, floors: Floors, looks: int = 1) -> bool:
         return False
     figures = _figures(measured, "healed")
     wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], degrees_of(measured))))
-    ends = ends_of(_intervals(measured))
+    ends = _ends(measured)
     best = {
         end: figures[key] + wider * (ends[end] - figures[key])
         for key, figure in LIMITED.items()
@@ -160,14 +155,14 @@ def _figures(measured: HealedText, of: Literal["dropped", "healed"]) -> dict[str
     return {key: float(getattr(figure, of)) for key, figure in measured.figures.items()}
 
 
-def _intervals(measured: HealedText) -> dict[str, tuple[float, float]]:
-    return {key: one.ci95 for key, one in measured.figures.items() if one.ci95 is not None}
+def _ends(measured: HealedText) -> dict[str, float]:
+    figures = measured.figures.items()
+    return ends_of({key: one.ci95 for key, one in figures if one.ci95 is not None})
 
 
 JUDGED = 16
 """Samples of each text that judge, at most, beside those that a healing holds out anyway."""
-_FEWEST_OF_PAIRS = 3
-"""Texts: two of them make a single pair, which has no correlation."""
+_FEWEST_OF_PAIRS = 3  # texts: two make a single pair, and a single sample has no interval
 _SHORTEST_S = 30.0
 """Of a training that was asked for by name."""
 FIRST_SHARE = 0.4
@@ -183,18 +178,6 @@ class HealedCut:
     tried: TriedCut
     plan: LoadedPlan
     report: HealingReport
-
-    def weights(self) -> Mapping[str, ChangedWeight]:
-        """The changed weights, as PyTorch's tensors."""
-        return {
-            name: ChangedWeight(tuple(map(_tensor, change.numbers)))  # type: ignore[arg-type]
-            for name, change in self.plan.changed_weights.items()
-        }
-
-    def branch_replacements(self, loaded: LoadedModel) -> BranchReplacements:
-        """What takes the branches' places."""
-        plan = self.plan
-        return branch_replacements_of(plan.plan.deletions, plan.replacements, loaded.model)
 
 
 def trial_options(
@@ -282,18 +265,12 @@ class TrialRuns:
         chosen = {ref.sha256 for ref in self._chosen_on}
         is_own = chosen.isdisjoint(ref.sha256 for ref in result.sources)
         judges.refuse_fewer(len(judging.input_ids), judging.ref.source, read, healing_text=is_own)
-        if self._floors.similarity is not None and len(judging.input_ids) < _FEWEST_OF_PAIRS:
+        fewest = 2 if self._floors.similarity is None else _FEWEST_OF_PAIRS
+        if len(judging.input_ids) < fewest:
             raise CalibrationError(
-                f"{len(judging.input_ids)} texts of {judging.ref.source} judge the healed cut; "
-                f"--min-similarity compares pairs and needs {_FEWEST_OF_PAIRS} texts or more.",
-                "Give a --calibration with more paragraphs.",
-                code="too-few-pairs",
-            )
-        if len(judging.input_ids) < 2:  # which have no interval
-            raise CalibrationError(
-                f"One sample of {judging.ref.source} judges the healed cut, and an interval, by "
-                "which limits are held, takes two.",
-                f"Give more {result.fitting.read.much}.",
+                f"{counted(len(judging.input_ids), 'sample')} of {judging.ref.source} would judge "
+                f"the healed cut, and its limits take {fewest} or more.",
+                f"Give more {result.fitting.read.much} (--calibration).",
                 code="too-few-samples",
             )
         return result
@@ -490,12 +467,13 @@ def held_after_healing(
     candidate, _ = candidates[ladder.best.number]
     cut = runs.cuts[ladder.tried.index(ladder.best)]
     figures = size_figures(inputs.budget, candidate, inputs.sizes, inputs.costs, speedup)
+    replacements, changed = cut.plan.replacements, cut.plan.changed_weights.items()
     return Outcome(
         runs.noted(cut, figures | elsewhere(cut.report)),
-        cut.branch_replacements(loaded),
+        branch_replacements_of(cut.plan.plan.deletions, replacements, loaded.model),
         speedup=speedup,
         healing=cut.report,
-        weights=cut.weights(),
+        weights={n: ChangedWeight(tuple(map(_tensor, one.numbers))) for n, one in changed},  # type: ignore[arg-type]
     )
 
 

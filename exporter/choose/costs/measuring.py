@@ -34,15 +34,6 @@ from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 MODEL = "model"
 """The role of the model's hash in ``made_from``."""
 _MACHINE = ("machine", "processor", "cpu_count", "gpu", "affinity")
-_LIBRARIES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "torch",
-    "transformers",
-    "tensorrt",
-    "tensorrt-rtx",
-    "openvino",
-)
 
 
 def _conditions(
@@ -52,21 +43,16 @@ def _conditions(
     machine: Environment,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Under what costs are measured."""
+    """Under what costs are measured; of libraries those that decide how fast a backend is."""
+    backend, in_torch = engine[0], engine[0].startswith(("pytorch", "torch"))
+    libraries = ("torch", "transformers") if in_torch else (backend, f"{backend}-gpu")
     return {
         "model": sha256,
         "request": str(at),
         **dict(zip(("backend", "provider"), engine, strict=True)),
         **{name: getattr(machine, name) for name in _MACHINE},
-        **{name: versions.get(name) for name in _LIBRARIES if _decides(name, engine[0])},
+        **{name: versions.get(name) for name in libraries},
     }
-
-
-def _decides(library: str, backend: str) -> bool:
-    """Whether a library's version decides how fast a backend is."""
-    if backend.startswith(("pytorch", "torch")):
-        return library in ("torch", "transformers")
-    return library.removesuffix("-gpu") == backend
 
 
 def refuse_too_long(name: str, longest: int | None, at: RequestShape) -> None:
