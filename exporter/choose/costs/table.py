@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,56 +61,14 @@ class CostGroup(Record):
     members: list[Member] = Field(min_length=1)
     trials: list[Trial] = Field(default_factory=list)
 
-    def trials_of(self, replacement: Replacement) -> list[Trial]:
-        """Those with this replacement, the smallest first."""
-        trials = [trial for trial in self.trials if trial.replacement == replacement]
-        return sorted(trials, key=lambda trial: trial.work)
-
     def each_ms(self, replacement: Replacement) -> tuple[float, float] | None:
         """What an average member saves, and the standard error; None where it wasn't measured.
 
         By the largest trial: its difference is the clearest.
         """
-        trials = self.trials_of(replacement)
-        if not trials:
-            return None
-        return trials[-1].saved_ms_each, trials[-1].std_error_ms / trials[-1].work
-
-    def saved_ms(self, work: Mapping[Replacement, float]) -> float:
-        """What is saved by so much work cut, by what takes its place.
-
-        Between the trials without a replacement it is interpolated, from nothing cut on, and
-        beyond the largest it goes on as that did from there. What a replacement costs is taken
-        off for each.
-        """
-        plain = self.each_ms("none")
-        if plain is None:
-            return sum(self._each(kind) * amount for kind, amount in work.items())
-        extra = sum((plain[0] - self._each(kind)) * amount for kind, amount in work.items())
-        return self._without_replacement(sum(work.values())) - extra
-
-    def _each(self, replacement: Replacement) -> float:
-        result = self.each_ms(replacement)
-        if result is None:
-            first = self.members[0]
-            known = ", ".join(sorted({trial.replacement for trial in self.trials}))
-            raise CostError(
-                f"What {first.kind} {first.layer} costs with the replacement {replacement!r} was "
-                f"not measured; measured are: {known or 'none of them'}.",
-                "Measure the costs again with it.",
-                code="replacement-not-measured",
-            )
-        return result[0]
-
-    def _without_replacement(self, work: float) -> float:
-        below = (0.0, 0.0)
-        for trial in self.trials_of("none"):
-            here = (trial.work, trial.saved_ms)
-            if work <= trial.work:
-                share = (work - below[0]) / (here[0] - below[0])
-                return below[1] + share * (here[1] - below[1])
-            below = here
-        return work / below[0] * below[1]
+        trials = [trial for trial in self.trials if trial.replacement == replacement]
+        trial = max(trials, key=lambda one: one.work, default=None)
+        return None if trial is None else (trial.saved_ms_each, trial.std_error_ms / trial.work)
 
 
 class CostTable(Artifact):
@@ -138,19 +97,20 @@ class CostTable(Artifact):
 
         Below 0 where the replacement takes longer than what it replaces.
         """
-        group, member = self._place(name)
-        return member.share * group._each(replacement)
+        owners = ((group, member) for group in self.groups for member in group.members)
+        for group, member in owners:
+            if member.name == tuple(name) and (each := group.each_ms(replacement)) is not None:
+                return member.share * each[0]
+        raise CostError(
+            f"The cost of {name[1]} {name[0]} with the replacement {replacement!r} was not "
+            "measured.",
+            "Measure the costs again with it: depthcut costs.",
+            code="not-measured",
+        )
 
     def total_saved_ms(self, choices: Mapping[Any, Replacement]) -> float:
-        """What all choices save together."""
-        work: dict[str, dict[Replacement, float]] = {}
-        groups = {}
-        for name, replacement in choices.items():
-            group, member = self._place(name)
-            groups[group.signature] = group
-            own = work.setdefault(group.signature, {})
-            own[replacement] = own.get(replacement, 0.0) + member.share
-        return sum(groups[key].saved_ms(own) for key, own in work.items())
+        """What all choices save together, as far as savings add up."""
+        return math.fsum(self.saved_ms(name, how) for name, how in choices.items())
 
     def speedup(self, choices: Mapping[Any, Replacement]) -> float:
         """How many times faster the request is foretold to be."""
@@ -164,22 +124,9 @@ class CostTable(Artifact):
             )
         return self.baseline_ms / left
 
-    def _place(self, name: SublayerRef) -> tuple[CostGroup, Member]:
-        for group in self.groups:
-            for member in group.members:
-                if member.name == tuple(name):
-                    return group, member
-        raise CostError(
-            f"The cost of {name[1]} {name[0]} was not measured.",
-            "Measure it: depthcut costs.",
-            code="not-measured",
-        )
-
 
 _MOST_GROUPS = 4
 """Of one kind; more of them would take too long to measure one by one."""
-_SEVERAL = 4
-"""With so many cut sublayers it is worth while to cut half of them too, and see how that adds."""
 
 
 @dataclass(frozen=True)
@@ -244,29 +191,18 @@ def variants(
 ) -> list[Variant]:
     """The variants that show what a group's sublayers cost.
 
-    About half of them are cut, evenly spread, once with each replacement. Without a replacement,
-    which is always among them, half of that number is cut too.
+    About half of them are cut, evenly spread, once with each replacement; without any always.
     """
+
+    def fits(member: Member, replacement: Replacement) -> bool:
+        plain = replacement == "bias" or sizes[member.name].takes_linear
+        return replacement == "none" or (sizes.hidden is not None and plain)
+
     result = []
     for replacement in dict.fromkeys(("none", *replacements)):
-        fitting = [m for m in group.members if _fits(sizes, m, replacement)]
+        fitting = [m for m in group.members if fits(m, replacement)]
         if fitting:
-            chosen = _spread(fitting, max(1, len(fitting) // 2))
+            step = len(fitting) / (count := max(1, len(fitting) // 2))
+            chosen = tuple(fitting[int((n + 0.5) * step)] for n in range(count))
             result.append(Variant(group.signature, replacement, chosen))
-    half = len(result[0].members)
-    if half >= _SEVERAL:
-        result.append(Variant(group.signature, "none", _spread(group.members, half // 2)))
     return result
-
-
-def _fits(sizes: GraphSizes, member: Member, replacement: str) -> bool:
-    if replacement == "none":
-        return True
-    known = sizes.hidden is not None
-    return known and (replacement == "bias" or sizes[member.name].takes_linear)
-
-
-def _spread(members: Sequence[Member], count: int) -> tuple[Member, ...]:
-    """So many of them, at even distances."""
-    step = len(members) / count
-    return tuple(members[int((n + 0.5) * step)] for n in range(count))
