@@ -175,9 +175,11 @@ def measure_depths(
         progress: Hears of each cut.
 
     Raises:
+        ScoringError: The model predicts no next tokens.
         PlanError: The scores are of another model.
         TextSourceError: The text can't be read.
     """
+    refuse_encoder(loaded.model)
     refuse_another_model(report, loaded)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring
     table = None if options.costs is None else CostTable.read(options.costs)
