@@ -167,7 +167,7 @@ def _names_goal(items: Mapping[str, Any]) -> bool:
 
 def _fastest_form(items: Mapping[str, Any]) -> Mapping[str, Any]:
     """The target that this machine runs fastest, where its exporter is installed."""
-    others = any(items.get(key) for key in ("exporter", "opset", "engine", "modelopt_python"))
+    others = any(items.get(key) for key in ("exporter", "opset", "engine"))
     provider, dtype = items.get("provider") or "cpu", items.get("dtype") or "float32"
     if others or dtype != _FASTEST_DTYPES.get(provider):
         return {}

@@ -260,7 +260,7 @@ class QuantizeCall(Options):
         Rule(
             ("settings.calibration",),
             lambda told: bool(told.settings.calibration) and not told.settings.needs_calibration,
-            "{0} has no effect here: it is for the schemes int8-qdq, fp8 and int4-awq.",
+            "{0} has no effect here: it is for the scheme int8-qdq.",
             "Leave it out.",
         ),
     )

@@ -7,6 +7,7 @@ REMOVED_COMMANDS = {
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _LONG = "eval_sequence_length in a --config file: longer samples have more context"
 _MAPS = "the key rank of a --config file, for adapters; maps are full"
+_MODELOPT = "--quantize int8-qdq, or ModelOpt by itself on the exported graph"
 _HQQ = "int4 with quantize_method: hqq (a key of export), which needs no text"
 _OPTIONS = (
     ("export plan", "--search-seconds, --rescore-every", "--search greedy"),
@@ -55,6 +56,11 @@ _OPTIONS = (
     ("report", "--format", "-o FILE.md, which is written as Markdown"),
     ("check-engine", "--report", "polygraphy inspect capability MODEL"),
     ("export quantize", "--quantize mixed", _HQQ),
+    (
+        "export quantize",
+        "--modelopt-python, --quantize fp8, --quantize int4-awq",
+        _MODELOPT,
+    ),
     ("quantize", "--quantize-method gptq", "--quantize-method hqq, which needs no text"),
     ("checkpoint", "--importance", "export --checkpoint, whose card tells of the scores"),
     ("plan export", "--require-speedup", "compare, and check --min-speedup"),

@@ -17,7 +17,6 @@ from exporter.engines.build.polygraphy_run import polygraphy
 from exporter.engines.build.profiles import graph_hashes, phases_of, read_source
 from exporter.engines.build.settings import Profile
 from exporter.engines.runners.base import Array
-from exporter.engines.runners.cache_form import has_fixed_length
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TOLERANCE, make_inputs, random_tokens
 from exporter.errors import EngineError
@@ -164,8 +163,7 @@ def _inputs(onnx: Path, shape: Shape, threads: int) -> Feed:
     with OnnxRuntimeRunner(onnx, threads=threads) as runner:
         vocabulary = read_facts(onnx).vocabulary or 2
         given = make_inputs(runner.inputs, shape, random_tokens(shape, vocabulary))
-        fixed = runner.cache_form.mask is not None and any(map(has_fixed_length, runner.inputs))
-        return {**given, **(runner.cache_form.with_room(given) if fixed else {})}
+        return runner.with_room(given)
 
 
 def _shape(profile: Profile) -> Shape:

@@ -17,7 +17,6 @@ from exporter.files import staged_directory, write_text
 from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Key, Run, file_hash, files_below
 from exporter.pipeline.stages import WRITTEN_ANEW
 from exporter.quantize.gguf_blocks import most_bits
-from exporter.quantize.modelopt import modelopt_version
 from exporter.quantize.quantize import QuantizationResult, quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.errors import UnsafeInputError
@@ -157,10 +156,9 @@ def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
     """Both graphs, how and by whom they are quantised, and the files that are looked at."""
     return {
         **run.sources(),
-        "settings": asdict(settings) | {"gguf": None, "modelopt": None},
+        "settings": asdict(settings) | {"gguf": None},
         "texts": [file_hash(text) for text in settings.calibration],
         "gguf": None if settings.gguf is None else file_hash(str(settings.gguf)),
-        "modelopt": None if settings.modelopt is None else modelopt_version(settings.modelopt),
         "versions": run.versions,
     }
 

@@ -36,8 +36,7 @@ from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.processes import available_bytes
-from exporter.quantize.modelopt import modelopt_version
-from exporter.quantize.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
+from exporter.quantize.settings import QuantizeSettings
 from exporter.report.files import REPORTS
 
 _RESULTS: tuple[str, ...] = (
@@ -81,8 +80,6 @@ def refuse_bad_options(request: ExportRequest) -> None:
         refuse_reserved_replacements(LoadedPlan.read(path).plan, path)
     if request.engines is not None:
         _refuse_engines(request.engines)
-    if request.quantize is not None and request.quantize.modelopt is not None:
-        modelopt_version(request.quantize.modelopt)
     if not _reads_pairs(request):
         _refuse_deciding_text(request)
     refuse_missing_tasks(request.compare.quality)
@@ -134,25 +131,12 @@ def _reads_images(request: ExportRequest) -> bool:
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:
     """Refuses what can't be quantised so."""
     settings.refuse_missing_text()
-    if settings.modelopt is None:
-        if request.engines is not None or request.target.startswith("tensorrt"):
-            raise UsageError(
-                f"TensorRT's parser takes no graph that depthcut or ONNX Runtime put into "
-                f"{settings.scheme}; NVIDIA's ModelOpt makes {', '.join(sorted(MODELOPT))}.",
-                MODELOPT_HINT,
-                code="needs-modelopt",
-            )
-    elif request.target.startswith("onnxruntime"):
+    for_engines = request.engines is not None or request.target.startswith("tensorrt")
+    if for_engines and settings.scheme != "int8-qdq":
         raise UsageError(
-            f"ModelOpt quantises for TensorRT, not for --target {request.target}.",
-            "Leave --modelopt-python out, or take --target tensorrt or tensorrt-rtx.",
+            f"TensorRT's parser takes no graph in {settings.scheme}.",
+            "Say --quantize int8-qdq, with a --calibration text.",
             code="other-target",
-        )
-    elif request.cache_length:
-        raise UsageError(
-            "ModelOpt's ONNX Runtime can't run caches that are updated in place.",
-            "Leave --cache-length out: the caches then grow.",
-            code="caches-in-place",
         )
 
 

@@ -117,7 +117,7 @@ class ExportRequest(Options):
     config_only = (
         *("context", "min_top1_agreement", "min_embedding_cosine", "objective", "check_text"),
         *("heal_calibration", "batch_size", "blocks", "batch", "time_budget", "prompts"),
-        *("task_limit", "quantize_method", "gguf", "modelopt_python", "builds", "split"),
+        *("task_limit", "quantize_method", "gguf", "builds", "split"),
         *("compute_capability", "logits"),
     )
     source: str = argument("MODEL")
@@ -306,18 +306,8 @@ class ExportRequest(Options):
         return replace(self.load, dtype=self.choose_dtype or self.load.dtype)
 
     @property
-    def by_modelopt(self) -> bool:
-        """Whether both graphs are quantised for TensorRT, and engines are built from those."""
-        return self.quantize is not None and self.quantize.modelopt is not None
-
-    @property
     def cache_room(self) -> int | None:
-        """Positions of caches of fixed length; None for the usual number, where that will do.
-
-        ModelOpt can't run caches in place, so what it quantises has caches that grow.
-        """
-        if self.by_modelopt:
-            return 0
+        """Positions of caches of fixed length; None for the usual number, where that will do."""
         if self.cache_length is None and self.compare.longest > USUAL_ROOM:
             return self.compare.longest
         return self.cache_length

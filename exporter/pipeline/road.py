@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from exporter.artifacts import ComparisonReport, PruneReport
 from exporter.artifacts.store import locked
-from exporter.export.forms.targets import TARGETS
 from exporter.heal.options import HealOptions
 from exporter.pipeline import encoder_decoder, planning, stages
 from exporter.pipeline import run as keys
@@ -118,8 +117,6 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
     refuse_foreign_results(run)
     refuse_large_comparison(run)
     refuse_wide_check(run)
-    if request.by_modelopt and TARGETS[request.target].fixed_caches:
-        progress.say("export: caches that grow (cache_length: 0): ModelOpt can't run others")
     return run
 
 

@@ -161,8 +161,8 @@ class Run:
         return {arm: self.ledger.files_hash(stage) for arm, stage in ARMS.items()}
 
     def built_from(self) -> dict[str, Path]:
-        """The folder of each model that engines are built from, quantised if ModelOpt did it."""
-        names = QUANTIZED if self.request.by_modelopt else {arm: arm for arm in ARMS}
+        """The folder of each model that engines are built from, quantised if that is asked for."""
+        names = {arm: arm for arm in ARMS} if self.request.quantize is None else QUANTIZED
         return {arm: self.ledger.path(folder) for arm, folder in names.items()}
 
     def forget_others(self, stage: str) -> None:

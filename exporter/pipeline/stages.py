@@ -333,7 +333,7 @@ def engines_key(run: Run, wanted: EngineRequest) -> Key:
     """Both graphs, how they are built, and for which card where that is the one that is here."""
     return {
         **run.sources(),
-        "quantized": run.ledger.files_hash(QUANTIZE) if run.request.by_modelopt else None,
+        "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "backend": wanted.backend,
         "builds": wanted.builds,
         "split": wanted.split,

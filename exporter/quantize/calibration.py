@@ -171,11 +171,13 @@ def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
 
 def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str, Any]]:
     """A model's inputs for one sample after the other, without padding at the end."""
-    return (feed(runner.inputs, batch.trimmed()) for batch in text.batches(1))
+    calls = (feed(runner.inputs, batch.trimmed()) for batch in text.batches(1))
+    return (dict(runner.with_room(call)) for call in calls)
 
 
 _MODULE = "onnxruntime.quantization"
 _FLOAT, _INT8 = "float.onnx", "int8.onnx"
+_WARNINGS, _ERRORS = 2, 3  # what ONNX Runtime logs by itself, and what it logs meanwhile
 _TIED = "it reads the embedding's table through a Transpose"
 
 
@@ -234,6 +236,7 @@ def _dynamic(stage: Path) -> None:
 
 
 def _static(stage: Path, names: list[str], tokens: CalibrationText, threads: int) -> None:
+    """Symmetric on both sides, which is what TensorRT's parser takes."""
     module = require(_MODULE, extra="cpu")
     with OnnxRuntimeRunner(stage / _FLOAT, threads=threads) as runner:
         inputs = list(feeds(runner, tokens))
@@ -245,11 +248,15 @@ def _static(stage: Path, names: list[str], tokens: CalibrationText, threads: int
         op_types_to_quantize=["MatMul", "Gemm"],
         nodes_to_quantize=names,  # or attention's products of two activations would go along
         per_channel=True,
-        activation_type=module.QuantType.QUInt8,
+        activation_type=module.QuantType.QInt8,
         weight_type=module.QuantType.QInt8,
         use_external_data_format=True,
-        # Results in 8 bits as well cost SmolLM2 more than their inputs do.
-        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            # Results in 8 bits as well cost SmolLM2 more than their inputs do.
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+        },
     )
 
 
@@ -278,9 +285,11 @@ def _named(product: Product) -> str:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keeps the quantisers' advice, which is not about what was asked for, off the console."""
-    before = logging.root.manager.disable
+    before, runtime = logging.root.manager.disable, require("onnxruntime", extra="cpu")
     logging.disable(logging.WARNING)
+    runtime.set_default_logger_severity(_ERRORS)
     try:
         yield
     finally:
+        runtime.set_default_logger_severity(_WARNINGS)
         logging.disable(before)

@@ -29,7 +29,6 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from exporter.quantize.calibration import calibration_beside, quantise_activations
 from exporter.quantize.gguf_blocks import GgufBlocks
-from exporter.quantize.modelopt import method_of, quantise_with_modelopt, refuse_caches_in_place
 from exporter.quantize.products import Products, Quantised, find_products
 from exporter.quantize.settings import QuantizeSettings
 from exporter.quantize.weight_only import WeightOnly
@@ -87,8 +86,6 @@ def refuse_nothing_to_do(found: Products, source: Path) -> None:
 
 def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
     """Refuses weights of types beside which ONNX Runtime has no kernels for a scheme."""
-    if settings.modelopt is not None:
-        return
     possible = _BESIDE.get(settings.scheme, ("FLOAT", "FLOAT16"))
     wrong = next((kind.name for kind in kinds if kind.name not in possible), None)
     if wrong is not None:
@@ -186,13 +183,13 @@ def quantize_file(
     model = storage.load_model(source)
     work = _Quantisation(source, model, find_products(model), settings, progress)
     work.refuse(output)
-    method, tokens = work.method(), work.tokens()
+    tokens = work.tokens()
     before = _bytes([source, *storage.data_files(model)])
     try:
         with staging(output) as staged:
             stage = staged.folder
             result, done = work.run(stage, tokens)
-            record = _record(done, settings, method, tokens)
+            record = _record(done, settings, tokens)
             result.metadata_props[QUANTIZATION_KEY] = record.model_dump_json(exclude_none=True)
             if tokens is not None:
                 note_texts(result.metadata_props, {"quantised": tokens.ref.texts})
@@ -222,8 +219,6 @@ class _Quantisation:
     def refuse(self, output: Path) -> None:
         """All that can be refused before any work."""
         refuse_quantised(self.model, self.source)
-        if self.settings.modelopt is not None:
-            refuse_caches_in_place(self.model, self.source)
         refuse_nothing_to_do(self.found, self.source)
         texts = map(Path, self.settings.calibration)
         files = [self.settings.gguf] if self.settings.gguf else []
@@ -232,15 +227,6 @@ class _Quantisation:
         storage.refuse_collision(self.model, output, "compact")
         tensors = (product.weight.const_value for product in self.found.products)
         refuse_unrunnable(self.settings, {t.dtype for t in tensors if t is not None})
-
-    def method(self) -> str:
-        """What the record calls the method."""
-        settings = self.settings
-        return (
-            method_of(settings.scheme, settings.modelopt)
-            if settings.modelopt
-            else settings.rounding
-        )
 
     def tokens(self) -> CalibrationText | None:
         """The calibration text; None where nothing looks at one."""
@@ -255,20 +241,16 @@ class _Quantisation:
         if settings.weight_only:
             gguf = GgufBlocks(settings.gguf) if settings.gguf else None
             return model, WeightOnly(model, products, settings, gguf).run(stage, self.progress)
-        if settings.modelopt is not None and tokens is not None:
-            return quantise_with_modelopt(
-                model, products, stage, settings.scheme, tokens, settings.modelopt, self.progress
-            )
         return quantise_activations(model, products, stage, tokens, default_threads())
 
 
 def _record(
-    done: Quantised, settings: QuantizeSettings, method: str, tokens: CalibrationText | None
+    done: Quantised, settings: QuantizeSettings, tokens: CalibrationText | None
 ) -> QuantizationRecord:
     weight_only, gguf = settings.weight_only, settings.gguf
     return QuantizationRecord(
         scheme=settings.scheme,
-        method=method,
+        method=settings.rounding,
         bits={str(bits): count for bits, count in sorted(done.bits.items())},
         block_size=settings.block if weight_only else None,
         symmetric=settings.without_zero_points if weight_only else None,

@@ -11,21 +11,13 @@ from exporter.options import Options, Rule, dataclass, option, refusal
 
 QUANTIZATION = "Quantisation"
 
-Scheme = Literal["int4", "int8", "int8-dynamic", "int8-qdq", "fp8", "int4-awq"]
-"""``int4`` and ``int8`` are weight-only; ``int8-dynamic`` and ``int8-qdq`` quantise activations as
-well. ``fp8``, which does so too, and ``int4-awq``, which doesn't, are ModelOpt's; ``int8-qdq`` is
-either's."""
+Scheme = Literal["int4", "int8", "int8-dynamic", "int8-qdq"]
+"""``int4`` and ``int8`` are weight-only; the others quantise activations as well."""
 Method = Literal["rtn", "hqq", "gguf"]
 """How a weight-only scheme rounds. ``rtn``: to nearest. ``hqq``: half-quadratic, zero points in
 float. ``gguf``: weights that a GGUF file brings in blocks keep these."""
 
 WEIGHT_ONLY: frozenset[Scheme] = frozenset({"int4", "int8"})
-MODELOPT: frozenset[Scheme] = frozenset({"fp8", "int4-awq", "int8-qdq"})
-"""What ModelOpt makes, for TensorRT."""
-MODELOPT_HINT = (
-    "Make an environment for it, python -m venv DIR and DIR/bin/pip install "
-    "'nvidia-modelopt[onnx]', and say --modelopt-python DIR/bin/python."
-)
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256
 
 
@@ -54,8 +46,8 @@ class QuantizeSettings(Options):
     switch = "scheme"
     scheme: Scheme = option(
         "int4",
-        "Scheme to quantise by. int4, int8: weights only; int8-*: computes in int8. fp8, int4-awq, "
-        "and int8-qdq for TensorRT need --modelopt-python.",
+        "Scheme to quantise by. int4, int8: weights only; int8-*: activations, too. TensorRT takes "
+        "int8-qdq alone.",
         "--quantize",
     )
     method: Method | None = option(
@@ -88,20 +80,11 @@ class QuantizeSettings(Options):
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text for int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc. Several make "
-        "a mixture.",
+        "Text for int8-qdq: a text or JSONL file, hf:DATASET or pydoc. Several make a mixture.",
         metavar="SOURCE",
     )
     gguf: InputFile | None = option(
         None, "For the method gguf: the GGUF file of the model, whose blocks are kept.", rare=True
-    )
-    modelopt: InputFile | None = option(
-        None,
-        "For fp8, int4-awq and int8-qdq, for TensorRT: the Python of an environment that has "
-        "NVIDIA's ModelOpt.",
-        "--modelopt-python",
-        metavar="PATH",
-        rare=True,
     )
 
     @property
@@ -112,7 +95,7 @@ class QuantizeSettings(Options):
     @property
     def needs_calibration(self) -> bool:
         """Whether it can't be done without a text."""
-        return self.scheme in MODELOPT
+        return self.scheme == "int8-qdq"
 
     @property
     def rounding(self) -> Method:
@@ -150,12 +133,6 @@ class QuantizeSettings(Options):
 
     rules = (
         Rule(
-            ("modelopt", "scheme"),
-            lambda told: told.scheme in ("fp8", "int4-awq") and told.modelopt is None,
-            "{1} fp8 and int4-awq are NVIDIA ModelOpt's, which can't share our environment.",
-            MODELOPT_HINT,
-        ),
-        Rule(
             ("method", "gguf"),
             lambda told: (told.method == "gguf") != (told.gguf is not None),
             "{0} gguf and {1}, the file whose blocks are kept, go together.",
@@ -170,20 +147,8 @@ class QuantizeSettings(Options):
         Rule(
             ("method", "scheme"),
             lambda told: not told.weight_only and told.rounding != "rtn",
-            "{1} int8-dynamic and int8-qdq, and what ModelOpt makes, only rounds to nearest.",
+            "{1} int8-dynamic and int8-qdq only round to nearest.",
             "Leave {0} out.",
-        ),
-        Rule(
-            ("modelopt", "scheme"),
-            lambda told: told.scheme not in MODELOPT and told.modelopt is not None,
-            f"ModelOpt makes {', '.join(sorted(MODELOPT))}: {{0}} is for these.",
-            "Leave it out.",
-        ),
-        Rule(
-            ("block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits"),
-            lambda told: told.modelopt is not None and told._shaped,
-            "ModelOpt chooses blocks, zero points and the bits of the head itself.",
-            "Leave those options out: {0}, {1}, {2}, {3}, {4}.",
         ),
         Rule(
             ("block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits"),

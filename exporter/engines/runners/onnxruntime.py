@@ -275,17 +275,22 @@ class OnnxRuntimeRunner(Runner):
         return form.shared
 
     def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        form = self.cache_form
-        fixed = any(map(has_fixed_length, self.inputs)) and form.mask is not None
-        roomy = form.with_room(inputs) if fixed or form.windows else {}
-        session, bound = self._loaded(), self._bound_inputs({**inputs, **roomy})
+        roomy = self.with_room(inputs)
+        session, bound = self._loaded(), self._bound_inputs(roomy)
         for name in names:
             bound.binding.bind_output(name, "cpu")
         with self._run_errors():
             session.run_with_iobinding(bound.binding)
             arrays = [host_array(value) for value in bound.binding.get_outputs()]
         result = dict(zip(names, arrays, strict=True))
-        return form.filled_part(result, inputs) if roomy else result
+        return self.cache_form.filled_part(result, inputs) if roomy is not inputs else result
+
+    def with_room(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """A call's inputs with caches and mask as long as the graph fixes them, or wants them."""
+        form = self.cache_form
+        fixed = form.mask is not None and any(map(has_fixed_length, self.inputs))
+        room = form.with_room(inputs) if fixed or form.windows else {}
+        return {**inputs, **room} if room else inputs
 
     def value(self, array: Array) -> Any:
         """An array as a value where the model runs."""

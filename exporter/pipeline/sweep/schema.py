@@ -66,7 +66,7 @@ MEASURING = _keys(CompareOptions, *SHAPES)
 EXPORT = ("target", "exporter", "opset", "cache_length", "checkpoint")
 CHOICE = ("metric", *_keys(SearchOptions))
 PLAN = ("plan", *COUNTS, *CHOICE, *_keys(HealOptions, *SCORING, "for"))
-PRECISION = ("dtype", *_keys(QuantizeSettings, "gguf", "modelopt_python"))
+PRECISION = ("dtype", *_keys(QuantizeSettings, "gguf"))
 
 
 @functools.cache

@@ -1,20 +1,18 @@
-"""What looks at a text: int8 of activations, pairs for rerankers; ModelOpt in its own Python."""
+"""What looks at a text: activations in 8 bits, for ONNX Runtime and TensorRT; rerankers' pairs."""
 
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
 from exporter.artifacts.plans import noted_texts
-from exporter.cli import run
-from exporter.errors import CalibrationError, MissingDependencyError, QuantizationError, UsageError
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.errors import CalibrationError, UsageError
 from exporter.models.texts.sources import read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.quantize.calibration import calibration_beside
@@ -24,7 +22,7 @@ from graph_passes.files.storage import load_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from tests.graph_passes.decoder_graphs import decoder_model
 from tests.raising import raises
-from tests.reading import Heard, names_in
+from tests.reading import Heard
 from tests.text_graphs import (
     INNER,
     TIED,
@@ -60,7 +58,7 @@ def model(tmp_path: Path) -> Path:
 def test_onnx_runtimes_own_quantisers_keep_the_notes_and_tell_what_they_leave(
     model: Path, tmp_path: Path, words: str, scheme: Any, operator: str
 ) -> None:
-    given = (words,) if scheme == "int8-qdq" else ()
+    given = () if scheme == "int8-dynamic" else (words,)
     settings = QuantizeSettings(scheme=scheme, calibration=given)
     result = quantize_file(model, tmp_path / "out.onnx", settings)
     assert result.record.bits == {"8": 2}
@@ -224,154 +222,20 @@ def test_pairs_beside_a_text_without_sentences_are_mixed_and_that_is_told(
     assert "pairs.jsonl" in str(done.record.calibration)
 
 
-def test_modelopt_is_given_all_pairs_at_once(reranker: Path, text: str, tmp_path: Path) -> None:
-    seen = tmp_path / "seen.npz"
-    program = stand_in(tmp_path, f"{QUANTISES}\nnp.savez({str(seen)!r}, **given)")
-    settings = QuantizeSettings("int8-qdq", calibration=(text,), modelopt=program)
-    quantize_file(reranker, tmp_path / "out" / "model.onnx", settings)
-    given, samples = np.load(seen), calibration_beside(reranker, (text,), 1)
-    width = int(samples.mask.sum(1).max())
-    assert width < LONGEST
-    assert np.array_equal(given["attention_mask"], samples.mask[:, :width])
-    assert samples.types is not None
-    assert np.array_equal(given["token_type_ids"], samples.types[:, :width])
-    assert np.array_equal(given["input_ids"], samples.input_ids[:, :width])
-
-
-STAND_IN = """\
-#!{python}
-import sys
-if sys.argv[1] == "-c":
-    print("0.47.0")
-    sys.exit(0)
-options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
-assert sys.argv[1:3] == ["-m", "modelopt.onnx.quantization"], sys.argv
-assert options["--calibration_eps"] == "cpu" and options["--high_precision_dtype"] == "fp32"
-import numpy as np, onnx_ir as ir
-given = np.load(options["--calibration_data_path"])
-samples, length = given["input_ids"].shape
-assert samples > 1 and given["attention_mask"].shape == (samples, length)
-assert all(given[n].shape[0] == samples and given[n].shape[2] == 0 for n in given if "past" in n)
-model = ir.load(options["--onnx_path"])
-{action}
-model.metadata_props.clear()
-for node in model.graph:
-    for value in node.outputs:
-        if not value.is_graph_output():
-            value.shape = None
-ir.save(model, options["--output_path"])
-open(options["--onnx_path"], "w").close()  # it may spoil what it was given
-"""
-QUANTISES = """\
-for node in list(model.graph):
-    weight = node.inputs[1] if node.op_type == "MatMul" else None
-    if weight is not None and weight.is_initializer():
-        data = weight.const_value.numpy()
-        scale = ir.val(weight.name + ".s", const_value=ir.tensor(np.float32(abs(data).max() / 127)))
-        whole = np.round(data / scale.const_value.numpy()).astype(np.int8)
-        small = ir.val(weight.name + ".q", const_value=ir.tensor(whole))
-        model.graph.initializers.add(scale), model.graph.initializers.add(small)
-        back = ir.node("DequantizeLinear", [small, scale])
-        model.graph.insert_before(node, back)
-        node.replace_input_with(1, back.outputs[0])
-"""
-FAILS = 'sys.exit("no kernel for TensorScatter")'
-
-
-def stand_in(folder: Path, action: str) -> Path:
-    program = folder / "python"
-    program.write_text(STAND_IN.format(python=sys.executable, action=action))
-    program.chmod(0o755)
-    return program
-
-
-@pytest.fixture
-def decoder(tmp_path: Path) -> Path:
-    model = decoder_model()
-    model.metadata_props["depthcut.plan"] = "kept"
+@pytest.mark.rtx
+@pytest.mark.parametrize("room", [None, 32])
+def test_tensorrt_builds_what_a_text_has_scaled(tmp_path: Path, room: int | None) -> None:
+    """With caches that grow, and caches in place."""
+    model, text = decoder_model(), tmp_path / "text.txt"
+    if room is not None:
+        CacheInPlacePass(room).call(model)
     path = saved(model, tmp_path / "float")
     write_tokenizer(path.parent)
     path.with_name("config.json").write_text('{"max_position_embeddings": 16}')
-    return path
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> QuantizeSettings:
-    """As they are asked for; who runs it comes from :func:`stand_in`."""
-    text = tmp_path / "text.txt"
     text.write_text("the a and of in to is for on with " * 8)  # the graph knows no more words
-    return QuantizeSettings(
-        "int4-awq", calibration=(str(text),), modelopt=stand_in(tmp_path, QUANTISES)
-    )
-
-
-def test_notes_and_shapes_are_put_back_and_the_source_stays(
-    decoder: Path, settings: QuantizeSettings, tmp_path: Path
-) -> None:
-    before, out = decoder.read_bytes(), tmp_path / "out" / "model.onnx"
-    record = quantize_file(decoder, out, settings).record
-    assert decoder.read_bytes() == before
-    assert (record.scheme, record.method) == ("int4-awq", "modelopt 0.47.0, awq_clip")
-    assert (record.block_size, record.symmetric, record.embedding_bits) == (None, None, None)
-    assert record.calibration is not None
-    assert "text.txt, sha256 " in record.calibration
-    model = load_model(out)
-    assert record.bits == {"4": sum(n.op_type == "DequantizeLinear" for n in model.graph)}
-    assert record.head_bits == 4
-    note = model.metadata_props[QUANTIZATION_KEY]
-    assert QuantizationRecord.model_validate_json(note) == record
-    assert model.metadata_props["depthcut.plan"] == "kept"
-    attention = next(node for node in model.graph if node.op_type == "Attention")
-    assert attention.inputs[0] is not None
-    assert attention.inputs[0].shape is not None
-    assert {*names_in(out.parent)} <= {"model.onnx", "model.onnx.*.data"}
-
-
-@pytest.mark.parametrize(
-    ("action", "code", "field"),
-    [(FAILS, "modelopt-failed", "no kernel"), ("", "nothing-to-quantize", "fp8")],
-)
-def test_what_fails_leaves_nothing(
-    action: str, code: str, field: str, decoder: Path, settings: QuantizeSettings, tmp_path: Path
-) -> None:
-    failing = replace(settings, scheme="fp8", modelopt=stand_in(tmp_path, action))
-    with raises(QuantizationError, code, field):
-        quantize_file(decoder, tmp_path / "out" / "model.onnx", failing)
-    assert not list(tmp_path.glob("out/*"))
-
-
-def test_caches_in_place_are_refused_before_it_runs(
-    decoder: Path, settings: QuantizeSettings, tmp_path: Path
-) -> None:
-    model = load_model(decoder)
-    CacheInPlacePass(32).call(model)
-    never = replace(settings, modelopt=tmp_path / "none")
-    with raises(QuantizationError, "caches-in-place", "cache_length: 0"):
-        quantize_file(saved(model, tmp_path / "fixed"), tmp_path / "o.onnx", never)
-
-
-def test_a_python_without_it_is_told(
-    decoder: Path, settings: QuantizeSettings, tmp_path: Path
-) -> None:
-    out = tmp_path / "model.onnx"
-    for python, code in (
-        (tmp_path / "none", "python-missing"),
-        (Path(sys.executable), "modelopt-missing"),
-    ):
-        with raises(MissingDependencyError, code, python, "pip install 'nvidia-modelopt[onnx]'"):
-            quantize_file(decoder, out, replace(settings, modelopt=python))
-    with pytest.raises(UsageError):
-        quantize_file(decoder, decoder, settings)
-
-
-def test_the_command_passes_int8_on_to_it_only_where_it_is_named(
-    decoder: Path, settings: QuantizeSettings, tmp_path: Path
-) -> None:
-    result = ["quantize", str(decoder), "--quantize", "int8-qdq", "-q", "--calibration"]
-    result.append(settings.calibration[0])
-    named, plain = tmp_path / "named" / "m.onnx", tmp_path / "plain" / "m.onnx"
-    assert run([*result, "-o", str(named), "--modelopt-python", str(settings.modelopt)]) == 0
-    assert run([*result, "-o", str(plain)]) == 0
-    notes = [load_model(path).metadata_props[QUANTIZATION_KEY] for path in (named, plain)]
-    methods = [QuantizationRecord.model_validate_json(note).method for note in notes]
-    assert methods == ["modelopt 0.47.0, max", "rtn"]
+    target = tmp_path / "small" / "model.onnx"
+    settings = QuantizeSettings("int8-qdq", calibration=(str(text),))
+    assert quantize_file(path, target, settings).record.head_bits == 8
+    ranges = Ranges(prompt=Span(1, 8, 16), context=None if room else Span(1, 8, 31))
+    records = [record for _, record in build_engines(target, tmp_path, ranges=ranges)]
+    assert {record.precision for record in records} == {"fp32-int8"}
