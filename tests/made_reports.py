@@ -58,12 +58,12 @@ _STOPS: tuple[Any, ...] = ("narrow", "budget", "rounds")
 _WORDS: tuple[Any, ...] = ("faster", "same", "inconclusive", "slower")
 
 
-def as_markdown(report: ComparisonReport, importance: ImportanceReport | None = None) -> str:
-    return rendered({"report": report}, importance, as_page=False)
+def as_markdown(report: ComparisonReport) -> str:
+    return rendered({"report": report}, as_page=False)
 
 
-def as_page(report: ComparisonReport, importance: ImportanceReport | None = None) -> str:
-    return rendered({"report": report}, importance)
+def as_page(report: ComparisonReport) -> str:
+    return rendered({"report": report})
 
 
 def as_text(report: ComparisonReport) -> str:

@@ -62,6 +62,7 @@ _OPTIONS = (
         _MODELOPT,
     ),
     ("quantize", "--quantize-method gptq", "--quantize-method hqq, which needs no text"),
+    ("report", "--importance", "depthcut score, which prints the scores"),
     ("checkpoint", "--importance", "export --checkpoint, whose card tells of the scores"),
     ("plan export", "--require-speedup", "compare, and check --min-speedup"),
 )

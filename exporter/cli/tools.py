@@ -154,9 +154,6 @@ class ReportCall(Options):
         "--output",
         usual="for one report: next to it, with its name",
     )
-    importance: InputFile | None = option(
-        None, "The importance.json that the plan was made from, to show all layers."
-    )
 
 
 @command(ReportCall)
@@ -167,7 +164,7 @@ def report(call: ReportCall, progress: ConsoleProgress) -> None:
     """
     from exporter.report.files import render_saved
 
-    page = render_saved(call.reports, importance=call.importance, output=call.output)
+    page = render_saved(call.reports, output=call.output)
     print_result({"path": page}, progress.as_json, page)
 
 

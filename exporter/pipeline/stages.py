@@ -268,7 +268,7 @@ def say_pruned(run: Run, report: PruneReport) -> None:
 
 def measure(run: Run) -> tuple[list[Path], None]:
     """Compares both models and writes the report."""
-    importance, plan = run.importance, run.plan.plan
+    plan = run.plan.plan
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
     arms, floats, built_from = graphs, None, None
     if run.request.engines is not None:
@@ -286,13 +286,13 @@ def measure(run: Run) -> tuple[list[Path], None]:
         onnx=built_from,
         parity=[*parity_notes(run, "export"), *parity_notes(run, "prune")],
         plan=plan.deletions,
-        calibration=importance.calibration,
+        calibration=run.importance.calibration,
         parts=plan.parts,
         resume=run.request.out,
         progress=run.progress,
     )
     report = published(run, report.model_copy(update={"healing": run.healing}))
-    paths = write_reports(report, run.ledger.work, importance)
+    paths = write_reports(report, run.ledger.work)
     forget(run.request.out)
     return paths, None
 

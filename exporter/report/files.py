@@ -16,7 +16,6 @@ from markupsafe import Markup, escape
 from exporter.artifacts import (
     ComparisonReport,
     DepthsReport,
-    ImportanceReport,
     RankedScores,
     RankingRef,
     ScoreComparison,
@@ -207,17 +206,14 @@ SWEEP_REPORTS = ("sweep.json", "sweep.md", "sweep.html")
 """What a sweep leaves beside its cells."""
 
 
-def write_reports(
-    report: ComparisonReport, folder: Path | str, importance: ImportanceReport | None = None
-) -> list[Path]:
+def write_reports(report: ComparisonReport, folder: Path | str) -> list[Path]:
     """Writes report.json, report.md and report.html, all or none, and returns their paths.
 
     Args:
         report: What :func:`exporter.compare_models` gives.
         folder: Where they go; earlier ones are replaced.
-        importance: The scores that the cut was chosen by, which are drawn too.
     """
-    document = comparison_document(report, importance)
+    document = comparison_document(report)
     paths = [Path(folder) / name for name in REPORTS]
     texts = (report.to_json(), markdown(document), page([document]))
     write_texts(dict(zip(paths, texts, strict=True)))
@@ -260,29 +256,22 @@ def study_files(output: Path) -> tuple[Path, Path, Path]:
 def render_saved(
     paths: Sequence[Path],  # the report.json files, at least one
     *,
-    importance: Path | None = None,
     output: Path | None = None,
 ) -> Path:
     """Renders saved reports again, several of them together; a file ``.md`` is Markdown."""
     if output is None and len(paths) > 1:
         raise UsageError("Several reports make one page, and it has no name.", "Give it by -o.")
     target = output or paths[0].with_suffix(".html")
-    refuse_overwriting(target, [*paths, *([importance] if importance else [])])
+    refuse_overwriting(target, paths)
     reports = [ComparisonReport.read(path) for path in paths]
-    scores = ImportanceReport.read(importance) if importance else None
     names = dict(zip(_names(paths), reports, strict=True))
-    write_text(target, rendered(names, scores, as_page=target.suffix != ".md"))
+    write_text(target, rendered(names, as_page=target.suffix != ".md"))
     return target
 
 
-def rendered(
-    reports: Mapping[str, ComparisonReport],
-    importance: ImportanceReport | None = None,
-    *,
-    as_page: bool = True,
-) -> str:
+def rendered(reports: Mapping[str, ComparisonReport], *, as_page: bool = True) -> str:
     """Reports by name as one page or Markdown text; several share a table."""
-    documents = [comparison_document(r, importance) for r in reports.values()]
+    documents = [*map(comparison_document, reports.values())]
     if len(documents) == 1:
         return page(documents) if as_page else markdown(documents[0])
     if not as_page:

@@ -9,7 +9,7 @@ import pytest
 from exporter.report.files import rendered, write_study
 from exporter.score.comparison import compare_files
 from tests.browser.__main__ import check_page
-from tests.made_reports import as_page, full_importance, full_report, gate_accuracy, narrow
+from tests.made_reports import as_page, full_report, gate_accuracy, narrow
 from tests.made_tables import made_depths, training
 
 pytestmark = pytest.mark.browser
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 def test_a_full_page_has_no_problem(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    page.write_text(as_page(full_report(), full_importance()), encoding="utf-8")
+    page.write_text(as_page(full_report()), encoding="utf-8")
     findings = check_page(page, tmp_path)
     assert findings.problems == []
     assert len(findings.pictures) == 5

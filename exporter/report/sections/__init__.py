@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import ComparisonReport, ImportanceReport
+from exporter.artifacts import ComparisonReport
 from exporter.report.sections.accuracy import accuracy_sections
 from exporter.report.sections.blocks import Document, present
 from exporter.report.sections.healing import healing_section
@@ -11,7 +11,6 @@ from exporter.report.sections.machine import engines_section, environment_sectio
 from exporter.report.sections.model import (
     dropped_section,
     forms_section,
-    importance_section,
     parity_section,
     size_section,
 )
@@ -25,9 +24,7 @@ from exporter.report.sections.verdict import (
 )
 
 
-def comparison_document(
-    report: ComparisonReport, importance: ImportanceReport | None = None
-) -> Document:
+def comparison_document(report: ComparisonReport) -> Document:
     """A comparison."""
     accuracy, *answers = accuracy_sections(report)
     sections = [
@@ -40,7 +37,6 @@ def comparison_document(
         forms_section(report),
         dropped_section(report),
         healing_section(report),
-        None if importance is None else importance_section(importance, report.plan),
         engines_section(report),
         parity_section(report),
         environment_section(report),
@@ -50,7 +46,7 @@ def comparison_document(
         command="comparison",
         version=report.versions.get("depthcut", ""),
         title=headline(report),
-        subject=importance.model.source if importance else report.arms.baseline.path,
+        subject=report.arms.baseline.path,
         lead=verdict_sentence(report),
         sections=present(sections),
         notices=notices(report),

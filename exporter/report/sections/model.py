@@ -1,12 +1,10 @@
-"""What the arms are: sizes, forms, what was dropped, importance, parity."""
+"""What the arms are: sizes, forms, what was dropped, parity."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
-from exporter.artifacts.stacks import Stacks
+from exporter.artifacts import Arm, ComparisonReport
 from exporter.printable import significant
 from exporter.report.sections.blocks import (
     Bullets,
@@ -18,11 +16,10 @@ from exporter.report.sections.blocks import (
     parts_blocks,
 )
 from exporter.report.sections.summary import size_grid
-from exporter.report.words import KINDS, dropped_lines, named_arms, read_by, weights_words
+from exporter.report.words import dropped_lines, named_arms, read_by, weights_words
 
 CPU = "CPUExecutionProvider"
 """Where exporter.export.parity runs, whatever is timed."""
-_ALWAYS = ("attention", "mlp", "block")
 
 
 def size_section(report: ComparisonReport) -> Section | None:
@@ -70,15 +67,6 @@ def dropped_section(report: ComparisonReport) -> Section:
     return Section("dropped", "What was dropped", blocks)
 
 
-def _dropped(plan: Sequence[PlannedDeletion]) -> set[tuple[int, str]]:
-    """By layer and kind; a dropped block is all of its layer's sublayers."""
-    return {
-        (deletion.layer, kind)
-        for deletion in plan
-        for kind in (_ALWAYS if deletion.kind == "block" else (deletion.kind,))
-    }
-
-
 def parity_section(report: ComparisonReport) -> Section | None:
     """Every check against a witness; None where none was made."""
     if not report.parity:
@@ -99,41 +87,3 @@ def parity_section(report: ComparisonReport) -> Section | None:
     elsewhere = f"not on {provider}, where the arms were timed and compared."
     notes = [Note(f"These checks ran on the CPU ({CPU}), {elsewhere}")] if provider != CPU else []
     return Section("parity", "Parity", [grid, *notes])
-
-
-def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> Section:
-    """A table with a row a layer; what the plan drops is marked."""
-    gone = _dropped(plan)
-    scores: dict[tuple[int, str], float] = {(s.layer, s.kind): s.score for s in report.scores}
-    scored = {kind for _, kind in scores}
-    kinds = [kind for kind in KINDS if kind in scored or kind in _ALWAYS]
-    digits = _decimal_places(list(scores.values()))
-
-    def cell(layer: int, kind: str) -> Cell:
-        if (score := scores.get((layer, kind))) is None:
-            return "-"
-        text = f"{score:.{digits}f}"
-        return Sign(text, "cut") if gone & {(layer, kind), (layer, "block")} else text
-
-    rows: list[list[Cell]] = [
-        [str(layer), *(cell(layer, kind) for kind in kinds)]
-        for layer in sorted({layer for layer, _ in scores})
-    ]
-    others = [item.metric for item in report.further]
-    also = f" Also scored by {', '.join(others)}." if others else ""
-    if (encoder := report.model.encoder_layers) is not None:
-        words = Stacks(encoder, report.model.num_layers - encoder).words()
-        also += f" {words[0].upper()}{words[1:]}."
-    note = Note(
-        f"Metric: {report.metric}. Lower is more redundant; what was dropped stands in bold.{also}"
-    )
-    header = ["layer", *(KINDS[kind].one for kind in kinds)]
-    grid = Grid("Importance by layer", header, rows, right=range(len(header)))
-    return Section("importance", "Importance", [note, grid])
-
-
-def _decimal_places(scores: Sequence[float]) -> int:
-    """With which a middling score has three digits; four at least."""
-    sizes = sorted(abs(score) for score in scores if score and math.isfinite(score))
-    middle = sizes[len(sizes) // 2] if sizes else 1.0
-    return max(4, 2 - math.floor(math.log10(middle)))

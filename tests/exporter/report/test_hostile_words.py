@@ -251,10 +251,10 @@ def test_a_number_beyond_its_bound_is_refused_with_its_place(
     [("model.num_layers", 10**8), ("scores.0.layer", 10**8), ("calibration.samples", 10**30)],
 )
 def test_scores_of_no_model_are_refused(path: str, value: int, tmp_path: Path) -> None:
-    report, scores = gate_report().write(tmp_path / "report.json"), tmp_path / "importance.json"
+    scores, plan = tmp_path / "importance.json", tmp_path / "plan.json"
     scores.write_text(spoilt(full_importance(layers=3).to_json(), path, value))
-    assert run(["report", str(report), "--importance", str(scores)]) == 2
-    assert not report.with_suffix(".html").exists()
+    assert run(["plan", str(scores), "-o", str(plan), "--drop-attn", "1"]) == 2
+    assert not plan.exists()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ from exporter.report.terminal import comparison_grids, drawn_table
 from tests.made_reports import (
     as_markdown,
     as_text,
-    full_importance,
     full_report,
     gate_report,
     gate_row,
@@ -183,7 +182,7 @@ def test_all_parts_are_there_and_the_verdict_comes_first(report: ComparisonRepor
 
 def test_every_table_is_one_to_a_reader_of_markdown(report: ComparisonReport) -> None:
     parser = MarkdownIt("commonmark").enable("table")
-    for text in (as_markdown(report), as_markdown(full_report(), full_importance())):
+    for text in (as_markdown(report), as_markdown(full_report())):
         tokens = [token.type for token in parser.parse(text)]
         rows = sum(line.startswith("|") for line in text.splitlines())
         rules = tokens.count("table_open")

@@ -32,7 +32,6 @@ from exporter.report.files import rendered
 from exporter.report.sections.verdict import quality_sign
 from tests.made_reports import (
     as_page,
-    full_importance,
     full_report,
     gate_accuracy,
     gate_report,
@@ -65,15 +64,14 @@ def with_perplexity(candidate: float, increase: Any, **more: Any) -> ComparisonR
 
 @pytest.fixture(scope="module")
 def full() -> str:
-    return as_page(full_report(), full_importance())
+    return as_page(full_report())
 
 
 PAGES = {
-    "full": lambda: as_page(full_report(), full_importance()),
-    "without importance": lambda: as_page(full_report()),
+    "full": lambda: as_page(full_report()),
     "bare": lambda: as_page(bare(full_report())),
-    "several": lambda: rendered({name: full_report() for name in "ab"}, full_importance()),
-    "hostile": lambda: as_page(full_report(text=HOSTILE), full_importance(text=HOSTILE)),
+    "several": lambda: rendered({name: full_report() for name in "ab"}),
+    "hostile": lambda: as_page(full_report(text=HOSTILE)),
 }
 
 
@@ -148,8 +146,8 @@ def test_the_verdict_comes_first_in_words_and_signs(full: str) -> None:
 
 def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None:
     titles = {
-        "All models", "Latency", "Accuracy", "Tasks", "What was dropped", "Importance",
-        "Engines", "Parity",
+        "All models", "Latency", "Accuracy", "Tasks", "What was dropped", "Engines",
+        "Parity",
     }  # fmt: skip
     without = PAGES["bare"]()
     assert all(f">{title}</h2>" in full for title in titles)
@@ -195,11 +193,10 @@ def test_saved_reports_are_rendered_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = full_report().write(tmp_path / "one" / "report.json")
-    scores = full_importance().write(tmp_path / "importance.json")
-    assert run(["report", str(saved), "--importance", str(scores)]) == 0
+    assert run(["report", str(saved)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'one' / 'report.html'}\n"
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
-    assert page == as_page(full_report(), full_importance())
+    assert page == as_page(full_report())
     other = full_report(seed=1).write(tmp_path / "two" / "report.json")
     for name, words in (
         ("all.md", "| A | one | Without 9 attentions, 3 MLPs and 1 block, in int8 |"),

@@ -15,9 +15,6 @@ from exporter.artifacts import (
     HealedFigure,
     HealedText,
     Healing,
-    ImportanceReport,
-    MetricScores,
-    PlannedDeletion,
     SweepReport,
     SweepShape,
 )
@@ -30,7 +27,7 @@ from exporter.report.sections.blocks import Grid, Link, Sign, plain
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.healing import healing_grid, healing_section, healing_words
 from exporter.report.sections.latency import corners_section
-from exporter.report.sections.model import forms_section, importance_section
+from exporter.report.sections.model import forms_section
 from exporter.report.sections.sweep import cells_grid, gain, sweep_document, sweep_lead
 from exporter.report.sections.verdict import headline
 from exporter.report.terminal import comparison_grids, drawn_table
@@ -40,7 +37,6 @@ from tests.made_reports import (
     as_text,
     full_report,
     gate_report,
-    importance_of,
 )
 from tests.made_tables import (
     damage,
@@ -114,47 +110,6 @@ def test_forms_and_weights_of_all_arms_are_told(report: ComparisonReport) -> Non
     baseline = arms.baseline.model_copy(update={"quantization": None})
     other = report.model_copy(update={"arms": arms.model_copy(update={"baseline": baseline})})
     assert headline(other).endswith("1 block")
-
-
-# Scores.
-
-REPORT = importance_of({"attention": [0.1, 1.1], "mlp": [0.2], "block": [0.3, 1.3]})
-CUT = PlannedDeletion(layer=1, kind="attention")
-BLOCK = PlannedDeletion(layer=0, kind="block")
-
-
-def scaled(factor: float) -> ImportanceReport:
-    some = [score.model_copy(update={"score": score.score * factor}) for score in REPORT.scores]
-    return REPORT.model_copy(update={"scores": some})
-
-
-@pytest.mark.parametrize(
-    ("factor", "plan", "rows"),
-    [
-        (1, [CUT], ["| 0 | 0.1000 | 0.2000 | 0.3000 |", "| 1 | **1.1000** | - | 1.3000 |"]),
-        (1, [BLOCK], ["| 0 | **0.1000** | **0.2000** | **0.3000** |", "| 1 | 1.1000 |"]),
-        (1 / 4000, [], ["| 0 | 0.0000250 | 0.0000500 | 0.0000750 |"]),
-        (-1, [], ["| 1 | -1.1000 | - | -1.3000 |"]),
-        (0, [], ["| 0 | 0.0000 |"]),
-    ],
-)
-def test_scores_are_told_by_layer_and_what_is_dropped_in_bold(
-    factor: float, plan: list[PlannedDeletion], rows: list[str]
-) -> None:
-    report = scaled(factor)
-    text = section_markdown(importance_section(report, plan))
-    assert all(row in text for row in rows)
-
-
-def test_the_metric_that_decides_is_named_and_the_others_too() -> None:
-    text = section_markdown(importance_section(REPORT, []))
-    assert "Metric: cosine." in text
-    assert "Also" not in text
-    further = [MetricScores(metric="depth", scores=REPORT.scores)]
-    chosen = REPORT.model_copy(update={"further": further}).of_metric("depth")
-    text = section_markdown(importance_section(chosen, []))
-    assert "Metric: depth." in text
-    assert "Also scored by cosine." in text
 
 
 # Healing: both domains, the warning, every branch.
