@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from inspect import get_annotations
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, model_validator
@@ -90,24 +91,20 @@ def refusal(told: Any, names: Sequence[str], message: str, hint: str, code: str)
     return OptionError(message, hint, {n: key_at(type(told), n) for n in names}, code=code)
 
 
+def idle(names: tuple[str, ...], when: Callable[[Any], bool], message: str, hint: str) -> Rule:
+    """A rule: the first is not given where it has no use."""
+    return Rule(names, lambda item: is_given(item, names[0]) and when(item), message, hint)
+
+
 def only_with(name: str, other: str, hint: str = "Give both, or neither.") -> Rule:
     """A rule: the first is given only where the other is."""
-    return Rule(
-        (name, other),
-        lambda item: is_given(item, name) and not is_given(item, other),
-        "{0} is for {1}.",
-        hint,
-    )
+    return idle((name, other), lambda item: not is_given(item, other), "{0} is for {1}.", hint)
 
 
-def excludes(name: str, other: str, why: str = "") -> Rule:
+def excludes(name: str, other: str, why: str) -> Rule:
     """A rule: not both are given."""
-    return Rule(
-        (name, other),
-        lambda item: is_given(item, name) and is_given(item, other),
-        f"{{0}} and {{1}} exclude each other{': ' if why else ''}{why}.",
-        "Leave one of them out.",
-    )
+    words = f"{{0}} and {{1}} exclude each other: {why}."
+    return idle((name, other), lambda item: is_given(item, other), words, "Leave one of them out.")
 
 
 def value_at(told: Any, name: str) -> Any:
@@ -212,7 +209,8 @@ def leaves(schema: type[Options]) -> tuple[Leaf, ...]:
     for name, (hint, default, look) in _fields(schema).items():
         own: list[Leaf] = []
         if isinstance(look, Look):
-            shown = dataclasses.replace(look, section=look.section or schema.section)
+            owner = next(kind for kind in schema.__mro__ if name in get_annotations(kind))
+            shown = dataclasses.replace(look, section=look.section or owner.section)
             own = [Leaf(hint, (name,), _key(name, look), default, shown)]
         elif look is not None:
             inner = leaves(bare_type(hint))

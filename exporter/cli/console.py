@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.printable import printable, printable_json, printable_line, raw_output
+from exporter.progress import QUIET as NOBODY
 from exporter.progress import Task
 
 if TYPE_CHECKING:
@@ -45,6 +46,24 @@ class TaskLines:
         """Whether any piece of work is."""
         return bool(self._open)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Lets the log tick from a thread during the block: few tasks tell each step."""
+        over = threading.Event()
+
+        def tick() -> None:
+            with contextlib.suppress(OSError, ValueError):  # nobody reads the log any more
+                while not over.wait(self.tick()):
+                    pass
+
+        thread = threading.Thread(target=tick, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def begin(self, description: str, total: int | None, unit: str = "") -> Task:
         """Opens a piece of work, as a part of the one that is open."""
         if not self._open:
@@ -56,8 +75,8 @@ class TaskLines:
         """Closes the one that was opened last."""
         task = self._open.pop()
         seconds = self._clock() - task.begin
-        if not failed and is_worth_a_line(seconds, part=bool(self._open)):
-            self._say(done_words(task.description, seconds))
+        if not failed and (not self._open or seconds >= PART_WORTH_TELLING_S):
+            self._say(f"{task.description}: done in {seconds:.1f} s")
         elif failed and not self._open and not self._said_begin:
             self._say(f"{task.description} ...")
 
@@ -83,25 +102,6 @@ class TaskLines:
         return pause
 
 
-@contextlib.contextmanager
-def ticking(lines: TaskLines) -> Iterator[None]:
-    """Lets a log tick from a thread during the block: few tasks tell each step."""
-    over = threading.Event()
-
-    def tick() -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads the log any more
-            while not over.wait(lines.tick()):
-                pass
-
-    thread = threading.Thread(target=tick, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 class _Counted:
     def __init__(self, description: str, total: int | None, unit: str, begin: float) -> None:
         self.description, self.begin = description, begin
@@ -120,16 +120,6 @@ class _Counted:
         return (
             f"{self.description}: {self._done}{self._of}{self._unit}" if known else self.description
         )
-
-
-def is_worth_a_line(seconds: float, *, part: bool) -> bool:
-    """Whether the end of a piece of work is told."""
-    return not part or seconds >= PART_WORTH_TELLING_S
-
-
-def done_words(description: str, seconds: float) -> str:
-    """The line at the end of a piece of work."""
-    return f"{description}: done in {seconds:.1f} s"
 
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
@@ -163,9 +153,8 @@ class ConsoleProgress:
         self.as_json = False
         # Kept, since libraries that print too much run with sys.stderr redirected.
         self._stream = raw_output(sys.stderr)
-        self._bars: Bars | None = None
         self._console: Console | None = None
-        self._lines = TaskLines(self.say)
+        self._lines, self._bars = TaskLines(self.say), TaskBars(self)
 
     @property
     def console(self) -> Console:
@@ -192,53 +181,63 @@ class ConsoleProgress:
     def task(self, description: str, total: int | None = None, unit: str = "") -> Iterator[Task]:
         """Shows a bar on a terminal; elsewhere a line at the end, and more where it takes long."""
         if self.verbosity < NORMAL:
-            yield _Silent()
-        elif self._stream.isatty():
-            with self._bar(description, total, unit) as bar:
-                yield bar
-        else:
-            with self._lines_of(description, total, unit) as lines:
-                yield lines
-
-    @contextmanager
-    def _lines_of(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
+            with NOBODY.task(description) as task:
+                yield task
+            return
+        shown = self._bars if self._stream.isatty() else self._lines
         with ExitStack() as outermost:
-            if not self._lines.open:
-                outermost.enter_context(ticking(self._lines))
-            failed, task = True, self._lines.begin(description, total, unit)
+            if not shown.open:
+                outermost.enter_context(shown.running())
+            failed, task = True, shown.begin(description, total, unit)
             try:
                 yield task
                 failed = False
             finally:
-                self._lines.end(failed=failed)
+                shown.end(failed=failed)
+
+
+class TaskBars(TaskLines):
+    """Shows what is going on as bars on a terminal, and the same lines at the end."""
+
+    def __init__(self, progress: ConsoleProgress) -> None:
+        super().__init__(progress.say)
+        self._progress = progress
+        self._ids: list[TaskID] = []
+        self._bars: Bars | None = None
 
     @contextmanager
-    def _bar(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
-        outermost = self._bars is None
-        if self._bars is None:
-            self._bars = _new_bars(self.console)
-            self._bars.start()
-        bars = self._bars
-        task_id = bars.add_task(printable_line(description), total=total, unit=printable_line(unit))
-        begin = time.perf_counter()
-        failed = True
-        try:
-            yield _Bar(bars, task_id)
-            failed = False
-        finally:
-            bars.remove_task(task_id)
-            seconds = time.perf_counter() - begin
-            if not failed and is_worth_a_line(seconds, part=not outermost):
-                bars.refresh()  # else a line is printed over bars as they were a moment ago
-                self.say(done_words(description, seconds))
-            if outermost:
-                bars.stop()
-                self._bars = None
+    def running(self) -> Iterator[None]:
+        """Draws during the block."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
+        text = TextColumn("{task.description}", markup=False)
+        unit = TextColumn("{task.fields[unit]}", markup=False)
+        columns = SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), unit
+        console = self._progress.console
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as self._bars:
+            yield
 
-class _Silent:
-    def advance(self, steps: int = 1) -> None:
-        """Shows nothing."""
+    def begin(self, description: str, total: int | None, unit: str = "") -> Task:
+        """Opens a bar."""
+        super().begin(description, total, unit)
+        bars, words = self._bars, printable_line(description)
+        assert bars is not None
+        self._ids.append(bars.add_task(words, total=total, unit=printable_line(unit)))
+        return _Bar(bars, self._ids[-1])
+
+    def end(self, *, failed: bool) -> None:
+        """Takes it away."""
+        assert self._bars is not None
+        self._bars.remove_task(self._ids.pop())
+        self._bars.refresh()  # else a line is printed over bars as they were a moment ago
+        super().end(failed=failed)
 
 
 class _Bar:
@@ -249,28 +248,6 @@ class _Bar:
     def advance(self, steps: int = 1) -> None:
         """Moves the bar."""
         self._bars.advance(self._task_id, steps)
-
-
-def _new_bars(console: Console) -> Bars:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
 
 
 class TextPath(click.Path):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import EngineParse, PlannedDeletion, PruneReport, Verification
+from exporter.artifacts import PlannedDeletion, PruneReport
 from exporter.artifacts.servers import SERVERS, ServingRow, serving_rows
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
@@ -23,7 +23,6 @@ from graph_passes.types import Refusal, ResidualSite
 
 if TYPE_CHECKING:
     from exporter.artifacts.loaded_plan import LoadedPlan
-    from exporter.engines.build.check import ParserCheck
     from exporter.quantize.quantize import QuantizationResult
 
 
@@ -97,13 +96,17 @@ def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     """
     from exporter import prune_file
 
-    plan = call.what.read()
+    plan, engine_check = call.what.read(), None
+    if call.check_engine is not None:
+        from exporter.engines.build.check import engine_gate
+
+        engine_check = engine_gate(call.check_engine, progress)
     report = prune_file(
         call.model,
         call.output,
         plan,
         call.cut,
-        engine_check=_engine_check(call.check_engine, progress),
+        engine_check=engine_check,
         progress=progress,
     )
     for name in _gone_before(plan.plan.deletions, report):
@@ -123,37 +126,24 @@ def _gone_before(deletions: Sequence[PlannedDeletion], report: PruneReport) -> l
     ]
 
 
-def _engine_check(backend: Engine | None, progress: ConsoleProgress) -> ParserCheck | None:
-    if backend is None:
-        return None
-    from exporter.engines.build.check import engine_gate
-
-    return engine_gate(backend, progress)
-
-
 def _told(report: PruneReport, verify: str) -> str:
+    done, engine = report.verification, report.engine
     replaced = sum(entry.replacement != "none" for entry in report.deleted)
     place = f", {replaced} of them replaced" if replaced else ""
+    check = "none"
+    if done.max_abs_error is not None:
+        check = verify + " at the cheaper setting" * ("cheaper setting" in done.method)
+        check += f", max error {done.max_abs_error:.1e}"
+        check += "" if done.passed else ", undecided, since the deleted branches change nothing"
+    if engine is not None:
+        verb = "parses it" if engine.parsed else "does not parse it"
+        check += f"; {engine.backend} {engine.version} {verb}"
     return (
         f"{counted(len(report.deleted), 'sublayer')} deleted{place}: "
         f"{report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
-        f" verification: {_verification(report.verification, verify)}{_parse(report.engine)}"
+        f" verification: {check}"
     )
-
-
-def _parse(done: EngineParse | None) -> str:
-    if done is None:
-        return ""
-    return f"; {done.backend} {done.version} {'parses it' if done.parsed else 'does not parse it'}"
-
-
-def _verification(done: Verification, text: str) -> str:
-    if done.max_abs_error is None:
-        return "none"
-    text += " at the cheaper setting" if "cheaper setting" in done.method else ""
-    undecided = "" if done.passed else ", undecided, since the deleted branches change nothing"
-    return f"{text}, max error {done.max_abs_error:.1e}{undecided}"
 
 
 _OTHERS = [name for name, held in SERVERS.items() if held.form != "ONNX"]

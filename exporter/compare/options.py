@@ -53,12 +53,12 @@ Generations = Annotated[
 class RunOptions(Options):
     """Where a graph runs."""
 
-    provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.", section=SPEED)
+    section = SPEED
+    provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.")
     threads: Threads = option(
         None,
         "CPU threads; auto: the physical cores that the process may use.",
         usual="auto",
-        section=SPEED,
     )
 
 
@@ -66,20 +66,17 @@ class RunOptions(Options):
 class TaskOptions(Options):
     """Tasks with right answers."""
 
+    section = TASKS
     tasks: Names = option(
         (),
         "Tasks with correct answers: names of lm-eval tasks, or for encoders mteb:NAME of mteb's "
         "(both from the Hugging Face hub), or of tasks in --task-data.",
-        section=TASKS,
     )
     task_data: InputFolder | None = option(
         None,
         "Read the tasks from DIR/NAME.jsonl, without lm-eval or the network.",
-        section=TASKS,
     )
-    task_limit: Count | None = option(
-        None, "Use only the first N items of each task.", section=TASKS
-    )
+    task_limit: Count | None = option(None, "Use only the first N items of each task.")
     rules = (
         only_with("task_data", "tasks"),
         only_with("task_limit", "tasks"),
@@ -90,32 +87,29 @@ class TaskOptions(Options):
 class QualityOptions(TaskOptions):
     """What is measured of the answers, beside the distributions on the evaluation text."""
 
+    section = ACCURACY
     agreement_prompts: Whole = option(
         8,
         "Number of prompts from the evaluation text that both models continue greedily.",
-        section=ACCURACY,
         config_only=True,
     )
     agreement_tokens: Count = option(
-        64, "Tokens that both models generate for each prompt.", section=ACCURACY, config_only=True
+        64, "Tokens that both models generate for each prompt.", config_only=True
     )
     prompts: InputFile | None = option(
         None,
         "Show both models' answers to these prompts: a text file with a prompt a line, or JSONL "
         "with the field prompt.",
         usual="built-in ones",
-        section=ACCURACY,
     )
     answer_tokens: WholeOrNone = option(
         40,
         "Maximum number of tokens of each answer that the report shows; none: no answers.",
-        section=ACCURACY,
         config_only=True,
     )
     chat: bool = option(
         False,
         "Ask the prompts in the tokenizer's chat template.",
-        section=ACCURACY,
         config_only=True,
     )
 
@@ -124,32 +118,27 @@ class QualityOptions(TaskOptions):
 class TimingOptions(Options):
     """How long, and what besides single runs of the graph is timed."""
 
+    section = SPEED
     time_budget_s: Duration = option(
         60.0,
         "Maximum time to measure one row, in seconds; it ends earlier if the verdict is clear.",
         "--time-budget",
-        section=SPEED,
     )
-    threshold: OpenShare = option(
-        0.01, "Differences below this count as none.", section=SPEED, config_only=True
-    )
+    threshold: OpenShare = option(0.01, "Differences below this count as none.", config_only=True)
     generate: Generations = option(
         (),
         "Time whole generations: time to the first token, per token, and in total.",
-        section=SPEED,
         config_only=True,
     )
     on_disturbance: Literal["stop", "warn"] = option(
         "stop",
         "What to do if a CPU quota or other virtual machines take much of the CPU time.",
-        section=SPEED,
         config_only=True,
     )
     reload: bool = option(
         True,
         "Reload both models several times during the measurement; otherwise their place in "
         "memory influences the result.",
-        section=SPEED,
         config_only=True,
     )
 
@@ -163,21 +152,20 @@ class TimingOptions(Options):
 class CompareOptions(RunOptions):
     """How two models are measured."""
 
+    section = SPEED
     prefill_lengths: Lengths | None = option(
         None,
         "Prompt lengths.",
         "--prefill",
         usual="128,512, of sentence encoders no more than their texts have",
-        section=SPEED,
     )
     decode_past_lengths: Lengths = option(
-        (512,), "Numbers of tokens in the cache for a decode step.", "--decode-past", section=SPEED
+        (512,), "Numbers of tokens in the cache for a decode step.", "--decode-past"
     )
-    batches: Lengths = option((1,), "Sequences in a timed call.", "--batch", section=SPEED)
+    batches: Lengths = option((1,), "Sequences in a timed call.", "--batch")
     rounds: Several | None = option(
         None,
         "Run this many interleaved rounds for each row, instead of using the time budget.",
-        section=SPEED,
     )
     eval_text: str = option(
         "pydoc",

@@ -38,37 +38,33 @@ VERDICTS = "Baselines and verdicts"
 class CheckRequest(Options):
     """What to check, and what to keep."""
 
+    section = VERDICTS
     report: InputFile = argument("REPORT")
     baseline: OutputPath | None = option(
         None,
         "An earlier report, or a folder of several. Without it the candidate is compared with its "
         "own unpruned baseline.",
-        section=VERDICTS,
     )
     limits: Limits = part(Limits())
     allow: tuple[one_of(FIELDS), ...] = option(  # type: ignore[valid-type]
         (),
         "Compare although this field differs from the baseline. Repeatable.",
         metavar="FIELD",
-        section=VERDICTS,
     )
     update_baseline: bool = option(
         False,
         "Make the report the baseline for its conditions, whatever the verdict; exit code 0.",
-        section=VERDICTS,
     )
     history: OutputPath | None = option(
         None,
         "JSON-lines file: the result is appended, and the file is checked for slow drift.",
         metavar="FILE",
-        section=VERDICTS,
     )
     commit: str | None = option(
         None,
         "Name of this run in the history.",
         metavar="NAME",
         usual="GITHUB_SHA or CI_COMMIT_SHA",
-        section=VERDICTS,
     )
     rules = (
         only_with("update_baseline", "baseline", hint="Name it with {1}."),

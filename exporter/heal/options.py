@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from exporter.artifacts import HealKind, Train
 from exporter.artifacts.servers import SERVERS, Server
 from exporter.option_types import Count, Duration, PositiveNumber, Seed, Several, Tokens
-from exporter.options import Options, Rule, dataclass, option
+from exporter.options import Options, Rule, dataclass, idle, option
 from exporter.score.options import NAMED_ONCE
 
 HEALING = "How the plan is healed"
@@ -21,27 +20,6 @@ _TOKENS, _TOKENS_OF_ENCODERS = 200_000, 600_000
 """Of a training; an encoder is small, and what it learns of a text is one vector."""
 
 
-def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
-    """Rules that refuse options of one kind of healing for the others."""
-
-    def broken(name: str, usual: Any) -> Callable[[Any], bool]:
-        return lambda item: item.kind not in (kind, "auto") and getattr(item, name) != usual
-
-    return tuple(
-        Rule(
-            (name, "kind"),
-            broken(name, _USUAL.get(name)),
-            f"{{0}} is for {{1}} {kind}.",
-            f"Leave it out, or give {{1}} {kind}.",
-        )
-        for name in names
-    )
-
-
-_USUAL = {
-    "train": "adapters", "rank": 16, "step_tokens": 512,
-}  # fmt: skip
-"""Defaults other than None."""
 TRAINED = (
     "tokens", "time_s", "train", "rank", "learning_rate", "step_tokens",
 )  # fmt: skip
@@ -135,7 +113,15 @@ class HealOptions(Options):
         usual="any",
     )
     rules = (
-        *_only_for("distill", *TRAINED),
+        *(
+            idle(
+                (name, "kind"),
+                lambda item: not item.trains,
+                "{0} is for {1} distill.",
+                "Leave it out, or give {1} distill.",
+            )
+            for name in TRAINED
+        ),
         Rule(
             ("replacements", "kind"),
             lambda told: not (told.changes_weights or told.replacements == "none"),

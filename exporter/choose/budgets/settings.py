@@ -15,7 +15,7 @@ from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
 from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.option_types import Count, Duration, InputFile, OnnxFile, OutputPath
-from exporter.options import Options, Rule, argument, dataclass, is_given, option, part
+from exporter.options import Options, Rule, argument, dataclass, idle, option, part
 from exporter.score.options import NAMED_ONCE, SCORING, MetricName
 
 ROUNDS = 4
@@ -139,12 +139,8 @@ class PlanSettings(Options):
 
 def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
     """Refuses an option that a choice by scores alone has no use for."""
-    return Rule(
-        (name,),
-        lambda item: is_given(item, name) and by_scores(item),
-        "{0} is for searches by damage, and for budgets other than numbers.",
-        "Give such a budget: --faster 1.2x or --parameters 10%.",
-    )
+    words = "{0} is for searches by damage, and for budgets other than numbers."
+    return idle((name,), by_scores, words, "Give such a budget: --faster 1.2x or --parameters 10%.")
 
 
 def usual_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -152,28 +148,10 @@ def usual_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"heal": "best"} if asks_for_more_than_numbers(told) else {}
 
 
-def _timed(name: str) -> Rule:
-    return Rule(
-        (name, "onnx", "budget.at"),
-        lambda item: is_given(item, name) and not (item.onnx and item.budget.at),
-        "{0} is for times measured on the exported graph.",
-        "Give the graph with {1} and the request with {2}, or leave {0} out.",
-    )
-
-
 _OF_MODELS = (
     *("model", "settings.calibration", "settings.batch_size", "load.revision"),
     *("load.trust_remote_code", "load.allow_pickle", "load.allow_any_model_type"),
 )
-
-
-def _running(name: str) -> Rule:
-    return Rule(
-        (name,),
-        lambda item: is_given(item, name) and not item.runs_model,
-        "{0} is for plans that run the model; dropping the lowest scores doesn't run it.",
-        "Leave it out, or give --search, --heal, or a budget other than numbers.",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +203,24 @@ class PlanRequest(Options):
     load: SourceOptions = part(SourceOptions(), without=("dtype",))
 
     rules = (
-        *map(_running, _OF_MODELS),
-        *map(_timed, ("run.provider", "run.threads", "time_budget_s")),
+        *(
+            idle(
+                (name,),
+                lambda told: not told.runs_model,
+                "{0} is for plans that run the model; dropping the lowest scores doesn't run it.",
+                "Leave it out, or give --search, --heal, or a budget other than numbers.",
+            )
+            for name in _OF_MODELS
+        ),
+        *(
+            idle(
+                (name, "onnx", "budget.at"),
+                lambda told: not (told.onnx and told.budget.at),
+                "{0} is for times measured on the exported graph.",
+                "Give the graph with {1} and the request with {2}, or leave {0} out.",
+            )
+            for name in ("run.provider", "run.threads", "time_budget_s")
+        ),
         *(
             idle_rule(name, lambda told: told.goes_by_scores)
             for name in (
