@@ -209,7 +209,7 @@ def leaves(schema: type[Options]) -> tuple[Leaf, ...]:
     for name, (hint, default, look) in _fields(schema).items():
         own: list[Leaf] = []
         if isinstance(look, Look):
-            owner = next(kind for kind in schema.__mro__ if name in get_annotations(kind))
+            owner: Any = next(kind for kind in schema.__mro__ if name in get_annotations(kind))
             shown = dataclasses.replace(look, section=look.section or owner.section)
             own = [Leaf(hint, (name,), _key(name, look), default, shown)]
         elif look is not None:
