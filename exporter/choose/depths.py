@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -35,7 +36,7 @@ from exporter.choose.costs.weighing import module_sizes
 from exporter.compare.intervals import mean_interval
 from exporter.compare.options import ACCURACY, SPEED, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks, score_tasks
-from exporter.compare.tasks.items import compare_scores
+from exporter.compare.tasks.items import TaskScores, compare_scores
 from exporter.compare.tasks.likelihood import saved_folder
 from exporter.errors import (
     BackendError,
@@ -337,7 +338,7 @@ class _Study:
         for (way, number), cut in cuts.items():
             self.progress.say(f"depths: {way} at {number}, healed by folded weights")
             try:
-                damage = store.once(_name(cut), _DAMAGE, lambda cut=cut: self.folded(cut, fitted))  # type: ignore[misc]
+                damage = store.once(_name(cut), _DAMAGE, partial(self.folded, cut, fitted))
             except HealingError as error:
                 results[way, number] = {"not_healed": error.message}
             else:
@@ -451,49 +452,34 @@ def compared_tasks(
     """
     if not options.tasks:
         return {}
-    files = local_tasks(options)
-    tasks = options.tasks if files is None else [(task.name, task.sha256) for task in files]
-    about = {**loaded.identity(), "of": list(map(list, tasks)), "limit": options.task_limit}
-    store = Store(kept, about)
-    missing = {_name(cut): cut for cut in cuts.values() if not _known(store, cut)}
-    if missing:
-        _score(loaded, options, list(missing.values()), store, progress)
-    return {name: _known(store, cut) for name, cut in cuts.items()}
-
-
-def _name(cut: BranchReplacements) -> str:
-    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut))
-
-
-def _known(store: Store, cut: BranchReplacements) -> list[TaskResult]:
-    try:
-        return _RESULTS.validate_python(store.find(_name(cut)))
-    except ValidationError:
-        return []
-
-
-def _score(
-    loaded: LoadedModel,
-    task_options: TaskOptions,
-    cuts: Sequence[BranchReplacements],
-    store: Store,
-    progress: Progress,
-) -> None:
     import torch
 
     from exporter.engines.runners.pytorch import TorchRunner
 
+    files = local_tasks(options)
     runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
+    tasks = options.tasks if files is None else [(task.name, task.sha256) for task in files]
+    about = {**loaded.identity(), "of": list(map(list, tasks)), "limit": options.task_limit}
+    store = Store(kept, about)
     with scratch_folder("tasks") as place, runner:
         folder = saved_folder(loaded, place)
-        progress.say("tasks: the whole model")
-        whole = score_tasks(task_options, runner, folder, progress=progress)
-        for number, cut in enumerate(cuts, start=1):
-            progress.say(
-                f"tasks: without {counted(len(cut), 'sublayer')} ({number} of {len(cuts)})"
-            )
+
+        def scored(cut: BranchReplacements) -> list[TaskScores]:
+            progress.say(f"tasks: without {counted(len(cut), 'sublayer')}")
             with branches_replaced(loaded.model, cut):
-                scores = score_tasks(task_options, runner, folder, progress=progress)
-            pairs = zip(whole, scores, strict=True)
-            task_results = [result for pair in pairs for result in compare_scores(*pair)]
-            store.keep(_name(cut), _RESULTS.dump_python(task_results, mode="json"))
+                return score_tasks(options, runner, folder, progress=progress)
+
+        whole = cache(lambda: scored({}))
+
+        def compared(cut: BranchReplacements) -> list[TaskResult]:
+            pairs = zip(whole(), scored(cut), strict=True)
+            return [result for pair in pairs for result in compare_scores(*pair)]
+
+        return {
+            name: store.once(_name(cut), _RESULTS, partial(compared, cut))
+            for name, cut in cuts.items()
+        }
+
+
+def _name(cut: BranchReplacements) -> str:
+    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut))

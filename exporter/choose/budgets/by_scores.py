@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
@@ -81,16 +80,11 @@ def affordable_shortlist(
     parameters: int, candidates: int, operations_per_s: float, shortlist: int
 ) -> int:
     """How many candidates a step measures, so that a search takes :data:`SEARCH_S`."""
-    most = min(candidates, shortlist or candidates)
-    affords = partial(affordable_tokens, parameters, operations_per_s=operations_per_s)
-    return next(
-        (
-            number
-            for number in range(most, 1, -1)
-            if affords(search_runs(candidates, USUAL_DROPS, number))
-        ),
-        1,
-    )
+    for number in range(min(candidates, shortlist or candidates), 1, -1):
+        runs = search_runs(candidates, USUAL_DROPS, number)
+        if affordable_tokens(parameters, runs, operations_per_s):
+            return number
+    return 1
 
 
 def affordable(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import CalibrationRef, ImportanceReport, PruningPlan, Speedup
+from exporter.artifacts import ImportanceReport, PruningPlan, Speedup
 from exporter.artifacts.plans import keep_first, parents_of, validate_for
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import Budget
@@ -164,8 +164,11 @@ def _by_damage(inputs: PlanInputs) -> Outcome:
         wanted = words_of(inputs.goals) or "as much as the limits allow"
         inputs.progress.detail(f"plan: wanted: {wanted}")
     if inputs.floors and inputs.settings.limits_healed(budget):
+        chosen_on = {"chosen_on": inputs.measured_text.parts}
         return held_after_healing(
-            inputs, lambda: _reaching_goals(inputs), lambda candidate: _chosen(inputs, candidate)
+            inputs,
+            lambda: _reaching_goals(inputs),
+            lambda candidate: _plan_of(inputs, candidate).model_copy(update=chosen_on),
         )
     candidate, speedup = _reaching_goals(inputs)
     if not candidate.options:
@@ -195,23 +198,6 @@ def _reaching_goals(inputs: PlanInputs) -> tuple[PlanCandidate, Speedup | None]:
         progress=inputs.progress,
     )
     return timed.candidate, timed.speedup
-
-
-def _parts(inputs: PlanInputs) -> dict[str, list[CalibrationRef]]:
-    """What decided, as far as anything did: a plan without fits and floors needs no check."""
-    texts, fits = inputs.texts, inputs.settings.weighed is not None
-    return {
-        "chosen_on": inputs.measured_text.parts,
-        "fitted_on": inputs.fitted_text.parts if fits else [],
-        "stopped_on": texts.checked.parts if fits or inputs.budget.floors else [],
-        "judged_on": texts.reported.parts,
-    }
-
-
-def _chosen(inputs: PlanInputs, candidate: PlanCandidate) -> PruningPlan:
-    """A plan of a candidate, with the text that has chosen it."""
-    update = {"chosen_on": inputs.measured_text.parts}
-    return _plan_of(inputs, candidate).model_copy(update=update)
 
 
 def _plan_of(inputs: PlanInputs, candidate: PlanCandidate) -> PruningPlan:
@@ -259,12 +245,12 @@ def _outcome(inputs: PlanInputs, candidate: PlanCandidate, speedup: Speedup | No
     """The plan with its figures on tokens on which nothing was decided."""
     texts, settings = inputs.texts, inputs.settings
     damage, healing = inputs.reporter.damage_of(candidate.cut), None
-    if settings.weighed is not None and not settings.heals_afterwards:
+    if (weighed := settings.weighed) is not None and not settings.heals_afterwards:
         healing = healing_of(
             inputs.loaded,
             (inputs.fitted_text, texts.reported),
             candidate.cut,
-            settings.weighed,
+            weighed,
             batch_size=settings.batch_size,
             progress=inputs.progress,
         )
@@ -274,7 +260,11 @@ def _outcome(inputs: PlanInputs, candidate: PlanCandidate, speedup: Speedup | No
         "predicted": figures | elsewhere(healing),
         "predicted_on": texts.figures_from,
         "judged_apart": judged_apart(damage, texts.reported),
-        **_parts(inputs),
+        # What decided, as far as anything did: without fits and floors nothing needs a check.
+        "chosen_on": inputs.measured_text.parts,
+        "fitted_on": inputs.fitted_text.parts if weighed is not None else [],
+        "stopped_on": texts.checked.parts if weighed is not None or inputs.budget.floors else [],
+        "judged_on": texts.reported.parts,
     }
     plan = _plan_of(inputs, candidate).model_copy(update=result)
     return Outcome(plan, candidate.cut, damage, speedup, healing)

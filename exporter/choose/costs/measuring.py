@@ -13,7 +13,6 @@ from typing import Any
 from exporter.artifacts import Environment, LatencyRow, library_versions
 from exporter.artifacts.latency import Shape
 from exporter.choose.costs.cost_runners import CostRunner, engine_runner, graph_runner
-from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial, Variant, groups_of, variants
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
@@ -29,7 +28,7 @@ from exporter.models.model_folder import find_onnx
 from exporter.optional import require
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
-from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
+from graph_passes.types import Replacement, SublayerRef
 
 MODEL = "model"
 """The role of the model's hash in ``made_from``."""
@@ -81,11 +80,6 @@ class CostSettings:
     effort: Effort = field(default_factory=Effort)  # how long each variant is timed at most
     kept: Path | None = None
     may_replace: bool = True
-
-    def is_known(self, estimate: RequestEstimate) -> bool:
-        """Whether what a variant saves is known well enough."""
-        wanted = max(_PRECISION * abs(estimate.saved_ms), _LEAST * estimate.baseline_ms)
-        return estimate.std_error_ms <= wanted
 
 
 def measure_costs(
@@ -139,14 +133,6 @@ def measure_on(
     return _CostRun(runner, settings, cells, progress, together).measure(names, earlier)
 
 
-def wanted_names(sizes: GraphSizes, names: Collection[SublayerRef] | None) -> list[SublayerRef]:
-    """Those that were named; all attentions and MLPs where none were."""
-    wanted = [n for n in sizes.sublayers if n[1] in BLOCK_KINDS] if names is None else [*names]
-    if not wanted:
-        raise CostError("No sublayer to measure is given.", code="nothing-asked")
-    return wanted
-
-
 @dataclass
 class _CostRun:
     """One table in the making."""
@@ -165,7 +151,7 @@ class _CostRun:
         """Times what no earlier run has timed: one variant after the other, or all together."""
         sizes = self.runner.sizes
         self.recall(earlier)
-        groups = groups_of(sizes, wanted_names(sizes, names))
+        groups = groups_of(sizes, names)
         self.groups |= {group.signature: group for group in groups}
         replacements, most = self.settings.replacements, 1 if self.together else None
         planned = [v for g in groups for v in variants(g, sizes, replacements)[:most]]
@@ -190,7 +176,8 @@ class _CostRun:
         self.progress.detail(f"costs: without {', '.join(batch)}")
 
         def known(estimate: RequestEstimate) -> bool:
-            return not self.together and self.settings.is_known(estimate)
+            wanted = max(_PRECISION * abs(estimate.saved_ms), _LEAST * estimate.baseline_ms)
+            return not self.together and estimate.std_error_ms <= wanted
 
         try:
             with self.runner.arms(batch) as arms:
@@ -334,7 +321,7 @@ _LOADED = 1.5
 def fit_together(runner: CostRunner) -> bool:
     """Whether memory holds the whole graph and a variant of each group."""
     sizes, free = runner.sizes, available_bytes()
-    groups = groups_of(sizes, wanted_names(sizes, None))
+    groups = groups_of(sizes, None)
     return free is None or _LOADED * (1 + len(groups)) * sizes.weight_bytes <= free
 
 

@@ -13,7 +13,7 @@ from exporter.artifacts import Artifact, Environment, LatencyRow, Record
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.errors import CostError
-from graph_passes.types import Replacement, SublayerKind, SublayerRef
+from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
 
 
 class Member(Record):
@@ -148,12 +148,14 @@ class Variant:
         return f"{self.members[0].kind} {layers}{how}"
 
 
-def groups_of(sizes: GraphSizes, names: Collection[SublayerRef]) -> list[CostGroup]:
-    """The groups that named sublayers belong to, in the order of their first layers.
+def groups_of(sizes: GraphSizes, names: Collection[SublayerRef] | None) -> list[CostGroup]:
+    """The groups that sublayers belong to, by their first layers; None: all attentions and MLPs.
 
     Where one kind falls into many groups it is taken for a single one, in which each sublayer costs
     as much as its weights have bytes.
     """
+    if names is None:
+        names = [name for name in sizes.sublayers if name[1] in BLOCK_KINDS]
     wanted = {sizes[name].signature for name in names}
     kinds: dict[str, dict[str, list[SublayerRef]]] = {}
     for name, size in sorted(sizes.sublayers.items()):

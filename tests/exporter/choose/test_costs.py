@@ -276,7 +276,7 @@ def test_only_the_groups_of_named_sublayers_are_measured() -> None:
     ("bench", "options", "code", "field"),
     [
         ({}, {"names": [(99, "mlp")]}, "sublayer-missing", "mlp 99"),
-        ({}, {"names": []}, "nothing-asked", ""),
+        ({}, {"names": []}, "nothing-measured", ""),
         ({}, {"at": RequestShape(1, 60, 5)}, "context-too-long", 65),
         ({"refused": "mlp"}, {"names": [(0, "mlp")]}, "nothing-measured", ""),
     ],
