@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import click
 
+from exporter import __version__
 from exporter.cli.console import NORMAL, ConsoleProgress, echo, general_options
 from exporter.cli.removed import REMOVED_COMMANDS
 from exporter.errors import (
@@ -109,22 +110,11 @@ class _Commands(click.Group):
                 )
 
 
-def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from exporter import __version__
-
-        echo(f"depthcut {__version__}")
-        ctx.exit()
-
-
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
-    help="Print the version.",
-)  # fmt: skip
+@click.version_option(__version__, message="depthcut %(version)s", help="Print the version.")
 def cli() -> None:
     """Remove the layers that matter least from a Transformer; measure what is gained and lost.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -20,9 +19,6 @@ from exporter.option_types import Arm, Count, InputPath, OutputFolder, OutputPat
 from exporter.options import Options, Rule, argument, dataclass, option, part, required
 from exporter.printable import Pieces
 from graph_passes.files.kinds import HTML, TEXT, refuse_foreign
-
-if TYPE_CHECKING:
-    from exporter.engines.decoding.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +161,6 @@ class GenerateCall(Options):
     cache_length: Count | None = option(
         None, "Length of the cache, in tokens.", usual="prompt and new tokens", config_only=True
     )
-    runner: Literal["onnxruntime", "engine"] | None = option(
-        None,
-        "What to run, if the folder has both an ONNX file and engines.",
-        usual="onnxruntime",
-        config_only=True,
-    )
     tokenizer: InputPath | None = option(
         None, "tokenizer.json or its folder.", usual="beside the model"
     )
@@ -188,7 +178,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     text as it is.
     """
     from exporter.engines.decoding.generate import generate as run
-    from exporter.engines.decoding.generate import refuse_too_long
+    from exporter.engines.decoding.generate import open_decoder, refuse_too_long
     from exporter.engines.runners.base import tell_notes
     from exporter.engines.runners.registry import RUNNERS, named_backend
 
@@ -200,7 +190,9 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
         (prompt_ids,) = texts.encode_chats([call.prompt])
     else:
         prompt_ids = texts.encode(call.prompt)
-    decoder = _decoder(call)
+    decoder = open_decoder(
+        call.model, provider=call.provider, threads=call.threads, context=call.cache_length
+    )
     refuse_too_long(decoder, len(prompt_ids), call.new_tokens, texts.positions)
     pieces = Pieces()
     silent = progress.as_json
@@ -222,15 +214,3 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     echo()
     later = "" if done.per_token_ms is None else f", then {done.per_token_ms:.1f} ms a token"
     progress.say(f"{len(done.token_ids)} tokens; first after {done.first_token_ms:.0f} ms{later}")
-
-
-def _decoder(call: GenerateCall) -> Decoder:
-    from exporter.engines.decoding.generate import open_decoder
-
-    return open_decoder(
-        call.model,
-        backend=call.runner,
-        provider=call.provider,
-        threads=call.threads,
-        context=call.cache_length,
-    )

@@ -43,6 +43,7 @@ _OPTIONS = (
     ("build", "--hardware-compatibility, --version-compatible", "trtexec for such an engine"),
     ("build", "--tf32, --timing-cache", "trtexec for such an engine"),
     ("generate", "--seed, --temperature, --top-k, --top-p", "the server that you deploy to"),
+    ("generate", "--runner", "the file's name, or a folder of engines alone"),
     ("package", "--beside", "tar"),
     ("package", "--tarball", "tar, with each engine's .json, tokenizer.json and config.json"),
     ("compare export", "--long-context", "--tasks with lm-eval's tasks, such as ruler"),

@@ -14,7 +14,7 @@ from exporter.cli.results import print_result, print_study
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting
 from exporter.models.loading.sources import LOADING, SourceOptions, StreamOptions
-from exporter.option_types import OutputPath
+from exporter.option_types import OutputFile
 from exporter.options import (
     Options,
     Rule,
@@ -48,7 +48,7 @@ class ScoreCall(Options):
     """What `depthcut score` is asked to do."""
 
     models: tuple[str, ...] = argument("MODEL...")
-    output: OutputPath | None = option(
+    output: OutputFile | None = option(
         None,
         "The file.",
         "-o",
@@ -141,16 +141,9 @@ def score(call: ScoreCall, progress: ConsoleProgress) -> None:
     files: of one model by other metrics or on other texts, or of checkpoints of one training.
     """
     if call.compare:
-        _compare(call, _file(call.output), progress)
+        _compare(call, progress)
     else:
-        _score(call, _file(call.output) or Path("importance.json"), progress)
-
-
-def _file(output: Path | None) -> Path | None:
-    """Refuses a folder where a file is to be written, before anything is scored."""
-    if output is not None and output.is_dir():
-        raise click.BadParameter(f"{output} is a directory.", param_hint="-o")
-    return output
+        _score(call, call.output or Path("importance.json"), progress)
 
 
 def _score(call: ScoreCall, output: Path, progress: ConsoleProgress) -> None:
@@ -166,12 +159,12 @@ def _score(call: ScoreCall, output: Path, progress: ConsoleProgress) -> None:
     print_result(report, progress.as_json, f"Most redundant{by}: {text}", output)
 
 
-def _compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) -> None:
+def _compare(call: ScoreCall, progress: ConsoleProgress) -> None:
     """Compares score files, and writes that where a file is named for it."""
     from exporter.report.files import study_files, write_study
     from exporter.score.comparison import compare_files
 
-    files = [_existing(name) for name in call.models]
+    files, output = list(map(Path, call.models)), call.output
     # Cosine, the default, may be asked for as well.
     source = click.get_current_context().get_parameter_source("metric")
     metrics = call.score.metrics if source is click.core.ParameterSource.COMMANDLINE else ()
@@ -183,9 +176,3 @@ def _compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) ->
     if output:
         write_study(comparison, output)
     print_study(comparison, output, as_json=progress.as_json)
-
-
-def _existing(name: str) -> Path:
-    if not Path(name).is_file():
-        raise click.BadParameter(f"{name} is not a file.", param_hint="--compare")
-    return Path(name)

@@ -144,20 +144,13 @@ def _tokens(
 def open_decoder(
     model: Path | str,
     *,
-    backend: str | None = None,  # None takes what is there, and of both the first
     provider: str = "cpu",
     threads: int | None = None,  # CPU threads, but for an engine; all cores when None
     context: int | None = None,  # positions that a text may have at most, but for an engine
 ) -> Decoder:
     """A decoder for a model, not yet loaded."""
     named, model = named_backend(model)
-    if named is not None and backend is not None:
-        raise UsageError(
-            f"{named}: says already what runs the model.",
-            "Leave --runner out.",
-            code="wrong-backend",
-        )
-    if named is None and _runs_engines(model, backend):
+    if named is None and _runs_engines(model):
         if context is not None:
             raise UsageError(
                 "How long a text may be is built into an engine.",
@@ -176,20 +169,11 @@ def open_decoder(
     )
 
 
-def _runs_engines(model: Path, backend: str | None) -> bool:
-    """Whether engines are what runs of a file or folder."""
+def _runs_engines(model: Path) -> bool:
+    """Whether engines are what runs of a file or folder; of both, the graph runs."""
     if not model.is_file():
-        return backend == "engine" or (backend is None and holds_engines_alone(model))
-    is_engine = model.suffix in SUFFIXES or (
-        model.suffix != ".onnx" and sidecar_path(model).is_file()
-    )
-    if backend is not None and is_engine != (backend == "engine"):
-        raise UsageError(
-            f"{model} is {'an' if is_engine else 'no'} engine.",
-            "Leave --runner out.",
-            code="wrong-backend",
-        )
-    return is_engine
+        return holds_engines_alone(model)
+    return model.suffix in SUFFIXES or (model.suffix != ".onnx" and sidecar_path(model).is_file())
 
 
 def decoder_on(runner: Runner) -> Decoder:

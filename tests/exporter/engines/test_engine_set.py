@@ -394,11 +394,7 @@ def test_a_decoder_refuses_before_it_is_loaded(tmp_path: Path) -> None:
 def test_a_folder_is_what_lies_in_it(tmp_path: Path) -> None:
     engine = builds(tmp_path, ("",)) / "m-decode.engine"
     assert isinstance(open_decoder(tmp_path), TensorRtDecoder)
-    onnx = saved(tiny_model(), tmp_path)
+    saved(tiny_model(), tmp_path)
     assert isinstance(open_decoder(tmp_path), OnnxRuntimeDecoder)
-    assert isinstance(open_decoder(tmp_path, backend="engine"), TensorRtDecoder)
-    for file, other in ((onnx, "engine"), (engine, "onnxruntime")):
-        with raises(UsageError, "wrong-backend", file.name):
-            open_decoder(file, backend=other)  # type: ignore[arg-type]
     with raises(UsageError, "context-fixed", "--cache-length"):
         open_decoder(engine, context=8)

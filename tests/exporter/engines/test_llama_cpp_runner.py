@@ -20,7 +20,7 @@ from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
 from exporter.engines.runners.registry import open_model
 from exporter.engines.tensors import make_inputs, random_tokens
-from exporter.errors import BackendError, GgufFileError, MissingDependencyError, UsageError
+from exporter.errors import BackendError, GgufFileError, MissingDependencyError
 from exporter.models.gguf_model_files import gguf_facts, gguf_folder
 from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of, llama_library, said
 from tests.raising import raises
@@ -154,8 +154,6 @@ def test_it_generates(library: Any, whole: Path) -> None:
         assert decoder.backend == "llama.cpp"
         result = generate(decoder, prompt, new_tokens=4)
     assert list(result.token_ids) == wanted
-    with raises(UsageError, "wrong-backend", "--runner"):
-        open_decoder(f"llama.cpp:{whole}", backend="onnxruntime")
 
 
 def test_what_generates_for_timing_asks_for_the_last_logits(library: Any, whole: Path) -> None:
