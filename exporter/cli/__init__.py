@@ -54,7 +54,6 @@ _COMMANDS = {
         "costs": ("studies", "Measure the time of each attention and MLP in a request."),
         "gguf": ("heal", "Cut sublayers out of a GGUF file, for llama.cpp."),
         "checkpoint": ("heal", "Write the pruned model as a Hugging Face checkpoint."),
-        "check-engine": ("tools", "Check whether an engine's parser accepts an ONNX file."),
         "verify-engine": ("tools", "Compare an engine's answers with ONNX Runtime's."),
         "generate": ("compare", "Continue a text with a model or an engine."),
         "evaluate": ("compare", "Score a model on tasks with correct answers."),

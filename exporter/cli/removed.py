@@ -2,6 +2,7 @@
 
 REMOVED_COMMANDS = {
     "gpu-session": "make gpu, in a clone",
+    "check-engine": "depthcut build, which parses first and says what is in the way",
     "refit": "depthcut build, which builds an engine with the graph's weights",
 }
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
@@ -55,7 +56,6 @@ _OPTIONS = (
     ("plan export", "--search-items, --judged-items, --search-seed", "--objective kl"),
     ("plan", "--ray, --ray-workers", "score --metric kl --ray, whose scores plan takes"),
     ("report", "--format", "-o FILE.md, which is written as Markdown"),
-    ("check-engine", "--report", "polygraphy inspect capability MODEL"),
     ("export quantize", "--quantize mixed", _HQQ),
     (
         "export quantize",

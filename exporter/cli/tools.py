@@ -1,4 +1,4 @@
-"""`depthcut report`, `check-engine`, `verify-engine`, `lm-eval` and `doctor`."""
+"""`depthcut report`, `verify-engine`, `lm-eval` and `doctor`."""
 
 from __future__ import annotations
 
@@ -11,49 +11,13 @@ from pydantic import Field
 from exporter.cli.command import command
 from exporter.cli.console import CONFIG, SHOW_CONFIG, ConsoleProgress
 from exporter.cli.results import print_result, table_lines
-from exporter.engines.build.libraries import usual_backend
-from exporter.engines.build.settings import EngineOption
 from exporter.engines.doctor import Place, diagnose, health
 from exporter.errors import UsageError
 from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, Written
-from exporter.options import Options, argument, dataclass, option, part
-from exporter.printable import counted
+from exporter.options import Options, argument, dataclass, option
 
 if TYPE_CHECKING:
     pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckEngineCall(Options):
-    """What `depthcut check-engine` is asked to do."""
-
-    model: OnnxFile = argument("MODEL")
-    library: EngineOption = part(EngineOption())
-
-
-@command(CheckEngineCall, name="check-engine")
-def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
-    """Check whether the engine's parser accepts MODEL, and list what it rejects.
-
-    MODEL is an ONNX file, or a folder with one.
-
-    Exit code 0 if the whole graph parses, otherwise 1.
-    """
-    from exporter.engines.build.check import check_engine as check
-
-    backend = usual_backend(call.library.engine)
-    result = check(call.model, backend=backend, progress=progress)
-    name, findings = f"{result.backend} {result.version}", result.findings
-    rows = [
-        ("-" if f.layer is None else str(f.layer), f.operator, f.node, f.reason) for f in findings
-    ]
-    lines = [f"{name} parses the whole graph."]
-    if findings:
-        lines = table_lines(("layer", "operator", "node", "reason"), rows)
-        lines.append(f"{name} rejects {counted(len(findings), 'node')}.")
-        lines += dict.fromkeys(f"way out: {f.way_out}" for f in findings if f.way_out)
-    print_result(result, progress.as_json, *lines)
-    return 1 if findings else 0
 
 
 @dataclass(frozen=True, kw_only=True)

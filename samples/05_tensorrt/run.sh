@@ -9,8 +9,6 @@ cards=${3:-sm80,sm89,sm120}
 [ $# -le 3 ] && set -- || shift 3
 
 for arm in baseline candidate; do
-    echo "== $arm: does the parser take all of it?"
-    depthcut check-engine "$exported/$arm/model.onnx"
     echo "== $arm: an engine for prefill and one for decode"
     depthcut build "$exported/$arm/model.onnx" -o "$out/$arm" --split --compute-capability "$cards" "$@"
     for file in tokenizer.json tokenizer_config.json config.json generation_config.json; do

@@ -44,10 +44,10 @@ from graph_passes.fusing.cache_in_place import SCATTER
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
 from graph_passes.fusing.one_phase import LENGTHS, OnePhasePass
 
-FILLED_INPUT = "nonpad_kv_seqlen"
-"""How many keys of each sequence are filled, where the others lie behind them."""
-PASSED_OVER = f"the parser passes over its input {FILLED_INPUT}, without a word"
-
+_PASSED_OVER = (
+    "the parser passes over its input nonpad_kv_seqlen, without a word; say in the mask what is "
+    "filled, as depthcut export --target tensorrt-rtx does"
+)
 _FILLED_PLACE = 6
 _DECOMPOSABLE = "TRT_decomposable"
 _BOTH_PHASES = "one engine serves both phases"
@@ -155,13 +155,13 @@ def attentions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from attentions(body)
 
 
-def ignored_inputs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+def ignored_inputs(model: onnx.ModelProto) -> list[Obstacle]:
     """The Attentions that are told how many keys are filled, which a parser passes over.
 
     An engine of such a graph would attend to what is not filled yet.
     """
     return [
-        node
+        Obstacle(node.name, node.op_type, _PASSED_OVER)
         for node in attentions(model.graph)
         if len(node.input) > _FILLED_PLACE and node.input[_FILLED_PLACE]
     ]
@@ -273,8 +273,8 @@ class _BuiltGraph:
     def _built(self, stage: Path, profiles: Sequence[Profile]) -> EngineRecord:
         """Has an engine built in a folder; its name is not on record yet."""
         model, version = read_graph(self.onnx), version_of(self.library.backend) or "0.0"
-        for node in ignored_inputs(model):
-            raise self._not_parsed(Obstacle(node.name, node.op_type, PASSED_OVER), version)
+        if ignored := ignored_inputs(model):
+            raise self._not_parsed(ignored, version)
         phases = [profile.phase for profile in profiles]
         adapted = adapt(model, self.settings, phases, has_lengths=self.library.has_lengths(version))
         built = stage.resolve() / _NEW_ENGINE
@@ -290,8 +290,8 @@ class _BuiltGraph:
         }
         what = f"build {' and '.join(phases)} with {self.library.backend}"
         result = run_job(self.library, request, self.progress, what)
-        for obstacle in result.pop("obstacles"):
-            raise self._not_parsed(Obstacle(**obstacle), result["backend_version"])
+        if obstacles := [Obstacle(**obstacle) for obstacle in result.pop("obstacles")]:
+            raise self._not_parsed(obstacles, result["backend_version"])
         return EngineRecord(
             made_from=self.made_from,
             engine=built.name,
@@ -308,12 +308,13 @@ class _BuiltGraph:
             **result,
         )
 
-    def _not_parsed(self, first: Obstacle, version: str) -> EngineError:
-        where = f"at node {first.node!r} ({first.operator}): " if first.node else ""
+    def _not_parsed(self, obstacles: Sequence[Obstacle], version: str) -> EngineError:
+        more = f" ({len(obstacles) - 1} more)" if len(obstacles) > 1 else ""
         return EngineError(
             f"{self.onnx} does not parse in {self.library.backend} {version}: "
-            f"{where}{first.reason}.",
-            f"depthcut check-engine {self.onnx} lists all obstacles, and what to do.",
+            f"{obstacles[0]}{more}.",
+            "Operators of ONNX Runtime don't: build from the graph before it was fused, or "
+            f"depthcut export --target {self.library.backend}. bf16 needs sm80 or newer.",
             code="not-parsed",
         )
 

@@ -24,6 +24,10 @@ class Obstacle:
     operator: str
     reason: str
 
+    def __str__(self) -> str:
+        where = f"node {self.node!r} ({self.operator}): " if self.node else ""
+        return f"{where}{self.reason.rstrip('.')}"
+
 
 @dataclass(frozen=True)
 class Parsed:
@@ -66,11 +70,6 @@ class Builder:
         if parser.supports_model_v2(path.read_bytes(), str(path)):
             return []
         return self._obstacles(parser)
-
-    def supports(self, operator: str) -> bool:
-        """Whether an operator is known at all; one that is may still not parse."""
-        _, parser = self._network_and_parser()
-        return bool(parser.supports_operator(operator))
 
     def _network_and_parser(self) -> tuple[Any, Any]:
         flag = 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

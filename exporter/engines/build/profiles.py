@@ -300,7 +300,6 @@ class EngineSource:
 
     precision: str
     plan: list[dict[str, Any]]
-    operators: dict[str, list[str]]
     inputs: tuple[TensorSpec, ...]
     weights: tuple[Path, ...]
 
@@ -308,11 +307,6 @@ class EngineSource:
 def read_source(path: Path) -> EngineSource:
     """Reads a graph without its weights."""
     model = load_model(path)
-    operators: dict[str, list[str]] = {}
-    numbers = {node: f"number {place}" for place, node in enumerate(model.graph)}
-    for node in model.graph.all_nodes():
-        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        operators.setdefault(name, []).append(node.name or numbers.get(node, ""))
     plan: list[dict[str, Any]] = [
         {"kind": ref.kind, "layer": ref.layer, "replacement": replacement.kind}
         for ref, replacement in sorted(recorded_replacements(model).items())
@@ -320,7 +314,6 @@ def read_source(path: Path) -> EngineSource:
     return EngineSource(
         precision=_precision(model),
         plan=plan,
-        operators=operators,
         inputs=tuple(input_tensors(path, model)),
         weights=tuple(data_files(model)),
     )

@@ -51,13 +51,8 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
     library = LIBRARIES[request["backend"]]
     module = load(library)
     builder = Builder(module)
-    obstacles = builder.check(Path(request["onnx"]))
-    unknown = [name for name in request["operators"] if not builder.supports(name)]
-    return {
-        "version": module.__version__,
-        "obstacles": [vars(obstacle) for obstacle in obstacles],
-        "unknown_operators": unknown,
-    }
+    obstacles = [vars(obstacle) for obstacle in builder.check(Path(request["onnx"]))]
+    return {"version": module.__version__, "obstacles": obstacles}
 
 
 def _build(request: dict[str, Any]) -> dict[str, Any]:

@@ -108,21 +108,13 @@ def odd(names: str, domain: str, **spec: Any) -> ir.Model:
     return model
 
 
-def test_a_graph_that_does_not_parse_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_graph_that_does_not_parse_leaves_nothing(tmp_path: Path) -> None:
     path = saved(odd("Odd", "com.example"), tmp_path, "bad.onnx")
     with raises(EngineError, "not-parsed", "(Odd)"):
         build_engines(path, tmp_path / "out.engine", ranges=SMALL, settings=SM89)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["bad.onnx"]
-    assert [finding.way_out for finding in check_engine(path).findings] == [""]
-    # The parser stops at the first; those that it knows are none.
-    path = saved(odd("Odd Odd MatMulNBits", "com.microsoft", layers=3), tmp_path)
-    assert run(["check-engine", str(path), "--json"]) == 1
-    findings = json.loads(capsys.readouterr().out)["findings"]
-    assert [finding["operator"] for finding in findings] == ["Odd", "Odd"]
-    assert all("an operator of ONNX Runtime" in finding["way_out"] for finding in findings)
-    assert all(finding["node"].startswith("number ") for finding in findings)
+    (obstacle,) = check_engine(path).obstacles
+    assert (obstacle.operator, obstacle.node[:7]) == ("Odd", "number ")
 
 
 @pytest.mark.parametrize(
@@ -163,21 +155,19 @@ def test_a_file_of_a_hub_cache_is_read_where_it_is(tmp_path: Path) -> None:
         size_threshold_bytes=0,
     )  # fmt: skip
     path = into_cache(tmp_path / "source", tmp_path / "hub", subfolder="tiny") / "model.onnx"
-    assert check_engine(path).findings == ()
+    assert check_engine(path).obstacles == ()
     built = build_engines(path, tmp_path / "out", phases=["decode"], ranges=SMALL, settings=SM89)
     assert set(built[0][1].made_from) == {"model", "weights"}
     assert built[0][0].name.startswith("tiny-fp32-")
 
 
 def test_nothing_of_the_current_folder_is_run(
-    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("json", "numpy", "onnx", "hashlib"):
         (tmp_path / f"{name}.py").write_text("import os; os._exit(7)\n")
     monkeypatch.chdir(tmp_path)
-    assert run(["check-engine", str(models[0])]) == 0
-    assert "parses the whole graph" in capsys.readouterr().out
+    assert check_engine(models[0]).obstacles == ()
 
 
 def test_the_command_prints_one_json_document(
@@ -307,13 +297,12 @@ def test_without_leave_the_builder_refuses_it(tmp_path: Path) -> None:
 
 def test_what_the_parser_would_pass_over_is_refused(tmp_path: Path) -> None:
     path = saved(ir.from_onnx_text(FILLED), tmp_path)
-    (finding,) = check_engine(path).findings
-    assert "nonpad_kv_seqlen" in finding.reason
-    assert "mask" in finding.way_out
+    (obstacle,) = check_engine(path).obstacles
+    assert "nonpad_kv_seqlen" in obstacle.reason
     with raises(EngineError, "not-parsed", "nonpad_kv_seqlen"):
         build_engines(path, tmp_path / "out")
     whole = ir.from_onnx_text(FILLED.replace(", , , , n)", ")"))
-    assert not check_engine(saved(whole, tmp_path / "whole")).findings
+    assert not check_engine(saved(whole, tmp_path / "whole")).obstacles
 
 
 @pytest.mark.parametrize("weights", ["compact", "share"])
@@ -361,7 +350,7 @@ def test_in_place_both_phases_are_built_whole_and_cut(tmp_path: Path) -> None:
     with raises(UsageError, "range-without-axis", "--context-range"):  # the graph fixes it
         build_engines(onnx, tmp_path / "out", ranges=LARGE)
     cut = saved(prune_graph(in_place(), [Deletion(0, "attention")])[0], tmp_path / "cut")
-    assert not check_engine(cut).findings
+    assert not check_engine(cut).obstacles
     records = []
     for path in (onnx, cut):
         target, ranges = path.with_name("m.engine"), fitting(graph_inputs(path), LARGE)
@@ -459,8 +448,6 @@ def test_builds_are_told_beside_what_onnx_runtime_measures(
     assert first.backend == second.backend == "onnxruntime"
     smaller = max(engine.engine_bytes for engine in second.engines)
     assert all(engine.engine_bytes > smaller for engine in first.engines)
-    layers = [sum(arm.engines[0].layers.values()) for arm in (first, second)]
-    assert layers[0] > layers[1]
     assert {deletion.layer for deletion in report.plan} == {1, 2}
     assert len(report.latency) == 1
     assert report.accuracy is not None

@@ -16,8 +16,9 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build import check as checking
 from exporter.engines.build.build import Adapted, adapt, let_decompose
-from exporter.engines.build.check import EngineCheck, Finding
+from exporter.engines.build.check import EngineCheck
 from exporter.engines.build.logs import no_engine
+from exporter.engines.build.network import Obstacle
 from exporter.engines.build.profiles import (
     Ranges,
     Span,
@@ -146,7 +147,7 @@ def test_what_the_builder_says_is_passed_on(said: list[str], code: str) -> None:
 
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
-BROKEN = Finding(1, "n", "Odd", "no plugin", "")
+BROKEN = Obstacle("n", "Odd", "no plugin")
 UNVERIFIED = CutOptions(verify="none")
 
 
