@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -15,24 +12,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import DepthcutError, TextSourceError, first_line, pass_on_memory_error
+from exporter.errors import (
+    DepthcutError,
+    TextSourceError,
+    UnsafeInputError,
+    first_line,
+    pass_on_memory_error,
+)
 from exporter.files import sha256_bytes, sha256_file
 from exporter.models.texts.documents import scattered
 from exporter.models.texts.passages import paragraphs
 from exporter.models.texts.sources import Part, json_lines, read_file, read_texts
 from exporter.optional import require
-from graph_passes.files.reading import CONFIG_BYTES, check_file, read_bytes
+from graph_passes.files.reading import CONFIG_BYTES, check_file, opened
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 LARGEST_BYTES = 1 << 28
 """What the file of a recording may take."""
 _BLOCK = 1 << 16
-_MOST_CHUNKS = 1_000
 _RATES = range(4_000, 400_000)
 
 Samples = NDArray[np.float32]
-_Check = Callable[[int, int], None]
-"""Is told the frames and the rate of a recording; raises where they can't be taken."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,24 @@ def _at_rate(samples: NDArray[np.float64], file_rate: int, rate: int) -> Samples
 
 def _decoded(path: Path, longest_s: float) -> tuple[NDArray[np.float64], int]:
     """Mono samples from -1 to 1, and their rate."""
+    soundfile = require("soundfile", extra="speech")
     try:
-        content = read_bytes(path, limit=LARGEST_BYTES)
+        check_file(path, limit=LARGEST_BYTES)
+        # The open file: libsndfile takes minutes to call Python for each of a million chunks.
+        with opened(path) as held, soundfile.SoundFile(held.fileno(), closefd=False) as file:
+            _refuse_unheard(path, longest_s, int(file.frames), int(file.samplerate))
+            # A compressed file may have hundreds of channels: only their mean is kept.
+            parts = file.blocks(_BLOCK, always_2d=True)
+            return np.concatenate([part.mean(axis=1) for part in parts]), int(file.samplerate)
     except FileNotFoundError:
         raise TextSourceError(
             f"The recording {path} does not exist.",
             "Name a file that is there.",
             code="file-missing",
         ) from None
-    except OSError as error:
-        raise TextSourceError(f"{path} can't be read: {error.strerror}.") from error
-    read = _by_scipy if path.suffix.lower() == ".wav" else _by_soundfile
-    try:
-        return read(content, partial(_refuse_unheard, path, longest_s))
-    except DepthcutError:
+    except (DepthcutError, UnsafeInputError):
         raise
-    # Both libraries raise many classes for a file that is none of theirs.
+    # The library raises many classes for a file that is none of its own.
     except Exception as error:
         pass_on_memory_error(error)
         raise TextSourceError(
@@ -106,41 +108,6 @@ def _refuse_unheard(path: Path, longest_s: float, frames: int, rate: int) -> Non
             "Cut it into shorter recordings: what is behind would be lost without a word.",
             code="sound-too-long",
         )
-
-
-def _by_scipy(content: bytes, check: _Check) -> tuple[NDArray[np.float64], int]:
-    from scipy.io import wavfile
-
-    _refuse_crumbs(content)
-    rate, samples = wavfile.read(io.BytesIO(content))
-    check(len(samples), int(rate))
-    kind = samples.dtype
-    mono = samples.mean(axis=1, dtype=np.float64) if samples.ndim > 1 else samples
-    mono = mono.astype(np.float64)
-    if kind == np.uint8:
-        return (mono - 128) / 128, int(rate)
-    if kind.kind == "i":
-        return mono / -float(np.iinfo(kind).min), int(rate)
-    return mono, int(rate)
-
-
-def _refuse_crumbs(content: bytes) -> None:
-    """Refuses a WAV file of more chunks than one has: SciPy reads past them one by one."""
-    form, at = "<I" if content[:3] == b"RIF" and content[3:4] != b"X" else ">I", 12
-    for _ in range(_MOST_CHUNKS):
-        if at + 8 > len(content):
-            return
-        size: int = struct.unpack_from(form, content, at + 4)[0]
-        at += 8 + size + size % 2
-    raise ValueError(f"it has more than {_MOST_CHUNKS} chunks")
-
-
-def _by_soundfile(content: bytes, check: _Check) -> tuple[NDArray[np.float64], int]:
-    with require("soundfile", extra="speech").SoundFile(io.BytesIO(content)) as file:
-        check(int(file.frames), int(file.samplerate))
-        # A compressed file may have hundreds of channels: only their mean is kept.
-        parts = file.blocks(_BLOCK, always_2d=True)
-        return np.concatenate([part.mean(axis=1) for part in parts]), int(file.samplerate)
 
 
 RANDOM = "random"

@@ -29,6 +29,7 @@ def written(folder: Path, *lines: Any) -> str:
     return str(file)
 
 
+@pytest.mark.torch
 def test_recordings_are_read_as_they_are(tmp_path: Path) -> None:
     from scipy.io import wavfile
 
@@ -50,11 +51,12 @@ def test_recordings_are_read_as_they_are(tmp_path: Path) -> None:
     assert abs(spectrum.argmax() * 2 - 440) <= 2
 
 
-def header(channels: int = 1, align: int = 2, bits: int = 16, kind: int = 1) -> bytes:
-    fields = struct.pack("<IHHIIHH", 16, kind, channels, RATE, 2 * RATE, align, bits)
+def header(channels: int = 1, align: int = 2, kind: int = 1) -> bytes:
+    fields = struct.pack("<IHHIIHH", 16, kind, channels, RATE, 2 * RATE, align, 16)
     return b"RIFF\x2c\0\0\0WAVEfmt " + fields + b"data\x08\0\0\0" + bytes(8)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("make", "code"),
     [
@@ -68,7 +70,6 @@ def header(channels: int = 1, align: int = 2, bits: int = 16, kind: int = 1) -> 
         (header()[:30], "no-recording"),
         (header(channels=0, align=0), "no-recording"),
         (header(channels=0, kind=3), "no-recording"),
-        (header(align=1, bits=32, kind=3), "no-recording"),
         (b"RIFF\xff\xff\0\0" + header()[8:36] + b"fact\0\0\0\0" * 1_000 + header()[36:],
          "no-recording"),
     ],
