@@ -20,6 +20,7 @@ from graph_passes.files.reading import (
 from graph_passes.types import MOST_LAYERS
 
 _COPY = "If you trust the model, take that entry out of a copy of it."
+_AGAIN = "Fetch the model again, or correct its config."
 # transformers hands these on to functions that load a second model, run code or read another file.
 _HANDED_ON = {
     "trust_remote_code": "lets code run that nobody here allowed",
@@ -50,36 +51,45 @@ _MOST_ENTRIES = 1 << 16
 _Entry = tuple[str, str, Any]
 
 
-def refuse_dangerous_entries(content: Any, path: Path) -> None:
-    """Refuses what makes transformers load, fetch or run something else, at any depth."""
+def refuse_entries(content: Any, path: Path, dangers: Dangers) -> None:
+    """Refuses what makes transformers load, fetch or run something else, or never end."""
     for where, key, value in _entries(content):
-        if key in _HANDED_ON and value:
-            raise _refused(path, where, _HANDED_ON[key])
-        if key == "backbone" and isinstance(value, str):
-            raise _refused(path, where, "loads another model by its name")
-        if _IMPLEMENTATION in key and not all(map(_PLAIN_NAME.fullmatch, _texts(value))):
-            raise _refused(path, where, "names code that would be fetched and run")
-
-
-def refuse_files_elsewhere(content: Any, path: Path) -> None:
-    """Refuses a tokenizer's entries that name files: its files are found by their usual names."""
-    for where, key, value in _entries(content):
-        named = key in _FILES or (key.endswith(_FILE_ENDING) and key not in _NEVER_OPENED)
-        if (named and isinstance(value, str) and value) or (key in _PROGRAMS and value):
-            raise _refused(path, where, "names a file to open, which may lie anywhere")
-        if key == "fast_tokenizer_files" and any(Path(n).name != n for n in _texts(value)):
-            raise _refused(path, where, "names a file outside the model's folder")
-
-
-def refuse_foreign_code(content: Any, path: Path) -> None:
-    """Refuses code from elsewhere: only that of the model's own folder is hashed."""
-    for where, key, value in _entries(content):
-        if key == "auto_map" and not all(map(_OWN_CODE.fullmatch, _texts(value))):
+        if why := _danger(key, value, path.name in _TOKENIZER_CONFIGS, dangers):
+            raise UnsafeModelError(f"{path}: $.{where} {why}.", _COPY)
+        most = MOST_LAYERS if key.endswith(("layer", "layers")) else _MOST
+        many = isinstance(value, list) and len(value) > _MOST_ENTRIES
+        if many or (isinstance(value, int) and value > most and _COUNTED.search(key)):
             raise UnsafeModelError(
-                f"{path}: $.{where} names code that is not the folder's own, which may change at "
-                "any time and is not part of the model's hash.",
-                "Copy that code into the model's folder, and name it there.",
+                f"{path}: $.{where} is larger than {_MOST_ENTRIES if many else most}, which no "
+                "model has.",
+                _AGAIN,
             )
+        # transformers 4.57 takes it, and fails when it runs.
+        if path.name == CONFIG and isinstance(value, str) and _NUMBER.search(key):
+            text = f"{path}: $.{where} is {value[:60]!r}, and no number."
+            raise ModelSourceError(text, _AGAIN)
+
+
+def _danger(key: str, value: Any, of_tokenizer: bool, dangers: Dangers) -> str:
+    """Why an entry isn't taken; empty where it is."""
+    if key in _HANDED_ON and value:
+        return _HANDED_ON[key]
+    if key == "backbone" and isinstance(value, str):
+        return "loads another model by its name"
+    if _IMPLEMENTATION in key and not all(map(_PLAIN_NAME.fullmatch, _texts(value))):
+        return "names code that would be fetched and run"
+    named = key in _FILES or (key.endswith(_FILE_ENDING) and key not in _NEVER_OPENED)
+    named = (named and isinstance(value, str) and bool(value)) or (key in _PROGRAMS and bool(value))
+    named |= key == "fast_tokenizer_files" and any(Path(n).name != n for n in _texts(value))
+    if of_tokenizer and named:  # its files are found by their usual names
+        return "names a file to open, which may lie anywhere"
+    foreign = key == "auto_map" and not all(map(_OWN_CODE.fullmatch, _texts(value)))
+    if dangers.trust_remote_code and foreign:
+        return (
+            "names code that is not the folder's own, which may change at any time and is not "
+            "part of the model's hash"
+        )
+    return ""
 
 
 def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
@@ -96,29 +106,6 @@ def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
             hint,
             code="unread-model-type",
         )
-
-
-def refuse_endless(content: Any, path: Path) -> None:
-    """Refuses layers, experts and lists that no model has: to make them would never end."""
-    for where, key, value in _entries(content):
-        most = MOST_LAYERS if key.endswith(("layer", "layers")) else _MOST
-        many = isinstance(value, list) and len(value) > _MOST_ENTRIES
-        if many or (isinstance(value, int) and value > most and _COUNTED.search(key)):
-            raise UnsafeModelError(
-                f"{path}: $.{where} is larger than {_MOST_ENTRIES if many else most}, which no "
-                "model has.",
-                "Fetch the model again, or correct its config.",
-            )
-
-
-def refuse_words_for_numbers(content: Any, path: Path) -> None:
-    """Refuses a text where a number belongs: transformers 4.57 takes it, and fails when it runs."""
-    for where, key, value in _entries(content):
-        if isinstance(value, str) and _NUMBER.search(key):
-            raise ModelSourceError(
-                f"{path}: $.{where} is {value[:60]!r}, and no number.",
-                "Fetch the model again, or correct its config.",
-            )
 
 
 def quantization_in(content: Any) -> Any:
@@ -146,10 +133,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _texts(part)
-
-
-def _refused(path: Path, where: str, why: str) -> UnsafeModelError:
-    return UnsafeModelError(f"{path}: $.{where} {why}.", _COPY)
 
 
 CONFIG = "config.json"
@@ -193,22 +176,13 @@ def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
     config = read_object(folder / CONFIG)
     for path in (folder / CONFIG, *(folder / name for name in _FURTHER_CONFIGS)):
         if path.name == CONFIG or path.exists():
-            _walk(config if path.name == CONFIG else read_object(path), path, dangers)
+            content = config if path.name == CONFIG else read_object(path)
+            refuse_entries(content, path, dangers)
     brings_its_own = dangers.trust_remote_code and "auto_map" in config
     if not (dangers.allow_any_model_type or brings_its_own):
         refuse_types(config, folder / CONFIG, REVIEWED)
-    refuse_words_for_numbers(config, folder / CONFIG)
     _check_weights_name(config, folder / CONFIG)
     return config
-
-
-def _walk(content: Any, path: Path, dangers: Dangers) -> None:
-    refuse_endless(content, path)
-    refuse_dangerous_entries(content, path)
-    if path.name in _TOKENIZER_CONFIGS:
-        refuse_files_elsewhere(content, path)
-    if dangers.trust_remote_code:
-        refuse_foreign_code(content, path)
 
 
 def _check_weights_name(config: dict[str, Any], path: Path) -> None:

@@ -31,7 +31,6 @@ from exporter.models.loading.checked_folder import (
     checked_config,
     files_as_they_are,
     refuse_changed,
-    refuse_endless,
 )
 from exporter.models.loading.sources import resolve_source
 from exporter.models.model_folder import ModelFolder
@@ -78,16 +77,19 @@ PATH = Path("config.json")
 def test_dangerous_entries_are_found_at_any_depth(content: dict[str, Any], dangerous: bool) -> None:
     for item in (content, {"a": content}, {"a": [0, {"b": [content]}]}):
         with pytest.raises(UnsafeModelError) if dangerous else contextlib.nullcontext():
-            config_walk.refuse_dangerous_entries(item, PATH)
+            config_walk.refuse_entries(item, PATH, Dangers())
 
 
 @pytest.mark.parametrize("key", ["vocab_file", "tokenizer_file", "spm_file", "vocab", "merges"])
 def test_a_tokenizers_files_are_found_by_their_usual_names(key: str) -> None:
+    def refuse(content: Any) -> None:
+        config_walk.refuse_entries(content, Path("tokenizer_config.json"), Dangers())
+
     with pytest.raises(UnsafeModelError):
-        config_walk.refuse_files_elsewhere({key: "vocab.txt"}, PATH)
-    config_walk.refuse_files_elsewhere({key: None, "name_or_path": "/home/x"}, PATH)
+        refuse({key: "vocab.txt"})
+    refuse({key: None, "name_or_path": "/home/x"})
     # Where old versions kept their cache is never opened.
-    config_walk.refuse_files_elsewhere({"special_tokens_map_file": "/home/them/.cache/x"}, PATH)
+    refuse({"special_tokens_map_file": "/home/them/.cache/x"})
 
 
 def test_the_types_are_those_of_the_tables() -> None:
@@ -190,7 +192,7 @@ def test_sizes_are_no_counts_of_layers(
 ) -> None:
     refused = raises(UnsafeModelError, "", tmp_path, key)
     with refused if is_endless else contextlib.nullcontext():
-        refuse_endless({key: number}, tmp_path)
+        config_walk.refuse_entries({key: number}, tmp_path, Dangers())
 
 
 def test_a_gguf_file_tells_of_no_more_layers_before_transformers_makes_them(tmp_path: Path) -> None:
