@@ -129,20 +129,15 @@ class Replacements:
 
 def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None:
     """Opens the file of numbers that a plan names."""
-    replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
     if plan.replacements is None:
-        if replaced:
+        replaced = [f"{d.kind} {d.layer} ({d.replacement})" for d in plan.deletions
+                    if d.replacement != "none"]  # fmt: skip
+        if replaced or plan.changed_weights:
             raise PlanError(
-                f"{plan_path}: {replaced[0].kind} {replaced[0].layer} is to be replaced "
-                f"({replaced[0].replacement}), but the plan names no file with the numbers.",
+                f"{plan_path} names no file with the numbers for {', '.join(replaced)} and "
+                f"{plan.changed_weights} changed weights.",
                 "Name it under $.replacements: path and sha256 of a safetensors file.",
                 code="no-numbers-file",
-            )
-        if plan.changed_weights:
-            raise PlanError(
-                f"{plan_path} changes {plan.changed_weights} weights, but names no file with them.",
-                "Name it under $.replacements: path and sha256 of a safetensors file.",
-                code="no-file-of-numbers",
             )
         return None
     path = _located(plan.replacements.path, plan_path)
@@ -156,8 +151,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
         )
     weights = _changed_weights(path, result, plan.changed_weights)
     named = {_named(path, key): numbers for key, numbers in result.items()}
-    _check_keys(path, set(named), replaced)
-    return Replacements(path, sha256, _paired(named), weights)
+    return Replacements(path, sha256, _paired(path, named), weights)
 
 
 def _changed_weights(
@@ -245,39 +239,14 @@ def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
     return SublayerRef(int(match[2]), cast(SublayerKind, match[1])), match[3]
 
 
-def _check_keys(
-    path: Path, items: set[tuple[SublayerRef, str]], replaced: list[PlannedDeletion]
-) -> None:
-    """Nothing is lacking that can be told without the graph, and nothing is left over."""
-    for deletion in replaced:
-        if deletion.kind == "block":
-            continue  # of what sublayers it consists, the graph knows
-        ref = SublayerRef(deletion.layer, deletion.kind)
-        _require(path, ref, "bias", items)
-        if deletion.replacement == "linear":
-            _require(path, ref, "weight", items)
-    for ref, part in sorted(items):
-        kinds = {d.replacement for d in replaced if d.names(ref)}
-        if not kinds or (part != "bias" and "linear" not in kinds):
-            raise PlanError(
-                f"{path} holds {_key(ref, part)}, which the plan does not use.",
-                "It may belong to another plan.",
-                code="unasked-numbers",
-            )
-        _require(path, ref, "bias", items)
-
-
-def _require(path: Path, ref: SublayerRef, part: str, items: set[tuple[SublayerRef, str]]) -> None:
-    if (ref, part) not in items:
-        raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT, code="numbers-missing")
-
-
-def _key(ref: SublayerRef, part: str) -> str:
-    return f"{ref.kind}.{ref.layer}.{part}"
-
-
 def _paired(
-    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
+    path: Path, tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor]
 ) -> dict[SublayerRef, ReplacementTensors]:
+    """By sublayer; what lacks for a deletion, or is left over, the cut tells."""
+    for ref, _ in tensors:
+        if (ref, "bias") not in tensors:
+            raise PlanError(
+                f"{path} lacks {ref.kind}.{ref.layer}.bias.", _KEYS_HINT, code="numbers-missing"
+            )
     refs = dict.fromkeys(ref for ref, _ in tensors)
     return {r: ReplacementTensors(tensors[r, "bias"], tensors.get((r, "weight"))) for r in refs}

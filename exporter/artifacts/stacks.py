@@ -114,25 +114,14 @@ def refuse_other_stacks(
     """Refuses a plan whose layers are numbered otherwise than the model's."""
     if plan.encoder_layers == encoder_layers:
         return
-    if encoder_layers is None:
-        raise PlanError(
-            f"{where}The plan is for an encoder-decoder, and {model} has one stack of layers.",
-            "Make a plan for this model, or cut the encoder-decoder that it was made for: "
-            "depthcut export.",
-            code="plan-of-two-stacks",
-        )
-    if plan.encoder_layers is None:
-        raise PlanError(
-            f"{where}The plan is for a model with one stack of layers, and {model} is an "
-            "encoder-decoder.",
-            "Make a plan for this model: depthcut export MODEL --drop-joint N. A plan by hand "
-            f'says "encoder_layers": {encoder_layers}; layer {encoder_layers} is then the '
-            "decoder's first.",
-            code="plan-of-one-stack",
-        )
+    planned, own = (
+        "one stack of layers" if layers is None else f"an encoder of {layers} layers and a decoder"
+        for layers in (plan.encoder_layers, encoder_layers)
+    )
     raise PlanError(
-        f"{where}The plan is for an encoder of {plan.encoder_layers} layers; that of {model} has "
-        f"{encoder_layers}.",
-        "Make a plan for this model: depthcut export MODEL --drop-joint N.",
+        f"{where}The plan is for a model with {planned}, and {model} has {own}.",
+        "Make a plan for this model: depthcut export MODEL --drop-joint N. A plan by hand for an "
+        'encoder-decoder says how many layers the encoder has ("encoder_layers"); the next one is '
+        "then the decoder's first.",
         code="other-stacks",
     )

@@ -462,15 +462,13 @@ def test_what_anything_was_decided_by_judges_nothing(whisper: tuple[Path, Any], 
         assert compare_folders(baseline, candidate, compare(eval_text=str(other)), **known)
 
 
-@pytest.mark.parametrize(
-    ("encoder_layers", "code"), [(None, "plan-of-one-stack"), (1, "other-stacks")]
-)
+@pytest.mark.parametrize("encoder_layers", [None, 1])
 def test_a_plan_for_another_kind_of_model_is_refused(
-    tmp_path: Path, encoder_layers: int | None, code: str
+    tmp_path: Path, encoder_layers: int | None
 ) -> None:
     source = write_source(tmp_path / "source", "whisper")
     drops = DropRequest(plan=plan_file(tmp_path, encoder_layers))
-    with raises(PlanError, code):
+    with raises(PlanError, "other-stacks"):
         export_model(request_for(source, tmp_path / "out", drops=drops, search=SearchOptions()))
 
 
