@@ -16,7 +16,7 @@ from exporter.artifacts import (
     ImportanceReport,
     PruningPlan,
 )
-from exporter.artifacts.base import IMAGES, Nouns, nouns_of
+from exporter.artifacts.base import Nouns, nouns_of
 from exporter.artifacts.figures import ANSWERS
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.engines.usage import (
@@ -31,7 +31,7 @@ from exporter.engines.usage import (
 from exporter.printable import significant
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section, parts_blocks
-from exporter.report.sections.healing import healing_grid, healing_words, training_words
+from exporter.report.sections.healing import healing_blocks
 from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows, task_rows
 from exporter.report.words import dropped_lines, weights_words
 
@@ -185,7 +185,8 @@ def _chosen(sources: CardSources, read: Nouns) -> Section:
     if importance is not None:
         order = f", the lowest first ({_PAPER})" if plan.budget.keys() <= _COUNTS else ""
         lines.append(
-            f"Importance: {importance.metric}{order}, on {_text(importance.calibration, read)}."
+            f"Importance: {importance.metric}{order}, "
+            f"on {_named(importance.calibration).describe(read)}."
         )
     elif plan.importance_sha256 is not None:
         lines.append(f"By scores in a file with the SHA-256 `{plan.importance_sha256}`.")
@@ -203,17 +204,14 @@ def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
     healing, notes = sources.healing, [Note(item) for item in _changed(facts, sources.plan)]
     if healing is None or not (facts.healed or sources.plan.changed_weights):
         return Section("healed", "Healing", [*notes])
-    read = nouns_of(facts.architecture)
-    texts = "; ".join(_text(ref, read) for ref in healing.calibration)
-    blocks: list[Block] = [*notes, Note(f"{healing_words(healing, read)}. Fitted on {texts}.")]
-    if healing.training is not None:
-        blocks.append(Note(training_words(healing, healing.training, read)))
-    if healing.texts:
-        named = [
-            healed_text.model_copy(update={"text": _named(healed_text.text)})
-            for healed_text in healing.texts
-        ]
-        blocks.append(healing_grid(healing.model_copy(update={"texts": named})))
+    named = healing.model_copy(
+        update={
+            "calibration": [_named(ref) for ref in healing.calibration],
+            "texts": [t.model_copy(update={"text": _named(t.text)}) for t in healing.texts],
+            "warnings": [],  # which name texts by their paths
+        }
+    )
+    blocks = [*notes, *healing_blocks(named, nouns_of(facts.architecture))]
     return Section("healed", "Healing", blocks)
 
 
@@ -261,12 +259,6 @@ def _loading(facts: CheckpointFacts) -> Section:
     blocks = [block for use in uses.uses for block in use_blocks(use, lead=f"{use.library}:")]
     here = f"The lines are run in this folder; elsewhere, let {PLACE} be its path."
     return Section("use", "How to load it", [Note(here), *blocks, *map(Note, uses.notes)])
-
-
-def _text(ref: CalibrationRef, read: Nouns) -> str:
-    if read == IMAGES:
-        return _named(ref).describe(read)
-    return f"{_named(ref).source} ({ref.tokens:,} tokens)"
 
 
 def _named(ref: CalibrationRef) -> CalibrationRef:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from exporter.artifacts import (
     Accuracy,
     ComparisonReport,
-    TaskResult,
 )
 from exporter.artifacts.figures import ANSWERS, FIGURES
 from exporter.report.sections.blocks import Block, Grid, Note, Section, other_part
-from exporter.report.sections.summary import accuracy_grid
+from exporter.report.sections.summary import HEADER, accuracy_grid, task_rows
 from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import read_by
 
@@ -33,7 +32,7 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     blocks = [grid, Note(_INTERVALS), *_texts(report, accuracy)]
     return [
         Section("accuracy", "Accuracy", blocks),
-        _tasks(accuracy),
+        _tasks(report, accuracy),
     ]
 
 
@@ -64,30 +63,22 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             yield Note(figure.note)
 
 
-def _tasks(accuracy: Accuracy) -> Section | None:
+def _tasks(report: ComparisonReport, accuracy: Accuracy) -> Section | None:
     """Each task's score of both arms, and their paired difference."""
     tasks = accuracy.tasks
     if not tasks:
         return None
-    header = ["task", "metric", "items", "baseline", "candidate", "difference"]
-    grid = Grid("Tasks on the same items", header, [*map(_task, tasks)], right=range(2, 6))
+    rows = [
+        [name if task.higher_is_better else f"{name} (lower is better)", f"{task.items:,}", *cells]
+        for task, (name, *cells, _) in zip(tasks, task_rows(report), strict=True)
+    ]
+    header = ["task", "items", *HEADER[1:4]]
+    grid = Grid("Tasks on the same items", header, rows, right=range(1, 5))
     note = Note(
-        "The difference is candidate minus baseline; in brackets its 95 % interval, from a paired "
-        "bootstrap over items."
+        "The change is candidate minus baseline, of shares in percentage points; in brackets its "
+        "95 % interval, from a paired bootstrap over items."
     )
     sources = dict.fromkeys(f"{task.task}: {task.source}" for task in tasks if task.source)
     notes = [Note(f"{'; '.join(sources)}.", lead="Items from:")] if sources else []
     first = [] if accuracy.images is None else [Note(IMAGES_NOTE)]
     return Section("tasks", "Tasks", [*first, grid, note, *notes])
-
-
-def _task(task: TaskResult) -> list[str]:
-    low, high = task.difference.ci95
-    return [
-        task.task,
-        task.metric if task.higher_is_better else f"{task.metric} (lower is better)",
-        f"{task.items:,}",
-        f"{task.baseline:.4f}",
-        f"{task.candidate:.4f}",
-        f"{task.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]",
-    ]

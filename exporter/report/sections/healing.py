@@ -23,7 +23,7 @@ _ROLES = {"calibration": "held out", "other": "another domain"}
 def healing_section(report: ComparisonReport) -> Section | None:
     """The gain by text, or that it isn't known; None for a bare plan."""
     if report.healing is not None:
-        return Section("healing", "Healing", [*_blocks(report.healing, read_by(report))])
+        return Section("healing", "Healing", [*healing_blocks(report.healing, read_by(report))])
     replaced = sum(deletion.replacement != "none" for deletion in report.plan)
     if not replaced:
         return None
@@ -102,7 +102,8 @@ def _rows(measured: HealedText) -> Iterator[list[str]]:
         name = ""
 
 
-def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
+def healing_blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
+    """What was put in, how, and what that gained."""
     for warning in healing.warnings:
         yield Note(warning, lead="Warning:")
     yield Note(f"{healing_words(healing, read)}. {_method(healing, read)}")
@@ -119,7 +120,7 @@ def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
 def _method(healing: Healing, read: Nouns) -> str:
     texts = "; ".join(ref.describe(read) for ref in healing.calibration)
     if healing.training is not None:
-        text = training_words(healing, healing.training, read)
+        text = _training_words(healing, healing.training, read)
         return f"{text} {read.much.capitalize()}: {texts}."
     if healing.changed_weights:
         beside = ", replacements fitted beside them," if _is_replaced(healing) else ","
@@ -128,7 +129,7 @@ def _method(healing: Healing, read: Nouns) -> str:
     return f"Asked for: {healing.asked}{none}. Fitted on {texts}."
 
 
-def training_words(healing: Healing, training: Training, read: Nouns = TEXTS) -> str:
+def _training_words(healing: Healing, training: Training, read: Nouns) -> str:
     """How the kept weights were trained, and why that ended."""
     rank = f" of rank {healing.rank}" if healing.rank is not None else ""
     trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
