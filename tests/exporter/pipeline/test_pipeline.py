@@ -139,7 +139,7 @@ def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> No
     plan = json.loads((again / "plan.json").read_text())
     assert plan["budget"] == {"attention": 1, "search": "greedy", "objective": "kl"}
     assert plan["predicted"]["kl"] > 0
-    with raises(errors.UsageError, "", "--search"):
+    with raises(errors.UsageError, "options-clash", "search"):
         _request(checkpoint, again, search=search, drops=DropRequest(plan=again / "plan.json"))
 
 

@@ -318,7 +318,7 @@ def test_it_writes_both_models_and_no_report(streamed: Any) -> None:
         ({"heal": HealOptions()}, "needs-whole-model", ("--heal",)),
         ({"search": SearchOptions(search="greedy")}, "needs-whole-model", ("--search greedy",)),
         ({"exporter": "optimum"}, "needs-whole-model", ("--exporter optimum",)),
-        ({"load": SourceOptions(trust_remote_code=True)}, "", ("--trust-remote-code",)),
+        ({"load": SourceOptions(trust_remote_code=True)}, "options-clash", ("load.",)),
     ],
 )
 def test_what_needs_the_whole_model_is_refused(
