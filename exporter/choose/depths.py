@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -23,11 +24,10 @@ from exporter.artifacts import (
 from exporter.artifacts.plan_figures import LIMITED, Increase
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
-from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.budget import DROPPING, Floors
 from exporter.choose.budgets.limits import is_hopeless, rung_of
 from exporter.choose.budgets.meters import RememberingMeter
 from exporter.choose.budgets.options import refuse_another_model
-from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
@@ -212,7 +212,6 @@ def measure_depths(
             "tasks": scored.get(place, []),
         }
         cells[place] = cells[place].model_copy(update={**more, **healed[place]})
-    best = recommended([*cells.values()], options.most_increase)
     result = DepthsReport(
         model=report.model,
         metric=report.metric,
@@ -232,13 +231,14 @@ def measure_depths(
             "text": text.ref.sha256,
         },
     )
+    best = recommended(result.cells, options.most_increase)
     if best is None:
         return result
     update: dict[str, object] = {"way": best.way, "number": best.number}
     if reported is not None:
         progress.say("depths: the recommended cut, on text that has chosen nothing")
-        unseen = _Study(loaded, reported, 1, options.batch_size, None, progress)
-        cut, is_bare = cuts[best.way, best.number], best.least is best.damage
+        unseen, cut = replace(study, text=reported, looks=1), cuts[best.way, best.number]
+        is_bare = best.least is best.damage
         damage = unseen.damage_of(cut) if is_bare else unseen.folded(cut, fitted)
         update |= {"reported_text": reported.ref, "reported": damage}
     return result.model_copy(update=update)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.artifacts.servers import is_plain, other_class, serving_rows
 from exporter.choose.budgets.budget import (
+    DROPPING,
     USUAL_LIMITS,
     USUAL_REQUEST,
     asks_for_more_than_numbers,
 )
-from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.budgets.settings import PlanRequest
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress

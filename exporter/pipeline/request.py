@@ -11,8 +11,7 @@ from pydantic import Field
 
 from exporter.artifacts import Target
 from exporter.artifacts.servers import Server
-from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.search_options import DROPPING, OF_SEARCHES, SearchOptions
+from exporter.choose.budgets.budget import DROPPING, OF_SEARCHES, Budget, SearchOptions
 from exporter.choose.budgets.settings import PlanSettings, idle_rule, usual_heal
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings

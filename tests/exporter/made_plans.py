@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.choose.budgets.figures import Outcome
 from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.planner import make
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.budgets.settings import PlanSettings
 
 _OWN = ("stopwatch", "costs", "sizes", "importance_sha256", "cache_dir", "progress")

@@ -1,18 +1,27 @@
-"""What a user asks of a plan: how much is to be gained, and how much it may cost."""
+"""What a user asks of a plan: what is to be gained, at what cost, and how that is searched for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.figures import options_of
 from exporter.artifacts.plan_figures import LIMITED, PlanFigure
-from exporter.choose.budgets.search_options import DROPPING
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.errors import PlanError, UsageError
-from exporter.option_types import Count, OpenShare, Size, Tokens, Whole, Written, comma_list
+from exporter.models.ablation.damage import Objective
+from exporter.option_types import (
+    Count,
+    OpenShare,
+    Several,
+    Size,
+    Tokens,
+    Whole,
+    Written,
+    comma_list,
+)
 from exporter.options import (
     Options,
     Rule,
@@ -28,12 +37,65 @@ from graph_passes.types import BLOCK_KINDS, SublayerKind
 if TYPE_CHECKING:
     from exporter.models.tasks import Task
 
+DROPPING = "What to drop"
+Search = Literal["auto", "one-shot", "greedy"]
+OF_SEARCHES = ("objective", "shortlist", "tokens")
+"""The fields that only searches by damage heed."""
+OF_EMBEDDINGS = ("cosine", "similarity")
 REACHING = "What to reach"
 USUAL_CONTEXT = 4096
 ASK_HINT = (
     "Give a budget: a number of sublayers, --parameters 10%, --fits 8GB, --faster 1.2x, "
     "--at-most 5% or --min-top1-agreement 0.95."
 )
+
+
+@dataclass(frozen=True)
+class SearchOptions(Options):
+    """How the sublayers are chosen."""
+
+    section = DROPPING
+    search: Search | None = option(
+        None,
+        "How to choose. one-shot: drop the lowest scores. greedy: at each step drop what adds the "
+        "least damage. auto: greedy if it takes minutes, otherwise one-shot without the first and "
+        "last layer.",
+        usual="plan: one-shot for numbers, otherwise greedy; export: auto",
+    )
+    objective: Objective | None = option(
+        None,
+        "For --search greedy: the damage to minimise: the KL divergence from "
+        "the whole model's answers, the perplexity, 1 minus the cosine of the embeddings, or 1 "
+        "minus the correlation of the similarities of pairs of texts (similarity). kl of a "
+        "classifier is that of its classes.",
+        usual="kl, for encoders cosine",
+        rare=True,
+    )
+    protect: tuple[str, ...] = option(
+        (),
+        "What must not be dropped: first, last, or kind:layers such as attention:0,29; of an "
+        "encoder-decoder also encoder or decoder. Repeatable.",
+        metavar="WHAT",
+    )
+    shortlist: Whole = option(
+        12, "For --search greedy: candidates to measure at each step; 0 for all.", config_only=True
+    )
+    tokens: Several = option(
+        4096,
+        "For --search greedy: tokens of the calibration text to measure candidates on.",
+        "--search-tokens",
+        config_only=True,
+    )
+
+    @property
+    def kept_small(self) -> Objective:
+        """The objective; that of next tokens where nothing is said."""
+        return self.objective or "kl"
+
+    @property
+    def by_damage(self) -> bool:
+        """Whether the damage decides, or may."""
+        return self.search in ("auto", "greedy")
 
 
 def _without_x(value: Any) -> Any:

@@ -9,13 +9,13 @@ from typing import Any
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
 from exporter.artifacts.plans import plan_cut, refuse_unscored_blocks
 from exporter.artifacts.stacks import Stacks
+from exporter.choose.budgets.budget import SearchOptions
 from exporter.choose.budgets.options import (
     groups_of,
     options_for,
     protected_names,
     refuse_counts,
 )
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.automatic import operations_per_second
 from exporter.progress import QUIET, Progress

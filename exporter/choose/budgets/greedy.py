@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.stacks import DECODER_KINDS, Stacks
+from exporter.choose.budgets.budget import SearchOptions
 from exporter.choose.budgets.limits import QualityCheck
 from exporter.choose.budgets.meters import Meter, RememberingMeter
 from exporter.choose.budgets.options import (
@@ -26,7 +27,6 @@ from exporter.choose.budgets.options import (
     total_gain,
     with_gains,
 )
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.budgets.units import Goal, Unit, words_of
 from exporter.errors import PlanError, UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.branch_replacements import BranchReplacements

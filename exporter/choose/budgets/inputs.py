@@ -12,7 +12,7 @@ from typing import Any
 from exporter.artifacts import HealKind, ImportanceReport
 from exporter.artifacts.servers import places_of
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
+from exporter.choose.budgets.budget import NO_FLOORS, OF_EMBEDDINGS, Budget, Floors, SearchOptions
 from exporter.choose.budgets.greedy import Search
 from exporter.choose.budgets.judges import (
     Judges,
@@ -33,7 +33,6 @@ from exporter.choose.budgets.options import (
     subjects,
     sublayer_options,
 )
-from exporter.choose.budgets.search_options import OF_EMBEDDINGS, SearchOptions
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import Goal, Unit, goals_of, unit_to_use_up

@@ -9,7 +9,7 @@ from typing import Any
 from exporter.artifacts import ImportanceReport, PruningPlan, Speedup
 from exporter.artifacts.plans import keep_first, parents_of, validate_for
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.choose.budgets.by_scores import affordable, one_shot
 from exporter.choose.budgets.figures import (
     Outcome,
@@ -23,7 +23,6 @@ from exporter.choose.budgets.inputs import COSTS, DAMAGES, PlanInputs
 from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.budgets.meters import searched_meter
 from exporter.choose.budgets.options import PlanCandidate, refuse_counts
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.budgets.settings import PlanRequest
 from exporter.choose.budgets.target_speedup import Stopwatch, reach_speedup
 from exporter.choose.budgets.trial_runs import held_after_healing

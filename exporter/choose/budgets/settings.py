@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts.servers import Server
-from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
-from exporter.choose.budgets.search_options import DROPPING, OF_SEARCHES, SearchOptions
+from exporter.choose.budgets.budget import (
+    DROPPING,
+    OF_SEARCHES,
+    Budget,
+    SearchOptions,
+    asks_for_more_than_numbers,
+)
 from exporter.compare.options import SPEED, RunOptions
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from exporter.artifacts import json_path
 from exporter.artifacts.plans import parse_drops
 from exporter.artifacts.yaml_file import YamlFile, parse_yaml, read_yaml
-from exporter.choose.budgets.search_options import SearchOptions
+from exporter.choose.budgets.budget import SearchOptions
 from exporter.compare.options import CompareOptions
 from exporter.errors import DepthcutError, OptionError, SweepError
 from exporter.files import sha256_bytes

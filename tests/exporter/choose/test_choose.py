@@ -12,8 +12,7 @@ import pytest
 
 from exporter import cli
 from exporter.artifacts import ImportanceReport
-from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.search_options import SearchOptions
+from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.errors import (
     CalibrationError,
     OptionError,

@@ -24,10 +24,14 @@ from tests.tiny_models import write_words
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-from exporter.choose.budgets.budget import USUAL_FLOORS, Budget, Floors  # noqa: E402
+from exporter.choose.budgets.budget import (  # noqa: E402
+    USUAL_FLOORS,
+    Budget,
+    Floors,
+    SearchOptions,
+)
 from exporter.choose.budgets.limits import QualityLimits, rung_of  # noqa: E402
 from exporter.choose.budgets.options import Option, PlanCandidate  # noqa: E402
-from exporter.choose.budgets.search_options import SearchOptions  # noqa: E402
 from exporter.choose.budgets.trial_runs import (  # noqa: E402
     JUDGED,
     Candidate,

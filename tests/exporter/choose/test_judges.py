@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from exporter.artifacts.store import FOLDER
-from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
 from exporter.choose.budgets.limits import QualityCheck, damage_figures, rung_of
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.compare.intervals import mean_interval, share_interval
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions

@@ -13,9 +13,8 @@ import pytest
 
 from exporter.artifacts import Speedup
 from exporter.choose.budgets import planner as planning
-from exporter.choose.budgets.budget import Budget, Floors, Memory
+from exporter.choose.budgets.budget import Budget, Floors, Memory, SearchOptions
 from exporter.choose.budgets.limits import QualityCheck
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.errors import (
     CalibrationError,

@@ -18,7 +18,7 @@ from exporter.artifacts import (
     PruningPlan,
     ReplacementsRef,
 )
-from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
+from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory, SearchOptions
 from exporter.choose.budgets.by_scores import (
     FEWEST_TOKENS,
     SEARCH_S,
@@ -30,7 +30,6 @@ from exporter.choose.budgets.by_scores import (
 )
 from exporter.choose.budgets.figures import size_figures
 from exporter.choose.budgets.options import Option, PlanCandidate
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.budgets.settings import PlanRequest, PlanSettings
 from exporter.choose.budgets.units import (
     bytes_of,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
-from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.budget import Floors, SearchOptions
 from exporter.choose.budgets.greedy import Search, greedy
 from exporter.choose.budgets.limits import QualityCheck
 from exporter.choose.budgets.meters import RememberingMeter, searched_meter
@@ -30,7 +30,6 @@ from exporter.choose.budgets.options import (
     standing,
     with_gains,
 )
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.choose.budgets.units import Goal, numbers_of
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+import exporter
 import exporter.cli as command_line
 from exporter.artifacts import (
     ComparisonReport,
@@ -25,7 +26,6 @@ from exporter.artifacts import (
 )
 from exporter.choose import depths
 from exporter.choose.budgets import meters
-from exporter.cli import studies
 from exporter.compare.options import TaskOptions
 from exporter.errors import CalibrationError, ComparisonError, HealingError, PlanError, ScoringError
 from exporter.models.ablation.branch_replacements import NOTHING
@@ -213,7 +213,7 @@ def test_the_command_that_is_printed_judges_on_other_text(
         best = {"way": "attention", "number": 1}
         return report.model_copy(update={"cells": [healed], **best})
 
-    monkeypatch.setattr(studies, "measure_depths", measured)
+    monkeypatch.setattr(exporter, "measure_depths", measured)
     quick.write_text(SHORT)
     call = ["depths", str(model), "-o", "my depths.json", "--eval-tokens", "96"]
     assert command_line.run([*call, "--eval-text", text, "--config", str(quick)]) == 0
@@ -229,8 +229,8 @@ def test_the_command_that_is_printed_judges_on_other_text(
 def test_a_model_without_next_tokens_is_told_what_answers_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studies, "load_model", lambda *_, **__: tiny_loaded("bert"))
-    monkeypatch.setattr(studies, "score", None)  # it would be the first work
+    monkeypatch.setattr(exporter, "load_model", lambda *_, **__: tiny_loaded("bert"))
+    monkeypatch.setattr(exporter, "score_model", None)  # it would be the first work
     with ends_in(ScoringError, "no-next-token", "depthcut export"):
         assert command_line.run(["depths", "bert", "-o", str(tmp_path / "depths.json")]) == 2
 

@@ -14,8 +14,7 @@ import pytest
 
 from exporter import errors
 from exporter.artifacts import ParityCheck
-from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.search_options import SearchOptions
+from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.cli.compare import compare
 from exporter.cli.export import export
 from exporter.compare import kinds as engine_arm

@@ -14,8 +14,7 @@ import pytest
 
 from exporter.artifacts import ImportanceReport, PlanParts, PruneReport, PruningPlan
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
-from exporter.choose.budgets.search_options import SearchOptions
+from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory, SearchOptions
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare as compare_folders
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner

@@ -17,8 +17,7 @@ from test_pipeline import RESULTS, SHIPPED, _request, _walk
 from exporter import cli
 from exporter.artifacts import HealingReport, ImportanceReport, PruneReport, PruningPlan
 from exporter.checkpoint.pruned_model import load_pruned
-from exporter.choose.budgets.budget import Budget, Floors
-from exporter.choose.budgets.search_options import SearchOptions
+from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.cli.export import export
 from exporter.errors import (

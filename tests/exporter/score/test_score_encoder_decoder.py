@@ -10,9 +10,9 @@ import pytest
 
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
+from exporter.choose.budgets.budget import SearchOptions
 from exporter.choose.budgets.greedy import greedy_in_stacks
 from exporter.choose.budgets.options import options_for
-from exporter.choose.budgets.search_options import SearchOptions
 from exporter.errors import (
     PlanError,
     UnknownArchitectureError,
