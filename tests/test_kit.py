@@ -67,7 +67,7 @@ def test_only_with_positions_its_caches_can_lie_in_place(positions: bool, tmp_pa
     )
 
 
-OPTIONS = {"opset_version": 20, "input_names": ["x"]}
+OPTIONS = {"opset_version": 20, "input_names": ["x"], "optimize": False}
 
 
 @pytest.fixture
@@ -92,14 +92,32 @@ def test_it_is_asked_once_and_gives_a_copy(model: Any, tmp_path: Path) -> None:
     once(model, **OPTIONS | {"opset_version": 23})
     assert len(made) == 2
     once(model, "f", **OPTIONS)  # written by PyTorch itself
-    assert len(made) == 3
+    once(model, **OPTIONS | {"optimize": True})  # which looks at the numbers
+    assert len(made) == 4
+
+
+@pytest.mark.torch
+def test_a_model_of_the_same_form_is_given_its_own_parameters(model: Any, tmp_path: Path) -> None:
+    name = "lm_head.weight"
+    graph = ir.from_onnx_text(
+        f'<ir_version: 10, opset_import: ["": 20]> g () => (float[1] y) <float[1] w = {{1}}>'
+        "{ y = Neg(w) }"
+    )
+    graph.graph.initializers["w"].name = name
+    once = ExportsOnce(lambda *_, **__: SimpleNamespace(model=graph), tmp_path)
+    once(model, **OPTIONS)
+    other = family_loaded("llama", seed=1, initializer_range=0.2).model
+    assert key_of(other, OPTIONS) == key_of(model, OPTIONS)
+    given = once(other, **OPTIONS).model.graph.initializers[name].const_value
+    assert (given.numpy() == other.lm_head.weight.numpy()).all()
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "change",
     [
-        lambda model: model.model.layers[1].mlp.up_proj.weight[3, 5].add_(1e-3),
+        lambda model: model.model.rotary_emb.inv_freq.add_(1e-3),
+        lambda model: setattr(model.lm_head, "weight", model.model.embed_tokens.weight),
         lambda model: setattr(model.config, "rms_norm_eps", 1e-2),
         lambda model: model.set_attn_implementation("eager"),
         lambda model: setattr(model.model.layers[0].self_attn, "scaling", 0.5),

@@ -24,7 +24,6 @@ from tests.trials import Arrays, Cut, cuts, random_cuts, run_named, session_of
 LAYERS = 3
 _UNKNOWN_NORM = ("No Op registered for LayerN", "No Op registered for SimplifiedLayerN")
 _VISIBLE = 1e-3  # what masking a branch must change at least, relative to the largest value
-_EXPECTED = [(layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")]
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,16 @@ class Outcome:
     reason: str = ""
 
 
-def check(dialect: Dialect, shop: Workshop, *, depth: bool = True, random_sets: int = 6) -> Outcome:
+def check(
+    dialect: Dialect,
+    shop: Workshop,
+    *,
+    layers: int = LAYERS,
+    depth: bool = True,
+    random_sets: int = 6,
+) -> Outcome:
     """Makes the dialect's graph, cuts it in many ways, and judges each result."""
-    path = shop.make(dialect.name, LAYERS)
+    path = shop.make(dialect.name, layers)
     model = load_model(path)
     sites, opset = find_sites(model), model.graph.opset_imports.get("", 0)
     if dialect.refused:
@@ -47,13 +53,14 @@ def check(dialect: Dialect, shop: Workshop, *, depth: bool = True, random_sets: 
         return Outcome(opset, reason=refusal.reason)
     refused = [str(site) for site in sites if not isinstance(site, ResidualSite)]
     assert not refused, f"refused: {refused}"
-    assert [(site.layer, site.kind) for site in sites] == _EXPECTED  # type: ignore[union-attr]
+    expected = [(layer, kind) for layer in range(layers) for kind in ("attention", "mlp")]
+    assert [(site.layer, site.kind) for site in sites] == expected  # type: ignore[union-attr]
     bench = _Bench(path, model, dialect)
     refs = [site.ref for site in sites]  # type: ignore[union-attr]
     worst = max(map(bench.error, [*cuts(refs), *random_cuts(refs, dialect.name, random_sets)]))
     assert worst <= dialect.tolerance, f"worst relative error {worst:.1e}"
     if depth and dialect.runs and dialect.stays is not None:
-        _compare_runtime_nodes(dialect, shop, bench)
+        _compare_runtime_nodes(bench, shop.make(dialect.name, layers - 1), dialect.stays)
     return Outcome(opset, worst)
 
 
@@ -126,10 +133,10 @@ def _check_error(path: Path) -> str | None:
     return None
 
 
-def _compare_runtime_nodes(dialect: Dialect, shop: Workshop, bench: _Bench) -> None:
+def _compare_runtime_nodes(bench: _Bench, shallower: Path, stays: int) -> None:
     """Nodes after ONNX Runtime's optimisation: one block cut out, and never written."""
     folder = bench.path.parent / "optimised"
     save_model(prune_graph(bench.model, [Deletion(1, "block")])[0], folder / "cut.onnx")
-    paths = (folder / "cut.onnx", shop.make(dialect.name, LAYERS - 1))
+    paths = (folder / "cut.onnx", shallower)
     cut, written = (len(ir.load(fused_by_runtime(folder, path)).graph) for path in paths)
-    assert cut <= written + (dialect.stays or 0), f"nodes cut, never written: {cut}, {written}"
+    assert cut <= written + stays, f"nodes cut, never written: {cut}, {written}"

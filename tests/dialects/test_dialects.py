@@ -15,13 +15,14 @@ from graph_passes import Deletion, find_sites, prune_graph
 from graph_passes.files.storage import load_model
 from tests.dialects import checks
 from tests.dialects.__main__ import PAGE, row
-from tests.dialects.checks import LAYERS, Outcome, check
+from tests.dialects.checks import Outcome, check
 from tests.dialects.registry import BY_NAME, DIALECTS, Dialect, Workshop
 
 TEXT = (Path(__file__).parents[2] / "graph_passes" / "docs" / "dialects.md").read_text()
 _TRACED = (f"torch dynamo, llama, {form}" for form in ("opset 20", "opset 24", "bf16"))
 LONG = {name: ["long"] for name in (*_TRACED, "dynamic int8, llama", "QDQ int8, llama")}
 """Traced again by tests of the export itself, or quantised alike by those of graph_passes."""
+FEW = 2  # layers; the table has more, and they are alike
 TESTED = [
     pytest.param(
         dialect,
@@ -40,7 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.mark.parametrize("dialect", TESTED)
 def test_sublayers_are_found_and_cut(dialect: Dialect, shop: Workshop) -> None:
-    outcome = check(dialect, shop, depth=not dialect.traced, random_sets=2)
+    outcome = check(dialect, shop, layers=FEW, depth=not dialect.traced, random_sets=2)
     assert bool(outcome.reason) == dialect.refused
 
 
@@ -50,11 +51,11 @@ def test_the_wrong_layer_is_caught(
     name: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(model: ir.Model, deletions: list[Deletion]) -> Any:
-        return prune_graph(model, [Deletion((d.layer + 1) % LAYERS, d.kind) for d in deletions])
+        return prune_graph(model, [Deletion((d.layer + 1) % FEW, d.kind) for d in deletions])
 
     monkeypatch.setattr(checks, "prune_graph", wrong)
     with pytest.raises(AssertionError):
-        check(BY_NAME[name], shop, depth=False, random_sets=0)
+        check(BY_NAME[name], shop, layers=FEW, depth=False, random_sets=0)
 
 
 @pytest.mark.torch
@@ -65,13 +66,13 @@ def test_a_sum_that_was_taken_apart_is_caught(
 
     monkeypatch.setattr(fused_norms, "_can_fuse", lambda *_: False)
     with pytest.raises(AssertionError, match="taken apart"):
-        check(BY_NAME["onnxruntime optimizer, llama"], shop, depth=False, random_sets=0)
+        check(BY_NAME["onnxruntime optimizer, llama"], shop, layers=FEW, depth=False, random_sets=0)
 
 
 @pytest.mark.optimum
 def test_a_merged_decoder_is_refused_with_the_way_out(shop: Workshop, tmp_path: Path) -> None:
     dialect = BY_NAME["optimum, merged decoder"]
-    merged = shop.make(dialect.name, LAYERS)
+    merged = shop.make(dialect.name, FEW)
     plan = [PlannedDeletion(layer=1, kind="mlp")]
     with pytest.raises(SurgeryError) as caught:
         prune_file(merged, tmp_path / "o" / "m.onnx", plan)
@@ -79,7 +80,7 @@ def test_a_merged_decoder_is_refused_with_the_way_out(shop: Workshop, tmp_path: 
     assert not (tmp_path / "o").exists()
     unmerged = merged.with_name("decoder_model.onnx")
     kinds = [str(site) for site in find_sites(load_model(unmerged))]
-    assert len(kinds) == 3 * LAYERS  # self-attention, cross-attention, MLP
+    assert len(kinds) == 3 * FEW  # self-attention, cross-attention, MLP
     assert prune_file(unmerged, tmp_path / "o" / "m.onnx", plan).verification.passed
 
 

@@ -82,20 +82,16 @@ def _run(folder: Path, seeds: Sequence[int], options: argparse.Namespace) -> lis
         "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8",
         "HF_TOKEN": "hf_x",
     }  # fmt: skip
-    python, template, jobs = [sys.executable, "-P", "-m"], folder / "template", []
-    template.mkdir()
-    call = [*python, "tests.hostile.bases"]
-    made = subprocess.run(call, env=environment, cwd=template, capture_output=True, text=True)
-    if made.returncode:
-        raise SystemExit(f"the sound models could not be made: {made.stderr}")
+    jobs = []
     for number in range(min(options.jobs, len(seeds))):
         place, result = folder / f"place{number}", folder / f"told{number}"
         request = {
             "seeds": seeds[number :: options.jobs], "place": str(place),
-            "template": str(template), "told": str(result), "sound": options.sound,
+            "template": str(folder / f"template{number}"), "told": str(result),
+            "sound": options.sound,
             "only": options.only, "kinds": options.kinds,
         }  # fmt: skip
-        call = [*python, "tests.hostile.job", json.dumps(request)]
+        call = [sys.executable, "-P", "-m", "tests.hostile.job", json.dumps(request)]
         log = options.keep / f"calls{number}"
         if options.strace:
             call = [*system_calls.command(log), *call]

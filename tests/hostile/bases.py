@@ -84,7 +84,3 @@ def _write_records() -> None:
     shutil.copytree("in/llama", "earlier/res")
     for name in ("importance", "plan"):
         shutil.copy(f"in/{name}.json", "earlier")
-
-
-if __name__ == "__main__":
-    write_template()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import forked
+from tests.hostile.bases import write_template
 from tests.hostile.cases import CASES, LEAVE, REFUSED
 from tests.hostile.commands import COMMANDS, Command, chosen
 from tests.hostile.judge import Ended, faults, outside, without_races
@@ -135,6 +136,7 @@ def main() -> int:
     template, place = Path(content["template"]), Place(Path(content["place"]))
     place.root.mkdir(parents=True, exist_ok=True)
     forked.warm_up()
+    _make_template(template, place)
     commands = _commands(content["only"], content["kinds"])
     with Path(content["told"]).open("w", buffering=1) as file:
         for seed in content["seeds"]:
@@ -146,6 +148,20 @@ def main() -> int:
             file.write(json.dumps(attempt(seed, place, *prepared)) + "\n")
     clear(place.root)
     return 0
+
+
+def _make_template(template: Path, place: Place) -> None:
+    """Makes what is sound, in a fork: nothing of that stays in the memory of the tries."""
+
+    def task() -> int:
+        write_template()
+        return 0
+
+    template.mkdir()
+    streams = (place.root / "out", place.root / "err")
+    pid = forked.start(task, template, streams, os.environ)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit(f"the sound models could not be made: {streams[1].read_text()}")
 
 
 def _commands(only: str | None, kinds: str | None) -> list[Command]:

@@ -44,7 +44,7 @@ from tests.tiny_models import (
     tiny_loaded,
 )
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 
 GAPS = planned(("attention", 0, "none"), ("mlp", 1, "none"))
