@@ -100,7 +100,7 @@ def test_it_is_asked_once_and_gives_a_copy(model: Any, tmp_path: Path) -> None:
 def test_a_model_of_the_same_form_is_given_its_own_parameters(model: Any, tmp_path: Path) -> None:
     name = "lm_head.weight"
     graph = ir.from_onnx_text(
-        f'<ir_version: 10, opset_import: ["": 20]> g () => (float[1] y) <float[1] w = {{1}}>'
+        '<ir_version: 10, opset_import: ["": 20]> g () => (float[1] y) <float[1] w = {1}>'
         "{ y = Neg(w) }"
     )
     graph.graph.initializers["w"].name = name
