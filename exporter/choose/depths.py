@@ -208,7 +208,7 @@ def measure_depths(
         more = {
             "damage": bare[place],
             "parameters_removed": gone / sizes.parameters,
-            "speedup": None if table is None else foretold(table, cut, progress),
+            "speedup": None if table is None else table.speedup(dict.fromkeys(cut, "none")),
             "tasks": scored.get(place, []),
         }
         cells[place] = cells[place].model_copy(update={**more, **healed[place]})
@@ -370,15 +370,6 @@ class _Study:
         except (BackendError, CostError) as error:
             self.progress.say(f"depths: no speeds: {error.message}")
             return None
-
-
-def foretold(table: CostTable, cut: BranchReplacements, progress: Progress = QUIET) -> float | None:
-    """How many times faster a cut is by costs; None where they can't be right."""
-    try:
-        return table.speedup(dict.fromkeys(cut, "none"))
-    except CostError as error:
-        progress.say(f"depths: no speed: {error.message}")
-        return None
 
 
 def depth_damage(damage: Damage, text: CalibrationText, looks: int = 1) -> DepthDamage:

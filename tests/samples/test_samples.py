@@ -148,7 +148,7 @@ def test_a_plan_for_a_speedup_is_made_and_carried_out(
     # Times of a model of this size are noise; what counts is that each step takes the other's.
     quick = ["--threads", "1", "--time-budget", "0.3s", "--heal", "bias"]
     done = run_sample(tmp_path, "03_budget/run.sh", demo, out, "1.02", *quick)
-    if "out of reach" in done.stderr or "are wrong" in done.stderr:
+    if "out of reach" in done.stderr:
         pytest.skip("on this machine the noise is larger than what can be saved")
     assert done.returncode == 0, done.stderr
     plan = PruningPlan.read(out / "plan.json")

@@ -13,7 +13,6 @@ from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.budgets.options import PlanCandidate
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
-from exporter.errors import CostError
 from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
@@ -23,7 +22,7 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
 from exporter.score import CalibrationText
-from graph_passes.types import Replacement, SublayerRef
+from graph_passes.types import SublayerRef
 
 OTHER = "other_"
 """Stands before what a figure is in the other domain."""
@@ -107,7 +106,7 @@ def size_figures(
         "parameters": float(sizes.total_parameters(choices)),
         "parameters_before": float(sizes.parameters),
         "bytes": float(sizes.total_bytes(choices, context=context, batch=batch)),
-        "speedup": _foretold(costs, choices),
+        "speedup": None if costs is None else costs.speedup(choices),
     }
     if speedup is not None:
         low, high = speedup.ci95
@@ -117,16 +116,6 @@ def size_figures(
             "measured_speedup_high": high,
         }
     return {name: float(value) for name, value in values.items() if value is not None}
-
-
-def _foretold(costs: CostTable | None, choices: Mapping[SublayerRef, Replacement]) -> float | None:
-    """The speedup that costs foretell; None without any, or where they can't be right."""
-    if costs is None:
-        return None
-    try:
-        return costs.speedup(choices)
-    except CostError:
-        return None
 
 
 def healing_of(

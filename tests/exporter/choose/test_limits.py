@@ -24,11 +24,11 @@ from exporter.choose.budgets.limits import (
 from exporter.choose.budgets.options import Option, PlanCandidate
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.trial_runs import TRIALS, Ladder, refuse_all
-from exporter.choose.depths import DepthOptions, foretold, recommended
+from exporter.choose.depths import DepthOptions, recommended
 from exporter.errors import PlanError, UndecidedGoalError, UnmetGoalError
-from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
+from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.ablation.damage import SIMILARITY, Damage
-from tests.made_tables import damage, made_table
+from tests.made_tables import damage
 from tests.raising import raises
 
 LIMIT, RISE = Floors(0.02), math.log(1.02)
@@ -324,13 +324,6 @@ def test_the_fastest_cut_within_the_limit_is_recommended(
 ) -> None:
     best = recommended(cells, 0.02)
     assert (best and best.number) == number
-
-
-def test_a_cut_s_speed_is_foretold_by_costs_unless_they_can_not_be_right() -> None:
-    names: list[Any] = [(layer, "attention") for layer in range(2)]
-    table = made_table({name: {"none": 50.0} for name in names})
-    assert foretold(table, {names[0]: NOTHING}) == pytest.approx(2.0)
-    assert foretold(table, dict.fromkeys(names, NOTHING)) is None
 
 
 def test_a_few_cuts_are_tried_where_no_numbers_are_asked_for() -> None:
