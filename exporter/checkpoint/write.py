@@ -65,7 +65,6 @@ def write_checkpoint(
     folder: Path,
     *,
     replacements: Replacements | None = None,
-    cut: BranchReplacements | None = None,
     card: Callable[[CheckpointFacts], str] | None = None,  # None writes none
     form: CheckpointForm = "own",
     server: Server | None = None,  # the one that a DeciLM is for; None: all of them
@@ -78,7 +77,6 @@ def write_checkpoint(
         plan: What is dropped.
         folder: The new folder, or an earlier checkpoint, which is replaced.
         replacements: The numbers of a healed plan.
-        cut: The same, already made.
         card: Makes the model card's text.
         form: ``own``, which :func:`exporter.load_model` reads with ``pruned=True``, or
             ``decilm``, which servers read.
@@ -99,8 +97,7 @@ def write_checkpoint(
                 loaded, plan, stage, replacements=replacements, progress=progress
             )
         else:
-            if cut is None:
-                cut = branch_replacements_of(plan.deletions, replacements, loaded.model)
+            cut = branch_replacements_of(plan.deletions, replacements, loaded.model)
             with progress.task(f"write {folder}"):
                 if form == "decilm":
                     pruned, kept = loaded, None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import Healing, HealingReport, PruningPlan
 from exporter.artifacts.plans import hold_against_model, read_plan, validate_plan
 from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server
 from exporter.checkpoint.facts import CheckpointFacts, CheckpointForm, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
-from exporter.checkpoint.pruned_model import refuse_checkpoint_folder, refuse_tokenless
+from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
 from exporter.cli.command import command
 from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.cli.prune import DropOptions
@@ -28,9 +26,6 @@ from exporter.options import Options, Rule, argument, dataclass, excludes, optio
 from exporter.report.sections.healing import healing_grid, healing_words
 from graph_passes.files.placing import working
 
-if TYPE_CHECKING:
-    from exporter.heal.healed import Healed
-
 
 @dataclass(frozen=True, kw_only=True)
 class HealCall(Options):
@@ -40,12 +35,6 @@ class HealCall(Options):
     plan: InputFile = argument("PLAN")
     output: OutputPath = option(Path("healed.json"), "The healed plan.", "-o", "--output")
     heal: HealOptions = part(HealOptions())
-    save_checkpoint: OutputPath | None = option(
-        None,
-        "Also write the healed model as a Hugging Face folder, without the dropped weights "
-        "and with their replacements.",
-        metavar="DIR",
-    )
     allow_empty: bool = option(
         False, "Accept a plan that leaves no attention and no MLP. Disables no other check."
     )
@@ -63,15 +52,14 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
     """
     from exporter import heal_model
     from exporter.heal.distill.workers import is_first_process
-    from exporter.heal.plan_file import numbers_of, write_healed_plan
+    from exporter.heal.plan_file import numbers_of, refuse_places, write_healed_plan
 
     plan = read_plan(call.plan)
     texts = map(Path, filter(None, (*call.heal.calibration, call.heal.check_text)))
-    _refuse_harm(call, [call.plan, *texts, *numbers_of(plan, call.plan)])
+    inputs = [call.plan, *texts, *numbers_of(plan, call.plan)]
+    refuse_places(call.output, inputs, Path(call.model))
     with progress.task(f"load {call.model}"):
         loaded = load_model(call.model, **vars(call.load))
-    if call.save_checkpoint is not None:
-        refuse_tokenless(loaded.model)
     if not is_first_process():  # of those that train together; the first one writes and tells
         heal_model(loaded, plan, call.heal, allow_all=call.allow_empty)
         return
@@ -93,34 +81,6 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
             report=healed.report,
         )
     _print(healed.report, call.output, progress)
-    if call.save_checkpoint is not None:
-        _write_checkpoint(loaded, healed, call.save_checkpoint, progress)
-
-
-def _refuse_harm(call: HealCall, inputs: Sequence[Path]) -> None:
-    from exporter.heal.plan_file import files_of, refuse_places
-
-    model, folder = Path(call.model), call.save_checkpoint
-    refuse_places(call.output, inputs, model)
-    if folder is not None:
-        refuse_checkpoint_folder(folder, [*inputs, model, *files_of(call.output)])
-
-
-def _write_checkpoint(
-    loaded: LoadedModel, healed: Healed, folder: Path, progress: ConsoleProgress
-) -> None:
-    from exporter import write_checkpoint
-
-    change_weights(loaded.model, healed.weights)
-    sources = CardSources(healed.plan, healing=healed.report.healing)
-    write_checkpoint(
-        loaded,
-        healed.plan,
-        folder,
-        cut=healed.branch_replacements,
-        card=lambda facts: model_card(facts, sources),
-        progress=progress,
-    )
 
 
 def _print(report: HealingReport, output: Path, progress: ConsoleProgress) -> None:
@@ -195,7 +155,6 @@ def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
 def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
     from exporter import write_checkpoint
     from exporter.artifacts.loaded_plan import read_replacements
-    from exporter.models.changed_weights import change_weights
 
     plan = read_plan(call.plan)
     replacements = read_replacements(plan, call.plan)

@@ -28,6 +28,7 @@ _OPTIONS = (
     ("score", "--vary-samples", f"{_COMPARE} (a number of --samples for each)"),
     ("build", "--refittable, --strip-weights", "depthcut build again, with the graph's weights"),
     ("costs", "--rank", "full maps, which healing fits"),
+    ("heal", "--save-checkpoint", "depthcut checkpoint, with the healed plan"),
     ("export heal plan", "--rank", _MAPS),
     ("export heal plan", "--states-weight", "nothing: such models learn from their states, too"),
     ("export heal plan", "--sequential", "--heal linear or best, which fit on the whole model"),

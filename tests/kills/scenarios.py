@@ -119,8 +119,7 @@ SCENARIOS: dict[str, Scenario] = {
     "heal": Scenario(
         "heal in/llama in/plan.json -o out/healed.json --check-text in/other.txt"
         f" --heal-{SCORING.removeprefix('--')}",
-        ("--heal bias",), "--save-checkpoint out/res",
-        {**_by(_plan_is_whole, "out/healed.json"), **_by(_loads, "out/res")}, apart=("out/res/",),
+        ("--heal bias",), "--heal linear", _by(_plan_is_whole, "out/healed.json"),
     ),
     "checkpoint": Scenario(
         "checkpoint in/llama -o out/res", ("in/blocks.json", "in/plan.json"), "in/wide.json",

@@ -24,12 +24,11 @@ from exporter.errors import (
     OptionError,
     PlanError,
     TextSourceError,
-    UnknownArchitectureError,
 )
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from graph_passes.files import placing
-from tests.raising import ends_in, raises, tells
+from tests.raising import raises, tells
 from tests.reading import Heard
 from tests.text_graphs import WORDS, write_tokenizer
 from tests.tiny_models import planned
@@ -338,18 +337,6 @@ def test_the_command_writes_plan_numbers_and_report(
     assert len(set(modes)) == 1
 
 
-def test_a_checkpoint_that_fails_takes_no_plan_with_it(
-    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    lonely = "exporter.models.pruned_structure._lonely_norms"
-    monkeypatch.setattr(lonely, lambda m, *_: [m.model.norm])
-    with ends_in(UnknownArchitectureError, "wrong-results"):
-        assert call("healed.json", "--save-checkpoint", tmp_path / "hf") == 2
-    assert tells(capfd.readouterr().out, 3)
-    assert (tmp_path / "healed.json").exists()
-    assert not (tmp_path / "hf").exists()
-
-
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -395,10 +382,6 @@ def test_a_failure_leaves_an_earlier_result_and_what_it_had_goes_with_it(
         ("model/healed.json", "", "would be taken for weights of the model"),
         ("plans/plan.json", "", "plan.json"),
         ("first.json", "--heal-calibration first.safetensors", "first.safetensors"),
-        # It would be gone again.
-        ("hf/healed.json", "--save-checkpoint hf", "can't be inside it"),
-        ("healed.json", "--save-checkpoint plans", "can't be inside it"),
-        ("healed.json", "--save-checkpoint model/hf", "can't be inside it"),
     ],
 )
 def test_places_that_would_do_harm_are_refused_before_any_work(
@@ -489,15 +472,17 @@ def test_a_runtime_without_a_place_for_it_is_named(
 
 
 @pytest.mark.parametrize("plan", [PLAN, EVERYTHING])
-def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
+def test_the_checkpoint_of_a_healed_plan_is_the_healed_model(
     call: Any, checkpoint: Path, tmp_path: Path, plan: Any
 ) -> None:
     output, folder, more = tmp_path / "healed.json", tmp_path / "hf", []
     if plan == EVERYTHING:
-        assert call(output, "--save-checkpoint", folder, plan=plan) == 2
+        assert call(output, plan=plan) == 2
         assert not output.exists()
         more = ["--allow-empty"]
-    assert call(output, *more, "--save-checkpoint", folder, plan=plan) == 0
+    assert call(output, *more, plan=plan) == 0
+    written = ["checkpoint", str(checkpoint), str(output), "-o"]
+    assert command_line.run([*written, str(folder)]) == 0
     whole, healed_plan = load_model(str(checkpoint)), read_plan(output)
     numbers = read_replacements(healed_plan, output)
     cut = branch_replacements_of(healed_plan.deletions, numbers, whole.model)
@@ -513,7 +498,7 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     for taken in (tmp_path / "taken", checkpoint):
-        assert call(output, *more, "--save-checkpoint", taken, plan=plan) == 2
+        assert command_line.run([*written, str(taken)]) == 2
 
 
 @pytest.mark.parametrize("of_this_model", [True, False])
