@@ -51,6 +51,7 @@ class PlanFigure:
     is_share: bool = False  # of positions that stay as they are, and no mean
     is_minor: bool = False  # said only beside another one
     is_always_said: bool = False
+    broken: float | None = None  # what it is where answers are no numbers; None: it is left out
     useless: float = math.nan  # with which nobody would ship a model
     useless_words: str = ""
 
@@ -105,6 +106,12 @@ class PlanKind(NamedTuple):
         return [figure for figure in self.figures if figure.limit is not None]
 
     @property
+    def usual(self) -> dict[str, float]:
+        """The limits after healing where nothing is asked for, by their names."""
+        limits = (figure.limit for figure in self.limited if figure.limit is not None)
+        return {limit.name: limit.usual for limit in limits if limit.usual is not None}
+
+    @property
     def main_figures(self) -> list[PlanFigure]:
         """Those that stand alone."""
         return [figure for figure in self.figures if not figure.is_minor]
@@ -135,7 +142,7 @@ PLAN_KINDS = {
                 asked="max_perplexity_increase",
                 sentence="the perplexity is {value} higher{by}{until}{allowed}",
                 elsewhere=" (perplexity in the other domain {})",
-                is_log=True, is_always_said=True,
+                is_log=True, is_always_said=True, broken=math.inf,
                 useless=math.log(2), useless_words="its perplexity is {factor:.1f} times as high",
             ),
             PlanFigure(
@@ -151,24 +158,6 @@ PLAN_KINDS = {
         ),
         "log-perplexity", 3,
     ),
-    "classes": PlanKind(
-        (
-            PlanFigure(
-                "kl", "KL divergence of the classes", "KL of classes, nats", "{:.3f} nats".format,
-                lambda kl: significant(kl, 3), "{:+.4f} nats".format,
-            ),
-            PlanFigure(
-                "top1_agreement", "same likeliest class", "same likeliest class", "{:.1%}".format,
-                percent, _points, 1.0, "100 %", _AGREEMENT, "min_top1_agreement",
-                sentence="{value} of the {several} keep their likeliest class{by}{until}{least}"
-                     "{fewest}",
-                short="same likeliest class {}", is_share=True, is_always_said=True, useless=0.8,
-                useless_words="{value:.0%} of the {several} keep their likeliest class, or of two "
-                              "their order, less than {limit:.0%}",
-            ),
-        ),
-        "divergence", 4,
-    ),
     "embeddings": PlanKind(
         (
             PlanFigure(
@@ -183,7 +172,7 @@ PLAN_KINDS = {
                 ),
                 "min_embedding_cosine", sentence="the {name} is {value}{by}{until}{least}",
                 short="cosine {}", elsewhere=" (in the other domain {})",
-                digits=".3f", useless=0.8,
+                digits=".3f", broken=-1.0, useless=0.8,
                 useless_words="the mean cosine of the embeddings is {value:.3f}, less than {limit}",
             ),
             PlanFigure(
@@ -201,15 +190,36 @@ PLAN_KINDS = {
         ),
         "cosine", 4,
     ),
+    "classes": PlanKind(
+        (
+            PlanFigure(
+                "kl", "KL divergence of the classes", "KL of classes, nats", "{:.3f} nats".format,
+                lambda kl: significant(kl, 3), "{:+.4f} nats".format,
+            ),
+            PlanFigure(
+                "top1_agreement", "same likeliest class", "same likeliest class", "{:.1%}".format,
+                percent, _points, 1.0, "100 %", _AGREEMENT._replace(usual=0.98),
+                "min_top1_agreement",
+                sentence="{value} of the {several} keep their likeliest class{by}{until}{least}"
+                     "{fewest}",
+                short="same likeliest class {}", is_share=True, is_always_said=True, useless=0.8,
+                useless_words="{value:.0%} of the {several} keep their likeliest class, or of two "
+                              "their order, less than {limit:.0%}",
+            ),
+        ),
+        "divergence", 4,
+    ),
 }  # fmt: skip
-"""By the kind of answers that a model is judged by."""
+"""By the kind of answers that a model is judged by; one whose first key others have comes last."""
 
-LIMITED = {figure.key: figure for kind in PLAN_KINDS.values() for figure in kind.limited}
+LIMITED: dict[str, PlanFigure] = {}
 """Those that a limit can be on, by their keys."""
+for _figure in (figure for kind in PLAN_KINDS.values() for figure in kind.limited):
+    LIMITED.setdefault(_figure.key, _figure)
 
 
 def kind_of(figures: Mapping[str, object], where: str = "") -> PlanKind:
     """Whose figures those of a plan are; ``where`` stands before their keys."""
-    order = ("tokens", "embeddings", "classes")  # which share the last one's
-    names = (name for name in order if f"{where}{PLAN_KINDS[name].figures[0].key}" in figures)
-    return PLAN_KINDS[next(names, "classes")]
+    kinds = PLAN_KINDS.values()
+    known = (kind for kind in kinds if f"{where}{kind.figures[0].key}" in figures)
+    return next(known, PLAN_KINDS["classes"])

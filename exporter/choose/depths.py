@@ -246,7 +246,7 @@ def measure_depths(
 
 def refuse_encoder(model: Any) -> None:
     """Refuses a model whose cuts have no perplexity to raise."""
-    if not task_of(model).predicts_tokens:
+    if not isinstance(task_of(model), Tokens):
         raise ScoringError(
             f"{type(model).__name__} predicts no next token, so it has no perplexity.",
             "depthcut export MODEL -o out finds the largest cut that keeps its embeddings.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from exporter.heal.distill.workers import Workers, training_device
 from exporter.heal.options import TRAINED, HealOptions
@@ -45,7 +45,7 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
 
     A training has the number of tokens that the model's kind is trained on.
     """
-    options = options.for_model(predicts_tokens=task_of(loaded.model).predicts_tokens)
+    options = options.for_task(task_of(loaded.model))
     if options.kind != "auto":
         return options
     return Workers().once(lambda: _settled(options, loaded, progress))
@@ -53,7 +53,7 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
 
 def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> HealOptions:
     model, time_s = loaded.model, options.time_s or USUAL_TIME_S
-    tokens = int(time_s * operations_per_second() / (_OPERATIONS * _multiplied(model)))
+    tokens = int(time_s * operations_per_second() / (_OPERATIONS * task_of(model).multiplied))
     weights = model.num_parameters() * model.dtype.itemsize
     copies = _COPIES if options.train == "all" else 1
     needed, free = _BESIDE_BYTES + copies * weights, available_bytes()
@@ -76,16 +76,6 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
         return replace(options, kind="distill", time_s=time_s, tokens=tokens)
     progress.say(f"heal: {reason}, so weights are folded instead of trained")
     return without_training(options)
-
-
-def _multiplied(model: Any) -> int:
-    """The parameters that a token is multiplied with: all but an encoder's embedding.
-
-    A decoder's embedding counts for its head, which is as large.
-    """
-    count: int = model.num_parameters()
-    table = getattr(model.get_input_embeddings(), "weight", None)  # images have none
-    return count if table is None or task_of(model).predicts_tokens else count - table.numel()
 
 
 def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold") -> HealOptions:

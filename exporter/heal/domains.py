@@ -11,15 +11,12 @@ import numpy as np
 from exporter.artifacts import HealedFigure, HealedText, Healing
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.healing import Role
-from exporter.artifacts.plan_figures import kind_of
+from exporter.artifacts.plan_figures import PlanFigure
 from exporter.compare.intervals import mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
-    AnyDamage,
+    BySample,
     Damage,
-    EmbeddingDamage,
-    Floats,
-    Sums,
     degrees_of_freedom,
     joined,
     ratio,
@@ -82,7 +79,7 @@ def _both(
     dropped: BranchReplacements,
     healed: BranchReplacements,
     within: Within | None,
-) -> tuple[AnyDamage, AnyDamage]:
+) -> tuple[BySample, BySample]:
     """The damage of both cuts; the whole model runs once."""
     if within is None:
         before, after = meter.measure_many(dropped, [healed])
@@ -94,19 +91,22 @@ def _told(
     role: Role, text: CalibrationText, befores: Sequence[Any], afters: Sequence[Any]
 ) -> HealedText:
     before, after = (joined(parts).by_document(text.clusters) for parts in (befores, afters))
-    (lost, counts), (left, _) = map(_losses, (before, after))
-    old, new, sums = before.figures(), after.figures(), after.sums()
     figures = {}
-    for figure in kind_of(old).figures:
-        key, error = figure.key, f"{figure.key}_std_error"
-        if figure.is_minor and math.isnan(old[key] + new[key]):
+    for figure in before.kind.figures:
+        key = figure.key
+        old, new = before.value(key), after.value(key)
+        if figure.is_minor and math.isnan(old + new):
             continue  # of pairs, of which there are none
+        errors = None if figure.is_share else (before.std_error(key), after.std_error(key))
         figures[key] = HealedFigure(
-            dropped=old[key],
-            healed=new[key],
-            ci95=ends_95(sums[key]) if key in sums else None,
-            std_errors=(old.get(error), new.get(error)),
+            dropped=old,
+            healed=new,
+            ci95=None if figure.limit is None else ends_95(after, figure),
+            std_errors=errors or (None, None),
         )
+    first = before.kind.figures[0]
+    (lost, counts), (left, _) = (damage.sums()[first.key] for damage in (before, after))
+    gains = (left - lost) if first.higher_is_better else (lost - left)
     perplexities = None
     if isinstance(before, Damage):
         perplexities = before.baseline_perplexity, before.perplexity, after.perplexity
@@ -114,23 +114,16 @@ def _told(
         role=role,
         text=text.ref,
         figures=figures,
-        gain=ratio(lost - left, counts),
-        gain_std_error=ratio_std_error(lost - left, counts),
+        gain=ratio(gains, counts),
+        gain_std_error=ratio_std_error(gains, counts),
         degrees=degrees_of_freedom(counts) if np.count_nonzero(counts) > 1 else None,
         perplexities=perplexities,
     )
 
 
-def _losses(damage: Any) -> tuple[Floats, Floats]:
-    """Each sample's loss by the first figure, and over how much."""
-    if isinstance(damage, EmbeddingDamage):
-        return -damage.cosines, damage.texts
-    return damage.nll_sums if isinstance(damage, Damage) else damage.kl_sums, damage.positions
-
-
-def ends_95(sums: Sums) -> tuple[float, float] | None:
+def ends_95(damage: BySample, figure: PlanFigure) -> tuple[float, float] | None:
     """The 95 % interval of a figure; None of too few samples."""
-    interval = (share_interval if sums.is_share else mean_interval)(sums.values, sums.counts)
+    interval = (share_interval if figure.is_share else mean_interval)(*damage.sums()[figure.key])
     return None if interval is None else interval.ci95
 
 

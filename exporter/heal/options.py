@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.artifacts import HealKind, Train
 from exporter.artifacts.servers import SERVERS, Server
@@ -11,13 +11,14 @@ from exporter.option_types import Count, Duration, PositiveNumber, Seed, Several
 from exporter.options import Options, Rule, dataclass, idle, option
 from exporter.score.options import NAMED_ONCE
 
+if TYPE_CHECKING:
+    from exporter.models.tasks import Task
+
 HEALING = "How the plan is healed"
 HealChoice = Literal["auto", HealKind]
 """``auto``: training where memory and time allow it, else ``fold``, else ``best``."""
 NO_TEXT = "none"
 """The ``check_text`` that measures in no other domain."""
-_TOKENS, _TOKENS_OF_ENCODERS = 200_000, 600_000
-"""Of a training; an encoder is small, and what it learns of a text is one vector."""
 
 
 TRAINED = (
@@ -157,13 +158,13 @@ class HealOptions(Options):
     @property
     def trained_tokens(self) -> int:
         """How many tokens a training reads at most."""
-        return self.tokens or _TOKENS
+        return self.tokens or 200_000
 
-    def for_model(self, *, predicts_tokens: bool) -> HealOptions:
-        """The same with the number of tokens that a model's kind is trained on."""
+    def for_task(self, task: Task[Any]) -> HealOptions:
+        """The same with the number of tokens that models of a kind are trained on."""
         if self.tokens is not None or not self.trains:
             return self
-        return replace(self, tokens=_TOKENS if predicts_tokens else _TOKENS_OF_ENCODERS)
+        return replace(self, tokens=task.trained_tokens)
 
     @property
     def decided(self) -> HealKind:

@@ -116,7 +116,7 @@ def read_samples(
         sequence_length=options.sequence_length,
         seed=options.seed,
         cache_dir=cache_dir,
-        passages=not task_of(loaded.model).predicts_tokens,
+        passages=task_of(loaded.model).passages,
         apart_from=apart_from,
         progress=progress,
     )
@@ -174,11 +174,11 @@ def healing_texts(
 
     Documents that chose the cut are left out, if there are enough others.
     """
-    tokens = task_of(loaded.model).predicts_tokens
-    options = _with_fresh_seed(options.for_model(predicts_tokens=tokens), chosen_on)
+    task = task_of(loaded.model)
+    options = _with_fresh_seed(options.for_task(task), chosen_on)
     specs = options.calibration or _default_texts(loaded, options)
     few = [_wanted(options, spec, specs) for spec in specs]
-    more = judging if tokens else math.ceil(judging / len(specs))
+    more = math.ceil(judging / len(specs)) if task.passages else judging
     split = _Split(
         room=more + _MOST_PASSAGES // 2 if fewest else 0,
         least=math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0,
@@ -199,7 +199,7 @@ def healing_texts(
     choosing = None
     if fewest:
         choosing = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, (held - fewest) // len(specs)))
-    elif judging and tokens:
+    elif judging and not task.passages:
         choosing = min(held for _, held in few) // 2
     few_sampled, samples = bool(options.trains or judging), sum(held for _, held in few)
     other = _other_text(loaded, specs, samples, options, few_sampled, whole, progress)
@@ -415,7 +415,7 @@ def other_domain(
         samples=samples,
         sequence_length=sequence_length,
         seed=seed,
-        passages=not task_of(loaded.model).predicts_tokens,
+        passages=task_of(loaded.model).passages,
         progress=progress,
     )
 

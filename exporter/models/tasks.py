@@ -1,12 +1,12 @@
 """What a model answers with: how it is asked, held against the whole model, judged and taught.
 
-A new kind of answers is a subclass of :class:`Task`, and a line of :func:`task_of`.
+A new kind of answers is a subclass of :class:`Task`, and its place in :data:`TASKS`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import ScoringError
 from exporter.models.ablation.damage import (
+    BySample,
     ClassDamage,
     D,
     Damage,
@@ -47,16 +48,22 @@ class Task(ABC, Generic[D]):
     learns: ClassVar[Literal["answers", "classes", "embeddings"]]  # what a training's loss is of
     runs: ClassVar[Runs]  # what of the model runs
     objectives: ClassVar[tuple[Objective, ...]]  # what a search may keep small, the usual one first
-    limits: ClassVar[tuple[str, ...]]  # the limits on quality that it can be held to
-    # why it can be held to no other, what to limit, and the error's code
-    limits_refusal: ClassVar[tuple[str, str, str]]
-    predicts_tokens: ClassVar[bool] = False  # else texts are read as wholes, such as paragraphs
-    usual_limits: ClassVar[Mapping[str, float]] = {}  # in place of those of other models
+    damage: ClassVar[type[BySample]]  # what a cut costs; limits can be on its kind's figures
+    passages: ClassVar[bool] = True  # whether texts are read as wholes, such as paragraphs
+    # that a training reads, where nobody says how many: what it learns of a text is one vector
+    trained_tokens: ClassVar[int] = 600_000
+    # so many times as high a rate as for tokens, at most: all-MiniLM-L6-v2 learned faster so
+    fastest: ClassVar[float] = 2.0
     # how much the layers' states count in a training: an embedding alone is little to learn from
     states_weight: ClassVar[float] = 1.0
 
     def __init__(self, model: Any) -> None:
         self.model = model
+
+    @staticmethod
+    @abstractmethod
+    def fits(model: Any) -> bool:
+        """Whether a model answers so, unless one before it in :data:`TASKS` fits, too."""
 
     def batch_size(self, size: int) -> int:
         """As many samples as are asked in one run at least, where so many are wanted."""
@@ -126,12 +133,17 @@ class Task(ABC, Generic[D]):
         """How much the loss on some samples counts among others; mask: `[samples, tokens]`."""
         return float(len(mask))
 
+    @property
+    def multiplied(self) -> int:
+        """The parameters that a token is multiplied with: all but an embedding, if there is one."""
+        count: int = self.model.num_parameters()
+        table = getattr(self.model.get_input_embeddings(), "weight", None)  # images have none
+        return count if table is None else count - int(table.numel())
 
-def task_of(model: Any) -> Tokens | Classes | Embeddings:
+
+def task_of(model: Any) -> Task[Any]:
     """What a model is judged by."""
-    if model.can_generate() and model.get_output_embeddings() is not None:
-        return Tokens(model)
-    return Classes(model) if type(model).__name__.endswith(CLASSIFIERS) else Embeddings(model)
+    return next(task(model) for task in TASKS if task.fits(model))
 
 
 def meter_here(
@@ -181,13 +193,13 @@ class Tokens(Task[Damage]):
     """Distributions of next tokens."""
 
     learns, runs, objectives = "answers", "language", ("kl", "perplexity")
-    limits = ("perplexity_increase", "top1_agreement")
-    limits_refusal = (
-        "This model predicts next tokens, so it is not judged by its embeddings.",
-        "Give --at-most 5% or --min-top1-agreement 0.95.",
-        "no-embeddings",
-    )
-    predicts_tokens, states_weight = True, 0.0
+    damage = Damage
+    passages, states_weight = False, 0.0
+    trained_tokens, fastest = 200_000, 1.0
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        return bool(model.can_generate() and model.get_output_embeddings() is not None)
 
     def asks(self, batch: Batch, positions: int) -> Asked[Damage]:
         return _NextTokens(batch, positions)
@@ -215,10 +227,15 @@ class Tokens(Task[Damage]):
     def weight(self, mask: NDArray[np.bool_]) -> float:
         return float(mask.sum())
 
+    @property
+    def multiplied(self) -> int:
+        """The embedding counts for the head, which is as large."""
+        return int(self.model.num_parameters())
+
 
 def refuse_headless(model: Any) -> None:
     """Refuses a model whose answers can't be asked for."""
-    if not task_of(model).predicts_tokens:
+    if not isinstance(task_of(model), Tokens):
         raise ScoringError(
             f"{type(model).__name__} predicts no next token, so damage to its answers can't "
             "be measured.",
@@ -272,13 +289,11 @@ class Classes(Task[ClassDamage]):
     """Distributions over classes; of a reranker the order of each two texts."""
 
     learns, runs, objectives = "classes", "all", ("kl",)
-    limits = ("top1_agreement",)
-    limits_refusal = (
-        "This model gives texts classes: it has no perplexity and is not judged by embeddings.",
-        "Limit how many texts get another class: --min-top1-agreement 0.98.",
-        "only-classes",
-    )
-    usual_limits = {"top1_agreement": 0.98}  # noqa: RUF012
+    damage = ClassDamage
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        return type(model).__name__.endswith(CLASSIFIERS)
 
     @cached_property
     def of_tokens(self) -> bool:
@@ -430,12 +445,11 @@ class Embeddings(Task[EmbeddingDamage]):
     """One vector a text, and how similar texts are by it."""
 
     learns, runs, objectives = "embeddings", "states", ("cosine", "similarity")
-    limits = ("embedding_cosine", "similarity")
-    limits_refusal = (
-        "This model predicts no next token: it has no perplexity and no top-1 agreement.",
-        "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
-        "no-next-token",
-    )
+    damage = EmbeddingDamage
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        return hasattr(model, "base_model")
 
     @cached_property
     def pooling(self) -> Pooling:
@@ -527,3 +541,7 @@ class _Embedded(_OfBatch):
 
     def reference(self, answers: torch.Tensor) -> EmbeddingReference:
         return EmbeddingReference(answers)
+
+
+TASKS: list[type[Task[Any]]] = [Tokens, Classes, Embeddings]
+"""In the order in which they are asked whether they fit."""

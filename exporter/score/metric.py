@@ -196,7 +196,7 @@ def kl(damage: Damage) -> tuple[float, float | None]:
     same, and the head costs a fifth of a small model's run); the layers below the skipped one are
     not run again. Cost: half a forward pass for each sublayer.
     """
-    return damage.kl, damage.kl_std_error
+    return damage.kl, damage.std_error("kl")
 
 
 def perplexity(damage: Damage) -> tuple[float, float | None]:
@@ -209,4 +209,4 @@ def perplexity(damage: Damage) -> tuple[float, float | None]:
     the text's own next words, so noise and domain weigh more than in :func:`kl`, whose runs it
     shares at no cost.
     """
-    return damage.log_perplexity_increase, damage.log_perplexity_increase_std_error
+    return damage.log_perplexity_increase, damage.std_error("log_perplexity_increase")

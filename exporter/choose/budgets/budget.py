@@ -154,12 +154,17 @@ class Floors(_Floors):  # type: ignore[misc]
 
     def of_task(self, task: Task[Any]) -> Floors:
         """Those that such answers can be held to; others beside them are left out."""
-        if self == USUAL_FLOORS and task.usual_limits:
-            return Floors(**task.usual_limits)
-        floors = Floors(**{name: getattr(self, name) for name in task.limits})
+        if self == USUAL_FLOORS:
+            return Floors(**task.damage.kind.usual)
+        figures = task.damage.kind.limited
+        floors = Floors(**{f.limit.name: self.on(f) for f in figures if f.limit is not None})
         if self and not floors:
-            message, hint, code = task.limits_refusal
-            raise PlanError(message, hint, code=code)
+            raise PlanError(
+                f"{type(task.model).__name__} is judged by its "
+                f"{' and its '.join(figure.name for figure in figures)}, not by what is limited.",
+                f"Give {' or '.join(figure.flag for figure in figures)}.",
+                code="other-limits",
+            )
         return floors
 
     def used_up(self, figures: Mapping[str, float]) -> float:

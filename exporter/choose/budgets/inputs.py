@@ -179,7 +179,7 @@ class PlanInputs:
             self.report.calibration,
             calibration=self.settings.calibration,
             cache_dir=self._cache_dir,
-            passages=self.embeds or not self.task.predicts_tokens,
+            passages=self.embeds or self.task.passages,
             progress=self.progress,
         )
 

@@ -41,12 +41,12 @@ def ends_of(intervals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
 def held_figures(damage: AnyDamage) -> dict[str, float]:
     """What limits are held against: a damage's figures, with the ends of their intervals."""
     figures, known = damage_figures(damage), dict[str, tuple[float, float]]()
-    for name, sums in damage.sums().items():
-        if (ends := ends_95(sums)) is not None:
-            known[name] = ends
-    for name, worst in damage.worst.items():
-        if not math.isfinite(figures.get(name, math.nan)):
-            figures[name], known[name] = worst, (worst, worst)
+    for figure in damage.kind.limited:
+        key, broken = figure.key, figure.broken
+        if broken is not None and not math.isfinite(figures.get(key, math.nan)):
+            figures[key], known[key] = broken, (broken, broken)
+        elif (ends := ends_95(damage, figure)) is not None:
+            known[key] = ends
     return figures | ends_of(known)
 
 

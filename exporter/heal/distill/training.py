@@ -54,8 +54,6 @@ def tensor_like(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
 
 
 _HIGHEST = {"adapters": 1e-3, "all": 2e-4}
-_TIMES_OF_ENCODERS = 2.0
-"""So many times as high, at most, for encoders: all-MiniLM-L6-v2 learned faster so."""
 _LOSS_OF_FULL_RATE = 0.2
 """A cut that begins nearer to the whole model's answers, in nats, is trained at a lower rate.
 
@@ -77,9 +75,8 @@ _WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
 
 
-def usual_rate(train: Train, begins: float | None, *, encodes: bool = False) -> float:
-    """The highest learning rate."""
-    most = _TIMES_OF_ENCODERS if encodes else 1.0
+def usual_rate(train: Train, begins: float | None, most: float = 1.0) -> float:
+    """The highest learning rate; ``most``: that of a kind of answers, :attr:`Task.fastest`."""
     if begins is None:
         return _HIGHEST[train] * most
     share = math.sqrt(max(begins, _LEAST_LOSS) / _LOSS_OF_FULL_RATE)
@@ -316,7 +313,7 @@ class Trainer:
         begins = min(check.held_out_loss for check in checks if not check.tokens)
         near = self._workers.from_first(self._judge.nearness(begins, self._judges))
         self._rate = self._options.learning_rate or usual_rate(
-            self._options.train, near, encodes=not self._student.task.predicts_tokens
+            self._options.train, near, self._student.task.fastest
         )
 
     def _go_on(self) -> StoppedBy | None:

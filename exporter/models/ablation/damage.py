@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts.plan_figures import kind_of
+from exporter.artifacts.plan_figures import PLAN_KINDS, PlanKind
 from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 SIMILARITY = "similarity_correlation"
-"""What plans and limits call :attr:`EmbeddingDamage.correlation`."""
+"""What plans call the correlation of embeddings' similarities."""
 Clusters = NDArray[np.int64] | None
 """``[samples]``, of which document each is; None: each is one of its own."""
 
@@ -118,12 +118,13 @@ class Sums(NamedTuple):
 
     values: Floats  # `[samples]`
     counts: Floats  # `[samples]`
-    is_share: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class BySample:
     """Numbers of each sample; every field is ``[samples]``, float64."""
+
+    kind: ClassVar[PlanKind]  # its figures
 
     def of(self, samples: NDArray[np.bool_]) -> Self:
         """On some of the samples, those that are True, ``[samples]``."""
@@ -144,25 +145,30 @@ class BySample:
         """The number that a search keeps small: in nats, or what embeddings lack of 1."""
         return self.distance
 
+    def sums(self) -> dict[str, Sums]:
+        """What each of its kind's figures is made of."""
+        raise NotImplementedError
+
+    def value(self, key: str) -> float:
+        """A figure; NaN where it can't be told."""
+        return ratio(*self.sums()[key])
+
+    def std_error(self, key: str) -> float | None:
+        """A figure's standard error over samples; None with fewer than two."""
+        return ratio_std_error(*self.sums()[key])
+
     def figures(self) -> dict[str, float | None]:
         """What plans say of it, with standard errors; None or NaN where one can't be told."""
-        raise NotImplementedError
-
-    def sums(self) -> dict[str, Sums]:
-        """What the figures are made of that limits are held against."""
-        raise NotImplementedError
-
-    worst: ClassVar[Mapping[str, float]] = {}
-    """What a figure that limits need is where it is no number: nothing allows that."""
+        sums = self.sums()
+        means = [figure.key for figure in self.kind.figures if not figure.is_share]
+        errors = {f"{key}_std_error": ratio_std_error(*sums[key]) for key in means}
+        return {**{key: ratio(*one) for key, one in sums.items()}, **errors}
 
     @property
     def words(self) -> str:
         """It in a few words."""
-        values = self.figures()
-        names = ((figure, values[figure.key]) for figure in kind_of(values).figures)
         return ", ".join(
-            f"{figure.name} {figure.written(math.nan if value is None else value)}"
-            for figure, value in names
+            f"{one.name} {one.written(self.value(one.key))}" for one in self.kind.figures
         )
 
     @property
@@ -191,37 +197,31 @@ class DistributionDamage(BySample):
     @property
     def kl(self) -> float:
         """Mean KL divergence at a position, in nats; 0 for an unchanged model."""
-        return ratio(self.kl_sums, self.positions)
-
-    @property
-    def kl_std_error(self) -> float | None:
-        """Its standard error over samples; None with fewer than two."""
-        return ratio_std_error(self.kl_sums, self.positions)
+        return self.value("kl")
 
     @property
     def top1_agreement(self) -> float:
         """Share of positions at which both think the same answer the likeliest; 0 to 1."""
-        return ratio(self.agreements, self.positions)
-
-    def figures(self) -> dict[str, float | None]:
-        """See :class:`BySample`."""
-        same = self.top1_agreement
-        return {"kl": self.kl, "kl_std_error": self.kl_std_error, "top1_agreement": same}
+        return self.value("top1_agreement")
 
     def sums(self) -> dict[str, Sums]:
         """See :class:`BySample`."""
-        return {"top1_agreement": Sums(self.agreements, self.positions, is_share=True)}
+        agreements = Sums(self.agreements, self.positions)
+        return {"kl": Sums(self.kl_sums, self.positions), "top1_agreement": agreements}
 
 
 @dataclass(frozen=True, eq=False)
 class ClassDamage(DistributionDamage):
     """What a cut costs distributions over classes; a text has one position, or one for a token."""
 
+    kind = PLAN_KINDS["classes"]
+
 
 @dataclass(frozen=True, eq=False)
 class Damage(DistributionDamage):
     """What a cut costs next-token distributions; sums over a sample's chosen positions."""
 
+    kind = PLAN_KINDS["tokens"]
     # `[samples]`, negative log-likelihood of the next tokens under the cut model, in nats
     nll_sums: Floats
     baseline_nll_sums: Floats  # `[samples]`, the same under the whole model
@@ -234,34 +234,16 @@ class Damage(DistributionDamage):
     @property
     def log_perplexity_increase(self) -> float:
         """Log of the cut model's perplexity over the whole one's."""
-        return ratio(self.nll_sums - self.baseline_nll_sums, self.positions)
-
-    @property
-    def log_perplexity_increase_std_error(self) -> float | None:
-        """Its standard error over samples, both models on the same tokens."""
-        return ratio_std_error(self.nll_sums - self.baseline_nll_sums, self.positions)
+        return self.value("log_perplexity_increase")
 
     def objective(self, name: Objective) -> float:
         """See :class:`BySample`."""
         return self.distance if name == "kl" else self.log_perplexity_increase
 
-    def figures(self) -> dict[str, float | None]:
-        """See :class:`BySample`."""
-        rise, error = self.log_perplexity_increase, self.log_perplexity_increase_std_error
-        return {
-            "kl": self.kl,
-            "log_perplexity_increase": rise,
-            "top1_agreement": self.top1_agreement,
-            "kl_std_error": self.kl_std_error,
-            "log_perplexity_increase_std_error": error,
-        }
-
-    worst = {"log_perplexity_increase": math.inf}  # noqa: RUF012
-
     def sums(self) -> dict[str, Sums]:
         """See :class:`BySample`."""
         rise = Sums(self.nll_sums - self.baseline_nll_sums, self.positions)
-        return {**super().sums(), "log_perplexity_increase": rise}
+        return {"log_perplexity_increase": rise, **super().sums()}
 
     @property
     def perplexity(self) -> float:
@@ -278,6 +260,7 @@ class Damage(DistributionDamage):
 class EmbeddingDamage(BySample):
     """What a cut costs the embeddings of texts; sums over a sample's texts."""
 
+    kind = PLAN_KINDS["embeddings"]
     cosines: Floats  # `[samples]`, between the whole and the cut model's embedding of each text
     pairs: Floats
     texts: Floats  # `[samples]`, how many each is
@@ -295,12 +278,7 @@ class EmbeddingDamage(BySample):
     @property
     def cosine(self) -> float:
         """Mean over the texts; 1 for an unchanged model."""
-        return ratio(self.cosines, self.texts)
-
-    @property
-    def cosine_std_error(self) -> float | None:
-        """Its standard error; None with fewer than two texts."""
-        return ratio_std_error(self.cosines, self.texts)
+        return self.value("cosine")
 
     @property
     def correlations(self) -> Floats:
@@ -324,27 +302,11 @@ class EmbeddingDamage(BySample):
     @property
     def correlation(self) -> float:
         """Of the similarities of pairs of texts in both models; 1 for an unchanged model."""
-        return ratio(self.correlations, self.texts)
-
-    @property
-    def correlation_std_error(self) -> float | None:
-        """Its standard error over texts; None with fewer than two."""
-        return ratio_std_error(self.correlations, self.texts)
+        return self.value(SIMILARITY)
 
     def objective(self, name: Objective) -> float:
         """See :class:`BySample`."""
         return 1 - self.correlation if name == "similarity" else self.distance
-
-    def figures(self) -> dict[str, float | None]:
-        """See :class:`BySample`."""
-        return {
-            "cosine": self.cosine,
-            "cosine_std_error": self.cosine_std_error,
-            SIMILARITY: self.correlation,
-            f"{SIMILARITY}_std_error": self.correlation_std_error,
-        }
-
-    worst = {"cosine": -1.0}  # noqa: RUF012
 
     def sums(self) -> dict[str, Sums]:
         """See :class:`BySample`."""
@@ -352,7 +314,9 @@ class EmbeddingDamage(BySample):
         return {"cosine": cosine, SIMILARITY: Sums(self.correlations, self.texts)}
 
 
-AnyDamage = Damage | ClassDamage | EmbeddingDamage
+AnyDamage = BySample
+DAMAGES: list[type[BySample]] = [Damage, ClassDamage, EmbeddingDamage]
+"""By whose fields what was kept of a damage is read."""
 D = TypeVar("D", bound=BySample)
 D_co = TypeVar("D_co", bound=BySample, covariant=True)
 
@@ -366,8 +330,7 @@ def joined(parts: Sequence[D]) -> D:
 
 def damage_of_numbers(told: Mapping[str, Any]) -> AnyDamage:
     """The damage whose fields are told by name."""
-    kinds: tuple[type[AnyDamage], ...] = (EmbeddingDamage, ClassDamage)
-    kind = next((k for k in kinds if {f.name for f in fields(k)} == set(told)), Damage)
+    kind = next(one for one in DAMAGES if {field.name for field in fields(one)} == set(told))
     return kind(**{name: np.asarray(numbers, np.float64) for name, numbers in told.items()})
 
 

@@ -181,7 +181,7 @@ FOLD = HealOptions(kind="fold", **SHORT)
     ("kind", "asked", "error", "code", "field"),
     [
         *(
-            ("planner", {"floors": {name: 0.5}}, PlanError, "no-next-token", "--min-embedding")
+            ("planner", {"floors": {name: 0.5}}, PlanError, "other-limits", "--min-embedding")
             for name in ("perplexity_increase", "top1_agreement")
         ),
         *(
@@ -191,7 +191,7 @@ FOLD = HealOptions(kind="fold", **SHORT)
             )
         ),
         (
-            "classifying", {"floors": {"embedding_cosine": 0.9}}, PlanError, "only-classes",
+            "classifying", {"floors": {"embedding_cosine": 0.9}}, PlanError, "other-limits",
             "--min-top1-agreement",
         ),
         *(
@@ -233,8 +233,8 @@ def test_each_model_heeds_the_limits_of_its_kind() -> None:
 @pytest.mark.parametrize(
     ("family", "floors", "code", "field"),
     [
-        ("bert", Floors(perplexity_increase=0.02), "no-next-token", "--min-embedding-cosine"),
-        ("llama", Floors(embedding_cosine=0.9), "no-embeddings", "--at-most"),
+        ("bert", Floors(perplexity_increase=0.02), "other-limits", "--min-embedding-cosine"),
+        ("llama", Floors(embedding_cosine=0.9), "other-limits", "--at-most"),
         ("bert", Floors(embedding_cosine=0.9), "", ""),
         ("llama", Floors(perplexity_increase=0.02), "", ""),
     ],

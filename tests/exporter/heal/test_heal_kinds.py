@@ -221,10 +221,10 @@ def test_a_reranker_s_nearness_does_not_hang_on_the_size_of_its_logits(scale: fl
 def test_a_cut_that_is_near_is_trained_at_a_lower_rate() -> None:
     from exporter.heal.distill.training import usual_rate
 
-    assert usual_rate("adapters", None, encodes=True) == 2e-3
-    assert usual_rate("adapters", 5.0, encodes=True) == 2e-3
-    assert usual_rate("adapters", 0.2, encodes=True) == usual_rate("adapters", 0.2) == 1e-3
-    assert usual_rate("adapters", 0.05, encodes=True) == usual_rate("adapters", 0.05) == 5e-4
+    assert usual_rate("adapters", None, 2.0) == 2e-3
+    assert usual_rate("adapters", 5.0, 2.0) == 2e-3
+    assert usual_rate("adapters", 0.2, 2.0) == usual_rate("adapters", 0.2) == 1e-3
+    assert usual_rate("adapters", 0.05, 2.0) == usual_rate("adapters", 0.05) == 5e-4
     assert usual_rate("adapters", 5.0) == 1e-3
     assert 0 < usual_rate("adapters", -1e-9) == usual_rate("adapters", 0.0) < 1e-5
 

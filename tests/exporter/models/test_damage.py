@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.artifacts.plan_figures import LIMITED
 from exporter.choose.budgets.budget import Floors
 from exporter.errors import PlanError, ScoringError
 from exporter.heal.distill.student import Student
@@ -17,8 +18,7 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
 )
 from exporter.models.ablation.damage import (
-    ClassDamage,
-    Damage,
+    SIMILARITY,
     EmbeddingDamage,
     RatioSums,
     Reference,
@@ -325,8 +325,8 @@ def test_an_order_that_changes_is_seen_beside_a_large_bias() -> None:
     before = task_of(model).meter(_IDS[:4], _MASK[:4]).measure(cut)
     model.classifier.bias -= 50
     damage = task_of(model).meter(_IDS[:4], _MASK[:4]).measure(cut)
-    assert damage.kl == pytest.approx(before.kl, rel=1e-3)  # type: ignore[union-attr]
-    assert damage.kl > 1e-4  # type: ignore[union-attr]
+    assert damage.kl == pytest.approx(before.kl, rel=1e-3)  # type: ignore[attr-defined]
+    assert damage.kl > 1e-4  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -345,20 +345,24 @@ def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
     assert result.distance == pytest.approx(whole.distance, rel=1e-5)
 
 
-KINDS = [
-    ("bert", "", Embeddings, EmbeddingDamage),
-    ("bert", "SequenceClassification", Classes, ClassDamage),
-    ("bert", "TokenClassification", Classes, ClassDamage),
-    ("llama", "", Tokens, Damage),
+KINDS: list[tuple[str, str, type[Any]]] = [
+    ("bert", "", Embeddings),
+    ("bert", "SequenceClassification", Classes),
+    ("bert", "TokenClassification", Classes),
+    ("llama", "", Tokens),
 ]
 
 
-@pytest.mark.parametrize(("family", "head", "task", "kind"), KINDS)
+@pytest.mark.parametrize(("family", "head", "task"), KINDS)
 def test_each_kind_of_answers_keeps_the_contract_of_a_task(
-    family: str, head: str, task: type[Any], kind: type
+    family: str, head: str, task: type[Any]
 ) -> None:
-    model = tiny_model(family, head=head)
-    own = task_of(model)
+    keeps_the_contract(tiny_model(family, head=head), task)
+
+
+def keeps_the_contract(model: Any, task: type[Any]) -> None:
+    """What every task does, of whatever kind."""
+    own, kind = task_of(model), task.damage
     assert type(own) is task
     whole, cut = own.meter(_IDS, _MASK).measure_many({}, [_CUT])
     assert type(whole) is type(cut) is kind
@@ -369,14 +373,22 @@ def test_each_kind_of_answers_keeps_the_contract_of_a_task(
         assert abs(whole.objective(objective)) < 1e-6
         assert abs(cut.objective(objective)) > 1e-4
     figures, worse = whole.figures(), cut.figures()
-    assert {*cut.sums(), *cut.worst} <= {*figures} == {*worse}
+    keys = {figure.key for figure in kind.kind.figures}
+    assert {*cut.sums()} == keys <= {*figures} == {*worse}
     assert worse != figures
     assert cut.words != whole.words
-    limits = Floors(**dict.fromkeys(own.limits, 0.5))
-    assert limits.of_task(own) == limits
-    others = [f for f in ("perplexity_increase", "embedding_cosine") if f not in own.limits]
-    with raises(PlanError, own.limits_refusal[2]):
-        Floors(**{others[-1]: 0.5}).of_task(own)
+    assert {figure.key: figure.unchanged for figure in kind.kind.figures} == pytest.approx(
+        {key: figures[key] for key in keys}, abs=1e-6
+    )
+    every, able = (
+        [figure.limit.name for figure in one if figure.limit]
+        for one in (LIMITED.values(), kind.kind.limited)
+    )
+    limits = Floors(**dict.fromkeys(able, 0.5))
+    assert limits.of_task(own) == limits == Floors(**dict.fromkeys(every, 0.5)).of_task(own)
+    assert {*kind.kind.usual} <= {*able}
+    with raises(PlanError, "other-limits", *(figure.flag for figure in kind.kind.limited)):
+        Floors(**dict.fromkeys({*every} - {*able}, 0.5)).of_task(own)
     inputs = {"input_ids": torch.from_numpy(_IDS), "attention_mask": torch.from_numpy(_MASK * 1)}
     mask, teacher = torch.from_numpy(_MASK), own.given(inputs).detach()
     student = (teacher + torch.randn_like(teacher)).requires_grad_()
@@ -438,9 +450,9 @@ def test_texts_of_one_document_keep_the_means_and_widen_their_errors(sizes: Any)
     assert result.cosine == pytest.approx(alone.cosine)
     assert result.correlation == pytest.approx(alone.correlation)
     expected = ratio_std_error(cosines, np.ones(16), documents)
-    assert result.cosine_std_error == pytest.approx(expected)
+    assert result.std_error("cosine") == pytest.approx(expected)
     expected = ratio_std_error(alone.correlations, np.ones(16), documents)
-    assert result.correlation_std_error == pytest.approx(expected)
+    assert result.std_error(SIMILARITY) == pytest.approx(expected)
 
 
 def _states(model: Any, cut: Any) -> Any:
@@ -483,7 +495,7 @@ def test_the_spread_of_the_correlation_is_that_of_a_jackknife() -> None:
     damage, left = measured(every), [measured(every[every != n]).correlation for n in every]
     jackknife = float(np.sqrt(59 / 60 * ((np.array(left) - np.mean(left)) ** 2).sum()))
     assert damage.correlations.mean() == pytest.approx(damage.correlation)
-    assert damage.correlation_std_error == pytest.approx(jackknife, rel=0.1)
+    assert damage.std_error(SIMILARITY) == pytest.approx(jackknife, rel=0.1)
 
 
 def test_states_are_pooled_as_the_model_s_folder_says(tmp_path: Path) -> None:
