@@ -119,6 +119,7 @@ class Figure:
     sentence: str = ""
     note: str = ""  # what it is
     missing: str = ""  # why it isn't there
+    needs: str = ""  # what has to be there for it
     unit: str = ""
     ci_unit: str = "1"
     ci_factor: int = 1
@@ -184,7 +185,9 @@ _TEXT = " More text narrows it (compare --eval-tokens)."
 _OF_THE_CUT: dict[str, Any] = {"of_the_cut": True, "scale": "difference", "narrowed_by": _TEXT}
 _EMBEDDED: dict[str, Any] = {
     **_OF_THE_CUT, "higher_is_better": True, "judged": _three, "row": _cosine,
+    "needs": " It takes a model that embeds texts.",
 }  # fmt: skip
+_DISTRIBUTIONS = " It takes a model that gives tokens or classes."
 _RANKS = "Encoders: minimum correlation (Spearman) of the similarities of pairs of texts with those"
 
 FIGURES = (
@@ -209,6 +212,7 @@ FIGURES = (
         row_name="perplexity", brief="perplexity", column="perplexity",
         narrowed_by=_TEXT,
         sentence="perplexity goes from {before} to {value} ({change})",
+        needs=" It takes a text, and a model that predicts the next token.",
         missing="There is no perplexity: the tokens are no text, or the models predict none; "
                 "their {} are compared.",
     ),
@@ -227,6 +231,7 @@ FIGURES = (
         column="KL divergence, nats",
         note="KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
              "classifier's classes, mean over positions; 0 means that nothing changed.",
+        needs=_DISTRIBUTIONS,
         sentence="its predictions are {value} nats of KL divergence from the baseline's",
         unit="nats", ci_unit="nats", judged=_three, row=_three, **_OF_THE_CUT,
     ),
@@ -237,7 +242,7 @@ FIGURES = (
         (Place("top1_agreement", interval="top1_interval", ci="accuracy: top1-agreement"),),
         name="same top-1 token", row_name="same {same}", column="same {same}",
         ci_unit="%", ci_factor=100, higher_is_better=True,
-        judged=percent, amount=percent, row=percent, **_OF_THE_CUT,
+        judged=percent, amount=percent, row=percent, needs=_DISTRIBUTIONS, **_OF_THE_CUT,
     ),
     Figure(
         "top5_agreement", places=(Place("top5_of_images"),), row_name="same of top-5 classes",
@@ -277,6 +282,7 @@ FIGURES = (
                "{0.task} {0.metric}: score"),),
         stands_in="tasks", higher_is_better=True, scale="difference",
         judged=lambda value: f"{100 * value:+.1f} %", amount=percent,
+        needs=" It takes what is right: tasks (--tasks), images with labels, or transcripts.",
     ),
     Figure(
         "size",

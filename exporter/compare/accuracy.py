@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from exporter.artifacts import (
@@ -17,52 +15,24 @@ from exporter.artifacts import (
     Corner,
     Interval,
     LatencyRow,
-    OtherText,
     VerdictWord,
 )
+from exporter.artifacts.figures import FIGURES
 from exporter.artifacts.store import Store
-from exporter.compare.agreement import (
-    LOGITS,
-    check_tokens,
-    compare_predictions,
-    predicts_next_token,
-)
 from exporter.compare.answers import (
-    check_questions,
-    generation_agreements,
-    judge_images,
-    refuse_without_config,
-    sample_answers,
-    task_results,
+    Answers,
+    Classes,
+    Embeddings,
+    Judgement,
+    Pictures,
+    Tokens,
 )
 from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.encoder_decoder.answers import JudgedPairs, judge_pairs
-from exporter.compare.encoder_quality import (
-    class_log_probabilities,
-    compare_classes,
-    compare_embeddings,
-    embed,
-    embedding_output,
-    in_pairs,
-    refuse_few_texts,
-)
-from exporter.compare.evaluation import (
-    EvaluationTokens,
-    random_ids,
-    tokenize,
-    tokenize_pairs,
-    tokenize_passages,
-)
-from exporter.compare.intervals import MOST_JUDGED
+from exporter.compare.generations import check_questions
 from exporter.compare.kept import answered_by
+from exporter.compare.sequences import Sequences
 from exporter.compare.timing.statistics import estimate_between, times_of, verdict_of_interval
 from exporter.errors import ComparisonError
-from exporter.models.ablation.damage import Clusters
-from exporter.models.residual_stream import classes_of_texts, ranks_pairs
-from exporter.models.sentence_folder import pooling_of, why_not_whole
-from exporter.models.tasks import MULTI_LABEL
-from exporter.models.texts.images import Images
-from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
 from exporter.models.texts.sources import TextSource
 
 _ALIKE = (
@@ -183,15 +153,16 @@ def refuse_no_grid(comparison: Comparison) -> None:
             )
 
 
-_EMBEDDED_TEXTS = 64
-
-
 @dataclass(frozen=True)
 class AccuracyResult:
     """The candidate held against the baseline, and all against the whole model in float."""
 
     accuracy: Accuracy | None = None  # of the pair; None where nothing could be judged
     grid: Mapping[str, GridAccuracy] = dataclasses.field(default_factory=dict)
+
+
+KINDS: list[type[Answers]] = [Sequences, Pictures, Tokens, Classes, Embeddings]
+"""In the order in which arms are asked whether they answer so."""
 
 
 def measure_accuracy(
@@ -203,7 +174,6 @@ def measure_accuracy(
 ) -> AccuracyResult:
     """Judges all arms that are judged on the same tokens; each reads them once."""
     check_questions(comparison)
-    refuse_without_config(comparison)
     every = [texts, *([] if other is None else [other])]
     return (store or Store(None)).once(
         "accuracy",
@@ -214,244 +184,52 @@ def measure_accuracy(
     )
 
 
-Judgement = dict[tuple[str, str], Accuracy]
-"""How far answers differ, by which arm is held against which, the other first."""
-
-
 def _judged(comparison: Comparison, texts: TextSource, other: TextSource | None) -> AccuracyResult:
-    judgement = _held_against(comparison, texts, other)
-    own = judgement.get(comparison.pair)
-    return AccuracyResult(own, dict(_grid(comparison, judgement)) if comparison.grid else {})
-
-
-def _held_against(comparison: Comparison, texts: TextSource, other: TextSource | None) -> Judgement:
-    if isinstance(texts, JudgedPairs):
-        return {comparison.pair: judge_pairs(comparison, texts)}
-    if isinstance(texts, Images):
-        return judge_images(comparison, texts)
-    outputs = {spec.name: spec.shape for spec in comparison.whole.runner.outputs}
-    per_text = len(outputs.get(LOGITS, ())) == 2
-    if LOGITS in outputs and not (per_text or comparison.whole.folder.classifies):
-        judgement = _of_text(comparison, texts, other)
-    else:
-        if other is not None:
-            comparison.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
-        judge = _of_classes if LOGITS in outputs else _of_embeddings
-        judgement = judge(comparison, texts)
-    if own := judgement.get(comparison.pair):
-        tasks = {"tasks": task_results(comparison)}
-        return judgement | {comparison.pair: own.model_copy(update=tasks)}
-    return judgement
-
-
-def _of_text(comparison: Comparison, texts: TextSource, other: TextSource | None) -> Judgement:
-    """For models that predict tokens."""
-    tokens = _tokens(comparison, texts)
-    judgement = _predictions(comparison, tokens)
-    there = {} if other is None else _predictions(comparison, _tokens(comparison, other))
-    generated = generation_agreements(comparison, tokens)
-    for names, accuracy in judgement.items():
-        more = {"generation": generated.get(names), "other": _other(there.get(names))}
-        judgement[names] = accuracy.model_copy(update=more)
-    answers = {"answers": sample_answers(comparison)}
-    return judgement | {comparison.pair: judgement[comparison.pair].model_copy(update=answers)}
-
-
-def _other(accuracy: Accuracy | None) -> OtherText | None:
-    if accuracy is None:
-        return None
-    return OtherText(**{name: getattr(accuracy, name) for name in OtherText.model_fields})
-
-
-def _predictions(comparison: Comparison, tokens: EvaluationTokens) -> Judgement:
-    """All that one pass over a text tells, by what is held against what."""
-    check_tokens(int(tokens.token_ids.max()), comparison.vocabulary())
-    comparison.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
+    say = comparison.progress.say
+    kind = answers_of(comparison, texts)
+    if kind is None:
+        say(
+            "accuracy: left out, the models have no output called logits and none that embeds "
+            "texts, or would be compiled for each of their lengths"
+        )
+        return AccuracyResult()
+    say(f"accuracy: {kind.words}")
+    there = None
+    if other is not None and kind.has_perplexity:
+        there = type(kind).of(comparison, other)
+        say(f"accuracy: {there.words if there else ''}")
+    elif other is not None:
+        say(f"accuracy: {other.source} is left out, there is no perplexity")
     alike = ((whole, name) for name, whole in wholes_alike(comparison).items() if whole)
-    pairs = list(dict.fromkeys([*comparison.held_against, *alike]))
-    causal = predicts_next_token(comparison.whole.runner, comparison.whole.folder)
-    accuracies = compare_predictions(
-        {name: arm.runner for name, arm in comparison.judged.items()},
-        pairs,
-        tokens,
-        causal=causal and tokens.is_text,
-        progress=comparison.progress,
+    judgement = kind.judge(
+        comparison, list(dict.fromkeys([*comparison.held_against, *alike])), there
     )
-    return dict(zip(pairs, accuracies, strict=True))
+    grid = dict(_grid(comparison, judgement)) if comparison.grid else {}
+    return AccuracyResult(judgement[comparison.pair], grid)
+
+
+def answers_of(comparison: Comparison, texts: TextSource) -> Answers | None:
+    """What arms are judged by on a text; None where they can't be."""
+    kinds = (kind.of(comparison, texts) for kind in KINDS)
+    return next((kind for kind in kinds if kind is not None), None)
 
 
 def _grid(comparison: Comparison, judgement: Judgement) -> Iterator[tuple[str, GridAccuracy]]:
     """What was found against the whole model in float, whose own is its perplexity alone."""
-    wholes = wholes_alike(comparison)
+    wholes, fields = wholes_alike(comparison), Corner.model_fields
     for (first, name), accuracy in judgement.items():
         if first != comparison.reference:
             continue
         alike = judgement.get((wholes[name] or "", name))
-        other, alike_there = accuracy.other, alike.other if alike else None
-        perplexities = {
-            "perplexity": accuracy.perplexity,
-            "other_perplexity": other.perplexity if other else None,
-        }
-        increases = {"log_perplexity_increase": alike, "other_log_perplexity_increase": alike_there}
-        yield first, {key: two.baseline for key, two in perplexities.items() if two}
+        readings = [(figure.key, one) for figure in FIGURES for one in figure.readings(accuracy)]
+        own = [(key, one) for key, one in readings if key in fields]
+        rises = [one for figure in FIGURES for one in figure.readings(alike)]
+        intervals = {one.place.interval.replace(".", "_"): one.interval for one in rises}
+        yield first, {key: one.before for key, one in own if one.before is not None}
         yield (
             name,
             {
-                **{key: two.candidate for key, two in perplexities.items() if two},
-                **{key: of.log_perplexity_increase for key, of in increases.items() if of},
-                "kl_divergence": accuracy.kl_divergence,
-                "top1_agreement": accuracy.top1_agreement,
-                "exact_match": accuracy.generation.exact_match if accuracy.generation else None,
-                "embedding_cosine": accuracy.embeddings.cosine if accuracy.embeddings else None,
+                **{key: one.value for key, one in own},
+                **{key: known for key, known in intervals.items() if key in fields and known},
             },
         )
-
-
-def _tokens(comparison: Comparison, texts: TextSource) -> EvaluationTokens:
-    options, folder = comparison.options, comparison.whole.folder
-    longest = folder.longest_sequence or options.eval_sequence_length
-    length = min(options.eval_sequence_length, options.eval_tokens, longest)
-    if comparison.tokenizer is None:
-        return random_ids(
-            comparison.vocabulary(),
-            sequence_length=length,
-            tokens=options.eval_tokens,
-        )
-    return tokenize(
-        texts,
-        comparison.tokenizer,
-        sequence_length=length,
-        tokens=options.eval_tokens,
-        separator_id=folder.end_of_text,
-    )
-
-
-def _of_classes(comparison: Comparison, texts: TextSource) -> Judgement:
-    """For classifiers of texts or of their tokens, on passages of the text or on pairs."""
-    most = _EMBEDDED_TEXTS if _classes(comparison.whole) is None else MOST_JUDGED
-    passages = _pairs(comparison, texts) or _passages(comparison, texts, most)
-    what = "texts" if passages.types is None else "pairs of texts"
-    comparison.progress.say(
-        f"accuracy: classes of {len(passages.ids)} {what} from {passages.source}"
-    )
-    said = {
-        name: _classes_of(arm, name, passages, comparison)
-        for name, arm in comparison.judged.items()
-    }
-    return {
-        names: compare_classes(
-            *(said[name] for name in names),
-            source=passages.source,
-            sha256=passages.sha256,
-            clusters=passages.clusters(in_pairs=_classes(comparison.whole) == 1),
-            orders=_classes(comparison.whole) == 1,
-        )
-        for names in comparison.held_against
-    }
-
-
-def _classes(arm: ComparedArm) -> int | str | None:
-    """How many classes an arm gives each text; None where it gives them to tokens."""
-    return classes_of_texts(next(s.shape for s in arm.runner.outputs if s.name == LOGITS))
-
-
-def _scores_pairs(arm: ComparedArm) -> bool:
-    """Whether an arm is a reranker, as ``scores_pairs``."""
-    return ranks_pairs(_classes(arm), arm.folder.config.get("problem_type"))
-
-
-def _classes_of(
-    arm: ComparedArm, name: str, texts: _Passages, comparison: Comparison
-) -> list[NDArray[np.float64]]:
-    """What an arm says of texts; of a reranker, of each two of them."""
-    of_texts = _classes(arm) is not None
-    floats = class_log_probabilities(
-        arm.runner,
-        texts.ids,
-        arm=name,
-        types=texts.types,
-        separate=of_texts and arm.folder.config.get("problem_type") == MULTI_LABEL,
-        progress=comparison.progress,
-    )
-    return in_pairs(floats) if _classes(arm) == 1 else floats
-
-
-def _of_embeddings(comparison: Comparison, texts: TextSource) -> Judgement:
-    """For encoders: passages of the text embedded; nothing of models that embed nothing."""
-    runner = comparison.whole.runner
-    if embedding_output(runner.outputs) is None:
-        comparison.progress.say("accuracy: left out, the models have no output called logits")
-        return {}
-    if runner.capabilities.shapes == "compiled":
-        comparison.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
-        return {}
-    passages = _passages(comparison, texts, _EMBEDDED_TEXTS)
-    comparison.progress.say(
-        f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}"
-    )
-    refuse_few_texts(passages.ids)
-    home = comparison.whole.folder.home
-    pooling = pooling_of(home)
-    if why := why_not_whole(home):
-        comparison.progress.say(f"embeddings: by {' and '.join(pooling.modes)} alone; {why}")
-    vectors = {
-        name: embed(
-            arm.runner, passages.ids, arm=name, pooling=pooling, progress=comparison.progress
-        )
-        for name, arm in comparison.judged.items()
-    }
-    known = Accuracy(
-        text_source=passages.source,
-        text_sha256=passages.sha256,
-        tokens=sum(map(len, passages.ids)),
-        perplexity=None,
-        kl_divergence=None,
-        top1_agreement=None,
-    )
-    return {
-        (one, two): known.model_copy(
-            update={
-                "embeddings": compare_embeddings(vectors[one], vectors[two], passages.documents)
-            }
-        )
-        for one, two in comparison.held_against
-    }
-
-
-@dataclass(frozen=True)
-class _Passages:
-    """The tokens of each, ``[length]``, and where they are from; of pairs which text each is of."""
-
-    ids: list[NDArray[np.int64]]
-    source: str
-    sha256: str
-    types: list[NDArray[np.int64]] | None = None
-    documents: Clusters = None
-
-    def clusters(self, *, in_pairs: bool) -> Clusters:
-        """Of which document each text is, or each two."""
-        return self.documents[::2] if in_pairs and self.documents is not None else self.documents
-
-
-def _pairs(comparison: Comparison, texts: TextSource) -> _Passages | None:
-    """Pairs, as a reranker reads them; None for models and texts without."""
-    folder = comparison.whole.folder
-    pairs = pairs_of(texts) if _scores_pairs(comparison.whole) else texts.pairs
-    if comparison.tokenizer is None or not pairs or _classes(comparison.whole) is None:
-        return None
-    longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
-    drawn = tokenize_pairs(texts, comparison.tokenizer, most=MOST_JUDGED, longest=longest)
-    check_tokens(max(int(array.max()) for array in drawn.ids), comparison.vocabulary())
-    return _Passages(drawn.ids, texts.source, texts.sha256, drawn.types, drawn.documents)
-
-
-def _passages(comparison: Comparison, texts: TextSource, most: int) -> _Passages:
-    """Passages of the text; random tokens where neither arm has a tokenizer."""
-    folder = comparison.whole.folder
-    longest = min(LONGEST_PASSAGE, folder.longest_sequence or LONGEST_PASSAGE)
-    if comparison.tokenizer is None:
-        drawn = random_ids(comparison.vocabulary(), sequence_length=longest, tokens=most * longest)
-        return _Passages([*drawn.token_ids], drawn.source, drawn.sha256)
-    ids, _, documents = tokenize_passages(texts, comparison.tokenizer, most=most, longest=longest)
-    check_tokens(max((int(array.max()) for array in ids), default=0), comparison.vocabulary())
-    return _Passages(ids, texts.source, texts.sha256, documents=documents)

@@ -1,42 +1,45 @@
-"""How far one arm's predictions are from another's, on the same tokens."""
+"""One arm's answers to a text, and how far they are from another's to the same."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from exporter.artifacts import Accuracy, PerplexityPair, SampleLosses
+from exporter.artifacts import (
+    Accuracy,
+    EmbeddingAgreement,
+    Interval,
+    PerplexityPair,
+    SampleLosses,
+)
 from exporter.artifacts.latency import Shape
-from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.intervals import clipped, mean_interval, share_interval
-from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Array, Runner
-from exporter.engines.tensors import has_cache, make_inputs, whole_phase
+from exporter.engines.tensors import TensorSpec, make_inputs, whole_phase
 from exporter.errors import BackendError, ComparisonError
 from exporter.models.ablation.damage import (
     Clusters,
     Distributions,
     Floats,
     by_cluster,
-    chunks,
     divergence,
 )
-from exporter.models.model_folder import ModelFolder
-from exporter.progress import QUIET, Progress
+from exporter.models.sentence_folder import MEAN, Pooling
+from graph_passes.fusing.pooling import EMBEDDING
 
 LOGITS = "logits"
 COLUMNS = ("positions", "kl", "top1", "top5", "predicted", "baseline_loss", "candidate_loss")
 """What :func:`figures` tells of each position; ``predicted`` is 1 where there is a loss."""
-
-
-def predicts_next_token(runner: Runner, folder: ModelFolder) -> bool:
-    """Whether a model with an output ``logits`` is causal, as its graph or its config says."""
-    return has_cache(runner.inputs) or folder.predicts_next_token
+NO_TARGETS = np.zeros(0, np.int64)
+OUTPUTS = (EMBEDDING, "last_hidden_state", "token_embeddings", "hidden_states")
+"""Outputs that embed a text, the first that a model has."""
+FEWEST_TEXTS = 3  # below that there are no two pairs to rank
+_TYPES = "token_type_ids"
 
 
 def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
@@ -61,6 +64,77 @@ def all_logits(runner: Runner, inputs: Mapping[str, Array], shape: Shape) -> Arr
     return logits
 
 
+def class_rows(
+    runner: Runner,
+    ids: NDArray[np.int64],  # `[tokens]`
+    what: str,
+    *,
+    types: NDArray[np.int64] | None = None,  # of which text of a pair each token is; None: one text
+    separate: bool = False,
+) -> Floats:
+    """Log-probabilities of classes, ``[rows, classes]``: one row, or one for each token."""
+    shape = Shape(whole_phase(runner.inputs), 1, len(ids))
+    inputs = make_inputs(runner.inputs, shape, ids[None])
+    if types is not None and _TYPES in inputs:
+        inputs[_TYPES] = types[None].astype(inputs[_TYPES].dtype)
+    logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
+    return log_probabilities_of(logits, what, separate=separate)
+
+
+def log_probabilities_of(logits: NDArray[Any], what: str, *, separate: bool = False) -> Floats:
+    """Of one text's or image's logits, ``[rows, classes]``; of separate labels a row each.
+
+    A single logit is that of a yes, as rerankers have it: it makes two classes, the yes second.
+
+    logits: `[1, classes]`, or `[1, tokens, classes]`.
+    """
+    rows = logits.astype(np.float64).reshape(-1, 1 if separate else logits.shape[-1])
+    if rows.shape[1] == 1:
+        rows = np.hstack([np.zeros_like(rows), rows])
+    return Distributions(rows, NO_TARGETS, what).log_probabilities
+
+
+def embedding_output(outputs: Sequence[TensorSpec]) -> str | None:
+    """The output that embeds a text, or None."""
+    names = {spec.name for spec in outputs}
+    return next((name for name in OUTPUTS if name in names), None)
+
+
+def embed(runner: Runner, ids: NDArray[np.int64], what: str, *, pooling: Pooling = MEAN) -> Floats:
+    """One text's embedding, ``[size]``, finite and not zero."""
+    name = embedding_output(runner.outputs)
+    assert name is not None
+    shape = Shape(whole_phase(runner.inputs), 1, len(ids))
+    inputs = make_inputs(runner.inputs, shape, ids[None])
+    values = runner.run(inputs, [name], phase=shape.phase)[name].astype(np.float64)
+    states = values.reshape(-1, values.shape[-1])
+    pools = MEAN if name == EMBEDDING else pooling  # a vector is its own mean
+    embedding: Floats = pools(states, np.ones(len(states)))
+    if not np.isfinite(embedding).all() or not embedding.any():
+        raise ComparisonError(
+            f"{what} is zero, NaN or infinite.",
+            "In fp16 an overflow is likely: export in float32 or bfloat16.",
+            code="not-finite",
+        )
+    return embedding
+
+
+def unit_length(vectors: Floats) -> Floats:
+    """Vectors ``[..., size]``, none of them zero, as long as 1."""
+    unit: Floats = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return unit
+
+
+def check_tokens(largest_id: int, vocabulary: int) -> None:
+    """Refuses tokens that a model doesn't know."""
+    if largest_id >= vocabulary:
+        raise ComparisonError(
+            f"The text's token id {largest_id} is beyond the model's {vocabulary} tokens.",
+            "The tokenizer next to the model belongs to another model.",
+            code="token-out-of-range",
+        )
+
+
 def figures(baseline: Distributions, candidate: Distributions) -> Floats:
     """What there is to know of how two arms differ at the same positions.
 
@@ -79,87 +153,6 @@ def figures(baseline: Distributions, candidate: Distributions) -> Floats:
     tensor[5, :predicted] = baseline.losses
     tensor[6, :predicted] = candidate.losses
     return tensor
-
-
-def compare_predictions(
-    arms: Mapping[str, Runner],
-    pairs: Sequence[tuple[str, str]],
-    tokens: EvaluationTokens,
-    *,
-    causal: bool,
-    progress: Progress = QUIET,
-) -> list[Accuracy]:
-    """Runs every arm over the samples, one sample at a time, and reduces their logits."""
-    token_ids = tokens.token_ids
-    by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
-    with (
-        progress.task(
-            "perplexity, KL divergence, agreement", total=len(token_ids), unit="samples"
-        ) as task,
-        ThreadPoolExecutor(default_threads()) as pool,
-    ):
-        for number, sample in enumerate(token_ids):
-            logits = _logits(arms, sample, backwards=number % 2 == 1)
-            vocabulary = _one_vocabulary(logits)
-            check_tokens(int(token_ids.max()), vocabulary)
-            targets = sample if causal else sample[:0]
-            parts = list(chunks(len(sample), vocabulary))
-            reduce = partial(_chunk, logits, pairs, sample=targets, number=number)
-            for array in pool.map(reduce, parts):
-                by_sample[:, :, number] += array.sum(axis=2)
-            task.advance()
-    return [accuracy_of(sums, tokens.source, tokens.sha256, tokens.documents) for sums in by_sample]
-
-
-def _logits(
-    arms: Mapping[str, Runner], sample: NDArray[np.int64], *, backwards: bool
-) -> dict[str, Array]:
-    """By arm; the one that was used last goes first, which helps those that are loaded in turns."""
-    order = reversed(list(arms)) if backwards else arms
-    arrays = {name: prefill_logits(arms[name], sample) for name in order}
-    return {name: arrays[name] for name in arms}
-
-
-def check_tokens(largest_id: int, vocabulary: int) -> None:
-    """Refuses tokens that a model doesn't know."""
-    if largest_id >= vocabulary:
-        raise ComparisonError(
-            f"The text's token id {largest_id} is beyond the model's {vocabulary} tokens.",
-            "The tokenizer next to the model belongs to another model.",
-            code="token-out-of-range",
-        )
-
-
-def _one_vocabulary(logits: Mapping[str, Array]) -> int:
-    """The size of the vocabulary that all arms have."""
-    first, *others = (values.shape for values in logits.values())
-    for other in others:
-        if other != first:
-            raise ComparisonError(
-                f"The logits have the shapes {list(first)} and {list(other)}: "
-                "the arms have other vocabularies or outputs.",
-                "Compare two forms of the same model.",
-                code="other-vocabulary",
-            )
-    return int(first[-1])
-
-
-def _chunk(
-    logits: Mapping[str, Array],
-    pairs: Sequence[tuple[str, str]],
-    rows: slice,
-    sample: NDArray[np.int64],
-    number: int,
-) -> Floats:
-    """The figures of all pairs, ``[pairs, len(COLUMNS), positions]``."""
-    targets = sample[rows.start + 1 : rows.stop + 1]
-    arms = {
-        name: Distributions(
-            values[rows].astype(np.float64), targets, f"The {name}'s logits in sample {number}"
-        )
-        for name, values in logits.items()
-    }
-    return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
 
 
 def accuracy_of(by_sample: Floats, source: str, sha256: str, clusters: Clusters = None) -> Accuracy:
@@ -208,3 +201,46 @@ def _perplexity(totals: dict[str, np.float64]) -> PerplexityPair | None:
             for arm in ("baseline", "candidate")
         )
     return PerplexityPair(baseline=baseline, candidate=candidate)
+
+
+def compare_embeddings(
+    baseline: Floats, candidate: Floats, clusters: Clusters = None
+) -> EmbeddingAgreement:
+    """How near two arms' embeddings of the same texts are.
+
+    baseline: of length 1, `[texts, size]`.
+    """
+    cosines = (baseline * candidate).sum(axis=1)
+    similarities = baseline @ baseline.T, candidate @ candidate.T
+    ranking = _rank_agreement(*similarities, np.arange(len(baseline)))
+    return EmbeddingAgreement(
+        texts=len(baseline),
+        cosine=float(cosines.mean()),
+        lowest_cosine=float(cosines.min()),
+        rank_agreement=ranking,
+        rank_interval=_rank_interval(*similarities, ranking, clusters),
+        cosine_interval=clipped(mean_interval(cosines, np.ones_like(cosines), clusters), -1.0, 1.0),
+    )
+
+
+def _rank_agreement(first: Floats, second: Floats, texts: NDArray[np.intp]) -> float:
+    """Of the similarities of all pairs of some texts, from those of all, ``[texts, texts]``."""
+    above = np.triu_indices(len(texts), 1)
+    pairs = texts[above[0]], texts[above[1]]
+    return float(stats.spearmanr(first[pairs], second[pairs]).statistic)
+
+
+def _rank_interval(
+    first: Floats, second: Floats, whole: float, clusters: Clusters
+) -> Interval | None:
+    """By the jackknife over texts; None where a part has no order."""
+    texts = np.arange(len(first))
+    if len(texts) <= FEWEST_TEXTS or np.isnan(whole):
+        return None
+    without = [_rank_agreement(first, second, texts[texts != text]) for text in texts]
+    values = len(texts) * whole - (len(texts) - 1) * np.array(without)
+    spread = mean_interval(values, np.ones_like(values), clusters)
+    if spread is None:
+        return None
+    low, high = (bound - spread.value + whole for bound in spread.ci95)
+    return clipped(Interval(value=whole, ci95=(low, high)), -1.0, 1.0)

@@ -1,342 +1,417 @@
-"""What both arms say: greedy texts, answers to prompts, tasks, and the classes of images."""
+"""What arms answer with: a kind makes samples of a text, reads answers, says how two differ.
+
+A new kind of answers is a subclass of :class:`Answers`, and its place in
+:data:`exporter.compare.accuracy.KINDS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import (
-    Accuracy,
-    Answer,
-    GenerationAgreement,
-    SampleAnswer,
-    SampleAnswers,
-    TaskResult,
-)
+from exporter.artifacts import Accuracy, OtherText, TaskResult
 from exporter.artifacts.latency import Shape
-from exporter.compare.agreement import LOGITS
-from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.encoder_quality import compare_classes, log_probabilities_of
-from exporter.compare.evaluation import EvaluationTokens, Prompts, questions
-from exporter.compare.tasks.choosing import (
-    only_for_encoders,
-    refuse_missing_tasks,
-    score_tasks,
+from exporter.compare.agreement import (
+    COLUMNS,
+    FEWEST_TEXTS,
+    LOGITS,
+    NO_TARGETS,
+    accuracy_of,
+    check_tokens,
+    class_rows,
+    compare_embeddings,
+    embed,
+    embedding_output,
+    figures,
+    log_probabilities_of,
+    prefill_logits,
+    unit_length,
 )
+from exporter.compare.arms import Comparison
+from exporter.compare.evaluation import (
+    EvaluationTokens,
+    random_ids,
+    tokenize,
+    tokenize_pairs,
+    tokenize_passages,
+)
+from exporter.compare.generations import generation_agreements, sample_answers
+from exporter.compare.intervals import MOST_JUDGED
+from exporter.compare.tasks.choosing import task_results
 from exporter.compare.tasks.encoding import labels_in
 from exporter.compare.tasks.items import TaskScores, compare_scores
-from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.generate import agreement, continuations, decoder_on, generate
-from exporter.engines.decoding.text_model import TextModel
+from exporter.engines.environment import default_threads
+from exporter.engines.runners.base import Array, Runner
 from exporter.engines.tensors import has_cache, make_inputs
-from exporter.errors import BackendError, ComparisonError
-from exporter.models.ablation.damage import Floats
+from exporter.errors import ComparisonError
+from exporter.models.ablation.damage import Clusters, Distributions, Floats, chunks
 from exporter.models.model_folder import PIXELS, ModelFolder
+from exporter.models.residual_stream import classes_of_texts, ranks_pairs
+from exporter.models.sentence_folder import MEAN, Pooling, pooling_of, why_not_whole
 from exporter.models.tasks import MULTI_LABEL
 from exporter.models.texts.images import IMAGES, ImageReader, Images, Picture
-from exporter.printable import counted
+from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
+from exporter.models.texts.sources import TextSource
+from exporter.progress import QUIET, Progress
 
-_PROMPT_TOKENS = 64
-
-
-def generation_agreements(
-    comparison: Comparison, tokens: EvaluationTokens
-) -> dict[tuple[str, str], GenerationAgreement]:
-    """Continues beginnings of the evaluation text with every arm that is judged."""
-    quality = comparison.options.quality
-    if not quality.agreement_prompts or not (
-        tokens.is_text and has_cache(comparison.whole.runner.inputs)
-    ):
-        return {}
-    prompt = min(_PROMPT_TOKENS, tokens.token_ids.shape[1])
-    try:
-        refuse_steps(comparison, comparison.judged, prompt + quality.agreement_tokens)
-        texts = _continued(comparison, tokens.token_ids[: quality.agreement_prompts, :prompt])
-    except LeftOutError as reason:
-        comparison.progress.say(f"generation: left out, {reason}")
-        return {}
-    return {names: agreement(*(texts[name] for name in names)) for names in comparison.held_against}
+Pair = tuple[str, str]
+"""Two arms' names; the second is held against the first."""
+Judgement = dict[Pair, Accuracy]
+_EMBEDDED_TEXTS = 64
+_FIVE = 5
 
 
-class LeftOutError(Exception):
-    """Why nothing is generated."""
+class Answers(ABC):
+    """What arms answer with, to the samples of one text."""
+
+    at_once: ClassVar[bool] = True  # whether an arm answers all samples before another begins
+    has_perplexity: ClassVar[bool] = False  # which a text of another domain is for
+    unit: ClassVar[str] = "texts"
+
+    def __init__(self, source: str, sha256: str, samples: int, documents: Clusters = None) -> None:
+        self.source, self.sha256, self.samples, self.documents = source, sha256, samples, documents
+
+    @classmethod
+    @abstractmethod
+    def of(cls, comparison: Comparison, texts: TextSource) -> Self | None:
+        """The samples that arms are judged on; None where they don't answer so."""
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What of how much is compared."""
+
+    @abstractmethod
+    def answer(self, name: str, runner: Any, sample: int) -> Array:
+        """One arm's answer to a sample."""
+
+    @abstractmethod
+    def take(self, sample: int, answers: Mapping[str, Array], pairs: Sequence[Pair]) -> None:
+        """Holds arms' answers to a sample, which are of one shape, against each other."""
+
+    @abstractmethod
+    def accuracy(self, pair: Pair) -> Accuracy:
+        """What all samples tell of two arms."""
+
+    def hold(
+        self, runners: Mapping[str, Runner], pairs: Sequence[Pair], progress: Progress = QUIET
+    ) -> Judgement:
+        """Has each arm answer each sample once, and holds pairs of arms against each other."""
+        whole = range(self.samples)
+        parts = [whole] if self.at_once else [whole[sample : sample + 1] for sample in whole]
+        total = self.samples * len(runners)
+        with progress.task("answers of all arms", total=total, unit=self.unit) as task:
+            for place, part in enumerate(parts):
+                answers: dict[str, list[Array]] = {name: [] for name in runners}
+                # The one that was used last goes first, which helps those that are loaded in turns.
+                for name in [*runners][:: -1 if place % 2 else 1]:
+                    for sample in part:
+                        answers[name].append(self.answer(name, runners[name], sample))
+                        task.advance()
+                for sample, every in zip(part, zip(*answers.values(), strict=True), strict=True):
+                    self.take(sample, _alike(dict(zip(answers, every, strict=True))), pairs)
+        return {pair: self.accuracy(pair) for pair in pairs}
+
+    def judge(self, comparison: Comparison, pairs: Sequence[Pair], other: Self | None) -> Judgement:
+        """The same of a comparison's arms, with the pair's scores where it is known what is right.
+
+        other: of a text of another domain.
+        """
+        runners = {name: arm.runner for name, arm in comparison.judged.items()}
+        judgement, own = self.hold(runners, pairs, comparison.progress), comparison.pair
+        tasks = self.tasks(comparison)
+        return {**judgement, own: judgement[own].model_copy(update={"tasks": tasks})}
+
+    def tasks(self, comparison: Comparison) -> list[TaskResult]:
+        """The scores of the pair."""
+        return task_results(comparison)
 
 
-def refuse_steps(comparison: Comparison, arms: Mapping[str, ComparedArm], positions: int) -> None:
-    """Refuses to generate where that can't be, before anything runs."""
-    if not has_cache(comparison.whole.runner.inputs):
-        raise LeftOutError("the models have no KV cache")
-    for name, arm in arms.items():
-        if not has_cache(arm.runner.inputs):
-            raise LeftOutError(f"the {name} has no attention left, so it has no cache")
-    if comparison.whole.runner.capabilities.shapes == "compiled":
-        raise LeftOutError("torch.compile would compile each of its steps")
-    longest = comparison.whole.folder.longest_sequence
-    if longest is not None and positions > longest:
-        raise LeftOutError(f"the model ends at {longest} positions, and {positions} are needed")
-
-
-@contextmanager
-def decoder_of(arm: ComparedArm, prompt: int, new_tokens: int) -> Iterator[Decoder]:
-    """What generates with a running arm."""
-    try:
-        made = decoder_on(arm.runner)
-    except BackendError as error:
-        raise LeftOutError(error.message) from error
-    with made as decoder:
-        try:
-            decoder.refuse_unfit(1, prompt, new_tokens)
-        except BackendError as error:
-            raise LeftOutError(error.message) from error
-        yield decoder
-
-
-def _continued(comparison: Comparison, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Every judged arm's greedy texts, one arm at a time."""
-    new_tokens = comparison.options.quality.agreement_tokens
-    stop_ids = TextModel.of(comparison.whole.folder.onnx, comparison.tokenizer).stop_ids
-    texts = {}
-    for name, arm in comparison.judged.items():
-        with decoder_of(arm, prompts.shape[1], new_tokens) as decoder:
-            texts[name] = continuations(
-                decoder,
-                prompts,
-                new_tokens=new_tokens,
-                stop_ids=stop_ids,
-                batch_size=arm.runner.capabilities.batch_size,
-                arm=name,
-                progress=comparison.progress,
-            )
-    return texts
-
-
-_NO_TOKENIZER = "there is no tokenizer.json next to the models"
-
-
-def sample_answers(comparison: Comparison) -> SampleAnswers | None:
-    """What both arms say to the same prompts, by the likeliest token each time."""
-    quality = comparison.options.quality
-    if not quality.answer_tokens:
-        return None
-    try:
-        return _answered(comparison, questions(quality.prompts))
-    except LeftOutError as reason:
-        if quality.prompts is not None:
-            raise ComparisonError(
-                f"The prompts of {quality.prompts} can't be answered: {reason}.",
-                "Leave --prompts out, or shorten them if they are too long.",
-                code="prompts-unanswered",
-            ) from reason
-        comparison.progress.say(f"sample answers: left out, {reason}")
-        return SampleAnswers(left_out=str(reason))
-
-
-def _answered(comparison: Comparison, prompts: Prompts) -> SampleAnswers:
-    arms = {name: comparison.arms[name] for name in comparison.pair}
-    if comparison.tokenizer is None:
-        raise LeftOutError(_NO_TOKENIZER)
-    new_tokens = comparison.options.quality.answer_tokens
-    model = TextModel.of(comparison.whole.folder.onnx, comparison.tokenizer)
-    shown, ids = _encoded(model, prompts, comparison.options.quality.chat)
-    if max(map(max, ids)) >= comparison.vocabulary():
-        raise LeftOutError("the tokenizer has tokens that the model doesn't know")
-    refuse_steps(comparison, arms, max(map(len, ids)) + new_tokens)
-    comparison.progress.say(
-        f"sample answers: {counted(len(ids), 'prompt')}, at most {new_tokens} tokens each"
-    )
-    said = [_said(comparison, name, arm, model, ids) for name, arm in arms.items()]
-    answers = [
-        SampleAnswer(prompt=prompt, baseline=first, candidate=second)
-        for prompt, first, second in zip(shown, *said, strict=True)
-    ]
-    chat = comparison.options.quality.chat
-    return SampleAnswers(source=prompts.source, chat=chat, new_tokens=new_tokens, answers=answers)
-
-
-def _encoded(
-    model: TextModel, prompts: Prompts, chat: bool
-) -> tuple[Sequence[str], list[list[int]]]:
-    """The prompts as the report shows them, and their tokens."""
-    shown = prompts.texts if chat else prompts.openings
-    try:
-        # A model that thinks first would not come to its answer.
-        ids = (
-            model.encode_chats(shown, enable_thinking=False)
-            if chat
-            else [model.encode(text) for text in shown]
+def _alike(answers: dict[str, Array]) -> dict[str, Array]:
+    """Refuses answers of different shapes."""
+    shapes = {name: list(answer.shape) for name, answer in answers.items()}
+    first, *others = shapes.values()
+    if any(other != first for other in others):
+        raise ComparisonError(
+            f"The arms' answers have the shapes {shapes}.",
+            "Compare two forms of the same model.",
+            code="other-answers",
         )
-    except BackendError as error:
-        raise LeftOutError(error.message.rstrip(".")) from error
-    if not all(ids):
-        raise LeftOutError(f"prompt {ids.index([]) + 1} has no tokens")
-    return shown, ids
-
-
-def _said(
-    comparison: Comparison,
-    name: str,
-    arm: ComparedArm,
-    model: TextModel,
-    prompts: Sequence[list[int]],
-) -> list[Answer]:
-    """One arm's answers."""
-    new_tokens, answers = comparison.options.quality.answer_tokens, []
-    with (
-        decoder_of(arm, max(map(len, prompts)), new_tokens) as decoder,
-        comparison.progress.task(
-            f"sample answers, {name}", total=len(prompts), unit="prompts"
-        ) as task,
-    ):
-        for ids in prompts:
-            made = generate(decoder, ids, new_tokens=new_tokens, stop_ids=model.stop_ids)
-            answers.append(Answer(text=model.decode(made.token_ids), ended=made.ended))
-            task.advance()
     return answers
 
 
-def check_questions(comparison: Comparison) -> None:
-    """Refuses prompts and tasks that are no such, before anything is measured."""
-    quality, runner = comparison.options.quality, comparison.whole.runner
-    questions(quality.prompts)
-    gives_logits = LOGITS in {spec.name for spec in runner.outputs}
-    if quality.prompts is not None and not gives_logits:
-        raise ComparisonError(
-            f"{comparison.whole.folder.onnx} embeds texts, so it can't answer {quality.prompts}.",
-            "Leave --prompts out.",
-            code="prompts-unanswered",
-        )
-    if not quality.tasks:
-        return
-    if not gives_logits and not only_for_encoders(quality):
-        raise ComparisonError(
-            f"{comparison.whole.folder.onnx} has no output called logits: it can't choose answers.",
-            "Encoders have mteb's tasks, --tasks mteb:NAME, and tasks of your own in --task-data.",
-            code="no-logits",
-        )
-    if runner.capabilities.shapes == "compiled":
-        raise ComparisonError(
-            f"{runner.backend} would compile the model anew for each length of a question.",
-            "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
-            code="recompiles",
-        )
-    refuse_missing_tasks(quality)
+class Distributed(Answers):
+    """Answers that are distributions: logits ``[rows, classes or tokens]``."""
+
+    def __init__(self, source: str, sha256: str, samples: int, documents: Clusters = None) -> None:
+        super().__init__(source, sha256, samples, documents)
+        self._sums: dict[Pair, Floats] = {}
+
+    def targets(self, sample: int) -> NDArray[np.int64]:
+        """The right answers of the first rows, for a perplexity."""
+        return NO_TARGETS
+
+    def take(self, sample: int, answers: Mapping[str, Array], pairs: Sequence[Pair]) -> None:
+        """Adds up the figures of all rows."""
+        parts = [*chunks(*next(iter(answers.values())).shape)]
+        reduce = partial(self._figures, sample, answers, pairs)
+        with ThreadPoolExecutor(default_threads()) as pool:
+            for part in map(reduce, parts) if len(parts) == 1 else pool.map(reduce, parts):
+                for pair, sums in zip(pairs, part, strict=True):
+                    none = np.zeros((len(COLUMNS), self.samples))
+                    self._sums.setdefault(pair, none)[:, sample] += sums
+
+    def _figures(
+        self, sample: int, answers: Mapping[str, Array], pairs: Sequence[Pair], rows: slice
+    ) -> list[Floats]:
+        """Of each pair, summed over some rows, ``[len(COLUMNS)]``."""
+        targets, arms = self.targets(sample)[rows], dict[str, Distributions]()
+        for name, answer in answers.items():
+            what = f"The {name}'s logits in sample {sample}"
+            arms[name] = Distributions(answer[rows].astype(np.float64), targets, what)
+        return [figures(arms[first], arms[second]).sum(axis=1) for first, second in pairs]
+
+    def accuracy(self, pair: Pair) -> Accuracy:
+        """Divergence and agreement, and where there are targets a perplexity."""
+        sums = self._sums.get(pair, np.zeros((len(COLUMNS), 0)))
+        return accuracy_of(sums, self.source, self.sha256, self.documents)
 
 
-def task_results(comparison: Comparison) -> list[TaskResult]:
-    """Scores both arms on the same items; nothing where no task was asked for."""
-    if not comparison.options.quality.tasks:
-        return []
+class Tokens(Distributed):
+    """Tokens of a vocabulary, at every position: the next ones, or of a masked model its own."""
 
-    def scored(arm: ComparedArm) -> list[TaskScores]:
-        folders = (arm.folder, *(comparison.arms[name].folder for name in comparison.pair))
-        folder = next((item for item in folders if item.tokenizer), arm.folder)
-        return score_tasks(
-            comparison.options.quality,
-            arm.runner,
-            folder,
-            vocabulary=comparison.vocabulary(),
-            progress=comparison.progress,
-        )
+    at_once = False  # logits of all tokens take too much memory
+    has_perplexity = True
+    unit = "samples"
 
-    both = [scored(comparison.arms[name]) for name in comparison.pair]
-    return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
+    def __init__(self, drawn: EvaluationTokens, *, causal: bool) -> None:
+        super().__init__(drawn.source, drawn.sha256, len(drawn.ids), drawn.documents)
+        self.drawn, self._causal = drawn, causal and drawn.is_text
+
+    @classmethod
+    def of(cls, comparison: Comparison, texts: TextSource) -> Self | None:
+        """Samples of the text; random tokens where neither arm has a tokenizer."""
+        options, whole = comparison.options, comparison.whole
+        shape = _logits(comparison)
+        if shape is None or classes_of_texts(shape) is not None or whole.folder.classifies:
+            return None
+        longest = whole.folder.longest_sequence or options.eval_sequence_length
+        length = min(options.eval_sequence_length, options.eval_tokens, longest)
+        vocabulary, tokens = comparison.vocabulary(), options.eval_tokens
+        if comparison.tokenizer is None:
+            drawn = random_ids(vocabulary, sequence_length=length, tokens=tokens)
+        else:
+            drawn = tokenize(
+                texts,
+                comparison.tokenizer,
+                sequence_length=length,
+                tokens=tokens,
+                separator_id=whole.folder.end_of_text,
+            )
+        check_tokens(drawn.largest, vocabulary)
+        causal = has_cache(whole.runner.inputs) or whole.folder.predicts_next_token
+        return cls(drawn, causal=causal)
+
+    @property
+    def words(self) -> str:
+        """What of how much is compared."""
+        return f"on {self.source}, {sum(map(len, self.drawn.ids))} tokens"
+
+    def answer(self, name: str, runner: Any, sample: int) -> Array:
+        """Logits, ``[tokens, vocabulary]``."""
+        return prefill_logits(runner, self.drawn.ids[sample])
+
+    def take(self, sample: int, answers: Mapping[str, Array], pairs: Sequence[Pair]) -> None:
+        """Of a vocabulary that has the text's tokens."""
+        check_tokens(self.drawn.largest, next(iter(answers.values())).shape[-1])
+        super().take(sample, answers, pairs)
+
+    def targets(self, sample: int) -> NDArray[np.int64]:
+        """The next tokens of a text, where the model is causal."""
+        return self.drawn.ids[sample][1:] if self._causal else NO_TARGETS
+
+    def judge(self, comparison: Comparison, pairs: Sequence[Pair], other: Self | None) -> Judgement:
+        """With greedy texts, a text of another domain, and what the pair says to prompts."""
+        judgement, there = super().judge(comparison, pairs, other), Judgement()
+        if other is not None:
+            runners = {name: arm.runner for name, arm in comparison.judged.items()}
+            there = other.hold(runners, pairs, comparison.progress)
+        generated = generation_agreements(comparison, self.drawn)
+        for pair, accuracy in judgement.items():
+            more: dict[str, Any] = {"generation": generated.get(pair)}
+            if pair in there:
+                fields = OtherText.model_fields
+                more["other"] = OtherText(**{name: getattr(there[pair], name) for name in fields})
+            judgement[pair] = accuracy.model_copy(update=more)
+        said = {"answers": sample_answers(comparison)}
+        return {
+            **judgement, comparison.pair: judgement[comparison.pair].model_copy(update=said)
+        }  # fmt: skip
 
 
-TASK = "image classes"
-_FEW = 5
+def _logits(comparison: Comparison) -> Sequence[int | str | None] | None:
+    """The shape of the arms' logits; None where they give none."""
+    outputs = {spec.name: spec.shape for spec in comparison.whole.runner.outputs}
+    return outputs.get(LOGITS)
 
 
-def refuse_without_config(comparison: Comparison) -> None:
-    """Refuses arms that read images where no config says what they are."""
-    if comparison.reads_images and not comparison.whole.folder.classifies_images:
-        raise ComparisonError(
-            f"{comparison.whole.folder.onnx} reads images, and no config.json beside it names a "
-            "class that ends with ForImageClassification.",
-            "Put the model's config.json and preprocessor_config.json next to it.",
-            code="no-image-config",
-        )
+class Classes(Distributed):
+    """Distributions over classes of texts or of their tokens; of a reranker each two texts' order.
 
-
-def judge_images(comparison: Comparison, images: Images) -> dict[tuple[str, str], Accuracy]:
-    """Runs all judged arms on the same images; each image is read once.
-
-    By what is held against what; the pair's own has the labels' scores, too.
+    A single logit, by which rerankers order texts, says nothing by itself: of each two texts counts
+    which stands higher, and the last of an odd number is held against the first.
     """
-    labelled = images.has_labels
-    right = _classes_of(images.pictures, comparison.whole.folder) if labelled else None
-    said = _classes_said(comparison, images)
-    some = next(iter(said.values()))
-    progress = comparison.progress
-    progress.say(f"accuracy: classes of {len(some):,} images from {images.source}")
-    if images.is_random:
-        progress.say("accuracy: on noise, since --eval-text names no images")
-    if len(images.pictures) < images.there:
-        progress.say(f"accuracy: these are the first of {images.there:,}, of all classes")
-    agreement = {
-        names: compare_classes(
-            *(said[name] for name in names), source=images.source, sha256=images.content_sha256
-        ).model_copy(update={"images": len(some)})
-        for names in comparison.held_against
-    }
-    if right is not None:
-        scores = [label_scores(said[name], right, images.source) for name in comparison.pair]
-        result = {"tasks": compare_scores(scores[0], scores[1])}
-        agreement[comparison.pair] = agreement[comparison.pair].model_copy(update=result)
-    return agreement
+
+    def __init__(
+        self, drawn: EvaluationTokens, *, separate: bool = False, orders: bool = False
+    ) -> None:
+        documents, texts = drawn.documents, len(drawn.ids)
+        if orders:
+            documents, texts = None if documents is None else documents[::2], -(-texts // 2)
+        super().__init__(drawn.source, drawn.sha256, texts, documents)
+        self._drawn, self._separate, self._orders = drawn, separate, orders
+        self._width = 0
+
+    @classmethod
+    def of(cls, comparison: Comparison, texts: TextSource) -> Self | None:
+        """Passages of the text, or pairs where the model reads such."""
+        if (shape := _logits(comparison)) is None:
+            return None
+        classes = classes_of_texts(shape)
+        problem = comparison.whole.folder.config.get("problem_type")
+        paired = pairs_of(texts) if ranks_pairs(classes, problem) else texts.pairs
+        most = _EMBEDDED_TEXTS if classes is None else MOST_JUDGED
+        drawn = _passages(comparison, texts, most, paired=classes is not None and bool(paired))
+        separate = classes is not None and problem == MULTI_LABEL
+        return cls(drawn, separate=separate, orders=classes == 1)
+
+    @property
+    def words(self) -> str:
+        """What of how much is compared."""
+        what = "texts" if self._drawn.types is None else "pairs of texts"
+        return f"classes of {len(self._drawn.ids)} {what} from {self.source}"
+
+    def answer(self, name: str, runner: Any, sample: int) -> Floats:
+        """Log-probabilities, ``[rows, classes]``: one row, or one for each token."""
+        texts = len(self._drawn.ids)
+        if not self._orders or texts == 1:
+            return self._rows(name, runner, sample)
+        places = 2 * sample, (2 * sample + 1) % texts
+        first, second = (np.diff(self._rows(name, runner, place)) for place in places)
+        return -np.logaddexp(0, np.hstack([first - second, second - first]))
+
+    def _rows(self, name: str, runner: Any, text: int) -> Floats:
+        types = None if self._drawn.types is None else self._drawn.types[text]
+        what = f"The {name}'s logits of text {text}"
+        ids = self._drawn.ids[text]
+        rows = class_rows(runner, ids, what, types=types, separate=self._separate)
+        self._width = rows.shape[1]
+        return rows
+
+    def accuracy(self, pair: Pair) -> Accuracy:
+        """Of few classes without the five likeliest."""
+        compared = {"compared": "order" if self._orders else "classes"}
+        return without_five(super().accuracy(pair), self._width).model_copy(update=compared)
 
 
-def _classes_said(comparison: Comparison, images: Images) -> dict[str, list[Floats]]:
-    """Each arm's log-probabilities, ``[1, classes]`` for each image."""
-    reader, arrays = _reader(comparison), {name: list[Floats]() for name in comparison.judged}
-    number = IMAGES if images.is_random else len(images.pictures)
-    noise = reader.noise(number, "evaluation") if images.is_random else None
-    with comparison.progress.task("classes of images", total=number, unit="images") as task:
-        for place in range(number):
-            pixels = (
-                reader.pixels([images.pictures[place]])
-                if noise is None
-                else noise[place : place + 1]
-            )
-            for name, arm in comparison.judged.items():
-                arrays[name].append(_answer(arm, name, pixels, place))
-            task.advance()
-    return arrays
+def without_five(accuracy: Accuracy, classes: int) -> Accuracy:
+    """Five of five classes or fewer tell nothing."""
+    none = {"top5_agreement": None} if classes <= _FIVE else {}
+    return accuracy.model_copy(update=none)
 
 
-def _reader(comparison: Comparison) -> ImageReader:
-    folder = comparison.whole.folder
-    home = folder.onnx if folder.onnx.is_dir() else folder.onnx.parent
-    return ImageReader(str(folder.onnx), home, folder.config)
+class Pictures(Distributed):
+    """Distributions over classes of images; each image is read once for all arms."""
 
+    at_once = False
+    unit = "images"
 
-def _answer(arm: ComparedArm, name: str, pixels: NDArray[np.float32], number: int) -> Floats:
-    runner = arm.runner
-    inputs = make_inputs(runner.inputs, Shape("encode", 1, 1), np.zeros((1, 1), np.int64))
-    inputs[PIXELS] = pixels.astype(inputs[PIXELS].dtype)
-    logits = runner.run(inputs, [LOGITS], phase="encode")[LOGITS]
-    separate = arm.folder.config.get("problem_type") == MULTI_LABEL
-    return log_probabilities_of(logits, f"The {name}'s logits of image {number}", separate=separate)
+    def __init__(self, images: Images, folder: ModelFolder) -> None:
+        samples = IMAGES if images.is_random else len(images.pictures)
+        super().__init__(images.source, images.content_sha256, samples)
+        self._images, self._config = images, folder.config
+        self._right = class_numbers(images.pictures, folder.config) if images.has_labels else None
+        home = folder.onnx if folder.onnx.is_dir() else folder.onnx.parent
+        self._reader = ImageReader(str(folder.onnx), home, folder.config)
+        self._rows: dict[str, list[Floats]] = {}
+        self._read: tuple[int, NDArray[np.float32]] | None = None
 
-
-def _classes_of(pictures: Sequence[Picture], folder: ModelFolder) -> NDArray[np.int64]:
-    """The class of each image, ``[images]``."""
-    numbers = label_numbers(folder.config)
-    result = []
-    for picture in pictures:
-        number = numbers.get(str(picture.label))
-        if number is None:
+    @classmethod
+    def of(cls, comparison: Comparison, texts: TextSource) -> Self | None:
+        """The images that are named, or noise."""
+        folder = comparison.whole.folder
+        if comparison.reads_images and not folder.classifies_images:
             raise ComparisonError(
-                f"{picture.name} has the label {picture.label!r}; the model's "
-                f"{len(set(numbers.values()))} classes are called {_some(folder.config)}.",
-                "Name the folders as id2label in config.json has the classes, or by their numbers.",
-                code="labels-mismatch",
+                f"{folder.onnx} reads images, and no config.json beside it names a class that ends "
+                "with ForImageClassification.",
+                "Put the model's config.json and preprocessor_config.json next to it.",
+                code="no-image-config",
             )
-        result.append(number)
-    return np.array(result, np.int64)
+        return cls(texts, folder) if isinstance(texts, Images) else None
+
+    @property
+    def words(self) -> str:
+        """What of how much is compared."""
+        images, words = self._images, f"classes of {self.samples:,} images from {self.source}"
+        if images.is_random:
+            return f"{words}, since --eval-text names no images"
+        few = self.samples < images.there
+        return f"{words}, the first of {images.there:,}, of all classes" if few else words
+
+    def answer(self, name: str, runner: Any, sample: int) -> Floats:
+        """Log-probabilities, ``[rows, classes]``."""
+        inputs = make_inputs(runner.inputs, Shape("encode", 1, 1), np.zeros((1, 1), np.int64))
+        inputs[PIXELS] = self._pixels(sample).astype(inputs[PIXELS].dtype)
+        logits = runner.run(inputs, [LOGITS], phase="encode")[LOGITS]
+        separate = self._config.get("problem_type") == MULTI_LABEL
+        what = f"The {name}'s logits of image {sample}"
+        rows = log_probabilities_of(logits, what, separate=separate)
+        self._rows.setdefault(name, []).append(rows)
+        return rows
+
+    def _pixels(self, sample: int) -> NDArray[np.float32]:
+        if self._read is None or self._read[0] != sample:
+            if self._images.is_random:
+                noise = self._reader.noise(self.samples, "evaluation")
+                self._read = sample, noise[sample : sample + 1]
+            else:
+                self._read = sample, self._reader.pixels([self._images.pictures[sample]])
+        return self._read[1]
+
+    def accuracy(self, pair: Pair) -> Accuracy:
+        """Of few classes without the five likeliest."""
+        classes = self._rows[pair[0]][0].shape[1]
+        known = {"images": self.samples, "compared": "classes"}
+        return without_five(super().accuracy(pair), classes).model_copy(update=known)
+
+    def tasks(self, comparison: Comparison) -> list[TaskResult]:
+        """Both arms against the labels."""
+        if self._right is None:
+            return []
+        sides = (self._rows[name] for name in comparison.pair)
+        return compare_scores(*(label_scores(rows, self._right, self.source) for rows in sides))
+
+
+def class_numbers(pictures: Sequence[Picture], config: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The class of each image, ``[images]``."""
+    numbers = label_numbers(config)
+    wrong = next((one for one in pictures if str(one.label) not in numbers), None)
+    if wrong is not None:
+        names = [name for name, _ in labels_in(config)]
+        some = ", ".join(names[:_FIVE]) + (", ..." if len(names) > _FIVE else "")
+        raise ComparisonError(
+            f"{wrong.name} has the label {wrong.label!r}; the model's "
+            f"{len({*numbers.values()})} classes are called {some}.",
+            "Name the folders as id2label in config.json has the classes, or by their numbers.",
+            code="labels-mismatch",
+        )
+    return np.array([numbers[str(picture.label)] for picture in pictures], np.int64)
 
 
 def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
@@ -356,11 +431,6 @@ def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
     return outcome
 
 
-def _some(config: Mapping[str, Any]) -> str:
-    names = [name for name, _ in labels_in(config)]
-    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
-
-
 def label_scores(said: Sequence[Floats], right: NDArray[np.int64], source: str) -> TaskScores:
     """One arm's answers against the labels.
 
@@ -376,7 +446,78 @@ def label_scores(said: Sequence[Floats], right: NDArray[np.int64], source: str) 
         )
     order = np.argsort(-rows, axis=1, kind="stable")
     metrics = {"top1": order[:, 0] == right}
-    if rows.shape[1] > _FEW:
-        metrics["top5"] = (order[:, :_FEW] == right[:, None]).any(axis=1)
+    if rows.shape[1] > _FIVE:
+        metrics["top5"] = (order[:, :_FIVE] == right[:, None]).any(axis=1)
     hits = {name: values.astype(np.float64) for name, values in metrics.items()}
-    return TaskScores(TASK, source, hits)
+    return TaskScores("image classes", source, hits)
+
+
+class Embeddings(Answers):
+    """A vector for each text, and how similar texts are by it."""
+
+    def __init__(self, drawn: EvaluationTokens, pooling: Pooling = MEAN) -> None:
+        if len(drawn.ids) < FEWEST_TEXTS:
+            raise ComparisonError(
+                f"The evaluation text gives {len(drawn.ids)} texts to embed; {FEWEST_TEXTS} are "
+                "needed.",
+                "Name a longer text with --eval-text.",
+                code="too-few-texts",
+            )
+        super().__init__(drawn.source, drawn.sha256, len(drawn.ids), drawn.documents)
+        self._drawn, self._pooling = drawn, pooling
+        self._vectors: dict[str, list[Floats]] = {}
+
+    @classmethod
+    def of(cls, comparison: Comparison, texts: TextSource) -> Self | None:
+        """Passages of the text."""
+        runner, home = comparison.whole.runner, comparison.whole.folder.home
+        if embedding_output(runner.outputs) is None or runner.capabilities.shapes == "compiled":
+            return None
+        pooling = pooling_of(home)
+        if why := why_not_whole(home):
+            comparison.progress.say(f"embeddings: by {' and '.join(pooling.modes)} alone; {why}")
+        return cls(_passages(comparison, texts, _EMBEDDED_TEXTS), pooling)
+
+    @property
+    def words(self) -> str:
+        """What of how much is compared."""
+        return f"embeddings of {self.samples} texts from {self.source}"
+
+    def answer(self, name: str, runner: Any, sample: int) -> Floats:
+        """A vector of length 1, ``[size]``."""
+        what = f"The {name}'s embedding of text {sample}"
+        return unit_length(embed(runner, self._drawn.ids[sample], what, pooling=self._pooling))
+
+    def take(self, sample: int, answers: Mapping[str, Array], pairs: Sequence[Pair]) -> None:
+        """Keeps vectors: each text is held against all others."""
+        for name, vector in answers.items():
+            self._vectors.setdefault(name, []).append(vector)
+
+    def accuracy(self, pair: Pair) -> Accuracy:
+        """Cosines, and the ranking of pairs of texts."""
+        first, second = (np.stack(self._vectors[name]) for name in pair)
+        return Accuracy(
+            text_source=self.source,
+            text_sha256=self.sha256,
+            tokens=sum(map(len, self._drawn.ids)),
+            perplexity=None,
+            kl_divergence=None,
+            top1_agreement=None,
+            embeddings=compare_embeddings(first, second, self.documents),
+        )
+
+
+def _passages(
+    comparison: Comparison, texts: TextSource, most: int, *, paired: bool = False
+) -> EvaluationTokens:
+    """Passages of the text, or its pairs; random tokens where neither arm has a tokenizer."""
+    paired = paired and comparison.tokenizer is not None
+    longest = LONGEST_PAIR if paired else LONGEST_PASSAGE
+    longest = min(longest, comparison.whole.folder.longest_sequence or longest)
+    if comparison.tokenizer is None:
+        tokens = most * longest
+        return random_ids(comparison.vocabulary(), sequence_length=longest, tokens=tokens)
+    read = tokenize_pairs if paired else tokenize_passages
+    drawn = read(texts, comparison.tokenizer, most=most, longest=longest)
+    check_tokens(drawn.largest, comparison.vocabulary())
+    return drawn

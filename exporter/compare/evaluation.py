@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +30,17 @@ RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json next to the
 class EvaluationTokens:
     """Samples with their origin."""
 
-    token_ids: NDArray[np.int64]  # `[samples, sequence_length]`, int64
+    ids: Sequence[NDArray[np.int64]]  # of each sample `[tokens]`
     source: str
     sha256: str
-    is_text: bool
-    documents: Clusters = None
+    is_text: bool = True
+    documents: Clusters = None  # `[samples]`, the numbers of the units of the text that they are of
+    types: Sequence[NDArray[np.int64]] | None = None  # of pairs, of which text each token is
+
+    @property
+    def largest(self) -> int:
+        """The largest token."""
+        return max((int(ids.max(initial=0)) for ids in self.ids), default=0)
 
 
 def tokenize(
@@ -70,41 +75,32 @@ def tokenize(
             "Name a longer text, or ask for fewer tokens.",
             code="text-too-short",
         )
-    return EvaluationTokens(
-        with_ends(opening, windows),
-        texts.source,
-        texts.sha256,
-        is_text=True,
-        documents=_clusters(documents),
-    )
-
-
-class Passages(NamedTuple):
-    """Texts of different lengths."""
-
-    ids: list[NDArray[np.int64]]
-    types: list[NDArray[np.int64]] | None  # None of single texts
-    documents: Clusters  # `[texts]`, the numbers of the units of the text that they are of
+    ids = [*with_ends(opening, windows)]
+    return EvaluationTokens(ids, texts.source, texts.sha256, documents=_clusters(documents))
 
 
 def tokenize_passages(
     texts: TextSource, tokenizer_path: Path, *, most: int, longest: int
-) -> Passages:
+) -> EvaluationTokens:
     """Paragraphs of the evaluation text, each with the tokens that the tokenizer adds to a text."""
     tokenizer = tokenizer_in(tokenizer_path)
     drawn = [*islice(drawn_paragraphs(texts.units(longest), by_size=True), most)]
     ids = [np.array(cut_to(tokenizer, text, longest), np.int64) for _, text in drawn]
-    return Passages(ids, None, _clusters([unit for unit, _ in drawn]))
+    documents = _clusters([unit for unit, _ in drawn])
+    return EvaluationTokens(ids, texts.source, texts.sha256, documents=documents)
 
 
-def tokenize_pairs(texts: TextSource, tokenizer_path: Path, *, most: int, longest: int) -> Passages:
+def tokenize_pairs(
+    texts: TextSource, tokenizer_path: Path, *, most: int, longest: int
+) -> EvaluationTokens:
     """Pairs of texts, each with the tokens that the tokenizer adds to a pair."""
     tokenizer = tokenizer_in(tokenizer_path)
     drawn = [*islice(drawn_pairs(texts, texts.units(longest), by_size=True), most)]
     tokens = [tokenizer.pair(*pair, longest) for _, pair in drawn]
     ids = [np.array(row, np.int64) for row, _ in tokens]
     types = [np.array(types or [0] * len(row), np.int64) for row, types in tokens]
-    return Passages(ids, types, _clusters([unit for unit, _ in drawn]))
+    documents = _clusters([unit for unit, _ in drawn])
+    return EvaluationTokens(ids, texts.source, texts.sha256, documents=documents, types=types)
 
 
 def _clusters(documents: Sequence[int] | NDArray[np.int64]) -> Clusters:
@@ -122,8 +118,8 @@ def random_ids(
     """Samples of random tokens, for KL divergence and agreement where there is no tokenizer."""
     number = max(1, tokens // sequence_length) * sequence_length
     stream = np.random.default_rng(seed).integers(0, vocabulary, number, dtype=np.int64)
-    ids, digest = stream.reshape(-1, sequence_length), sha256_bytes(stream.tobytes())
-    return EvaluationTokens(ids, RANDOM_TOKENS, digest, is_text=False)
+    ids = [*stream.reshape(-1, sequence_length)]
+    return EvaluationTokens(ids, RANDOM_TOKENS, sha256_bytes(stream.tobytes()), is_text=False)
 
 
 _BUILT_IN = "built in"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE, EngineFacts
 from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
+from exporter.compare.sequences import open_stack_arm
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.engine_set import (
     EngineRecord,
@@ -25,7 +26,7 @@ from exporter.engines.build.engine_set import (
 )
 from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.settings import Profile, ShapeRange
-from exporter.engines.runners.base import Runner
+from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner, Turns
 from exporter.engines.tensors import byte_count, numpy_dtype
@@ -36,6 +37,7 @@ from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.model_folder import (
     ModelFolder,
     find_model,
+    holds_stacks,
     names_image_classifier,
     read_config,
 )
@@ -302,7 +304,12 @@ class ArmName:
     @property
     def is_torch(self) -> bool:
         """Whether PyTorch runs it."""
-        return self.kind in ("torch", "torch-compile")
+        return self.kind in _PREFIXES
+
+    @property
+    def in_stacks(self) -> bool:
+        """Whether it is an encoder-decoder, whose folder holds three graphs."""
+        return holds_stacks(self.path)
 
     def __str__(self) -> str:
         return f"{self.prefix}{self.path}"
@@ -311,7 +318,7 @@ class ArmName:
 def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, ArmName]:
     """What the two arms are."""
     first, second = ArmName.of(baseline), ArmName.of(candidate)
-    if first.kind != second.kind:
+    if (first.kind, first.in_stacks) != (second.kind, second.in_stacks):
         raise ComparisonError(
             f"{first} and {second} are of different kinds: the difference in speed would not "
             "be the effect of the cut.",
@@ -319,6 +326,17 @@ def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, Arm
             code="different-kinds",
         )
     return first, second
+
+
+def refuse_beside_stacks(names: Iterable[ArmName]) -> None:
+    """Refuses arms that are no encoder-decoders on ONNX Runtime, beside one that is."""
+    for name in names:
+        if not name.in_stacks or name.kind != ONNX:
+            raise ComparisonError(
+                f"{name} is no folder of an encoder-decoder's graphs on ONNX Runtime.",
+                "Compare folders that depthcut export has written.",
+                code="different-kinds",
+            )
 
 
 def reads_images(name: ArmName) -> bool:
@@ -338,8 +356,10 @@ def open_arms(
     onnx: tuple[Path, Path] | None = None,
     floats: tuple[Path | str, Path | str] | None = None,
     further: Sequence[Path | str] = (),
+    example: Mapping[str, Array] | None = None,  # what an encoder-decoder's encoder reads
 ) -> dict[str, ComparedArm]:
     """Finds the files of all arms, the pair's first; their runners are not entered yet."""
+    open_ = partial(_open, options=options, threads=threads, example=example)
     engines = pair[0].kind == "engine"
     if onnx is not None and not engines:
         raise UsageError(
@@ -350,19 +370,19 @@ def open_arms(
         paths = [name.path for name in pair]
         sides = _open_engine_pair(paths, options, threads=threads, onnx=onnx)
     else:
-        sides = [_open(name, options, threads=threads) for name in pair]
+        sides = [open_(name) for name in pair]
     quantized = True if floats else None
     arms = {
         title: replace(side, pruned=title == "candidate", quantized=quantized)
         for title, side in zip(("baseline", "candidate"), sides, strict=True)
     }
     for title, name in zip(_FLOATS, same_kind(*floats) if floats else (), strict=False):
-        arm = _open(name, options, threads=threads)
+        arm = open_(name)
         arms[title] = replace(arm, pruned=title == FLOAT_CANDIDATE, quantized=False)
     names = [ArmName.of(text) for text in further]
     precision = arms.get(FLOAT_BASELINE, arms["baseline"]).facts.precision
     for title, name in zip(_titles(names), names, strict=True):
-        arms[title] = _open(name, options, threads=threads, precision=precision)
+        arms[title] = open_(name, precision=precision)
     _refuse_other_vocabularies(arms)
     return arms
 
@@ -370,10 +390,12 @@ def open_arms(
 def _open(
     name: ArmName,
     options: CompareOptions,
-    *,
     threads: int,
+    example: Mapping[str, Array] | None,
     precision: str | None = None,
 ) -> ComparedArm:
+    if example is not None:
+        return open_stack_arm(name.path, options, threads=threads, example=example)
     if name.kind == "engine":
         problem = ask_driver().problem
         if problem:

@@ -69,8 +69,8 @@ class TaskOptions(Options):
     section = TASKS
     tasks: Names = option(
         (),
-        "Tasks with correct answers: names of lm-eval tasks, or for encoders mteb:NAME of mteb's "
-        "(both from the Hugging Face hub), or of tasks in --task-data.",
+        "Tasks with correct answers: names of lm-eval tasks (from the Hugging Face hub), or of "
+        "tasks in --task-data.",
     )
     task_data: InputFolder | None = option(
         None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ from exporter.compare.accuracy import (
 )
 from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import ComparedArm, Comparison, refuse_inputs
-from exporter.compare.encoder_decoder.session import open_stacks, refuse_beside_stacks
 from exporter.compare.kept import (
     decided_on,
     evaluation_texts,
@@ -38,14 +38,15 @@ from exporter.compare.kinds import (
     ArmName,
     open_arms,
     reads_images,
+    refuse_beside_stacks,
     same_kind,
 )
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
+from exporter.compare.sequences import pairs_to_judge
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import Runner, tell_notes
 from exporter.engines.tensors import TOLERANCE, whole_phase
-from exporter.models.model_folder import holds_stacks
 from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.sources import TextSource
 from exporter.progress import QUIET, Progress
@@ -154,15 +155,25 @@ def compare(
     options, parts = options or CompareOptions(), parts or PlanParts()
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
     decided, texts = scored | decided_on(parts), list[TextSource]()
-    if any(holds_stacks(name.path) for name in names):
-        refuse_beside_stacks(names, references, also, floats, onnx)
-        pairs, comparison = open_stacks([name.path for name in names], options, progress)
-        texts.append(pairs)
+    example = None
+    if names[0].in_stacks:
+        further = map(ArmName.of, [*also, *references, *(floats or ())])
+        refuse_beside_stacks([*names, *further])
+        pairs = pairs_to_judge(names[0].path, options, progress)
+        texts, example = [pairs], pairs.example()
         refuse_deciding(texts, decided)
     else:
-        images = any(map(reads_images, names))
-        texts += evaluation_texts(options, decided, images=images)
-        comparison = _open(names, options, (also, references), floats, onnx=onnx, progress=progress)
+        texts += evaluation_texts(options, decided, images=any(map(reads_images, names)))
+    arms = open_arms(
+        names,
+        options,
+        threads=options.threads or default_threads(),
+        onnx=onnx,
+        floats=floats,
+        further=[*also, *references],
+        example=example,
+    )
+    comparison = _opened(arms, options, {*[*arms][len(arms) - len(references) :]}, progress)
     for text in texts:
         for name, arm in comparison.judged.items():
             refuse_noted(text, arm.facts.metadata, name)
@@ -179,28 +190,16 @@ def compare(
     return measured.model_copy(update=result)
 
 
-def _open(
-    names: Sequence[ArmName],
+def _opened(
+    arms: Mapping[str, ComparedArm],
     options: CompareOptions,
-    further: tuple[Sequence[Path | str], Sequence[Path | str]],  # judged, too; timed alone
-    floats: tuple[Path | str, Path | str] | None,
-    *,
-    onnx: tuple[Path, Path] | None,
+    timed_alone: AbstractSet[str],
     progress: Progress,
 ) -> Comparison:
-    """The arms, and what stands beside them; none of them runs yet."""
-    arms = open_arms(
-        names,
-        options,
-        threads=options.threads or default_threads(),
-        onnx=onnx,
-        floats=floats,
-        further=[path for some in further for path in some],
-    )
-    alone = [*arms][len(arms) - len(further[1]) :]
-    reference = FLOAT_BASELINE if floats else "baseline"
+    """Arms that can be compared; none of them runs yet."""
+    reference = FLOAT_BASELINE if FLOAT_BASELINE in arms else "baseline"
     options = _for_texts(options, arms["baseline"], progress)
-    comparison = Comparison(arms, reference, options, progress, {*alone})
+    comparison = Comparison(arms, reference, options, progress, timed_alone)
     if arms["baseline"].facts.sha256 == arms["candidate"].facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
     refuse_no_grid(comparison)

@@ -67,7 +67,6 @@ _DISTRIBUTIONS = (
     ("onnxruntime-genai", "genai", "decoders with fused attention: --target onnxruntime-cpu"),
     ("datasets", "datasets", "texts from the Hugging Face hub"),
     ("lm-eval", "eval", "tasks with right answers"),
-    ("mteb", "mteb", "tasks for encoders"),
     ("openvino", "openvino", "arms that OpenVINO runs: openvino:DIR"),
     ("llama-cpp-python", "llama-cpp", "arms that llama.cpp runs: llama.cpp:FILE"),
     ("ray", "cluster", "scores and searches on several machines"),

@@ -199,7 +199,7 @@ def _checks(figure: Figure, sides: _Sides, limits: Limits, *, any_shape: bool) -
             judged = True
             yield _unknown(figure.key, subject, _NEW if subject in new else _LACKING)
     if not judged and (limits if new or old else sides.asked).on(figure.key) is not None:
-        yield _unknown(figure.key, "any", _APART if new or old else _UNMEASURED)
+        yield _unknown(figure.key, "any", _APART if new or old else _UNMEASURED + figure.needs)
 
 
 def _value(figure: Figure, now: Any, then: Any, sides: _Sides, limits: Limits) -> CheckedValue:

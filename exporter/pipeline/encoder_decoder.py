@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.planner import refuse_more_than_scores
-from exporter.compare.encoder_decoder.session import (
+from exporter.compare.kept import decided_on, refuse_deciding
+from exporter.compare.sequences import (
     OF_ONE_GRAPH,
     refuse_of_one_graph,
     refuse_of_other_source,
 )
-from exporter.compare.kept import decided_on, refuse_deciding
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_stacks
 from exporter.errors import UsageError

@@ -260,7 +260,7 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
 def _question_hashes(quality: QualityOptions) -> list[str | None]:
     """Of the user's prompts, and of the tasks' files where they are local."""
     folder, prompts = quality.task_data, quality.prompts
-    names = () if folder is None else quality.tasks  # mteb's are no files
+    names = () if folder is None else quality.tasks
     files = [*([prompts] if prompts else []), *(f"{folder}/{name}.jsonl" for name in names)]
     return [file_hash(str(file)) for file in files]
 

@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.compare.encoder_quality import Floats, compare_embeddings
+from exporter.compare.agreement import compare_embeddings
 from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.intervals import mean_interval
-from exporter.compare.tasks.encoding import Query, Retrieval, best_hits, discounted_gains
+from exporter.compare.tasks.encoding import Query, best_hits, discounted_gains
+from exporter.models.ablation.damage import Floats
 from exporter.models.sentence_folder import pooling_of
 from exporter.models.texts.passages import (
     LONGEST_PASSAGE,
@@ -60,15 +61,15 @@ def main() -> None:
         judge.print_row(path)
 
 
-def _retrieval(texts: TextSource) -> tuple[Retrieval, NDArray[np.int64]]:
-    """A passage's first sentence is to find the rest of it; and the document of each sentence."""
+def _retrieval(texts: TextSource) -> tuple[list[str], list[Query], NDArray[np.int64]]:
+    """Rests of passages, first sentences that are to find their own, and these's documents."""
     unit_of = {text: unit for unit, text in drawn_paragraphs(texts.units(LONGEST_PASSAGE))}
     parted = [(text, pair) for text in paragraphs(texts) if (pair := halves(text)) is not None]
     parted = parted[:: max(1, len(parted) // (5 * QUERIES))][: 5 * QUERIES]
     places = range(0, len(parted), max(1, len(parted) // QUERIES))[:QUERIES]
-    items = tuple(Query(parted[at][1][0], frozenset({at})) for at in places)
+    items = [Query(parted[at][1][0], frozenset({at})) for at in places]
     documents = np.array([unit_of[parted[at][0]] for at in places])
-    return Retrieval(tuple(rest for _, (_, rest) in parted), items), documents
+    return [rest for _, (_, rest) in parted], items, documents
 
 
 class _Judge:
@@ -79,11 +80,11 @@ class _Judge:
 
         texts, tokenizer = read_texts("pydoc", part="evaluation"), folder / "tokenizer.json"
         self._drawn = tokenize_passages(texts, tokenizer, most=PASSAGES, longest=LONGEST_PASSAGE)
-        self._asked, self._topics = _retrieval(texts)
+        corpus, self._asked, self._topics = _retrieval(texts)
         cut = partial(cut_to, tokenizer_in(tokenizer))
         self._corpus, self._queries = (
             [np.array(cut(text, LONGEST_PASSAGE)) for text in some]
-            for some in (self._asked.corpus, [query.text for query in self._asked.items])
+            for some in (corpus, [query.text for query in self._asked])
         )
         self._pooling, self._load = pooling_of(folder), partial(load_model, str(folder))
         self._whole = self._answers(self._load().model)
@@ -116,7 +117,7 @@ class _Judge:
         """The passages' embeddings, and each query's discounted gain."""
         embedded = partial(self._embeddings, model)
         cosines = embedded(self._queries) @ embedded(self._corpus).T
-        pairs = zip(self._asked.items, cosines, strict=True)
+        pairs = zip(self._asked, cosines, strict=True)
         hits = [best_hits(row, query.relevant) for query, row in pairs]
         return embedded(self._drawn.ids), discounted_gains(self._asked, hits)
 

@@ -1,4 +1,4 @@
-"""From the names of tasks to one arm's scores: local files, lm-eval, or mteb (``mteb:NAME``)."""
+"""From the names of tasks to one arm's scores: local files, or lm-eval."""
 
 from __future__ import annotations
 
@@ -11,31 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import EvaluationReport, TaskScore
+from exporter.artifacts import EvaluationReport, TaskResult, TaskScore
 from exporter.compare.agreement import LOGITS
+from exporter.compare.arms import Comparison
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks.encoding import (
     EncoderTask,
     TaskEncoder,
     encoder_task,
-    score_encoder_task,
 )
 from exporter.compare.tasks.items import (
     Item,
     TaskItems,
     TaskScores,
     choice_task,
+    compare_scores,
     failing_as_task,
     read_task_file,
 )
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer, task_texts
-from exporter.compare.tasks.mteb_tasks import (
-    PREFIX,
-    mteb_names,
-    mteb_task,
-    mteb_version,
-    run_mteb,
-)
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner, tell_notes
 from exporter.engines.runners.registry import open_model
@@ -43,52 +37,38 @@ from exporter.errors import ComparisonError, TaskError
 from exporter.files import sha256_file
 from exporter.models.ablation.damage import Floats
 from exporter.models.model_folder import ModelFolder
-from exporter.models.sentence_folder import longest_text
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
-
-_LONGEST = 512
-"""Tokens of a text, where neither config nor sentence-transformers' files set a limit."""
 
 
 def refuse_missing_tasks(asked: TaskOptions) -> None:
     """Refuses tasks that aren't there."""
-    for name in mteb_names(asked.tasks):
-        mteb_task(name)
-        if asked.task_limit is not None:
+    for name in asked.tasks:
+        if name.startswith("mteb:"):
             raise TaskError(
-                f"mteb scores {name} as a whole: --task-limit is for other tasks.",
-                "Leave it out, or name a smaller task.",
-                code="whole-tasks",
+                f"{name}: the tasks of mteb were removed.",
+                "Write its pairs, queries or classes as JSON lines, for --task-data DIR.",
+                code="removed-task",
             )
     if asked.tasks and local_tasks(asked) is None:
         require("lm_eval", extra="eval")
 
 
 def task_versions(asked: TaskOptions) -> list[str]:
-    """What items and scores depend on: their files' hashes, or lm-eval's and mteb's version."""
+    """What items and scores depend on: their files' hashes, or lm-eval's version."""
     if not asked.tasks:
         return []
     files = local_tasks(asked)
-    sha256s = [version("lm_eval")] if files is None else [file.sha256 for file in files]
-    return [*sha256s, mteb_version()] if mteb_names(asked.tasks) else sha256s
+    return [version("lm_eval")] if files is None else [file.sha256 for file in files]
 
 
 def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
-    """The files' items; None where lm-eval has them. mteb's tasks are not among them."""
-    names = _others(asked)
-    if not names and asked.tasks:
-        return []
+    """The files' items; None where lm-eval has them."""
     if asked.task_data is None:
         return None
-    files = [read_task_file(asked.task_data, name) for name in names]
+    files = [read_task_file(asked.task_data, name) for name in asked.tasks]
     limit = asked.task_limit
     return [encoder_task(file, limit) or choice_task(file, limit) for file in files]
-
-
-def _others(task_options: TaskOptions) -> list[str]:
-    """The tasks that are not mteb's."""
-    return [name for name in task_options.tasks if not name.startswith(PREFIX)]
 
 
 def only_for_encoders(asked: TaskOptions) -> bool:
@@ -107,52 +87,54 @@ def score_tasks(
 ) -> list[TaskScores]:
     """Scores one arm."""
     files = local_tasks(asked)
-    by_mteb = _by_mteb(mteb_names(asked.tasks), runner, folder, vocabulary, progress)
     if files is None:
-        chooser, limit = _Chooser(runner, folder, vocabulary), asked.task_limit
-        scores = run_lm_eval(
-            _others(asked), chooser.scorer, chooser.text_model, limit=limit, progress=progress
-        )
-        return [*scores, *by_mteb]
+        chooser, limit = _chooser(runner, folder, vocabulary), asked.task_limit
+        return run_lm_eval(asked.tasks, *chooser, limit=limit, progress=progress)
     scores = []
     for task in files:
         progress.say(f"{task.name}: {len(task.items)} items")
         if isinstance(task, EncoderTask):
             encoder = TaskEncoder(runner, folder, vocabulary=vocabulary, progress=progress)
-            scores.append(score_encoder_task(task, encoder))
+            scores.append(task.scores(encoder))
         else:
-            chooser = _Chooser(runner, folder, vocabulary)
-            scores.append(evaluate(task, chooser.scorer, chooser.text_model, progress=progress))
-    return [*scores, *by_mteb]
+            chooser = _chooser(runner, folder, vocabulary)
+            scores.append(evaluate(task, *chooser, progress=progress))
+    return scores
 
 
-def _by_mteb(
-    names: Sequence[str],
-    runner: Runner,
-    folder: ModelFolder,
-    vocabulary: int | None,
-    progress: Progress,
-) -> list[TaskScores]:
-    """Mteb's tasks, with texts as long as the model's users let them be."""
-    if not names:
+def task_results(comparison: Comparison) -> list[TaskResult]:
+    """Scores both arms on the same items; nothing where no task was asked for."""
+    if not comparison.options.quality.tasks:
         return []
-    longest = longest_text(folder.home) or folder.longest_sequence or _LONGEST
-    encoder = TaskEncoder(runner, folder, vocabulary=vocabulary, longest=longest)
-    return run_mteb(names, encoder, folder.home.name, progress=progress)
-
-
-class _Chooser:
-    """What a model chooses answers by; see :func:`score_tasks`."""
-
-    def __init__(self, runner: Runner, folder: ModelFolder, vocabulary: int | None) -> None:
-        if LOGITS not in {spec.name for spec in runner.outputs}:
-            raise ComparisonError(
-                f"{folder.onnx} has no output called logits, so it can't choose answers.",
-                "Leave this task out.",
-                code="no-logits",
+    both = []
+    for name in comparison.pair:
+        arm = comparison.arms[name]
+        folders = (arm.folder, *(comparison.arms[side].folder for side in comparison.pair))
+        folder = next((item for item in folders if item.tokenizer), arm.folder)
+        both.append(
+            score_tasks(
+                comparison.options.quality,
+                arm.runner,
+                folder,
+                vocabulary=comparison.vocabulary(),
+                progress=comparison.progress,
             )
-        self.text_model = task_texts(folder)
-        self.scorer = LikelihoodScorer.of(runner, folder, vocabulary=vocabulary)
+        )
+    return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
+
+
+def _chooser(
+    runner: Runner, folder: ModelFolder, vocabulary: int | None
+) -> tuple[LikelihoodScorer, TextModel]:
+    """What a model chooses answers by."""
+    if LOGITS not in {spec.name for spec in runner.outputs}:
+        raise ComparisonError(
+            f"{folder.onnx} has no output called logits, so it can't choose answers.",
+            "Leave this task out.",
+            code="no-logits",
+        )
+    text_model = task_texts(folder)
+    return LikelihoodScorer.of(runner, folder, vocabulary=vocabulary), text_model
 
 
 def evaluate(
@@ -223,7 +205,7 @@ def run_lm_eval(
         "Its items come from the Hugging Face hub: is it reachable? Local files need none: "
         "--task-data DIR."
     )
-    with failing_as_task("lm-eval", ", ".join(names), hint):
+    with failing_as_task(", ".join(names), hint):
         results = evaluator.simple_evaluate(
             model=RunnerLM(scorer, text_model),
             tasks=list(names),

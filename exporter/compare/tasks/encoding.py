@@ -9,21 +9,28 @@ its influence on it, whose spread is that of the figure (the delta method).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from exporter.compare.agreement import LOGITS, check_tokens
-from exporter.compare.encoder_quality import class_log_probabilities, embed, embedding_output
+from exporter.compare.agreement import (
+    LOGITS,
+    check_tokens,
+    class_rows,
+    embed,
+    embedding_output,
+    unit_length,
+)
 from exporter.compare.tasks.items import TaskFile, TaskScores, text_in, texts_in
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.ablation.damage import Floats
 from exporter.models.model_folder import ModelFolder
+from exporter.models.residual_stream import classes_of_texts
 from exporter.models.sentence_folder import pooling_of, read_prompts
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, cut_to
 from exporter.models.texts.tokenizer import tokenizer_in
@@ -31,9 +38,8 @@ from exporter.progress import QUIET, Progress
 from graph_passes.types import number_in
 
 _BEST = 10
-_OF_TEXTS = 2  # the rank of logits of one class for each text
 _NO_AND_YES = 2  # classes of a reranker, also of one with a single logit
-_PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+_QUERY, _PASSAGE = ("query",), ("document", "passage", "corpus")
 """The names of the prompts that stand before each kind of text, the first that a folder has."""
 
 
@@ -46,7 +52,6 @@ class TaskEncoder:
         folder: ModelFolder,
         *,
         vocabulary: int | None = None,  # tokens that the model knows; None: that isn't known
-        longest: int | None = None,  # tokens at which texts and pairs are cut; None: 128 and 256
         progress: Progress = QUIET,
     ) -> None:
         if folder.tokenizer is None:
@@ -56,47 +61,25 @@ class TaskEncoder:
                 code="no-tokenizer",
             )
         self._runner, self._folder, self._progress = runner, folder, progress
-        self._vocabulary, self._longest = vocabulary, longest
-        self._tokenizer = tokenizer_in(folder.tokenizer)
+        self._vocabulary, self._tokenizer = vocabulary, tokenizer_in(folder.tokenizer)
         self._pooling, self._prompts = pooling_of(folder.home), read_prompts(folder.home)
 
-    def embed(self, texts: Sequence[str], kind: str = "") -> Floats:
-        """Embeddings of length 1, ``[texts, size]``."""
-        return self.embed_with(_PROMPTS.get(kind, ()), texts)
-
-    def embed_with(
-        self, prompts: Sequence[str], texts: Sequence[str], *, unit_length: bool = True
-    ) -> Floats:
-        """Embeddings behind a prompt, ``[texts, size]``; see :meth:`embed`."""
+    def embed(self, texts: Sequence[str], prompts: Sequence[str] = ()) -> Floats:
+        """Embeddings of length 1, ``[texts, size]``, behind the first prompt that there is."""
         if embedding_output(self._runner.outputs) is None:
             raise ComparisonError(
                 f"{self._folder.onnx} gives no embeddings, so it can't compare texts.",
                 "Leave this task out, or name a sentence encoder.",
                 code="no-embeddings",
             )
-        prompt = self._prompts.of(*prompts)
-        return embed(
-            self._runner,
-            [self._ids(prompt + text) for text in texts],
-            arm="model",
-            pooling=self._pooling,
-            unit_length=unit_length,
-            progress=self._progress,
-        )
-
-    def _ids(self, text: str) -> NDArray[np.int64]:
-        longest = self._fitting(LONGEST_PASSAGE)
-        return self._checked(cut_to(self._tokenizer, text, longest))
-
-    def _fitting(self, tokens: int) -> int:
-        wanted = self._longest or tokens
-        return min(wanted, self._folder.longest_sequence or wanted)
-
-    def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:
-        ids = np.array(tokens, np.int64)
-        if self._vocabulary is not None:
-            check_tokens(int(ids.max(initial=0)), self._vocabulary)
-        return ids
+        prompt, vectors = self._prompts.of(*prompts), list[Floats]()
+        with self._progress.task("embeddings", total=len(texts), unit="texts") as task:
+            for number, text in enumerate(texts):
+                ids, _ = self._encoded(prompt + text)
+                what = f"The embedding of text {number}"
+                vectors.append(embed(self._runner, ids, what, pooling=self._pooling))
+                task.advance()
+        return unit_length(np.stack(vectors))
 
     def log_probabilities(self, texts: Sequence[tuple[str, ...]]) -> Floats:
         """Of the classes of each text or pair, ``[texts, classes]``."""
@@ -106,25 +89,34 @@ class TaskEncoder:
                 "Leave this task out, or name a classifier of texts.",
                 code="no-classes",
             )
-        ids, types = zip(*(self._encoded(*names) for names in texts), strict=True)
-        rows = class_log_probabilities(
-            self._runner, ids, arm="model", types=types, progress=self._progress
-        )
+        rows = []
+        with self._progress.task("classes", total=len(texts), unit="texts") as task:
+            for number, parts in enumerate(texts):
+                ids, types = self._encoded(*parts)
+                what = f"The model's logits of text {number}"
+                rows.append(class_rows(self._runner, ids, what, types=types))
+                task.advance()
         return np.concatenate(rows)
 
     def _encoded(self, *texts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The tokens of a text or a pair, and of which text each is."""
+        longest = LONGEST_PASSAGE if len(texts) == 1 else LONGEST_PAIR
+        longest = min(longest, self._folder.longest_sequence or longest)
+        types: Sequence[int] | None = None
         if len(texts) == 1:
-            ids = self._ids(texts[0])
-            return ids, np.zeros_like(ids)
-        numbers, types = self._tokenizer.pair(texts[0], texts[1], self._fitting(LONGEST_PAIR))
-        return self._checked(numbers), np.array(types, np.int64)
+            tokens = cut_to(self._tokenizer, texts[0], longest)
+        else:
+            tokens, types = self._tokenizer.pair(texts[0], texts[1], longest)
+        ids = np.array(tokens, np.int64)
+        if self._vocabulary is not None:
+            check_tokens(int(ids.max(initial=0)), self._vocabulary)
+        return ids, np.array(types or [0] * len(ids), np.int64)
 
     @property
     def classifies(self) -> bool:
         """Whether the model gives each text one class."""
         outputs = {spec.name: spec.shape for spec in self._runner.outputs}
-        return len(outputs.get(LOGITS, ())) == _OF_TEXTS
+        return classes_of_texts(outputs.get(LOGITS)) is not None
 
     @property
     def labels(self) -> Mapping[str, int]:
@@ -141,47 +133,64 @@ def labels_in(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [(name, number) for name, number in numbered if number is not None]
 
 
-def score_encoder_task(task: EncoderTask, encoder: TaskEncoder) -> TaskScores:
-    """One arm's scores."""
-    result = task.asked
-    if isinstance(result, Retrieval):
-        metrics = _retrieved(result, encoder)
-    elif isinstance(result, Ranking):
-        metrics = _ranked(result, encoder)
-    elif isinstance(result, Similarities):
-        metrics = _alike(result, encoder)
-    else:
-        metrics = _classified(task.name, result, encoder)
-    text = f"{task.source}, {len(result.items)} items (SHA-256 {task.sha256[:12]})"
-    return TaskScores(task=task.name, source=text, metrics=metrics)
+class Query(NamedTuple):
+    """A text, its own passages unless there is a corpus, and the places of those that answer it."""
+
+    text: str
+    relevant: frozenset[int]
+    passages: Sequence[str] = ()
 
 
-def _retrieved(retrieval: Retrieval, encoder: TaskEncoder) -> dict[str, Floats]:
-    corpus = encoder.embed(retrieval.corpus, "passage")
-    queries = encoder.embed([query.text for query in retrieval.items], "query")
-    hits = [
-        best_hits(cosines, query.relevant)
-        for query, cosines in zip(retrieval.items, queries @ corpus.T, strict=True)
-    ]
-    shares = [hit.sum() / len(q.relevant) for hit, q in zip(hits, retrieval.items, strict=True)]
-    return {f"ndcg@{_BEST}": discounted_gains(retrieval, hits), f"recall@{_BEST}": np.array(shares)}
+class Judged(NamedTuple):
+    """A text or a pair, and what people say of it: a score, or a class by name or number."""
+
+    texts: tuple[str, ...]
+    right: Any
 
 
-def _ranked(ranking: Ranking, encoder: TaskEncoder) -> dict[str, Floats]:
-    pairs = zip(ranking.items, _relevances(ranking.items, encoder), strict=True)
+@dataclass(frozen=True)
+class EncoderTask:
+    """A task for encoders."""
+
+    name: str
+    source: str
+    sha256: str
+    items: Sequence[Any]
+    metrics: Callable[[EncoderTask, TaskEncoder], dict[str, Floats]]
+    corpus: Sequence[str] = ()
+
+    def scores(self, encoder: TaskEncoder) -> TaskScores:
+        """One arm's scores."""
+        text = f"{self.source}, {len(self.items)} items (SHA-256 {self.sha256[:12]})"
+        return TaskScores(self.name, text, self.metrics(self, encoder))
+
+
+def _retrieved(task: EncoderTask, encoder: TaskEncoder) -> dict[str, Floats]:
+    corpus = encoder.embed(task.corpus, _PASSAGE)
+    queries = encoder.embed([query.text for query in task.items], _QUERY)
+    cosines = zip(task.items, queries @ corpus.T, strict=True)
+    hits = [best_hits(row, query.relevant) for query, row in cosines]
+    shares = [hit.sum() / len(q.relevant) for hit, q in zip(hits, task.items, strict=True)]
+    gains = discounted_gains(task.items, hits)
+    return {f"ndcg@{_BEST}": gains, f"recall@{_BEST}": np.array(shares)}
+
+
+def _ranked(task: EncoderTask, encoder: TaskEncoder) -> dict[str, Floats]:
+    pairs = zip(task.items, _relevances(task.items, encoder), strict=True)
     hits = [best_hits(scores, query.relevant) for query, scores in pairs]
     first = [1 / (hit.argmax() + 1) if hit.any() else 0.0 for hit in hits]
-    return {f"ndcg@{_BEST}": discounted_gains(ranking, hits), f"mrr@{_BEST}": np.array(first)}
+    gains = discounted_gains(task.items, hits)
+    return {f"ndcg@{_BEST}": gains, f"mrr@{_BEST}": np.array(first)}
 
 
-def _relevances(queries: Sequence[RankedQuery], encoder: TaskEncoder) -> list[Floats]:
+def _relevances(queries: Sequence[Query], encoder: TaskEncoder) -> list[Floats]:
     """Of each query's passages, ``[passages]``: the yes of a reranker, else the cosine."""
     ends = np.cumsum([len(query.passages) for query in queries])[:-1]
     pairs = [(query.text, passage) for query in queries for passage in query.passages]
     if encoder.classifies:
         return np.split(reranked(encoder, pairs), ends)
-    asking = encoder.embed([query.text for query in queries], "query")
-    parts = np.split(encoder.embed([passage for _, passage in pairs], "passage"), ends)
+    asking = encoder.embed([query.text for query in queries], _QUERY)
+    parts = np.split(encoder.embed([passage for _, passage in pairs], _PASSAGE), ends)
     return [passages @ query for passages, query in zip(parts, asking, strict=True)]
 
 
@@ -205,22 +214,20 @@ def best_hits(scores: Floats, relevant: frozenset[int]) -> NDArray[np.bool_]:
     return np.isin(best, list(relevant))
 
 
-def discounted_gains(asked: Retrieval | Ranking, hits: Sequence[NDArray[np.bool_]]) -> Floats:
+def discounted_gains(queries: Sequence[Query], hits: Sequence[NDArray[np.bool_]]) -> Floats:
     """The discounted gain of each query, as a share of the best that there is."""
     gain = 1 / np.log2(np.arange(2, _BEST + 2))
-    best = np.array([gain[: len(query.relevant)].sum() for query in asked.items])
+    best = np.array([gain[: len(query.relevant)].sum() for query in queries])
     floats: Floats = np.array([gain[: len(hit)][hit].sum() for hit in hits]) / best
     return floats
 
 
-def _alike(similarities: Similarities, encoder: TaskEncoder) -> dict[str, Floats]:
-    people = np.array([pair.score for pair in similarities.items])
+def _alike(task: EncoderTask, encoder: TaskEncoder) -> dict[str, Floats]:
+    people = np.array([pair.right for pair in task.items])
     if encoder.classifies:
-        floats = reranked(encoder, [pair.texts for pair in similarities.items])
+        floats = reranked(encoder, [pair.texts for pair in task.items])
     else:
-        first, second = (
-            encoder.embed([pair.texts[at] for pair in similarities.items]) for at in (0, 1)
-        )
+        first, second = (encoder.embed([pair.texts[at] for pair in task.items]) for at in (0, 1))
         floats = (first * second).sum(axis=1)
     return {"spearman": correlation_influences(floats, people)}
 
@@ -239,9 +246,10 @@ def correlation_influences(first: Floats, second: Floats) -> Floats:
     return floats
 
 
-def _classified(name: str, labels: Labels, encoder: TaskEncoder) -> dict[str, Floats]:
-    likely = encoder.log_probabilities([item.texts for item in labels.items])
-    right = np.array([_number(name, item.label, encoder, likely.shape[1]) for item in labels.items])
+def _classified(task: EncoderTask, encoder: TaskEncoder) -> dict[str, Floats]:
+    likely = encoder.log_probabilities([item.texts for item in task.items])
+    classes = likely.shape[1]
+    right = np.array([_number(task.name, item.right, encoder, classes) for item in task.items])
     said = likely.argmax(axis=1)
     return {"acc": (said == right).astype(np.float64), "f1": f1_influences(said, right)}
 
@@ -285,109 +293,42 @@ PAIR_HINT = 'Each line is {"sentence1": TEXT, "sentence2": TEXT, "score": NUMBER
 LABEL_HINT = 'Each line is {"text": TEXT, "label": NAME or NUMBER}, or has a pair of sentences.'
 
 _SIDES = ("sentence1", "sentence2")
-
-
-@dataclass(frozen=True)
-class Query:
-    """A text, and the passages that answer it, by their place in the corpus."""
-
-    text: str
-    relevant: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Queries into one corpus."""
-
-    corpus: tuple[str, ...]
-    items: tuple[Query, ...]
-
-
-@dataclass(frozen=True)
-class RankedQuery:
-    """A text, its own passages, and the places of those that answer it, from 0."""
-
-    text: str
-    passages: tuple[str, ...]
-    relevant: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Queries, each with passages to put in order."""
-
-    items: tuple[RankedQuery, ...]
-
-
-@dataclass(frozen=True)
-class ScoredPair:
-    """Two texts, and how alike they are."""
-
-    texts: tuple[str, str]
-    score: float
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """Pairs that people have scored."""
-
-    items: tuple[ScoredPair, ...]
-
-
-@dataclass(frozen=True)
-class LabelledText:
-    """A text or a pair, and its class, by name or number."""
-
-    texts: tuple[str, ...]
-    label: str | int
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Texts with their classes."""
-
-    items: tuple[LabelledText, ...]
-
-
-Asked = Retrieval | Ranking | Similarities | Labels
-
-
-@dataclass(frozen=True)
-class EncoderTask:
-    """A task for encoders."""
-
-    name: str
-    source: str
-    asked: Asked
-    sha256: str
-
-    @property
-    def items(self) -> Sequence[Query | RankedQuery | ScoredPair | LabelledText]:
-        """In their order."""
-        return self.asked.items
+Records = Iterable[tuple[str, dict[str, Any]]]
+"""Where each line is, and its object."""
 
 
 def encoder_task(file: TaskFile, limit: int | None) -> EncoderTask | None:
     """The items of a file; None where its first line is for another kind of model."""
     [(_, first)] = file.records(1)
+    corpus: Sequence[str] = ()
+    items: Sequence[Any]
     if "passages" in first:
-        result: Asked = Ranking(tuple(_ranked_query(*record) for record in file.records(limit)))
+        items, metrics = [_ranked_query(*record) for record in file.records(limit)], _ranked
     elif "id" in first or "relevant" in first:
-        result = _retrieval(file, limit)
+        metrics = _retrieved
+        corpus, items = _corpus_and_queries(file.records(), limit)
     elif "label" in first:
-        result = Labels(tuple(_labelled(*record) for record in file.records(limit)))
-    elif "sentence1" in first or "sentence2" in first:
-        result = _similarities(file, limit)
+        items, metrics = [_labelled(*record) for record in file.records(limit)], _classified
+    elif any(side in first for side in _SIDES):
+        items, metrics = [_scored(*record) for record in file.records(limit)], _alike
+        if len({pair.right for pair in items}) < 2:
+            raise TaskError(
+                f"{file.source}: all pairs have the same score, so there is no order.",
+                PAIR_HINT,
+                code="one-score",
+            )
     else:
         return None
-    return EncoderTask(file.name, file.source, result, file.sha256)
+    if not items:
+        raise TaskError(f"{file.source} holds no query.", RETRIEVAL_HINT, code="no-items")
+    return EncoderTask(file.name, file.source, file.sha256, items, metrics, corpus)
 
 
-def _retrieval(file: TaskFile, limit: int | None) -> Retrieval:
-    corpus: dict[str, str] = {}
-    records = file.records()
+def _corpus_and_queries(records: Records, limit: int | None) -> tuple[list[str], list[Query]]:
+    corpus, asking = dict[str, str](), []
     for where, record in records:
         if "query" in record:
+            asking.append((where, record))
             continue
         name = text_in(record, "id", where, RETRIEVAL_HINT)
         if name in corpus:
@@ -396,59 +337,43 @@ def _retrieval(file: TaskFile, limit: int | None) -> Retrieval:
             )
         corpus[name] = text_in(record, "text", where, RETRIEVAL_HINT)
     places = {name: place for place, name in enumerate(corpus)}
-    asking = [item for item in records if "query" in item[1]][:limit]
-    items = tuple(_query(*item, places) for item in asking)
-    if not items:
-        raise TaskError(f"{file.source} holds no query.", RETRIEVAL_HINT, code="no-items")
-    return Retrieval(tuple(corpus.values()), items)
+    queries = []
+    for where, record in asking[:limit]:
+        text = text_in(record, "query", where, RETRIEVAL_HINT)
+        queries.append(Query(text, _relevant(where, record, places, RETRIEVAL_HINT)))
+    return [*corpus.values()], queries
 
 
-def _query(where: str, record: Mapping[str, Any], places: Mapping[str, int]) -> Query:
-    text = text_in(record, "query", where, RETRIEVAL_HINT)
-    named = record.get("relevant")
-    names: list[Any] = named if isinstance(named, list) and named else [None]
-    missing = [name for name in names if not isinstance(name, str) or name not in places]
-    if missing:
-        raise TaskError(
-            f'{where}: "relevant" names {missing[0]!r}, which no passage is called.',
-            RETRIEVAL_HINT,
-            code="passage-missing",
-        )
-    return Query(text, frozenset(places[name] for name in names))
-
-
-def _ranked_query(where: str, record: Mapping[str, Any]) -> RankedQuery:
+def _ranked_query(where: str, record: Mapping[str, Any]) -> Query:
     query = text_in(record, "query", where, RANKING_HINT)
     passages = texts_in(record, "passages", where, RANKING_HINT)
+    places = {place: place for place in range(len(passages))}
+    return Query(query, _relevant(where, record, places, RANKING_HINT), passages)
+
+
+def _relevant(
+    where: str, record: Mapping[str, Any], places: Mapping[Any, int], hint: str
+) -> frozenset[int]:
+    """The places of passages by what a line calls them: names, or places themselves."""
     value = record.get("relevant")
-    places: list[Any] = value if isinstance(value, list) and value else [None]
-    wrong = [place for place in places if type(place) is not int or not 0 <= place < len(passages)]
-    if wrong:
+    names: list[Any] = value if isinstance(value, list) and value else [None]
+    kind = type(next(iter(places), None))
+    missing = [name for name in names if type(name) is not kind or name not in places]
+    if missing:
         raise TaskError(
-            f'{where}: "relevant" names {wrong[0]!r}, which is none of the {len(passages)} places.',
-            RANKING_HINT,
+            f'{where}: "relevant" names {missing[0]!r}, which is none of {len(places)} passages.',
+            hint,
             code="passage-missing",
         )
-    return RankedQuery(query, tuple(passages), frozenset(places))
+    return frozenset(places[name] for name in names)
 
 
-def _similarities(file: TaskFile, limit: int | None) -> Similarities:
-    similarities = Similarities(tuple(_scored(*record) for record in file.records(limit)))
-    if len({pair.score for pair in similarities.items}) < 2:
-        raise TaskError(
-            f"{file.source}: all pairs have the same score, so there is no order.",
-            PAIR_HINT,
-            code="one-score",
-        )
-    return similarities
-
-
-def _scored(where: str, record: Mapping[str, Any]) -> ScoredPair:
+def _scored(where: str, record: Mapping[str, Any]) -> Judged:
     score = record.get("score")
     pair = _pair(where, record)
     if not isinstance(score, int | float) or isinstance(score, bool) or score != score:
         raise TaskError(f'{where}: "score" is {score!r}, no number.', PAIR_HINT, code="no-score")
-    return ScoredPair(pair, float(score))
+    return Judged(pair, float(score))
 
 
 def _pair(where: str, record: Mapping[str, Any]) -> tuple[str, str]:
@@ -463,10 +388,10 @@ def _pair(where: str, record: Mapping[str, Any]) -> tuple[str, str]:
     return first, second
 
 
-def _labelled(where: str, record: Mapping[str, Any]) -> LabelledText:
+def _labelled(where: str, record: Mapping[str, Any]) -> Judged:
     label = record.get("label")
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise TaskError(f'{where}: "label" is {label!r}.', LABEL_HINT, code="no-label")
     if any(side in record for side in _SIDES):
-        return LabelledText(_pair(where, record), label)
-    return LabelledText((text_in(record, "text", where, LABEL_HINT),), label)
+        return Judged(_pair(where, record), label)
+    return Judged((text_in(record, "text", where, LABEL_HINT),), label)

@@ -225,8 +225,8 @@ def _result(baseline: TaskScores, candidate: TaskScores, metric: str) -> TaskRes
 
 
 @contextmanager
-def failing_as_task(library: str, what: str, hint: str) -> Iterator[None]:
-    """Runs a library that scores tasks; what it raises becomes an error of the task.
+def failing_as_task(what: str, hint: str) -> Iterator[None]:
+    """Runs lm-eval; what it raises becomes an error of the task.
 
     Data sets, templates, tasks and the hub raise classes of their own. Our own errors pass, and so
     does a want of memory.
@@ -238,5 +238,5 @@ def failing_as_task(library: str, what: str, hint: str) -> Iterator[None]:
     except Exception as error:
         pass_on_memory_error(error)
         raise TaskError(
-            f"{library} can't score {what}: {first_line(error)}.", hint, code=f"{library}-failed"
+            f"lm-eval can't score {what}: {first_line(error)}.", hint, code="lm-eval-failed"
         ) from error

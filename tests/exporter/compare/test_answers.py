@@ -15,8 +15,9 @@ from scipy import stats
 
 from exporter.artifacts import ComparisonReport, SampleAnswers
 from exporter.cli import run
-from exporter.compare.encoder_quality import compare_embeddings, embed, refuse_few_texts
-from exporter.compare.evaluation import questions
+from exporter.compare.agreement import compare_embeddings
+from exporter.compare.answers import Embeddings
+from exporter.compare.evaluation import EvaluationTokens, questions
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
 from exporter.compare.tasks.likelihood import task_texts
@@ -39,6 +40,7 @@ pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.usefixtures("no_timing")
 TEMPLATE = "the list {{ messages[0]['content'] }} is"
 CHAT = {"chat_template.jinja": TEMPLATE}
+PAIR = ("baseline", "candidate")
 PROMPTS = np.array([[0, 5], [1, 5], [2, 5]])
 SHORT = CompareOptions(eval_tokens=96, prefill_lengths=(4,))
 
@@ -112,7 +114,7 @@ def test_the_user_s_prompts_are_a_line_each(tmp_path: Path, name: str, text: str
 def test_a_file_without_prompts_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, code: str
 ) -> None:
-    monkeypatch.delattr("exporter.compare.accuracy.compare_predictions")
+    monkeypatch.delattr("exporter.compare.answers.Answers.hold")
     (tmp_path / name).write_text(text)
     with raises(TextSourceError, code, name):
         answers(language_models(tmp_path), prompts=tmp_path / name)
@@ -346,13 +348,15 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
             stack.enter_context(OnnxRuntimeRunner(folder / "model.onnx", threads=1))
             for folder in encoders(tmp_path)
         ]
-        result = compare_embeddings(*(embed(one, texts, arm="it") for one in runners))
+        pair: Any = dict(zip(PAIR, runners, strict=True))
+        held = Embeddings(EvaluationTokens(texts, "t", "0")).hold(pair, [PAIR])
+        result = present(held[PAIR].embeddings)
         arms = [
             [one.run({"input_ids": ids[None]})["last_hidden_state"][0].mean(0) for ids in texts]
             for one in runners
         ]
     with raises(ComparisonError, "too-few-texts", 2):
-        refuse_few_texts(texts[:2])
+        Embeddings(EvaluationTokens(texts[:2], "t", "0"))
     unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
     assert result.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
     pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]
@@ -381,6 +385,4 @@ def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         OnnxRuntimeRunner(broken / "model.onnx", threads=1) as runner,
         raises(ComparisonError, "not-finite", "candidate", "text 0"),
     ):
-        embed(runner, texts, arm="candidate")
-    with raises(ComparisonError, "other-width", 1):
-        compare_embeddings(np.ones((3, 2)), np.ones((3, 1)))
+        Embeddings(EvaluationTokens(texts, "t", "0")).hold({"candidate": runner}, [])

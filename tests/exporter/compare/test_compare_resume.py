@@ -131,8 +131,8 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     assert fresh.generation is not None
     assert present(fresh.answers).answers
     for name in (
-        "accuracy.compare_predictions", "accuracy.generation_agreements",
-        "accuracy.sample_answers", "answers.score_tasks",
+        "answers.Answers.hold", "answers.generation_agreements", "answers.sample_answers",
+        "tasks.choosing.score_tasks",
     ):  # fmt: skip
         monkeypatch.setattr(f"exporter.compare.{name}", stop)
     assert accuracy_of(*judged, options=options, resume=out) == fresh
@@ -165,7 +165,7 @@ def test_answers_to_another_question_are_measured_anew(
     else:
         file = tmp_path / changed
         file.write_text(OTHERWISE[changed](file.read_text() if file.exists() else ""))
-    monkeypatch.setattr("exporter.compare.accuracy.compare_predictions", stop)
+    monkeypatch.setattr("exporter.compare.answers.Tokens.hold", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(*judged, options, resume=out)
 

@@ -104,7 +104,7 @@ def test_every_arm_reads_the_text_once(
         return run(self, inputs, outputs, **told)
 
     monkeypatch.setattr(OnnxRuntimeRunner, "run", heard)
-    monkeypatch.setattr("exporter.compare.accuracy.generation_agreements", lambda *_: {})
+    monkeypatch.setattr("exporter.compare.answers.generation_agreements", lambda *_: {})
     together(four)
     assert sorted(read) == sorted(4 * list(four))  # 64 tokens are four samples
 

@@ -17,18 +17,18 @@ from exporter.artifacts import ComparisonReport, PlannedDeletion
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.stacks import Stacks
 from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.encoder_decoder.answers import (
-    Judged,
+from exporter.compare.intervals import difference_interval
+from exporter.compare.kept import open_store
+from exporter.compare.latency import Cells
+from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
+from exporter.compare.sequences import (
     JudgedPairs,
     Normalizer,
-    judge_answers,
+    Sequences,
+    hash_of,
     normalizer_of,
     word_errors,
 )
-from exporter.compare.encoder_decoder.arms import Cells, hash_of
-from exporter.compare.intervals import difference_interval
-from exporter.compare.kept import open_store
-from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.engines.runners.base import Capabilities
 from exporter.errors import (
@@ -72,14 +72,19 @@ def models(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def compared(
-    models: Path, arms: tuple[str, str] = ("whole", "least"), heard: Any = None, **changes: Any
+    models: Path,
+    arms: tuple[str, str] = ("whole", "least"),
+    heard: Any = None,
+    options: Any = None,
+    **changes: Any,
 ) -> ComparisonReport:
     results: dict[str, Any] = {
         "eval_text": str(models / "sources.txt"), "threads": 1, "rounds": 2,
         "prefill_lengths": (8,), "decode_past_lengths": (16,),
     }  # fmt: skip
-    options = CompareOptions(**results | changes)
-    return compare(*(models / arm for arm in arms), options, progress=heard or Heard())
+    how = CompareOptions(**results | changes)
+    more = {"progress": heard or Heard(), **(options or {})}
+    return compare(*(models / arm for arm in arms), how, **more)
 
 
 @pytest.mark.torch
@@ -159,12 +164,30 @@ def test_settings_that_greedy_answers_do_not_heed_are_told(models: Path, tmp_pat
 @pytest.mark.parametrize("kind", ["torch", "torch-compile", "openvino", "llama.cpp"])
 def test_another_runtime_does_not_run_three_graphs(models: Path, kind: str) -> None:
     whole, cut = models / "whole", models / "least"
-    with raises(ComparisonError, "pair-alone"):
-        compare(f"{kind}:{whole}", f"{kind}:{cut}")
-    with raises(ComparisonError, "different-kinds"):
-        compare(whole, f"{kind}:{cut}")
-    with raises(ComparisonError, "pair-alone"):
-        compare(whole, cut, references=[f"{kind}:{cut}"])
+    for arms, more in (
+        ((f"{kind}:{whole}", f"{kind}:{cut}"), ()),
+        ((whole, f"{kind}:{cut}"), ()),
+        ((whole, cut), (f"{kind}:{cut}",)),
+        ((whole, cut), (models,)),
+    ):
+        with raises(ComparisonError, "different-kinds"):
+            compare(*arms, references=more)
+
+
+@pytest.mark.torch
+def test_further_arms_are_judged_and_timed_as_those_of_one_graph(models: Path) -> None:
+    options = {"also": [models / "less"], "references": [models / "block"]}
+    report = compared(models, options=options)
+    assert [*report.arms.references] == ["less", "block"]
+    assert all({*row.references} == {"less", "block"} for row in report.latency)
+    kls = {one.arm: one.kl_divergence for one in report.corners}
+    own = present(compared(models, ("whole", "less")).accuracy)
+    assert kls == {
+        "baseline": None,
+        "candidate": present(report.accuracy).kl_divergence,
+        "less": pytest.approx(own.kl_divergence),
+    }
+    assert present(own.kl_divergence) > 0
 
 
 USED = {
@@ -387,8 +410,8 @@ def judged(reader: PairReader, pairs: Any = None) -> tuple[Any, list[list[int]]]
     noise = read_pairs("random", part="evaluation", sound=True)
     text = paired_text(reader, noise, lambda _: np.array([[1, 2, 5, 6]]), number=1)
     arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
-    accuracy = judge_answers(arms, Judged(JudgedPairs.of(pairs or noise, reader), text))
-    return accuracy, [arm.most for arm in arms.values()]
+    kind, pair = Sequences(JudgedPairs.of(pairs or noise, reader), text), (*arms,)
+    return kind.hold(arms, [pair])[pair], [arm.most for arm in arms.values()]
 
 
 def hashes(file: Path, *pairs: tuple[str, str | None]) -> tuple[str, str]:

@@ -22,7 +22,6 @@ from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
 from exporter.compare.tasks.encoding import (
     EncoderTask,
-    Retrieval,
     correlation_influences,
     f1_influences,
 )
@@ -311,8 +310,7 @@ def test_a_limit_is_one_of_queries_and_not_of_passages(tmp_path: Path) -> None:
     queries = [{"query": word, "relevant": ["a"]} for word in WORDS[:3]]
     [task] = local_tasks(task_of(tmp_path, *queries, *PASSAGES, limit=2)) or []
     assert isinstance(task, EncoderTask)
-    assert isinstance(task.asked, Retrieval)
-    assert (len(task.asked.corpus), len(task.items)) == (2, 2)
+    assert (len(task.corpus), len(task.items)) == (2, 2)
 
 
 def test_which_tasks_take_no_logits(tmp_path: Path) -> None:

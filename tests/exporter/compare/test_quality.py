@@ -13,9 +13,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from exporter.artifacts import Accuracy
 from exporter.artifacts.latency import Shape
-from exporter.compare.agreement import compare_predictions
-from exporter.compare.answers import label_numbers, label_scores
-from exporter.compare.encoder_quality import class_log_probabilities, compare_classes, in_pairs
+from exporter.compare.agreement import class_rows
+from exporter.compare.answers import Classes, Tokens, label_numbers, label_scores
 from exporter.compare.evaluation import EvaluationTokens, random_ids
 from exporter.compare.kept import read_source
 from exporter.compare.options import CompareOptions
@@ -33,6 +32,7 @@ from tests.tiny_graphs import VOCABULARY as TINY
 from tests.tiny_graphs import TinySpec, tiny_model
 
 VOCABULARY = 50
+PAIR = ("baseline", "candidate")
 IDS = TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq"))
 
 
@@ -79,10 +79,9 @@ def tokens(samples: int = 3, length: int = 11) -> Any:
 
 def compare_pair(baseline: Any, candidate: Any, ids: Any, *, causal: bool = True) -> Accuracy:
     """What two arms give that are held against each other."""
+    text = EvaluationTokens([*ids], "text", "0" * 64)
     arms = {"baseline": baseline, "candidate": candidate}
-    text = EvaluationTokens(ids, "text", "0" * 64, is_text=True)
-    (accuracy,) = compare_predictions(arms, [("baseline", "candidate")], text, causal=causal)
-    return accuracy
+    return Tokens(text, causal=causal).hold(arms, [PAIR])[PAIR]
 
 
 def judged(first: Array, second: Array, ids: Any, *, causal: bool = True) -> Accuracy:
@@ -156,7 +155,7 @@ def test_tokens_that_both_rule_out_count_nothing() -> None:
 @pytest.mark.parametrize(
     ("sizes", "ids", "told"),
     [
-        ((VOCABULARY, 40), tokens(), ("other-vocabulary",)),
+        ((VOCABULARY, 40), tokens(), ("other-answers", 40)),
         ((10, 10), tokens(), ("token-out-of-range", 10)),
         ((VOCABULARY, VOCABULARY), np.zeros((0, 4), np.int64), ("no-tokens",)),
     ],
@@ -193,7 +192,7 @@ def test_each_token_is_predicted_from_what_stands_before_it_in_its_sample(tmp_pa
     model = tiny_model(TinySpec(layers=2))
     save_model(model, tmp_path / "a.onnx")
     save_model(prune_graph(model, [Deletion(0, "mlp")])[0], tmp_path / "b.onnx")
-    samples = random_ids(TINY, sequence_length=12, tokens=48).token_ids
+    samples = np.stack(random_ids(TINY, sequence_length=12, tokens=48).ids)
     with ExitStack() as stack:
         arms = [
             stack.enter_context(OnnxRuntimeRunner(tmp_path / name, threads=1))
@@ -241,20 +240,20 @@ class Table:
         return {outputs[0]: self._logits[inputs["input_ids"][0, 0]][None]}
 
 
-def said(logits: Sequence[Any], **told: Any) -> list[Any]:
-    runner: Any = Table(logits)
-    texts = [np.array([number, 0]) for number in range(len(logits))]
-    return class_log_probabilities(runner, texts, arm="candidate", **told)
+def rows(logits: Any, *, separate: bool = False) -> Any:
+    runner: Any = Table([logits])
+    return class_rows(runner, np.array([0, 0]), "text 0", separate=separate)
 
 
-def of_classes(first: Sequence[Any], second: Sequence[Any]) -> Accuracy:
-    return compare_classes(first, second, source="made", sha256="0")
+def of_classes(first: Sequence[Any], second: Sequence[Any], **how: Any) -> Accuracy:
+    texts = EvaluationTokens([np.array([n, 0]) for n in range(len(first))], "made", "0")
+    arms: Any = {"baseline": Table(first), "candidate": Table(second)}
+    return Classes(texts, **how).hold(arms, [PAIR])[PAIR]
 
 
 def test_divergence_and_agreement_over_the_rows_of_all_texts() -> None:
-    first, second = said(LOGITS), said(OTHERS)
-    assert first[1] == pytest.approx(log_softmax(LOGITS[1], axis=1))
-    accuracy = of_classes(first, second)
+    assert rows(LOGITS[1]) == pytest.approx(log_softmax(LOGITS[1], axis=1))
+    accuracy = of_classes(LOGITS, OTHERS)
     whole, cut = np.concatenate(LOGITS), np.concatenate(OTHERS)
     kl = rel_entr(softmax(whole, axis=1), softmax(cut, axis=1)).sum(1)
     assert accuracy.kl_divergence == pytest.approx(kl.mean())
@@ -262,37 +261,36 @@ def test_divergence_and_agreement_over_the_rows_of_all_texts() -> None:
     assert accuracy.tokens == 7
     low, high = present(accuracy.kl_interval).ci95
     assert low <= present(accuracy.kl_divergence) <= high
-    same = of_classes(said(LOGITS), said(LOGITS))
+    same = of_classes(LOGITS, LOGITS)
     assert (same.kl_divergence, same.top1_agreement) == (0, 1)
 
 
 def test_a_single_logit_is_that_of_a_yes_and_separate_labels_are_each_alone() -> None:
-    [result] = said([np.array([[2.0]])])
+    result = rows(np.array([[2.0]]))
     assert np.exp(result[0]) == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))])
-    [result] = said([np.array([[2.0, -1.0, 0.5]])], separate=True)
+    result = rows(np.array([[2.0, -1.0, 0.5]]), separate=True)
     assert np.exp(result[:, 1]) == pytest.approx(1 / (1 + np.exp([-2.0, 1.0, -0.5])))
 
 
 @pytest.mark.parametrize("bias", [0.0, -50.0])
 def test_rerankers_are_compared_by_the_order_of_texts(bias: float) -> None:
     first, second = ([np.array([[z + bias]]) for z in row] for row in ([1, 3, 2], [2, 1, 5]))
-    before, after = in_pairs(said(first)), in_pairs(said(second))
-    yes = [np.exp(rows[0, 1]) for rows in before]
-    assert yes == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-1))])  # 1 - 3, 2 - 1
-    accuracy = of_classes(before, after)
-    assert (accuracy.tokens, accuracy.top1_agreement) == (2, 0.5)
-    assert len(in_pairs(said(first[:1]))) == 1
+    accuracy = of_classes(first, second, orders=True)
+    yes = [[1 / (1 + np.exp(-z)) for z in row] for row in ([1 - 3, 2 - 1], [2 - 1, 5 - 2])]
+    kls = [rel_entr([p, 1 - p], [q, 1 - q]).sum() for p, q in zip(*yes, strict=True)]
+    assert accuracy.kl_divergence == pytest.approx(np.mean(kls))
+    assert (accuracy.tokens, accuracy.top1_agreement, accuracy.compared) == (2, 0.5, "order")
+    assert of_classes(first[:1], second[:1], orders=True).tokens == 1
 
 
 def test_answers_that_can_t_be_compared() -> None:
     wider = [np.pad(logit, ((0, 0), (0, 1))) for logit in LOGITS]
-    for other in (said(wider), said(LOGITS[:2])):
-        with raises(ComparisonError, "other-classes", 3):
-            of_classes(said(LOGITS), other)
-    with raises(ComparisonError, "other-classes"):
+    with raises(ComparisonError, "other-answers", 3, 4):
+        of_classes(LOGITS, wider)
+    with raises(ComparisonError, "no-tokens"):
         of_classes([], [])
     with raises(ComparisonError, "not-finite", "candidate", 1):
-        said([LOGITS[0], np.full((2, 3), np.nan)])
+        of_classes(LOGITS[:2], [LOGITS[0], np.full((4, 3), np.nan)])
 
 
 NAMES = {"0": "tench, Tinca tinca", "1": "great white shark, man-eater", "2": "cat"}

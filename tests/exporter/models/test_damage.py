@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.artifacts.figures import FIGURES
+from exporter.artifacts.figures import LIMITED as GATED
 from exporter.artifacts.plan_figures import LIMITED
 from exporter.choose.budgets.budget import Floors
+from exporter.compare import answers
+from exporter.compare.accuracy import answers_of, measure_accuracy
+from exporter.compare.arms import Comparison
+from exporter.compare.kinds import torch_arm
 from exporter.errors import PlanError, ScoringError
+from exporter.gate.gate import check as check_report
+from exporter.gate.limits import Limits
 from exporter.heal.distill.student import Student
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -37,13 +45,19 @@ from exporter.models.tasks import (
     Tokens,
     task_of,
 )
+from exporter.models.texts.images import read_images
 from exporter.models.texts.samples import batches_of
+from exporter.models.texts.sources import read_texts
+from tests.compared import quick
+from tests.made_reports import gate_report
+from tests.present import present
 from tests.raising import raises
-from tests.tiny_models import hook_count, tiny_model, write_sentence_files
+from tests.tiny_models import as_loaded, hook_count, tiny_model, write_sentence_files
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
+from exporter.engines.runners.pytorch import TorchRunner  # noqa: E402  it imports PyTorch
 
 _HIDDEN = 32
 _IDS = np.random.default_rng(0).integers(3, 60, (5, 12))
@@ -400,6 +414,55 @@ def keeps_the_contract(model: Any, task: type[Any]) -> None:
     assert student.grad.abs().sum() > 0
     assert own.loss_words(distance) != own.loss_words(0.0)
     assert own.weight(_MASK) in (len(_MASK), _MASK.sum())
+
+
+_PLAIN = {"kl_divergence", "top1_agreement"}
+COMPARED: list[tuple[str, str, type[Any], set[str]]] = [
+    ("bert", "", answers.Embeddings, {"embedding_cosine", "lowest_cosine", "rank_agreement"}),
+    ("bert", "SequenceClassification", answers.Classes, _PLAIN),
+    ("bert", "TokenClassification", answers.Classes, _PLAIN),
+    ("bert", "MaskedLM", answers.Tokens, _PLAIN),
+    ("llama", "", answers.Tokens, _PLAIN),
+    ("vit", "ImageClassification", answers.Pictures, _PLAIN),
+]
+
+
+@pytest.mark.parametrize(("family", "head", "kind", "keys"), COMPARED)
+def test_each_kind_of_answers_keeps_the_contract_of_a_comparison(
+    family: str, head: str, kind: type[Any], keys: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "MOST_JUDGED", 24)
+    monkeypatch.setattr(answers, "_EMBEDDED_TEXTS", 12)
+    whole, cut = (tiny_model(family, head=head) for _ in range(2))
+    for weight in cut.parameters():
+        weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    read: Any = read_images if kind is answers.Pictures else read_texts
+    texts = read("pydoc", part="evaluation")
+    for other in (whole, cut):
+        arms = {}
+        for name, model in (("baseline", whole), ("candidate", other), ("third", cut)):
+            runner = TorchRunner(model, compiled=False, threads=1)
+            arms[name] = torch_arm(as_loaded(model, name), Path(name), runner, "torch:")
+        comparison = Comparison(arms, options=quick(eval_tokens=64))
+        with comparison.running():
+            assert type(answers_of(comparison, texts)) is kind
+            result = measure_accuracy(comparison, texts)
+        accuracy = present(result.accuracy)
+        assert result.grid.keys() == arms.keys()
+        readings = {f.key: (f, one) for f in FIGURES for one in f.readings(accuracy)}
+        assert readings.keys() == keys
+        for figure, one in readings.values():
+            assert (one.value == pytest.approx(figure.unchanged, abs=1e-9)) is (other is whole)
+            if one.interval is not None:
+                low, high = one.interval.ci95
+                assert low <= one.value <= high
+    report = gate_report(accuracy=accuracy)
+    for key, figure in GATED.items():
+        if figure.stands_in != "arm" and figure.places and key not in keys:
+            (check,) = check_report(report, Limits(**{figure.limit.name: 0.5})).checks
+            assert check.verdict == "inconclusive"
+            assert figure.needs
+            assert check.reason.endswith(figure.needs)
 
 
 def test_embeddings_of_a_model_of_tokens_are_measured_on_demand() -> None:

@@ -1,1 +1,0 @@
-"""Compares two encoder-decoders, each a folder of three graphs."""
