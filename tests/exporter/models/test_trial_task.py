@@ -17,8 +17,7 @@ import pytest
 import exporter as depthcut
 from exporter.artifacts.figures import FIGURES
 from exporter.artifacts.plan_figures import LIMITED, PLAN_KINDS, PlanFigure, PlanKind
-from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.search_options import SearchOptions
+from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.compare import accuracy
 from exporter.compare.agreement import class_rows
