@@ -61,8 +61,7 @@ from exporter.models.ablation.meter import CutMeter
 from exporter.models.changed_weights import swapped
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.tasks import Tokens, task_of
-from exporter.models.texts.calibration import calibration_text
-from exporter.models.texts.mixtures import text_of_report
+from exporter.models.texts.calibration import calibration_text, text_of_report
 from exporter.models.texts.sources import refuse_same_text
 from exporter.option_types import Count, InputFile, Lengths, Several, Written, comma_list
 from exporter.options import Options, Rule, dataclass, excludes, option, part

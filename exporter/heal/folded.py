@@ -1,28 +1,348 @@
-"""From a cut to one whose kept products make up for it, held against the bare cut."""
+"""Kept products that make up for a cut: where they are, their fits, and what they gain."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.errors import HealingError
-from exporter.heal.fit import Fit, tell_if_few
+from exporter.heal.fit import Adding, Fit, held_out_tokens, tell_if_few
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.fold_places import Place, places_of
-from exporter.heal.refit import refitted
+from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, solve
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
     BranchReplacements,
+    branches_replaced,
+    first_input,
 )
-from exporter.models.architectures import layer_modules
-from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
-from exporter.models.residual_stream import LayerModules
+from exporter.models.ablation.streams import LayerRunner
+from exporter.models.architectures import SublayerModules, layer_modules, sublayers_of
+from exporter.models.changed_weights import (
+    OwnValue,
+    changes_of,
+    is_product,
+    is_transposed,
+    refuse_quantized,
+    swapped,
+)
+from exporter.models.residual_stream import (
+    LayerModules,
+    LayerStates,
+    first_tensor,
+    hooked,
+    probe_inputs,
+    run_backbone,
+    tapped,
+)
 from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText
-from graph_passes.types import SublayerRef
+from exporter.models.texts.samples import Batch
+from exporter.progress import QUIET, Progress
+from exporter.score.streaming import HiddenStates, room_for_states
+from graph_passes.types import SublayerKind, SublayerRef
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A kept branch whose last product can be fitted anew."""
+
+    part: SublayerModules
+    name: str
+    product: torch.nn.Module
+    until: SublayerRef
+    gap: tuple[SublayerRef, ...]
+
+
+def places_of(
+    model: Any, layers: Sequence[LayerModules], cut: Collection[SublayerRef]
+) -> tuple[list[Place], list[SublayerRef]]:
+    """The last products before gaps, and the kept branches that should have had one.
+
+    A gap with no product before it, such as one at the bottom of the model, is made up for by the
+    first product behind it.
+    """
+    parts = {part.ref: part for part in sublayers_of(layers)}
+    runs = [*_runs(layers, cut)]
+    products = products_of(model, [parts[run.kept] for run in runs if run.kept is not None])
+    places, without = [], []
+    lacking = False
+    for run in runs:
+        if not (run.gap or lacking):
+            continue
+        if run.kept in products:
+            name, product = products[run.kept]
+            places.append(Place(parts[run.kept], name, product, run.until, run.gap))
+        elif run.kept is not None:
+            without.append(run.kept)
+        lacking = run.kept not in products
+    return places, without
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A kept branch and the gap behind it; None kept before the first one."""
+
+    kept: SublayerRef | None
+    until: SublayerRef
+    gap: tuple[SublayerRef, ...]
+
+
+def _runs(layers: Sequence[LayerModules], cut: Collection[SublayerRef]) -> Iterator[_Run]:
+    """Of branches that read the same stream the last kept one."""
+    kept_now: SublayerRef | None = None
+    gap_now: tuple[SublayerRef, ...] = ()
+    until: SublayerRef | None = None
+    for group in _groups(layers):
+        kept = [ref for ref in group if ref not in cut]
+        gap = tuple(ref for ref in group if ref in cut)
+        if kept:
+            if until is not None:
+                yield _Run(kept_now, until, gap_now)
+            kept_now, gap_now = kept[-1], gap
+        else:
+            gap_now += gap
+        until = group[-1]
+    if until is not None:
+        yield _Run(kept_now, until, gap_now)
+
+
+def _groups(layers: Sequence[LayerModules]) -> Iterator[tuple[SublayerRef, ...]]:
+    """The branches that read the same stream."""
+    for modules in layers:
+        attention = SublayerRef(modules.number, "attention")
+        mlp = SublayerRef(modules.number, "mlp")
+        if modules.form == "parallel":
+            yield attention, mlp
+        else:
+            yield (attention,)
+            yield (mlp,)
+
+
+def products_of(
+    model: Any, parts: Sequence[SublayerModules]
+) -> dict[SublayerRef, tuple[str, torch.nn.Module]]:
+    """The product that gives what a branch adds, as a few tokens show; a weight of its own."""
+    names = {id(module): name for name, module in model.named_modules()}
+    uses = Counter(id(item) for _, item in model.named_parameters(remove_duplicate=False))
+    results: dict[SublayerRef, tuple[str, torch.nn.Module]] = {}
+    outputs: dict[int, torch.Tensor] = {}
+
+    def keep(module: Any, _inputs: Any, output: Any) -> None:
+        outputs[id(module)] = first_tensor(output).clone()
+
+    def look(part: SublayerModules, products: Any, _module: Any, _in: Any, output: Any) -> None:
+        for product in products:
+            if _are_alike(outputs.get(id(product)), first_tensor(output)):
+                results[part.ref] = names[id(product)], product
+
+    def hooks() -> Iterator[Any]:
+        for part in parts:
+            inside = [item for item in part.contribution.modules() if is_product(item)]
+            own = [item for item in inside if uses[id(item.weight)] == 1]
+            yield from (item.register_forward_hook(keep) for item in own)
+            yield part.contribution.register_forward_hook(partial(look, part, own))
+
+    with hooked(hooks()):
+        run_backbone(model, probe_inputs(model))
+    return results
+
+
+def _are_alike(given: torch.Tensor | None, wanted: torch.Tensor) -> bool:
+    if given is None or given.numel() != wanted.numel():
+        return False
+    return bool((given.reshape(wanted.shape) == wanted).all())
+
+
+class LayerWalk:
+    """What stands between two layers is kept for each stream, in memory where it fits."""
+
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[LayerModules],
+        text: CalibrationText,
+        batch_size: int,
+        streams: int,
+        progress: Progress,
+    ) -> None:
+        self._model, self._layers = model, layers
+        self._runner = LayerRunner(model, layers)
+        self._streams, self._progress = streams, progress
+        self._states: HiddenStates | None = None
+        self._kept: set[tuple[int, int]] = set()
+        self.batches = text.batches(batch_size)
+
+    def run(self, layer: int, batch: Batch, stream: int) -> LayerStates:
+        """Takes a batch over a layer: from what the stream has kept, or else the embedding."""
+        given = self.kept(stream, batch) if (stream, batch.number) in self._kept else None
+        states: list[LayerStates] = []
+        with self._runner.only(layer), tapped([self._layers[layer]], states.append):
+            self._runner.run(batch.inputs(self._model.device), given)
+        return states[0]
+
+    def keep(self, stream: int, batch: Batch, tensor: torch.Tensor) -> None:
+        """Keeps ``[batch, tokens, hidden]`` in the place of what the stream had for the batch."""
+        states = self._states = self._states or self._room(tensor)
+        states.put(stream, batch.number, tensor.cpu())
+        self._kept.add((stream, batch.number))
+
+    def kept(self, stream: int, batch: Batch) -> torch.Tensor:
+        """What was kept, on the model's device."""
+        assert self._states is not None, "nothing was kept yet"
+        return self._states.get(stream, batch.number).to(self._model.device)
+
+    def _room(self, tensor: torch.Tensor) -> HiddenStates:
+        shapes = [(*batch.ids.shape, tensor.shape[-1]) for batch in self.batches]
+        return room_for_states(
+            None, self._streams, shapes, tensor.dtype, weights_bytes=0, progress=self._progress
+        )
+
+
+_ATTENDED, _WHOLE, _HEALED = 0, 1, 2
+"""The streams that are kept: the whole model's within and behind a layer, the healed one's."""
+
+
+def refitted(
+    model: Any,
+    text: CalibrationText,
+    layers: Sequence[LayerModules],
+    cut: BranchReplacements,
+    places: Sequence[Place],
+    *,
+    ridge: float | None = None,  # None: chosen for each on held-out tokens
+    batch_size: int = 4,
+    progress: Progress = QUIET,
+) -> list[OwnValue]:
+    """The new values of products, each fitted with those before it in the model.
+
+    The text is run a layer at a time, up to the last gap, about three times in all.
+    """
+    later = held_out_tokens(text.mask)
+    ridges = RIDGES if ridge is None else [ridge]
+    walk = LayerWalk(model, layers, text, batch_size, 3, progress)
+    pair = _Pair(model, layers, walk, cut)
+    with progress.task("fold layer by layer", total=len(places), unit="gaps") as task:
+        for place in places:
+            pair.go_to(place)
+            pair.fit(place, later, ridges)
+            task.advance()
+    return pair.changes
+
+
+class _Pair:
+    """The whole and the healed model; the whole one is ahead by the gap behind a product."""
+
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[LayerModules],
+        walk: LayerWalk,
+        cut: BranchReplacements,
+    ) -> None:
+        self._model, self._layers, self._walk = model, layers, walk
+        self.changes: list[OwnValue] = []
+        self._cut = cut
+        self._first_cut = min(cut).layer
+        self._whole_at = self._healed_at = 0
+
+    def go_to(self, place: Place) -> None:
+        """Takes the healed model in front of a product's layer, and the whole one over its gap."""
+        while self._healed_at < place.part.layer:
+            if not self.changes and self._whole_at == self._healed_at < self._first_cut:
+                self._share(self._healed_at)
+            else:
+                self._heal(self._healed_at)
+            self._healed_at += 1
+        while self._whole_at <= place.until.layer:
+            self._teach(self._whole_at)
+            self._whole_at += 1
+
+    def fit(self, place: Place, later: NDArray[np.bool_], ridges: Sequence[float]) -> None:
+        """Changes a product where that gains something."""
+        first, held_out = self._sums(place, later)
+        choice = choose_ridge(first, held_out, ridges)
+        if choice.linear_explained > 0:
+            self._add(place, solve(first.plus(held_out), choice.ridge))
+
+    def _add(self, place: Place, fitted: LinearMap) -> None:
+        """Adds a map to what a product gives; its bias where the product has one."""
+        product: Any = place.product
+        added = {"weight": fitted.weight.T if is_transposed(product) else fitted.weight}
+        if product.bias is not None:
+            added["bias"] = fitted.bias
+        for name, numbers in added.items():
+            old = getattr(product, name)
+            change = (numbers / place.part.multiplier).to(old.device).float()
+            new = old.detach().double() + change
+            self.changes.append(OwnValue(f"{place.name}.{name}", old, new.to(old.dtype)))
+
+    def _sums(self, place: Place, later: NDArray[np.bool_]) -> tuple[Sums, Sums]:
+        """Of what a product reads, to what it lacks; over the first and the held-out tokens."""
+        results: dict[SublayerRef, tuple[Sums, Sums]] = {}
+        read: list[torch.Tensor] = []
+
+        def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read[:] = [first_input(args, kwargs).clone()]
+
+        with hooked([place.product.register_forward_pre_hook(keep, with_kwargs=True)]):
+            for batch in self._walk.batches:
+                states = self._run_healed(place.part.layer, batch)
+                within = self._is_within(place.part.ref)
+                now = states.attended if within else states.leaving
+                kept = _ATTENDED if self._is_within(place.until) else _WHOLE
+                wanted = self._walk.kept(kept, batch).to(now)
+                counts = 1 / wanted.float().square().mean(-1).clamp(min=1e-30)
+                u = read.pop().reshape(*batch.ids.shape, -1)
+                adding = Adding(results, batch, later, self._model.device)
+                adding(place.part, u, wanted - now, counts)
+        pair = results[place.part.ref]
+        if place.product.bias is None:
+            for sums in pair:
+                sums.through_origin()
+        return pair
+
+    def _is_within(self, ref: SublayerRef) -> bool:
+        """Whether the stream behind a branch is that between attention and MLP."""
+        return ref.kind == "attention" and self._layers[ref.layer].form == "sequential"
+
+    def _teach(self, layer: int) -> None:
+        """Takes the whole model over a layer."""
+        for batch in self._walk.batches:
+            states = self._walk.run(layer, batch, _WHOLE)
+            self._walk.keep(_ATTENDED, batch, states.attended.to(states.output))
+            self._walk.keep(_WHOLE, batch, states.output)
+
+    def _share(self, layer: int) -> None:
+        """Takes both over a layer in which they are the same."""
+        self._teach(layer)
+        self._whole_at += 1
+        for batch in self._walk.batches:
+            self._walk.keep(_HEALED, batch, self._walk.kept(_WHOLE, batch))
+
+    def _heal(self, layer: int) -> None:
+        """Takes the healed model over a layer; one that is dropped hands on what it is given."""
+        kinds: tuple[SublayerKind, ...] = ("attention", "mlp")
+        gone = all(self._cut.get(SublayerRef(layer, kind)) is NOTHING for kind in kinds)
+        for batch in self._walk.batches:
+            if not (gone and layer):
+                self._walk.keep(_HEALED, batch, self._run_healed(layer, batch).output)
+
+    def _run_healed(self, layer: int, batch: Batch) -> LayerStates:
+        here = {ref: what for ref, what in self._cut.items() if ref.layer == layer}
+        with swapped(self.changes), branches_replaced(self._model, here):
+            return self._walk.run(layer, batch, _HEALED)
+
 
 _WAY_OUT = "Use separate maps: --heal linear, or replacements: linear in a --config file."
 

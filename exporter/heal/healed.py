@@ -57,8 +57,7 @@ from exporter.models.changed_weights import (
     weights_changed,
 )
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.calibration import DEFAULT_TOKENS, CalibrationText
-from exporter.models.texts.mixtures import joined
+from exporter.models.texts.calibration import DEFAULT_TOKENS, CalibrationText, joined
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 

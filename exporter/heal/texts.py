@@ -21,19 +21,17 @@ from exporter.models.texts.calibration import (
     DEFAULT_TOKENS,
     CalibrationText,
     calibration_text,
-    default_calibration,
-    seed_of,
-    spec_of,
-)
-from exporter.models.texts.images import MOST_IMAGES, reads_images
-from exporter.models.texts.mixtures import (
     cut_to_whole,
+    default_calibration,
     joined,
     refuse_same,
     samples_of,
+    seed_of,
     seed_of_all,
+    spec_of,
     specs_of,
 )
+from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.models.texts.self_text import CHAT, CHAT_TOKENS, SAMPLED, SELF, chat_prefix
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress

@@ -20,9 +20,8 @@ from exporter.engines.tensors import TensorSpec, make_inputs, whole_phase
 from exporter.errors import CalibrationError, QuantizationError, first_line
 from exporter.models.model_folder import ModelFolder
 from exporter.models.residual_stream import ranks_pairs
-from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.calibration import CalibrationText, joined, refuse_same
 from exporter.models.texts.images import ImageReader, of_pixels, read_images
-from exporter.models.texts.mixtures import joined, refuse_same
 from exporter.models.texts.passages import (
     LONGEST_PAIR,
     drawn_pairs,

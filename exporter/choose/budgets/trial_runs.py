@@ -45,8 +45,7 @@ from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.mixtures import specs_of
+from exporter.models.texts.calibration import CalibrationText, specs_of
 from exporter.models.texts.self_text import SELF
 from exporter.models.texts.sources import PYDOC
 from exporter.printable import counted

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 from exporter.choose.budgets.judges import parted  # noqa: E402
-from exporter.models.texts.mixtures import text_of_report  # noqa: E402
+from exporter.models.texts.calibration import text_of_report  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
 SEARCHES = ("one-shot", "greedy")

@@ -27,7 +27,7 @@ from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.loading.model_source import load_model
 from exporter.models.tasks import TEXTS_TOGETHER, Classes, Embeddings, Tokens
-from exporter.models.texts.mixtures import text_of_report
+from exporter.models.texts.calibration import text_of_report
 from exporter.models.texts.sources import read_texts
 from exporter.pipeline.refusals import refuse_foreign_goals
 from exporter.score import ScoreOptions, score

@@ -18,8 +18,7 @@ from exporter.compare.intervals import mean_interval, share_interval
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.damage import SIMILARITY, ClassDamage, Damage, EmbeddingDamage
-from exporter.models.texts.calibration import CalibrationText, calibration_text
-from exporter.models.texts.mixtures import mixed_text
+from exporter.models.texts.calibration import CalibrationText, calibration_text, mixed_text
 from exporter.progress import Quiet
 from exporter.score import ScoreOptions, score
 from tests.exporter.made_plans import made_planner

@@ -23,8 +23,7 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError, PlanError
 from exporter.heal.options import HealOptions
-from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.mixtures import joined
+from exporter.models.texts.calibration import CalibrationText, joined
 from tests.raising import raises
 from tests.reading import Heard
 from tests.tiny_models import hook_count, planned, tiny_loaded

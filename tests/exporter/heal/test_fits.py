@@ -22,9 +22,7 @@ torch = pytest.importorskip("torch")
 
 from exporter.heal.fit import fit_branches, held_out_tokens, observing  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
-from exporter.heal.fold_places import places_of  # noqa: E402
-from exporter.heal.folded import folded  # noqa: E402
-from exporter.heal.refit import refitted  # noqa: E402
+from exporter.heal.folded import folded, places_of, refitted  # noqa: E402
 from exporter.heal.ridge import Sums, choose_ridge, solve  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402

@@ -25,9 +25,8 @@ from exporter.errors import (
 from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts import sources
-from exporter.models.texts.calibration import calibration_text
+from exporter.models.texts.calibration import calibration_text, mixed_text
 from exporter.models.texts.images import ImageReader, Picture, of_pixels, read_images
-from exporter.models.texts.mixtures import mixed_text
 from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import read_texts, refuse_same_text
 from exporter.pipeline.request import QUICK

@@ -12,8 +12,7 @@ import pytest
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.loading.model_source import load_model
 from exporter.models.tasks import meter_here
-from exporter.models.texts.calibration import CalibrationText, calibration_text
-from exporter.models.texts.mixtures import joined, samples_of
+from exporter.models.texts.calibration import CalibrationText, calibration_text, joined, samples_of
 from tests.reading import Heard
 from tests.text_graphs import WORDS
 from tests.tiny_models import write_bert_tokenizer, write_encoder

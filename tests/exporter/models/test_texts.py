@@ -16,9 +16,14 @@ import pytest
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import ComparisonError, MissingDependencyError, TextSourceError
-from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.calibration import (
+    CalibrationText,
+    joined,
+    samples_of,
+    seed_of_all,
+    specs_of,
+)
 from exporter.models.texts.documents import Content, Units
-from exporter.models.texts.mixtures import joined, samples_of, seed_of_all, specs_of
 from exporter.models.texts.passages import (
     Passages,
     drawn_pairs,
