@@ -21,11 +21,11 @@ from exporter.artifacts import (
     TaskResult,
     Way,
 )
-from exporter.artifacts.plan_figures import LIMITED, Increase
+from exporter.artifacts.plan_figures import Increase
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
-from exporter.choose.budgets.budget import DROPPING, Floors
-from exporter.choose.budgets.limits import is_hopeless, rung_of
+from exporter.choose.budgets.budget import DROPPING
+from exporter.choose.budgets.limits import LEAST_SHARE
 from exporter.choose.budgets.meters import RememberingMeter
 from exporter.choose.budgets.options import refuse_another_model
 from exporter.choose.costs.measuring import CostSettings, measure_on
@@ -192,8 +192,8 @@ def measure_depths(
     }
     study = _Study(loaded, text, max(1, 2 * len(cuts)), options.batch_size, kept, progress)
     whole, bare = study.bare(cuts)
-    limit = Floors(options.most_increase)
-    hopeless = {place for place, damage in bare.items() if is_hopeless(_figures(damage), limit)}
+    most = 1 + options.most_increase
+    hopeless = {p for p, d in bare.items() if d.perplexity_ratio**LEAST_SHARE > most}
     fitted = study.fitted_text(report.calibration)
     healed = study.healed({p: cut for p, cut in cuts.items() if p not in hopeless}, fitted)
     healed |= {place: {"not_healed": _TOO_FAR} for place in hopeless}
@@ -392,28 +392,17 @@ def _exp(value: float) -> float:
     return math.exp(max(-_MOST_LOG, min(_MOST_LOG, value)))
 
 
-def _figures(damage: DepthDamage) -> dict[str, float]:
-    """What limits on quality are held against, as a plan has it in ``predicted``.
-
-    Without an interval, of a single sample, nothing is certain.
-    """
-    rise = next(figure for figure in LIMITED.values() if figure.is_log)
-    return {
-        rise.key: math.log(damage.perplexity_ratio),
-        rise.worse_end: math.log(damage.perplexity_ratio_most or math.inf),
-    }
-
-
 def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell | None:
     """The fastest cell that keeps the limit on held-out text, healed or not.
 
     By the rule of a budget's limits: all of the interval is within, which is as much wider as the
-    number of cells takes. Where no speed is known, the one that removes most parameters.
+    number of cells takes; of a single sample nothing is certain. Where no speed is known, the one
+    that removes most parameters.
     """
 
     def holds(cell: DepthCell) -> bool:
-        limit, damages = Floors(most_increase), filter(None, (cell.damage, cell.healed))
-        return any(rung_of(0, _figures(damage), limit).holds for damage in damages)
+        ends = (d.perplexity_ratio_most for d in (cell.damage, cell.healed) if d is not None)
+        return any(end is not None and end <= 1 + most_increase for end in ends)
 
     def gain(cell: DepthCell) -> tuple[float, float]:
         speed = cell.speedup or 1 / (1 - (cell.parameters_removed or 0.0))
