@@ -12,7 +12,7 @@ from exporter.printable import significant
 
 WIDTH = 360
 """Units from left to right; a unit is a CSS pixel on a phone."""
-_STEP, _LETTER, _MARGIN = 24.0, 6.3, 0.06
+_STEP, _LETTER, _MARGIN, _NARROWEST = 24.0, 6.3, 0.06, 40.0
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -77,7 +77,8 @@ class Intervals:
             for texts in ([x.label for x in self.lines], [x.words for x in self.lines])
         )
         ends = [end for x in self.lines for end in (x.low, x.value, x.high, *x.noise)]
-        scale = Scale.over([self.neutral, *ends], left, WIDTH - right)
+        end = WIDTH - right
+        scale = Scale.over([self.neutral, *ends], min(left, end - _NARROWEST), end)
         bottom = 4.0 + len(self.lines) * _STEP
         said = "; ".join(f"{line.label}: {line.words}" for line in self.lines)
         parts = [

@@ -159,11 +159,12 @@ def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None
 
 def test_numbers_that_are_none_still_make_a_page() -> None:
     report = with_perplexity(math.inf, None, kl_divergence=math.inf)
-    wide = Speedup(ratio=1.1, ci95=(1e-12, 1e12))
-    rows = [row.model_copy(update={"speedup": wide}) for row in report.latency]
+    wide = Speedup(ratio=1e12, ci95=(1e-12, 1e12))
+    long = {"speedup": wide, "sequence_length": 1 << 30, "new_tokens": 1 << 30, "batch": 1 << 30}
+    rows = [row.model_copy(update=long) for row in report.latency]
     text = as_page(report.model_copy(update={"latency": rows}))
     assert "less accurate" in Page(text).text
-    assert not re.search(r'(?:d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', text)
+    assert not re.search(r'(?:d|x|y|cx|cy|width|height)="(?:[^"]*(?:nan|inf)|-)', text)
 
 
 @pytest.mark.parametrize(
