@@ -338,16 +338,14 @@ class Verification(Record):
 
 
 class EngineParse(Record):
-    """Whether an engine's parser takes the pruned graph.
+    """Whether an engine's parser takes the pruned graph; if not, it took the whole one neither.
 
-    ``parsed_before`` is about the graph before the cut, which is asked only where the pruned one
-    does not parse; ``reasons`` are then the parser's, with the nodes.
+    ``reasons`` are then the parser's, with the nodes.
     """
 
     backend: str
     version: str
     parsed: bool
-    parsed_before: bool | None = None
     reasons: list[str] = Field(default_factory=list)
 
 

@@ -74,7 +74,6 @@ def engine_gate(backend: Backend = "tensorrt-rtx", progress: Progress = QUIET) -
             backend=backend,
             version=after.version,
             parsed=False,
-            parsed_before=False,
             reasons=[str(obstacle) for obstacle in after.obstacles[:_TOLD]],
         )
 
