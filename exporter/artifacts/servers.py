@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 from exporter.artifacts.stages import PlannedDeletion
@@ -69,17 +70,32 @@ def is_plain(deletions: Sequence[PlannedDeletion]) -> bool:
 
 
 def refuse_unheld(
-    servers: Iterable[Server], deletions: Sequence[PlannedDeletion], *, plain: bool = True
+    servers: Iterable[Server],
+    deletions: Sequence[PlannedDeletion],
+    *,
+    plain: bool = True,
+    healed: bool = False,  # what takes their places will be what can
 ) -> None:
     """Refuses a plan that one of some runtimes can't hold."""
     if plain and is_plain(deletions):
         return
-    for server in servers:
-        for deletion in deletions:
-            refuse_needed(server, deletion.sublayers)
-            for ref in deletion.sublayers:
-                if deletion.replacement not in SERVERS[server].places(ref):
-                    raise _unheld(server, ref, deletion.replacement)
+    for server, deletion in product(servers, deletions):
+        for ref in deletion.sublayers:
+            places = SERVERS[server].places(ref)
+            if not places:
+                raise PlanError(
+                    f"{ref} is to go, and {server} can't do without it.",
+                    f"Plan with --for {server}, which keeps it, or drop whole blocks.",
+                    code="server-needs-it",
+                )
+            if deletion.replacement not in places and not healed:
+                what = deletion.replacement if deletion.replacement != "none" else "nothing"
+                raise PlanError(
+                    f"In the place of {ref} is {what}; {server} can have {' or '.join(places)}.",
+                    f"Heal the plan for it (depthcut heal --for {server}), or name a runtime that "
+                    "holds it.",
+                    code="replacement-unheld",
+                )
 
 
 @dataclass(frozen=True)
@@ -135,27 +151,6 @@ def where_served(deletions: Sequence[PlannedDeletion]) -> dict[Server, str]:
 def places_of(server: Server | None, ref: SublayerRef) -> tuple[Replacement, ...]:
     """What may take a sublayer's place in a plan for a runtime; None: for any of them."""
     return _ANY if server is None else SERVERS[server].places(ref)
-
-
-def refuse_needed(server: Server, refs: Iterable[SublayerRef]) -> None:
-    """Refuses a plan that drops what a runtime can't do without."""
-    for ref in refs:
-        if not SERVERS[server].places(ref):
-            raise PlanError(
-                f"{ref} is to go, and {server} can't do without it.",
-                f"Plan with --for {server}, which keeps it, or drop whole blocks.",
-                code="server-needs-it",
-            )
-
-
-def _unheld(server: Server, ref: SublayerRef, replacement: Replacement) -> PlanError:
-    places = SERVERS[server].places(ref)
-    what = "nothing" if replacement == "none" else f"a {replacement}"
-    return PlanError(
-        f"{what} is to take the place of {ref}; {server} can have {' or '.join(places)} there.",
-        f"Heal the plan for it (depthcut heal --for {server}), or name a runtime that holds it.",
-        code="replacement-unheld",
-    )
 
 
 _ALIKE = ("llama", "mistral")

@@ -20,7 +20,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.plans import hold_against_model, validate_for
-from exporter.artifacts.servers import is_plain, places_of, refuse_needed
+from exporter.artifacts.servers import is_plain, places_of, refuse_unheld
 from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError, ScoringError
@@ -77,7 +77,7 @@ def _refuse_server(options: HealOptions, plan: PruningPlan) -> None:
     if server is None or is_plain(plan.deletions):
         return
     refs = [ref for deletion in plan.deletions for ref in deletion.sublayers]
-    refuse_needed(server, refs)
+    refuse_unheld([server], plan.deletions, healed=True)
     wanted = {"bias", "linear"} if options.kind == "best" else {options.kind}
     held = {place for ref in refs for place in places_of(server, ref)}
     if not options.changes_weights and not wanted & held:
