@@ -61,7 +61,7 @@ def fit(
         raise SurgeryError(
             f"There are numbers to replace {ref} by, but it is not to be replaced.",
             "Name the replacement in the deletion, or leave its numbers out.",
-            code="unasked-numbers",
+            code="other-numbers",
         )
     return {
         site.ref: _fit_one(site, kinds[site.ref], given.get(site.ref))
@@ -90,7 +90,7 @@ def _fit_one(
         raise SurgeryError(
             f"{site.ref} is to be replaced by a bias, but a weight is given for it too.",
             "Ask for the replacement linear, or leave the weight out.",
-            code="unasked-weight",
+            code="other-numbers",
         )
     if kind == "linear" and isinstance(site.branch_input, str):
         raise SurgeryError(

@@ -84,7 +84,7 @@ def replacements_of(
             raise SurgeryError(
                 f"{site.ref} is to be replaced in two ways: {' and '.join(sorted(kinds))}.",
                 "Name one of them, for the sublayer or for its block.",
-                code="two-replacements",
+                code="other-numbers",
             )
         replacements[site.ref] = kinds.pop()
     return replacements
@@ -123,7 +123,7 @@ def _check_same(
             f"{ref} was cut out of this graph earlier with the replacement {done.kind!r}; "
             f"now {replacement!r} is asked for.",
             _FROM_THE_ORIGINAL,
-            code="other-replacement",
+            code="other-numbers",
         )
     if given is not None and done.digest and digest_of(given) != done.digest:
         raise SurgeryError(

@@ -108,7 +108,7 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
             raise UsageError(
                 f"{folder} would be the checkpoint, so {item} can't be inside it.",
                 "Give the checkpoint a folder of its own.",
-                code="places-collide",
+                code="overwrites-input",
             )
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

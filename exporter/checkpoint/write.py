@@ -161,7 +161,7 @@ def _exiting(
         raise PlanError(
             "The plan was healed with the norms of the dropped layers in place.",
             "Give the plan as it was before healing.",
-            code="healed-elsewhere",
+            code="changed-weights",
         )
     refuse_tokenless(loaded.model)
     wanted = exit_answer(loaded.model, len(kept))
@@ -269,7 +269,7 @@ def check_decilm(
         raise UnknownArchitectureError(
             f"{loaded.ref.architecture} is not what servers compute of {CLASS}: {text}.",
             _HINT,
-            code="not-llama",
+            code="unread-architecture",
         )
 
 

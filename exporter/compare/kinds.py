@@ -99,7 +99,7 @@ def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None
             f"{baseline.name} and {candidate.name} were built in different ways: their "
             f"{' and '.join(different)} differ.",
             "Build both with the same options of depthcut build.",
-            code="built-differently",
+            code="different-engines",
         )
 
 

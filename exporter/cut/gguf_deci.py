@@ -58,7 +58,7 @@ def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
             f"{model.architecture}. llama.cpp has layers without attention only in {DECI}, which "
             f"computes as {ALIKE[0]} does.",
             f"{_BLOCKS} The ONNX graph can be cut as planned: depthcut prune.",
-            code="not-llama",
+            code="unread-architecture",
         )
     _refuse_experts(model)
     _refuse_tensors(model)
@@ -113,7 +113,7 @@ def _head_width(model: GgufModel, sizes: Sequence[LayerSizes]) -> int:
         raise SurgeryError(
             f"{model.path}: {', '.join(_HEAD_WIDTHS)} are {sorted(numbers)}; {DECI} has one width.",
             _BLOCKS,
-            code="head-widths",
+            code="unread-architecture",
         )
     return numbers.pop()
 
@@ -139,14 +139,14 @@ def _refuse_tensors(model: GgufModel) -> None:
                 f"{model.path} has the tensor {tensor.name}, which {DECI} of llama.cpp doesn't "
                 "read.",
                 _BLOCKS,
-                code="unread-tensor",
+                code="unread-architecture",
             )
         if name in _NORMS and (tensor.shape, tensor.kind_name) != ((hidden,), "F32"):
             raise SurgeryError(
                 f"{model.path}: {tensor.name} has the shape {list(tensor.shape)} in "
                 f"{tensor.kind_name}; {model.architecture}.{HIDDEN} wants [{hidden}] in F32.",
                 "It may be broken: fetch or write it again.",
-                code="wrong-norm",
+                code="unread-architecture",
             )
 
 
@@ -177,7 +177,7 @@ def refuse_headless(model: GgufModel, layers: Sequence[Layer]) -> None:
             "Keep the blocks before it."
             if missing
             else f"Keep it: plan with --protect attention:{first.number}, or --for llama.cpp.",
-            code="first-attention",
+            code="no-attention-left",
         )
     if not any(left_of(sizes[layer.number], layer).kv_heads for layer in layers):
         raise SurgeryError(

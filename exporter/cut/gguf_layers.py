@@ -141,7 +141,7 @@ def check_own(model: GgufModel, layers: Sequence[Layer]) -> None:
                 f"layer {place}. llama.cpp treats every {period} layers of {architecture} by their "
                 f"numbers, so it would be computed as another kind of layer.",
                 f"Take out {period} blocks in a row, or a multiple of that. {_WAY_OUT}",
-                code="pattern-of-layers",
+                code="unread-architecture",
             )
 
 
@@ -172,7 +172,7 @@ def _of_layers(model: GgufModel, entry: Entry, name: str, layers: Sequence[Layer
             f"{model.path}: {entry.key} has as many values as the model has layers, and what they "
             "are for is not known here.",
             _WAY_OUT,
-            code="unknown-array",
+            code="unread-architecture",
         )
     return array_entry(entry.key, kind, [elements[layer.number] for layer in layers])
 
@@ -184,7 +184,7 @@ def _refuse_what_tells_layers(model: GgufModel, layers: Sequence[Layer]) -> None
             f"{model.path} has no {model.architecture}.{needed}, which llama.cpp then makes from "
             "the number of layers.",
             _WAY_OUT,
-            code="made-of-layer-count",
+            code="unread-architecture",
         )
     sized = _SIZED.get(model.architecture)
     if sized in (model.whole(BLOCK_COUNT), len(layers)):
@@ -192,12 +192,12 @@ def _refuse_what_tells_layers(model: GgufModel, layers: Sequence[Layer]) -> None
             f"{model.path} would have {len(layers)} layers; llama.cpp scales the attention of "
             f"{model.architecture} otherwise with {sized} layers than with any other number.",
             _WAY_OUT,
-            code="made-of-layer-count",
+            code="unread-architecture",
         )
     telling = model.said(_TELLING)
     if telling is not None:
         raise SurgeryError(
             f"{model.path}: {telling.key} tells some layers from the rest by their numbers.",
             _WAY_OUT,
-            code="pattern-of-layers",
+            code="unread-architecture",
         )

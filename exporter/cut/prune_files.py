@@ -211,7 +211,7 @@ def _described(path: Path) -> str:
         return PruneReport.read(path).target
     except ArtifactError as error:
         raise SurgeryError(
-            f"{path} is there already and is no report of a cut.", _ELSEWHERE, code="not-a-report"
+            f"{path} is there already and is no report of a cut.", _ELSEWHERE, code="not-ours"
         ) from error
 
 

@@ -166,7 +166,7 @@ def _fill(
         raise VerificationError(
             f"The input {value.name!r} declares no type, so nothing can be drawn for it.",
             "Declare its type; or leave the check of the result out: --verify none",
-            code="type-missing",
+            code="unknown-input",
         )
     dtype = value.dtype.numpy()
     if _is_mask(value):

@@ -127,7 +127,7 @@ def _refuse_changed_weights(plan: LoadedPlan, source: Path) -> None:
             f"The plan changes {len(plan.changed_weights)} weights of the PyTorch model, which "
             f"{source} holds as they were.",
             "Export the healed model: depthcut export MODEL --plan PLAN.",
-            code="changed-weights-in-graph",
+            code="changed-weights",
         )
 
 

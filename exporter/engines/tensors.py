@@ -52,7 +52,7 @@ def numpy_dtype(name: str, tensor: str = "An input or output") -> np.dtype[Any]:
         raise BackendError(
             f"{tensor} has the type {name}, which depthcut can't fill or read.",
             "Leave the ends of the graph in a float type.",
-            code="unknown-type",
+            code="unknown-input",
         )
     return np.dtype(value)
 

@@ -88,7 +88,7 @@ def pooling_for(loaded: LoadedModel) -> Pooling:
             f"{loaded.ref.architecture} doesn't answer with token states that could be pooled.",
             "Leave --pooling out, or name the class without a head in config.json, under "
             "architectures.",
-            code="no-token-states",
+            code="takes-no-tokens",
         )
     return read_pooling(loaded.path)
 

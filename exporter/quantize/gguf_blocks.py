@@ -236,7 +236,7 @@ def _read(path: Path) -> list[Any]:
         raise QuantizationError(
             f"{path} holds no blocks that MatMulNBits can hold: its tensors are {kinds}.",
             "Quantise by another method.",
-            code="no-usable-blocks",
+            code="nothing-to-quantize",
         )
     return kept
 

@@ -320,5 +320,5 @@ def _nothing_kept(gguf: Path, reasons: Mapping[str, str]) -> QuantizationError:
     return QuantizationError(
         f"No weight of the graph has its blocks in {gguf}.{first}",
         "Name the GGUF file that this graph was exported from.",
-        code="no-usable-blocks",
+        code="nothing-to-quantize",
     )

@@ -23,19 +23,19 @@ def refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
     """Refuses what would be lost on the way, and what no runtime could make sense of."""
     if not proto.opset_import:
         raise OnnxFileError(
-            f"{path} declares no opset (opset_import).", "Export it again.", code="no-opset"
+            f"{path} declares no opset (opset_import).", "Export it again.", code="invalid-onnx"
         )
     if proto.training_info:
         raise OnnxFileError(
             f"{path} holds training information, which depthcut can't keep.",
             "Export the model for inference.",
-            code="training-info",
+            code="invalid-onnx",
         )
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
         raise OnnxFileError(
             f"{path} holds sparse weights (sparse_initializer), which depthcut can't keep.",
             "Store them densely.",
-            code="sparse-weights",
+            code="invalid-onnx",
         )
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
@@ -135,14 +135,14 @@ def _check_extent(path: Path, tensor: ir.ExternalTensor, size: int) -> None:
             f"{path}: the weight {tensor.name!r} needs {length} bytes, "
             f"but the file declares {tensor.length} for it.",
             AGAIN,
-            code="wrong-size",
+            code="incomplete-onnx",
         )
     if offset < 0 or offset + length > size:
         raise OnnxFileError(
             f"{path}: its external data {tensor.location!r} has {size} bytes, "
             f"but the weight {tensor.name!r} ends at byte {offset + length}.",
             AGAIN,
-            code="data-too-short",
+            code="incomplete-onnx",
         )
 
 

@@ -93,7 +93,7 @@ def parse_json(text: bytes | str, where: str) -> Any:
         if len(digits) > _MOST_DIGITS:
             raise UnsafeInputError(
                 f"{where} holds a number of {len(digits)} digits; at most {_MOST_DIGITS} are read.",
-                code="number-too-long",
+                code="too-many-values",
             )
         return int(digits)
 
@@ -109,7 +109,7 @@ def parse_json(text: bytes | str, where: str) -> Any:
         deep = True
     if deep:
         raise UnsafeInputError(
-            f"{where} is nested more than {DEEPEST} deep.", code="nested-too-deep"
+            f"{where} is nested more than {DEEPEST} deep.", code="too-many-values"
         )
     if _SURROGATE.search(result) and not _is_text(content):
         raise UnsafeInputError(f"{where} holds halves of characters (escapes such as \\ud800).")

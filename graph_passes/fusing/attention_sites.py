@@ -158,7 +158,7 @@ def _site(core: _Core) -> AttentionSite:
     past_value, value, present_value = _cached(core.node, core.values)
     heads, kv_heads, size = _size(core.query, 1), _size(past_key, 1), _size(past_key, 3)
     if not heads or not kv_heads or not size or heads % kv_heads:
-        raise _refused(core.node, "doesn't tell its heads and their size", "head-size-missing")
+        raise _refused(core.node, "doesn't tell its heads and their size", "unknown-input")
     if _size(past_value, 3) != size or _size(core.query, 3) not in (None, size):
         raise _refused(core.node, "has values of another size than its keys", "value-size")
     if size % 8:

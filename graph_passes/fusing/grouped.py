@@ -262,7 +262,7 @@ def refuse_softcap(site: AttentionSite) -> None:
     """Keeps scores that are bounded from being taken for plain ones."""
     if site.softcap:
         raise FusionError(
-            f"The attention at node {site.core.name!r} bounds its scores.", code="score-bound"
+            f"The attention at node {site.core.name!r} bounds its scores.", code="unknown-mask"
         )
 
 

@@ -70,7 +70,7 @@ def _seen(probe: Probe, value: NDArray[Any], new: int) -> NDArray[np.bool_]:
         plain, hidden = array == 0, array <= _HIDDEN
         if not np.all(plain | hidden):
             raise FusionError(
-                "An attention adds a bias to its scores that is no mask.", code="score-bias"
+                "An attention adds a bias to its scores that is no mask.", code="unknown-mask"
             )
         array = plain
     if array.ndim != _CACHE_RANK or array.shape[1] != 1:

@@ -61,7 +61,7 @@ class SentencePoolingPass(ir.passes.InPlacePass):
             raise SurgeryError(
                 f"Pooling needs an output {STATES}, an input {MASK} and no {EMBEDDING} yet.",
                 "Pool a graph of a sentence encoder that is not pooled.",
-                code="not-poolable",
+                code="takes-no-tokens",
             )
         pooled = _Pooling(graph, states, mask, graph.opset_imports.get("", 0))
         value = pooled.vector(self.modes)
@@ -102,7 +102,7 @@ class _Pooling:
             raise SurgeryError(
                 f"A product behind the pooling takes vectors of {wanted} numbers, not {size}.",
                 "Pool a graph of the model that the product was trained with.",
-                code="not-poolable",
+                code="takes-no-tokens",
             )
         value = self._new.op("MatMul", vector, self._new.floats(layer.weight.T))
         if layer.bias is not None:

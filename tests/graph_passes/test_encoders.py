@@ -181,10 +181,10 @@ def test_graphs_that_can_t_be_pooled() -> None:
     embedded(pooled, ["mean"])
     maskless.graph.inputs[1].name = "mask"
     for model in (encoder(output="logits"), maskless, pooled):
-        with raises(SurgeryError, "not-poolable", "last_hidden_state"):
+        with raises(SurgeryError, "takes-no-tokens", "last_hidden_state"):
             SentencePoolingPass(["mean"], normalised=False)(model)
     layer = DenseLayer(np.zeros((2, 4), np.float32), None, "Tanh")
-    with raises(SurgeryError, "not-poolable", 4, 3):
+    with raises(SurgeryError, "takes-no-tokens", 4, 3):
         SentencePoolingPass(["cls"], normalised=False, dense=[layer])(encoder())
 
 

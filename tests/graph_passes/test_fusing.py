@@ -150,9 +150,9 @@ def old(model: ir.Model) -> None:
 OF_17 = DecoderSpec(softmax=True, rotary="half", norm="LayerNormalization")
 REFUSED: list[tuple[list[str], DecoderSpec, Any, str, tuple[object, ...]]] = [
     (["fused", "in place"], DecoderSpec(mask="all"), None, "unknown-mask", ()),
-    (["fused", "in place"], DecoderSpec(mask="alibi"), None, "score-bias", ()),
+    (["fused", "in place"], DecoderSpec(mask="alibi"), None, "unknown-mask", ()),
     (["fused", "grouped", "in place"], DecoderSpec(repeats="in_turn"), None, "keys-order", ()),
-    (["grouped", "in place"], DecoderSpec(softcap=2.0), None, "score-bound", ()),
+    (["grouped", "in place"], DecoderSpec(softcap=2.0), None, "unknown-mask", ()),
     (["fused"], DecoderSpec(), unknown_last, "cache-owners", ("'past_key_values.1.key'",)),
     (["fused"], DecoderSpec(), shared_cache, "cache-owners", ("'past_key_values.0.key'", 2)),
     (["in place"], DecoderSpec(), length_asked, "length-read", ("'asks'",)),

@@ -153,7 +153,7 @@ WRONG: list[tuple[list[Deletion], bool, str, tuple[str, ...]]] = [
     (plan(("mlp", 1, "linear")), False, "numbers-missing", ("linear",)),
     ([*EVERYTHING[1:], Deletion(0, "mlp", "bias")], True, "numbers-missing", ("bias",)),
     (
-        plan(("block", 1, "bias"), ("mlp", 1, "none")), False, "two-replacements",
+        plan(("block", 1, "bias"), ("mlp", 1, "none")), False, "other-numbers",
         ("mlp 1", "bias", "none"),
     ),
 ]  # fmt: skip

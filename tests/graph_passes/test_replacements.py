@@ -305,7 +305,7 @@ def test_other_replacements_than_the_recorded_ones_are_an_error() -> None:
     pruned, _ = prune_graph(model, LINEAR, replacements=given)
     for kind in ("none", "bias"):
         deletions = plan(("attention", 1, kind), ("mlp", 2, "none"))
-        with raises(SurgeryError, "other-replacement", "attention 1", "'linear'"):
+        with raises(SurgeryError, "other-numbers", "attention 1", "'linear'"):
             prune_graph(pruned, deletions, replacements=numbers(model, deletions))
     with raises(SurgeryError, "other-numbers"):
         prune_graph(pruned, LINEAR, replacements=others)
@@ -354,13 +354,13 @@ def matrix(*shape: int) -> np.ndarray[Any, Any]:
 
 WRONG: list[tuple[str, ReplacementTensors, str, tuple[object, ...]]] = [
     ("linear", ReplacementTensors(matrix(8)), "numbers-missing", ("weight",)),
-    ("bias", ReplacementTensors(matrix(8), matrix(8, 8)), "unasked-weight", ("bias",)),
+    ("bias", ReplacementTensors(matrix(8), matrix(8, 8)), "other-numbers", ("bias",)),
     ("bias", ReplacementTensors(matrix(7)), "wrong-shape", ([7],)),
     ("linear", ReplacementTensors(matrix(8), matrix(8, 7)), "wrong-shape", ([8, 7],)),
     ("bias", ReplacementTensors(matrix(8) * np.nan), "not-finite", ("bias",)),
     ("linear", ReplacementTensors(matrix(8), matrix(8, 8) * np.inf), "not-finite", ("weight",)),
     ("bias", ReplacementTensors(matrix(8).astype(np.int32)), "wrong-dtype", ("INT32",)),
-    ("none", ReplacementTensors(matrix(8)), "unasked-numbers", ()),
+    ("none", ReplacementTensors(matrix(8)), "other-numbers", ()),
     ("mean", ReplacementTensors(matrix(8)), "unknown-replacement", ("'mean'",)),
 ]  # fmt: skip
 
@@ -378,7 +378,7 @@ def test_wrong_numbers_are_refused(
 
 def test_numbers_for_what_is_not_deleted_are_refused_and_the_oracle_misses_none() -> None:
     model = tiny("pre_norm")
-    with raises(SurgeryError, "unasked-numbers", "attention 1"):
+    with raises(SurgeryError, "other-numbers", "attention 1"):
         prune_graph(model, [Deletion(0, "mlp")], replacements=numbers(model, BIAS))
     with raises(SurgeryError, "numbers-missing", "attention 1"):
         masked_model(model, LINEAR)

@@ -192,7 +192,6 @@ def test_engines_are_built_ahead_of_time(tmp_path: Path, monkeypatch: pytest.Mon
     for engine in engines:
         assert read_sidecar(engine).settings.compute_capabilities == ("sm80", "sm89")
         assert (engine.parent / "tokenizer.json").is_file()
-    assert output.count("parses the whole graph") == 2
     assert len(re.findall(r"sublayers cut: 1, sha256 [0-9a-f]{12}\n", output)) == 2
     assert "Built, not run" in output
 

@@ -203,4 +203,4 @@ class Cuda:
             result = f"CUDA can't {what}: {said} ({int(code)})."
             if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
                 raise BackendError(result, LESS_MEMORY, code=OUT_OF_MEMORY)
-            raise BackendError(result, code="cuda-failed")
+            raise BackendError(result, code="run-failed")

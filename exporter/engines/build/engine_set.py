@@ -98,7 +98,7 @@ def read_sidecar(engine: Path) -> EngineRecord:
         raise EngineError(
             f"{engine} has no {path.name} beside it, so it is unknown what it was built for.",
             "Build it with depthcut build, and keep the two files together.",
-            code="sidecar-missing",
+            code="wrong-hash",
         )
     record = EngineRecord.read(path, named=False)
     if engine.stat().st_size != record.engine_bytes:
@@ -106,7 +106,7 @@ def read_sidecar(engine: Path) -> EngineRecord:
             f"{engine} has {engine.stat().st_size} bytes, but {path.name} is for one with "
             f"{record.engine_bytes}.",
             "It may be cut off, or the two files don't belong together: build it again.",
-            code="wrong-size",
+            code="wrong-hash",
         )
     if sha256_file(engine) != record.engine_sha256:
         raise EngineError(
@@ -125,7 +125,7 @@ def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device
         raise EngineError(
             f"{built}{record.backend_version}; this is {here} with {version}.",
             "Build it again with the version that is installed here.",
-            code="other-version",
+            code="other-card",
         )
     targets = record.settings.compute_capabilities or _card(record)
     if targets and here not in targets:
@@ -304,7 +304,7 @@ def find_builds(path: Path) -> list[EngineSet]:
         raise EngineError(
             f"The engines in {path} are not builds of one model: their {different} differ.",
             "Put the engines of each model in a folder of their own, or name one file.",
-            code="built-differently",
+            code="different-engines",
         )
     return builds
 
@@ -328,7 +328,7 @@ def _refuse_strangers(engines: EngineSet) -> None:
     if empty:
         raise EngineError(
             f"{empty.engine} has no profile, so it is unknown which shapes it supports.",
-            code="no-profile",
+            code="no-profile-fits",
         )
     counts = Counter(profile.phase for record in engines.records for profile in record.profiles)
     twice = next((phase for phase, count in counts.items() if count > 1), None)
@@ -339,7 +339,7 @@ def _refuse_strangers(engines: EngineSet) -> None:
             if any(map(_build_number, engines.paths))
             else "Name the engine's file, or put the engines of each model in a folder of their "
             "own.",
-            code="several-engines",
+            code="different-engines",
         )
     if different := _difference(engines.records, _OF_ONE_MODEL):
         raise EngineError(
@@ -396,5 +396,5 @@ def no_phase(name: str, phase: str) -> BackendError:
     return BackendError(
         f"{name} has no profile for {phase}.",
         "Build it for all phases, or put the engines of all of them in one folder.",
-        code="phase-missing",
+        code="no-profile-fits",
     )

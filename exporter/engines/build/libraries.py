@@ -152,7 +152,7 @@ def way_out(extra: str) -> str:
 def refuse_old_driver(driver: Driver, package: str, extra: str) -> None:
     """Refuses a package of a later CUDA than the driver takes."""
     if problem := too_old(driver, package):
-        raise BackendError(f"{package} {problem}.", way_out(extra), code="driver-too-old")
+        raise BackendError(f"{package} {problem}.", way_out(extra), code="no-driver")
 
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]

@@ -164,5 +164,5 @@ def _unknown_targets(module: ModuleType, wrong: Sequence[str]) -> EngineError:
     return EngineError(
         f"{module.__name__} {module.__version__} does not build for {', '.join(wrong)}.",
         f"It knows {', '.join(cards)}.",
-        code="unknown-card",
+        code="other-card",
     )

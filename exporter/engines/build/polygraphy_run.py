@@ -36,7 +36,7 @@ def polygraphy(extra: str = "rtx") -> Iterator[None]:
             yield
         except PolygraphyException as error:
             text = f"Polygraphy: {first_line(error)}"
-            raise EngineError(text, "-v shows its log.", code="polygraphy-failed") from error
+            raise EngineError(text, "-v shows its log.", code="run-failed") from error
 
 
 def run_engine(request: Mapping[str, Any]) -> dict[str, Any]:

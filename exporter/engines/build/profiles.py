@@ -194,7 +194,7 @@ def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
         raise UsageError(
             f"No input has an axis that --{name}-range could be for.",
             f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
-            code="range-without-axis",
+            code="unknown-axis",
         )
 
 
@@ -234,7 +234,9 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
     known = next((item for item in phases_of(inputs) if item == phase), None)
     if known is None:
         has = " and ".join(phases_of(inputs))
-        raise UsageError(f"This graph has no phase {phase!r}: it has {has}.", code="phase-missing")
+        raise UsageError(
+            f"This graph has no phase {phase!r}: it has {has}.", code="no-profile-fits"
+        )
     sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt or Span(1, 512, 2048)
     past = (ranges.context or Span(1, 512, 4096)) if phase == "decode" else Span(0, 0, 0)
     spans: dict[Axis, Span] = {
@@ -274,7 +276,7 @@ def _axis(
     raise UsageError(
         f"The size {name!r} of the input {given.name!r} is free, and nothing says how large it is.",
         f"Give it: --dim {size}=MIN:USUAL:MAX" if size else "Name the axis in the graph.",
-        code="size-missing",
+        code="unknown-axis",
     )
 
 

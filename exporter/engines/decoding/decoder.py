@@ -57,9 +57,7 @@ def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str
         names.append(past.replace("past", "present", 1))
         present = next((name for name in names if name in outputs), None)
         if present is None:
-            raise BackendError(
-                f"No output continues the cache {past!r}.", code="cache-not-continued"
-            )
+            raise BackendError(f"No output continues the cache {past!r}.", code="unknown-input")
         texts[past] = present
     return texts
 

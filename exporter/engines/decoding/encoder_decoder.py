@@ -66,7 +66,7 @@ class EncoderDecoderRunner(Runner):
             raise BackendError(
                 f"{folder} lacks {missing[0]}.onnx, a part of an encoder-decoder.",
                 "Export all of it: depthcut export MODEL.",
-                code="graph-missing",
+                code="file-missing",
             )
         self.folder, self.name, self.example = folder, str(folder), example or {}
         self.graphs: dict[Graph, Runner] = {

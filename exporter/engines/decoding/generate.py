@@ -155,7 +155,7 @@ def open_decoder(
             raise UsageError(
                 "How long a text may be is built into an engine.",
                 "Leave --cache-length out.",
-                code="context-fixed",
+                code="unsupported-option",
             )
         return TensorRtDecoder(find_builds(model)[0])
     files = RUNNERS[named or ONNX]

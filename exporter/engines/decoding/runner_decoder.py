@@ -205,7 +205,7 @@ def cache_shape(spec: TensorSpec, batch: int, length: int) -> tuple[int, int, in
             f"{spec.name} declares no number of heads or no head size, and the graph doesn't show "
             "them.",
             "Export the model with both; depthcut export writes them.",
-            code="head-size-missing",
+            code="unknown-input",
         )
     return batch, heads, length, size
 

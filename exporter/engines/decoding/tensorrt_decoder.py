@@ -103,7 +103,7 @@ class CachePlan:
                     f"{self.name}: prompts of {prompt} tokens can't be run in groups, since a "
                     f"group's cache would not begin at a multiple of {ALIGNMENT_BYTES} bytes.",
                     "Make the prompts longer or shorter, or build for a larger prefill batch.",
-                    code="groups-unaligned",
+                    code="no-profile-fits",
                 )
         if new_tokens > 1:
             self.refuse_context(prompt)
@@ -123,7 +123,7 @@ class CachePlan:
                 f"{self.name}: {what} is asked for; it was built for {held.low} to {held.high}.",
                 f"Ask for {'more' if size < held.low else 'less'}, or build it with another "
                 f"{option}.",
-                code="out-of-range",
+                code="no-profile-fits",
             )
 
 
@@ -206,7 +206,7 @@ def _room(engines: EngineSet, caches: Iterable[EngineTensor]) -> int | None:
     if not masks or len(numbers | masks) != 1:
         raise BackendError(
             f"{engines.name}: its caches and its mask have no length in common.",
-            code="cache-lengths-differ",
+            code="unknown-input",
         )
     return numbers.pop()
 

@@ -131,7 +131,7 @@ class Runner(ABC):
         missing = next((spec.name for spec in self.inputs if spec.name not in inputs), None)
         if missing is not None:
             raise BackendError(
-                f"{self.name}: no value for the input {missing}.", code="input-missing"
+                f"{self.name}: no value for the input {missing}.", code="wrong-shape"
             )
 
     def not_entered(self) -> BackendError:

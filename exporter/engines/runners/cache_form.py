@@ -230,7 +230,7 @@ def run_packed(
         raise BackendError(
             f"The attention mask has {total} positions; the caches and {new} new tokens make "
             "another number.",
-            code="wrong-mask-length",
+            code="wrong-shape",
         )
     alone = 1 < new < total
     groups = [slice(row, row + 1) for row in range(batch)] if alone else [slice(0, batch)]

@@ -279,7 +279,7 @@ class LlamaCppRunner(Runner):
             raise BackendError(
                 f"The attention mask has {mask.shape[1]} positions; {past.shape[1]} in the cache "
                 f"and {new.shape[1]} new tokens make another number.",
-                code="wrong-mask-length",
+                code="wrong-shape",
             )
         if every.size and not 0 <= every.min() <= every.max() < self._vocabulary:
             raise BackendError(

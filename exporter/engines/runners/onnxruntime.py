@@ -192,7 +192,7 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError(
                 f"{self.provider} was asked for, but {running} would run {self.model}.",
                 "Check the driver and the CUDA libraries; depthcut doesn't fall back.",
-                code="provider-fallback",
+                code="provider-missing",
             )
         if self.provider == CPU:
             self._session = session

@@ -143,7 +143,7 @@ class OpenVinoRunner(Runner):
                 f"{self.model}: {end.any_name} is bfloat16, which OpenVINO gives Python no "
                 "arrays of.",
                 "Export it in float32 or float16.",
-                code="unknown-type",
+                code="unknown-input",
             )
         dtype = numpy_dtype(kind.to_dtype().name, f"{self.model}: {end.any_name}")
         sizes = [None if size.is_dynamic else size.get_length() for size in end.partial_shape]

@@ -74,7 +74,7 @@ _LOAD_FAILURES = (
         "Copy the data file beside the ONNX file.",
     ),
     (
-        "data-too-short",
+        "incomplete-onnx",
         re.compile(r"GetExtDataFromTensorProto|External initializer"),
         "{path}: its external data is shorter than the graph says.",
         "The data file may be cut off: export or copy it again.",
@@ -160,12 +160,12 @@ def refuse_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) ->
         raise BackendError(
             f"onnxruntime {version} doesn't tell which nodes run on the CPU instead of {wanted}.",
             "Update onnxruntime-gpu to 1.25 or newer.",
-            code="placement-unknown",
+            code="provider-missing",
         )
     placed = placement(session)
     if not placed[wanted]:
         raise BackendError(
-            f"{wanted} was asked for, but runs no node of {model}.", code="no-node-placed"
+            f"{wanted} was asked for, but runs no node of {model}.", code="nodes-on-cpu"
         )
     computing = {name: count for name, count in placed[CPU].items() if name not in _SHAPE_OPERATORS}
     if computing:

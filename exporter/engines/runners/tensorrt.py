@@ -287,7 +287,7 @@ class TensorRtRunner(OnEngines, Runner):
                 raise BackendError(
                     f"{self.engines.name}: other inputs have been bound since this call was "
                     "prepared.",
-                    code="bound-again",
+                    code="not-entered",
                 )
             profile.enqueue()
 
@@ -330,7 +330,7 @@ def refuse_untold(record: EngineRecord, inputs: Mapping[str, Array]) -> None:
         raise BackendError(
             f"{record.engine} runs a prompt on empty caches; here they are filled.",
             "Build with cache_reads: room in a --config file.",
-            code="filled-caches",
+            code="no-padding",
         )
 
 

@@ -74,7 +74,7 @@ def _room(loaded: LoadedModel, room: int | None) -> int:
         raise UsageError(
             f"The model knows {known} positions; caches of {room} can't be filled.",
             f"Say --cache-length {known}, or less.",
-            code="cache-too-long",
+            code="cache-too-short",
         )
     wanted = room or min(USUAL_ROOM, known if isinstance(known, int) else USUAL_ROOM)
     return -(-wanted // _STEP) * _STEP

@@ -363,7 +363,7 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(tmp_path: Pa
 def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
     written(tmp_path, BLOCK)
     base, before = load_model(str(tmp_path)), (tmp_path / "config.json").read_text()
-    with raises(UsageError, "places-collide"):
+    with raises(UsageError, "overwrites-input"):
         write_checkpoint(base, PruningPlan(deletions=BLOCK), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
 

@@ -209,7 +209,7 @@ def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> No
         (("attention", 0, "linear"), "mlx", "replacement-unheld", {}),
         (("mlp", 1, "bias"), "tensorrt-llm", "replacement-unheld", {}),
         (("attention", 1, "linear"), "mlx", "intercept", {"intercept": True}),
-        *((("attention", 1, "none"), None, "not-llama", changes) for changes in (
+        *((("attention", 1, "none"), None, "unread-architecture", changes) for changes in (
             {"family": "gemma2"}, {"family": "mixtral"}, {"intermediate_size": 96},
             {"head_dim": 8}, {"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"},
         )),
@@ -218,9 +218,9 @@ def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> No
 def test_what_a_server_can_not_hold(
     tmp_path: Path, drop: Any, server: Any, code: str, changes: Any
 ) -> None:
-    kind = UnknownArchitectureError if code == "not-llama" else PlanError
+    kind = UnknownArchitectureError if code == "unread-architecture" else PlanError
     branch = "attention" if drop[0] == "block" else drop[0]
-    named = () if code == "not-llama" else (f"{branch} {drop[1]}",)
+    named = () if code == "unread-architecture" else (f"{branch} {drop[1]}",)
     with raises(kind, code, *named):
         written(tmp_path / "out", planned(drop), server, **changes)
     assert not (tmp_path / "out").exists()
@@ -268,6 +268,6 @@ def test_transformers_loads_what_the_first_layers_give(tmp_path: Path) -> None:
 def test_other_plans_are_no_early_exit(tmp_path: Path, plan: Any) -> None:
     with raises(PlanError, "no-early-exit", "--keep-first"):
         exited(tmp_path, plan)
-    with raises(PlanError, "healed-elsewhere"):  # with the norms
+    with raises(PlanError, "changed-weights"):  # with the norms
         exited(tmp_path, EXIT, replacements=random_replacements(32, EXIT))
     assert not (tmp_path / "out").exists()

@@ -135,11 +135,11 @@ def test_onnx_files_elsewhere_can_be_named_if_the_engines_were_built_from_them(
 @pytest.mark.parametrize(
     ("phases", "changes", "kind", "code", "field"),
     [
-        (BOTH, {"backend_version": "1.6.0"}, ComparisonError, "built-differently", "libraries"),
+        (BOTH, {"backend_version": "1.6.0"}, ComparisonError, "different-engines", "libraries"),
         (BOTH, {"settings": BuildSettings(compute_capabilities=("sm80",))}, ComparisonError,
-         "built-differently", "settings"),
-        (BOTH, {"profiles": []}, EngineError, "no-profile", "m.engine"),
-        (BOTH[:1], {}, ComparisonError, "built-differently", "profiles"),
+         "different-engines", "settings"),
+        (BOTH, {"profiles": []}, EngineError, "no-profile-fits", "m.engine"),
+        (BOTH[:1], {}, ComparisonError, "different-engines", "profiles"),
     ],
 )  # fmt: skip
 def test_arms_that_were_built_in_different_ways_are_refused(
@@ -160,7 +160,7 @@ def test_several_builds_are_all_listed_if_they_are_of_one_model(exported: Path) 
     report = compare(folder, exported / "engines/candidate", OPTIONS, onnx=source)
     assert len(report.arms.baseline.engines) == 3
     built(exported / "candidate", folder, "m-b2.engine")
-    with raises(EngineError, "built-differently", "graphs"):
+    with raises(EngineError, "different-engines", "graphs"):
         find_builds(folder)
 
 
@@ -321,7 +321,7 @@ def test_arms_that_read_other_parts_of_their_caches_are_no_pair(tmp_path: Path) 
         (tmp_path / name).mkdir()
         engine = written_as(tmp_path / name / "m.engine", ["decode"], attention=attention)
         arms.append(find_engines(engine))
-    with raises(ComparisonError, "built-differently", "caches"):
+    with raises(ComparisonError, "different-engines", "caches"):
         engine_arm._refuse_built_differently(arms[0], arms[1])
     engine_arm._refuse_built_differently(arms[0], arms[2])  # no attention is left in that one
 

@@ -146,7 +146,7 @@ def test_outputs_that_are_lost_are_caught(
         ("source/DATA", None, UsageError, "overwrites-input"),
         ("o/m.onnx", "source/model.onnx", UsageError, "overwrites-input"),
         ("o/m.onnx", "o/m.onnx", SurgeryError, "same-file"),
-        ("o/m.onnx", "other", SurgeryError, "not-a-report"),
+        ("o/m.onnx", "other", SurgeryError, "not-ours"),
         ("source", None, SurgeryError, "is-a-folder"),
         ("source/", None, SurgeryError, "is-a-folder"),
         ("source/..", None, SurgeryError, "is-a-folder"),
@@ -383,7 +383,7 @@ def test_a_prune_json_of_someone_else_is_not_overwritten(source: Path, target: P
     shutil.rmtree(target.parent)
     target.parent.mkdir()
     place.write_text('{"trees": 3}')
-    with raises(SurgeryError, "not-a-report"):
+    with raises(SurgeryError, "not-ours"):
         cut(source, target)
     assert contents(target.parent) == {"prune.json": b'{"trees": 3}'}
 

@@ -254,7 +254,7 @@ def test_positions_go_on_after_the_past_and_what_has_no_type_can_not_be_drawn(
     model.graph.inputs.append(ir.Value(name=name, type=type_, shape=ir.Shape(shape)))
     decode = next(case for case in cases(model) if case.name == "decode")
     if values is None:
-        with raises(VerificationError, "type-missing", "'mystery'"):
+        with raises(VerificationError, "unknown-input", "'mystery'"):
             draw(model, decode, np.random.default_rng(0))
         return
     drawn = draw(model, decode, np.random.default_rng(0))[name]

@@ -250,9 +250,9 @@ def test_a_profile_has_the_sizes_of_its_phase(
 @pytest.mark.parametrize(
     ("inputs", "phase", "code", "named"),
     [
-        ([IDS, CACHE], "encode", "phase-missing", ("prefill", "decode")),
-        ([IDS], "decode", "phase-missing", ("encode",)),
-        ([IMAGE], "encode", "size-missing", ("'height'", "'pixel_values'", "--dim height=")),
+        ([IDS, CACHE], "encode", "no-profile-fits", ("prefill", "decode")),
+        ([IDS], "decode", "no-profile-fits", ("encode",)),
+        ([IMAGE], "encode", "unknown-axis", ("'height'", "'pixel_values'", "--dim height=")),
     ],
 )
 def test_what_has_no_profile_is_refused(
@@ -268,13 +268,13 @@ GIVEN: dict[str, Any] = {"prompt": Span(1, 8, 16), "context": Span(1, 8, 16)}
 @pytest.mark.parametrize(
     ("inputs", "ranges", "code", "named"),
     [
-        *(([IMAGE], {name: Span(1, 2, 3), "dims": ("height=4",)}, "range-without-axis",
+        *(([IMAGE], {name: Span(1, 2, 3), "dims": ("height=4",)}, "unknown-axis",
            (f"--{name}-range",)) for name in ("prompt", "context")),
         *((DECODER, {name: Span(1, 2, 3)}, "", ()) for name in ("batch", "prompt", "context")),
         ([TensorSpec("pixel_values", FLOAT, (1, 3))], {"batch": Span(1, 2, 3)},
-         "range-without-axis", ("--batch-range",)),
+         "unknown-axis", ("--batch-range",)),
         (ENCODER, {"prompt": Span(1, 8, 16)}, "", ()),
-        (ENCODER, GIVEN, "range-without-axis", ("--context-range",)),
+        (ENCODER, GIVEN, "unknown-axis", ("--context-range",)),
         (ENCODER, {"dims": ("hight=3", "seq=4")}, "unknown-axis", ("'hight'", "batch, seq, total")),
         (ENCODER, {"dims": ("seq=4",)}, "", ()),
     ],

@@ -178,7 +178,7 @@ def test_sizes_that_only_have_a_name_are_found(tmp_path: Path) -> None:
             node.inputs[0].shape = None
     with (
         OnnxRuntimeDecoder(saved(hidden, tmp_path / "hidden"), threads=1) as decoder,
-        raises(BackendError, "head-size-missing", "past_key_values.0.key"),
+        raises(BackendError, "unknown-input", "past_key_values.0.key"),
     ):
         decoder.prefill(PROMPTS)
 
@@ -505,7 +505,7 @@ def test_what_does_not_fit_together_is_refused(packed: Path) -> None:
     with OnnxRuntimeRunner(packed, threads=1) as runner:
         inputs = make_inputs(runner.inputs, Shape("decode", 3, 1, 6), TEXTS[:, :1])
         inputs["attention_mask"] = np.array(MASKS["left"], np.int32)
-        with raises(BackendError, "wrong-mask-length", 8):
+        with raises(BackendError, "wrong-shape", 8):
             runner.run(inputs)
 
 

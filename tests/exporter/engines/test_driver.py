@@ -89,15 +89,15 @@ def test_a_driver_that_takes_an_older_cuda_is_refused_with_the_extra(
     packages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packages("cuda-bindings", "13.5.0")
-    with raises(BackendError, "driver-too-old", "cuda-bindings", "12.8", "13", "[rtx-cu12]"):
+    with raises(BackendError, "no-driver", "cuda-bindings", "12.8", "13", "[rtx-cu12]"):
         libraries.refuse_driver_for_running(RTX, OLD)
     libraries.refuse_driver_for_running(RTX, NEW)
     packages("tensorrt-rtx-cu13", "1.7.1.116")
-    with raises(BackendError, "driver-too-old", "tensorrt-rtx", "12.8"):
+    with raises(BackendError, "no-driver", "tensorrt-rtx", "12.8"):
         libraries.refuse_driver_for_running(RTX, OLD)
     packages("tensorrt-cu13", "11.4.0.106")
     monkeypatch.setattr(libraries, "ask_driver", lambda: OLD)
-    with raises(BackendError, "driver-too-old", "tensorrt", "[gpu-cu12]"):
+    with raises(BackendError, "no-driver", "tensorrt", "[gpu-cu12]"):
         libraries.refuse_without_driver(libraries.LIBRARIES["tensorrt"])
     libraries.refuse_without_driver(RTX)  # it builds without one
 
@@ -294,9 +294,9 @@ VERSION = SimpleNamespace(__version__="1.7.1.116")
     [
         (Driver("the NVIDIA driver finds no GPU"), None, None, {}, BackendError, "no-driver",
          ["finds no GPU"]),
-        (OLD, 13, None, {}, BackendError, "driver-too-old", ["tensorrt-rtx", "12.8", "[rtx-cu12]"]),
+        (OLD, 13, None, {}, BackendError, "no-driver", ["tensorrt-rtx", "12.8", "[rtx-cu12]"]),
         (Driver("", "13.0", (HOPPER,)), None, VERSION, {"backend_version": "1.6.1.120"},
-         EngineError, "other-version", ["1.6.1.120", "sm90", "1.7.1.116"]),
+         EngineError, "other-card", ["1.6.1.120", "sm90", "1.7.1.116"]),
         (Driver("", "13.0", (HOPPER,)), None, VERSION, {}, EngineError, "other-card",
          ["sm89", "sm90"]),
     ],

@@ -53,9 +53,9 @@ TIED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("damage", "kind", "code", "named"),
     [
-        (lambda e: e.write_bytes(e.read_bytes()[:-1]), EngineError, "wrong-size", (19, 20)),
+        (lambda e: e.write_bytes(e.read_bytes()[:-1]), EngineError, "wrong-hash", (19, 20)),
         (lambda e: e.write_bytes(e.read_bytes().upper()), EngineError, "wrong-hash", ()),
-        (lambda e: sidecar_path(e).unlink(), EngineError, "sidecar-missing", ()),
+        (lambda e: sidecar_path(e).unlink(), EngineError, "wrong-hash", ()),
         (lambda e: sidecar_path(e).write_text("{}"), ArtifactError, None, ()),
         (lambda e: e.unlink(), EngineError, "file-missing", ()),
     ],
@@ -89,11 +89,11 @@ def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     ("facts", "version", "card", "code", "named"),
     [
         ({}, "1.7.1.116", CARD, "", ()),
-        ({}, "1.6.0.1", HOPPER, "other-version", ("sm89", "1.7.1.116", "sm90", "1.6.0.1")),
+        ({}, "1.6.0.1", HOPPER, "other-card", ("sm89", "1.7.1.116", "sm90", "1.6.0.1")),
         ({}, "1.7.1.116", HOPPER, "other-card", ("--compute-capability sm90",)),
         (TIED, "11.4", CARD, "", ()),
         (TIED, "11.4", HOPPER, "other-card", ("sm90",)),
-        (TIED, "11.5", CARD, "other-version", ("11.5",)),
+        (TIED, "11.5", CARD, "other-card", ("11.5",)),
     ],
 )
 def test_an_engine_for_another_card_or_version_is_refused(
@@ -138,11 +138,11 @@ def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "code", "named"),
     [
-        ({"a": (PHASES, {}), "b": (["decode"], {})}, "several-engines",
+        ({"a": (PHASES, {}), "b": (["decode"], {})}, "different-engines",
          ("decode", "a.engine", "b.engine")),
-        ({"m": ([], {})}, "no-profile", ("m.engine",)),
+        ({"m": ([], {})}, "no-profile-fits", ("m.engine",)),
         ({}, "no-engine", ()),
-        ({"m-b1": (["prefill"], {}), "m-b2": (["prefill"], {})}, "several-engines", ()),
+        ({"m-b1": (["prefill"], {}), "m-b2": (["prefill"], {})}, "different-engines", ()),
         *(({"a": (["prefill"], {}), "b": (["decode"], change)}, "different-engines", (what,))
           for change, what in (
               ({"backend": "tensorrt"}, "backends"),
@@ -175,9 +175,9 @@ def test_builds_of_a_split_model_are_told_apart_and_the_first_generates(tmp_path
 @pytest.mark.parametrize(
     ("change", "code", "what"),
     [
-        ({"settings": BuildSettings(optimization_level=5)}, "built-differently", "settings"),
-        ({"profiles": decoder_record(PHASES).profiles}, "several-engines", "decode"),
-        ({"made_from": {"model": "c" * 64}}, "built-differently", "graphs"),
+        ({"settings": BuildSettings(optimization_level=5)}, "different-engines", "settings"),
+        ({"profiles": decoder_record(PHASES).profiles}, "different-engines", "decode"),
+        ({"made_from": {"model": "c" * 64}}, "different-engines", "graphs"),
     ],
 )
 def test_engines_that_were_built_otherwise_are_no_builds_of_one(
@@ -197,7 +197,7 @@ def test_a_runner_tells_its_ends_without_a_gpu(tmp_path: Path) -> None:
         runner.run({})
     inputs = [item.model_copy(update={"dtype": "fp4"}) for item in decoder_record(()).inputs]
     path = written_as(tmp_path / "m.engine", phases=("decode",), inputs=inputs)
-    with raises(BackendError, "unknown-type", "fp4"):
+    with raises(BackendError, "unknown-input", "fp4"):
         open_engine(path)
 
 
@@ -250,7 +250,7 @@ def test_types_have_numpy_s_names_and_inputs_take_them() -> None:
     result = [str(numpy_dtype(name)) for name in names]
     assert result == ["float32", "float16", "bfloat16", "int64", "bool"]
     for unknown in ("fp8", "int4", "string"):
-        with raises(BackendError, "unknown-type", unknown):
+        with raises(BackendError, "unknown-input", unknown):
             numpy_dtype(unknown)
     spec = TensorSpec("x", np.dtype(np.float16), (None, 4))
     assert checked_input("m", spec, np.zeros((2, 4), np.float32)).dtype == np.float16
@@ -264,7 +264,7 @@ def test_types_have_numpy_s_names_and_inputs_take_them() -> None:
     [
         ([1, 1, 1, 0], 3, {}),
         ([1, 1, 0, 0], 3, {}),
-        ([1, 1, 1, 1], 3, {"new": "filled-caches"}),
+        ([1, 1, 1, 1], 3, {"new": "no-padding"}),
         ([0, 1, 1, 0], 3, {"new": "no-padding", "filled": "no-padding"}),
         ([1, 0, 1, 0], 1, {"new": "no-padding", "filled": "no-padding"}),
     ],
@@ -317,13 +317,13 @@ def grouped(prefill: int, decode: int) -> CachePlan:
     [
         (plan(), (1, 4, 6), "", ()),  # the last of them is not run
         (plan(), (2, 6, 4), "", ()),
-        (plan(), (3, 4, 1), "out-of-range", ("--batch-range", 3, 1, 2)),
-        (plan(), (1, 7, 1), "out-of-range", ("--prompt-range", 7, 1, 6)),
-        (plan(), (1, 4, 7), "out-of-range", ("--context-range", 9, 1, 8)),
-        (plan(), (1, 0, 1), "out-of-range", ("--prompt-range", 0)),
+        (plan(), (3, 4, 1), "no-profile-fits", ("--batch-range", 3, 1, 2)),
+        (plan(), (1, 7, 1), "no-profile-fits", ("--prompt-range", 7, 1, 6)),
+        (plan(), (1, 4, 7), "no-profile-fits", ("--context-range", 9, 1, 8)),
+        (plan(), (1, 0, 1), "no-profile-fits", ("--prompt-range", 0)),
         (grouped(1, 5), (1, 3, 1), "", ()),  # alone, it begins at the buffer's own address
-        (grouped(1, 5), (2, 3, 1), "groups-unaligned", (3,)),
-        (replace(grouped(3, 5), prefill_batch=Span(3, 3, 3)), (2, 4, 1), "out-of-range",
+        (grouped(1, 5), (2, 3, 1), "no-profile-fits", (3,)),
+        (replace(grouped(3, 5), prefill_batch=Span(3, 3, 3)), (2, 4, 1), "no-profile-fits",
          ("batch", 2)),
     ],
 )  # fmt: skip
@@ -367,10 +367,10 @@ ODD = EngineTensor(name="odd", dtype="int64", shape=(1,))
 @pytest.mark.parametrize(
     ("change", "code", "field"),
     [
-        ({"phases": ("prefill",)}, "phase-missing", "for decode"),
-        ({"phases": ("decode",)}, "phase-missing", "for prefill"),
+        ({"phases": ("prefill",)}, "no-profile-fits", "for decode"),
+        ({"phases": ("decode",)}, "no-profile-fits", "for prefill"),
         ({"inputs": [one for one in INPUTS if one.name not in CACHE]}, "no-kv-cache", "m.engine"),
-        ({"outputs": OUTPUTS[:-1]}, "cache-not-continued", "past_key_values"),
+        ({"outputs": OUTPUTS[:-1]}, "unknown-input", "past_key_values"),
         ({"outputs": OUTPUTS[1:]}, "no-kv-cache", "m.engine"),
         ({"inputs": [*INPUTS, ODD]}, "unknown-input", "'odd'"),
     ],
@@ -385,7 +385,7 @@ def test_engines_that_cannot_generate_are_refused(
 def test_a_decoder_refuses_before_it_is_loaded(tmp_path: Path) -> None:
     decoder = open_decoder(written_as(tmp_path / "m.engine", phases=PHASES))
     assert isinstance(decoder, TensorRtDecoder)
-    with raises(BackendError, "out-of-range", "--context", 12):
+    with raises(BackendError, "no-profile-fits", "--context", 12):
         generate(decoder, [1, 2, 3, 4], new_tokens=10)
     with raises(BackendError, "not-entered"):
         decoder.prefill(np.array([[1, 2]]))
@@ -396,5 +396,5 @@ def test_a_folder_is_what_lies_in_it(tmp_path: Path) -> None:
     assert isinstance(open_decoder(tmp_path), TensorRtDecoder)
     saved(tiny_model(), tmp_path)
     assert isinstance(open_decoder(tmp_path), OnnxRuntimeDecoder)
-    with raises(UsageError, "context-fixed", "--cache-length"):
+    with raises(UsageError, "unsupported-option", "--cache-length"):
         open_decoder(engine, context=8)

@@ -216,11 +216,11 @@ def test_what_it_doesnt_take(stand_in: LlamaCpp, whole: Path) -> None:
     with raises(BackendError, "not-entered", whole):
         runner.run(call([[1]]))
     with runner:
-        with raises(BackendError, "wrong-mask-length", 3):
+        with raises(BackendError, "wrong-shape", 3):
             runner.run(call([[1, 2]], mask=[[1, 1, 1]]))
         with raises(BackendError, "token-out-of-range", VOCABULARY):
             runner.run(call([[VOCABULARY]]))
-        with raises(BackendError, "input-missing", PAST):
+        with raises(BackendError, "wrong-shape", PAST):
             runner.run({"input_ids": np.ones((1, 1)), "attention_mask": np.ones((1, 1))})
         with raises(BackendError, "no-padding", whole):
             runner.prepare(call([[1, 2]], mask=[[0, 1]]))

@@ -148,7 +148,7 @@ def test_polygraphys_failure_is_one_line() -> None:
     from polygraphy.logger import G_LOGGER
 
     with (
-        raises(EngineError, "polygraphy-failed", "no engine") as caught,
+        raises(EngineError, "run-failed", "no engine") as caught,
         polygraphy_run.polygraphy(),
     ):
         G_LOGGER.critical("no engine\nand much more")

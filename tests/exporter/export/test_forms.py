@@ -176,7 +176,7 @@ def tensorrt_form(source: Path, folder: Path, **options: Any) -> tuple[Path, For
 @pytest.mark.torch
 def test_caches_lie_in_place(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "llama", "llama")
-    with raises(UsageError, "cache-too-long", 128, 129):
+    with raises(UsageError, "cache-too-short", 128, 129):
         tensorrt_form(source, tmp_path / "none", room=129)
     onnx, record = tensorrt_form(source, tmp_path / "out", room=100)
     assert record.passes == ["GroupedAttentionPass", "CacheInPlacePass(128)"]

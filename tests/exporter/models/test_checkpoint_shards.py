@@ -139,7 +139,7 @@ def test_tensors_that_hold_the_same(folder: Path, monkeypatch: pytest.MonkeyPatc
         ({"a": "gone"}, "shard-missing", ()),
         ([1], "unreadable", ()),
         ({"a": 1}, "unreadable", ("weight_map",)),
-        ("[" * 99_999, "nested-too-deep", ()),
+        ("[" * 99_999, "too-many-values", ()),
         (None, "no-weights", ("model.safetensors",)),
     ],
 )

@@ -309,7 +309,7 @@ def test_the_healed_plan_gives_the_same_candidate_and_cuts_no_graph_with_the_old
     given, out = distilled[0] / "healing" / "plan.json", tmp_path / "out"
     _walk(_request(checkpoint, out, drops=DropRequest(plan=given)))
     assert np.allclose(logits(out / "candidate"), logits(distilled[0] / "candidate"), atol=1e-6)
-    with raises(PlanError, "changed-weights-in-graph"):
+    with raises(PlanError, "changed-weights"):
         prune_file(out / "baseline" / "model.onnx", tmp_path / "cut.onnx", LoadedPlan.read(given))
     assert not (tmp_path / "cut.onnx").exists()
 

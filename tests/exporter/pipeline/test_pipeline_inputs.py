@@ -136,7 +136,7 @@ def test_without_the_option_the_graph_gives_token_states_alone(
     [
         ("Model", "modules.json", errors.ModelSourceError, "no-modules"),
         ("Model", "1_Pooling/config.json", errors.ModelSourceError, "pooling-missing"),
-        ("ForSequenceClassification", "", errors.ExportError, "no-token-states"),
+        ("ForSequenceClassification", "", errors.ExportError, "takes-no-tokens"),
     ],
 )
 def test_what_can_t_be_pooled_is_refused_before_it_is_scored(

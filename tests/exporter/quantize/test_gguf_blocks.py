@@ -163,9 +163,9 @@ def test_files_that_keep_nothing(kept: tuple[Path, Path], tmp_path: Path) -> Non
     half = {"w": ("F16", np.zeros((4, 64), np.float16))}
     cut.write_bytes(gguf.read_bytes()[:40])
     for file, code, named in (
-        (write_gguf(tmp_path / "foreign.gguf", foreign), "no-usable-blocks", "row 0"),
+        (write_gguf(tmp_path / "foreign.gguf", foreign), "nothing-to-quantize", "row 0"),
         (cut, "unreadable", "cut.gguf"),
-        (write_gguf(tmp_path / "plain.gguf", half), "no-usable-blocks", "F16"),
+        (write_gguf(tmp_path / "plain.gguf", half), "nothing-to-quantize", "F16"),
     ):
         with raises(QuantizationError, code, named):
             quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=file))
