@@ -261,7 +261,7 @@ def find_baseline(
 
 
 def updated(path: Path, report: ComparisonReport) -> Path:
-    """Puts a report in the place of the one of its key; in a folder, beside those of other keys."""
+    """Puts a report in a file's place; in a folder in that of its key's, beside those of others."""
     # Asked so that the answer stays the same when another job makes the folder meanwhile.
     if path.is_file() or (path.suffix and not path.is_dir()):
         return report.write(path)

@@ -144,8 +144,7 @@ def _baseline(request: CheckRequest, report: ComparisonReport) -> BaselineMatch 
         baselines = read_baselines(request.baseline)
         return BaselineMatch(*find_baseline(report, baselines, request.allow))
     except RegressionError as error:
-        joins = error.code != "other-conditions" or request.baseline.is_dir()
-        if request.update_baseline and error.code in _FIRST and joins:
+        if request.update_baseline and error.code in _FIRST:
             return None
         raise
 
