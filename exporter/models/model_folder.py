@@ -30,7 +30,7 @@ CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", OF_IMAGES)
 
 
 _POSITIONS_BEHIND_PADDING = {
-    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta",
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta",
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 """The models whose table of positions has rows that no text uses."""

@@ -36,7 +36,7 @@ class StreamMetric(Metric):
     """Compares the residual stream before and after a sublayer; all of them share one pass."""
 
     of: Callable[[Change], torch.Tensor]  # the distance at every token, `[batch, tokens]`, float64
-    over: Literal["all", "last", "largest"] = "all"
+    over: Literal["all", "last"] = "all"
 
 
 @dataclass(frozen=True)

@@ -176,16 +176,13 @@ class StreamBatch:
         self.sums[:, states.number - self._stack.layers.start] = stacked
 
     def _reduced(self, metric: StreamMetric, values: torch.Tensor) -> torch.Tensor:
-        """Each sample's sum, last or largest over its real tokens, ``[batch]``; 0 without any."""
+        """Each sample's sum or last over its real tokens, ``[batch]``; 0 without any."""
         import torch
 
         mask, last = self._mask.to(values.device), self._last.to(values.device)
         kept = torch.where(mask, values, 0.0)
         if metric.over == "last":
             return kept.gather(1, last)[:, 0]
-        if metric.over == "largest":
-            largest = torch.where(mask, values, -torch.inf).amax(dim=1)
-            return torch.where(mask.any(dim=1), largest, 0.0)
         return kept.sum(dim=1)
 
     def _refuse(self, layer: int, sums: Floats) -> None:

@@ -17,6 +17,7 @@ from exporter.errors import CalibrationError, DepthcutError
 from exporter.files import sha256_bytes
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.model_folder import longest_sequence
 from exporter.models.residual_stream import classifies_texts, scores_pairs, together_in
 from exporter.models.texts.documents import Units
 from exporter.models.texts.images import image_samples, reads_images
@@ -158,7 +159,7 @@ def default_calibration(loaded: LoadedModel) -> str:
 
 
 def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
-    usable = usable_length(model)
+    usable = longest_sequence(model.config.get_text_config().to_dict())
     length = wanted if usable is None else min(wanted, usable)
     if length < 1:
         raise CalibrationError(
@@ -169,24 +170,6 @@ def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
     if length < wanted:
         progress.say(f"calibration: samples of {length} tokens, the most that this model takes")
     return length
-
-
-def usable_length(model: Any) -> int | None:
-    """How many tokens a model takes at once; None where its config sets no limit.
-
-    RoBERTa and its relatives number positions from one behind the padding's id on: a table of
-    positions that has a padding row gives up that row and all before it.
-    """
-    import torch
-
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit] if isinstance(limit, int) else []
-    for name, table in model.named_modules():
-        is_position_table = "position" in name.rpartition(".")[2]
-        padding = table.padding_idx if isinstance(table, torch.nn.Embedding) else None
-        if is_position_table and padding is not None:
-            limits.append(table.num_embeddings - padding - 1)
-    return min(limits, default=None)
 
 
 def _packed(

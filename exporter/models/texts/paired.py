@@ -6,33 +6,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.artifacts import CalibrationRef
-from exporter.errors import CalibrationError, ComparisonError, ModelSourceError
-from exporter.models.decoding_rules import DecodingRules, rules_in, settings_of, target_positions
+from exporter.errors import CalibrationError, ComparisonError, ModelSourceError, UsageError
+from exporter.models.decoding_rules import (
+    DecodingRules,
+    greedy,
+    rules_in,
+    settings_of,
+    target_positions,
+)
 from exporter.models.loading.model_class import hub_off, quiet_transformers
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.model_folder import read_object
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.pairs import Pair, Pairs, Samples, read_sound
+from exporter.models.texts.pairs import RANDOM, Pair, Pairs, Samples, read_pairs, read_sound
 from exporter.models.texts.samples import Sources
-from exporter.models.texts.sources import Part
+from exporter.models.texts.sources import PYDOC, Part
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    from exporter.models.loading.model_source import LoadedModel
-
-
-from exporter.errors import UsageError
-from exporter.models.decoding_rules import greedy
-from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.pairs import RANDOM, read_pairs
-from exporter.models.texts.sources import PYDOC
 
 PAIRS = 32
 """Sources where nobody says how many."""
@@ -217,11 +214,11 @@ class PairReader:
         extractor, longest = self.extractor, float(self.extractor.chunk_length)
         rate = int(extractor.sampling_rate)
         sounds = [read_sound(Path(pair.source), rate, longest) for pair in pairs]
-        others = sorted({sound.file_rate for sound in sounds if sound.file_rate != rate})
+        others = sorted({file_rate for _, file_rate in sounds} - {rate})
         if others:
             text = ", ".join(f"{other:,} Hz" for other in others)
             progress.say(f"audio: resampled from {text} to {rate:,} Hz")
-        return self._heard([sound.samples for sound in sounds])
+        return self._heard([samples for samples, _ in sounds])
 
     def _heard(self, sounds: Sequence[Samples]) -> Sources:
         extractor, rate = self.extractor, int(self.extractor.sampling_rate)

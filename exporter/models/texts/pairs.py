@@ -35,32 +35,19 @@ _RATES = range(4_000, 400_000)
 Samples = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A recording."""
-
-    samples: Samples  # `[samples]`, from -1 to 1, at the rate that was asked for
-    file_rate: int
-
-
-def read_sound(path: Path, rate: int, longest_s: float) -> Sound:
-    """Reads a recording at a rate."""
+def read_sound(path: Path, rate: int, longest_s: float) -> tuple[Samples, int]:
+    """A recording's samples, ``[samples]`` from -1 to 1, at a rate; and the file's own rate."""
     samples, file_rate = _decoded(path, longest_s)
     if not np.isfinite(samples).all():
         raise TextSourceError(
             f"{path} holds samples that are not finite.", "Record it again.", code="not-finite"
         )
-    return Sound(_at_rate(samples, file_rate, rate), file_rate)
-
-
-def _at_rate(samples: NDArray[np.float64], file_rate: int, rate: int) -> Samples:
     if file_rate != rate:
         from scipy.signal import resample_poly
 
         common = gcd(rate, file_rate)
         samples = resample_poly(samples, rate // common, file_rate // common)
-    result: Samples = samples.astype(np.float32)
-    return result
+    return samples.astype(np.float32), file_rate
 
 
 def _decoded(path: Path, longest_s: float) -> tuple[NDArray[np.float64], int]:

@@ -11,7 +11,7 @@ import pytest
 
 from exporter.errors import CalibrationError, ScoringError
 from exporter.files import sha256_bytes
-from exporter.models.texts.calibration import usable_length
+from exporter.models.model_folder import longest_sequence
 from exporter.models.texts.self_text import _draw
 from exporter.score import calibration_text
 from tests.raising import raises, tells
@@ -143,7 +143,7 @@ def test_the_most_tokens_that_a_model_takes(
     model_type: str, padding: int, usable: int | None
 ) -> None:
     model = tiny_loaded(model_type, pad_token_id=padding).model
-    assert usable_length(model) == usable
+    assert longest_sequence(model.config.to_dict()) == usable
     if usable is not None:
         with torch.no_grad():
             model(torch.full((1, usable), 7))
