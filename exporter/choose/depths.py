@@ -47,7 +47,7 @@ from exporter.errors import (
     ScoringError,
 )
 from exporter.files import scratch_folder
-from exporter.heal.fitting import Fitting
+from exporter.heal.fit import Fitting
 from exporter.heal.folded import folded_values
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import HealingError
-from exporter.heal.fit import Adding, Fit, held_out_tokens, tell_if_few
-from exporter.heal.fitting import Fitting, Made
+from exporter.heal.fit import Adding, Fit, Fitting, Made, held_out_tokens, tell_if_few
 from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, solve
 from exporter.models.ablation.branch_replacements import (
     NOTHING,

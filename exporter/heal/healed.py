@@ -28,8 +28,7 @@ from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import Student, adapter_library
 from exporter.heal.distill.workers import Workers, is_alone, telling_memory, training_device
 from exporter.heal.domains import Lost, measured_text, predicted_by, warnings_of
-from exporter.heal.fit import Fit
-from exporter.heal.fitting import Fitting, Made
+from exporter.heal.fit import Fit, Fitting, Made
 from exporter.heal.folded import folded_values
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (

@@ -10,7 +10,7 @@ import torch
 
 from exporter.artifacts import CalibrationRef
 from exporter.heal.distill.student import Student
-from exporter.heal.fitting import Fitting
+from exporter.heal.fit import Fitting
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import NOTHING

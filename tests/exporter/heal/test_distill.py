@@ -34,7 +34,7 @@ torch = pytest.importorskip("torch")
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Schedule, Trainer, rate_groups  # noqa: E402
 from exporter.heal.distill.workers import Workers  # noqa: E402
-from exporter.heal.fitting import Fitting  # noqa: E402
+from exporter.heal.fit import Fitting  # noqa: E402
 from exporter.heal.folded import folded_values  # noqa: E402
 from exporter.heal.healed import _made, distilled  # noqa: E402
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402

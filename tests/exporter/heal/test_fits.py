@@ -20,8 +20,12 @@ from tests.tiny_models import hook_count, tiny_loaded
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.fit import fit_branches, held_out_tokens, observing  # noqa: E402
-from exporter.heal.fitting import Fitting  # noqa: E402
+from exporter.heal.fit import (  # noqa: E402
+    Fitting,
+    fit_branches,
+    held_out_tokens,
+    observing,
+)
 from exporter.heal.folded import folded, places_of, refitted  # noqa: E402
 from exporter.heal.ridge import Sums, choose_ridge, solve  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
