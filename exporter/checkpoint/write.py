@@ -38,6 +38,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
     branches_replaced,
 )
+from exporter.models.changed_weights import change_weights
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_files import save_pretrained_files, shipped_config
 from exporter.models.loading.model_source import LoadedModel
@@ -76,7 +77,7 @@ def write_checkpoint(
         loaded: The whole model, which is changed.
         plan: What is dropped.
         folder: The new folder, or an earlier checkpoint, which is replaced.
-        replacements: The numbers of a healed plan.
+        replacements: The numbers of a healed plan, new values of kept weights among them.
         card: Makes the model card's text.
         form: ``own``, which :func:`exporter.load_model` reads with ``pruned=True``, or
             ``decilm``, which servers read.
@@ -89,6 +90,8 @@ def write_checkpoint(
         UsageError: The folder holds something else.
     """
     refuse_checkpoint_folder(folder, [loaded.path] if folder.exists() else [])
+    if replacements is not None:
+        change_weights(loaded.model, replacements.weights)
     before = weights_of(loaded.model)
     with staged_directory(folder) as stage:
         after: Weights | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.artifacts import Healing, HealingReport, PruningPlan
+from exporter.artifacts import HealingReport
 from exporter.artifacts.plans import hold_against_model, read_plan, validate_plan
 from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server
-from exporter.checkpoint.facts import CheckpointFacts, CheckpointForm, own_dtype
+from exporter.checkpoint.facts import CheckpointForm, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
 from exporter.cli.command import command
@@ -17,7 +17,6 @@ from exporter.cli.results import print_result, table_lines
 from exporter.cut.gguf_surgery import GgufOptions
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
-from exporter.models.changed_weights import change_weights
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.sources import LOADING, SourceOptions, StreamOptions
@@ -146,42 +145,43 @@ def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
     weights are not written. If only whole blocks are dropped, the result is a plain model with
     fewer layers.
     """
-    facts = _written(call, progress)
-    before, after = facts.before.parameters / 1e6, facts.after.parameters / 1e6
-    words = f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}"
-    print_result(facts, progress.as_json, words, call.output)
-
-
-def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
     from exporter import write_checkpoint
     from exporter.artifacts.loaded_plan import read_replacements
+    from exporter.heal.plan_file import report_of
 
     plan = read_plan(call.plan)
-    replacements = read_replacements(plan, call.plan)
-    sources = CardSources(plan, healing=_healing(plan, call.plan))
+    replacements, report = read_replacements(plan, call.plan), report_of(plan, call.plan)
+    known = None if report is None else HealingReport.read(report, named=False).healing
     numbers = [] if replacements is None else [replacements.path]
     refuse_checkpoint_folder(call.output, [call.plan, *numbers, Path(call.model)])
-    place = {"model": call.model, "path": call.plan}
     with working(call.output):
         with progress.task(f"load {call.model}"):
             loaded = _loaded(call)
         # A plan that leaves no sublayer was asked for with --allow-empty when it was made.
-        encoder_layers = loaded.ref.encoder_layers
-        layers = {"num_layers": loaded.ref.num_layers, "encoder_layers": encoder_layers}
-        validate_plan(plan, **layers, **place, allow_all=True)  # type: ignore[arg-type]
-        hold_against_model(plan, loaded.ref.sha256, **place, progress=progress)  # type: ignore[arg-type]
-        if replacements is not None:
-            change_weights(loaded.model, replacements.weights)
-        return write_checkpoint(
+        validate_plan(
+            plan,
+            loaded.ref.num_layers,
+            encoder_layers=loaded.ref.encoder_layers,
+            model=call.model,
+            path=call.plan,
+            allow_all=True,
+        )
+        hold_against_model(
+            plan, loaded.ref.sha256, model=call.model, path=call.plan, progress=progress
+        )
+        facts = write_checkpoint(
             loaded,
             plan,
             call.output,
             replacements=replacements,
-            card=lambda facts: model_card(facts, sources),
+            card=lambda facts: model_card(facts, CardSources(plan, healing=known)),
             form=call.form,
             server=call.server,
             progress=progress,
         )
+    before, after = facts.before.parameters / 1e6, facts.after.parameters / 1e6
+    words = f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}"
+    print_result(facts, progress.as_json, words, call.output)
 
 
 def _loaded(call: CheckpointCall) -> LoadedModel:
@@ -192,14 +192,6 @@ def _loaded(call: CheckpointCall) -> LoadedModel:
         names = ("revision", "allow_any_model_type")
         return load_meta(call.model, dtype=dtype, **{name: source[name] for name in names})
     return load_model(call.model, dtype=dtype, **source)
-
-
-def _healing(plan: PruningPlan, path: Path) -> Healing | None:
-    """What is known of the gain of a plan's replacements."""
-    from exporter.heal.plan_file import report_of
-
-    report = report_of(plan, path)
-    return None if report is None else HealingReport.read(report, named=False).healing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def card_key(run: Run) -> Key:
 
 def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
     """Writes the checkpoint, reads it back, and holds it against the candidate's graph."""
-    loaded, plan = run.healed_model(), run.plan
+    loaded, plan = run.loaded, run.plan
     run.free_model()  # It is pruned in place: whoever wants the whole model loads it again.
     folder = _candidate_in_work(run) / CHECKPOINT
     remove_tree(folder)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, JudgedText, PruningPlan
+from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.plans import read_plan
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import load_pruned, save_pruned, shallow_config
@@ -69,6 +71,19 @@ def written(
         loaded, PruningPlan(deletions=plan), folder, replacements=given, progress=heard or Quiet()
     )
     return facts, wanted
+
+
+def test_new_values_of_kept_weights_are_written(tmp_path: Path) -> None:
+    import torch
+
+    given, name = random_replacements(32, BLOCK), "model.norm.weight"
+    loaded = three_layers()
+    values = torch.full_like(dict(loaded.model.named_parameters())[name], 2.0)
+    given = replace(given, weights={name: ChangedWeight((values,))})
+    plan = PruningPlan(deletions=BLOCK)
+    write_checkpoint(loaded, plan, tmp_path / "hf", replacements=given)
+    written = dict(plain(tmp_path / "hf").named_parameters())[name]
+    torch.testing.assert_close(written.data, values)
 
 
 def plain(folder: Path) -> Any:
