@@ -27,6 +27,7 @@ _OPTIONS = (
     ("score", "--vary-calibration", f"{_COMPARE} (a --calibration for each)"),
     ("score", "--vary-samples", f"{_COMPARE} (a number of --samples for each)"),
     ("build", "--refittable, --strip-weights", "depthcut build again, with the graph's weights"),
+    ("build", "--dim", "trtexec for a graph with other free axes, or fix them in the graph"),
     ("costs", "--rank", "full maps, which healing fits"),
     ("heal", "--save-checkpoint", "depthcut checkpoint, with the healed plan"),
     ("export heal plan", "--rank", _MAPS),

@@ -210,7 +210,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _KERNEL_COUNTERS = Path("/proc/stat")
 _STEAL, _COUNTED = 7, 8  # of: user nice system idle iowait irq softirq steal
-_MICROSECONDS, _NANOSECONDS = 1e6, 1e9
+_MICROSECONDS = 1e6
 _LOOKS = 3
 """So many in a row must be bad: a moment's disturbance is what rounds in turns are for."""
 _MOST_STEAL, _MOST_WAITING = 0.2, 0.1
@@ -226,7 +226,7 @@ class Quota:
 
 
 def quota() -> Quota:
-    """The lowest quota of this process's control groups, of version 2 or 1."""
+    """The lowest quota of this process's control groups."""
     quotas = [_quota_at(folder) for folder in _groups()]
     limited = [item for item in quotas if item.cpus is not None]
     return min(limited, key=lambda limit: limit.cpus or 0.0, default=Quota(None, None))
@@ -234,26 +234,16 @@ def quota() -> Quota:
 
 def _groups() -> list[Path]:
     """The folders of this process's groups, from the root down; within a container the root."""
-    own = [line.split(":", 2) for line in (kernel_text(_OWN_CGROUP) or "").splitlines()]
-    paths = [_CGROUP, _CGROUP / "cpu", _CGROUP / "cpu,cpuacct"]
-    for number, controllers, path in (names for names in own if len(names) == 3):
-        if number == "0":
-            base = _CGROUP
-        elif "cpu" in controllers.split(","):
-            base = _CGROUP / controllers
-        else:
-            continue
-        inner = base / path.lstrip("/")
-        paths += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
-    return list(dict.fromkeys(paths))
+    own = (kernel_text(_OWN_CGROUP) or "").splitlines()
+    path = next((line.removeprefix("0::/") for line in own if line.startswith("0::/")), "")
+    inner = _CGROUP / path
+    return [folder for folder in (inner, *inner.parents) if folder.is_relative_to(_CGROUP)]
 
 
 def _quota_at(folder: Path) -> Quota:
     parts = (kernel_text(folder / "cpu.max") or "").split()
-    if len(parts) != 2:
-        parts = [kernel_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
-    with contextlib.suppress(ValueError, ZeroDivisionError):
-        cpus = float(parts[0]) / float(parts[1])
+    with contextlib.suppress(ValueError, IndexError, ZeroDivisionError):
+        cpus = float(parts[0]) / float(parts[-1])
         return Quota(cpus, _waited_s(folder), folder) if cpus > 0 else Quota(None, None)
     return Quota(None, None)
 
@@ -261,8 +251,8 @@ def _quota_at(folder: Path) -> Quota:
 def _waited_s(folder: Path) -> float | None:
     for line in (kernel_text(folder / "cpu.stat") or "").splitlines():
         name, _, number = line.partition(" ")
-        if name in ("throttled_usec", "throttled_time") and number.isdigit():
-            return int(number) / (_MICROSECONDS if name.endswith("usec") else _NANOSECONDS)
+        if name == "throttled_usec" and number.isdigit():
+            return int(number) / _MICROSECONDS
     return None
 
 

@@ -69,25 +69,6 @@ class Span:
         return cls(*numbers)
 
 
-@dataclass(frozen=True)
-class NamedSpan:
-    """The sizes of an axis that is told by its name."""
-
-    name: str
-    span: Span
-
-    @classmethod
-    def parse(cls, text: str) -> NamedSpan:
-        """Reads ``NAME=MIN:USUAL:MAX``."""
-        name, equals, span = text.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{text!r} names no axis.", "Write it as NAME=MIN:USUAL:MAX.")
-        return cls(name, Span.parse(span))
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.span}"
-
-
 def _from_one(span: Span) -> Span:
     if span.low < 1:
         raise ValueError(f"the range {span} begins below 1")
@@ -112,18 +93,6 @@ class Ranges(options.Options):
     context: _Range | None = options.option(
         None, "Filled cache in decode.", "--context-range", usual="1:512:4096"
     )
-    dims: tuple[Annotated[NamedSpan, parsed(NamedSpan.parse)], ...] = options.option(
-        (),
-        "Range of another free axis of the graph, such as height=224:224:448.",
-        "--dim",
-        metavar="NAME=RANGE",
-        config_only=True,
-    )
-
-    @property
-    def axes(self) -> dict[str, Span]:
-        """The ranges of other axes by their names."""
-        return {dim.name: dim.span for dim in self.dims}
 
 
 def graph_inputs(path: Path) -> list[TensorSpec]:
@@ -180,20 +149,10 @@ def has_fixed_caches(inputs: Sequence[TensorSpec]) -> bool:
 
 def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
     """Keeps a range from being passed over."""
-    known = sorted(
-        {size for tensor_spec in inputs for size in tensor_spec.shape if isinstance(size, str)}
-    )
-    unknown = next((name for name in ranges.axes if name not in known), None)
-    if unknown is not None:
-        raise UsageError(
-            f"No input has an axis {unknown!r}.",
-            f"Free axes are {', '.join(known) or 'none'}.",
-            code="unknown-axis",
-        )
     for name in _unused(inputs, ranges):
         raise UsageError(
             f"No input has an axis that --{name}-range could be for.",
-            f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
+            "Leave it out.",
             code="unknown-axis",
         )
 
@@ -205,7 +164,6 @@ def fitting(inputs: Sequence[TensorSpec], ranges: Ranges) -> Ranges:
         batch=None if "batch" in unused else ranges.batch,
         prompt=None if "prompt" in unused else ranges.prompt,
         context=None if "context" in unused else ranges.context,
-        dims=ranges.dims,
     )
 
 
@@ -247,14 +205,12 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
     }
     return Profile(
         phase=known,
-        shapes={
-            tensor_spec.name: _shape(tensor_spec, spans, ranges.axes) for tensor_spec in inputs
-        },
+        shapes={tensor_spec.name: _shape(tensor_spec, spans) for tensor_spec in inputs},
     )
 
 
-def _shape(given: TensorSpec, spans: Mapping[Axis, Span], dims: Mapping[str, Span]) -> ShapeRange:
-    sizes = [_axis(given, axis, spans, dims) for axis in range(len(given.shape))]
+def _shape(given: TensorSpec, spans: Mapping[Axis, Span]) -> ShapeRange:
+    sizes = [_axis(given, axis, spans) for axis in range(len(given.shape))]
     return ShapeRange(
         low=tuple(size.low for size in sizes),
         usual=tuple(size.usual for size in sizes),
@@ -262,20 +218,16 @@ def _shape(given: TensorSpec, spans: Mapping[Axis, Span], dims: Mapping[str, Spa
     )
 
 
-def _axis(
-    given: TensorSpec, axis: int, spans: Mapping[Axis, Span], dims: Mapping[str, Span]
-) -> Span:
+def _axis(given: TensorSpec, axis: int, spans: Mapping[Axis, Span]) -> Span:
     size = given.shape[axis]
     if isinstance(size, int):
         return Span(size, size, size)
-    if size is not None and size in dims:
-        return dims[size]
     if (meaning := _meaning(given, axis)) is not None:
         return spans[meaning]
     name = size or f"axis {axis}"
     raise UsageError(
         f"The size {name!r} of the input {given.name!r} is free, and nothing says how large it is.",
-        f"Give it: --dim {size}=MIN:USUAL:MAX" if size else "Name the axis in the graph.",
+        "Fix it in the graph, or build with trtexec.",
         code="unknown-axis",
     )
 

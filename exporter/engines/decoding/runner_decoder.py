@@ -55,48 +55,21 @@ class Cache(ABC):
 
 def open_cache(runner: Runner, pairs: Mapping[str, str]) -> Cache:
     """The cache that runner and graph allow: in place where all of it can be."""
-    if not isinstance(runner, OnnxRuntimeRunner):
-        return HostCache(runner, pairs)
-    in_place = runner.cache_form.shared
-    if all(in_place.get(past) == present for past, present in pairs.items()):
-        return SharedCache(runner, pairs)
+    if isinstance(runner, OnnxRuntimeRunner):
+        in_place = runner.cache_form.shared
+        if all(in_place.get(past) == present for past, present in pairs.items()):
+            return SharedCache(runner, pairs)
     return GrowingCache(runner, pairs)
 
 
-class HostCache(Cache):
-    """What a step gives for the cache is copied to the host and is the next one's input.
+class GrowingCache(Cache):
+    """What a step gives for the cache is the next one's input, where the runner keeps it.
 
-    For judging answers, where the model is loaded already and a second copy of its weights would
-    cost more than the copies of the cache.
+    That is where the model runs, or else on the host: for judging answers, a second copy of the
+    weights would cost more than copies of the cache.
     """
 
     def __init__(self, runner: Runner, pairs: Mapping[str, str]) -> None:
-        super().__init__(runner, pairs)
-        self._runner = runner
-        self._arrays: dict[str, Array] = {}
-
-    def begin(self, batch: int, positions: int) -> None:
-        """Empties it."""
-        self._arrays = {past: self._zeros(past, batch, 0) for past in self._pairs}
-
-    def run(self, tokens: Mapping[str, Array], total: int) -> Array:
-        """Runs the model."""
-        outputs = [LOGITS, *self._pairs.values()]
-        new = tokens[IDS].shape[1]
-        phase: Phase = "prefill" if new == total else "decode"
-        arrays = self._runner.run({**tokens, **self._arrays}, outputs, phase=phase)
-        self._arrays = {past: arrays[present] for past, present in self._pairs.items()}
-        return arrays[LOGITS]
-
-    def free(self) -> None:
-        """Drops it."""
-        self._arrays = {}
-
-
-class GrowingCache(Cache):
-    """What a step gives for the cache is bound as the next one's input, where the model runs."""
-
-    def __init__(self, runner: OnnxRuntimeRunner, pairs: Mapping[str, str]) -> None:
         super().__init__(runner, pairs)
         self._runner = runner
         self._values: dict[str, Any] = {}
@@ -109,12 +82,12 @@ class GrowingCache(Cache):
 
     def run(self, tokens: Mapping[str, Array], total: int) -> Array:
         """Runs the model."""
+        phase: Phase = "prefill" if tokens[IDS].shape[1] == total else "decode"
         outputs = [LOGITS, *self._pairs.values()]
-        given = self._runner.token_values(tokens)
-        inputs = {**given, **self._values}
-        logits, *presents = self._runner.run_bound(inputs, outputs, on_host=[LOGITS])
+        logits, *presents = self._runner.continued(tokens, self._values, outputs, phase=phase)
         self._values = dict(zip(self._pairs, presents, strict=True))
-        return host_array(logits)
+        array: Array = logits
+        return array
 
     def free(self) -> None:
         """Drops it."""

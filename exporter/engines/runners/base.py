@@ -122,6 +122,18 @@ class Runner(ABC):
         The model runs once to learn the shapes of its outputs.
         """
 
+    def value(self, array: Array) -> Any:
+        """An array where the model runs, or on the host where a runner keeps nothing there."""
+        return array
+
+    def continued(
+        self, tokens: Mapping[str, Array], caches: Mapping[str, Any], outputs: Sequence[str],
+        *, phase: Phase,
+    ) -> list[Any]:  # fmt: skip
+        """Runs on values of caches; gives the first output on the host, the others as values."""
+        arrays = self.run({**tokens, **caches}, outputs, phase=phase)
+        return [arrays[name] for name in outputs]
+
     def inputs_of(self, shape: Shape, vocabulary: int) -> dict[str, Array]:
         """What is bound to time a shape: the same random tokens for every model."""
         return make_inputs(self.inputs, shape, random_tokens(shape, vocabulary))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -312,19 +312,19 @@ class OnnxRuntimeRunner(Runner):
         with self._run_errors():
             self._loaded().run_with_iobinding(binding)
 
-    def run_bound(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str], on_host: Collection[str] = ()
-    ) -> list[Any]:
-        """Runs on values that are where the model runs, and leaves the outputs there."""
-        session = self._loaded()
-        binding = session.io_binding()
-        for name, value in inputs.items():
+    def continued(
+        self, tokens: Mapping[str, Array], caches: Mapping[str, Any], outputs: Sequence[str],
+        *, phase: Phase,
+    ) -> list[Any]:  # fmt: skip
+        """Runs on caches that are where the model runs, and leaves theirs there."""
+        binding, given = self.binding(), {**self.token_values(tokens), **caches}
+        for name, value in given.items():  # the binding only borrows their memory
             binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name, "cpu" if name in on_host else self.device)
-        with self._run_errors():
-            session.run_with_iobinding(binding)
-        return list(binding.get_outputs())
+        for number, name in enumerate(outputs):
+            binding.bind_output(name, self.device if number else "cpu")
+        self.run_binding(binding)
+        logits, *presents = binding.get_outputs()
+        return [host_array(logits), *presents]
 
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Binds the inputs on the device, and outputs that each call overwrites."""

@@ -31,7 +31,7 @@ from exporter.engines.build.libraries import Driver
 from exporter.engines.build.logs import no_engine
 from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs, read_source
-from exporter.engines.build.settings import BuildSettings, Phase
+from exporter.engines.build.settings import BuildSettings, Phase, Profile, ShapeRange
 from exporter.errors import DepthcutError, EngineError, UsageError
 from graph_passes import Deletion, prune_graph
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
@@ -272,10 +272,20 @@ m (float[1, 2, 1, 32] q, float[1, 2, 8, 32] k, float[1, 2, 8, 32] v, int64[1] n)
 """
 
 
+def own_profile(onnx: Path, phase: Phase, **sizes: Span) -> Profile:
+    """A profile of a part of a model, whose free axes have names of their own."""
+    shapes = {}
+    for spec in graph_inputs(onnx):
+        spans = [sizes.get(str(size)) or Span(*[int(str(size))] * 3) for size in spec.shape]
+        low, usual, high = zip(*((span.low, span.usual, span.high) for span in spans), strict=True)
+        shapes[spec.name] = ShapeRange(low=low, usual=usual, high=high)
+    return Profile(phase=phase, shapes=shapes)
+
+
 def test_attention_in_fp32_is_written_out(tmp_path: Path) -> None:
     path = saved(ir.from_onnx_text(ATTENTION), tmp_path)
-    before, ranges = path.read_bytes(), Ranges(dims=("s=1:4:8",))
-    ((engine, record),) = build_engines(path, tmp_path / "out", ranges=ranges)
+    before, profiles = path.read_bytes(), [own_profile(path, "encode", s=Span(1, 4, 8))]
+    ((engine, record),) = build_engines(path, tmp_path / "out", profiles=profiles)
     assert engine.is_file()
     assert sum(record.layers.values()) >= 1
     assert path.read_bytes() == before
@@ -385,12 +395,10 @@ def built_alone(folder: Path, phase: Phase, reads: Any) -> EngineRecord:
     """An engine of one attention."""
     onnx = saved(attention_in_place("float16", heads=8, kv_heads=2, size=64, room=256), folder)
     settings = BuildSettings(compute_capabilities=("sm89",), cache_reads=reads)
-    new = "1" if phase == "decode" else "1:128:128"
-    ranges = Ranges(batch=Span(1, 32, 32), dims=(f"sequence={new}",))
+    new = Span(1, 1, 1) if phase == "decode" else Span(1, 128, 128)
+    profiles = [own_profile(onnx, phase, batch=Span(1, 32, 32), sequence=new)]
     target = folder / f"{reads}.engine"
-    ((engine, record),) = build_engines(
-        onnx, target, phases=[phase], ranges=ranges, settings=settings
-    )
+    ((engine, record),) = build_engines(onnx, target, profiles=profiles, settings=settings)
     assert read_sidecar(engine).attention == record.attention
     return record
 

@@ -236,14 +236,12 @@ BATCH = (1, 2, 4)
         (DECODER, "prefill", MASK.name, [BATCH, (1, 8, 16)]),
         (DECODER, "prefill", CACHE.name, [BATCH, (2, 2, 2), (0, 0, 0), (16, 16, 16)]),
         (ENCODER, "encode", MASK.name, [BATCH, (1, 8, 16)]),
-        ([IMAGE], "encode", IMAGE.name, [BATCH, (3, 3, 3), (32, 64, 96), (224, 224, 224)]),
     ],
 )
 def test_a_profile_has_the_sizes_of_its_phase(
     inputs: list[TensorSpec], phase: str, name: str, sizes: list[tuple[int, int, int]]
 ) -> None:
-    ranges = Ranges(RANGES.batch, RANGES.prompt, RANGES.context, dims=("height=32:64:96",))
-    shapes = profile(inputs, phase, ranges).shapes[name]
+    shapes = profile(inputs, phase, RANGES).shapes[name]
     assert list(zip(shapes.low, shapes.usual, shapes.high, strict=True)) == sizes
 
 
@@ -252,7 +250,7 @@ def test_a_profile_has_the_sizes_of_its_phase(
     [
         ([IDS, CACHE], "encode", "no-profile-fits", ("prefill", "decode")),
         ([IDS], "decode", "no-profile-fits", ("encode",)),
-        ([IMAGE], "encode", "unknown-axis", ("'height'", "'pixel_values'", "--dim height=")),
+        ([IMAGE], "encode", "unknown-axis", ("'height'", "'pixel_values'")),
     ],
 )
 def test_what_has_no_profile_is_refused(
@@ -268,15 +266,13 @@ GIVEN: dict[str, Any] = {"prompt": Span(1, 8, 16), "context": Span(1, 8, 16)}
 @pytest.mark.parametrize(
     ("inputs", "ranges", "code", "named"),
     [
-        *(([IMAGE], {name: Span(1, 2, 3), "dims": ("height=4",)}, "unknown-axis",
+        *(([IMAGE], {name: Span(1, 2, 3)}, "unknown-axis",
            (f"--{name}-range",)) for name in ("prompt", "context")),
         *((DECODER, {name: Span(1, 2, 3)}, "", ()) for name in ("batch", "prompt", "context")),
         ([TensorSpec("pixel_values", FLOAT, (1, 3))], {"batch": Span(1, 2, 3)},
          "unknown-axis", ("--batch-range",)),
         (ENCODER, {"prompt": Span(1, 8, 16)}, "", ()),
         (ENCODER, GIVEN, "unknown-axis", ("--context-range",)),
-        (ENCODER, {"dims": ("hight=3", "seq=4")}, "unknown-axis", ("'hight'", "batch, seq, total")),
-        (ENCODER, {"dims": ("seq=4",)}, "", ()),
     ],
 )  # fmt: skip
 def test_a_range_for_an_axis_that_is_not_there_is_refused(
@@ -301,7 +297,7 @@ def test_what_is_no_range_is_refused(text: str) -> None:
         Span.parse(text)
 
 
-@pytest.mark.parametrize("bad", [{"batch": "0"}, {"prompt": "0:1:2"}, {"dims": ["64"]}])
+@pytest.mark.parametrize("bad", [{"batch": "0"}, {"prompt": "0:1:2"}])
 def test_ranges_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         Ranges(**bad)

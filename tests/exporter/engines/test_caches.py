@@ -16,13 +16,12 @@ from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import (
     GrowingCache,
-    HostCache,
     OnnxRuntimeDecoder,
     RunnerDecoder,
     SharedCache,
 )
 from exporter.engines.runners import onnxruntime as prefill_chunks
-from exporter.engines.runners.base import Capabilities
+from exporter.engines.runners.base import Capabilities, Runner
 from exporter.engines.runners.cache_form import needs_packing, read_cache_form, run_packed
 from exporter.engines.runners.onnxruntime import CHUNK_TOKENS, OnnxRuntimeRunner, chunks, in_chunks
 from exporter.engines.tensors import make_inputs, random_tokens
@@ -208,13 +207,15 @@ def test_a_past_that_others_read_grows_and_takes_no_padding(tmp_path: Path) -> N
             runner.run(inputs)
 
 
-def test_answers_are_judged_in_place_too(tmp_path: Path) -> None:
+def test_answers_are_judged_in_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with OnnxRuntimeRunner(fused(tmp_path), threads=1) as runner:
         with RunnerDecoder(runner) as decoder:
             assert isinstance(decoder.cache, SharedCache)
             token_ids = generate(decoder, [3, 1, 4], new_tokens=5).token_ids
         with RunnerDecoder(runner) as other:  # the runner is still entered
-            other._cache = HostCache(runner, runner_caches(runner))
+            monkeypatch.setattr(OnnxRuntimeRunner, "value", Runner.value)
+            monkeypatch.setattr(OnnxRuntimeRunner, "continued", Runner.continued)
+            other._cache = GrowingCache(runner, runner_caches(runner))
             assert generate(other, [3, 1, 4], new_tokens=5).token_ids == token_ids
     plain = saved(tiny_model(TinySpec(layers=2)), tmp_path / "plain")
     with OnnxRuntimeRunner(plain, threads=1) as runner, RunnerDecoder(runner) as decoder:

@@ -57,12 +57,8 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tell:
         ({"group/cpu.max": "max 100000"}, None),
         ({"group/cpu.max": "150000 100000"}, 1.5),
         ({"group/cpu.max": "nonsense"}, None),
-        ({"group/cpu/cpu.cfs_quota_us": "-1", "group/cpu/cpu.cfs_period_us": "1000"}, None),
-        ({"group/cpu/cpu.cfs_quota_us": "500", "group/cpu/cpu.cfs_period_us": "1000"}, 0.5),
         ({"own": "0::/a/b", "group/a/cpu.max": "200000 100000", "group/a/b/cpu.max": "max 100000"},
          2.0),
-        ({"own": "4:cpu,cpuacct:/job\n0::/", "group/cpu,cpuacct/job/cpu.cfs_quota_us": "3000",
-          "group/cpu,cpuacct/job/cpu.cfs_period_us": "1000"}, 3.0),
     ],
 )  # fmt: skip
 def test_a_quota_is_that_of_the_strictest_group(
