@@ -157,7 +157,6 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
 def _changed_weights(
     path: Path, tensors: dict[str, ir.LazyTensor], count: int
 ) -> dict[str, ChangedWeight]:
-    """Takes the changed weights out of what was found in the file; as many as the plan says."""
     parts: dict[str, dict[str, ir.LazyTensor]] = {}
     for key in [key for key in tensors if _WEIGHT_KEY.fullmatch(key)]:
         part, _, name = key.partition(":")

@@ -286,7 +286,6 @@ class StageLedger:
                 copy_file(old, new, self._root)
 
     def _inner(self, stage: str, top: str) -> list[Path]:
-        """The files that a stage has written below a folder, relative to it."""
         names = map(Path, self._stages[stage].files if self.has(stage) else ())
         return [path.relative_to(top) for path in names if path.parts[0] == top]
 
@@ -321,7 +320,6 @@ class StageLedger:
     def _place(
         self, new: Sequence[str], gone: Sequence[Path], foreign: Sequence[tuple[Path, Path]]
     ) -> None:
-        """Carries out all changes, with the record of what is there then."""
         home = self._root / FOLDER
         write_private(home / _NEXT, self._memory())
         moves = [(self.work / name, self._root / name) for name in new]
@@ -365,7 +363,6 @@ def _files(entries: Iterable[StoreEntry]) -> dict[str, str]:
 
 
 def _tops(names: Iterable[str]) -> set[str]:
-    """The files and folders of the output folder that hold these files."""
     return {Path(name).parts[0] for name in names}
 
 

@@ -130,7 +130,6 @@ def _repeated_keys(node: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _inner(node: Any, key: _Key) -> tuple[Any, Any] | None:
-    """What stands under a key, and where that begins."""
     values = [] if node is None or isinstance(node.value, str) else node.value
     if isinstance(key, int):
         items = [item for item in values if not isinstance(item, tuple)]

@@ -203,7 +203,6 @@ def _checks(figure: Figure, sides: _Sides, limits: Limits, *, any_shape: bool) -
 
 
 def _value(figure: Figure, now: Any, then: Any, sides: _Sides, limits: Limits) -> CheckedValue:
-    """What is held against a limit."""
     earlier = None if sides.baseline is None else then
     if not figure.places:
         floor = max(limits.noise_floor, sides.spreads.get(now.shape_name, 0))
@@ -259,7 +258,6 @@ def _speedup(row: LatencyRow, floor: float) -> CheckedValue:
 
 
 def _measured(*rows: LatencyRow, floor: float) -> CheckedValue:
-    """The time of the first row's candidate, unchanged so far, and how sure these rows are."""
     measured_floor = functools.reduce(joined_floor, map(_measured_floor, rows))
     return CheckedValue(
         "time",
@@ -275,7 +273,6 @@ def _measured(*rows: LatencyRow, floor: float) -> CheckedValue:
 
 
 def _note(*rows: LatencyRow) -> str:
-    """What makes an interval less sure than it looks."""
     return _ONCE if any(row.loads == 1 and row.builds == 1 for row in rows) else ""
 
 
@@ -344,7 +341,6 @@ def _contradictions(limits: Limits) -> list[str]:
 
 
 def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: bool) -> list[str]:
-    """What a reader of the verdicts must know."""
     arms = {"unpruned arm": report.arms.baseline, "candidate": report.arms.candidate}
     notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
     if two_sessions and any(item.quantity == "time" for item in checks):
@@ -365,7 +361,6 @@ def _limits(baseline: ComparisonReport | None, limits: Limits) -> Limits:
 
 
 def _rise(figure: Figure, now: Reading, then: Reading | None, sides: _Sides) -> CheckedValue:
-    """By what factor it is above that of the unpruned arm, or of an earlier report."""
     log_ratio, interval = _log_rise(now)
     before, exact = now.before, False
     if then is not None:
@@ -412,7 +407,6 @@ def _paired(now: Accuracy, then: Accuracy) -> Interval | None:
 
 
 def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool:
-    """The same candidate file on the same text."""
     mine, other = report.accuracy, baseline.accuracy
     assert mine is not None
     assert other is not None
@@ -424,7 +418,6 @@ def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool
 
 
 def _difference(figure: Figure, now: Reading, then: Reading | None) -> CheckedValue:
-    """By what amount it differs from that of the unpruned arm, or of an earlier report."""
     assert now.interval is not None
     value, interval = now.interval.value, now.interval.ci95
     if then is not None:

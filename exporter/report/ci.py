@@ -172,7 +172,6 @@ def github_benchmark(report: ComparisonReport) -> dict[str, str]:
 
 
 def _entries(report: ComparisonReport) -> Iterator[tuple[dict[str, Any], bool]]:
-    """The candidate's numbers, each with its bounds, and whether more is better."""
     arm = report.arms.candidate
 
     def entry(

@@ -62,7 +62,6 @@ def scores_document(comparison: ScoreComparison) -> Document:
 
 
 def _agreements(comparison: ScoreComparison, names: dict[RankingRef, str]) -> list[Block]:
-    """Pair by pair."""
     counts = sorted({n for pair in comparison.agreements for n in pair.shared_first})
     header = ["kind", "ranking", "compared with", "Spearman", "Kendall"]
     rows = [

@@ -64,7 +64,6 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
 
 
 def _tasks(report: ComparisonReport, accuracy: Accuracy) -> Section | None:
-    """Each task's score of both arms, and their paired difference."""
     tasks = accuracy.tasks
     if not tasks:
         return None

@@ -130,7 +130,6 @@ def _method(healing: Healing, read: Nouns) -> str:
 
 
 def _training_words(healing: Healing, training: Training, read: Nouns) -> str:
-    """How the kept weights were trained, and why that ended."""
     rank = f" of rank {healing.rank}" if healing.rank is not None else ""
     trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
     fitted = "" if training.fitted_loss is None else ", beginning with a fit by least squares"

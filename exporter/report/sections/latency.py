@@ -136,7 +136,6 @@ def _how(rows: Sequence[LatencyRow]) -> str:
 
 
 def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
-    """What makes a row less sure than it looks, each with the rows that it is true of."""
     if any(row.noise_floor for row in rows):
         yield Note(
             "how far the baseline against itself lies from 1 in 95 of 100 such sessions: a speedup "
@@ -204,7 +203,6 @@ def _times_and_gains(row: LatencyRow, corners: Sequence[Corner]) -> Iterator[Col
 
 
 def _corner_words(figure: Figure, known: Mapping[str, Corner], corner: Corner) -> str:
-    """A figure, and of a cut model the change from the whole one's, with its interval."""
     own: float | None = getattr(corner, figure.key)
     whole = None
     if figure.has_before and corner.whole is not None:

@@ -125,7 +125,6 @@ def cells_grid(report: SweepReport) -> Grid:
 
 
 def _shape_names(rows: Sequence[FinishedCell]) -> list[str]:
-    """The shapes of all cells, in their order."""
     return list(dict.fromkeys(shape.name for row in rows for shape in row.result.shapes))
 
 
