@@ -276,13 +276,10 @@ def change_words(check: Check) -> str:
     if check.value is None:
         return "missing"
     value = _value(check, check.value)
-    return value if check.ci95 is None else f"{value} {interval_words(check, check.ci95)}"
-
-
-def interval_words(check: Check, ci95: tuple[float, float]) -> str:
-    """An interval of the check's value, in the value's unit: ``[+2.0, +4.2]``."""
-    low, high = (_value(check, bound).removesuffix(" %").removesuffix("x") for bound in ci95)
-    return f"[{low}, {high}]"
+    if check.ci95 is None:
+        return value
+    low, high = (_value(check, bound).removesuffix(" %").removesuffix("x") for bound in check.ci95)
+    return f"{value} [{low}, {high}]"
 
 
 def limit_words(check: Check) -> str:
