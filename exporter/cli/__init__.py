@@ -155,13 +155,10 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     except UsageError as error:
         echo(f"depthcut: {error}", err=True)
         return FAILED
-    except UnmetGoalError as error:
-        undecided = isinstance(error, UndecidedGoalError)
-        return _fail(progress, str(error), UNDECIDED if undecided else NO)
-    except DisturbedMachineError as error:
-        return _fail(progress, str(error), UNDECIDED)
     except DepthcutError as error:
-        return _fail(progress, str(error))
+        code = NO if isinstance(error, UnmetGoalError) else FAILED
+        undecided = isinstance(error, UndecidedGoalError | DisturbedMachineError)
+        return _fail(progress, str(error), UNDECIDED if undecided else code)
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell.
         sys.stderr.close()

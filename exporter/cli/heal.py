@@ -11,7 +11,7 @@ from exporter.checkpoint.facts import CheckpointForm, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
 from exporter.cli.command import command
-from exporter.cli.console import NORMAL, ConsoleProgress, echo
+from exporter.cli.console import NORMAL, ConsoleProgress
 from exporter.cli.prune import DropOptions
 from exporter.cli.results import print_result, table_lines
 from exporter.cut.gguf_surgery import GgufOptions
@@ -79,19 +79,14 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
             weights=healed.weights,
             report=healed.report,
         )
-    _print(healed.report, call.output, progress)
-
-
-def _print(report: HealingReport, output: Path, progress: ConsoleProgress) -> None:
-    if not progress.as_json and report.healing.texts:
+    report, lines = healed.report, list[str]()
+    if report.healing.texts:
         grid = healing_grid(report.healing, read=report.reads)
-        echo(*table_lines(grid.header, grid.rows))
-    # Whoever isn't quiet has heard the warnings already.
-    if not progress.as_json and progress.verbosity < NORMAL:
-        for warning in report.healing.warnings:
-            echo(f"Warning: {warning}")
+        lines += table_lines(grid.header, grid.rows)
+    if progress.verbosity < NORMAL:  # whoever isn't quiet has heard the warnings already
+        lines += [f"Warning: {warning}" for warning in report.healing.warnings]
     words = healing_words(report.healing, report.reads).capitalize()
-    print_result(report, progress.as_json, words, output)
+    print_result(report, progress.as_json, *lines, words, call.output)
 
 
 @dataclass(frozen=True, kw_only=True)
