@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -131,17 +132,8 @@ def by_scores_inside(
     """
     changed = replace(search, search="one-shot")
     for ends in ((), ("last",), ("first", "last")) if not search.protect else ():
-        if _suffices(report, counts, ends, allow_all):
+        names = protected_names(ends, Stacks(report.model.num_layers))
+        with suppress(PlanError):
+            refuse_counts(report, counts, names, allow_all=allow_all)
             changed = replace(changed, protect=ends)
     return changed
-
-
-def _suffices(
-    report: ImportanceReport, counts: Mapping[str, int], protect: Collection[str], allow_all: bool
-) -> bool:
-    names = protected_names(protect, Stacks(report.model.num_layers))
-    try:
-        refuse_counts(report, counts, names, allow_all=allow_all)
-    except PlanError:
-        return False
-    return True

@@ -58,25 +58,16 @@ class Outcome:
             if figure.elsewhere and (key := f"{OTHER}{figure.key}") in figures:
                 text += figure.elsewhere.format(figure.written(figures[key]))
         for judged_text in self.plan.judged_apart:
-            text += f"; on {judged_text.text.source} {_change(judged_text.figures)}"
+            first = kind_of(judged_text.figures).limited[0]  # by what a limit is held first
+            change = first.short.format(first.written(judged_text.figures[first.key]))
+            text += f"; on {judged_text.text.source} {change}"
         if self.plan.predicted_on != "unseen":
             text += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: probably too optimistic)"
-        return text + self._parameters()
-
-    def _parameters(self) -> str:
-        """What is left of them, and the share that went."""
-        figures = self.plan.predicted
-        if "parameters" not in figures:
-            return ""
-        left, whole = figures["parameters"], figures["parameters_before"]
-        change = f"{whole / 1e6:,.2f} -> {left / 1e6:,.2f} million ({left / whole - 1:+.1%})"
-        return f"; parameters {change}"
-
-
-def _change(figures: Mapping[str, float]) -> str:
-    """Of one text: by what a limit is held first."""
-    first = kind_of(figures).limited[0]
-    return first.short.format(first.written(figures[first.key]))
+        if "parameters" in figures:
+            left, whole = figures["parameters"], figures["parameters_before"]
+            change = f"{whole / 1e6:,.2f} -> {left / 1e6:,.2f} million ({left / whole - 1:+.1%})"
+            text += f"; parameters {change}"
+        return text
 
 
 def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:

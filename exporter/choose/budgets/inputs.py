@@ -196,7 +196,8 @@ class PlanInputs:
         parts = parted(self.text, self.settings.held_out, together_in(self.loaded.model))
         judges = self.judges
         if judges.fewest > len(parts.checked.input_ids):
-            used = [self.text, *self._fitted_apart]
+            further = self.further_text if self.settings.weighs_replacements else None
+            used = [self.text, *([] if further is None else [further])]
             rest = judging_text(judges, self.loaded, used, self._cache_dir)
             return TextParts(self.text, *judges.parted(rest))
         if self.budget.floors and not self.settings.limits_healed(self.budget):
@@ -225,12 +226,6 @@ class PlanInputs:
             short = f"{self.text.ref.source} is too short for four parts"
             self.progress.say(f"plan: warning: {short}: what chooses serves two ends")
         return calibration_text
-
-    @property
-    def _fitted_apart(self) -> list[CalibrationText]:
-        """Further text, where replacements are fitted on it."""
-        further = self.further_text if self.settings.weighs_replacements else None
-        return [] if further is None else [further]
 
     @property
     def fitted_text(self) -> CalibrationText:

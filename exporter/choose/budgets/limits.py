@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporter.artifacts.base import TEXTS, Nouns
@@ -143,13 +143,9 @@ class QualityLimits:
             if figure.higher_is_better and end < _LOWEST_LIMIT:
                 return ""
             towards, digits = (math.floor, ".3f") if figure.higher_is_better else (math.ceil, ".1%")
-            words.append(f"{figure.flag} {format(_rounded(figure.held(end), towards), digits)}")
+            allowed = towards(1000 * figure.held(end)) / 1000  # to where it still holds
+            words.append(f"{figure.flag} {format(allowed, digits)}")
         return f"{' '.join(words)} would allow it; " if words else ""
-
-
-def _rounded(share: float, towards: Callable[[float], int]) -> float:
-    """To a thousandth, to the side on which a limit still allows the share."""
-    return towards(1000 * share) / 1000
 
 
 class QualityCheck:

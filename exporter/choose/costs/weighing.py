@@ -25,7 +25,7 @@ from graph_passes.finding.operators import is_fused_attention
 from graph_passes.finding.shapes import head_count, head_size
 from graph_passes.finding.sharing import own_parameters
 from graph_passes.finding.weights import constant_weight, float_type, is_weight, width
-from graph_passes.locate import Findings, FoundSite, survey
+from graph_passes.locate import FoundSite, survey
 from graph_passes.pipeline import graph_size
 from graph_passes.replacement_nodes import spare_input
 from graph_passes.types import SublayerRef
@@ -70,12 +70,12 @@ def weigh(
     findings = survey(model)
     sites = [site for site in findings.sites if site.obstacle is None]
     if not sites:
-        raise CostError(
-            f"{name} holds no sublayer that can be cut{_why(findings)}.", code="no-sublayers"
-        )
+        reason = "".join(f": {refusal.reason}" for refusal in findings.refusals[:1])
+        raise CostError(f"{name} holds no sublayer that can be cut{reason}.", code="no-sublayers")
     whole = graph_size(model)
     owned = {value.name for site in sites for value in site.caches}
-    rest = [v for v in model.graph.inputs if v.name not in owned and _is_cache(v)]
+    others = (value for value in model.graph.inputs if value.name not in owned)
+    rest = [value for value in others if CACHE_INPUT.fullmatch(value.name or "")]
     dtype, hidden = _stream_form(sites)
     return GraphSizes(
         sublayers=dict(_sized(site, windows) for site in sites),
@@ -87,11 +87,6 @@ def weigh(
         longest=longest,
         name=name,
     )
-
-
-def _why(findings: Findings) -> str:
-    reasons = [refusal.reason for refusal in findings.refusals]
-    return f": {reasons[0]}" if reasons else ""
 
 
 def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[SublayerRef, SublayerSize]:
@@ -122,10 +117,6 @@ def _weight_bytes(dying: Set[ir.Node]) -> int:
     own = (v for v in read if is_weight(v) and all(user in dying for user in v.consumers()))
     tensors = [value.const_value for value in own]
     return sum(t.nbytes for t in [*tensors, *_constants(dying)] if t is not None)
-
-
-def _is_cache(value: ir.Value) -> bool:
-    return CACHE_INPUT.fullmatch(value.name or "") is not None
 
 
 def _cache_size(value: ir.Value, windows: Mapping[str, int]) -> CacheSize:
@@ -161,7 +152,8 @@ def signature_of(site: FoundSite) -> str:
     """
     weights = sorted(_matrices(site).values())
     work = sorted(filter(None, map(_product, site.dying)))
-    caches = [_numbers(value) for value in site.caches]
+    # The sizes that are no names, which may be a layer's own.
+    caches = [[d for d in cache.shape or () if isinstance(d, int)] for cache in site.caches]
     result = repr((site.kind, weights, work, caches))
     return sha256_bytes(result.encode())[:_LETTERS]
 
@@ -175,11 +167,6 @@ def _matrices(site: FoundSite) -> dict[ir.Value, tuple[str, str, str]]:
         if value is not None and is_weight(value) and value.const_value is not None
         if len(value.const_value.shape) > 1
     }
-
-
-def _numbers(cache: ir.Value) -> list[int]:
-    """The sizes that are no names, which may be a layer's own."""
-    return [dim for dim in cache.shape or () if isinstance(dim, int)]
 
 
 def _product(node: ir.Node) -> str:
