@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,11 +126,12 @@ def _paired(folder: ModelFolder, text: TextSource, tokens: int) -> CalibrationTe
     assert folder.tokenizer is not None
     longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
     drawn = drawn_pairs(text, text.units(longest))
-    packed = pack_pairs(tokenizer_in(folder.tokenizer), drawn, longest=longest, tokens=tokens)
+    tokenizer = tokenizer_in(folder.tokenizer)
+    packed = pack_pairs(tokenizer, text, drawn, longest=longest, tokens=tokens)
     padding = folder.config.get("pad_token_id")
     if isinstance(padding, int):
-        packed = packed._replace(ids=np.where(packed.mask, packed.ids, padding))
-    return packed.text(text)
+        packed = replace(packed, input_ids=np.where(packed.mask, packed.input_ids, padding))
+    return packed
 
 
 def _single_texts(

@@ -221,16 +221,17 @@ def _padded_samples(
         if by_pairs:
             _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
             drawn = drawn_pairs(texts, units)
-            made = pack_pairs(tokenizer, drawn, longest=longest, tokens=tokens)
+            made = pack_pairs(tokenizer, texts, drawn, longest=longest, tokens=tokens)
         else:
             _inner_length(longest, sum(map(len, tokenizer.ends)))
-            made = pack_passages(tokenizer, drawn_paragraphs(units), longest=longest, tokens=tokens)
-    if not len(made.ids) and any(units.parts):
+            parts = drawn_paragraphs(units)
+            made = pack_passages(tokenizer, texts, parts, longest=longest, tokens=tokens)
+    if not len(made.input_ids) and any(units.parts):
         raise CalibrationError(
             f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
         )
-    check_text(loaded, made.ids, made.mask)
-    return made.text(texts)
+    check_text(loaded, made.input_ids, made.mask)
+    return made
 
 
 def _inner_length(length: int, ends: int) -> int:

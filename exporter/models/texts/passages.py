@@ -24,27 +24,6 @@ _SENTENCE = re.compile(r"(.{20,200}?[.!?])\s+(?=\S)")
 _SHORTEST = 40  # characters of the rest of a passage
 
 
-class Passages(NamedTuple):
-    """Padded samples."""
-
-    ids: NDArray[np.int64]  # `[samples, tokens]`
-    mask: NDArray[np.bool_]  # `[samples, tokens]`; False marks padding
-    types: NDArray[np.int64] | None  # `[samples, tokens]`, of which text of a pair each token is
-    documents: NDArray[np.int64]  # `[samples]`, of which unit each is
-
-    def text(self, texts: TextSource) -> CalibrationText:
-        """The same with what a report says of their text."""
-        return CalibrationText.padded(
-            self.ids,
-            self.mask,
-            texts.source,
-            texts.sha256,
-            self.types,
-            self.documents,
-            texts.content.written(),
-        )
-
-
 def paragraphs(texts: TextSource) -> list[str]:
     """The paragraphs of all documents, each once; those without text are left out, and headings.
 
@@ -144,35 +123,40 @@ def cut_to(tokenizer: TextTokenizer, text: str, longest: int) -> list[int]:
 
 def pack_passages(
     tokenizer: TextTokenizer,
+    texts: TextSource,
     drawn: Iterable[tuple[int, str]],
     *,
     longest: int,
     tokens: int,
-) -> Passages:
+) -> CalibrationText:
     """Paragraphs in the order given, each with the tokens that the tokenizer adds to a text."""
     rows = (
         (unit, ids, None)
         for unit, paragraph in drawn
         for ids in _pieces(tokenizer, paragraph, longest)
     )
-    return _first_rows(rows, tokens, longest)
+    return _first_rows(texts, rows, tokens, longest)
 
 
 def pack_pairs(
     tokenizer: TextTokenizer,
+    texts: TextSource,
     drawn: Iterable[tuple[int, TextPair]],
     *,
     longest: int,
     tokens: int,
-) -> Passages:
+) -> CalibrationText:
     """Pairs in the order given, each as one text with the tokens that the tokenizer adds."""
     rows = ((unit, *tokenizer.pair(*pair, longest)) for unit, pair in drawn)
-    return _first_rows(rows, tokens, longest)
+    return _first_rows(texts, rows, tokens, longest)
 
 
 def _first_rows(
-    rows: Iterable[tuple[int, Sequence[int], Sequence[int] | None]], tokens: int, longest: int
-) -> Passages:
+    texts: TextSource,
+    rows: Iterable[tuple[int, Sequence[int], Sequence[int] | None]],
+    tokens: int,
+    longest: int,
+) -> CalibrationText:
     """The first of some samples, as many as have the wanted tokens, or all there are."""
     kept = []
     count = 0
@@ -184,8 +168,9 @@ def _first_rows(
     ids, mask = _padded([row for _, row, _ in kept], longest)
     types = [types for _, _, types in kept if types is not None]
     documents = np.array([unit for unit, _, _ in kept], np.int64)
-    result = types and len(types) == len(kept)
-    return Passages(ids, mask, _padded(types, longest)[0] if result else None, documents)
+    typed = _padded(types, longest)[0] if types and len(types) == len(kept) else None
+    content = texts.content.written()
+    return CalibrationText.padded(ids, mask, texts.source, texts.sha256, typed, documents, content)
 
 
 def _padded(

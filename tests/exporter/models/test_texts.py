@@ -25,7 +25,6 @@ from exporter.models.texts.calibration import (
 )
 from exporter.models.texts.documents import Content, Units
 from exporter.models.texts.passages import (
-    Passages,
     drawn_pairs,
     drawn_paragraphs,
     pack_pairs,
@@ -324,9 +323,9 @@ def _encode(text: str, special: bool) -> list[int]:
 TOKENIZER = TextTokenizer(_encode)
 
 
-def _packed(*documents: str, longest: int, tokens: int) -> Passages:
+def _packed(*documents: str, longest: int, tokens: int) -> CalibrationText:
     drawn = drawn_paragraphs(Units.of(documents, longest))
-    return pack_passages(TOKENIZER, drawn, longest=longest, tokens=tokens)
+    return pack_passages(TOKENIZER, _source(*documents), drawn, longest=longest, tokens=tokens)
 
 
 def test_short_lines_are_paragraphs_where_there_are_no_others() -> None:
@@ -348,11 +347,12 @@ def test_short_lines_are_paragraphs_where_there_are_no_others() -> None:
 def test_each_paragraph_is_a_padded_sample_with_the_tokenizers_ends(
     text: str, longest: int, tokens: int, rows: list[list[int]]
 ) -> None:
-    ids, mask, types, documents = _packed(text, longest=longest, tokens=tokens)
+    packed = _packed(text, longest=longest, tokens=tokens)
+    ids, mask = packed.input_ids, packed.mask
     assert [row[own].tolist() for row, own in zip(ids, mask, strict=True)] == rows
     assert ids.shape == mask.shape == (len(rows), longest)
-    assert (ids.dtype, types) == (np.int64, None)
-    assert documents.tolist() == [0] * len(rows)
+    assert (ids.dtype, packed.types) == (np.int64, None)
+    assert packed.documents.tolist() == [0] * len(rows)
 
 
 def test_paragraphs_are_of_the_units_that_they_are_told_of() -> None:
@@ -508,12 +508,14 @@ def test_packed_pairs_tell_which_text_a_token_is_of(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     write_bert_tokenizer(tmp_path)
     first, second = " ".join(WORDS[:2]), " ".join(WORDS[2:10])
-    ids, mask, types, _ = pack_pairs(
+    packed = pack_pairs(
         tokenizer_in(tmp_path / "tokenizer.json"),
+        _source(first),
         enumerate([(first, second), (first, first), (first, first)]),
         longest=8,
         tokens=9,
     )
+    ids, mask, types = packed.input_ids, packed.mask, packed.types
     assert types is not None
     assert ids[0].tolist() == [21, 1, 2, 22, 3, 4, 5, 22]  # the longer text has lost its end
     assert ids[1][mask[1]].tolist() == [21, 1, 2, 22, 1, 2, 22]
