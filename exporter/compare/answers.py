@@ -74,18 +74,16 @@ class Answers(ABC):
     has_perplexity: ClassVar[bool] = False  # which a text of another domain is for
     unit: ClassVar[str] = "texts"
 
-    def __init__(self, source: str, sha256: str, samples: int, documents: Clusters = None) -> None:
+    def __init__(
+        self, words: str, source: str, sha256: str, samples: int, documents: Clusters = None
+    ) -> None:
+        self.words = f"{words} {source}"  # what of how much is compared
         self.source, self.sha256, self.samples, self.documents = source, sha256, samples, documents
 
     @classmethod
     @abstractmethod
     def of(cls, comparison: Comparison, texts: TextSource) -> Self | None:
         """The samples that arms are judged on; None where they don't answer so."""
-
-    @property
-    @abstractmethod
-    def words(self) -> str:
-        """What of how much is compared."""
 
     @abstractmethod
     def answer(self, name: str, runner: Any, sample: int) -> Array:
@@ -149,8 +147,8 @@ def _alike(answers: dict[str, Array]) -> dict[str, Array]:
 class Distributed(Answers):
     """Answers that are distributions: logits ``[rows, classes or tokens]``."""
 
-    def __init__(self, source: str, sha256: str, samples: int, documents: Clusters = None) -> None:
-        super().__init__(source, sha256, samples, documents)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._sums: dict[Pair, Floats] = {}
 
     def targets(self, sample: int) -> NDArray[np.int64]:
@@ -191,7 +189,8 @@ class Tokens(Distributed):
     unit = "samples"
 
     def __init__(self, drawn: EvaluationTokens, *, causal: bool) -> None:
-        super().__init__(drawn.source, drawn.sha256, len(drawn.ids), drawn.documents)
+        words = f"{sum(map(len, drawn.ids))} tokens of"
+        super().__init__(words, drawn.source, drawn.sha256, len(drawn.ids), drawn.documents)
         self.drawn, self._causal = drawn, causal and drawn.is_text
 
     @classmethod
@@ -217,11 +216,6 @@ class Tokens(Distributed):
         check_tokens(drawn.largest, vocabulary)
         causal = has_cache(whole.runner.inputs) or whole.folder.predicts_next_token
         return cls(drawn, causal=causal)
-
-    @property
-    def words(self) -> str:
-        """What of how much is compared."""
-        return f"on {self.source}, {sum(map(len, self.drawn.ids))} tokens"
 
     def answer(self, name: str, runner: Any, sample: int) -> Array:
         """Logits, ``[tokens, vocabulary]``."""
@@ -274,7 +268,8 @@ class Classes(Distributed):
         documents, texts = drawn.documents, len(drawn.ids)
         if orders:
             documents, texts = None if documents is None else documents[::2], -(-texts // 2)
-        super().__init__(drawn.source, drawn.sha256, texts, documents)
+        words = f"classes of {len(drawn.ids)} {'texts' if drawn.types is None else 'pairs'} from"
+        super().__init__(words, drawn.source, drawn.sha256, texts, documents)
         self._drawn, self._separate, self._orders = drawn, separate, orders
         self._width = 0
 
@@ -290,12 +285,6 @@ class Classes(Distributed):
         drawn = _passages(comparison, texts, most, paired=classes is not None and bool(paired))
         separate = classes is not None and problem == MULTI_LABEL
         return cls(drawn, separate=separate, orders=classes == 1)
-
-    @property
-    def words(self) -> str:
-        """What of how much is compared."""
-        what = "texts" if self._drawn.types is None else "pairs of texts"
-        return f"classes of {len(self._drawn.ids)} {what} from {self.source}"
 
     def answer(self, name: str, runner: Any, sample: int) -> Floats:
         """Log-probabilities, ``[rows, classes]``: one row, or one for each token."""
@@ -334,7 +323,10 @@ class Pictures(Distributed):
 
     def __init__(self, images: Images, folder: ModelFolder) -> None:
         samples = IMAGES if images.is_random else len(images.pictures)
-        super().__init__(images.source, images.content_sha256, samples)
+        words = f"classes of {samples:,} images from"
+        if samples < images.there:
+            words = f"classes of the first {samples:,} of {images.there:,} images, of all classes,"
+        super().__init__(words, images.source, images.content_sha256, samples)
         self._images, self._config = images, folder.config
         self._right = class_numbers(images.pictures, folder.config) if images.has_labels else None
         home = folder.onnx if folder.onnx.is_dir() else folder.onnx.parent
@@ -354,15 +346,6 @@ class Pictures(Distributed):
                 code="no-image-config",
             )
         return cls(texts, folder) if isinstance(texts, Images) else None
-
-    @property
-    def words(self) -> str:
-        """What of how much is compared."""
-        images, words = self._images, f"classes of {self.samples:,} images from {self.source}"
-        if images.is_random:
-            return f"{words}, since --eval-text names no images"
-        few = self.samples < images.there
-        return f"{words}, the first of {images.there:,}, of all classes" if few else words
 
     def answer(self, name: str, runner: Any, sample: int) -> Floats:
         """Log-probabilities, ``[rows, classes]``."""
@@ -463,7 +446,8 @@ class Embeddings(Answers):
                 "Name a longer text with --eval-text.",
                 code="too-few-texts",
             )
-        super().__init__(drawn.source, drawn.sha256, len(drawn.ids), drawn.documents)
+        words, texts = f"embeddings of {len(drawn.ids)} texts from", len(drawn.ids)
+        super().__init__(words, drawn.source, drawn.sha256, texts, drawn.documents)
         self._drawn, self._pooling = drawn, pooling
         self._vectors: dict[str, list[Floats]] = {}
 
@@ -477,11 +461,6 @@ class Embeddings(Answers):
         if why := why_not_whole(home):
             comparison.progress.say(f"embeddings: by {' and '.join(pooling.modes)} alone; {why}")
         return cls(_passages(comparison, texts, _EMBEDDED_TEXTS), pooling)
-
-    @property
-    def words(self) -> str:
-        """What of how much is compared."""
-        return f"embeddings of {self.samples} texts from {self.source}"
 
     def answer(self, name: str, runner: Any, sample: int) -> Floats:
         """A vector of length 1, ``[size]``."""

@@ -83,7 +83,9 @@ class Sequences(Distributed):
 
     def __init__(self, pairs: JudgedPairs, text: CalibrationText) -> None:
         self._pairs, self._text, self._reader = pairs.asked, text, pairs.reader
-        super().__init__(pairs.asked.source, pairs.asked.content_sha256, len(text.input_ids))
+        asked, samples = pairs.asked, len(text.input_ids)
+        words = f"answers to {samples:,} sources of"
+        super().__init__(words, asked.source, asked.content_sha256, samples)
         self._said: dict[str, list[list[int]]] = {}
 
     @classmethod
@@ -117,11 +119,6 @@ class Sequences(Distributed):
         if not asked.has_targets:
             text = text.rows(slice(0, within(text.mask.sum(axis=1), tokens)))
         return cls(texts, text)
-
-    @property
-    def words(self) -> str:
-        """What of how much is compared."""
-        return f"answers to {self.samples:,} sources of {self.source}"
 
     def answer(self, name: str, runner: Any, sample: int) -> Array:
         """Logits behind the prompt, ``[tokens, vocabulary]``; what it generates is kept."""

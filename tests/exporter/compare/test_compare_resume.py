@@ -245,13 +245,11 @@ def test_the_machine_is_looked_at_between_chunks(arms: tuple[Path, Path]) -> Non
     seconds = [state.seconds for state in environment.states]
     assert seconds == sorted(seconds)
     assert environment.affinity
-    earlier = json.loads(report.to_json())  # what earlier versions told of it is passed over
-    earlier["environment"] |= {"thread_probe": None, "pinning": None}
-    earlier["environment"]["states"][0] |= {"pressure_share": 0.1, "on_battery": False}
-    assert ComparisonReport.model_validate(earlier) == report
-    earlier["environment"]["other"] = 1
+    other = json.loads(report.to_json())
+    assert ComparisonReport.model_validate(other) == report
+    other["environment"]["other"] = 1
     with pytest.raises(ValidationError):
-        ComparisonReport.model_validate(earlier)
+        ComparisonReport.model_validate(other)
 
 
 def test_threads_are_the_cores_unless_a_number_is_asked_for(

@@ -134,7 +134,7 @@ class Tags(Task[TagDamage]):
 
 class TaggedWords(Distributed):
     def __init__(self, drawn: EvaluationTokens) -> None:
-        super().__init__(drawn.source, drawn.sha256, len(drawn.ids), drawn.documents)
+        super().__init__("tags of", drawn.source, drawn.sha256, len(drawn.ids), drawn.documents)
         self._drawn = drawn
 
     @classmethod
@@ -143,10 +143,6 @@ class TaggedWords(Distributed):
         if not classes[0].endswith("ForTokenClassification") or comparison.tokenizer is None:
             return None
         return cls(tokenize_passages(texts, comparison.tokenizer, most=64, longest=32))
-
-    @property
-    def words(self) -> str:
-        return f"tags of {self.samples} texts from {self.source}"
 
     def answer(self, name: str, runner: Any, sample: int) -> Any:
         return class_rows(runner, self._drawn.ids[sample], f"The {name}'s logits")
