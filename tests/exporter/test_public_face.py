@@ -56,6 +56,7 @@ def test_importing_it_imports_no_library_and_knows_every_name() -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("exports_once")
 def test_the_page_runs_from_a_model_to_a_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

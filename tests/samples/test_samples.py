@@ -128,6 +128,7 @@ def test_an_encoder_from_optimum(tmp_path: Path) -> None:
 
 @pytest.mark.torch
 @pytest.mark.long
+@pytest.mark.usefixtures("exports_once")
 def test_a_plan_for_a_speedup_is_made_and_carried_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
