@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
-from exporter.export.onnx_output import pooling_for
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel, check_dtype
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
@@ -80,7 +80,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
         refuse_reserved_replacements(LoadedPlan.read(path).plan, path)
     if request.engines is not None:
         _refuse_engines(request.engines)
-    if not _reads_pairs(request):
+    if not _reads(encoder_decoder_config, request):
         _refuse_deciding_text(request)
     refuse_missing_tasks(request.compare.quality)
     questions(request.compare.quality.prompts)
@@ -96,7 +96,7 @@ def _refuse_engines(wanted: EngineRequest) -> None:
 
 def _refuse_deciding_text(request: ExportRequest) -> None:
     """Refuses to judge on a text that scores, replacements, weights or the plan rest on."""
-    images = _reads_images(request)
+    images = _reads(classifies_images, request)
     named = dict.fromkeys(request.score.calibration, "what importance would be measured on")
     heal, quantize, given = request.heal, request.quantize, request.drops.plan
     if heal is not None:
@@ -112,19 +112,11 @@ def _refuse_deciding_text(request: ExportRequest) -> None:
     evaluation_texts(request.compare, {**decided, **known}, images=images)
 
 
-def _reads_pairs(request: ExportRequest) -> bool:
-    """Whether the model reads recordings, or pairs of texts, as encoder-decoders do."""
+def _reads(what: Callable[..., object], request: ExportRequest) -> bool:
+    """Whether the model reads something, such as pairs; a broken one is told where it is opened."""
     try:
-        return encoder_decoder_config(request.source, **request.load.reading) is not None
-    except DepthcutError:  # told where the model is opened
-        return False
-
-
-def _reads_images(request: ExportRequest) -> bool:
-    """Whether the model classifies images."""
-    try:
-        return classifies_images(request.source, **request.load.reading)
-    except DepthcutError:  # told where the model is opened
+        return bool(what(request.source, **request.load.reading))
+    except DepthcutError:
         return False
 
 
@@ -145,12 +137,6 @@ def refuse_foreign_goals(run: Run) -> None:
     budget = run.request.drops.budget
     if budget is not None:
         budget.floors.of_task(task_of(run.choosing.model))
-
-
-def refuse_unpooled(run: Run) -> None:
-    """Refuses to pool what doesn't say how, before it is scored and exported."""
-    if run.request.pooling and not run.ledger.has("export"):
-        pooling_for(run.choosing)
 
 
 def refuse_lost_caches(run: Run) -> None:
@@ -273,33 +259,26 @@ def refuse_unstreamable(request: ExportRequest) -> None:
             )
 
 
-def refuse_large_comparison(run: Run) -> None:
-    """Refuses before hours of work what would fail after them: running both models at once."""
-    if not (run.request.stream and run.request.compared):
+def refuse_too_large(run: Run) -> None:
+    """Refuses before hours of work what would fail after them for want of memory."""
+    request = run.request
+    if not request.stream:
         return
-    needed = int(2 * _SESSION_SPARE * hollow(run.loaded).weights.nbytes())
-    free = available_bytes()
-    if free is not None and needed > free:
-        raise UsageError(
-            f"Comparing both models would take about {needed / 1e9:.3g} GB of memory, and "
-            f"{free / 1e9:.3g} GB are free.",
-            "Leave it out with --no-measure, and compare where there is memory: depthcut compare.",
-            code="too-little-memory",
-        )
-
-
-def refuse_wide_check(run: Run) -> None:
-    """Refuses before hours of work bfloat16 that can't be checked after them."""
-    if not (run.request.stream and run.request.load.dtype == "bfloat16"):
-        return
-    needed, free = 2 * hollow(run.loaded).weights.nbytes(), available_bytes()
-    if free is not None and needed > free:
-        raise UsageError(
-            "ONNX Runtime has no bfloat16 on the CPU, so the check of the candidate holds its "
-            f"weights in float32: {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are "
-            "free.",
-            "Say --dtype float16 or float32, whose weights stay on the disk.",
-        )
+    weights, free = hollow(run.loaded).weights.nbytes(), available_bytes()
+    for wanted, what, needed, hint in (
+        (request.compared, "Running both models at once", int(2 * _SESSION_SPARE * weights),
+         "Leave it out with --no-measure, and compare where there is memory: depthcut compare."),
+        (request.load.dtype == "bfloat16", "Checking a candidate in bfloat16, which ONNX Runtime "
+         "runs in float32,", 2 * weights,
+         "Say --dtype float16 or float32, whose weights stay on the disk."),
+    ):  # fmt: skip
+        if wanted and free is not None and needed > free:
+            raise UsageError(
+                f"{what} would take about {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB "
+                "are free.",
+                hint,
+                code="too-little-memory",
+            )
 
 
 def hollow(loaded: LoadedModel) -> MetaModel:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from exporter.artifacts import ComparisonReport, PruneReport
 from exporter.artifacts.store import locked
+from exporter.export.onnx_output import pooling_for
 from exporter.heal.options import HealOptions
 from exporter.pipeline import encoder_decoder, planning, stages
 from exporter.pipeline import run as keys
@@ -20,10 +21,8 @@ from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_foreign_goals,
     refuse_foreign_results,
-    refuse_large_comparison,
-    refuse_unpooled,
+    refuse_too_large,
     refuse_useless,
-    refuse_wide_check,
 )
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
@@ -87,7 +86,8 @@ def _walk(request: ExportRequest, progress: Progress) -> None:
     with locked(request.out):
         run = _started(request, progress)
         checkpoint.refuse_early(run)
-        refuse_unpooled(run)
+        if run.request.pooling and not run.ledger.has("export"):
+            pooling_for(run.choosing)  # or it isn't told how before it is scored and exported
         _score(run)
         _plan_and_export(run)
         _stage(run, "prune", keys.prune_key(run), _of_kind(run).prune)
@@ -115,8 +115,7 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
         run = Run(encoder_decoder.settled(request, progress), progress)
         encoder_decoder.refuse_other_pairs(run)
     refuse_foreign_results(run)
-    refuse_large_comparison(run)
-    refuse_wide_check(run)
+    refuse_too_large(run)
     return run
 
 

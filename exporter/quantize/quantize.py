@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,29 +70,6 @@ def refuse_quantised(model: ir.Model, source: Path) -> None:
                 hint,
                 code="already-quantized",
             )
-
-
-def refuse_nothing_to_do(found: Products, source: Path) -> None:
-    """Refuses a graph in which no product has a weight of its own."""
-    if found.products:
-        return
-    first = next((f": {name}: {why}" for name, why in found.in_float.items()), "")
-    raise QuantizationError(
-        f"There is nothing to quantise in {source}: no product has a weight that can be{first}.",
-        code="nothing-to-quantize",
-    )
-
-
-def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
-    """Refuses weights of types beside which ONNX Runtime has no kernels for a scheme."""
-    possible = _BESIDE.get(settings.scheme, ("FLOAT", "FLOAT16"))
-    wrong = next((kind.name for kind in kinds if kind.name not in possible), None)
-    if wrong is not None:
-        raise QuantizationError(
-            f"{settings.scheme} takes weights in {' or '.join(possible)}, not in {wrong}.",
-            "Export the model in float32.",
-            code="wrong-dtype",
-        )
 
 
 @dataclass(frozen=True)
@@ -219,14 +195,28 @@ class _Quantisation:
     def refuse(self, output: Path) -> None:
         """All that can be refused before any work."""
         refuse_quantised(self.model, self.source)
-        refuse_nothing_to_do(self.found, self.source)
+        if not self.found.products:
+            first = next((f": {n}: {why}" for n, why in self.found.in_float.items()), "")
+            raise QuantizationError(
+                f"There is nothing to quantise in {self.source}: no product has a weight that can "
+                f"be{first}.",
+                code="nothing-to-quantize",
+            )
         texts = map(Path, self.settings.calibration)
         files = [self.settings.gguf] if self.settings.gguf else []
         read = [self.source, *storage.data_files(self.model), *texts, *files]
         refuse_overwriting(output, read, ONNX)
         storage.refuse_collision(self.model, output, "compact")
         tensors = (product.weight.const_value for product in self.found.products)
-        refuse_unrunnable(self.settings, {t.dtype for t in tensors if t is not None})
+        kinds = {tensor.dtype.name for tensor in tensors if tensor is not None}
+        possible = _BESIDE.get(self.settings.scheme, ("FLOAT", "FLOAT16"))
+        if wrong := kinds.difference(possible):  # beside these ONNX Runtime has no kernels
+            raise QuantizationError(
+                f"{self.settings.scheme} takes weights in {' or '.join(possible)}, not in "
+                f"{min(wrong)}.",
+                "Export the model in float32.",
+                code="wrong-dtype",
+            )
 
     def tokens(self) -> CalibrationText | None:
         """The calibration text; None where nothing looks at one."""

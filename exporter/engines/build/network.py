@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -136,33 +136,31 @@ def _set_targets(module: Any, config: Any, settings: BuildSettings) -> None:
     names = settings.compute_capabilities
     if not names:
         return
-    refuse_unknown_targets(module, names)
-    known = module.ComputeCapability.__members__
     config.num_compute_capabilities = len(names)
-    wrong = [
-        name
-        for place, name in enumerate(names)
-        if not config.set_compute_capability(known[name.upper()], place)
-    ]
-    if wrong:
-        raise _unknown_targets(module, wrong)
+    refuse_unknown_targets(module, names, config.set_compute_capability)
 
 
-def refuse_unknown_targets(module: ModuleType, names: Sequence[str]) -> None:
+def refuse_unknown_targets(
+    module: ModuleType,
+    names: Sequence[str],
+    takes: Callable[[Any, int], bool] = lambda *_: True,  # what sets a card at a place
+) -> None:
     """Refuses cards that a library doesn't build for."""
     if not names:  # only one of the libraries has these classes
         return
-    known = set(module.ComputeCapability.__members__) - _NO_CARD
-    wrong = [name for name in names if name.upper() not in known]
+    cards = {
+        name.lower(): card
+        for name, card in module.ComputeCapability.__members__.items()
+        if name not in _NO_CARD
+    }
+    wrong = [
+        name
+        for place, name in enumerate(names)
+        if name.lower() not in cards or not takes(cards[name.lower()], place)
+    ]
     if wrong:
-        raise _unknown_targets(module, wrong)
-
-
-def _unknown_targets(module: ModuleType, wrong: Sequence[str]) -> EngineError:
-    known = set(module.ComputeCapability.__members__) - _NO_CARD
-    cards = sorted((name.lower() for name in known), key=lambda name: (len(name), name))
-    return EngineError(
-        f"{module.__name__} {module.__version__} does not build for {', '.join(wrong)}.",
-        f"It knows {', '.join(cards)}.",
-        code="other-card",
-    )
+        raise EngineError(
+            f"{module.__name__} {module.__version__} does not build for {', '.join(wrong)}.",
+            f"It knows {', '.join(sorted(cards, key=lambda name: (len(name), name)))}.",
+            code="other-card",
+        )
