@@ -269,13 +269,13 @@ def filled_in_turn(meta: MetaModel, prefixes: Sequence[str]) -> Generator[int]:
         try:
             for number, prefix in enumerate(prefixes):
                 # Popped: a future that is kept keeps the tensors, too.
-                meta.materialise(prefix, coming.pop().result())
+                meta.weights.materialise(prefix, coming.pop().result())
                 if number + 1 < len(prefixes):
                     coming.append(pool.submit(meta.weights.fetch, prefixes[number + 1], stop))
                 try:
                     yield number
                 finally:
-                    meta.release(prefix)
+                    meta.weights.release(prefix)
         finally:
             stop.set()  # the pool waits for what it reads, and that may be a gigabyte
 

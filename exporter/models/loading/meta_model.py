@@ -44,22 +44,14 @@ class MetaModel(LoadedModel):
         """Where the weights come from."""
         return self.weights.shards
 
-    def materialise(self, prefix: str = "", fetched: Fetched | None = None) -> None:
-        """Fills one module's parameters: :meth:`ShardedWeights.materialise`."""
-        self.weights.materialise(prefix, fetched)
-
-    def release(self, prefix: str = "") -> None:
-        """Empties it again: :meth:`ShardedWeights.release`."""
-        self.weights.release(prefix)
-
     @contextlib.contextmanager
     def held(self, prefix: str = "", fetched: Fetched | None = None) -> Iterator[None]:
         """Fills one module's parameters while the block runs."""
-        self.materialise(prefix, fetched)
+        self.weights.materialise(prefix, fetched)
         try:
             yield
         finally:
-            self.release(prefix)
+            self.weights.release(prefix)
 
 
 def load_meta(
@@ -360,13 +352,13 @@ def _hooks(meta: MetaModel, name: str, module: torch.nn.Module) -> list[Any]:
     wanted = {own: p.dtype for own, p in module._parameters.items() if p is not None}
 
     def fill(*_: Any) -> None:
-        meta.materialise(name)
+        meta.weights.materialise(name)
         for own, parameter in module._parameters.items():
             if parameter is not None:
                 parameter.data = parameter.data.to(wanted[own])
 
     def empty(*_: Any) -> None:
-        meta.release(name)
+        meta.weights.release(name)
 
     return [
         module.register_forward_pre_hook(fill),

@@ -53,10 +53,10 @@ def test_filled_it_is_the_loaded_model(tmp_path: Path, family: str) -> None:
         assert buffers[name].dtype == buffer.dtype
         assert torch.equal(buffers[name], buffer), name
     before = meta.shards.bytes_read
-    meta.materialise()
+    meta.weights.materialise()
     assert meta.shards.bytes_read - before == sum(p.nbytes for p in whole.model.parameters())
     _expect_same(whole.model, meta)
-    meta.release()
+    meta.weights.release()
     assert all(parameter.is_meta for parameter in meta.model.parameters())
 
 
@@ -97,7 +97,7 @@ def test_a_module_that_fills_in_part_is_emptied(
     llama: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     meta, kept = load_meta(str(llama)), "model.layers.0.mlp.up_proj"
-    meta.materialise(kept)
+    meta.weights.materialise(kept)
     done = getattr(ShardedWeights, step)
 
     def interrupted(self: ShardedWeights, *args: Any) -> None:
@@ -106,11 +106,11 @@ def test_a_module_that_fills_in_part_is_emptied(
 
     monkeypatch.setattr(ShardedWeights, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        meta.materialise("model.layers.0")
+        meta.weights.materialise("model.layers.0")
     monkeypatch.setattr(ShardedWeights, step, done)
     filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
     assert filled == [f"{kept}.weight"]
-    meta.release(kept)
+    meta.weights.release(kept)
     with meta.held("model.layers.0"):
         pass
     assert all(parameter.is_meta for parameter in meta.model.parameters())
@@ -132,13 +132,13 @@ def test_what_a_shared_module_lost_since_the_fetch_is_read(llama: Path) -> None:
 def test_a_tie_is_read_once_and_stays_while_one_side_is_filled(tmp_path: Path) -> None:
     meta = load_meta(str(saved(tmp_path, "llama", tie_word_embeddings=True)))
     embedding, head = meta.model.get_input_embeddings(), meta.model.get_output_embeddings()
-    meta.materialise("model.embed_tokens")
+    meta.weights.materialise("model.embed_tokens")
     read = meta.shards.bytes_read
     with meta.held("lm_head"):
         assert head.weight is embedding.weight
         assert meta.shards.bytes_read == read == embedding.weight.nbytes
     assert not embedding.weight.is_meta
-    meta.release("model.embed_tokens")
+    meta.weights.release("model.embed_tokens")
     assert embedding.weight.is_meta
     assert head.weight is embedding.weight
     with meta.held("lm_head"):
@@ -157,7 +157,7 @@ def test_a_tie_that_the_shards_hold_twice(tmp_path: Path, same: bool) -> None:
     head = weights["model.embed_tokens.weight"].clone()
     save_file(weights | {"lm_head.weight": head if same else head + 1}, path)
     whole, meta = load_model(str(tmp_path)), load_meta(str(tmp_path))
-    meta.materialise()
+    meta.weights.materialise()
     _expect_same(whole.model, meta)
     tied = meta.model.lm_head.weight is meta.model.get_input_embeddings().weight
     assert tied == same
@@ -167,7 +167,7 @@ def test_a_tie_that_the_shards_hold_twice(tmp_path: Path, same: bool) -> None:
 def test_other_dtypes(tmp_path: Path, dtype: str) -> None:
     folder = str(saved(tmp_path, "gpt_oss"))  # keeps some modules in float32
     meta = load_meta(folder, dtype=dtype)
-    meta.materialise()
+    meta.weights.materialise()
     _expect_same(load_model(folder, dtype=dtype).model, meta)
 
 

@@ -80,15 +80,15 @@ def test_two_layers_at_most_are_in_memory_and_the_embedding_goes_behind_the_firs
 ) -> None:
     meta = load_meta(llama)
     seen: list[set[str]] = []
-    fill = MetaModel.materialise
+    fill = ShardedWeights.materialise
 
-    def watched(self: MetaModel, prefix: str = "", fetched: Any = None) -> None:
+    def watched(self: ShardedWeights, prefix: str = "", fetched: Any = None) -> None:
         fill(self, prefix, fetched)
         filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
         parts = (*LAYERS, "model.embed_tokens")
         seen.append({part for part in parts if any(name.startswith(part) for name in filled)})
 
-    monkeypatch.setattr(MetaModel, "materialise", watched)
+    monkeypatch.setattr(ShardedWeights, "materialise", watched)
     score_on(meta, random_text(), metrics=["cosine"])
     inside = [item for item in seen if item & {*LAYERS}]
     assert [item & {*LAYERS} for item in inside] == [{name} for name in LAYERS]
