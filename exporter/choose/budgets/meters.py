@@ -128,7 +128,8 @@ class RememberingMeter(Generic[D]):
         if self._store is None or key in self._known:
             return
         result = self._store.find(_name(cut))
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
+        # What is kept may be of another kind, or not ours.
+        with contextlib.suppress(ValueError, TypeError, AttributeError, StopIteration):
             self._known[key] = cast("D", damage_of_numbers(result))
 
 
