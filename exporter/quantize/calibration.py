@@ -35,7 +35,13 @@ from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
-from exporter.quantize.products import Product, Products, Quantised, refuse_not_finite
+from exporter.quantize.products import (
+    Product,
+    Products,
+    Quantised,
+    find_products,
+    refuse_not_finite,
+)
 from graph_passes.files.storage import load_model, write_files
 
 if TYPE_CHECKING:
@@ -179,6 +185,7 @@ def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str
 _MODULE = "onnxruntime.quantization"
 _FLOAT, _INT8 = "float.onnx", "int8.onnx"
 _WARNINGS, _ERRORS = 2, 3  # what ONNX Runtime logs by itself, and what it logs meanwhile
+_LEFT_OUT = "the quantiser left it out"
 _TIED = "it reads the embedding's table through a Transpose"
 
 
@@ -210,17 +217,19 @@ def quantise_activations(
         ) from error
     result = load_model(stage / _INT8)
     result.metadata_props.update(model.metadata_props)
-    done = Quantised.of_result(
-        found, result, 8, lambda p: _TIED if _is_turned(p) else "the quantiser left it out"
-    )
-    if not done.bits[8]:
-        name, why = next(iter(done.in_float.items()))
+    left = find_products(result)
+    in_float = found.in_float | left.in_float
+    in_float |= {p.name: _TIED if _is_turned(p) else _LEFT_OUT for p in left.products}
+    if len(left.products) == len(found.products):
+        name, why = next(iter(in_float.items()))
         raise QuantizationError(
             f"ONNX Runtime's quantiser left every product in float: {name}: {why}.",
             "Choose another scheme: --quantize int8.",
             code="nothing-to-quantize",
         )
-    return result, done
+    had_head, has_head = (any(p.head for p in products.products) for products in (found, left))
+    bits = {8: len(found.products) - len(left.products)}
+    return result, Quantised(bits, 8 if had_head and not has_head else None, None, in_float)
 
 
 def _dynamic(stage: Path) -> None:

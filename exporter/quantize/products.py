@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -106,18 +105,6 @@ class Quantised:
     in_float: dict[str, str] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
     rounded_anew: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of_result(
-        cls, found: Products, result: ir.Model, bits: int, reason: Callable[[Product], str]
-    ) -> Quantised:
-        """What another quantiser did: products that multiply by a float weight still were left."""
-        left = find_products(result)
-        in_float = found.in_float | left.in_float
-        in_float |= {product.name: reason(product) for product in left.products}
-        had_head, has_head = (any(p.head for p in products.products) for products in (found, left))
-        count = len(found.products) - len(left.products)
-        return cls({bits: count}, bits if had_head and not has_head else None, None, in_float)
 
 
 def find_products(model: ir.Model) -> Products:
