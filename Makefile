@@ -11,12 +11,13 @@ PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 # With it, each process compiles its imports again, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo environments test test-plain test-torch test-optimum test-long test-gpu lint \
+.PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint \
   gpu has-driver dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   cut SmolLM2-135M in two ways, compare in fp32 and int8 (about six minutes; QUICK=1 trains nothing)"
+	@echo "make docs   write the documentation to out/docs, to read and search without a network"
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make test-long  run the tests that take long (minutes; not in make test)"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
@@ -31,6 +32,13 @@ help:
 
 demo: .venv/demo.done
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh samples/01_quickstart/run.sh "$(OUT)"
+
+# Whatever Sphinx warns of is an error, such as a link that leads nowhere. All is made anew, since
+# Sphinx doesn't know which pages have changed.
+docs: .venv-plain/test.done
+	@.venv-plain/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --write-all \
+	  -c exporter/docs/site . out/docs
+	@echo "Open out/docs/index.html."
 
 # The plain tier and most of the engines run where PyTorch is not installed, engines of models that
 # PyTorch exports beside it, optimum's, Triton's and OpenVINO's tiers beside transformers 4.57.
@@ -126,8 +134,8 @@ endef
 
 .venv-plain/test.done: pyproject.toml
 	$(call new_venv,.venv-plain)
-	@echo "Installing depthcut, ONNX Runtime and TensorRT-RTX, without PyTorch ..."
-	@.venv-plain/bin/python $(PIP) -e '.[cpu,rtx,dev]'
+	@echo "Installing depthcut, ONNX Runtime, TensorRT-RTX and Sphinx, without PyTorch ..."
+	@.venv-plain/bin/python $(PIP) -e '.[cpu,rtx,dev,docs]'
 	@touch $@
 
 .venv-gpu/test.done: pyproject.toml
