@@ -24,7 +24,7 @@ from exporter.artifacts import (
 from exporter.artifacts.figures import LIMITED, Figure, Reading
 from exporter.compare.intervals import mean_interval
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.keys import key_of
+from exporter.gate.keys import key_of, refuse_unsound
 from exporter.gate.limits import (
     AGAINST_BASELINE,
     CheckedValue,
@@ -106,11 +106,12 @@ def check(
         ``regressed`` or ``inconclusive``. A figure that is missing is inconclusive.
 
     Raises:
-        RegressionError: The limits are on nothing that the report holds, or it names a shape or a
-            task twice.
+        RegressionError: The limits are on nothing that the report holds, the report names a shape
+            or a task twice, or its numbers contradict each other.
         UsageError: There is neither a limit nor a baseline.
     """
     history = history or History()
+    refuse_unsound(report, name)
     old = None if baseline is None else baseline.report
     sides = _Sides(report, old, limits or Limits(), history.spreads)
     effective = _limits(old, sides.asked)

@@ -1,18 +1,28 @@
-"""What makes two runs comparable."""
+"""What makes two runs comparable, and what a report must hold to be judged at all."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
 
 from exporter.artifacts import (
+    Accuracy,
     Arm,
     ComparisonReport,
     FormRecord,
     KeyDifference,
+    LatencyRow,
     QuantizationRecord,
     RunKey,
 )
+from exporter.artifacts.figures import FIGURES, LIMITED, Reading
+from exporter.compare.timing.statistics import estimate_between
+from exporter.errors import RegressionError
 from exporter.files import sha256_bytes
 
 FIELDS = tuple(RunKey.model_fields)
@@ -135,3 +145,124 @@ def _words(value: object) -> str:
         return " | ".join(value) or "none"
     text = "none" if value is None else str(value)
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
+
+
+_TOLERANCE = 1e-3
+"""Of a figure against what its own samples give: below every limit that anyone sets."""
+_AGAIN = "Measure again with depthcut compare; nothing can be concluded from this report."
+
+
+def refuse_unsound(report: ComparisonReport, name: str) -> None:
+    """Refuses a report that no measurement can have given."""
+    try:
+        for number, row in enumerate(report.latency):
+            _refuse_row(row, f"$.latency[{number}]")
+        _refuse_no_numbers(report)
+        if report.accuracy is not None:
+            _refuse_contradictions(report.accuracy)
+    except RegressionError as error:
+        raise RegressionError(f"{name}: {error.message}", error.hint, code=error.code) from None
+
+
+def _refuse_row(row: LatencyRow, path: str) -> None:
+    for arm, times in (("baseline", row.baseline), ("candidate", row.candidate)):
+        if (count := len(times.samples_ms)) % row.rounds:
+            raise RegressionError(
+                f"{path}.{arm}.samples_ms has {count} times, which are not {row.rounds} equal "
+                "rounds.",
+                _AGAIN,
+                code="unequal-rounds",
+            )
+        sampled = float(np.median(times.samples_ms))
+        _refuse_other(times.median_ms, sampled, f"{path}.{arm}.median_ms", "samples_ms")
+    if row.rounds > 1:
+        try:
+            sampled = math.exp(estimate_between(row, "baseline", "candidate").log_ratio)
+        except ValueError as error:
+            raise RegressionError(f"{path}: {error}.", _AGAIN, code="unequal-rounds") from None
+        _refuse_other(row.speedup.ratio, sampled, f"{path}.speedup.ratio", "samples_ms")
+
+
+def _refuse_contradictions(accuracy: Accuracy) -> None:
+    """Figures that stand twice, or that follow from others."""
+    for path, item, value, source in _told_twice(accuracy):
+        if item is not None and value is not None:
+            _refuse_other(item, value, f"$.accuracy.{path}", source)
+
+
+_ToldTwice = tuple[str, float | None, float | None, str]
+
+
+def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
+    """JSON path, what stands there, what should, and what that follows from."""
+    for figure in FIGURES:
+        for one in figure.readings(accuracy):
+            if figure.of_the_cut and one.interval is not None:
+                yield f"{one.place.interval}.value", one.interval.value, one.value, figure.key
+    for number, task in enumerate(accuracy.tasks):
+        candidate = task.candidate - task.baseline
+        yield f"tasks[{number}].difference.value", task.difference.value, candidate, "both scores"
+    for one in _with_before(accuracy):
+        yield from _rise_told_twice(accuracy, one)
+
+
+def _with_before(accuracy: Accuracy) -> Iterator[Reading]:
+    """The values on the text that both arms have."""
+    figures = (one for one in LIMITED.values() if one.stands_in == "accuracy")
+    return (one for it in figures for one in it.readings(accuracy) if one.before is not None)
+
+
+def _rise_told_twice(accuracy: Accuracy, one: Reading) -> Iterator[_ToldTwice]:
+    assert one.before is not None
+    place, losses = one.place, accuracy.sample_losses
+    if one.interval is not None:
+        # A perplexity above the largest number is infinite; the increase still has its value then.
+        most = math.log(sys.float_info.max) - math.log(one.before)
+        smallest = min(math.log(one.value) - math.log(one.before), most)
+        value = min(one.interval.value, most)
+        yield f"{place.interval}.value", value, smallest, place.value.partition(".")[0]
+    if losses is None or not sum(losses.tokens):
+        return
+    for path, value, arm in (
+        (place.before, one.before, losses.baseline),
+        (place.value, one.value, losses.candidate),
+    ):
+        mean = sum(arm) / sum(losses.tokens)
+        if mean < 700:
+            yield path, value, math.exp(mean), "sample_losses"
+
+
+def _refuse_other(value: float, content: float, path: str, source: str) -> None:
+    if not math.isclose(value, content, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE / 10):
+        raise RegressionError(
+            f"{path} is {value:.6g}, but {source} give {content:.6g}.", _AGAIN, code="contradiction"
+        )
+
+
+def _refuse_no_numbers(report: ComparisonReport) -> None:
+    """NaN is refused; a candidate's infinite perplexity is a result, and a bad one."""
+    accuracy = report.accuracy
+    if accuracy is None:
+        return
+    wrong = next(_not_numbers(accuracy.model_dump(), "$.accuracy"), None)
+    for one in _with_before(accuracy):
+        if wrong is None and not math.isfinite(one.before or 0.0):
+            wrong = f"$.accuracy.{one.place.before}"
+    if wrong is not None:
+        raise RegressionError(f"{wrong} is not a number.", _AGAIN, code="not-a-number")
+
+
+_MAY_BE_NAN = {
+    f"$.accuracy.{place.value}" for one in FIGURES if one.may_be_nan for place in one.places
+}
+
+
+def _not_numbers(value: Any, path: str) -> Iterator[str]:
+    """The JSON paths of all NaN, but those of what is one where all texts are alike."""
+    if isinstance(value, float) and math.isnan(value) and path not in _MAY_BE_NAN:
+        yield path
+    parts = value.items() if isinstance(value, dict) else ()
+    for name, part in parts:
+        yield from _not_numbers(part, f"{path}.{name}")
+    for number, part in enumerate(value if isinstance(value, (list, tuple)) else ()):
+        yield from _not_numbers(part, f"{path}[{number}]")

@@ -26,7 +26,7 @@ from exporter.gate.history import (
     session_spreads,
     updated,
 )
-from exporter.gate.keys import FIELDS, key_of, series
+from exporter.gate.keys import FIELDS, key_of, refuse_unsound, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.option_types import InputFile, OutputPath, one_of
 from exporter.options import Options, argument, dataclass, only_with, option, part
@@ -75,6 +75,7 @@ class CheckRequest(Options):
 def run_check(request: CheckRequest) -> tuple[CheckReport, ComparisonReport]:
     """Checks a report, then appends to the history and renews the baseline, where asked."""
     report = ComparisonReport.read(request.report)
+    refuse_unsound(report, str(request.report))
     history = _history(request, report)
     baseline = _baseline(request, report)
     if baseline is None and request.update_baseline:
