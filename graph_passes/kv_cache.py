@@ -202,6 +202,6 @@ def _layer_number(value: ir.Value) -> int:
         raise SurgeryError(
             f"The cache {value.name!r} can't be renumbered: its name holds {len(matches)} numbers.",
             "Leave the numbers as they are.",
-            code="cache-not-numbered",
+            code="cache-still-read",
         )
     return int(matches[0])

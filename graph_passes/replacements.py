@@ -96,7 +96,7 @@ def _fit_one(
         raise SurgeryError(
             f"{site.ref} can't be replaced by a linear map: {site.branch_input}.",
             "Replace it by a bias, or by nothing.",
-            code="unknown-branch-input",
+            code="unknown-replacement",
         )
     dtype, hidden = _stream_form(site)
     bias = _checked("bias", site.ref, given.bias, (hidden,), dtype)

@@ -359,7 +359,7 @@ def _maps(model: Any, cut: BranchReplacements, server: Server | None) -> Iterato
                 f"The map in place of {ref} has an intercept; {server} takes only maps without "
                 "one.",
                 f"Heal the plan for it: depthcut heal --for {server}.",
-                code="intercept",
+                code="replacement-unheld",
             )
         name = _MAPS[server or ""][ref.kind]
         weight = replacement.weight.to(model.dtype)

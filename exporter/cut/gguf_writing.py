@@ -149,7 +149,7 @@ def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int, kind: 
         raise PlanError(
             f"The map in place of {ref} has an intercept; llama.cpp takes only maps without one.",
             _HEAL,
-            code="intercept",
+            code="replacement-unheld",
         )
     matrix = array_of(given.weight).astype(np.float32)
     if matrix.shape != (hidden, hidden):
@@ -183,7 +183,7 @@ def _blocks(matrix: NDArray[np.float32], kind: MapType, name: str) -> bytes:
         raise SurgeryError(
             f"{name} has rows of {matrix.shape[1]} numbers, no multiple of {kind}'s {block}.",
             "Write the maps in another type: --map-type F16.",
-            code="rows-unblocked",
+            code="replacement-unheld",
         )
     if kind in _FLOATS:
         with np.errstate(over="ignore"):  # told below

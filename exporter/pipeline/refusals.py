@@ -231,7 +231,7 @@ def refuse_reserved_replacements(plan: PruningPlan, path: Path) -> None:
         raise PlanError(
             f"{path}: $.replacements.path: {name} is the name of a result in the output folder.",
             "Give the file of replacements another name, in the plan too.",
-            code="reserved-name",
+            code="same-file",
         )
 
 

@@ -128,7 +128,7 @@ def _fix_lengths(graph: ir.Graph, sites: Iterable[AttentionSite], room: int) -> 
     for past in pasts:
         others = [node for node, _ in past.uses() if node.op_type != SCATTER]
         if any(_reads_axis(node, _LENGTH) for node in others):
-            raise FusionError(f"Node {others[0].name!r} {_READS_LENGTH}.", code="length-read")
+            raise FusionError(f"Node {others[0].name!r} {_READS_LENGTH}.", code="cache-still-read")
     shown = [v for v in graph.outputs if (n := v.producer()) is not None and n.op_type == SCATTER]
     _set_size(mask, 1, room)
     for value in (*pasts, *shown):

@@ -96,7 +96,7 @@ def _check_caches(graph: ir.Graph, sites: list[AttentionSite]) -> None:
             number = owned[value] or "none"
             raise FusionError(
                 f"The cache {value.name!r} belongs to {number} of the attentions.",
-                code="cache-owners",
+                code="cache-still-read",
             )
 
 

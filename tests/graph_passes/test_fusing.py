@@ -153,10 +153,10 @@ REFUSED: list[tuple[list[str], DecoderSpec, Any, str, tuple[object, ...]]] = [
     (["fused", "in place"], DecoderSpec(mask="alibi"), None, "unknown-mask", ()),
     (["fused", "grouped", "in place"], DecoderSpec(repeats="in_turn"), None, "keys-order", ()),
     (["grouped", "in place"], DecoderSpec(softcap=2.0), None, "unknown-mask", ()),
-    (["fused"], DecoderSpec(), unknown_last, "cache-owners", ("'past_key_values.1.key'",)),
-    (["fused"], DecoderSpec(), shared_cache, "cache-owners", ("'past_key_values.0.key'", 2)),
-    (["in place"], DecoderSpec(), length_asked, "length-read", ("'asks'",)),
-    (["grouped"], OF_17, old, "opset-too-old", (17, 23)),
+    (["fused"], DecoderSpec(), unknown_last, "cache-still-read", ("'past_key_values.1.key'",)),
+    (["fused"], DecoderSpec(), shared_cache, "cache-still-read", ("'past_key_values.0.key'", 2)),
+    (["in place"], DecoderSpec(), length_asked, "cache-still-read", ("'asks'",)),
+    (["grouped"], OF_17, old, "opset-out-of-range", (17, 23)),
 ]
 
 

@@ -392,7 +392,7 @@ def test_without_a_known_input_only_a_bias_can_take_the_place() -> None:
     put_behind(model, normed, odd)
     model.graph.opset_imports["odd"] = 1
     assert next(site for site in sites_of(model) if site.ref == REF).branch_input is None
-    with raises(SurgeryError, "unknown-branch-input", "'odd'"):
+    with raises(SurgeryError, "unknown-replacement", "'odd'"):
         prune_graph(model, LINEAR, replacements=numbers(model, LINEAR))
     prune_graph(model, BIAS, replacements=numbers(model, BIAS))
 

@@ -272,7 +272,7 @@ def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str) -> No
 
     known = ReplacementsRef(path=name, sha256="0" * 64)
     plan = PruningPlan(deletions=DELETIONS, replacements=known)
-    with raises(PlanError, "reserved-name", "$.replacements.path", name.partition("/")[0]):
+    with raises(PlanError, "same-file", "$.replacements.path", name.partition("/")[0]):
         refuse_reserved_replacements(plan, Path("plan.json"))
     other = known.model_copy(update={"path": "numbers/baseline.safetensors"})
     refuse_reserved_replacements(plan.model_copy(update={"replacements": other}), Path("plan.json"))

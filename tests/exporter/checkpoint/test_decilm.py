@@ -208,7 +208,7 @@ def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> No
         (("attention", 1, "bias"), "mlx", "replacement-unheld", {}),
         (("attention", 0, "linear"), "mlx", "replacement-unheld", {}),
         (("mlp", 1, "bias"), "tensorrt-llm", "replacement-unheld", {}),
-        (("attention", 1, "linear"), "mlx", "intercept", {"intercept": True}),
+        (("attention", 1, "linear"), "mlx", "replacement-unheld", {"intercept": True}),
         *((("attention", 1, "none"), None, "unread-architecture", changes) for changes in (
             {"family": "gemma2"}, {"family": "mixtral"}, {"intermediate_size": 96},
             {"head_dim": 8}, {"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"},

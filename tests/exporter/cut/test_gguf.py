@@ -221,7 +221,7 @@ def test_neither_inputs_nor_others_files_are_overwritten(tmp_path: Path) -> None
     target = tmp_path / "out" / "cut.gguf"
     cut_gguf(shards[0], target, drop("attention:1"))
     earlier = target.read_bytes()
-    with raises(PlanError, "intercept", "attention 1"):
+    with raises(PlanError, "replacement-unheld", "attention 1"):
         cut_gguf(shards[0], target, healed(tmp_path, [1], intercept=0.5))
     assert contents(target.parent) == {"cut.gguf": earlier}
     assert {**contents(tmp_path), **before} == contents(tmp_path)
