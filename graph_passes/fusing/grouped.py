@@ -275,7 +275,6 @@ def raise_opset(model: ir.Model, least: int) -> None:
     if current < _OLDEST or changed is not None:
         what = f"has {changed.op_type}" if changed is not None else f"has opset {current}"
         raise FusionError(
-            f"The graph {what}: it can't be raised to opset {least} as it is.",
-            code="opset-out-of-range",
+            f"The graph {what}: it can't be raised to opset {least}.", code="opset-out-of-range"
         )
     model.opset_imports[""] = least
