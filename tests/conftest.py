@@ -43,8 +43,9 @@ TIERS = (
 )
 
 LONG_FILES = (
-    *("test_kills.py", "test_parity.py", "test_catalogue.py", "test_dialects.py"),
-    *("test_commands.py", "test_build.py", "test_samples.py", "test_hostile.py"),
+    *("test_kills.py", "test_commands.py", "test_samples.py", "test_hostile.py"),
+    *("test_parity.py", "test_families_parity.py", "test_dialects.py", "test_catalogue.py"),
+    *("test_build.py", "test_pipeline_encoder_decoder.py", "test_pipeline_inputs.py"),
     *("test_oracle.py", "test_placing.py", "test_replacements.py", "test_large_models.py"),
     *("test_compare_resume.py", "test_other_projects.py", "test_fuzz.py"),
 )
