@@ -17,7 +17,7 @@ from graph_passes.files.reading import RECORD_BYTES, parse_json, read_text
 from graph_passes.types import MOST_LAYERS
 
 SCHEMA_VERSION = 1
-_AGAIN = "Write it again with this version of depthcut."
+_AGAIN = "Write it again with this version of depthcut, or remove it."
 
 Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 Layers = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
@@ -147,9 +147,11 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
         headless = first["type"] == "missing" and first["loc"] in (("schema_version",), ("kind",))
         if headless or (first["type"] == "model_type" and not first["loc"]):
             _refuse_kind("not a file written by depthcut", cls, path)
-        other = ("other-schema", _AGAIN) if first["type"] == "extra_forbidden" else ("", "")
+        unknown = first["type"] == "extra_forbidden"
         raise ArtifactError(
-            f"{path}: {json_path(first['loc'])}: {first['msg']}.", other[1], code=other[0]
+            f"{path}: {json_path(first['loc'])}: {first['msg']}.",
+            "This version of depthcut has no such key." if unknown else "",
+            code="other-schema" if unknown else "",
         ) from error
 
 

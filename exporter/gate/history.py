@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Collection, Sequence
@@ -111,24 +112,32 @@ def _is_ended(path: Path) -> bool:
 
 
 def _read_line(line: bytes, where: str) -> HistoryEntry | None:
-    """A run; None where the line is no JSON, as one that a crash cut off."""
+    """A run; None where the line ends before its JSON does, as one that a crash cut off."""
     try:
         content = parse_json(line.decode(), where)
+        if isinstance(content, dict):
+            refuse_other_schema(content.get("schema_version"), where)
+        return HistoryEntry.model_validate(content)
     except UnsafeInputError:
         raise
-    except ValueError:
-        return None
-    if isinstance(content, dict):
-        refuse_other_schema(content.get("schema_version"), where)
-    try:
-        return HistoryEntry.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ArtifactError(
-            f"{where}: {json_path(first['loc'])}: {first['msg']}.",
-            "Mend or remove that line; the others are untouched.",
-            code="broken-line",
-        ) from error
+        text = f"{json_path(first['loc'])}: {first['msg']}"
+    except ValueError as error:
+        if _is_cut_off(line):
+            return None
+        text = f"$: {error}"
+    hint = "Mend or remove that line; the others are untouched."
+    raise ArtifactError(f"{where}: {text}.", hint, code="broken-line")
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether it ends inside of its JSON, perhaps inside of a character."""
+    try:
+        json.loads(text := line.decode(errors="ignore"))
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text) or error.msg.startswith("Unterminated")
+    return False
 
 
 FEWEST = 8

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
-from exporter.errors import RegressionError
+from exporter.errors import ArtifactError, RegressionError
 from exporter.gate.gate import (
     BaselineMatch,
     History,
@@ -134,7 +134,7 @@ def _history_notes(path: Path, kept: HistoryFile, mine: str) -> list[str]:
     ]  # fmt: skip
 
 
-_FIRST = ("baseline-missing", "no-report", "other-conditions")
+_FIRST = ("baseline-missing", "no-report", "other-conditions", "other-schema")
 """What is no hindrance where the report is to become a baseline."""
 
 
@@ -144,7 +144,7 @@ def _baseline(request: CheckRequest, report: ComparisonReport) -> BaselineMatch 
     try:
         baselines = read_baselines(request.baseline)
         return BaselineMatch(*find_baseline(report, baselines, request.allow))
-    except RegressionError as error:
+    except (RegressionError, ArtifactError) as error:
         if request.update_baseline and error.code in _FIRST:
             return None
         raise

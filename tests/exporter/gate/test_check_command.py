@@ -158,6 +158,11 @@ def test_the_first_run_makes_the_baseline_and_the_next_is_held_against_it(
     assert run(other, "--baseline", path, "--update-baseline").code == 0
     assert run(other, "--baseline", path).code == 0
     assert len(read_baselines(path)) == (2 if name == "many" else 1)
+    if name != "many":
+        path.write_text(path.read_text().replace('"schema_version": ', '"schema_version": 9'))
+        assert run(other, "--baseline", path).code == 2
+        assert run(other, "--baseline", path, "--update-baseline").code == 0
+        assert run(other, "--baseline", path).code == 0
 
 
 def test_what_is_read_is_never_written_over(run: Run, tmp_path: Path, baseline: Path) -> None:
