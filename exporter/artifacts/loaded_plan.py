@@ -151,7 +151,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
         )
     weights = _changed_weights(path, result, plan.changed_weights)
     named = {_named(path, key): numbers for key, numbers in result.items()}
-    return Replacements(path, sha256, _paired(path, named), weights)
+    return Replacements(path, sha256, _paired(path, named, plan.deletions), weights)
 
 
 def _changed_weights(
@@ -239,10 +239,19 @@ def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
 
 
 def _paired(
-    path: Path, tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor]
+    path: Path,
+    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
+    deletions: Sequence[PlannedDeletion],
 ) -> dict[SublayerRef, ReplacementTensors]:
-    """By sublayer; what lacks for a deletion, or is left over, the cut tells."""
-    for ref, _ in tensors:
+    """By sublayer; what lacks for a deletion the cut tells."""
+    for ref, part in tensors:
+        takers = {"linear"} if part == "weight" else {"linear", "bias"}
+        if takers.isdisjoint(d.replacement for d in deletions if d.names(ref)):
+            raise PlanError(
+                f"{path} holds {ref.kind}.{ref.layer}.{part}, which the plan does not use.",
+                "It may belong to another plan: heal it again.",
+                code="other-numbers",
+            )
         if (ref, "bias") not in tensors:
             raise PlanError(
                 f"{path} lacks {ref.kind}.{ref.layer}.bias.", _KEYS_HINT, code="numbers-missing"

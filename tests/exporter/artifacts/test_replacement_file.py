@@ -201,6 +201,9 @@ def without(*keys: str) -> dict[str, Any]:
 
 WRONG: dict[tuple[str, str], dict[str, Any]] = {
     ("numbers-missing", "attention.1.bias"): without("attention.1.bias"),
+    ("other-numbers", "mlp.1.bias"): TENSORS | {"mlp.1.bias": TENSORS["mlp.0.bias"]},
+    ("other-numbers", "mlp.2.bias"): TENSORS | {"mlp.2.bias": TENSORS["mlp.0.bias"]},
+    ("other-numbers", "mlp.0.weight"): TENSORS | {"mlp.0.weight": TENSORS["attention.1.weight"]},
     ("unknown-tensor", "attn.1.bias"): TENSORS | {"attn.1.bias": TENSORS["mlp.0.bias"]},
     ("unknown-tensor", "mlp.00.bias"): TENSORS | {"mlp.00.bias": TENSORS["mlp.0.bias"]},
     ("wrong-dtype", "mlp.0.bias"): TENSORS | {"mlp.0.bias": np.ones(8, np.int64)},
