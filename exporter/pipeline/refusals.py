@@ -130,6 +130,7 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
             "Say --quantize int8-qdq, with a --calibration text.",
             code="other-target",
         )
+    settings.refuse_dtypes([request.load.dtype])
 
 
 def refuse_foreign_goals(run: Run) -> None:

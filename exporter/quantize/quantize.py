@@ -52,7 +52,6 @@ _QUANTISED = frozenset(
         "QAttention", "QGemm", "QEmbedLayerNormalization",
     }
 )  # fmt: skip
-_BESIDE = {"int8-dynamic": ("FLOAT",)}
 
 
 def refuse_quantised(model: ir.Model, source: Path) -> None:
@@ -208,15 +207,7 @@ class _Quantisation:
         refuse_overwriting(output, read, ONNX)
         storage.refuse_collision(self.model, output, "compact")
         tensors = (product.weight.const_value for product in self.found.products)
-        kinds = {tensor.dtype.name for tensor in tensors if tensor is not None}
-        possible = _BESIDE.get(self.settings.scheme, ("FLOAT", "FLOAT16"))
-        if wrong := kinds.difference(possible):  # beside these ONNX Runtime has no kernels
-            raise QuantizationError(
-                f"{self.settings.scheme} takes weights in {' or '.join(possible)}, not in "
-                f"{min(wrong)}.",
-                "Export the model in float32.",
-                code="wrong-dtype",
-            )
+        self.settings.refuse_dtypes(t.dtype.numpy().name for t in tensors if t is not None)
 
     def tokens(self) -> CalibrationText | None:
         """The calibration text; None where nothing looks at one."""

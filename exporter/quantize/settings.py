@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from exporter.errors import QuantizationError
 from exporter.option_types import InputFile, Written
 from exporter.options import Options, Rule, dataclass, option, refusal
 
@@ -130,6 +132,16 @@ class QuantizeSettings(Options):
             hint = "Name a text or, for a model of images, a folder of them: {0}."
             text = f"The scheme {self.scheme} needs something to calibrate on."
             raise refusal(self, ["calibration"], text, hint, code="no-calibration")
+
+    def refuse_dtypes(self, dtypes: Iterable[str]) -> None:
+        """Refuses weights beside which ONNX Runtime has no kernels for the scheme."""
+        possible = ["float32"] if self.scheme == "int8-dynamic" else ["float32", "float16"]
+        if wrong := set(dtypes).difference(possible):
+            raise QuantizationError(
+                f"{self.scheme} takes weights in {' or '.join(possible)}, not in {min(wrong)}.",
+                "Export the model in float32.",
+                code="wrong-dtype",
+            )
 
     rules = (
         Rule(

@@ -17,7 +17,15 @@ from exporter.artifacts.plan_figures import PLAN_KINDS
 from exporter.artifacts.store import StageLedger
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.cli.export import export
-from exporter.errors import ComparisonError, DepthcutError, OptionError, UnmetGoalError, UsageError
+from exporter.errors import (
+    ComparisonError,
+    DepthcutError,
+    OptionError,
+    QuantizationError,
+    UnmetGoalError,
+    UsageError,
+)
+from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline import quantizing, refusals
 from exporter.pipeline import quantizing as shared
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
@@ -170,15 +178,22 @@ def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("with_torch")
 @pytest.mark.parametrize(
-    ("changes", "code", "named"),
+    ("changes", "kind", "code", "named"),
     [
-        ({"engines": EngineRequest("tensorrt-rtx")}, "other-target", "int8"),
-        ({"target": "tensorrt"}, "other-target", "int8-qdq"),
-        ({"quantize": QuantizeSettings("int8-qdq")}, "no-calibration", "calibration"),
+        ({"engines": EngineRequest("tensorrt-rtx")}, UsageError, "other-target", "int8"),
+        ({"target": "tensorrt"}, UsageError, "other-target", "int8-qdq"),
+        ({"quantize": QuantizeSettings("int8-qdq")}, UsageError, "no-calibration", "calibration"),
+        ({"target": "tensorrt", "quantize": QDQ, "load": SourceOptions(dtype="bfloat16")},
+         QuantizationError, "wrong-dtype", "bfloat16"),
     ],
-)
+)  # fmt: skip
 def test_what_can_not_be_quantised_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], code: str, named: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    kind: type[DepthcutError],
+    code: str,
+    named: str,
 ) -> None:
     monkeypatch.setattr("exporter.pipeline.refusals._refuse_engines", lambda _: None)
     monkeypatch.setattr(
@@ -186,7 +201,7 @@ def test_what_can_not_be_quantised_is_refused_before_any_work(
     )
     request = run_in(tmp_path).request
     refusals.refuse_bad_options(request)
-    with raises(UsageError, code, named):
+    with raises(kind, code, named):
         refusals.refuse_bad_options(replace(request, **changes))
 
 
