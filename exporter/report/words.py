@@ -15,7 +15,7 @@ from exporter.artifacts import (
     PlannedDeletion,
 )
 from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns
-from exporter.printable import relative_change, significant
+from exporter.printable import relative_change
 
 T = TypeVar("T")
 
@@ -126,12 +126,6 @@ def speedup_range(ratios: Iterable[float]) -> str:
     """From the least to the greatest ratio: ``1.09 to 1.11``."""
     names = sorted({f"{ratio:.2f}" for ratio in ratios}, key=float)
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-
-
-def interval_words(ci95: tuple[float, float]) -> str:
-    """Bounds in brackets."""
-    low, high = (significant(bound, 3) for bound in ci95)
-    return f"[{low}, {high}]"
 
 
 def change_words(before: float, after: float, log_change: Interval | None) -> str:

@@ -29,7 +29,8 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
         note = Note(f"Not measured: {why_no_accuracy(report)}.")
         return [Section("accuracy", "Accuracy", [note])]
     grid = accuracy_grid(report, "Accuracy on the evaluation text")
-    blocks = [grid, Note(_INTERVALS), *_texts(report, accuracy)]
+    bracketed = any("[" in str(row[3]) for row in grid.rows)
+    blocks = [grid, *[Note(_INTERVALS)] * bracketed, *_texts(report, accuracy)]
     return [
         Section("accuracy", "Accuracy", blocks),
         _tasks(report, accuracy),

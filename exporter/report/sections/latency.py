@@ -48,6 +48,11 @@ _CAVEATS: tuple[tuple[str, Callable[[LatencyRow], bool], str], ...] = (
         "differ in the next run",
     ),
     (
+        "Ended by the time budget:",
+        lambda row: row.stopped == "budget",
+        ", before the interval was narrow enough",
+    ),
+    (
         "Loaded once:",
         lambda row: row.loads == row.builds == 1,
         ". Two loads of the same model can differ by percents, for as long as they stay loaded; "
@@ -64,7 +69,8 @@ def latency_section(report: ComparisonReport) -> Section | None:
     blocks: list[Block] = []
     if rows:
         blocks = [_speedups(rows), _grid(rows), Note(_how(rows)), *_notes(rows)]
-    blocks += [Note(f"{'; '.join(report.left_out)}.", lead="Not timed:")] * bool(report.left_out)
+    if report.left_out:
+        blocks.append(Note(f"{'; '.join(report.left_out)}.", lead="Not timed as asked:"))
     return Section("latency", "Latency", blocks) if blocks else None
 
 

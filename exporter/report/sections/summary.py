@@ -11,7 +11,6 @@ from exporter.artifacts import (
     Answer,
     Arm,
     ComparisonReport,
-    Interval,
     SampleAnswers,
     TaskResult,
 )
@@ -19,7 +18,6 @@ from exporter.artifacts.figures import BRIEF, FIGURES
 from exporter.printable import (
     milliseconds,
     one_line,
-    percent,
     relative_change,
     significant,
 )
@@ -28,7 +26,6 @@ from exporter.report.sections.verdict import headline
 from exporter.report.words import (
     PHASES,
     change_words,
-    interval_words,
     or_dash,
     short_shape,
     speedup_words,
@@ -69,12 +66,16 @@ def accuracy_rows(report: ComparisonReport, *, brief: bool = False) -> list[Summ
             if one.before is not None:
                 before = figure.row(one.before)
                 change = change_words(one.before, one.value, None if brief else one.interval)
-            elif one.interval is not None:
+            elif one.interval is not None and not brief:
                 change = f"[{', '.join(map(figure.row, one.interval.ci95))}]"
             rows.append(
                 (figure.words(figure.row_name, accuracy), before, figure.row(one.value), change, "")
             )
     return rows
+
+
+_SHARES = ("acc", "exact_match", "recall", "top", "wer")
+"""What metrics begin with that are shares of items or words."""
 
 
 def task_rows(report: ComparisonReport) -> list[SummaryRow]:
@@ -84,16 +85,14 @@ def task_rows(report: ComparisonReport) -> list[SummaryRow]:
 
 
 def _task(task: TaskResult) -> SummaryRow:
-    name, before, after = f"{task.task}, {task.metric}", task.baseline, task.candidate
-    if min(before, after) >= 0 and max(before, after) <= 1:
-        return name, percent(before), percent(after), _points(task.difference), ""
-    change = f"{significant(task.difference.value, 3)} {interval_words(task.difference.ci95)}"
-    return name, significant(before), significant(after), change, ""
-
-
-def _points(difference: Interval) -> str:
-    value, low, high = (100 * item for item in (difference.value, *difference.ci95))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    name, ends = f"{task.task}, {task.metric}", (task.baseline, task.candidate)
+    change, low, high = task.difference.value, *task.difference.ci95
+    if task.metric.startswith(_SHARES):
+        before, after = (f"{100 * share:.2f} %" for share in ends)
+        points = f"{100 * change:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+        return name, before, after, points, ""
+    before, after = map(significant, ends)
+    return name, before, after, f"{change:+#.3g} [{low:+#.3g}, {high:+#.3g}]", ""
 
 
 def size_rows(report: ComparisonReport) -> list[SummaryRow]:
