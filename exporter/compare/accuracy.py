@@ -19,6 +19,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.figures import FIGURES
 from exporter.artifacts.store import Store
+from exporter.compare.agreement import embedding_output
 from exporter.compare.answers import (
     Answers,
     Classes,
@@ -188,18 +189,20 @@ def _judged(comparison: Comparison, texts: TextSource, other: TextSource | None)
     say = comparison.progress.say
     kind = answers_of(comparison, texts)
     if kind is None:
-        say(
-            "accuracy: left out, the models have no output called logits and none that embeds "
-            "texts, or would be compiled for each of their lengths"
+        embeds = embedding_output(comparison.whole.runner.outputs) is not None
+        why = (
+            "the models would be compiled for the length of each text"
+            if embeds
+            else "the models have no output called logits and none that embeds texts"
         )
+        say(f"accuracy: left out, {why}")
         return AccuracyResult()
     say(f"accuracy: {kind.words}")
     there = None
-    if other is not None and kind.has_perplexity:
-        there = type(kind).of(comparison, other)
-        say(f"accuracy: {there.words if there else ''}")
-    elif other is not None:
-        say(f"accuracy: {other.source} is left out, there is no perplexity")
+    if other is not None:
+        there = type(kind).of(comparison, other) if kind.has_perplexity else None
+        left_out = f"{other.source} is left out, there is no perplexity"
+        say(f"accuracy: {there.words if there else left_out}")
     alike = ((whole, name) for name, whole in wholes_alike(comparison).items() if whole)
     judgement = kind.judge(
         comparison, list(dict.fromkeys([*comparison.held_against, *alike])), there

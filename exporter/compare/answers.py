@@ -323,9 +323,8 @@ class Pictures(Distributed):
 
     def __init__(self, images: Images, folder: ModelFolder) -> None:
         samples = IMAGES if images.is_random else len(images.pictures)
-        words = f"classes of {samples:,} images from"
-        if samples < images.there:
-            words = f"classes of the first {samples:,} of {images.there:,} images, of all classes,"
+        which = f"{samples:,} of {images.there:,}" if samples < images.there else f"{samples:,}"
+        words = f"classes of {which} images from"
         super().__init__(words, images.source, images.content_sha256, samples)
         self._images, self._config = images, folder.config
         self._right = class_numbers(images.pictures, folder.config) if images.has_labels else None

@@ -31,7 +31,7 @@ from tests.compared import accuracy_of, encoder, encoders, language_model, langu
 from tests.made_reports import as_markdown, as_page, as_text
 from tests.present import present
 from tests.raising import ends_in, raises
-from tests.reading import in_file
+from tests.reading import Heard, in_file
 from tests.stand_in.decoders import Scripted
 from tests.text_graphs import WORDS, write_tokenizer
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -319,7 +319,9 @@ def test_what_would_be_compiled_for_each_length_is_not_asked(
     with raises(ComparisonError, "recompiles") as caught:
         compare(*arms, replace(SHORT, quality=tasks))
     assert "torch:DIR" in caught.value.hint
-    assert compare(*encoders(tmp_path / "e"), SHORT).accuracy is None
+    heard = Heard()
+    assert compare(*encoders(tmp_path / "e"), SHORT, progress=heard).accuracy is None
+    assert not any("logits" in line for line in heard.lines)  # which isn't why
 
 
 # Embeddings.
