@@ -148,17 +148,26 @@ def _split(value: Any) -> Any:
 comma_list = BeforeValidator(_split)
 """Reads a tuple from a text with commas."""
 
-Count = Annotated[int, Field(ge=1), Written("N")]
-Whole = Annotated[int, Field(ge=0), Written("N")]
-Several = Annotated[int, Field(ge=2), Written("N")]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected here")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Count = Annotated[Integer, Field(ge=1), Written("N")]
+Whole = Annotated[Integer, Field(ge=0), Written("N")]
+Several = Annotated[Integer, Field(ge=2), Written("N")]
 WholeOrNone = Annotated[
-    int,
+    Integer,
     Field(ge=0),
     BeforeValidator(lambda value: 0 if value == "none" else value),
     Written("N|none"),
 ]
 """A whole number; ``none`` is 0."""
-Seed = Annotated[int, Written("N")]
+Seed = Annotated[Integer, Written("N")]
 Lengths = Annotated[tuple[Count, ...], BeforeValidator(_split), Written("N,N", True)]
 """Token counts: ``128,512``."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Written("NAME,NAME", True)]
@@ -258,20 +267,19 @@ def _tokens(text: Any) -> Any:
     return int(match[1]) * (1024 if match[2] else 1)
 
 
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), Written("X")]
-Amount = Annotated[float, BeforeValidator(lambda text: amount(text)), Written("NUMBER")]
+PositiveNumber = Annotated[Float, Field(gt=0, allow_inf_nan=False), Written("X")]
+Amount = Annotated[Float, BeforeValidator(lambda text: amount(text)), Written("NUMBER")]
 """A number, or percent: ``1.1`` or ``110%``."""
 
-
-Share = Annotated[float, BeforeValidator(share), Written("SHARE")]
+Share = Annotated[Float, BeforeValidator(share), Written("SHARE")]
 """A share: ``3%`` or ``0.03``, and no ``3``."""
-OpenShare = Annotated[float, Field(gt=0, lt=1), BeforeValidator(share), Written("SHARE")]
+OpenShare = Annotated[Float, Field(gt=0, lt=1), BeforeValidator(share), Written("SHARE")]
 """A share between 0 and 1, without the two."""
-Size = Annotated[int, Field(ge=0), BeforeValidator(size), Written("SIZE")]
+Size = Annotated[Integer, Field(ge=0), BeforeValidator(size), Written("SIZE")]
 """Bytes: ``8GB``, ``2GiB``."""
 Duration = Annotated[
-    float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
+    Float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
 ]
 """Seconds: ``60s``, ``2m``."""
-Tokens = Annotated[int, Field(ge=1), BeforeValidator(_tokens), Written("TOKENS")]
+Tokens = Annotated[Integer, Field(ge=1), BeforeValidator(_tokens), Written("TOKENS")]
 """A number of tokens: ``32k``."""

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
 
 import click
-from pydantic import Field
 
 from exporter.cli.command import command
 from exporter.cli.console import CONFIG, SHOW_CONFIG, ConsoleProgress
 from exporter.cli.results import print_result, table_lines
 from exporter.engines.doctor import Place, diagnose, health
 from exporter.errors import UsageError
-from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, Written
+from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, PositiveNumber
 from exporter.options import Options, argument, dataclass, option
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +28,7 @@ class VerifyEngineCall(Options):
         "--output",
         metavar="FOLDER",
     )
-    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False), Written("X")] | None = option(
+    tolerance: PositiveNumber | None = option(
         None,
         "Largest difference that passes, times a tensor's largest value.",
         usual="0.001 in float32, 0.02 in float16, 0.1 in bfloat16",

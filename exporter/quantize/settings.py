@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.errors import QuantizationError
-from exporter.option_types import InputFile, Written
+from exporter.option_types import InputFile, Integer, Written
 from exporter.options import Options, Rule, dataclass, option, refusal
 
 QUANTIZATION = "Quantisation"
@@ -69,7 +69,7 @@ class QuantizeSettings(Options):
         usual="zero points with 4 bits, symmetric with 8",
         config_only=True,
     )
-    accuracy_level: Annotated[int, Field(ge=0, le=4), Written("N")] | None = option(
+    accuracy_level: Annotated[Integer, Field(ge=0, le=4), Written("N")] | None = option(
         None, "ONNX Runtime's: 4 multiplies in int8, 1 in fp32.", usual="4", config_only=True
     )
     embedding_bits: Bits = option(

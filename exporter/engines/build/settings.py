@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from exporter.artifacts import Record
 from exporter.engines.tensors import written_shape
-from exporter.option_types import Engine, Names, Size, Written
+from exporter.option_types import Engine, Integer, Names, Size, Written
 from exporter.options import Options, dataclass, option
 
 Phase = Literal["prefill", "decode", "encode"]
@@ -91,7 +91,7 @@ class BuildSettings(Options):
     compute_capabilities: Capabilities = option(
         (), "TensorRT-RTX: build for these GPUs, such as sm80,sm89,sm120.", "--compute-capability"
     )
-    optimization_level: Annotated[int, Field(ge=0, le=5), Written("LEVEL")] | None = option(
+    optimization_level: Annotated[Integer, Field(ge=0, le=5), Written("LEVEL")] | None = option(
         None, "0 quick to 5 thorough.", config_only=True
     )
     workspace_bytes: Annotated[Size, Field(gt=0, lt=1 << 63)] | None = option(

@@ -17,6 +17,7 @@ from exporter.cli.command import SchemaCommand, plain_values
 from exporter.cli.console import ConsoleProgress
 from exporter.compare.options import Generations
 from exporter.errors import OptionError, UsageError
+from exporter.gate.limits import Limits
 from exporter.options import (
     Options,
     Rule,
@@ -144,7 +145,7 @@ NO_MAPPINGS = (
         ("flour: rye\ndegres: 3", 2, "degres", "degrees"),
         ("flour: rye\nzzz: 3", 2, "zzz", "time"),
         ("degrees: '3'", 1, "degrees", "valid integer"),
-        ("degrees: true", 1, "degrees", "valid integer"),
+        ("degrees: true", 1, "degrees", "a number"),
         ("degrees: 0", 1, "degrees", "equal to 1"),
         ("\nfan: 3", 2, "fan", "valid boolean"),
         ("glaze: oil", 1, "glaze", "'egg' or 'milk'"),
@@ -329,6 +330,25 @@ def test_a_wrong_object_names_its_fields(values: Any, names: dict[str, str], cod
         Baking(**values) if isinstance(values, dict) else Baking(*values)
     assert caught.value.names == names
     assert not any(f"--{key}" in str(caught.value) for key in names.values())
+
+
+NUMBERS = (
+    *("Count", "Whole", "Several", "WholeOrNone", "Seed", "Threads", "PositiveNumber", "Amount"),
+    *("Share", "OpenShare", "Size", "Duration", "Tokens", "Lengths"),
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_true_is_no_number(name: str) -> None:
+    type_ = option_types.OptionType(getattr(option_types, name))
+    type_.read((4,) if name == "Lengths" else 0.5 if "Share" in name else 4)
+    with pytest.raises(ValueError, match="True"):
+        type_.read((True,) if name == "Lengths" else True)
+
+
+def test_a_limit_is_no_switch() -> None:
+    with raises(OptionError, "option-value", "max_slowdown"):
+        Limits(max_slowdown=True)
 
 
 @pytest.mark.parametrize(
