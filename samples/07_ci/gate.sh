@@ -4,10 +4,10 @@
 #   sh gate.sh REPORT KEPT OUT
 #
 # REPORT is a report.json of depthcut compare or export. KEPT is a folder that the CI system keeps
-# from run to run: baselines and the history. OUT takes what the CI system shows.
+# from run to run: the last accepted report (baseline.json) and the history. OUT takes what the CI system shows.
 # MIN_SPEEDUP and MAX_PERPLEXITY_INCREASE are limits against the unpruned model, MAX_SLOWDOWN and
 # MAX_PERPLEXITY_GROWTH against the last accepted run. With ACCEPT=1 a run that passes becomes the
-# baseline of its key. AGAIN is options of depthcut compare, such as "--rounds 48 --threads 2": with
+# baseline. AGAIN is options of depthcut compare, such as "--rounds 48 --threads 2": with
 # it, a regression must show twice. They are those of the first comparison; its models are the folders
 # baseline and candidate beside the report, or BASELINE and CANDIDATE. Nothing that it names is run.
 # Exit code: 0 passed, 1 regression, 2 error, 3 inconclusive.
@@ -24,7 +24,7 @@ depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
 code=$?
 against=0
 
-# The first run of a key has nothing to be held against.
+# The first run has nothing to be held against.
 if [ -f "$kept/baseline.json" ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" \
     --max-slowdown "${MAX_SLOWDOWN:-3%}" --max-size-increase 1% --max-memory-increase 1% \
