@@ -27,7 +27,6 @@ from exporter.compare.evaluation import EvaluationTokens, tokenize_passages
 from exporter.models import tasks
 from exporter.models.ablation import damage
 from exporter.models.ablation.damage import DistributionDamage, Sums
-from exporter.models.ablation.losses import answer_loss
 from exporter.models.residual_stream import class_logits
 from exporter.models.tasks import Task
 from exporter.models.texts.sources import TextSource, read_texts
@@ -38,6 +37,8 @@ from tests.tiny_models import skipped, tiny_model, tiny_tokenizer, write_words
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
+
+from exporter.models.ablation.losses import answer_loss  # noqa: E402  it imports PyTorch
 
 # What plans say.
 
