@@ -40,6 +40,8 @@ from exporter.errors import (
 from exporter.models.decoding_rules import DecodingRules, target_positions
 from exporter.models.texts.paired import PairReader, paired_text
 from exporter.models.texts.pairs import read_pairs
+from exporter.quantize.quantize import quantize_file
+from exporter.quantize.settings import QuantizeSettings
 from tests.present import present
 from tests.raising import raises
 from tests.reading import Heard, leaves_of
@@ -188,6 +190,28 @@ def test_further_arms_are_judged_and_timed_as_those_of_one_graph(models: Path) -
         "less": pytest.approx(own.kl_divergence),
     }
     assert present(own.kl_divergence) > 0
+
+
+@pytest.mark.torch
+def test_float_forms_of_both_are_judged_and_timed_beside_them(models: Path, tmp_path: Path) -> None:
+    names = ("whole", "less")
+    for name in names:
+        beside = shutil.ignore_patterns("*.onnx*", "*.safetensors")
+        shutil.copytree(models / name, tmp_path / name, ignore=beside)
+        for graph in (models / name).glob("*.onnx"):
+            quantize_file(graph, tmp_path / name / graph.name, QuantizeSettings(scheme="int8"))
+    floats = {"floats": [models / name for name in names]}
+    report = compared(tmp_path, names, options=floats, eval_text=str(models / "sources.txt"))
+    assert [(one.arm, one.pruned, one.quantized) for one in report.corners] == [
+        ("float baseline", False, False),
+        ("float candidate", True, False),
+        ("baseline", False, True),
+        ("candidate", True, True),
+    ]
+    whole, *others = [one.kl_divergence for one in report.corners]
+    assert whole is None
+    assert all(present(one) > 0 for one in others)
+    assert all(one.over_whole for one in report.corners if one.pruned)
 
 
 USED = {
