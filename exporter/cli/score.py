@@ -21,6 +21,7 @@ from exporter.options import (
     argument,
     dataclass,
     excludes,
+    is_given,
     leaves,
     option,
     part,
@@ -84,7 +85,7 @@ class ScoreCall(Options):
             "Several models are named.",
             "Score each by itself, and compare the files with {0}.",
         ),
-        *(excludes("compare", name, "it scores nothing") for name in _OF_SCORING),
+        *(excludes("compare", name, "a comparison scores nothing") for name in _OF_SCORING),
         excludes("device_map", "cluster", "one distributes one model, the other copies of it"),
         *(
             excludes("streaming.stream", other, "it reads safetensors a layer at a time")
@@ -165,9 +166,10 @@ def _compare(call: ScoreCall, progress: ConsoleProgress) -> None:
     from exporter.score.comparison import compare_files
 
     files, output = list(map(Path, call.models)), call.output
-    # Cosine, the default, may be asked for as well.
+    # Cosine, the default, may be asked for on the command line; --show-config writes it always.
     source = click.get_current_context().get_parameter_source("metric")
-    metrics = call.score.metrics if source is click.core.ParameterSource.COMMANDLINE else ()
+    on_line = source is click.core.ParameterSource.COMMANDLINE
+    metrics = call.score.metrics if on_line or is_given(call.score, "metrics") else ()
     if len(metrics) > 1:
         raise UsageError("One metric can be chosen of files.", "Give --metric once.")
     for path in study_files(output) if output else ():

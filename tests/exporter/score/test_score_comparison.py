@@ -24,6 +24,7 @@ from exporter.report.files import scores_document
 from exporter.score.comparison import compare_files
 from tests.made_tables import FIRST, SECOND, THIRD, scores_of, training, write_scores
 from tests.raising import ends_in, raises
+from tests.reading import in_file
 
 COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
 KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]
@@ -143,7 +144,12 @@ def test_the_command_prints_and_writes(
 
 @pytest.mark.parametrize(
     ("count", "more", "metrics"),
-    [(2, [], {"cosine", "kl"}), (2, ["--metric", "kl"], {"kl"}), (3, [], {"cosine"})],
+    [
+        (2, [], {"cosine", "kl"}),
+        (2, ["--metric", "kl"], {"kl"}),
+        (2, ["metric: kl"], {"kl"}),
+        (3, [], {"cosine"}),
+    ],
 )
 def test_a_metric_can_be_chosen_and_many_files_have_one(
     tmp_path: Path, count: int, more: list[str], metrics: set[str]
@@ -153,7 +159,7 @@ def test_a_metric_can_be_chosen_and_many_files_have_one(
         for name in "abc"[:count]
     ]
     out = tmp_path / "out.json"
-    assert _compared(*paths, "-o", out, *more) == 0
+    assert _compared(*paths, "-o", out, *in_file(tmp_path, more)) == 0
     report = ScoreComparison.read(out)
     assert [*report.texts] == paths
     assert {ranking.ranking.metric for ranking in report.scores} == metrics
