@@ -55,11 +55,24 @@ def frozen(value: Any, hint: Any) -> Any:
     return Path(value) if isinstance(value, str) and bare_type(hint) is Path else value
 
 
+_NOUNS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+_BOUNDS = {
+    "greater_than_equal": "{ge} is the least",
+    "less_than_equal": "{le} is the most",
+    "greater_than": "it has to be above {gt}",
+    "less_than": "it has to be below {lt}",
+}
+
+
 def mistake(details: ErrorDetails) -> str:
     """What pydantic has found, with what was given; without a full stop."""
-    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if (kind := details["type"]) in ("extra_forbidden", "unexpected_keyword_argument"):
         return "this key is not known here"
     given, words = details.get("input"), details["msg"].removeprefix("Value error, ").rstrip(".")
+    if noun := _NOUNS.get(kind.removesuffix("_type").removesuffix("_parsing")):
+        words = f"{noun} is expected here"
+    elif kind in _BOUNDS:
+        words = _BOUNDS[kind].format(**details["ctx"])
     shown = f"{given!r}: " if isinstance(given, str | int | float) else ""
     return shown + words.replace("Input should", "it should", 1)
 
@@ -145,15 +158,14 @@ def _split(value: Any) -> Any:
     return tuple(dict.fromkeys(filter(None, parts)))
 
 
-comma_list = BeforeValidator(_split)
-"""Reads a tuple from a text with commas."""
-
-
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a number is expected here")
     return value
 
+
+comma_list = BeforeValidator(_split)
+"""Reads a tuple from a text with commas."""
 
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
@@ -244,25 +256,19 @@ def share(text: Any) -> Any:
     return value
 
 
-def size(text: Any) -> Any:
-    """Reads ``8GB``, ``500 MB``, ``2GiB`` or ``0`` as bytes; a number passes."""
-    if not isinstance(text, str):
-        return text
+def size(text: str) -> int:
+    """Reads ``8GB``, ``500 MB``, ``2GiB`` or ``0`` as bytes."""
     match = _matched(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", text, "a size as 8GB, 500MB or 2GiB")
     base = 1024 if match[3] else 1000
     return int(Fraction(match[1]) * base ** "_KMGT".index(match[2].upper() or "_"))
 
 
-def _seconds(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
+def _seconds(text: str) -> float:
     match = _matched(r"(\d+(?:\.\d+)?) ?(s|m|min|h)?", text, "a time as 60s or 2m")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[(match[2] or "s")[0].lower()]
 
 
-def _tokens(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
+def _tokens(text: str) -> int:
     match = _matched(r"(\d+)\s*(k)?", text, "a number of tokens as 32k or 32768")
     return int(match[1]) * (1024 if match[2] else 1)
 
@@ -275,11 +281,9 @@ Share = Annotated[Float, BeforeValidator(share), Written("SHARE")]
 """A share: ``3%`` or ``0.03``, and no ``3``."""
 OpenShare = Annotated[Float, Field(gt=0, lt=1), BeforeValidator(share), Written("SHARE")]
 """A share between 0 and 1, without the two."""
-Size = Annotated[Integer, Field(ge=0), BeforeValidator(size), Written("SIZE")]
+Size = Annotated[Integer, Field(ge=0), parsed(size), Written("SIZE")]
 """Bytes: ``8GB``, ``2GiB``."""
-Duration = Annotated[
-    Float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
-]
+Duration = Annotated[Float, Field(gt=0, allow_inf_nan=False), parsed(_seconds), Written("TIME")]
 """Seconds: ``60s``, ``2m``."""
-Tokens = Annotated[Integer, Field(ge=1), BeforeValidator(_tokens), Written("TOKENS")]
+Tokens = Annotated[Integer, Field(ge=1), parsed(_tokens), Written("TOKENS")]
 """A number of tokens: ``32k``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import itertools
-import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +24,8 @@ from exporter.cli.console import (
     echo,
     general_options,
 )
-from exporter.cli.removed import REMOVED
-from exporter.errors import OnnxFileError, OptionError, UsageError
+from exporter.cli.removed import replaced
+from exporter.errors import DepthcutError, OnnxFileError, OptionError, UsageError
 from exporter.models.model_folder import find_onnx
 from exporter.options import Leaf, Options, build, flag, leaves, values_of
 
@@ -109,12 +109,7 @@ class _Text(click.ParamType[Any]):
 class _OnnxPath(TextPath):
     """An ONNX file, or a folder with one."""
 
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Finds the file in the folder."""
         path = super().convert(value, param, ctx)
         try:
@@ -163,14 +158,17 @@ class SchemaCommand(click.Command, Generic[_S]):
         """As click does it; a key, and an option of other commands, is told as what it is."""
         words = [part for word in args for part in word.split("=", 1 if word[:1] == "-" else 0)]
         for text in (*words, *map(" ".join, itertools.pairwise(words))):
-            if instead := REMOVED.get(f"{self.name} {text}"):
+            if instead := replaced(self.name, text):
                 raise click.UsageError(f"{text} was removed. Use {instead}.", ctx)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             name = error.option_name
             if key := self.keys.get(name):
-                text = f"{name} is a key of --config files: put `{key}: …` into a file, and "
+                value = [*words, "…"][words.index(name) + 1]
+                if self.leaves[key].is_flag:
+                    value = str(name not in self._made[key].secondary_opts).lower()
+                text = f"{name} is a key of --config files: put `{key}: {value}` into a file, and "
                 text += "give it as --config FILE.yaml."
             elif others := _commands_with(name, ctx):
                 text = f"{name} is not an option of {self.name}, but of {', '.join(others)}."
@@ -240,9 +238,10 @@ class SchemaCommand(click.Command, Generic[_S]):
         return results
 
     def _known(self, key: object, value: object) -> Leaf:
-        text = f"{flag(str(key))} {value}" if key in self.leaves else flag(str(key))
-        if instead := REMOVED.get(f"{self.name} {text}"):
-            raise ValueError(f"this was removed: use {instead}")
+        items = [f" {item}" for item in (value if isinstance(value, list) else [value])]
+        for item in items if key in self.leaves else [""]:
+            if instead := replaced(self.name, f"{flag(str(key))}{item}"):
+                raise ValueError(f"this was removed: use {instead}")
         if key in self.leaves:
             return self.leaves[str(key)]
         near = difflib.get_close_matches(str(key).replace("-", "_"), self.leaves, cutoff=0.75)
@@ -254,21 +253,23 @@ class SchemaCommand(click.Command, Generic[_S]):
         """Errors name options as they are called here, and where a file says them."""
         try:
             yield
-        except OptionError as error:
-            error.say(list(map(self._word, error.keys)))
-            for key in error.keys:
-                if config is not None and key in (config.data or {}):
-                    error.message = f"{config.place(key)}: {key}: {error.message}"
-                    break
+        except DepthcutError as error:
+            if isinstance(error, OptionError):
+                error.say(list(map(self._word, error.keys)))
+                for key in error.keys:
+                    if config is not None and key in (config.data or {}):
+                        error.message = f"{config.place(key)}: {key}: {error.message}"
+                        break
+            error.message, error.hint = map(self._renamed, (error.message, error.hint))
             raise
 
     def _word(self, key: str) -> str:
-        if key not in self.leaves:
-            return flag(key)
-        look = self.leaves[key].look
-        if look.argument:
-            return str(look.metavar)
-        return f"{key} (of a --config file)" if look.config_only else flag(key)
+        leaf = self.leaves.get(key)
+        return str(leaf.look.metavar) if leaf and leaf.look.argument else flag(key)
+
+    def _renamed(self, text: str) -> str:
+        keys = {option: f"{key} (of a --config file)" for option, key in self.keys.items()}
+        return re.sub(r"(?<![\w-])--[a-z][\w-]*", lambda name: keys.get(name[0], name[0]), text)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options of each heading, in the order in which the headings come first."""
@@ -286,7 +287,8 @@ class SchemaCommand(click.Command, Generic[_S]):
         for title, records in sections.items():
             room = formatter.width - 6 - max(len(name) for name, _ in records)
             if not every:
-                records = [(n, textwrap.shorten(w, room, placeholder=" …")) for n, w in records]
+                how: Any = {"placeholder": " …", "break_on_hyphens": False}
+                records = [(name, textwrap.shorten(text, room, **how)) for name, text in records]
             with formatter.section(title):
                 formatter.write_dl(records)
         names = (param.opts[-1] for param in self.get_params(ctx)[len(self.params) :])

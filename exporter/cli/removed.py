@@ -14,7 +14,7 @@ _OPTIONS = (
     ("export plan", "--search-seconds, --rescore-every", "--search greedy"),
     ("plan", "--curve", "depthcut depths, which compares cuts of several sizes"),
     ("depths", "--other-text", "depthcut export, which measures the healed cut on a second text"),
-    ("depths", "--recommend", "nothing: depths always recommends"),
+    ("depths", "--recommend", "depths without it, which always recommends"),
     ("compare export", "--stride", _LONG),
     (
         "compare export",
@@ -31,7 +31,7 @@ _OPTIONS = (
     ("costs", "--rank", "full maps, which healing fits"),
     ("heal", "--save-checkpoint", "depthcut checkpoint, with the healed plan"),
     ("export heal plan", "--rank", _MAPS),
-    ("export heal plan", "--states-weight", "nothing: such models learn from their states, too"),
+    ("export heal plan", "--states-weight", "no option: such models learn from their states, too"),
     ("export heal plan", "--sequential", "--heal linear or best, which fit on the whole model"),
     ("check", "--bencher", "--github-benchmark, or the whole check by --output"),
     ("check", "--gitlab-metrics", "--junit, which GitLab shows, or the whole check by --output"),
@@ -55,6 +55,9 @@ _OPTIONS = (
         "--probes",
         "--tasks and --task-data: samples/07_ci/probes.py",
     ),
+    ("score", "--metric taylor", "--metric relative-l2, which ranks nearly as it did"),
+    ("plan export", "--search iterative", "--search greedy"),
+    ("plan export", "--objective tasks", "the objective kl"),
     ("plan export", "--search-items, --judged-items, --search-seed", "--objective kl"),
     ("plan", "--ray, --ray-workers", "score --metric kl --ray, whose scores plan takes"),
     ("report", "--format", "-o FILE.md, which is written as Markdown"),
@@ -64,7 +67,7 @@ _OPTIONS = (
         "--modelopt-python, --quantize fp8, --quantize int4-awq",
         _MODELOPT,
     ),
-    ("quantize", "--quantize-method gptq", "--quantize-method hqq, which needs no text"),
+    ("export quantize", "--quantize-method gptq", "--quantize-method hqq, which needs no text"),
     ("report", "--importance", "depthcut score, which prints the scores"),
     ("checkpoint", "--importance", "export --checkpoint, whose card tells of the scores"),
     ("plan export", "--require-speedup", "compare, and check --min-speedup"),
@@ -75,3 +78,8 @@ REMOVED = {
     for command in commands.split()
     for option in options.split(", ")
 }
+
+
+def replaced(command: str | None, option: str) -> str | None:
+    """What takes the place of an option, or of one with its value; None: nothing was removed."""
+    return REMOVED.get(f"{command} {option.partition(':')[0]}")

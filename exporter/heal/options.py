@@ -81,8 +81,8 @@ class HealOptions(Options):
     )
     time_s: Duration | None = option(
         None,
-        "Time for the training; the learning rate decays to zero by then. With a limit on quality "
-        "(--at-most): the time for choosing, healing and checking together.",
+        "Time for training, or for all with --at-most. The learning rate decays to zero by then; "
+        "with a limit on quality it is the time for choosing, healing and checking together.",
         "--time",
         usual="no limit",
     )

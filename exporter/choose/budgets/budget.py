@@ -20,6 +20,7 @@ from exporter.option_types import (
     Tokens,
     Whole,
     Written,
+    amount,
     comma_list,
 )
 from exporter.options import (
@@ -99,8 +100,8 @@ class SearchOptions(Options):
 
 
 def _without_x(value: Any) -> Any:
-    """``1.2x`` as ``1.2``; another value passes."""
-    return value[:-1] if isinstance(value, str) and value[-1:] in ("x", "X") else value
+    """Reads ``1.2x`` or ``1.2``; a number passes."""
+    return amount(value.rstrip("xX"), "a factor as 1.2x") if isinstance(value, str) else value
 
 
 _Kinds = Annotated[

@@ -16,7 +16,7 @@ from exporter import option_types
 from exporter.cli.command import SchemaCommand, plain_values
 from exporter.cli.console import ConsoleProgress
 from exporter.compare.options import Generations
-from exporter.errors import OptionError, UsageError
+from exporter.errors import OptionError, PlanError, UsageError
 from exporter.gate.limits import Limits
 from exporter.options import (
     Options,
@@ -144,14 +144,14 @@ NO_MAPPINGS = (
     [
         ("flour: rye\ndegres: 3", 2, "degres", "degrees"),
         ("flour: rye\nzzz: 3", 2, "zzz", "time"),
-        ("degrees: '3'", 1, "degrees", "valid integer"),
+        ("degrees: '3'", 1, "degrees", "a whole number"),
         ("degrees: true", 1, "degrees", "a number"),
-        ("degrees: 0", 1, "degrees", "equal to 1"),
-        ("\nfan: 3", 2, "fan", "valid boolean"),
+        ("degrees: 0", 1, "degrees", "1 is the least"),
+        ("\nfan: 3", 2, "fan", "true or false"),
         ("glaze: oil", 1, "glaze", "'egg' or 'milk'"),
-        ("slices: [1, x]", 1, "slices", "valid integer"),
+        ("slices: [1, x]", 1, "slices", "a whole number"),
         ("salt: 3", 1, "salt", "3%"),
-        ("rolls: [[8, 1]]", 1, "rolls", "equal to 2"),
+        ("rolls: [[8, 1]]", 1, "rolls", "2 is the least"),
         ("recipe: gone.txt", 1, "recipe", "not exist"),
         ("water: 3", 1, "water", "--slices"),
         ("salt: 0.6", 1, "salt", "Take less"),
@@ -174,22 +174,23 @@ def test_a_mistake_in_a_file_is_told_with_its_place(
 
 
 @pytest.mark.parametrize(
-    ("words", "key"),
+    ("words", "line"),
     [
-        (("--seed", "3"), "seed"),
-        (("--seed=3",), "seed"),
+        (("--seed", "3"), "seed: 3"),
+        (("--seed=3",), "seed: 3"),
+        (("--seed",), "seed: …"),
         (("--seeds",), ""),
-        (("--crust",), "crust"),
-        (("--soft",), "crust"),
+        (("--crust",), "crust: true"),
+        (("--soft",), "crust: false"),
     ],
 )
 def test_an_option_that_is_a_key_alone_is_told_as_the_line_of_a_file(
-    bake: list[Bread], capsys: pytest.CaptureFixture[str], words: tuple[str, ...], key: str
+    bake: list[Bread], capsys: pytest.CaptureFixture[str], words: tuple[str, ...], line: str
 ) -> None:
     assert command_line.run(["bake", "rye", "-o", "x", *words]) == 2
     printed = capsys.readouterr().err
-    assert ("--config" in printed) == bool(key)
-    assert f"`{key}: " in printed or not key
+    assert ("--config" in printed) == bool(line)
+    assert f"`{line}`" in printed or not line
     assert bake == []
 
 
@@ -214,6 +215,16 @@ def test_a_key_alone_is_named_as_one_and_an_option_as_such(
             command.invoke(ctx)
         assert named in str(refused.value)
         assert not not_named or not_named not in str(refused.value)
+
+
+def test_what_fails_names_a_key_alone_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(call: Bread, progress: ConsoleProgress) -> None:
+        raise PlanError("Too hot.", "Take another --seed, or fewer --degrees.")
+
+    monkeypatch.setitem(command_line.cli.commands, "bake", SchemaCommand("bake", Bread, run))
+    with raises(PlanError, "", "seed (of a --config file)", "--degrees") as caught:
+        command_line.cli.main(["bake", "rye", "-o", "x"], standalone_mode=False)
+    assert "--seed" not in str(caught.value)
 
 
 def test_what_is_shown_is_checked_before(
@@ -357,6 +368,13 @@ def test_a_limit_is_no_switch() -> None:
         (["check", "FILE", "--min-speedup", "abc"], ["--min-speedup", "abc", "1.1"]),
         (["check", "FILE", "--max-slowdown", "abc"], ["--max-slowdown", "abc", "3%"]),
         (["plan", "FILE", "--drop-mlp", "1", "--heal", "all"], ["--heal", "bias"]),
+        (["score", "m", "--metric", "taylor"], ["removed", "relative-l2"]),
+        (["score", "m", "metric: [kl, taylor]"], ["removed", "relative-l2"]),
+        (["plan", "FILE", "--search", "iterative"], ["removed", "--search greedy"]),
+        (["plan", "FILE", "--objective", "tasks:x"], ["removed", "objective kl"]),
+        (["export", "m", "objective: tasks:x"], ["removed", "objective kl"]),
+        (["export", "m", "quantize_method: gptq"], ["removed", "hqq"]),
+        (["plan", "FILE", "faster: fast"], ["1.2x"]),
         (["inspect", ""], ["MODEL"]),
         (["score", ""], ["MODEL"]),
         (["export", " ", "-o", "x", "--drop-mlp", "1"], ["MODEL"]),
@@ -367,7 +385,7 @@ def test_a_wrong_value_is_told_with_its_option_and_what_is_allowed(
 ) -> None:
     (tmp_path / "file").write_text("{}")
     words = [str(tmp_path / "file") if word == "FILE" else word for word in asked]
-    assert command_line.run(words) == 2
+    assert command_line.run(in_file(tmp_path, words)) == 2
     printed = capsys.readouterr().err
     assert [word for word in named if word not in printed] == []
 
@@ -401,7 +419,7 @@ def test_help_is_short_and_all_of_it_is_all(
     assert command_line.run([name, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 60
-    assert not [line for line in lines[1:] if line.endswith("...")]
+    assert not [line for line in lines[1:] if line.endswith(("...", "- …"))]
     if name in ("plan", "export") and columns == "80":  # each option takes one line
         own = [line for line in lines[lines.index("Options:") + 1 :] if line.startswith(" ")]
         assert not [line for line in own if not re.match("  -", line)]
@@ -432,6 +450,16 @@ def test_an_option_means_the_same_in_every_command() -> None:
             if not leaf.look.argument and key not in _OTHERWISE:
                 name, first = known.setdefault(key, (str(command.name), result))
                 assert result == first, f"--{key} of {name} and of {command.name}"
+
+
+@pytest.mark.parametrize("text", ["1.2x", "1.2"])
+def test_a_speedup_stands_in_a_file_as_on_the_command_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("{}")
+    words = ["plan", str(tmp_path / "file"), *in_file(tmp_path, [f"faster: {text}"])]
+    assert command_line.run([*words, "--show-config"]) == 0
+    assert "faster: 1.2\n" in capsys.readouterr().out
 
 
 def test_a_share_above_one_is_read_again_as_it_was_meant(
