@@ -211,8 +211,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning at every start
     "RAY_worker_niceness": "0",  # else 15: anything else that runs here would come first
 }
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""As on Windows; else Ray takes 127.0.0.1 for the machine's outer address."""
 _TOKEN = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """Else Ray writes one into the user's home. It keeps the first that a process gives it."""
 _NO_ANSWER_HINT = (
@@ -235,6 +233,7 @@ def connected(address: str | None, cpus: int, progress: Progress) -> Iterator[An
             return
         options: dict[str, Any] = {"address": address}
         if local:
+            _keep_on_loopback(ray, stack)
             # Ray opens its folder to all users: the one above it keeps them out.
             folder = stack.enter_context(scratch_folder("ray", longest=_LONGEST_FOLDER))
             options = {
@@ -259,6 +258,17 @@ def connected(address: str | None, cpus: int, progress: Progress) -> Iterator[An
         yield ray
 
 
+def _keep_on_loopback(ray: Any, stack: contextlib.ExitStack) -> None:
+    """As on Windows; else Ray takes 127.0.0.1 for the machine's outer address.
+
+    Its processes read the variable; this one has read it when Ray was imported.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    constants, name = ray._private.ray_constants, "ENABLE_RAY_CLUSTER"
+    stack.callback(setattr, constants, name, getattr(constants, name, True))
+    setattr(constants, name, False)
+
+
 def _refuse_silence(address: str) -> None:
     """At once, where Ray itself waits for minutes."""
     host, _, port = address.rpartition(":")
@@ -276,9 +286,8 @@ def _refuse_silence(address: str) -> None:
 def _environment(local: bool) -> Iterator[None]:
     """Settings that Ray's own processes inherit; what the user has set holds."""
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    values = _ENVIRONMENT | (_LOOPBACK if local else {})
-    if local and not any(name.startswith("RAY_AUTH_") for name in before):
-        values |= _TOKEN
+    own_token = local and not any(name.startswith("RAY_AUTH_") for name in before)
+    values = _ENVIRONMENT | (_TOKEN if own_token else {})
     os.environ.update(values | before)
     try:
         yield

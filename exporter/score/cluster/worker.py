@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import socket
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+import exporter
 from exporter.errors import DepthcutError
 
 Outcome = tuple[str, Any]
@@ -20,9 +23,14 @@ host, a line and more."""
 def versions() -> dict[str, str]:
     """What has to be the same in all processes, by name; ``missing`` for what isn't there.
 
-    Other libraries may compute something else: sums of both would be of neither.
+    Other code may compute something else: sums of both would be of neither. A checkout of depthcut
+    has one version for many states.
     """
-    texts = {"python": platform.python_version()}
+    root, code = Path(exporter.__file__).parents[1], hashlib.sha256()
+    paths = (path for name in ("exporter", "graph_passes") for path in (root / name).rglob("*.py"))
+    for path in sorted(path for path in paths if path.parent.name != "entry_points"):
+        code.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    texts = {"python": platform.python_version(), "depthcut's code": code.hexdigest()[:12]}
     for name in ("depthcut", "numpy", "torch", "transformers"):
         try:
             texts[name] = version(name)
@@ -47,12 +55,14 @@ class Worker:
         """
         import ray
 
-        host, own = socket.gethostname(), versions()
-        differ = [f"{n} {own.get(n)} instead of {v}" for n, v in wanted.items() if own.get(n) != v]
-        if differ:
-            return "differs", (host, ", ".join(differ), "")
+        host = socket.gethostname()
         try:
             if self._begun is None:
+                own = versions()
+                differ = [f"{n} {own.get(n)} instead of {v}" for n, v in wanted.items()
+                          if own.get(n) != v]  # fmt: skip
+                if differ:
+                    return "differs", (host, ", ".join(differ), "")
                 setup, work = ray.get(refs[0])
                 self._begun = work, setup()
             work, state = self._begun

@@ -18,9 +18,7 @@ from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")
-with pytest.MonkeyPatch.context() as _patch:  # Ray reads it once; pool sets it before that
-    _patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray")  # before the pool: Ray decides on import what addresses it takes
 
 from exporter.models.loading.model_source import load_model  # noqa: E402
 from exporter.pipeline.sweep.job import Job  # noqa: E402
@@ -54,6 +52,7 @@ def pool(bait: Path) -> Iterator[Any]:
             assert signal.getsignal(signal.SIGTERM) is on_sigterm
             session = Path(ray._private.worker._global_node.get_session_dir_path())
             assert session.is_dir()
+            assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
             yield opened
         torch.set_num_threads(before)
     assert not session.parent.exists()

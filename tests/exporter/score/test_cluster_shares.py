@@ -7,7 +7,6 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -21,6 +20,7 @@ from exporter.progress import QUIET
 from exporter.score.cluster import pool
 from exporter.score.cluster.pool import allocate, open_pool
 from exporter.score.cluster.scoring import cut_pieces, joined_damages
+from exporter.score.cluster.worker import versions
 from tests.raising import raises
 
 
@@ -74,6 +74,20 @@ def test_damages_are_joined_in_the_order_of_the_text() -> None:
     assert [d.kl_sums.tolist() for d in damages] == [[10 * n, 10 * n + 4] for n in range(8)]
 
 
+def test_another_state_of_the_code_is_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.__file__", str(tmp_path / "exporter/__init__.py"))
+    own = []
+    for name in ("exporter/a.py", "graph_passes/b.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("")
+        own.append(versions())
+    assert own[0] != own[1]
+    (tmp_path / name).write_text("1")
+    assert versions() not in own
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with raises(MissingDependencyError, "", "depthcut[cluster]"), open_pool():
@@ -107,7 +121,7 @@ def test_its_folder_lies_in_one_that_only_this_user_can_enter(
         folders[0].mkdir(exist_ok=True)
         folders[0].chmod(0o777)
 
-    ray = Mock(init=init, is_initialized=lambda: False, _private=SimpleNamespace())
+    ray = Mock(init=init, is_initialized=lambda: False, _private=Mock())
     tmp_path.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(pool, "require", lambda *_args, **_options: ray)
