@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, NoReturn
 
 from exporter.artifacts import ImportanceReport
@@ -244,7 +245,7 @@ class Search:
         """The one step of least damage, whatever it gains, of those that a path begins with."""
         options = by_prior(self._with_gains(unit), self._prior)
         looked_at = options[: FIRST * self._shortlist] if self._shortlist else options
-        candidates = [PlanCandidate((option,)) for option in looked_at]
+        candidates = [PlanCandidate((option,)) for option in looked_at] or [PlanCandidate()]
         damages = self._meter.measure_many({}, [candidate.cut for candidate in candidates])[1:]
         pairs = zip(candidates, damages, strict=True)
         return min(pairs, key=lambda item: item[1].objective(self._objective))
@@ -475,8 +476,10 @@ def greedy_in_stacks(
     for group, number in groups_of(counts):
         start: BranchReplacements = cut_of_options(taken)
         options = options_for(group, stacks, {*protected, *start})
-        if number > len(options):
-            refuse_number(group, number, len(options), report.model.source)
+        room = most_sublayers(meter.num_layers, allow_all) - len(start)
+        sizes = accumulate(sorted(len(option.names) for option in options))
+        if number > (left := sum(size <= room for size in sizes)):
+            refuse_number(group, number, left, report.model.source)
         with progress.task(f"search by damage, {group}"):
             steps = greedy(
                 meter,

@@ -92,8 +92,11 @@ def answer_words(report: DepthsReport) -> str:
     if not costs:
         return "Nothing could be dropped at these numbers."
     least, cost = min(costs, key=lambda item: item[1].perplexity_ratio)
-    most, ends = 1 + report.most_increase, cost.perplexity_ratio_ci95
-    if cost.perplexity_ratio <= most and (ends is None or ends[1] <= most):
+    most, ends, corrected = 1 + report.most_increase, cost.perplexity_ratio_ci95, ""
+    if cost.perplexity_ratio_most is not None:
+        highest = _change(cost.perplexity_ratio_most)
+        corrected = f"; corrected for {report.looks} figures, the interval ends at {highest}"
+    if cost.perplexity_ratio_most is not None and cost.perplexity_ratio_most <= most:
         return (
             f"Nothing is worth cutting: no cut that keeps the perplexity within {limit}, such as "
             f"{dropped_words(least)}, is more than 1 % faster."
@@ -101,11 +104,11 @@ def answer_words(report: DepthsReport) -> str:
     if ends is None or ends[0] <= most:
         return (
             f"It is not certain that a cut keeps the perplexity within {limit}: without "
-            f"{dropped_words(least)} it rises by {_rise(cost)}. depthcut export MODEL -o out "
-            "trains the cut and measures on more text; --eval-tokens does the latter here."
+            f"{dropped_words(least)} it rises by {_rise(cost)}{corrected}. depthcut export MODEL "
+            "-o out trains the cut and measures on more text; --eval-tokens does the latter here."
         )
     return (
-        f"Nothing is worth cutting within {limit} more perplexity. The smallest step costs more: "
+        f"Nothing is worth cutting within {limit} more perplexity. All of these cuts cost more: "
         f"without {dropped_words(least)}{_faster(least)}, the perplexity rises by {_rise(cost)}. "
         "A training may lower that (depthcut export MODEL -o out --time 10m), or --at-most allows "
         "more."
@@ -125,13 +128,13 @@ def _faster(cell: DepthCell) -> str:
 
 def _rise(damage: DepthDamage) -> str:
     """``+1.1 % [-0.3 %, +2.5 %]``."""
+    ends = ", ".join(map(_change, damage.perplexity_ratio_ci95 or ()))
+    return _change(damage.perplexity_ratio) + (f" [{ends}]" if ends else "")
 
-    def words(ratio: float) -> str:
-        change = 100 * (ratio - 1)
-        return f"{change:+.1f} %" if change < 1000 else f"x {ratio:,.0f}"
 
-    ends = ", ".join(map(words, damage.perplexity_ratio_ci95 or ()))
-    return f"{words(damage.perplexity_ratio)} [{ends}]" if ends else words(damage.perplexity_ratio)
+def _change(ratio: float) -> str:
+    change = 100 * (ratio - 1)
+    return f"{change:+.1f} %" if change < 1000 else f"x {ratio:,.0f}"
 
 
 def _about(report: DepthsReport) -> str:

@@ -14,7 +14,7 @@ from scipy import stats
 from exporter.artifacts import CalibrationRef, HealedText, PlannedDeletion, PruningPlan
 from exporter.artifacts.healing import HealedFigure
 from exporter.artifacts.store import FOLDER
-from exporter.errors import CalibrationError, CostError, UnmetGoalError
+from exporter.errors import CalibrationError, CostError, PlanError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
 from tests.exporter.made_plans import Planner, made_planner
@@ -73,10 +73,12 @@ def report(loaded: Any, texts: list[str]) -> Any:
 
 @pytest.fixture
 def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
-    def made(budget: Budget, costs: Any = None, stopwatch: Any = None, **heal: Any) -> Planner:
+    def made(
+        budget: Budget, costs: Any = None, stopwatch: Any = None, protect: Any = (), **heal: Any
+    ) -> Planner:
         return made_planner(
             loaded, report, tmp_path / FOLDER / "work", budget,
-            SearchOptions(search="greedy", shortlist=0, tokens=256),
+            SearchOptions(search="greedy", shortlist=0, tokens=256, protect=protect),
             heal=HealOptions(**{**FOLD, "check_text": texts[1], **heal}),
             costs=costs, stopwatch=stopwatch,
         )  # fmt: skip
@@ -196,6 +198,8 @@ def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: 
         planner(Budget(attention=1, floors=NEVER)).plan()
     with raises(UnmetGoalError, "nothing-within-limits"):
         planner(Budget(floors=NEVER)).plan()
+    with raises(PlanError, "nothing-to-drop"):
+        planner(Budget(floors=NEVER), protect=("attention:0,1,2", "mlp:0,1,2")).plan()
 
 
 def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(

@@ -268,20 +268,24 @@ def test_the_answer_comes_first_with_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("healed", "ends", "told", "untold"),
+    ("healed", "ends", "most", "told", "untold"),
     [
-        (1.05, (1.021, 1.08), ("+5.0 %", "--at-most"), ()),
-        (1.05, (1.019, 1.08), ("+5.0 %", "+1.9 %", "--eval-tokens"), ()),
-        (1.012, (0.911, 1.113), ("+1.2 %", "-8.9 %", "--eval-tokens"), ()),
+        (1.05, (1.021, 1.08), 1.09, ("+5.0 %", "--at-most"), ()),
+        (1.05, (1.019, 1.08), 1.09, ("+5.0 %", "+1.9 %", "--eval-tokens"), ()),
+        (1.012, (0.911, 1.113), 1.2, ("+1.2 %", "-8.9 %", "--eval-tokens"), ()),
+        # The interval alone is within the limit, but not for so many cuts; of one sample no end is.
+        (1.005, (0.995, 1.018), 1.028, ("+1.8 %", "+2.8 %", "--eval-tokens"), ()),
+        (1.005, None, None, ("+0.5 %", "--eval-tokens"), ()),
         # It keeps the limit, but isn't faster: more text is no help.
-        (1.005, (1.001, 1.009), ("1 attention,", "2.0 %"),
+        (1.005, (1.001, 1.009), 1.012, ("1 attention,", "2.0 %"),
          ("--eval-tokens", "--at-most", "--time")),
     ],
 )  # fmt: skip
 def test_where_nothing_keeps_the_limit_the_next_step_is_told(
-    healed: float, ends: tuple[float, float], told: tuple[str, ...], untold: tuple[str, ...]
+    healed: float, ends: Any, most: float | None, told: tuple[str, ...], untold: tuple[str, ...]
 ) -> None:
-    cost = damage(healed, 0.01).model_copy(update={"perplexity_ratio_ci95": ends})
+    update = {"perplexity_ratio_ci95": ends, "perplexity_ratio_most": most}
+    cost = damage(healed, 0.01).model_copy(update=update)
     cells = [
         cell if cell.healed is None else cell.model_copy(update={"healed": cost})
         for cell in made_answer(None).cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -186,8 +187,10 @@ def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
     assert damage.distance <= meter.measure(lowest).distance + 1e-9
     blocks = options_for("block", stacks, kept)
     assert [len(option.names) for option in blocks] == [2, 3, 3]
-    with raises(PlanError, "too-many", 5):
-        greedy_in_stacks(meter, report, stacks, {"mlp": 5}, (), search)
+    never: Any = Mock(num_layers=4, measure_many=Mock(side_effect=AssertionError))
+    for group, number, left in (("mlp", 5, 4), ("joint", 8, 7), ("block", 4, 3)):
+        with raises(PlanError, "too-many", number, left):
+            greedy_in_stacks(never, report, stacks, {group: number}, (), search)
 
 
 @pytest.mark.parametrize(
