@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from functools import cache, partial
@@ -60,6 +61,7 @@ from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import CutMeter
 from exporter.models.changed_weights import swapped
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.model_folder import ModelFolder
 from exporter.models.tasks import Tokens, task_of
 from exporter.models.texts.calibration import calibration_text, text_of_report
 from exporter.models.texts.sources import refuse_same_text
@@ -436,17 +438,22 @@ def compared_tasks(
     from exporter.engines.runners.pytorch import TorchRunner
 
     files = local_tasks(options)
-    runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
     tasks = options.tasks if files is None else [(task.name, task.sha256) for task in files]
     about = {**loaded.identity(), "of": list(map(list, tasks)), "limit": options.task_limit}
     store = Store(kept, about)
-    with scratch_folder("tasks") as place, runner:
-        folder = saved_folder(loaded, place)
+    with ExitStack() as stack:
+
+        @cache
+        def opened() -> tuple[TorchRunner, ModelFolder]:
+            runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
+            folder = saved_folder(loaded, stack.enter_context(scratch_folder("tasks")))
+            return stack.enter_context(runner), folder
 
         def scored(cut: BranchReplacements) -> list[TaskScores]:
-            progress.say(f"tasks: without {counted(len(cut), 'sublayer')}")
+            what = f"without {counted(len(cut), 'sublayer')}" if cut else "the whole model"
+            progress.say(f"tasks: {what}")
             with branches_replaced(loaded.model, cut):
-                return score_tasks(options, runner, folder, progress=progress)
+                return score_tasks(options, *opened(), progress=progress)
 
         whole = cache(lambda: scored({}))
 

@@ -135,8 +135,8 @@ def predicted_by(healing: Healing) -> dict[str, float]:
 
 def _of_embeddings_or_classes(texts: Sequence[HealedText]) -> list[str]:
     roles = {text.role for text in texts}
-    names = [f"Healing gained almost nothing on {embeddings.text.source}." for embeddings in texts
-             if embeddings.gain <= _STD_ERRORS * (embeddings.gain_std_error or 0.0)]  # fmt: skip
+    names = [f"Healing gained almost nothing on {text.text.source}." for text in texts
+             if text.gain <= _STD_ERRORS * (text.gain_std_error or 0.0)]  # fmt: skip
     return names if "other" in roles else [_ONE_DOMAIN, *names]
 
 

@@ -161,8 +161,8 @@ class Floors(_Floors):  # type: ignore[misc]
         floors = Floors(**{f.limit.name: self.on(f) for f in figures if f.limit is not None})
         if self and not floors:
             raise PlanError(
-                f"{type(task.model).__name__} is judged by its "
-                f"{' and its '.join(figure.name for figure in figures)}, not by what is limited.",
+                f"The limits are on figures that {type(task.model).__name__} doesn't have; it has "
+                f"{' and '.join(figure.name for figure in figures)}.",
                 f"Give {' or '.join(figure.flag for figure in figures)}.",
                 code="other-limits",
             )

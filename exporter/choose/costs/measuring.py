@@ -68,6 +68,7 @@ _PRECISION = 0.05
 """Of what a variant saves: so well it need be known."""
 _LEAST = 0.002
 """Of the request's time: what is saved less than this need not be known any better."""
+_LATE = 1.5  # times as long as a variant should take
 
 
 @dataclass(frozen=True)
@@ -179,14 +180,22 @@ class _CostRun:
             wanted = max(_PRECISION * abs(estimate.saved_ms), _LEAST * estimate.baseline_ms)
             return not self.together and estimate.std_error_ms <= wanted
 
+        effort = self.settings.effort
+        begin = effort.clock()
         try:
             with self.runner.arms(batch) as arms:
-                timed = time_request(arms, self.cells, self.settings.effort, known, self.progress)
+                timed = time_request(arms, self.cells, effort, known, self.progress)
         except SurgeryError as error:
             if self.together:
                 raise
             self.progress.say(f"costs: {', '.join(batch)} can't be measured: {error.message}")
             return
+        seconds = (effort.clock() - begin) / 1e9
+        if not self.together and effort.rounds is None and seconds > _LATE * effort.seconds:
+            self.progress.say(
+                f"costs: a variant took {seconds:.0f} s, not {effort.seconds:.0f} s: loading the "
+                "models and two rounds take that long, so its figure is rough"
+            )
         for name, variant in batch.items():
             self.rows[variant] = [_against(row, name) for row in timed]
         table = self.table()

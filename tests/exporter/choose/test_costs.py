@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -28,6 +29,7 @@ from exporter.choose.costs.table import (
 from exporter.choose.costs.timing import Effort
 from exporter.compare.timing.subjects import Probe
 from exporter.errors import CostError, SurgeryError, UsageError
+from exporter.progress import QUIET
 from graph_passes.types import Replacement
 from tests.made_tables import made_table
 from tests.raising import raises
@@ -214,8 +216,8 @@ class VirtualBench:
 def measured(cost_runner: VirtualBench, **changes: Any) -> CostTable:
     """In two rounds each: enough where nothing disturbs, and for all but the numbers."""
     options = {"at": AT, "threads": 1, "effort": cost_runner.effort(rounds=2), **changes}
-    names = options.pop("names", None)
-    return measure_on(cast("CostRunner", cost_runner), CostSettings(**options), names)
+    names, progress = options.pop("names", None), options.pop("progress", QUIET)
+    return measure_on(cast("CostRunner", cost_runner), CostSettings(**options), names, progress)
 
 
 def test_on_a_quiet_machine_costs_are_what_they_are() -> None:
@@ -247,6 +249,14 @@ def test_on_a_busy_machine_they_are_known_as_well_as_the_table_says(seed: int) -
     # Two rounds are not certain, even if each fell into the middle of four times.
     errors = [trial.std_error_ms for group in table.groups for trial in group.trials]
     assert min(errors) > 1e-4 * table.baseline_ms
+
+
+@pytest.mark.parametrize(("seconds", "messages"), [(0.5, 3), (60.0, 1)])
+def test_a_figure_of_too_little_time_is_said_to_be_rough(seconds: float, messages: int) -> None:
+    bench, progress = VirtualBench(), Mock(wraps=QUIET)
+    effort = bench.effort(seconds=seconds)
+    measured(bench, names=[(0, "mlp")], replacements=(), effort=effort, progress=progress)
+    assert progress.say.call_count == messages
 
 
 def test_each_group_is_cut_by_half_once_with_each_replacement() -> None:
