@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -33,6 +34,7 @@ from exporter.report.sections.blocks import (
     Grid,
     Note,
     Section,
+    Shaded,
 )
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.summary import letter, overview_section
@@ -78,22 +80,32 @@ def _agreements(comparison: ScoreComparison, names: dict[RankingRef, str]) -> li
     header += [f"of first {n}" for n in counts]
     note = (
         "Correlations are 1 for the same order and -1 for the opposite. Of first n: how many of "
-        "the n most redundant are the same."
+        "the n most redundant are the same. On a page, scores are shaded: the stronger, the larger."
     )
     grid = Grid("How far the rankings agree", header, rows, right=range(3, len(header)))
     return [grid, Note(note)]
 
 
 def _of_kind(kind: str, rankings: Sequence[RankedScores], names: dict[RankingRef, str]) -> Section:
+    """The paper's map, with its numbers: shades are by rank among all scores of a metric."""
     columns = [names[ranking.ranking] for ranking in rankings]
     layers = sorted({layer for ranking in rankings for layer in ranking.scores})
-    rows = [
-        [str(layer), *(or_dash(r.scores.get(layer), lambda v: significant(v, 3)) for r in rankings)]
-        for layer in layers
-    ]
+    ordered: dict[str, list[float]] = {}
+    for ranking in rankings:
+        ordered.setdefault(ranking.ranking.metric, []).extend(ranking.scores.values())
+    for scores in ordered.values():
+        scores.sort()
+
+    def shaded(ranking: RankedScores, layer: int) -> str:
+        if (score := ranking.scores.get(layer)) is None:
+            return "-"
+        scores = ordered[ranking.ranking.metric]
+        return Shaded.of(significant(score, 3), bisect_left(scores, score) / len(scores))
+
+    rows = [[str(layer), *(shaded(ranking, layer) for ranking in rankings)] for layer in layers]
     title = f"Scores of the {KINDS[kind].several}"
     grid = Grid(title, ["layer", *columns], rows, right=range(len(columns) + 1))
-    return Section(kind, title, [grid])
+    return Section(kind, title, [grid], stays_open=True)
 
 
 def _files(comparison: ScoreComparison) -> Grid:

@@ -33,6 +33,22 @@ class Link:
     target: str
 
 
+SHADES = 6
+
+
+class Shaded(str):
+    """A number in a map: its shade says how many of the others are below it."""
+
+    shade: int
+
+    @classmethod
+    def of(cls, words: str, share: float) -> Shaded:
+        """By the share of the others that are below, from 0 to 1."""
+        result = cls(words)
+        result.shade = min(SHADES - 1, int(SHADES * share))
+        return result
+
+
 Cell = str | Sign | Link
 
 
