@@ -80,11 +80,9 @@ class Store:
     A line that a crash cut short counts as missing, and so does one that is no entry.
     """
 
-    def __init__(
-        self, path: Path | None, made_from: Any = None, folder: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path | None, made_from: Any = None) -> None:
         self._path, self._made_from, self._own_key = path, made_from, _key(made_from, None)
-        self._folder = folder or (Path() if path is None else path.parent)
+        self._folder = Path() if path is None else path.parent
         self._entries = {} if path is None else _read(path)
         self._begun = False
 
@@ -231,19 +229,61 @@ class StageLedger:
         self._used.add(stage)
         return True
 
+    def once(
+        self,
+        stage: str,
+        key: Mapping[str, Any],
+        make: Callable[[], tuple[Sequence[Path], Any]],  # files in the workplace, and notes
+        shared: Path | None = None,  # a folder of stages that several runs have in common
+    ) -> str:
+        """Finishes a stage; tells whether it is ``reused``, another run's ``shared``, or ``made``.
+
+        A second run that shares the folder waits until the first one has made the stage.
+        """
+        if self.valid(stage, key):
+            return "reused"
+        if shared is None:
+            self.record(stage, key, *make())
+            return "made"
+        place = shared / f"{stage}-{key_hash(key)[:32]}"
+        with in_turn(place):
+            there = StageLedger(place)
+            if there.valid(stage, key):
+                there._hand_over(stage, self)
+                return "shared"
+            self.record(stage, key, *make())
+            self._hand_over(stage, there)
+        return "made"
+
+    def _hand_over(self, stage: str, other: StageLedger) -> None:
+        """Gives a stage that is in the workplace to another folder of results."""
+        entry = self._stages[stage]
+        for path in (other.work / top for top in _tops(entry.files)):
+            placing.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for name in entry.files:
+            _link(self.work / name, other.work / name, self.work)
+        other._finish(stage, entry)
+
     def record(
         self, stage: str, key: Mapping[str, Any], files: Sequence[Path], notes: Any = None
     ) -> None:
         """Writes down that a stage is finished, with its files' hashes and its notes."""
+        self._finish(stage, StoreEntry.of(key_hash(key), self.work, files, notes))
+
+    def _finish(self, stage: str, entry: StoreEntry) -> None:
         self._made.add(stage)
         self._used.add(stage)
-        self._stages[stage] = StoreEntry.of(key_hash(key), self.work, files, notes)
+        self._stages[stage] = entry
         write_private(self._path, self._memory())
 
     def _memory(self) -> str:
         stages = {name: entry.model_dump(mode="json") for name, entry in self._stages.items()}
         result = {"stages": stages, "published": self._published}
         return json.dumps(result, indent=1, sort_keys=True) + "\n"
+
+    def owns(self, top: str) -> bool:
+        """Whether anything of that name in the output folder was ever a stage's."""
+        return top in _tops((*self._published, *_files(self._stages.values())))
 
     def has(self, stage: str) -> bool:
         """Whether a stage was ever finished here."""
@@ -260,6 +300,10 @@ class StageLedger:
     def files_hash(self, stage: str) -> str:
         """One hash over the stage's files: the key of whatever is made from them."""
         return key_hash(self._stages[stage].files)
+
+    def hashes(self, *stages: str) -> dict[str, str]:
+        """That of each of these stages which this run has made or used."""
+        return {stage: self.files_hash(stage) for stage in stages if stage in self._used}
 
     def copy(self, stage: str, top: str, target: Path, leave_out: Sequence[str] = ()) -> None:
         """Copies what a stage has written below a folder of results to another folder."""
@@ -279,11 +323,7 @@ class StageLedger:
             old, new = self._root / top / inner, self.work / top / inner
             if os.path.lexists(new) or not self._is_ours(f"{top}/{inner.as_posix()}"):
                 continue
-            new.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(old, new)
-            except OSError:  # a file system without links
-                copy_file(old, new, self._root)
+            _link(old, new, self._root)
 
     def _inner(self, stage: str, top: str) -> list[Path]:
         names = map(Path, self._stages[stage].files if self.has(stage) else ())
@@ -344,6 +384,14 @@ class StageLedger:
             for path in (Path(folder, item) for item in (*files, *links)):
                 if path.relative_to(self._root).as_posix() not in self._published:
                     yield _with_room(new / path.relative_to(old), path), path
+
+
+def _link(source: Path, target: Path, folder: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # no hard links here, or none between these folders
+        copy_file(source, target, folder)
 
 
 def _with_room(place: Path, path: Path) -> Path:

@@ -34,7 +34,7 @@ from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import TextSource
 from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
-from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
+from exporter.pipeline.run import ENGINES, HEALING, QUANTIZED, Run
 from exporter.processes import available_bytes
 from exporter.quantize.settings import QuantizeSettings
 from exporter.report.files import REPORTS
@@ -212,12 +212,12 @@ def refuse_foreign_results(run: Run) -> None:
     """Refuses to write over results that are none of ours."""
     out, ours = run.request.out, not run.ledger.is_new
     names = () if ours else _RESULTS
-    if run.request.engines is not None and not run.ledger.has(ENGINES):
+    if run.request.engines is not None:
         names = (*names, ENGINES)
-    if run.request.quantize is not None and not run.ledger.has(QUANTIZE):
+    if run.request.quantize is not None:
         names = (*names, *QUANTIZED.values())
     for name in names:
-        if (out / name).exists():
+        if (out / name).exists() and not run.ledger.owns(name):
             raise UsageError(
                 f"{out / name} is there and was not written by depthcut export.",
                 "Use another output folder.",

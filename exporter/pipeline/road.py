@@ -16,7 +16,7 @@ from exporter.heal.options import HealOptions
 from exporter.pipeline import encoder_decoder, planning, stages
 from exporter.pipeline import run as keys
 from exporter.pipeline import stages as checkpoint
-from exporter.pipeline.quantizing import SHARED, quantize, quantize_key, take_or_make, with_method
+from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_foreign_goals,
@@ -31,6 +31,8 @@ from exporter.progress import QUIET, Progress
 
 _Made = tuple[list[Path], Any]
 Stage = Callable[[Run], _Made]
+_SHARED = {"score", "plan", HEALING, "export", "prune", *QUANTIZE.values()}
+"""The stages whose results don't depend on who asks; times are always a folder's own."""
 
 
 class _Graphs(Protocol):
@@ -166,28 +168,31 @@ def _heal(run: Run) -> None:
 
 def _quantize(run: Run) -> None:
     wanted = run.request.quantize
-    if wanted is None:
-        run.forget_others(QUANTIZE)
-    else:
+    if wanted is not None:
         wanted = with_method(run, wanted)
-        _stage(run, QUANTIZE, quantize_key(run, wanted), partial(quantize, settings=wanted))
+    for arm, name in QUANTIZE.items():
+        if wanted is None:
+            run.forget_others(name, run.sources()[arm])
+        else:
+            make = partial(quantize, arm=arm, settings=wanted)
+            _stage(run, name, quantize_key(run, arm, wanted), make)
 
 
 def _engines(run: Run) -> None:
     wanted = run.request.engines
     if wanted is None:
-        run.forget_others(ENGINES)
+        run.forget_others(ENGINES, run.sources())
     else:
         _stage(run, ENGINES, engines_key(run, wanted), partial(build, wanted=wanted))
 
 
 def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:
-    if run.ledger.valid(name, key):
+    def begin() -> _Made:
+        run.progress.detail(f"{name}: begins")
+        return make(run)
+
+    how = run.ledger.once(name, key, begin, run.request.shared if name in _SHARED else None)
+    if how == "reused":
         run.progress.say(f"{name}: reused, nothing it depends on has changed")
-        return
-    shared = run.request.shared if name in SHARED else None
-    run.progress.detail(f"{name}: begins")
-    result, made = take_or_make(shared, name, key, run.ledger.work, lambda: make(run))
-    if not made:
+    elif how == "shared":
         run.progress.say(f"{name}: shared, it was made from the same before")
-    run.ledger.record(name, key, *result)

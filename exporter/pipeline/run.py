@@ -34,8 +34,10 @@ from exporter.report.files import REPORTS
 
 ARMS = {"baseline": "export", "candidate": "prune"}
 """The folders of both models, and the stages that make them."""
-QUANTIZE = "quantize"
-"""The stage that quantises both models."""
+QUANTIZE = {arm: f"quantize-{arm}" for arm in ARMS}
+"""The stages that quantise them."""
+GRAPHS = (*ARMS.values(), *QUANTIZE.values())
+"""All of these."""
 QUANTIZED = {"baseline": "baseline-quantized", "candidate": "candidate-quantized"}
 """The folders of their quantised forms."""
 CHECKPOINT = "hf"
@@ -165,9 +167,9 @@ class Run:
         names = {arm: arm for arm in ARMS} if self.request.quantize is None else QUANTIZED
         return {arm: self.ledger.path(folder) for arm, folder in names.items()}
 
-    def forget_others(self, stage: str) -> None:
+    def forget_others(self, stage: str, graphs: Any) -> None:
         """Takes what a stage made of other graphs out of the results, where it isn't run now."""
-        if self.ledger.has(stage) and self.ledger.notes(stage) != self.sources():
+        if self.ledger.has(stage) and self.ledger.notes(stage) != graphs:
             self.progress.say(f"{stage}: its results are removed, they were made from other graphs")
             self.ledger.forget(stage)
 
@@ -208,9 +210,7 @@ def export_key(run: Run) -> Key:
 def prune_key(run: Run) -> Key:
     """The exported graph, and the plan."""
     return {
-        "baseline": run.ledger.files_hash("export"),
-        "plan": run.ledger.files_hash("plan"),
-        "healed": run.ledger.files_hash(HEALING) if run.request.heals_plan else None,
+        "made_from": run.ledger.hashes("export", "plan", HEALING),
         "versions": run.versions,
     }
 
@@ -222,17 +222,11 @@ def measure_key(run: Run) -> Key:
     return {
         **({} if longest is None else {"longest_text": longest}),
         "writes": REPORTS,
-        "candidate": run.ledger.files_hash("prune"),
-        "baseline": run.ledger.files_hash("export"),
-        "plan": run.ledger.files_hash("plan"),
-        "healed": run.ledger.files_hash(HEALING) if run.request.heals_plan else None,
-        "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
-        "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
+        "made_from": run.ledger.hashes("score", "plan", HEALING, *GRAPHS, ENGINES),
         "options": vars(compare) | {"prefill_lengths": compare.prompt_lengths},
         "texts": _text_hashes(run, run.request.compare.texts, "evaluation"),
         "also": [read_facts(find_model(path).onnx).sha256 for path in run.request.also],
         "tasks": _question_hashes(run.request.compare.quality),
-        "calibration": run.ledger.files_hash("score"),
         "machine": [processor_name(), default_threads(), gpu_name()],
         "versions": run.versions,
     }

@@ -30,7 +30,7 @@ from exporter.models.loading.meta_model import load_meta
 from exporter.models.sentence_folder import longest_text
 from exporter.pipeline.refusals import hollow, refuse_lost_caches
 from exporter.pipeline.request import EngineRequest
-from exporter.pipeline.run import CHECKPOINT, ENGINES, QUANTIZE, QUANTIZED, Key, Run, files_below
+from exporter.pipeline.run import ARMS, CHECKPOINT, ENGINES, GRAPHS, Key, Run, files_below
 from exporter.report.files import REPORTS, write_reports
 from exporter.score import score
 from graph_passes.files.placing import remove_tree
@@ -268,22 +268,16 @@ def say_pruned(run: Run, report: PruneReport) -> None:
 
 def measure(run: Run) -> tuple[list[Path], None]:
     """Compares both models and writes the report."""
-    plan = run.plan.plan
-    graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
-    arms, floats, built_from = graphs, None, None
-    if run.request.engines is not None:
-        arms = run.ledger.path(ENGINES) / "baseline", run.ledger.path(ENGINES) / "candidate"
-        sources = run.built_from()
-        built_from = sources["baseline"], sources["candidate"]
-    elif run.request.quantize is not None:
-        arms = run.ledger.path(QUANTIZED["baseline"]), run.ledger.path(QUANTIZED["candidate"])
-        floats = graphs
+    plan, engines = run.plan.plan, run.ledger.path(ENGINES)
+    (whole, cut), (baseline, candidate) = map(run.ledger.path, ARMS), run.built_from().values()
+    built, quantized = run.request.engines is not None, run.request.quantize is not None
     report = compare(
-        *arms,
+        engines / "baseline" if built else baseline,
+        engines / "candidate" if built else candidate,
         run.request.compare,
         also=run.request.also,
-        floats=floats,
-        onnx=built_from,
+        floats=(whole, cut) if quantized and not built else None,
+        onnx=(baseline, candidate) if built else None,
         parity=[*parity_notes(run, "export"), *parity_notes(run, "prune")],
         plan=plan.deletions,
         calibration=run.importance.calibration,
@@ -332,8 +326,7 @@ _USUAL_CONTEXT = 4096
 def engines_key(run: Run, wanted: EngineRequest) -> Key:
     """Both graphs, how they are built, and for which card where that is the one that is here."""
     return {
-        **run.sources(),
-        "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
+        "made_from": run.ledger.hashes(*GRAPHS),
         "backend": wanted.backend,
         "builds": wanted.builds,
         "split": wanted.split,

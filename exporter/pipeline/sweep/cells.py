@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,14 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from exporter.artifacts import SweepCell
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plans import parse_drops
-from exporter.artifacts.store import FOLDER, StageLedger, Store, key_hash, locked
+from exporter.artifacts.store import FOLDER, StageLedger, key_hash, locked
 from exporter.errors import SweepError
-from exporter.files import sha256_bytes, write_text
+from exporter.files import sha256_bytes, sha256_file, write_text
 from exporter.heal.options import NO_TEXT
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.sources import source_sha256
@@ -213,23 +210,11 @@ def drop_models(cell: Cell) -> None:
             StageLedger(cell.request.out).drop(*ARMS, *QUANTIZED.values())
 
 
-def open_store(out: Path) -> Store:
-    """The finished cells of a sweep's folder, by their folders."""
-    return Store(out / FOLDER / "cells.jsonl", folder=out.resolve())
-
-
-def kept(store: Store, cell: Cell, key: str) -> SweepCell | None:
-    """The cell as an earlier run has finished it from the same; None where it must run."""
-    result = store.find(cell.folder, key)
-    if cell.keeps_models and not (cell.request.out / "candidate" / "model.onnx").is_file():
-        return None
-    with contextlib.suppress(ValidationError):
-        return None if result is None else SweepCell.model_validate(result)
-    return None
-
-
-def keep(store: Store, cell: Cell, found: SweepCell) -> None:
-    """Keeps a cell for the next run, as long as its report is as it was."""
+def is_kept(cell: Cell, key: str, result: SweepCell | None) -> bool:
+    """Whether an earlier run has finished the cell from the same, and its report is as it was."""
+    if result is None or (result.status, result.key) != ("done", key):
+        return False
     report = cell.request.out / "report.json"
-    if report.is_file():
-        store.keep(cell.folder, found.model_dump(mode="json"), found.key, [report])
+    if cell.keeps_models and not (cell.request.out / "candidate" / "model.onnx").is_file():
+        return False
+    return report.is_file() and sha256_file(report) == result.report_sha256

@@ -10,20 +10,17 @@ from functools import partial
 from pathlib import Path
 
 from exporter.artifacts import SweepCell, SweepReport
-from exporter.artifacts.store import FOLDER, Store, locked
+from exporter.artifacts.store import FOLDER, StageLedger, locked
 from exporter.errors import ArtifactError, DepthcutError, SweepError
 from exporter.files import write_text
 from exporter.models.loading.checked_folder import Dangers
-from exporter.pipeline.quantizing import SharedStages
 from exporter.pipeline.sweep.cells import (
     SHARED,
     Cell,
     cell_key,
     cells_of,
     drop_models,
-    keep,
-    kept,
-    open_store,
+    is_kept,
     source_hashes,
     write_plan,
 )
@@ -54,12 +51,11 @@ def run_sweep(
     table is written after each cell, so that a sweep that is cut short leaves what it has.
     """
     cells = cells_of(sweep, out, dangers)
-    _refuse_foreign(out)
+    _earlier(out)  # refuses another's table before anything is locked
     with locked(out):
         for own in cells:
             refuse_outside(out, own.request.out)
-        store = open_store(out)
-        table = _Table(sweep, out, cells, _known(store, cells, force=force))
+        table = _Table(sweep, out, cells, _known(out, cells, force=force))
         jobs = table.jobs(dangers or Dangers(), force=force)
         progress.say(_opening(table.found, len(jobs)))
         for cell in table.found:  # broken before it began
@@ -75,10 +71,9 @@ def run_sweep(
             own = cells[jobs[place].index]
             table.put(jobs[place].index, cell)
             if cell.status == "done":
-                keep(store, own, cell)
                 drop_models(own)
             progress.say(f"sweep: {number} of {len(jobs)}: {_words(cell)}")
-        SharedStages(shared).tidy()
+        tidy(shared)
     return table.report()
 
 
@@ -87,7 +82,7 @@ def look(
 ) -> SweepReport:
     """What a sweep would find and what it would still have to run; changes nothing."""
     cells = cells_of(sweep, out, dangers)
-    return _Table(sweep, out, cells, _known(open_store(out), cells, force=force)).report()
+    return _Table(sweep, out, cells, _known(out, cells, force=force)).report()
 
 
 class _Table:
@@ -131,32 +126,45 @@ class _Table:
         )
 
 
-def _known(store: Store, cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
+def _known(out: Path, cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
     """What earlier runs have left of each cell."""
-    sha256, result = source_hashes(), []
+    earlier, sha256, result = _earlier(out), source_hashes(), []
     for cell in cells:
         try:
             key = cell_key(cell, sha256(cell))
         except DepthcutError as error:
             result.append(failed(missing(cell, ""), error.message, error, error.hint))
             continue
-        result.append((None if force else kept(store, cell, key)) or missing(cell, key))
+        kept = earlier.get(cell.folder)
+        same = not force and is_kept(cell, key, kept)
+        result.append(kept if kept is not None and same else missing(cell, key))
     return result
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Refuses to write over tables that are none of ours."""
+def _earlier(out: Path) -> dict[str, SweepCell]:
+    """The cells of an earlier table by their folders; a table that is none of ours is refused."""
     hint = "Use another output folder."
     table = out / SWEEP_REPORTS[0]
-    if not table.exists():
-        for name in SWEEP_REPORTS[1:]:
-            if (out / name).exists():
-                raise SweepError(f"{out / name} was not written by depthcut sweep.", hint)
-        return
-    try:
-        SweepReport.read(table)
-    except ArtifactError as error:
-        raise SweepError(f"This is no table of a sweep: {error.message}", hint) from error
+    if table.exists():
+        try:
+            return {cell.folder: cell for cell in SweepReport.read(table).cells}
+        except ArtifactError as error:
+            raise SweepError(f"This is no table of a sweep: {error.message}", hint) from error
+    for name in SWEEP_REPORTS[1:]:
+        if (out / name).exists():
+            raise SweepError(f"{out / name} was not written by depthcut sweep.", hint)
+    return {}
+
+
+def tidy(shared: Path) -> None:
+    """Removes stages whose files no cell's folder holds any more, and half-kept ones.
+
+    Nothing else may work in the folder.
+    """
+    for place in shared.glob("*"):
+        files = (path for path in place.rglob("*") if path.is_file())
+        if StageLedger(place).is_new or not any(path.stat().st_nlink > 1 for path in files):
+            remove_tree(place)
 
 
 def _opening(cells: Sequence[SweepCell], runs: int) -> str:

@@ -29,7 +29,7 @@ from exporter.pipeline import refusals, stages
 from exporter.pipeline import stages as engines
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.road import export_model, write_models
-from exporter.pipeline.run import _question_hashes
+from exporter.pipeline.run import QUANTIZE, _question_hashes
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
 from tests.engine_support import decoder_record, written_as
@@ -299,7 +299,7 @@ def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
     }
     assert Path(report.arms.candidate.path) == again / "candidate-quantized" / "model.onnx"
     _, heard = _walk(request)
-    assert heard.reused == ["score", "plan", "export", "prune", "quantize", "measure"]
+    assert heard.reused == ["score", "plan", "export", "prune", *QUANTIZE.values(), "measure"]
 
 
 def test_export_takes_every_option_that_says_how_compare_judges() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +29,9 @@ from exporter.errors import (
 )
 from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline import quantizing, refusals
-from exporter.pipeline import quantizing as shared
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
+from exporter.pipeline.sweep.run import tidy
 from exporter.progress import Quiet
 from exporter.quantize.quantize import RoundingDifference
 from exporter.quantize.settings import QuantizeSettings
@@ -87,12 +89,21 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettin
     return results
 
 
+def quantize(run: Run, settings: QuantizeSettings) -> list[str]:
+    """How the stages of both models were finished."""
+
+    def finish(arm: str) -> str:
+        make = partial(quantizing.quantize, run, arm, settings)
+        return run.ledger.once(QUANTIZE[arm], quantizing.quantize_key(run, arm, settings), make)
+
+    return list(map(finish, QUANTIZE))
+
+
 def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
     exported: Path, quantised: list[tuple[str, QuantizeSettings]]
 ) -> None:
     run = run_in(exported)
-    files, notes = quantizing.quantize(run, EIGHT)
-    run.ledger.record(QUANTIZE, quantizing.quantize_key(run, EIGHT), files, notes)
+    quantize(run, EIGHT)
     run.ledger.publish()
     assert quantised == [("baseline", EIGHT), ("candidate", EIGHT)]
     for arm, folder in QUANTIZED.items():
@@ -101,8 +112,7 @@ def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
         lines = lines_of((exported / folder / "USE.md").read_text())["ONNX Runtime"]
         assert run_lines(lines, exported / folder)[0]
         assert {"model.onnx", "tokenizer.json", "config.json", "genai_config.json"} <= names
-    assert len(files) == 2 * len(names)
-    assert notes == run.sources()
+        assert run.ledger.notes(QUANTIZE[arm]) == run.sources()[arm]
 
 
 def test_it_is_stale_when_graphs_settings_or_text_are_others(
@@ -112,21 +122,15 @@ def test_it_is_stale_when_graphs_settings_or_text_are_others(
     text.write_text("one")
     settings = replace(EIGHT, calibration=(str(text),))
     run = run_in(exported)
-    run.ledger.record(
-        QUANTIZE, quantizing.quantize_key(run, settings), *quantizing.quantize(run, settings)
-    )
-
-    def valid(quantize_settings: QuantizeSettings) -> bool:
-        return run.ledger.valid(QUANTIZE, quantizing.quantize_key(run, quantize_settings))
-
-    assert valid(settings)
-    assert not valid(replace(settings, block_size=64))
+    made, reused = ["made", "made"], ["reused", "reused"]
+    assert quantize(run, settings) == made
+    assert quantize(run, settings) == reused
+    assert quantize(run, replace(settings, block_size=64)) == made
+    assert quantize(run, settings) == made
     text.write_text("two")
-    assert not valid(settings)
-    text.write_text("one")
-    assert valid(settings)
-    run.ledger.record("prune", {}, [])
-    assert not valid(settings)
+    assert quantize(run, settings) == made
+    run.ledger.record("prune", {}, [run.ledger.work / "candidate-quantized/config.json"])
+    assert quantize(run, settings) == ["reused", "made"]  # the baseline is as it was
 
 
 def test_what_fails_halfway_leaves_the_results_as_they_were(
@@ -138,7 +142,7 @@ def test_what_fails_halfway_leaves_the_results_as_they_were(
     before = sorted(exported.rglob("*"))
     monkeypatch.setattr("exporter.pipeline.quantizing.quantize_file", broken)
     with pytest.raises(DepthcutError):
-        quantizing.quantize(run_in(exported), EIGHT)
+        quantize(run_in(exported), EIGHT)
     kept = [path for path in exported.rglob("*") if ".depthcut" not in str(path)]
     assert sorted(kept) == [path for path in before if ".depthcut" not in str(path)]
 
@@ -147,19 +151,19 @@ def test_a_run_that_quantises_nothing_keeps_only_what_is_of_its_graphs(
     exported: Path, quantised: list[tuple[str, QuantizeSettings]]
 ) -> None:
     run = run_in(exported)
-    run.ledger.record(
-        QUANTIZE, quantizing.quantize_key(run, EIGHT), *quantizing.quantize(run, EIGHT)
-    )
+    quantize(run, EIGHT)
     run.ledger.publish()
     folders = [exported / folder for folder in QUANTIZED.values()]
     for changed in (False, True):
         later = run_in(exported, quantize=None)
         if changed:
             later.ledger.record("prune", {}, [])
-        later.forget_others(QUANTIZE)
+        for arm, stage in QUANTIZE.items():
+            later.forget_others(stage, later.sources()[arm])
         later.ledger.publish()
-        assert [folder.is_dir() for folder in folders] == [not changed] * 2
-        assert StageLedger(exported).has(QUANTIZE) != changed
+        kept = [True, not changed]  # the baseline is the same
+        assert [folder.is_dir() for folder in folders] == kept
+        assert [StageLedger(exported).has(stage) for stage in QUANTIZE.values()] == kept
 
 
 def test_folders_that_someone_else_made_are_left_alone(exported: Path) -> None:
@@ -278,7 +282,7 @@ class Maker:
     def __init__(self, work: Path, text: str = "weights") -> None:
         self.work, self.text, self.calls = work, text, 0
 
-    def __call__(self) -> quantizing.Finished:
+    def __call__(self) -> tuple[list[Path], list[str]]:
         self.calls += 1
         (self.work / "baseline" / "sub").mkdir(parents=True, exist_ok=True)
         files = [self.work / "baseline" / "sub" / "w.bin", self.work / "note.json"]
@@ -288,13 +292,14 @@ class Maker:
 
 
 def walk(folder: Path, root: Path, key: Any = KEY, text: str = "weights") -> tuple[Maker, Path]:
-    work = folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    make = Maker(work, text)
-    (files, notes), made = quantizing.take_or_make(root, "export", key, work, make)
-    assert made == bool(make.calls)
-    assert {path.read_text() for path in files} == {notes[0]}
-    return make, work
+    ledger = StageLedger(folder, force=True)
+    make = Maker(ledger.work, text)
+    how = ledger.once("export", key, make, root)
+    assert how == ("made" if make.calls else "shared")
+    files = [ledger.work / name for name in ("baseline/sub/w.bin", "note.json")]
+    assert {path.read_text() for path in files} == {ledger.notes("export")[0]}
+    assert ledger.valid("export", key)
+    return make, ledger.work
 
 
 def test_a_stage_is_made_once_for_a_key(tmp_path: Path) -> None:
@@ -315,13 +320,12 @@ def test_what_was_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     root = tmp_path / ".depthcut" / "shared"
     _, work = walk(tmp_path / "a", root)
     (place,) = root.glob("export-*")
-    if damage == "file":
-        (place / "files" / "note.json").unlink()
-        (place / "files" / "note.json").write_text("other")
-    elif damage == "entry":
-        (place / "entry.json").write_text("{")
+    if damage == "entry":
+        (place / ".depthcut" / "stages.json").write_text("{")
     else:
-        (place / "files" / "note.json").unlink()
+        (place / ".depthcut" / "work" / "note.json").unlink()
+    if damage == "file":
+        (place / ".depthcut" / "work" / "note.json").write_text("other")
     again, _ = walk(tmp_path / "b", root)
     assert again.calls == 1
     assert walk(tmp_path / "c", root)[0].calls == 0
@@ -334,7 +338,7 @@ def test_without_hard_links_the_files_are_copies(
     def refuse(*_: Any) -> None:
         raise PermissionError("no links here")
 
-    monkeypatch.setattr(shared.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     _, one = walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
     again, other = walk(tmp_path / "b", tmp_path / ".depthcut" / "shared")
     assert again.calls == 0
@@ -348,18 +352,18 @@ def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
     for path in work.rglob("*"):
         if path.is_file():
             path.unlink()
-    quantizing.SharedStages(root).tidy()
+    tidy(root)
     assert len(list(root.glob("export-*"))) == 1
     assert walk(tmp_path / "c", root)[0].calls == 0
     assert walk(tmp_path / "d", root, {"model": "gone"}, "other")[0].calls == 1
 
 
 def test_a_stage_that_fails_is_nobody_s(tmp_path: Path) -> None:
-    def fail() -> quantizing.Finished:
+    def fail() -> tuple[list[Path], None]:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        quantizing.take_or_make(tmp_path / ".depthcut" / "shared", "export", KEY, tmp_path, fail)
+        StageLedger(tmp_path).once("export", KEY, fail, tmp_path / ".depthcut" / "shared")
     assert walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")[0].calls == 1
 
 

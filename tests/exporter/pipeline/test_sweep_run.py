@@ -17,6 +17,7 @@ from exporter.errors import OnnxFileError, SweepError
 from exporter.pipeline.sweep.job import run_job
 from exporter.pipeline.sweep.run import look, run_sweep
 from exporter.pipeline.sweep.schema import parse_sweep
+from exporter.report.files import SWEEP_REPORTS
 from tests.raising import tells
 from tests.reading import Heard, data_of
 from tests.text_graphs import write_llama_folder
@@ -168,6 +169,11 @@ def test_a_changed_setting_asks_for_its_cells_alone(
     assert looked(folder, out, more)["attention-1/fp16"] == "missing"
 
 
+def without_table(out: Path) -> None:
+    for name in SWEEP_REPORTS:
+        (out / name).unlink()
+
+
 def test_a_report_that_was_changed_by_hand_is_not_kept(
     folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
 ) -> None:
@@ -175,7 +181,7 @@ def test_a_report_that_was_changed_by_hand_is_not_kept(
     (out / "cells/llama/attention-1/fp32/report.json").write_text("{}")
     assert looked(folder, out, FILE)["attention-1/fp32"] == "missing"
     assert looked(folder, out, FILE)["attention-1/int8"] == "done"
-    (out / ".depthcut/cells.jsonl").write_text('{"name": ')
+    without_table(out)
     assert set(looked(folder, out, FILE).values()) == {"missing"}
 
 
@@ -281,7 +287,7 @@ def test_the_models_go_where_only_reports_are_wanted(
     out = Path(shutil.copytree(swept[0], tmp_path / "out"))
     one = FILE.replace(", {drop: attention:9, name: too-far}", "").replace(", int8]", "]")
     cell = out / "cells/llama/attention-1/fp32"
-    (out / ".depthcut/cells.jsonl").unlink()
+    without_table(out)
     (done,) = sweep(folder, out, one + "keep: reports\n").cells
     assert done.status == "done"
     assert not (cell / "candidate").exists()
