@@ -298,3 +298,36 @@ def test_a_run_that_succeeds_leaves_them_too(tmp_path: Path) -> None:
     walk(tmp_path, "newer")
     after = contents(tmp_path)
     assert {name: after.get(name) for name in before} == before
+
+
+def walk_shared(root: Path, version: str, cells: str = "ab") -> None:
+    """Runs that have a stage in common: the first one makes it, and the others take it."""
+    for cell in cells:
+        with locked(root / cell):
+            ledger = StageLedger(root / cell)
+            made = [ledger.work / "candidate" / name for name in ("one", f"below/{version}")]
+
+            def make(made: list[Path] = made) -> tuple[list[Path], None]:
+                for path in made:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(version)
+                return made, None
+
+            ledger.once("candidate", {"version": version}, make, root / ".depthcut" / "shared")
+            ledger.publish()
+
+
+def test_a_killed_run_leaves_no_half_of_a_shared_stage(tmp_path: Path) -> None:
+    walk_shared(tmp_path / "old", "old")
+
+    def old(step: int | str) -> Path:
+        return Path(shutil.copytree(tmp_path / "old", tmp_path / str(step)))
+
+    walk_shared(old("new"), "new")
+    before, new = contents(tmp_path / "old" / "a"), contents(tmp_path / "new" / "a")
+    assert contents(tmp_path / "new" / "b") == new != before
+    for root in every_kill(old, lambda root: walk_shared(root, "new")):
+        for cell in (root / "a", root / "b"):
+            assert contents(cell) in (before, new) or pending(cell)
+        walk_shared(root, "new", "abc")
+        assert [contents(root / cell) for cell in "abc"] == [new] * 3
