@@ -249,20 +249,21 @@ class StageLedger:
         with in_turn(place):
             there = StageLedger(place)
             if there.valid(stage, key):
-                there._hand_over(stage, self)
+                self._take(stage, there._stages[stage], there.work)
                 return "shared"
-            self.record(stage, key, *make())
-            self._hand_over(stage, there)
+            files, notes = make()
+            entry = StoreEntry.of(key_hash(key), self.work, files, notes)
+            there._take(stage, entry, self.work)  # first: what is recorded isn't shared any more
+            self._finish(stage, entry)
         return "made"
 
-    def _hand_over(self, stage: str, other: StageLedger) -> None:
-        """Gives a stage that is in the workplace to another folder of results."""
-        entry = self._stages[stage]
-        for path in (other.work / top for top in _tops(entry.files)):
+    def _take(self, stage: str, entry: StoreEntry, work: Path) -> None:
+        """Takes over a stage from another folder's workplace."""
+        for path in (self.work / top for top in _tops(entry.files)):
             placing.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for name in entry.files:
-            _link(self.work / name, other.work / name, self.work)
-        other._finish(stage, entry)
+            _link(work / name, self.work / name, work)
+        self._finish(stage, entry)
 
     def record(
         self, stage: str, key: Mapping[str, Any], files: Sequence[Path], notes: Any = None
