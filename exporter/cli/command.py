@@ -245,7 +245,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         if key in self.leaves:
             return self.leaves[str(key)]
         near = difflib.get_close_matches(str(key).replace("-", "_"), self.leaves, cutoff=0.75)
-        other = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self.leaves)}"
+        other = f"perhaps {near[0]} is meant" if near else f"there are: {', '.join(self.leaves)}"
         raise ValueError(f"this key is not known here; {other}")
 
     @contextlib.contextmanager

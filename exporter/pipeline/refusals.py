@@ -14,6 +14,7 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plan_figures import PlanFigure, kind_of
 from exporter.artifacts.plans import read_plan
 from exporter.artifacts.store import FOLDER
+from exporter.choose.budgets.options import groups_of, refuse_number
 from exporter.compare.evaluation import questions
 from exporter.compare.intervals import share_interval
 from exporter.compare.kept import decided_on, evaluation_texts, read_source
@@ -136,8 +137,13 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
 def refuse_foreign_goals(run: Run) -> None:
     """Refuses goals that the model can't be held to, before it is scored."""
     budget = run.request.drops.budget
-    if budget is not None:
-        budget.floors.of_task(task_of(run.choosing.model))
+    if budget is None:
+        return
+    budget.floors.of_task(task_of(run.choosing.model))
+    ref = run.choosing.ref
+    for group, number in groups_of(budget.counts):
+        if number > (most := ref.num_layers * (2 if group == "joint" else 1)):
+            refuse_number(group, number, most, ref.source)
 
 
 def refuse_lost_caches(run: Run) -> None:

@@ -125,6 +125,7 @@ class ExportRequest(Options):
         "portable",
         "Runtime to write both graphs for. They get its fastest form; for onnxruntime-*, most "
         "decoders need the extra genai.",
+        usual="portable; without a number, goal or plan onnxruntime-cpu, with that extra",
     )
     exporter: ExporterName | None = option(
         None,
