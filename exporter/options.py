@@ -1,4 +1,4 @@
-"""What a stage can be told: each option once, with its type, default and help, and the rules."""
+"""What a stage can be asked for: each option once, with type, default and help, and the rules."""
 
 from __future__ import annotations
 
@@ -80,15 +80,15 @@ class Rule:
     hint: str = ""
     code: str = "options-clash"
 
-    def check(self, told: Any) -> None:
+    def check(self, given: Any) -> None:
         """Raises an OptionError where it is broken."""
-        if self.broken(told):
-            raise refusal(told, self.names, self.message, self.hint, self.code)
+        if self.broken(given):
+            raise refusal(given, self.names, self.message, self.hint, self.code)
 
 
-def refusal(told: Any, names: Sequence[str], message: str, hint: str, code: str) -> OptionError:
+def refusal(given: Any, names: Sequence[str], message: str, hint: str, code: str) -> OptionError:
     """An error about fields of an object; ``{0}`` is the first of them."""
-    return OptionError(message, hint, {n: key_at(type(told), n) for n in names}, code=code)
+    return OptionError(message, hint, {n: key_at(type(given), n) for n in names}, code=code)
 
 
 def idle(names: tuple[str, ...], when: Callable[[Any], bool], message: str, hint: str) -> Rule:
@@ -107,20 +107,20 @@ def excludes(name: str, other: str, why: str) -> Rule:
     return idle((name, other), lambda item: is_given(item, other), words, "Leave one of them out.")
 
 
-def value_at(told: Any, name: str) -> Any:
+def value_at(given: Any, name: str) -> Any:
     """A field, or one of a part; None where there is no such part."""
     for attribute in name.split("."):
-        told = None if told is None else getattr(told, attribute)
-    return told
+        given = None if given is None else getattr(given, attribute)
+    return given
 
 
-def is_given(told: Any, name: str) -> bool:
+def is_given(given: Any, name: str) -> bool:
     """Whether a field, or one of a part, is other than where nothing is said."""
     head, _, rest = name.partition(".")
-    value = getattr(told, head)
+    value = getattr(given, head)
     if rest:
         return value is not None and is_given(value, rest)
-    return bool(value != type(told).__dataclass_fields__[head].default)
+    return bool(value != type(given).__dataclass_fields__[head].default)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -163,7 +163,7 @@ class Options:
         """Refuses, before a command runs, what takes more than its own fields to see."""
 
     @classmethod
-    def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG003
+    def usual(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG003
         """What follows from values, by their keys, where nothing else is said."""
         return {}
 
@@ -235,27 +235,27 @@ def _inside(leaf: Leaf, name: str, hint: Any) -> Leaf:
     return dataclasses.replace(leaf, **changes)
 
 
-def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
+def build(schema: type[_S], given: Mapping[str, Any]) -> _S:
     """An object of a class with its parts, of values by their keys."""
-    told, values = {**schema.usual(told), **told}, dict[str, Any]()
+    given, values = {**schema.usual(given), **given}, dict[str, Any]()
     for name, (_, _, look) in _fields(schema).items():
         if isinstance(look, frozenset):
-            values[name] = _built_part(schema, name, look, told)
-        elif look is not None and (key := _key(name, look)) in told:
-            values[name] = told[key]
+            values[name] = _built_part(schema, name, look, given)
+        elif look is not None and (key := _key(name, look)) in given:
+            values[name] = given[key]
     return schema(**values)
 
 
 def _built_part(
-    outer: type[Options], name: str, without: frozenset[str], told: Mapping[str, Any]
+    outer: type[Options], name: str, without: frozenset[str], given: Mapping[str, Any]
 ) -> Options | None:
     hint, *_ = _fields(outer)[name]
     kind: type[Options] = bare_type(hint)
     own = [leaf for leaf in leaves(outer) if leaf.path[0] == name]
-    said = [leaf for leaf in own if leaf.key in told and told[leaf.key] != leaf.default]
+    said = [leaf for leaf in own if leaf.key in given and given[leaf.key] != leaf.default]
     if kind is not hint and kind.switch:
         switch = key_at(kind, kind.switch)
-        if told.get(switch) in (None, kind.off):
+        if given.get(switch) in (None, kind.off):
             for leaf in said:
                 if leaf.key != switch:
                     keys = {".".join(leaf.path): leaf.key, f"{name}.{kind.switch}": switch}
@@ -265,12 +265,12 @@ def _built_part(
     elif kind is not hint and not said:
         return None
     keys_of_part = [leaf.key for leaf in leaves(kind) if leaf.path[-1] not in without]
-    return build(kind, {key: told[key] for key in keys_of_part if key in told})
+    return build(kind, {key: given[key] for key in keys_of_part if key in given})
 
 
-def values_of(told: Options) -> dict[str, Any]:
+def values_of(given: Options) -> dict[str, Any]:
     """The values of an object and its parts by their keys; of a part that is None, the defaults."""
-    return {leaf.key: _value_at(told, leaf) for leaf in leaves(type(told))}
+    return {leaf.key: _value_at(given, leaf) for leaf in leaves(type(given))}
 
 
 def _value_at(value: Any, leaf: Leaf) -> Any:

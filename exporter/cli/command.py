@@ -35,12 +35,12 @@ _FEW = 3
 _IN_FILES = "Only in a --config file"
 
 
-def plain_values(told: Options) -> dict[str, Any]:
+def plain_values(options: Options) -> dict[str, Any]:
     """The values by their keys as YAML has them, without None where nothing is said."""
-    values = values_of(told)
+    values = values_of(options)
     return {
         leaf.key: _plain(leaf, values[leaf.key])
-        for leaf in leaves(type(told))
+        for leaf in leaves(type(options))
         if values[leaf.key] is not None or leaf.default is not None
     }
 
@@ -155,7 +155,7 @@ class SchemaCommand(click.Command, Generic[_S]):
             general.hidden = True  # `depthcut --help` explains them
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does it; a key, and an option of other commands, is told as what it is."""
+        """As click does it; the error says of another command's option what it is."""
         words = [part for word in args for part in word.split("=", 1 if word[:1] == "-" else 0)]
         for text in (*words, *map(" ".join, itertools.pairwise(words))):
             if instead := replaced(self.name, text):
@@ -205,15 +205,15 @@ class SchemaCommand(click.Command, Generic[_S]):
         """What the file and the command line say, which wins."""
         path: Path | None = ctx.meta.get(CONFIG)
         config = None if path is None else read_yaml(path)
-        told = {} if config is None else self._configured(ctx, config)
+        said = {} if config is None else self._configured(ctx, config)
         given = click.core.ParameterSource.COMMANDLINE
         asked_for = [key for key in self.leaves if ctx.get_parameter_source(key) is given]
-        told |= {key: ctx.params[key] for key in asked_for}
+        said |= {key: ctx.params[key] for key in asked_for}
         for key, leaf in self.leaves.items():
-            if leaf.required and key not in told:
+            if leaf.required and key not in said:
                 raise click.MissingParameter(ctx=ctx, param=self._made[key])
         with self._in_words(config):
-            return build(self.schema, told)
+            return build(self.schema, said)
 
     def _configured(self, ctx: click.Context, config: YamlFile) -> dict[str, Any]:
         data = {} if config.data is None else config.data

@@ -65,7 +65,7 @@ class DropRequest(Options):
     rules = (
         Rule(
             ("plan",),
-            lambda told: (told.plan is None) == (told.budget is None),
+            lambda given: (given.plan is None) == (given.budget is None),
             "Say what to drop, with one of these:",
             "--drop-attn N, --drop-mlp N, --drop-block N, --drop-joint N, or a budget such as "
             "--faster 1.2x; for export also {0}.",
@@ -231,8 +231,9 @@ class ExportRequest(Options):
         ),
         Rule(
             ("drops.budget.at", "target"),
-            lambda told: (
-                value_at(told, "drops.budget.at") is not None and told.target.startswith("tensorrt")
+            lambda given: (
+                value_at(given, "drops.budget.at") is not None
+                and given.target.startswith("tensorrt")
             ),
             "{0} is timed on ONNX Runtime, which can't run the graphs of {1} tensorrt.",
             "Make the plan with another target first (portable, onnxruntime-cuda), then pass "
@@ -241,16 +242,16 @@ class ExportRequest(Options):
     )
 
     @classmethod
-    def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+    def usual(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Healing takes the texts of scoring and of the comparison.
 
         A model that is a GGUF file is itself the one whose blocks the method gguf keeps.
         """
-        results, source = dict(usual_heal(told)), str(told.get("source"))
-        if {**results, **told}.get("heal") not in (None, "none"):
+        results, source = dict(usual_heal(given)), str(given.get("source"))
+        if {**results, **given}.get("heal") not in (None, "none"):
             texts = {"heal_calibration": "calibration", "check_text": "other_text"}
-            results |= {key: told[text] for key, text in texts.items() if told.get(text)}
-        if told.get("quantize_method") == "gguf" and source.endswith(".gguf"):
+            results |= {key: given[text] for key, text in texts.items() if given.get(text)}
+        if given.get("quantize_method") == "gguf" and source.endswith(".gguf"):
             results["gguf"] = Path(source)
         return results
 

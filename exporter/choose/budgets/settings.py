@@ -148,9 +148,9 @@ def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
     return idle((name,), by_scores, words, "Give such a budget: --faster 1.2x or --parameters 10%.")
 
 
-def usual_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def usual_heal(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """What takes the places where nothing is said: numbers alone are the paper's way."""
-    return {"heal": "best"} if asks_for_more_than_numbers(told) else {}
+    return {"heal": "best"} if asks_for_more_than_numbers(given) else {}
 
 
 _OF_MODELS = (
@@ -211,7 +211,7 @@ class PlanRequest(Options):
         *(
             idle(
                 (name,),
-                lambda told: not told.runs_model,
+                lambda given: not given.runs_model,
                 "{0} is for plans that run the model; dropping the lowest scores doesn't run it.",
                 "Leave it out, or give --search, --heal, or a budget other than numbers.",
             )
@@ -220,14 +220,14 @@ class PlanRequest(Options):
         *(
             idle(
                 (name, "onnx", "budget.at"),
-                lambda told: not (told.onnx and told.budget.at),
+                lambda given: not (given.onnx and given.budget.at),
                 "{0} is for times measured on the exported graph.",
                 "Give the graph with {1} and the request with {2}, or leave {0} out.",
             )
             for name in ("run.provider", "run.threads", "time_budget_s")
         ),
         *(
-            idle_rule(name, lambda told: told.goes_by_scores)
+            idle_rule(name, lambda given: given.goes_by_scores)
             for name in (
                 *("budget.at", "budget.kinds", "onnx", "costs"),
                 *(f"settings.search.{each}" for each in OF_SEARCHES),
@@ -235,7 +235,7 @@ class PlanRequest(Options):
         ),
         Rule(
             ("settings.allow_all",),
-            lambda told: told.settings.allow_all and not told.budget.only_counts,
+            lambda given: given.settings.allow_all and not given.budget.only_counts,
             "{0} is for plans with a number of sublayers; plans for other budgets always keep one.",
             "Leave it out, or give numbers only; depthcut heal {0} adds replacements.",
         ),
@@ -246,9 +246,9 @@ class PlanRequest(Options):
         self.settings.for_budget(self.budget)
 
     @classmethod
-    def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+    def usual(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Budgets that are more than numbers put in what helps."""
-        return usual_heal(told)
+        return usual_heal(given)
 
     @property
     def goes_by_scores(self) -> bool:
