@@ -50,7 +50,6 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
     interruption the same command resumes.
     """
     from exporter import heal_model
-    from exporter.heal.distill.workers import is_first_process
     from exporter.heal.plan_file import numbers_of, refuse_places, write_healed_plan
 
     plan = read_plan(call.plan)
@@ -59,9 +58,6 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
     refuse_places(call.output, inputs, Path(call.model))
     with progress.task(f"load {call.model}"):
         loaded = load_model(call.model, **vars(call.load))
-    if not is_first_process():  # of those that train together; the first one writes and tells
-        heal_model(loaded, plan, call.heal, allow_all=call.allow_empty)
-        return
     with working(call.output) as kept:
         healed = heal_model(
             loaded,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.heal.distill.workers import Workers, training_device
+from exporter.errors import HealingError, is_out_of_memory
 from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.tasks import task_of
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    import torch
 
 USUAL_TIME_S = 600.0
 """Of a training that nobody asked for."""
@@ -41,17 +46,13 @@ def in_turn(
 
 
 def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIET) -> HealOptions:
-    """The options with ``auto`` made one of the kinds, by the first of several processes.
+    """The options with ``auto`` made one of the kinds.
 
     A training has the number of tokens that the model's kind is trained on.
     """
     options = options.for_task(task_of(loaded.model))
     if options.kind != "auto":
         return options
-    return Workers().once(lambda: _settled(options, loaded, progress))
-
-
-def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> HealOptions:
     model, time_s = loaded.model, options.time_s or USUAL_TIME_S
     tokens = int(time_s * operations_per_second() / (_OPERATIONS * task_of(model).multiplied))
     weights = model.num_parameters() * model.dtype.itemsize
@@ -94,3 +95,28 @@ def operations_per_second() -> float:
     if torch.cuda.is_available():
         return _RATES["cuda"]
     return _RATES["cpu"] * torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def telling_memory(options: HealOptions) -> Iterator[None]:
+    """Says what needs less where memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = "a smaller --sequence-length or batch_size"
+        raise HealingError(
+            f"Memory ran out while the cut was healed ({options.decided}).",
+            f"Try {smaller}, step_tokens or rank." if options.trains else f"Try {smaller}.",
+            code="out-of-memory",
+        ) from error
+
+
+def training_device(model: Any) -> torch.device:
+    """Where a model is trained: on a GPU where there is one."""
+    import torch
+
+    if model.device.type != "cpu" or not torch.cuda.is_available():
+        return torch.device(model.device)
+    return torch.device("cuda")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,9 +23,8 @@ from exporter.artifacts.servers import is_plain, places_of, refuse_unheld
 from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError, ScoringError
-from exporter.heal.automatic import in_turn
+from exporter.heal.automatic import in_turn, telling_memory, training_device
 from exporter.heal.distill.student import Student, adapter_library
-from exporter.heal.distill.workers import Workers, is_alone, telling_memory, training_device
 from exporter.heal.domains import Lost, measured_text, predicted_by, warnings_of
 from exporter.heal.fit import Fit, Fitting, Made
 from exporter.heal.folded import folded_values
@@ -168,8 +166,6 @@ def heal(
         try:
             return attempt(way)
         except (CalibrationError, HealingError, MissingDependencyError) as error:
-            if error.code == "out-of-memory" and not is_alone():
-                raise  # the other processes would wait for this one
             progress.say(f"heal: {error.message} Another way is taken instead.")
     return attempt(last)
 
@@ -364,7 +360,7 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
     cut, fits = _replaced(fitting)
-    begun = _folded(fitting) if options.begins_folded else []
+    begun = _fold(fitting) if options.begins_folded else []
     model: Any = loaded.model
     own = model.device
     with contextlib.ExitStack() as stack:
@@ -416,15 +412,6 @@ def _few(fitting: Fitting, tokens: int) -> CalibrationText:
     return joined([calibration_text.rows(every) for calibration_text in text.apart])
 
 
-def _folded(fitting: Fitting) -> list[OwnValue]:
-    """The weights to begin with, folded by the first process; none if that can't be done."""
-    parameters = dict(fitting.loaded.model.named_parameters())
-    result = Workers().once(
-        lambda: {own_value.name: own_value.other.cpu() for own_value in _fold(fitting)}
-    )
-    return [OwnValue(name, parameters[name], value) for name, value in result.items()]
-
-
 def _fold(fitting: Fitting) -> list[OwnValue]:
     """The weights, folded on about as much text as a fold alone reads; none if they can't be."""
     fast = bfloat16_where_fast(fitting.loaded.model.device)
@@ -452,7 +439,6 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
         "begins": f"folded on {DEFAULT_TOKENS}, replaced on {_TOKENS_OF_MAPS} tokens or more",
-        "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,
         "options": {name: result[name] for name in sorted(result) if name not in _FREE},

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from exporter.artifacts import StoppedBy, Train, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
+from exporter.heal.automatic import telling_memory
 from exporter.heal.distill.student import Answer, Student
-from exporter.heal.distill.workers import Workers, telling_memory
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.losses import state_loss
 from exporter.models.changed_weights import bfloat16_where_fast
@@ -110,11 +110,10 @@ class Schedule:
     ones: so there is little padding, and the whole model's answers to them can be kept.
     """
 
-    def __init__(self, text: CalibrationText, options: HealOptions, processes: int = 1) -> None:
+    def __init__(self, text: CalibrationText, options: HealOptions) -> None:
         lengths = text.mask.sum(axis=1)
         mean, self._count, self._seed = float(lengths.mean()), len(lengths), options.seed
-        wanted = max(1, int(options.step_tokens // mean))
-        self._per_step = min(wanted * processes, self._count)
+        self._per_step = min(max(1, int(options.step_tokens // mean)), self._count)
         self.step_tokens = round(self._per_step * mean)
         self.total_steps = max(1, round(options.trained_tokens / self.step_tokens))
         self._groups = [] if text.mask.all() else _alike_long(lengths, self._per_step)
@@ -252,8 +251,7 @@ class Trainer:
         self._student, self._options, self._progress = student, options, progress
         self._text, self._store = text, store
         self._stopped_on = held_out.ref
-        self._workers = Workers()
-        self._schedule = schedule = Schedule(text, options, self._workers.count)
+        self._schedule = schedule = Schedule(text, options)
         self._step_tokens, self._total_steps = schedule.step_tokens, schedule.total_steps
         states = student.task.states_weight
         self._teacher = Teacher(student, keeps=schedule.reads_steps_again, states=states)
@@ -311,7 +309,7 @@ class Trainer:
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
             self._student.begin_bare(empties=not resumed)
         begins = min(check.held_out_loss for check in checks if not check.tokens)
-        near = self._workers.from_first(self._judge.nearness(begins, self._judges))
+        near = self._judge.nearness(begins, self._judges)
         self._rate = self._options.learning_rate or usual_rate(
             self._options.train, near, self._student.task.fastest
         )
@@ -320,8 +318,8 @@ class Trainer:
         """One step, with a check where one is due; why the training ends, if it does."""
         began = time.monotonic()
         try:
-            loss, done = self._workers.from_first((self._step(), self._fraction(began)))
-            self._done = done
+            loss = self._step()
+            self._done = done = self._fraction(began)
             if not math.isfinite(loss):
                 self._progress.say("heal: the loss is no longer finite; the best state is kept")
                 return "diverged"
@@ -354,8 +352,7 @@ class Trainer:
         """One step of the optimizer; the loss before it."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * group["share"] * rate_share(self._done)
-        rows = self._workers.share(self._schedule.rows(self._state.steps))
-        lesson = self._text.batch(rows)
+        lesson = self._text.batch(self._schedule.rows(self._state.steps))
         answers = self._teacher.answers(lesson)
         with self._student.healed():
             self._optimizer.zero_grad(set_to_none=True)
@@ -366,9 +363,8 @@ class Trainer:
                 loss = self._teacher.loss(given, answers, lesson)
             loss.backward()  # type: ignore[no-untyped-call]
             tensors = [tensor for tensor in self._tensors.values() if tensor.grad is not None]
-            self._workers.average(tensor.grad for tensor in tensors if tensor.grad is not None)
             length = torch.nn.utils.clip_grad_norm_(tensors, _LONGEST_GRADIENT)
-            usable = bool(length.isfinite())  # in all processes, or in none
+            usable = bool(length.isfinite())
             if usable:
                 self._optimizer.step()
         self._state.steps += 1
@@ -377,7 +373,7 @@ class Trainer:
     def _check(self, loss: float, began: float | None = None) -> None:
         """Looks at held-out text, and keeps the state if it is the best so far."""
         started = time.monotonic()
-        held_out = self._workers.from_first(self._held_out_loss())
+        held_out = self._held_out_loss()
         self._check_s = time.monotonic() - started
         state = self._state
         seconds = state.seconds + (0.0 if began is None else time.monotonic() - began)
@@ -475,12 +471,12 @@ class Trainer:
 
     def _resume(self) -> None:
         store = self._store
-        kept = {} if store is None else {
-            number: store.find_arrays(f"state-{number}") for number in range(2)
-        }  # fmt: skip
-        result = self._workers.from_first({name: value for name, value in kept.items() if value})
+        if store is None:
+            return
+        kept = {number: store.find_arrays(f"state-{number}") for number in range(2)}
+        result = {number: value for number, value in kept.items() if value}
         if not result:
-            if store is not None and any(store.is_stale(f"state-{n}") for n in range(2)):
+            if any(store.is_stale(f"state-{n}") for n in range(2)):
                 self._progress.say("heal: an interrupted run had other settings: begun again")
             return
         with contextlib.suppress(KeyError, TypeError, ValueError):  # anybody may have written it

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -33,7 +27,6 @@ torch = pytest.importorskip("torch")
 
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Schedule, Trainer, rate_groups  # noqa: E402
-from exporter.heal.distill.workers import Workers  # noqa: E402
 from exporter.heal.fit import Fitting  # noqa: E402
 from exporter.heal.folded import folded_values  # noqa: E402
 from exporter.heal.healed import _made, distilled  # noqa: E402
@@ -276,28 +269,6 @@ def test_a_student_that_can_not_be_made_leaves_the_model(
     assert not any(item.requires_grad for item in loaded.model.parameters())
 
 
-@pytest.mark.long
-def test_two_processes_train_one_student_together_and_the_first_decides(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = dict(
-        os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
-        PYTHONPATH=os.pathsep.join([str(here), str(here.parent), *sys.path]),
-    )  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(here / "distill_worker.py"), str(tmp_path)],
-        env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    alike, other = first
-    assert other == alike
-    # Half of the steps of one process: each takes a share.
-    assert (alike["steps"], alike["stopped_by"], alike["kind"]) == (6, "tokens", "distill")
-    assert min(alike["losses"][1:]) < alike["losses"][0]
-
-
 @pytest.mark.parametrize(
     ("most", "samples"),
     [(6, [5, 2]), (16, [12, 4]), (600, [36, 12])],
@@ -315,57 +286,6 @@ def test_the_fold_is_of_alike_much_of_each_text(
     with pytest.raises(KeyboardInterrupt), distilled(replace(result, texts=texts)):
         pass
     assert [item.ref.samples for item in stopped.call_args.args[1].apart] == samples
-
-
-def test_the_process_that_fails_says_why_and_the_others_end_with_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sent = Mock(side_effect=lambda value: value)
-    monkeypatch.setattr(Workers, "from_first", lambda _, value: sent(value))
-    with pytest.raises(OSError, match="full"):
-        Workers().once(failing_with(OSError("full")))
-    sent.assert_called_once_with((None, "full"))
-    other, idle = Workers(), failing_with(AssertionError("only the first makes it"))
-    other.count, other._number = 2, 1
-    sent.side_effect = [(None, "full"), (5, "")]
-    with raises(HealingError, "first-process-failed", "full"):
-        other.once(idle)
-    assert other.once(idle) == 5
-
-
-def _exchange(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    workers, mean = Workers(), torch.tensor([2.0 * rank, 4.0])
-    workers.average([mean])
-    result = [
-        workers.count, mean.tolist(), list(workers.share("abc")), workers.from_first(rank),
-        workers.once(lambda: f"made by {rank}"),
-    ]  # fmt: skip
-    (folder / f"{rank}.json").write_text(json.dumps(result))
-
-
-def test_two_processes_exchange_what_they_have(tmp_path: Path) -> None:
-    """Forked, since importing PyTorch takes seconds; `long` has a whole training."""
-    import accelerate.utils  # noqa: F401  # once for both
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    forked = multiprocessing.get_context("fork")
-    both = [forked.Process(target=_exchange, args=(n, port, tmp_path)) for n in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(60)
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in both] == [0, 0]
-    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
-    assert first == [2, [1.0, 4.0], ["a", "c"], 0, "made by 0"]
-    assert second == [2, [1.0, 4.0], ["b"], 0, "made by 0"]
 
 
 def training_of(asked: Fitting) -> Training:
@@ -529,12 +449,12 @@ def test_short_memory_says_what_needs_less(
         pass
 
 
-def scheduled(lengths: list[int], *, processes: int = 1, **told: Any) -> Schedule:
+def scheduled(lengths: list[int], **told: Any) -> Schedule:
     width = max(lengths)
     made = CalibrationText.unpadded(np.zeros((len(lengths), width), np.int64), "made", "0" * 64)
     mask = np.arange(width) < np.array(lengths)[:, None]
     options = HealOptions(kind="distill", **told)
-    return Schedule(CalibrationText(made.ref, made.input_ids, mask), options, processes)
+    return Schedule(CalibrationText(made.ref, made.input_ids, mask), options)
 
 
 def test_samples_of_one_length_come_in_the_texts_order_first_then_in_others() -> None:
@@ -546,8 +466,6 @@ def test_samples_of_one_length_come_in_the_texts_order_first_then_in_others() ->
     assert steps[3:] != steps[:3]
     assert not made.reads_steps_again
     assert [scheduled([8] * 6, step_tokens=16, tokens=96).rows(n) for n in range(6)] == steps
-    several = scheduled([8] * 6, step_tokens=16, tokens=96, processes=3)
-    assert (len(several.rows(0)), several.step_tokens, several.total_steps) == (6, 48, 2)
 
 
 def test_paragraphs_are_read_beside_others_as_long_always_the_same() -> None:

@@ -514,21 +514,19 @@ def test_a_plan_of_another_model_is_healed_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("kind", "alone", "error", "code"),
+    ("kind", "error", "code"),
     [
-        ("auto", True, HealingError("", code="distillation-gained-nothing"), ""),
-        ("distill", True, HealingError("", code="distillation-gained-nothing"), "distillation-"),
-        ("auto", True, MemoryError(), ""),
-        ("auto", False, MemoryError(), "out-of-memory"),  # the other processes would wait
+        ("auto", HealingError("", code="distillation-gained-nothing"), ""),
+        ("distill", HealingError("", code="distillation-gained-nothing"), "distillation-"),
+        ("auto", MemoryError(), ""),
     ],
 )
 def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
-    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: Any, alone: bool,
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: Any,
     error: Exception, code: str,
 ) -> None:  # fmt: skip
     failing = Mock(side_effect=error)
     monkeypatch.setattr("exporter.heal.distill.training.Trainer._begin", failing)
-    monkeypatch.setattr("exporter.heal.healed.is_alone", lambda: alone)
     if code:
         with pytest.raises(HealingError) as caught:
             healed(loaded, texts, kind=kind)
