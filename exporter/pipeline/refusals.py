@@ -20,7 +20,7 @@ from exporter.compare.intervals import share_interval
 from exporter.compare.kept import decided_on, evaluation_texts, read_source
 from exporter.compare.tasks.choosing import refuse_missing_tasks
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
-from exporter.engines.build.network import refuse_unknown_targets
+from exporter.engines.build.network import cards_of
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
@@ -91,8 +91,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
 
 def _refuse_engines(wanted: EngineRequest) -> None:
     refuse_unbuildable(wanted.backend, wanted.settings)
-    module = load(LIBRARIES[wanted.backend])
-    refuse_unknown_targets(module, wanted.settings.compute_capabilities)
+    cards_of(load(LIBRARIES[wanted.backend]), wanted.settings.compute_capabilities)
 
 
 def _refuse_deciding_text(request: ExportRequest) -> None:

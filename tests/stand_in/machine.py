@@ -60,6 +60,7 @@ class Machine:
     name: str = "Stand-in card"
     capability: str = "sm89"
     driver: int = 13010
+    validity: str = "VALID"
     uuid: str = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
     host_us: float = 0.0
     call_us: float = 1.0

@@ -33,6 +33,7 @@ Allocation = enum.Enum(
     "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
 )
 EngineValidity = enum.Enum("EngineValidity", "VALID SUBOPTIMAL INVALID")
+Diagnostics = enum.IntFlag("EngineInvalidityDiagnostics", "VERSION_MISMATCH UNSUPPORTED_CC")
 EngineStat = enum.Enum("EngineStat", "TOTAL_WEIGHTS_SIZE STRIPPED_WEIGHTS_SIZE")
 Mode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
 Format = enum.Enum("TensorFormat", "LINEAR HWC CHW16")
@@ -85,8 +86,8 @@ class Runtime:
         return ICudaEngine(self, machine, file, hashlib.sha256(data).hexdigest())
 
     def get_engine_validity(self, header: bytes) -> tuple[EngineValidity, int]:
-        """Every engine of the stand-in fits its card."""
-        return EngineValidity.VALID, 0
+        """As the machine is told to answer."""
+        return EngineValidity[self._machine.validity], 2
 
 
 class ICudaEngine:
@@ -406,7 +407,7 @@ def module_of(machine: Machine, library: str) -> SimpleNamespace:
     """``tensorrt`` or ``tensorrt_rtx``."""
     name, enums = library.replace("-", "_"), [Allocation, EngineStat, Mode, Format]
     if library == "tensorrt-rtx":
-        enums += [CudaGraphStrategy, EngineValidity, Kernels]
+        enums += [CudaGraphStrategy, EngineValidity, Diagnostics, Kernels]
     return SimpleNamespace(
         __name__=name, __spec__=ModuleSpec(name, None), __version__=VERSIONS[library],
         ILogger=ILogger, Runtime=partial(Runtime, machine), ICudaEngine=ICudaEngine,

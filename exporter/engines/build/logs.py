@@ -1,20 +1,19 @@
-"""What a library logs and tells while it works: errors, layers, progress."""
+"""What a library logs and tells while it works: errors, and the layers that it made."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from exporter.errors import OUT_OF_MEMORY, EngineError
 
 _ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
 _PLACE = re.compile(r"^\[[^\]]*\] *")  # such as [checkMacros.cpp::catchCudaError::250]
-_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[\w ]+?),", re.MULTILINE)
+_LAYER = re.compile(r"^Name: (.*?), LayerType: ([\w ]+?),", re.MULTILINE)
 _MEMORY = re.compile(r"^Total ([\w ]+) Memory: (\d+) bytes", re.MULTILINE)
 _FUSED_ATTENTION = "_mha_"  # in the names of the kernels that do an attention as a whole
 _NO_WORK = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice"})
@@ -23,67 +22,57 @@ _NO_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 
 
 class Listener:
-    """Collects what the library logs; by severity, in order."""
+    """Collects what the library logs, in order, and its errors without their places in source."""
 
     def __init__(self, module: ModuleType, *, errors_only: bool = False) -> None:
-        self.lines: list[tuple[str, str]] = []
-        lines = self.lines
+        self.messages: list[str] = []
+        self.errors: list[str] = []
+        messages, errors = self.messages, self.errors
 
         class Log(module.ILogger):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 module.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                if not errors_only or severity.name in _ERRORS:
-                    lines.append((severity.name, message))
+                if severity.name in _ERRORS:
+                    errors.append(_PLACE.sub("", message))
+                if not errors_only:
+                    messages.append(message)
 
         self.log = Log()
 
-    def errors(self) -> list[str]:
-        """The messages of errors, without where in the library's source they arose."""
-        return [_PLACE.sub("", text) for severity, text in self.lines if severity in _ERRORS]
-
     def last_error(self) -> str:
         """The last of them."""
-        return (self.errors() or ["it gives no reason"])[-1]
+        return (self.errors or ["it gives no reason"])[-1]
 
     def code(self, other: str) -> str:
         """The code of the error that the last message is: out of memory, or the other."""
         return OUT_OF_MEMORY if _NO_MEMORY.search(self.last_error()) else other
 
-    def messages(self) -> list[str]:
-        """Every message."""
-        return [text for _, text in self.lines]
 
+class LayerTable(NamedTuple):
+    """What the builder made: layers that do work, by kind, and bytes."""
 
-@dataclass(frozen=True)
-class LayerTable:
-    """What the builder made."""
-
-    layers: dict[str, int] = field(default_factory=dict)
-    memory_bytes: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, int]
+    memory_bytes: dict[str, int]
 
 
 def read_layers(lines: Iterable[str]) -> LayerTable:
     """Collects the layers and the memory from the builder's log."""
-    kinds: Counter[str] = Counter()
+    layers: list[tuple[str, str]] = []
     memory: dict[str, int] = {}
     for line in lines:
-        kinds.update(layer_kind(match["name"], match["kind"]) for match in _LAYER.finditer(line))
+        layers += _LAYER.findall(line)
         for kind, amount in _MEMORY.findall(line):
             key = kind.lower().replace(" ", "_")
             memory[key] = max(memory.get(key, 0), int(amount))
-    return LayerTable(real_layers(kinds), memory)
+    return LayerTable(_counted(layers), memory)
 
 
-def real_layers(kinds: Mapping[str, int]) -> dict[str, int]:
-    """Those that do work."""
+def _counted(layers: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """How many there are of a kind, of names and kinds; a fused attention is a kind of its own."""
+    kinds = Counter("attention" if _FUSED_ATTENTION in name else kind for name, kind in layers)
     return {kind: count for kind, count in sorted(kinds.items()) if kind not in _NO_WORK}
-
-
-def layer_kind(name: str, kind: str) -> str:
-    """The library's kind of a layer, or ``attention``."""
-    return "attention" if _FUSED_ATTENTION in name else kind
 
 
 def no_engine(errors: Sequence[str]) -> EngineError:
@@ -97,27 +86,26 @@ def no_engine(errors: Sequence[str]) -> EngineError:
 
 
 def inspected(
-    module: ModuleType, listener: Listener, content: memoryview, told: LayerTable
+    module: ModuleType, listener: Listener, content: memoryview, logged: LayerTable
 ) -> LayerTable:
-    """A new engine's layers and memory."""
+    """A new engine's layers and memory; what was logged, where it doesn't load."""
     runtime = module.Runtime(listener.log)
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
-        return told
+        return logged
     inspector = engine.create_engine_inspector()
     layers = inspector.get_engine_information(module.LayerInformationFormat.JSON)
     own = {
         "activation": int(engine.device_memory_size_v2),
         "weights": int(engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE)),
     }
-    return LayerTable(read_inspected(layers) or told.layers, {**told.memory_bytes, **own})
+    return LayerTable(read_inspected(layers) or logged.layers, {**logged.memory_bytes, **own})
 
 
 def read_inspected(text: str) -> dict[str, int]:
     """Counts layers by type; none where the text has none, or their names alone."""
     try:
         layers = json.loads(text)["Layers"]
-        kinds = Counter(layer_kind(layer["Name"], layer["LayerType"]) for layer in layers)
+        return _counted([(layer["Name"], layer["LayerType"]) for layer in layers])
     except (ValueError, KeyError, TypeError):  # another version's
         return {}
-    return real_layers(kinds)

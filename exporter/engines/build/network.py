@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.engines.build.logs import Listener
 from exporter.errors import EngineError
-
-if TYPE_CHECKING:
-    from exporter.engines.build.settings import BuildSettings, Profile
 
 
 @dataclass(frozen=True)
@@ -29,13 +25,8 @@ class Obstacle:
         return f"{where}{self.reason.rstrip('.')}"
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """A graph that was parsed."""
-
-    network: Any
-    obstacles: list[Obstacle]
-    seconds: float = 0.0
+Parsed = tuple[Any, list[Obstacle]]
+"""A network, and what kept the parser from making it."""
 
 
 class Builder:
@@ -50,19 +41,15 @@ class Builder:
         module.init_libnvinfer_plugins(self.listener.log, "")
 
     def parse(self, path: Path, graph: Path | None = None, lengths: str = "") -> Parsed:
-        """Has a graph parsed."""
+        """The network of a graph that lies in ``path``'s folder, and what is in its way."""
         network, parser = self._network_and_parser()
-        begin = time.perf_counter()
         if graph is None:
             parsed = parser.parse_from_file(str(path))
         else:
             parsed = parser.parse(graph.read_bytes(), str(path))
-        seconds = time.perf_counter() - begin
-        if not parsed:
-            return Parsed(network, self._obstacles(parser))
-        if lengths:
+        if parsed and lengths:
             set_lengths(network, self.module, lengths)
-        return Parsed(network, [], seconds)
+        return network, [] if parsed else self._obstacles(parser)
 
     def check(self, path: Path) -> list[Obstacle]:
         """Everything in a file that the parser says it can't take; empty where it takes all."""
@@ -77,14 +64,37 @@ class Builder:
         return network, self.module.OnnxParser(network, self.listener.log)
 
     def _obstacles(self, parser: Any) -> list[Obstacle]:
-        return list(_obstacles(parser)) or [Obstacle("", "", self.listener.last_error())]
+        return [
+            Obstacle(
+                error.node_name() or (f"number {error.node()}" if error.node() >= 0 else ""),
+                error.node_operator() or "",
+                error.desc() or error.code().name,
+            )
+            for error in map(parser.get_error, range(parser.num_errors))
+        ] or [Obstacle("", "", self.listener.last_error())]
 
-
-def _obstacles(parser: Any) -> Iterator[Obstacle]:
-    for number in range(parser.num_errors):
-        error = parser.get_error(number)
-        name = error.node_name() or (f"number {error.node()}" if error.node() >= 0 else "")
-        yield Obstacle(name, error.node_operator() or "", error.desc() or error.code().name)
+    def config(self, settings: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]) -> Any:
+        """How to build: settings and profiles as they are on record."""
+        module, config = self.module, self.builder.create_builder_config()
+        # Without it neither the builder's log nor an inspector says which layers it made.
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        config.clear_flag(module.BuilderFlag.TF32)  # on by default
+        if (level := settings["optimization_level"]) is not None:
+            config.builder_optimization_level = level
+        if (workspace := settings["workspace_bytes"]) is not None:
+            config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, workspace)
+        if names := settings["compute_capabilities"]:
+            config.num_compute_capabilities = len(names)
+            for place, card in enumerate(cards_of(module, names)):
+                config.set_compute_capability(card, place)
+        for entry in profiles:
+            profile = self.builder.create_optimization_profile()
+            for name, span in entry["shapes"].items():
+                profile.set_shape(name, span["low"], span["usual"], span["high"])
+            if not profile or config.add_optimization_profile(profile) < 0:
+                reason = self.listener.last_error()
+                raise EngineError(f"The {entry['phase']} profile is refused: {reason}")
+        return config
 
 
 def set_lengths(network: Any, module: ModuleType, name: str) -> int:
@@ -103,64 +113,16 @@ def set_lengths(network: Any, module: ModuleType, name: str) -> int:
     return len(result)
 
 
-_NO_CARD = frozenset({"NONE", "CURRENT"})
-
-
-def builder_config(
-    builder: Builder,
-    settings: BuildSettings,
-    profiles: Sequence[Profile],
-) -> Any:
-    """Makes the configuration."""
-    module = builder.module
-    config = builder.builder.create_builder_config()
-    # Without it neither the builder's log nor an inspector says which layers it made.
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    if settings.optimization_level is not None:
-        config.builder_optimization_level = settings.optimization_level
-    if settings.workspace_bytes is not None:
-        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
-    config.clear_flag(module.BuilderFlag.TF32)  # on by default
-    _set_targets(module, config, settings)
-    for entry in profiles:
-        profile = builder.builder.create_optimization_profile()
-        for name, span in entry.shapes.items():
-            profile.set_shape(name, span.low, span.usual, span.high)
-        if not profile or config.add_optimization_profile(profile) < 0:
-            reason = builder.listener.last_error()
-            raise EngineError(f"The {entry.phase} profile is refused: {reason}")
-    return config
-
-
-def _set_targets(module: Any, config: Any, settings: BuildSettings) -> None:
-    names = settings.compute_capabilities
-    if not names:
-        return
-    config.num_compute_capabilities = len(names)
-    refuse_unknown_targets(module, names, config.set_compute_capability)
-
-
-def refuse_unknown_targets(
-    module: ModuleType,
-    names: Sequence[str],
-    takes: Callable[[Any, int], bool] = lambda *_: True,  # what sets a card at a place
-) -> None:
-    """Refuses cards that a library doesn't build for."""
+def cards_of(module: ModuleType, names: Sequence[str]) -> list[Any]:
+    """The library's own names of cards; those that it doesn't build for are refused."""
     if not names:  # only one of the libraries has these classes
-        return
-    cards = {
-        name.lower(): card
-        for name, card in module.ComputeCapability.__members__.items()
-        if name not in _NO_CARD
-    }
-    wrong = [
-        name
-        for place, name in enumerate(names)
-        if name.lower() not in cards or not takes(cards[name.lower()], place)
-    ]
-    if wrong:
+        return []
+    known = {name.lower(): card for name, card in module.ComputeCapability.__members__.items()}
+    cards = {name: card for name, card in known.items() if name.startswith("sm")}
+    if wrong := [name for name in names if name not in cards]:
         raise EngineError(
             f"{module.__name__} {module.__version__} does not build for {', '.join(wrong)}.",
             f"It knows {', '.join(sorted(cards, key=lambda name: (len(name), name)))}.",
             code="other-card",
         )
+    return [cards[name] for name in names]

@@ -39,7 +39,7 @@ def polygraphy(extra: str = "rtx") -> Iterator[None]:
             raise EngineError(text, "-v shows its log.", code="run-failed") from error
 
 
-def run_engine(request: Mapping[str, Any]) -> dict[str, Any]:
+def run_engine(request: Mapping[str, Any]) -> None:
     """What the child process does: runs a profile of an engine, and writes Polygraphy's results."""
     path = Path(request["engine"])
     record = EngineRecord.read(sidecar_path(path), named=False)
@@ -56,7 +56,7 @@ def run_engine(request: Mapping[str, Any]) -> dict[str, Any]:
         from polygraphy.json import load_json
 
         runner = TrtRunner(
-            lambda: deserialised(module, runtime, listener, path),
+            lambda: deserialised(module, runtime, listener, path, []),
             name=ENGINE,
             optimization_profile=request["profile"],
         )
@@ -64,7 +64,6 @@ def run_engine(request: Mapping[str, Any]) -> dict[str, Any]:
         results = Comparator.run([runner], data_loader=[feed])
         _to_numpy(results)
         results.save(request["results"])
-    return {}
 
 
 def _show_cuda_runtime() -> None:

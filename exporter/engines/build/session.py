@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from exporter.engines.build.engine_set import (
     EngineRecord,
     EngineSet,
     Slot,
+    other_card,
     refuse_mismatch,
     sidecar_path,
 )
@@ -100,9 +101,14 @@ class ReadyProfile:
         self._addresses[name] = address
 
     def enqueue(self) -> None:
-        """Puts a run on the stream."""
+        """Puts a run on the stream; as a CUDA graph where one can be captured."""
         if self._graph is None and self._has_run and self.graphs is not None:
-            self._capture(self.graphs)
+            try:
+                self._graph = self.graphs(self._execute)
+                self.launches = "CUDA graph"
+            except BackendError:
+                self.graphs = None
+                self.launches = "kernels, since no CUDA graph could be captured"
         if self._graph is not None:
             self._graph.launch()
             return
@@ -112,15 +118,6 @@ class ReadyProfile:
     def _execute(self) -> None:
         if not self.context.execute_async_v3(self.stream):
             raise self._failed("failed while it ran", self.listener.code("run-failed"))
-
-    def _capture(self, graphs: Callable[[Callable[[], None]], CapturedRun]) -> None:
-        """Captures a run; where that can't be, runs go on as they were."""
-        try:
-            self._graph = graphs(self._execute)
-            self.launches = "CUDA graph"
-        except BackendError:
-            self.graphs = None
-            self.launches = "kernels, since no CUDA graph could be captured"
 
     def forget_run(self) -> None:
         """A graph holds the shapes and addresses of its capture: others take another."""
@@ -175,27 +172,28 @@ def cache_path(record: EngineRecord, driver: Driver) -> Path:
     return Path(home) / "depthcut" / "runtime-caches" / f"{name}.bin"
 
 
-def refuse_invalid(module: ModuleType, runtime: Any, path: Path) -> None:
-    """Refuses an engine that the library calls invalid here."""
+def validity_note(module: ModuleType, runtime: Any, path: Path) -> str:
+    """What TensorRT-RTX says of an engine here, if it is not simply valid; refuses an invalid one.
+
+    It knows by the file's first bytes.
+    """
     if module.__name__ != LIBRARIES["tensorrt-rtx"].module:
-        return
+        return ""
     with path.open("rb") as file:
-        header = file.read(runtime.engine_header_size)
-    validity, result = runtime.get_engine_validity(header)
-    if validity != module.EngineValidity.INVALID:
-        return
+        validity, result = runtime.get_engine_validity(file.read(runtime.engine_header_size))
+    if validity == module.EngineValidity.VALID:
+        return ""
     flags = module.EngineInvalidityDiagnostics.__members__.items()
     reasons = [name for name, flag in flags if int(result) & int(flag)]
+    why = f"{module.__name__} {module.__version__} says {', '.join(reasons) or 'nothing more'}"
+    if validity == module.EngineValidity.SUBOPTIMAL:
+        return f"{path.name} is slower here than it could be: {why}; build it on this machine"
     raise EngineError(
-        f"{path} is not valid here: {module.__name__} {module.__version__} says "
-        f"{', '.join(reasons) or 'nothing more'}.",
+        f"{path} is not valid here: {why}.",
         "Build it for this card with the library that is installed here; depthcut doctor shows "
         "card and driver.",
         code=OUT_OF_MEMORY if reasons == ["INSUFFICIENT_GPU_MEMORY"] else "invalid-engine",
     )
-
-
-_TRIAL_RUNS = 3  # the second is captured where graphs are, the third is one
 
 
 class Session:
@@ -208,9 +206,9 @@ class Session:
 
     def __init__(self, engines: EngineSet) -> None:
         self.engines = engines
+        self.notes: list[str] = []  # what a user must know of them
         self._engine_bytes = 0
         self._kept: list[Any] = []
-        self._loaded: list[Any] = []
         self._caches: dict[int, RuntimeCache] = {}
         self.profiles: tuple[ReadyProfile, ...] = ()
 
@@ -233,7 +231,6 @@ class Session:
         for profile in self.profiles:
             profile.context = None  # whoever still holds the profile holds no memory of the card
         self.profiles, self._caches = (), {}
-        self._loaded.clear()
         while self._kept:  # the last made goes first
             self._kept.pop()
         self.cuda.close()
@@ -271,85 +268,73 @@ class Session:
         return {t.name: byte_count(numpy_dtype(t.dtype), shapes[t.name]) for t in tensors}
 
     def _load(self, module: ModuleType) -> None:
-        listener = Listener(module, errors_only=True)
+        listener, card = Listener(module, errors_only=True), ask_driver().devices[0].name
         runtime = module.Runtime(listener.log)
-        self._kept.extend((listener, runtime))
+        self._kept += [listener, runtime]
         for path, record in zip(self.engines.paths, self.engines.records, strict=True):
-            self._loaded.append(deserialised(module, runtime, listener, path))
-            self._engine_bytes += weight_bytes(module, self._loaded[-1], record)
-            self._kept.append(self._loaded[-1])
-        self.profiles = tuple(self._ready(module, slot, listener) for slot in self.engines.slots)
+            self._kept.append(deserialised(module, runtime, listener, path, self.notes))
+            self._engine_bytes += weight_bytes(module, self._kept[-1], record)
+            self.notes += filter(None, [other_card(record, card)])
+        first = len(self._kept) - len(self.engines.paths)
+        self.profiles = tuple(
+            self._ready(module, slot, first + slot.engine, listener) for slot in self.engines.slots
+        )
 
-    def _engine(self, slot: Slot) -> Any:
-        """A slot's engine; kept in no variable, or an error's traceback would hold its memory."""
-        return self._loaded[slot.engine]
+    def _ready(
+        self, module: ModuleType, slot: Slot, place: int, listener: Listener
+    ) -> ReadyProfile:
+        """A context for a profile of the engine that is kept at a place.
 
-    def _ready(self, module: ModuleType, slot: Slot, listener: Listener) -> ReadyProfile:
-        context = self._context(module, slot, listener)
-        self._kept.append(context)
-        self._engine_bytes += self._scratch_bytes(slot)
-        count = self._engine(slot).num_io_tensors
-        names = frozenset(self._engine(slot).get_tensor_name(number) for number in range(count))
+        No variable holds the engine: an error's traceback would hold its memory.
+        """
         own_graphs = self.engines.library.compiles_on_card
         steady = slot.profile.phase in self.engines.steady
-        aliases = _aliases(self._engine(slot), names)
+        scratch = int(self._kept[place].get_device_memory_size_for_profile_v2(slot.number))
+        # Memory for this profile alone, not for the largest of the engine.
+        how = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        if own_graphs:
+            how = self._runtime_config(module, how, slot, place, steady=steady)
+        context = self._kept[place].create_execution_context(how)
+        stream = int(self.cuda.stream)
+        if context is None or not context.set_optimization_profile_async(slot.number, stream):
+            del context, how  # as above
+            free, total = (bytes_in_words(size) for size in self.cuda.free_bytes())
+            raise BackendError(
+                f"{self.engines.paths[slot.engine]}: the {slot.profile.phase} profile takes "
+                f"{bytes_in_words(scratch)} of scratch memory; {free} of {total} are free: "
+                f"{listener.last_error()}",
+                LESS_MEMORY,
+                code=listener.code("no-context"),
+            )
+        self.cuda.wait()
+        self._kept.append(context)
+        self._engine_bytes += scratch
+        count = self._kept[place].num_io_tensors
+        names = [self._kept[place].get_tensor_name(number) for number in range(count)]
+        sources = ((name, self._kept[place].get_aliased_input_tensor(name)) for name in names)
         return ReadyProfile(
-            slot, context, names, int(self.cuda.stream), listener, aliases,
+            slot, context, frozenset(names), stream, listener,
+            aliases={name: source for name, source in sources if source},
             graphs=self.cuda.captured if steady and not own_graphs else None,
             launches="CUDA graph" if steady and own_graphs else "kernels",
         )  # fmt: skip
 
-    def _scratch_bytes(self, slot: Slot) -> int:
-        return int(self._engine(slot).get_device_memory_size_for_profile_v2(slot.number))
-
-    def _context(self, module: ModuleType, slot: Slot, listener: Listener) -> Any:
-        # Memory for this profile alone, not for the largest of the engine.
-        strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        how = strategy
-        if self.engines.library.compiles_on_card:
-            how = self._runtime_config(module, strategy, slot)
-        context = self._engine(slot).create_execution_context(how)
-        made = context is not None and context.set_optimization_profile_async(
-            slot.number, int(self.cuda.stream)
-        )
-        if not made:
-            del context, how  # as in _engine
-            raise self._no_context(slot, listener)
-        self.cuda.wait()
-        return context
-
-    def _runtime_config(self, module: ModuleType, strategy: Any, slot: Slot) -> Any:
-        config = self._engine(slot).create_runtime_config()
+    def _runtime_config(
+        self, module: ModuleType, strategy: Any, slot: Slot, place: int, *, steady: bool
+    ) -> Any:
+        config = self._kept[place].create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        graphs, kernels = (
-            module.CudaGraphStrategy,
-            module.DynamicShapesKernelSpecializationStrategy,
-        )
-        steady = slot.profile.phase in self.engines.steady
+        graphs = module.CudaGraphStrategy
+        kernels = module.DynamicShapesKernelSpecializationStrategy
         config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if steady else graphs.DISABLED
         config.dynamic_shapes_kernel_specialization_strategy = (
             kernels.EAGER if steady else kernels.NONE
         )
-        config.set_runtime_cache(self._cache(config, slot.engine).cache)
+        if slot.engine not in self._caches:  # all contexts of an engine share one
+            path = cache_path(self.engines.records[slot.engine], ask_driver())
+            self._caches[slot.engine] = RuntimeCache(config, path)
+        config.set_runtime_cache(self._caches[slot.engine].cache)
         return config
-
-    def _cache(self, config: Any, engine: int) -> RuntimeCache:
-        """The one that all contexts of an engine share."""
-        if engine not in self._caches:
-            path = cache_path(self.engines.records[engine], ask_driver())
-            self._caches[engine] = RuntimeCache(config, path)
-        return self._caches[engine]
-
-    def _no_context(self, slot: Slot, listener: Listener) -> BackendError:
-        path = self.engines.paths[slot.engine]
-        number = self._scratch_bytes(slot)
-        free, total = (bytes_in_words(size) for size in self.cuda.free_bytes())
-        return BackendError(
-            f"{path}: the {slot.profile.phase} profile takes {bytes_in_words(number)} of scratch "
-            f"memory; {free} of {total} are free: {listener.last_error()}",
-            LESS_MEMORY,
-            code=listener.code("no-context"),
-        )
 
 
 def weight_bytes(module: ModuleType, engine: Any, record: EngineRecord) -> int:
@@ -362,25 +347,20 @@ def weight_bytes(module: ModuleType, engine: Any, record: EngineRecord) -> int:
     return max(number, record.engine_bytes)
 
 
-def _aliases(engine: Any, names: Iterable[str]) -> dict[str, str]:
-    """By output that shares its memory with an input, that input."""
-    aliased_input_tensors = {name: engine.get_aliased_input_tensor(name) for name in names}
-    return {name: source for name, source in aliased_input_tensors.items() if source}
-
-
-def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Path) -> Any:
+def deserialised(
+    module: ModuleType, runtime: Any, listener: Listener, path: Path, notes: list[str]
+) -> Any:
     """Loads one engine; the library reads the file itself, page by page."""
-    refuse_invalid(module, runtime, path)
+    notes += filter(None, [validity_note(module, runtime, path)])
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         code = listener.code("not-loaded")
+        again = "Build it again, on this machine where you can."
         raise EngineError(
             f"{path} does not load in {module.__name__} {module.__version__}: "
             f"{listener.last_error()}",
-            LESS_MEMORY
-            if code == OUT_OF_MEMORY
-            else "Build it again, on this machine where you can.",
+            LESS_MEMORY if code == OUT_OF_MEMORY else again,
             code=code,
         )
     return engine
@@ -420,11 +400,10 @@ def try_engines(engines: EngineSet) -> None:
         raise EngineError(text, error.hint, code=error.code) from error
 
 
-def run_once(paths: list[Path]) -> dict[str, Any]:
+def run_once(paths: list[Path]) -> None:
     """What the child process does. The files were held against their records before."""
     records = tuple(EngineRecord.read(sidecar_path(path)) for path in paths)
-    engines = EngineSet(tuple(paths), records)
-    with Session(engines) as session:
+    with Session(EngineSet(tuple(paths), records)) as session:
         buffers = session.allocate("low")
         for profile in session.profiles:
             for name, address in buffers.items():
@@ -432,4 +411,6 @@ def run_once(paths: list[Path]) -> dict[str, Any]:
             for _ in range(_TRIAL_RUNS):
                 profile.enqueue()
                 session.cuda.wait()
-    return {}
+
+
+_TRIAL_RUNS = 3  # the second is captured where graphs are, the third is one

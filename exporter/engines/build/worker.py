@@ -13,14 +13,14 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from exporter.engines.build.child import has_fixed_addresses
 from exporter.engines.build.libraries import LIBRARIES, load
 from exporter.engines.build.logs import inspected, no_engine, read_layers
-from exporter.engines.build.network import Builder, builder_config
+from exporter.engines.build.network import Builder
 from exporter.errors import DepthcutError, first_line
 from exporter.files import write_through
 from exporter.processes import end_with_parent
@@ -48,77 +48,62 @@ def main() -> int:
 
 
 def _check(request: dict[str, Any]) -> dict[str, Any]:
-    library = LIBRARIES[request["backend"]]
-    module = load(library)
-    builder = Builder(module)
+    builder = Builder(load(LIBRARIES[request["backend"]]))
     obstacles = [vars(obstacle) for obstacle in builder.check(Path(request["onnx"]))]
-    return {"version": module.__version__, "obstacles": obstacles}
+    return {"version": builder.module.__version__, "obstacles": obstacles}
 
 
 def _build(request: dict[str, Any]) -> dict[str, Any]:
     library = LIBRARIES[request["backend"]]
     module = load(library)
     builder = Builder(module)
-    graph = request["graph"] and Path(request["graph"])
-    parsed = builder.parse(Path(request["onnx"]), graph, request["lengths"])
-    if parsed.obstacles:
-        obstacles = [vars(obstacle) for obstacle in parsed.obstacles]
-        return {"obstacles": obstacles, "backend_version": module.__version__}
-    network = parsed.network
-    settings: Any = SimpleNamespace(**request["settings"])
-    config = builder_config(builder, settings, _profiles(request))
-    begun = time.perf_counter()
+    graph, loaded = request["graph"] and Path(request["graph"]), time.perf_counter()
+    network, obstacles = builder.parse(Path(request["onnx"]), graph, request["lengths"])
+    if obstacles:
+        reasons = [vars(obstacle) for obstacle in obstacles]
+        return {"obstacles": reasons, "backend_version": module.__version__}
+    config, parsed = builder.config(request["settings"], request["profiles"]), time.perf_counter()
     engine = builder.builder.build_serialized_network(network, config)
     built = time.perf_counter()
     if engine is None:
-        raise no_engine(builder.listener.errors())
-    write_through(Path(request["engine"]), memoryview(engine))
-    table = read_layers(builder.listener.messages())
+        raise no_engine(builder.listener.errors)
+    content = memoryview(engine)
+    write_through(Path(request["engine"]), content)
+    table = read_layers(builder.listener.messages)
     if not library.builds_without_gpu:  # the card is here, and the log has no table
-        table = inspected(module, builder.listener, memoryview(engine), table)
+        table = inspected(module, builder.listener, content, table)
     return {
         "obstacles": [],
         "backend_version": module.__version__,
-        "engine_sha256": hashlib.sha256(memoryview(engine)).hexdigest(),
-        "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
-        "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
+        "engine_sha256": hashlib.sha256(content).hexdigest(),
+        "inputs": _tensors(network.get_input, network.num_inputs),
+        "outputs": _tensors(network.get_output, network.num_outputs),
         "network_layers": network.num_layers,
-        "layers": table.layers,
-        "memory_bytes": table.memory_bytes,
-        "parse_s": parsed.seconds,
-        "build_s": built - begun,
+        **table._asdict(),
+        "parse_s": parsed - loaded,
+        "build_s": built - parsed,
     }
 
 
-def _tensor(tensor: Any) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "dtype": tensor.dtype.name.lower(),
-        "shape": [int(size) for size in tensor.shape],
-    }
-
-
-def _profiles(request: dict[str, Any]) -> list[Any]:
-    """By the names of their parts; they were checked before they came."""
+def _tensors(get: Callable[[int], Any], count: int) -> list[dict[str, Any]]:
     return [
-        SimpleNamespace(
-            phase=profile["phase"],
-            shapes={name: SimpleNamespace(**span) for name, span in profile["shapes"].items()},
-        )
-        for profile in request["profiles"]
+        {"name": tensor.name, "dtype": tensor.dtype.name.lower(), "shape": list(tensor.shape)}
+        for tensor in map(get, range(count))
     ]
 
 
 def _try(request: dict[str, Any]) -> dict[str, Any]:
     from exporter.engines.build.session import run_once
 
-    return run_once([Path(path) for path in request["engines"]])
+    run_once([Path(path) for path in request["engines"]])
+    return {}
 
 
 def _polygraphy(request: dict[str, Any]) -> dict[str, Any]:
     from exporter.engines.build.polygraphy_run import run_engine
 
-    return run_engine(request)
+    run_engine(request)
+    return {}
 
 
 _JOBS = {"check": _check, "build": _build, "try": _try, "polygraphy": _polygraphy}

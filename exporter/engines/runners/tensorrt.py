@@ -18,9 +18,7 @@ from exporter.engines.build.engine_set import (
     EngineSet,
     choose_profile,
     find_engines,
-    other_card,
 )
-from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.session import ReadyProfile, Session, try_engines
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import (
@@ -123,12 +121,10 @@ class OnEngines:
         except BaseException:
             self.unload()
             raise
-        card = ask_driver().devices[0].name
-        notes = (other_card(record, card) for record in self.engines.records)
         self.capabilities = replace(
             self.capabilities,
             gpu_memory_bytes=session.used_bytes,
-            notes=tuple(filter(None, notes)),
+            notes=tuple(dict.fromkeys([*self.capabilities.notes, *session.notes])),
         )
 
     def unload(self) -> None:

@@ -294,15 +294,15 @@ def test_attention_in_fp32_is_written_out(tmp_path: Path) -> None:
 def test_without_leave_the_builder_refuses_it(tmp_path: Path) -> None:
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
     builder = Builder(tensorrt_rtx)
-    parsed = builder.parse(saved(ir.from_onnx_text(ATTENTION), tmp_path))
-    assert not parsed.obstacles
+    network, obstacles = builder.parse(saved(ir.from_onnx_text(ATTENTION), tmp_path))
+    assert not obstacles
     config = builder.builder.create_builder_config()
     profile = builder.builder.create_optimization_profile()
     for name in "qkv":
         profile.set_shape(name, (1, 2, 1, 32), (1, 2, 4, 32), (1, 2, 8, 32))
     config.add_optimization_profile(profile)
-    assert builder.builder.build_serialized_network(parsed.network, config) is None
-    assert "Attention" in no_engine(builder.listener.errors()).message
+    assert builder.builder.build_serialized_network(network, config) is None
+    assert "Attention" in no_engine(builder.listener.errors).message
 
 
 def test_what_the_parser_would_pass_over_is_refused(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_lengths_are_set_on_every_attention_of_a_decode_step(phase: Phase, tmp_p
     model = in_place(256, layers=3)
     made = adapt(ir.to_proto(model), BuildSettings(), [phase], has_lengths=True)
     graph = made.write(tmp_path / "graph.onnx")
-    network = Builder(trt).parse(saved(model, tmp_path), graph, made.lengths).network
+    network = Builder(trt).parse(saved(model, tmp_path), graph, made.lengths)[0]
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     inputs = [item for item in layers if item.type == trt.LayerType.ATTENTION_INPUT]
     assert len(inputs) == 3

@@ -21,7 +21,7 @@ from exporter.engines import doctor
 from exporter.engines.build import libraries, session
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Device, Driver, ask_driver
-from exporter.engines.build.session import refuse_invalid
+from exporter.engines.build.session import validity_note
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, EngineError, MissingDependencyError
 from tests.engine_support import CARD, written_as
@@ -326,7 +326,7 @@ class Library(SimpleNamespace):
 
     __name__, __version__ = "tensorrt_rtx", "1.7.1.116"
     engine_header_size = 4
-    EngineValidity = SimpleNamespace(INVALID=INVALID)
+    EngineValidity = SimpleNamespace(VALID=VALID, SUBOPTIMAL=SUBOPTIMAL)
     EngineInvalidityDiagnostics = Flags
 
     def get_engine_validity(self, header: bytes) -> Any:
@@ -338,7 +338,7 @@ class Library(SimpleNamespace):
     ("validity", "flags", "code", "named"),
     [
         (VALID, 2, "", ()),
-        (SUBOPTIMAL, 2, "", ()),
+        (SUBOPTIMAL, 2, "", ("m.engine", "1.7.1.116", "UNSUPPORTED_CC")),
         (INVALID, 1, "invalid-engine", ("VERSION_MISMATCH",)),
         (INVALID, 4, "out-of-memory", ("INSUFFICIENT_GPU_MEMORY",)),
         (INVALID, 2 | 4, "invalid-engine", ("UNSUPPORTED_CC",)),  # no memory helps on such a card
@@ -353,12 +353,14 @@ def test_what_the_library_says_of_an_engine_s_first_bytes(
     path.write_bytes(b"head and the rest")
     if code:
         with raises(EngineError, code, path, "1.7.1.116", *named):
-            refuse_invalid(library, library, path)
+            validity_note(library, library, path)
         return
-    refuse_invalid(library, library, path)
+    note = validity_note(library, library, path)
+    assert all(word in note for word in named)
+    assert bool(note) == bool(named)
     assert library.seen == b"head"  # and no more
     runtime: Any = SimpleNamespace(__name__="tensorrt")  # which has no such call
-    refuse_invalid(runtime, runtime, tmp_path / "not-even-there.engine")
+    assert not validity_note(runtime, runtime, tmp_path / "not-even-there.engine")
 
 
 @pytest.mark.rtx
@@ -372,4 +374,4 @@ def test_the_real_library_has_what_is_believed_and_calls_other_bytes_malformed(
     assert hasattr(trt.EngineInvalidityDiagnostics, "INSUFFICIENT_GPU_MEMORY")
     (tmp_path / "m.engine").write_bytes(bytes(64))
     with raises(EngineError, "invalid-engine", "MALFORMED_ENGINE"):
-        refuse_invalid(trt, trt.Runtime(trt.Logger(trt.Logger.ERROR)), tmp_path / "m.engine")
+        validity_note(trt, trt.Runtime(trt.Logger(trt.Logger.ERROR)), tmp_path / "m.engine")

@@ -238,6 +238,19 @@ def test_a_file_that_is_no_engine_is_no_lack_of_memory(tmp_path: Path) -> None:
         open_engine(engine, trial=False).__enter__()
 
 
+@pytest.mark.parametrize("validity", ["VALID", "SUBOPTIMAL", "INVALID"])
+def test_what_the_library_says_of_an_engine_is_told(validity: str, tmp_path: Path) -> None:
+    runner = open_engine(decoder_engine(tmp_path), trial=False)
+    with stand_in(validity=validity):
+        if validity == "INVALID":
+            with raises(EngineError, "invalid-engine", "UNSUPPORTED_CC"):
+                runner.__enter__()
+            return
+        with runner:
+            notes = runner.capabilities.notes
+    assert ["UNSUPPORTED_CC" in note for note in notes] == [True] * (validity == "SUBOPTIMAL")
+
+
 @pytest.mark.parametrize("content", [b"broken", b'{"place": ["1.6", "card", 12], "known": []}'])
 def test_a_broken_runtime_cache_is_written_anew(content: bytes, tmp_path: Path) -> None:
     engines = find_engines(decoder_engine(tmp_path))

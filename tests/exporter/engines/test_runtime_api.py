@@ -144,4 +144,5 @@ def test_a_runtime_s_listener_keeps_errors_alone() -> None:
     assert listener.last_error() == "it gives no reason"
     listener.log.log(trt.ILogger.Severity.ERROR, "[place.cpp::f::7] no room")
     assert listener.last_error() == "no room"
-    assert len(listener.lines) == 1
+    assert listener.errors == ["no room"]
+    assert listener.messages == []
