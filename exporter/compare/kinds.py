@@ -89,9 +89,7 @@ def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None
     profiles = [[_kept(slot.profile, shared) for slot in build.slots] for build in builds]
     if profiles[0] != profiles[1]:
         different.append("profiles")
-    reads = [
-        {record.attention.reads for record in build.records if record.attention} for build in builds
-    ]
+    reads = [{record.attention for record in build.records} - {None} for build in builds]
     if all(reads) and reads[0] != reads[1]:
         different.append("reading of caches")
     if different:
@@ -143,10 +141,7 @@ def _arm(
 
 def _gives_all(build: EngineSet) -> bool:
     """Whether its answers can be judged: at all positions, with padding, on filled caches."""
-    return all(
-        record.logits != "last" and (record.attention is None or record.attention.reads == "room")
-        for record in build.records
-    )
+    return all(record.logits != "last" and record.attention != "new" for record in build.records)
 
 
 @contextmanager
@@ -165,7 +160,7 @@ def _judge(
             "Name it with --engine-onnx, or build with --logits all.",
             code="last-logits-only",
         )
-    settings = replace(first.settings, logits="all", cache_reads="room")
+    settings = replace(first.settings, logits="all")
     with scratch_folder("judge") as folder:
         ((engine, _),) = build_engines(
             onnx,

@@ -201,7 +201,7 @@ def build_attention(folder: Path) -> None:
         torch.nn.init.constant_(tensor, 0.01)
     model.model.rotary_emb.__init__(config=model.config)
     ranges = Ranges(batch=Span(1, _BATCH, _BATCH), context=Span(1, _ROOM - 1, _ROOM - 1))
-    settings = BuildSettings(compute_capabilities=("sm89",), cache_reads="filled")
+    settings = BuildSettings(compute_capabilities=("sm89",))
     print(rendered(["form", "network layers", "fused", "other kernels", "scratch MB"], []), end="")
     for form, opset in (("opset 20", 20), ("opset 23", 23), ("in place", 23)):
         onnx = export_onnx(as_loaded(model, "llama"), folder / form, opset=opset)

@@ -46,8 +46,6 @@ TOKENS = 90
 """Random tokens are drawn below it: no vocabulary is smaller."""
 BOTH: tuple[Phase, ...] = ("prefill", "decode")
 NAMES = ("smollm2", "8b", "70b")
-READS = {"lengths": "filled", "mask": "room"}
-"""By how an attention is told what its caches hold, what the builder is asked to let it read."""
 RESERVE = 0.04  # of the card, for contexts, scratch memory and what the libraries keep
 # Of what there is, what the weights of a slice may take: of the card, so that caches have the rest
 # (8B whole on 24 GB); of the disk, for a model and one engine; of the machine's memory, of which a
@@ -275,23 +273,21 @@ def check_numbers(bench: Bench) -> None:
 
 
 def time_attention(bench: Bench) -> None:
-    """A decode step of attention that is told lengths, and of one that is told a mask."""
+    """A decode step of attention alone, at several fills of its caches."""
     case, sizes = bench.case, Sizes.of(bench.case.attention)
-    most = max(case.batches)
+    ranges = Ranges(batch=Span(1, max(case.batches), max(case.batches)))
     onnx = bench.model("attention", case.attention)
-    for form, reads in READS.items():
-        ranges = Ranges(batch=Span(1, most, most))
-        engines = bench.built(onnx, form, ("decode",), ranges, cache_reads=reads)
+    engines = bench.built(onnx, "mask", ("decode",), ranges)
 
-        def measured(batch: int, form: str = form, engines: Path = engines) -> list[Row]:
-            record = EngineRecord.read(sidecar_path(next(engines.glob("*.engine"))))
-            scratch = record.memory_bytes.get("activation")
-            facts = {"subject": "attention", "arm": form, "scratch": scratch}
-            with bench.stepping(engines, batch) as decoder:
-                return [facts | bench.step_row(decoder, batch, n, sizes) for n in case.pasts]
+    def measured(batch: int) -> list[Row]:
+        record = EngineRecord.read(sidecar_path(next(engines.glob("*.engine"))))
+        facts = {"subject": "attention", "arm": "mask"}
+        facts["scratch"] = record.memory_bytes.get("activation")
+        with bench.stepping(engines, batch) as decoder:
+            return [facts | bench.step_row(decoder, batch, n, sizes) for n in case.pasts]
 
-        for batch in case.batches:  # one that is too large for the card leaves those before it
-            bench.measured(f"attention by {form}, batch {batch}", partial(measured, batch))
+    for batch in case.batches:  # one that is too large for the card leaves those before it
+        bench.measured(f"attention, batch {batch}", partial(measured, batch))
 
 
 def layers_that_fit(bench: Bench, shape: LlamaShape) -> int:

@@ -10,14 +10,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.engines.build.engine_set import EngineRecord, sidecar_path
-from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.profiles import Ranges
 from exporter.engines.build.settings import BuildSettings
 from graph_passes.files.storage import data_files, load_model
 from tests.benchmarks import bench_gpu
 from tests.benchmarks.bench_gpu import (
     NAMES,
-    READS,
     STEPS,
     TINY,
     Bench,
@@ -81,17 +79,3 @@ def test_sizes_are_those_of_the_file_and_a_cut_leaves_room(tmp_path: Path) -> No
     assert cut.cache_per_token * 2 == whole.cache_per_token
     assert 0 < whole.largest_batch(2_000_000, 64) < cut.largest_batch(2_000_000, 64)
     assert whole.largest_batch(whole.weights, 64) == 0
-
-
-@pytest.mark.rtx
-@pytest.mark.parametrize("form", READS)
-def test_attention_is_told_as_was_asked_by_the_real_builder(form: str, tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "tensorrt-rtx", CASE)
-    onnx = bench.model("m", replace(TINY, dtype=ir.DataType.BFLOAT16))
-    ranges = Ranges(batch=Span(1, 4, 4), prompt=Span(8, 8, 8))
-    (engine,) = bench.built(onnx, form, ("decode",), ranges, cache_reads=READS[form]).glob(
-        "*.engine"
-    )
-    attention = EngineRecord.read(sidecar_path(engine)).attention
-    assert attention is not None
-    assert (attention.told_by, attention.remark) == (form, None)

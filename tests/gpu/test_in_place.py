@@ -1,4 +1,4 @@
-"""Caches in place on a GPU: lengths in an engine for each phase, a mask in one for both."""
+"""Caches in place on a GPU, in an engine for each phase and in one for both."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_step_is_timed_as_one_graph_by_the_device(backend: Backend, tmp_path: 
 def test_rows_with_padding_before_them_are_as_on_onnx_runtime(
     backend: Backend, shape: Shape, tmp_path: Path
 ) -> None:
-    """Engines that are told lengths know nothing of it: such rows are moved to the front."""
+    """An engine for prompts alone knows nothing of it: such rows are moved to the front."""
     onnx, engines = built(tmp_path, backend)
     with OnnxRuntimeRunner(onnx, threads=1) as other, open_engine(engines) as runner:
         inputs = given(runner, shape)

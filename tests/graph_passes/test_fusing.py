@@ -16,7 +16,7 @@ from graph_passes.fusing import fuse_decoder
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.grouped import GroupedAttentionPass
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
-from graph_passes.fusing.one_phase import OnePhasePass
+from graph_passes.fusing.prompt_alone import PromptAlonePass
 from tests.graph_passes.decoder_graphs import (
     CALLS,
     HEADS,
@@ -352,74 +352,51 @@ def test_a_cut_takes_the_caches_along(fixed: bool) -> None:
         np.testing.assert_allclose(array, wanted[name], rtol=0, atol=1e-5, err_msg=name)
 
 
-# For one phase, without masks
+# For prompts alone, without masks
 
 
-def for_phase(model: ir.Model, phase: str) -> ir.Model:
+def for_prompts(model: ir.Model) -> ir.Model:
     result = model.clone()
-    assert OnePhasePass(phase)(result).modified  # type: ignore[arg-type]
+    assert PromptAlonePass()(result).modified
     return result
 
 
-@pytest.mark.parametrize(
-    ("phase", "calls"),
-    [
-        ("prefill", [{"seq": 9}, {"seq": 9, "padding": 3}, {"seq": 1}]),
-        ("decode", [{"seq": 1, "past": 6}, {"seq": 1}, {"seq": 1, "past": POSITIONS - 1}]),
-    ],
-)
-def test_for_one_phase_it_computes_what_the_mask_lets_it_see(
-    phase: str, calls: list[dict[str, int]]
-) -> None:
+def test_for_prompts_alone_it_computes_what_the_mask_lets_it_see() -> None:
     model = in_place()
-    one = for_phase(model, phase)
+    one = for_prompts(model)
     before, after = operators(model), operators(one)
     assert [before[op] for op in ("Less", "Or", "TensorScatter")] == [1, 1, 4]
     assert [after[op] for op in ("Less", "Or", "Range", "TensorScatter")] == [0, 0, 0, 4]
     assert [value.name for value in one.graph.inputs] == [v.name for v in model.graph.inputs]
-    for call in calls:
+    for call in ({"seq": 9}, {"seq": 9, "padding": 3}, {"seq": 1}):
         feed = decoder_feed(decoder_model(), **call)
         assert_alike(feed, run(one, roomy(feed)), run(model, roomy(feed)))
-    # It is none for filled caches, or for several tokens.
+    # It is none for filled caches.
     several = roomy(decoder_feed(decoder_model(), seq=3, past=4, batch=1))
     assert logits_differ(several, one, model)
 
 
 def test_a_prefill_reads_no_cache() -> None:
     """What a cache holds is overwritten or left as it is, and seen by nothing."""
-    prefill = for_phase(in_place(), "prefill")
+    prefill = for_prompts(in_place())
     feed = decoder_feed(decoder_model(), seq=4)
     empty, filled = (run(prefill, roomy(feed, rest=rest)) for rest in (0.0, 7.0))
     assert np.array_equal(empty["logits"], filled["logits"])
 
 
-def test_each_row_has_its_own_length() -> None:
-    """A row with less in its cache, and its padding behind, answers as it does alone."""
-    decode = for_phase(in_place(), "decode")
-    feed = roomy(decoder_feed(decoder_model(), seq=1, past=6))
-    feed["attention_mask"][1] = np.arange(POSITIONS) < 4
-    feed["position_ids"][1] = 3
-    alone = {name: array[1:] for name, array in feed.items()}
-    short = run(decode, alone)["logits"]
-    np.testing.assert_allclose(run(decode, feed)["logits"][1:], short, atol=1e-5)
-    other = {**alone, "attention_mask": feed["attention_mask"][:1]}
-    assert np.abs(run(decode, other)["logits"] - short).max() > 1e-2
-
-
 def test_a_cut_graph_is_rewritten_too() -> None:
     cut, _ = prune_graph(in_place(layers=3), [Deletion(0, "attention")])
-    feed = roomy(decoder_feed(decoder_model(DecoderSpec(layers=3)), seq=1, past=5))
+    feed = roomy(decoder_feed(decoder_model(DecoderSpec(layers=3)), seq=5))
     assert len(cut.graph.inputs) == len(feed) - 2
-    result, wanted = run(for_phase(cut, "decode"), feed), run(cut, feed)
+    result, wanted = run(for_prompts(cut), feed), run(cut, feed)
     np.testing.assert_allclose(result["logits"], wanted["logits"], atol=1e-5)
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("kind", ["window", "growing"])
-def test_what_a_mask_alone_can_tell_stays(kind: str, phase: str) -> None:
+def test_what_a_mask_alone_can_tell_stays(kind: str) -> None:
     model = in_place(window=3) if kind == "window" else decoder_model()
     before = text(model)
-    assert not OnePhasePass(phase)(model).modified  # type: ignore[arg-type]
+    assert not PromptAlonePass()(model).modified
     assert text(model) == before
 
 

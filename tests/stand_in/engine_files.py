@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.engine_set import AttentionRecord, EngineTensor, sidecar_path
+from exporter.engines.build.engine_set import EngineTensor, Reads, sidecar_path
 from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.tensors import numpy_dtype
@@ -51,7 +51,7 @@ def write_engine(
     ]
     engine.parent.mkdir(parents=True, exist_ok=True)
     attention = _attention(onnx, phases)
-    result = {"reads": attention.reads, **facts} if attention else facts
+    result = {"reads": attention or "room", **facts}
     engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **result))))
     given, made = ([EngineTensor.of(spec) for spec in ends] for ends in (inputs, outputs))
     weights = data_files(load_model(onnx))
@@ -67,15 +67,11 @@ def write_engine(
     return engine
 
 
-def _attention(onnx: Path, phases: Sequence[str]) -> AttentionRecord | None:
+def _attention(onnx: Path, phases: Sequence[str]) -> Reads | None:
     """What the builder makes of caches of fixed length, in an engine for one phase or for both."""
     if not GraphEnds.of(onnx).aliases:
         return None
-    if len(phases) > 1:
-        return AttentionRecord(told_by="mask", reads="room")
-    if phases[0] == "prefill":
-        return AttentionRecord(told_by="order", reads="new")
-    return AttentionRecord(told_by="lengths", reads="filled")
+    return "new" if list(phases) == ["prefill"] else "room"
 
 
 def read_engine(content: bytes) -> EngineFile | None:

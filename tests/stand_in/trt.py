@@ -58,8 +58,6 @@ class Run:
     shapes: Shapes
     as_graph: bool
     generic: bool
-    cache_bytes: int
-    filled_bytes: int
 
 
 class Runtime:
@@ -379,28 +377,16 @@ class IExecutionContext:
         self, shapes: Shapes, addresses: dict[str, int], *, as_graph: bool, generic: bool
     ) -> float:
         engine, machine, feed = self.engine, self._machine, self._feed(shapes, addresses)
-        filled, read = self._cache_bytes(feed)
+        read = sum(array.nbytes for name, array in feed.items() if name.startswith("past"))
+        if engine.file.reads == "new":
+            read = 0
+            if (feed["attention_mask"].sum(axis=1) > feed["input_ids"].shape[1]).any():
+                raise RuleError("A prefill that reads no past is run on caches that are filled.")
         as_graph |= machine.in_graph
-        profile = self.active_optimization_profile
-        machine.runs.append(Run(profile, shapes, as_graph, generic, read, filled))
+        machine.runs.append(Run(self.active_optimization_profile, shapes, as_graph, generic))
         for name, array in engine.graph.run(feed).items():
             self._memory(addresses[name], array.dtype, array.shape)[...] = array
         return (20 + (engine.file.weights_bytes + read) / 1e4) * (GENERIC if generic else 1.0)
-
-    def _cache_bytes(self, feed: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
-        """What is filled of the caches, and what attention reads of them."""
-        caches = [array for name, array in feed.items() if name.startswith("past")]
-        whole = sum(array.nbytes for array in caches)
-        if not caches or "attention_mask" not in feed:
-            return 0, 0
-        if not self.engine.ends.aliases:
-            return whole, whole
-        positions = [array.nbytes // max(1, array.shape[0] * array.shape[2]) for array in caches]
-        mask, new = feed["attention_mask"], feed["input_ids"].shape[1]
-        filled = sum(positions) * int(mask.sum())
-        if self.engine.file.reads == "new" and (mask.sum(axis=1) > new).any():
-            raise RuleError("A prefill that reads no past is run on caches that are filled.")
-        return filled, whole if self.engine.file.reads == "room" else filled
 
 
 def module_of(machine: Machine, library: str) -> SimpleNamespace:

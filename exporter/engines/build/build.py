@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from exporter.engines.build.child import run_job
-from exporter.engines.build.engine_set import AttentionRecord, EngineRecord, sidecar_path
+from exporter.engines.build.engine_set import EngineRecord, Reads, sidecar_path
 from exporter.engines.build.libraries import (
     LIBRARIES,
     Backend,
@@ -42,7 +42,7 @@ from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import staging
 from graph_passes.fusing.cache_in_place import SCATTER
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
-from graph_passes.fusing.one_phase import LENGTHS, OnePhasePass
+from graph_passes.fusing.prompt_alone import PromptAlonePass
 
 _PASSED_OVER = (
     "the parser passes over its input nonpad_kv_seqlen, without a word; say in the mask what is "
@@ -50,9 +50,6 @@ _PASSED_OVER = (
 )
 _FILLED_PLACE = 6
 _DECOMPOSABLE = "TRT_decomposable"
-_BOTH_PHASES = "one engine serves both phases"
-_NO_LENGTHS = "this version of the library has no lengths"
-_TELLS_MORE = "a mask tells more than the past, such as a window"
 
 
 @dataclass(frozen=True)
@@ -61,14 +58,8 @@ class Adapted:
 
     model: onnx.ModelProto
     changed: bool
-    attention: AttentionRecord | None  # None where there are none
+    attention: Reads | None  # of caches of fixed length; None where there are none
     logits: Logits | None  # of which positions there are logits; None where there are none
-
-    @property
-    def lengths(self) -> str:
-        """The tensor that tells attentions how much of the caches is filled; empty without one."""
-        by_lengths = self.attention is not None and self.attention.told_by == "lengths"
-        return LENGTHS if by_lengths else ""
 
     def write(self, path: Path) -> Path | None:
         """Writes the graph for a parser; None, and no file, where it is the source's own."""
@@ -83,43 +74,23 @@ def read_graph(path: Path) -> onnx.ModelProto:
     return onnx.load(path, load_external_data=False)
 
 
-def adapt(
-    model: onnx.ModelProto,
-    settings: BuildSettings,
-    phases: Collection[Phase],
-    *,
-    has_lengths: bool,
-) -> Adapted:
+def adapt(model: onnx.ModelProto, settings: BuildSettings, phases: Collection[Phase]) -> Adapted:
     """Changes a graph for an engine."""
     graph = ir.serde.deserialize_model(model)
-    attention = _for_one_phase(graph, settings, phases, has_lengths=has_lengths)
+    attention = _reading(graph, settings, phases)
     logits = _keep_logits(graph, settings, phases)
-    unmasked = attention is not None and attention.reads != "room"
-    changed = unmasked or (logits == "last" and "prefill" in phases)
+    changed = attention == "new" or (logits == "last" and "prefill" in phases)
     if changed:
         model = ir.serde.serialize_model(graph)
     return Adapted(model, let_decompose(model) or changed, attention, logits)
 
 
-def _for_one_phase(
-    graph: ir.Model, settings: BuildSettings, phases: Collection[Phase], *, has_lengths: bool
-) -> AttentionRecord | None:
-    """Takes the masks of caches in place out, where that can be."""
+def _reading(graph: ir.Model, settings: BuildSettings, phases: Collection[Phase]) -> Reads | None:
+    """Takes the masks of caches in place out of an engine for prompts alone, where that can be."""
     if all(node.op_type != SCATTER for node in graph.graph):
         return None
-    by_mask = AttentionRecord(told_by="mask", reads="room")
-    if settings.cache_reads == "room":
-        return by_mask
-    if set(phases) == {"prefill"}:
-        if OnePhasePass("prefill")(graph).modified:
-            return AttentionRecord(told_by="order", reads="new")
-    elif set(phases) != {"decode"}:
-        return by_mask.model_copy(update={"remark": _BOTH_PHASES})
-    elif not has_lengths:
-        return by_mask.model_copy(update={"remark": _NO_LENGTHS})
-    elif OnePhasePass("decode")(graph).modified:
-        return AttentionRecord(told_by="lengths", reads="filled")
-    return by_mask.model_copy(update={"remark": _TELLS_MORE})
+    alone = set(phases) == {"prefill"} and settings.logits == "last"
+    return "new" if alone and PromptAlonePass()(graph).modified else "room"
 
 
 def _keep_logits(
@@ -276,14 +247,13 @@ class _BuiltGraph:
         if ignored := ignored_inputs(model):
             raise self._not_parsed(ignored, version)
         phases = [profile.phase for profile in profiles]
-        adapted = adapt(model, self.settings, phases, has_lengths=self.library.has_lengths(version))
+        adapted = adapt(model, self.settings, phases)
         built = stage.resolve() / _NEW_ENGINE
         graph = adapted.write(stage.resolve() / "graph.onnx")
         request = {
             "job": "build",
             "onnx": str(self.onnx.absolute()),
             "graph": graph and str(graph),
-            "lengths": adapted.lengths,
             "engine": str(built),
             "settings": asdict(self.settings),
             "profiles": [profile.model_dump() for profile in profiles],

@@ -13,9 +13,11 @@ from exporter.artifacts import Artifact, Record
 from exporter.engines.build.libraries import LIBRARIES, Device, EngineLibrary
 from exporter.engines.build.settings import BuildSettings, End, Logits, Phase, Profile
 from exporter.engines.tensors import TensorSpec, numpy_dtype, written_shape
-from exporter.errors import BackendError, EngineError
+from exporter.errors import ArtifactError, BackendError, EngineError
 from exporter.files import sha256_file
 from exporter.models.graph_facts import CACHE_INPUT
+
+Reads = Literal["new", "room"]
 
 
 class EngineTensor(Record):
@@ -38,21 +40,15 @@ class EngineTensor(Record):
         return TensorSpec(self.name, numpy_dtype(self.dtype), shape)
 
 
-class AttentionRecord(Record):
-    """How an engine's attentions are told what caches of fixed length hold."""
-
-    told_by: Literal["order", "lengths", "mask"]
-    reads: Literal["new", "filled", "room"]
-    remark: str | None = None
-
-
 class EngineRecord(Artifact):
     """The file beside an engine.
 
     ``built_on`` is the card and the driver's CUDA version, if there was one; ``plan`` what was cut
     out of the graph. ``layers`` counts those that the builder made and that do real work, by type.
-    ``memory_bytes`` has the ``weights``, those of each profile counted, and the scratch memory
-    ``activation``. With ``fixed_addresses`` TensorRT-RTX gives a small graph's bytes again.
+    ``attention`` is what is read of caches of fixed length: a prompt's own new positions, or the
+    room with a mask. ``memory_bytes`` has the ``weights``, those of each profile counted, and the
+    scratch memory ``activation``. With ``fixed_addresses`` TensorRT-RTX gives a small graph's bytes
+    again.
     """
 
     kind: Literal["engine"] = "engine"
@@ -68,7 +64,7 @@ class EngineRecord(Artifact):
     profiles: list[Profile]
     inputs: list[EngineTensor]
     outputs: list[EngineTensor]
-    attention: AttentionRecord | None = None
+    attention: Reads | None = None
     logits: Logits | None = None
     network_layers: int
     layers: dict[str, int]
@@ -100,7 +96,11 @@ def read_sidecar(engine: Path) -> EngineRecord:
             "Build it with depthcut build, and keep the two files together.",
             code="wrong-hash",
         )
-    record = EngineRecord.read(path, named=False)
+    try:
+        record = EngineRecord.read(path, named=False)
+    except ArtifactError as error:  # one of an older version's, for instance
+        error.hint = error.hint or "Build the engine again."
+        raise
     if engine.stat().st_size != record.engine_bytes:
         raise EngineError(
             f"{engine} has {engine.stat().st_size} bytes, but {path.name} is for one with "

@@ -168,7 +168,6 @@ class EngineLibrary:
     short: str
     builds_without_gpu: bool
     oldest: str
-    lengths_since: tuple[int, int]
     cards: str = r"sm\d+"
 
     @property
@@ -180,10 +179,6 @@ class EngineLibrary:
         """Whether it runs on such a card, such as ``sm89``."""
         return re.fullmatch(self.cards, compute_capability) is not None
 
-    def has_lengths(self, version: str) -> bool:
-        """Whether the attentions of a version, such as ``1.7.1.116``, can be told lengths."""
-        return tuple(int(number) for number in version.split(".")[:2]) >= self.lengths_since
-
     @property
     def compiles_on_card(self) -> bool:
         """TensorRT-RTX compiles kernels when a context is made, and makes CUDA graphs by itself."""
@@ -193,11 +188,11 @@ class EngineLibrary:
 LIBRARIES: dict[str, EngineLibrary] = {
     "tensorrt": EngineLibrary(
         "tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False,
-        oldest="10.15", lengths_since=(11, 0),
+        oldest="10.15",
     ),
     "tensorrt-rtx": EngineLibrary(
         "tensorrt-rtx", "tensorrt_rtx", "rtx", "rtx", builds_without_gpu=True,
-        oldest="1.6", lengths_since=(1, 7), cards=r"sm(75|86|89|12\d)",
+        oldest="1.6", cards=r"sm(75|86|89|12\d)",
     ),
 }  # fmt: skip
 

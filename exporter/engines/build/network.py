@@ -40,15 +40,13 @@ class Builder:
             raise RuntimeError("the library gives no builder")
         module.init_libnvinfer_plugins(self.listener.log, "")
 
-    def parse(self, path: Path, graph: Path | None = None, lengths: str = "") -> Parsed:
+    def parse(self, path: Path, graph: Path | None = None) -> Parsed:
         """The network of a graph that lies in ``path``'s folder, and what is in its way."""
         network, parser = self._network_and_parser()
         if graph is None:
             parsed = parser.parse_from_file(str(path))
         else:
             parsed = parser.parse(graph.read_bytes(), str(path))
-        if parsed and lengths:
-            set_lengths(network, self.module, lengths)
         return network, [] if parsed else self._obstacles(parser)
 
     def check(self, path: Path) -> list[Obstacle]:
@@ -95,22 +93,6 @@ class Builder:
                 reason = self.listener.last_error()
                 raise EngineError(f"The {entry['phase']} profile is refused: {reason}")
         return config
-
-
-def set_lengths(network: Any, module: ModuleType, name: str) -> int:
-    """Tells the attentions of a parsed decode step the lengths that the parser has passed over."""
-    layers = [network.get_layer(number) for number in range(network.num_layers)]
-    outputs = (layer.get_output(0) for layer in layers if layer.num_outputs)
-    lengths = next((tensor for tensor in outputs if tensor.name == name), None)
-    if lengths is None:
-        raise RuntimeError(f"the parsed network has no tensor {name}")
-    output = network.add_cast(lengths, module.DataType.INT32).get_output(0)
-    result = [item for item in layers if item.type == module.LayerType.ATTENTION_INPUT]
-    for layer in result:
-        layer.__class__ = module.IAttentionInputLayer  # the bindings give the base class alone
-        layer.attention.key_value_lengths = output
-        layer.attention.causal_kind = module.CausalMaskKind.NONE
-    return len(result)
 
 
 def cards_of(module: ModuleType, names: Sequence[str]) -> list[Any]:

@@ -22,7 +22,6 @@ Capabilities = Annotated[
     Written("SM,SM", listed=True),
 ]
 Logits = Literal["last", "all"]
-Reading = Literal["filled", "room"]
 
 
 class ShapeRange(Record):
@@ -104,12 +103,6 @@ class BuildSettings(Options):
     logits: Logits = option(
         "last",
         "Logits of a prompt that a decoder's engine gives: of the last position, or of all, as "
-        "measures of accuracy need them.",
+        "measures of accuracy need them; with all, a prompt may have a past and padding.",
         rare=True,
-    )
-    cache_reads: Reading = option(
-        "filled",
-        "What attentions read of caches of fixed length: what is filled, in an engine for one "
-        "phase where library and graph allow it; or all the room, with a mask.",
-        config_only=True,
     )

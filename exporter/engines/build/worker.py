@@ -58,7 +58,7 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     module = load(library)
     builder = Builder(module)
     graph, loaded = request["graph"] and Path(request["graph"]), time.perf_counter()
-    network, obstacles = builder.parse(Path(request["onnx"]), graph, request["lengths"])
+    network, obstacles = builder.parse(Path(request["onnx"]), graph)
     if obstacles:
         reasons = [vars(obstacle) for obstacle in obstacles]
         return {"obstacles": reasons, "backend_version": module.__version__}

@@ -199,9 +199,7 @@ class TensorRtRunner(OnEngines, Runner):
         self.threads = 1
         self._inputs = tuple(tensor.spec for tensor in engines.inputs)
         self._outputs = tuple(output.spec for output in engines.outputs)
-        sums = any(
-            record.attention and record.attention.reads != "room" for record in engines.records
-        )
+        sums = any(record.attention == "new" for record in engines.records)
         self._form = _cache_form(self._inputs, self._outputs, sums_mask=sums)
 
     def _take_memory(self, session: Session) -> None:
@@ -312,20 +310,13 @@ class TensorRtRunner(OnEngines, Runner):
 
 def refuse_untold(record: EngineRecord, inputs: Mapping[str, Array]) -> None:
     """Refuses a call that an engine would take for another."""
-    attention = record.attention
-    if attention is None or attention.reads == "room":
+    if record.attention != "new":
         return
-    if padded_before(inputs):
+    filled = np.any(inputs[MASK].sum(axis=1) > inputs[IDS].shape[1])
+    if filled or padded_before(inputs):
         raise BackendError(
-            f"{record.engine} takes no padding before a row's tokens.",
-            "Put it behind them, or build with cache_reads: room in a --config file.",
-            code="no-padding",
-        )
-    new = inputs[IDS].shape[1]
-    if attention.reads == "new" and np.any(inputs[MASK].sum(axis=1) > new):
-        raise BackendError(
-            f"{record.engine} runs a prompt on empty caches; here they are filled.",
-            "Build with cache_reads: room in a --config file.",
+            f"{record.engine} runs a prompt on empty caches, with no padding before its tokens.",
+            "Put padding behind the tokens, or build with --logits all.",
             code="no-padding",
         )
 

@@ -19,7 +19,7 @@ from exporter.cli import run
 from exporter.compare import kinds as engine_arm
 from exporter.compare.session import compare
 from exporter.engines.build import build, child, libraries
-from exporter.engines.build.build import adapt, build_engines
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
 from exporter.engines.build.engine_set import (
     EngineRecord,
@@ -367,7 +367,7 @@ def test_in_place_both_phases_are_built_whole_and_cut(tmp_path: Path) -> None:
         ((engine, record),) = build_engines(path, target, split=False, ranges=ranges)
         assert engine == target
         assert [entry.phase for entry in record.profiles] == ["prefill", "decode"]
-        assert (record.attention and record.attention.reads, record.logits) == ("room", "last")
+        assert (record.attention, record.logits) == ("room", "last")
         records.append(record)
     caches = [item.shape for item in records[0].inputs if "past" in item.name]
     assert caches == [(-1, 2, ROOM, 32)] * 4
@@ -379,8 +379,7 @@ def test_of_caches_in_place_there_is_an_engine_for_each_phase(tmp_path: Path) ->
     built = build_engines(saved(in_place(256), tmp_path), tmp_path / "out", ranges=ranges)
     assert ["prefill" in path.name for path, _ in built] == [True, False]
     decode, prefill = find_engines(tmp_path / "out").records
-    assert (decode.attention and decode.attention.reads) == "filled"
-    assert (prefill.attention and prefill.attention.reads) == "new"
+    assert [item.attention for item in (decode, prefill)] == ["room", "new"]
     assert [item.logits for item in (decode, prefill)] == ["last", "last"]
     assert decode.layers["attention"] == 2  # one kernel for each layer's attention
     assert {output.name: output.shape for output in prefill.outputs}["logits"][1] == 1
@@ -391,52 +390,24 @@ def test_of_caches_in_place_there_is_an_engine_for_each_phase(tmp_path: Path) ->
     assert (record.attention, record.logits) == (None, "last")
 
 
-def built_alone(folder: Path, phase: Phase, reads: Any) -> EngineRecord:
-    """An engine of one attention."""
+def built_alone(folder: Path, logits: Any) -> EngineRecord:
+    """An engine for prompts of one attention."""
     onnx = saved(attention_in_place("float16", heads=8, kv_heads=2, size=64, room=256), folder)
-    settings = BuildSettings(compute_capabilities=("sm89",), cache_reads=reads)
-    new = Span(1, 1, 1) if phase == "decode" else Span(1, 128, 128)
-    profiles = [own_profile(onnx, phase, batch=Span(1, 32, 32), sequence=new)]
-    target = folder / f"{reads}.engine"
+    settings = BuildSettings(compute_capabilities=("sm89",), logits=logits)
+    profiles = [own_profile(onnx, "prefill", batch=Span(1, 32, 32), sequence=Span(1, 128, 128))]
+    target = folder / f"{logits}.engine"
     ((engine, record),) = build_engines(onnx, target, profiles=profiles, settings=settings)
     assert read_sidecar(engine).attention == record.attention
     return record
 
 
-@pytest.mark.parametrize(
-    ("phase", "reads", "kernels", "mask_bytes"),
-    [("decode", "filled", 2, 1e4), ("prefill", "new", 1, 32 * 128 * 256 * 2)],
-)
-def test_a_phase_alone_is_one_attention_and_a_scatter(
-    phase: Phase, reads: str, kernels: int, mask_bytes: float, tmp_path: Path
-) -> None:
-    own, room = (built_alone(tmp_path, phase, name) for name in ("filled", "room"))
-    assert own.attention is not None
-    assert own.attention.reads == reads
-    assert own.layers == {"attention": 1, "kgen": kernels}  # the lengths, once for all layers
+def test_a_prompt_alone_is_one_attention_and_a_scatter(tmp_path: Path) -> None:
+    own, room = (built_alone(tmp_path, logits) for logits in ("last", "all"))
+    assert [own.attention, room.attention] == ["new", "room"]
+    assert own.layers == {"attention": 1, "kgen": 1}
     assert room.layers["kgen"] > 1
     assert own.memory_bytes["activation"] < 1e4 < room.memory_bytes["activation"]
-    assert room.memory_bytes["activation"] >= mask_bytes
-
-
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_lengths_are_set_on_every_attention_of_a_decode_step(phase: Phase, tmp_path: Path) -> None:
-    import tensorrt_rtx as trt
-
-    model = in_place(256, layers=3)
-    made = adapt(ir.to_proto(model), BuildSettings(), [phase], has_lengths=True)
-    graph = made.write(tmp_path / "graph.onnx")
-    network = Builder(trt).parse(saved(model, tmp_path), graph, made.lengths)[0]
-    layers = [network.get_layer(number) for number in range(network.num_layers)]
-    inputs = [item for item in layers if item.type == trt.LayerType.ATTENTION_INPUT]
-    assert len(inputs) == 3
-    causal = trt.CausalMaskKind.UPPER_LEFT if phase == "prefill" else trt.CausalMaskKind.NONE
-    for layer in inputs:
-        layer.__class__ = trt.IAttentionInputLayer
-        assert layer.attention.mask is None
-        assert (layer.attention.key_value_lengths is not None) == (phase == "decode")
-        assert layer.attention.causal_kind == causal
-    assert sum(item.type == trt.LayerType.KV_CACHE_UPDATE for item in layers) == 6
+    assert room.memory_bytes["activation"] >= 32 * 128 * 256 * 2  # the mask
 
 
 def test_builds_are_told_beside_what_onnx_runtime_measures(

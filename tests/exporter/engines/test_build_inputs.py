@@ -42,7 +42,7 @@ from tests.tiny_graphs import TinySpec, saved, tiny_model
 
 
 def adapted(
-    phases: Sequence[Phase], *, has_lengths: bool = True, grows: bool = False,
+    phases: Sequence[Phase], *, grows: bool = False,
     settings: dict[str, Any] | None = None, output: str = "", **spec: Any,
 ) -> Adapted:  # fmt: skip
     """A decoder, its caches in place, for an engine of some phases."""
@@ -50,36 +50,29 @@ def adapted(
     (GroupedAttentionPass() if grows else CacheInPlacePass(256))(model)
     model.graph.outputs[0].name = output or model.graph.outputs[0].name
     made = BuildSettings(**settings or {})
-    return adapt(ir.to_proto(model), made, phases, has_lengths=has_lengths)
+    return adapt(ir.to_proto(model), made, phases)
 
 
 @pytest.mark.parametrize(
-    ("phases", "given", "told_by", "reads", "remarks"),
+    ("phases", "given", "reads"),
     [
-        (["prefill"], {}, "order", "new", False),
-        (["prefill"], {"has_lengths": False}, "order", "new", False),
-        (["decode"], {}, "lengths", "filled", False),
-        (["decode"], {"has_lengths": False}, "mask", "room", True),
-        (["prefill", "decode"], {}, "mask", "room", True),
-        (["prefill"], {"window": 8}, "mask", "room", True),
-        (["decode"], {"window": 8}, "mask", "room", True),
-        (["decode"], {"settings": {"cache_reads": "room"}}, "mask", "room", False),
-        (["decode"], {"grows": True}, None, None, False),
+        (["prefill"], {}, "new"),
+        (["prefill"], {"settings": {"logits": "all"}}, "room"),
+        (["prefill"], {"window": 8}, "room"),
+        (["decode"], {}, "room"),
+        (["prefill", "decode"], {}, "room"),
+        (["decode"], {"grows": True}, None),
     ],
 )
-def test_an_engine_for_one_phase_reads_no_more_than_it_needs(
-    phases: Sequence[Phase], given: Any, told_by: str | None, reads: str | None, remarks: bool
+def test_an_engine_is_told_by_a_mask_what_is_filled_but_for_prompts_alone(
+    phases: Sequence[Phase], given: Any, reads: str | None
 ) -> None:
     made = adapted(phases, **given)
-    assert bool(made.lengths) == (told_by == "lengths")
-    if told_by is None:
-        assert made.attention is None
-        return
-    assert made.attention is not None
-    assert (made.attention.told_by, made.attention.reads) == (told_by, reads)
-    assert (made.attention.remark is not None) == remarks
-    masks = [node.input[3:4] for node in made.model.graph.node if node.op_type == "Attention"]
-    assert all(any(mask) == (told_by == "mask") for mask in masks)
+    assert made.attention == reads
+    for node in made.model.graph.node:
+        if reads and node.op_type == "Attention":
+            assert any(node.input[3:4]) == (reads == "room")
+            assert not any(node.input[6:])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +97,7 @@ def test_a_prompt_gives_the_logits_that_are_wanted(
 
 def test_nothing_of_a_file_that_needs_nothing_is_changed(tmp_path: Path) -> None:
     model = ir.to_proto(decoder_model(DecoderSpec(softmax=True)))
-    result = adapt(model, BuildSettings(logits="all"), ["decode"], has_lengths=True)
+    result = adapt(model, BuildSettings(logits="all"), ["decode"])
     assert not result.changed
     assert result.model is model
     assert result.write(tmp_path / "graph.onnx") is None

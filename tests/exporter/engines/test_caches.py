@@ -28,7 +28,7 @@ from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError
 from graph_passes import Deletion, prune_graph
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
-from graph_passes.fusing.one_phase import OnePhasePass
+from graph_passes.fusing.prompt_alone import PromptAlonePass
 from tests.engine_support import apart, bindings, in_steps
 from tests.graph_passes.fused_graphs import VOCABULARY, FusedSpec, fused_model
 from tests.raising import raises
@@ -510,21 +510,21 @@ def test_what_does_not_fit_together_is_refused(packed: Path) -> None:
             runner.run(inputs)
 
 
-def test_rows_of_a_step_that_is_told_lengths_are_moved_too(tmp_path: Path) -> None:
-    """What an engine for decode computes, by its graph on the CPU, against the graph's mask."""
+def test_rows_of_a_prompt_alone_are_moved_too(tmp_path: Path) -> None:
+    """What an engine for prompts computes, by its graph on the CPU, against the graph's mask."""
     masked = decoder_onnx(tmp_path, in_place=True)
     model = ir.load(masked)
-    assert OnePhasePass("decode")(model).modified
-    shape = Shape("decode", 2, 1, 8)
+    assert PromptAlonePass()(model).modified
+    shape = Shape("prefill", 2, 8)
     with (
         OnnxRuntimeRunner(masked, threads=1) as whole,
-        OnnxRuntimeRunner(saved(model, tmp_path / "decode"), threads=1) as runner,
+        OnnxRuntimeRunner(saved(model, tmp_path / "prompt"), threads=1) as runner,
     ):
         inputs = make_inputs(whole.inputs, shape, random_tokens(shape, 11))
         inputs["attention_mask"][1, :3] = 0
-        inputs["position_ids"][1] -= 3
-        wanted = whole.run(inputs, ["logits"])["logits"]
+        inputs["position_ids"][1] = (inputs["position_ids"][1] - 3).clip(min=0)
+        wanted = whole.run(inputs, ["logits"])["logits"][:, 3:]
         logits = run_packed(runner.run, inputs, ["logits"], runner.cache_form.shared)["logits"]
         misread = runner.run(inputs, ["logits"])["logits"]
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
-    assert np.abs(misread[1] - wanted[1]).max() > 1e-2
+    np.testing.assert_allclose(logits[:, 3:], wanted, atol=1e-5)
+    assert np.abs(misread[1, 3:] - wanted[1]).max() > 1e-2

@@ -121,21 +121,18 @@ def test_the_library_that_serves_the_card_is_the_usual_one(
 
 
 @pytest.mark.parametrize(
-    ("backend", "version", "fits", "has_lengths"),
+    ("backend", "version", "fits"),
     [
-        ("tensorrt", "10.14.1.48", False, False), ("tensorrt", "10.15.0.1", True, False),
-        ("tensorrt", "10.16.0.72", True, False),  # and IAttention has none there
-        ("tensorrt", "11.0.0.12", True, True), ("tensorrt-rtx", "1.5.2.1", False, False),
-        ("tensorrt-rtx", "1.6.0.1", True, False), ("tensorrt-rtx", "1.7.1.116", True, True),
-        ("tensorrt-rtx", "1.10.0.1", True, True), ("tensorrt-rtx", "2.0.0.1", True, True),
+        ("tensorrt", "10.14.1.48", False), ("tensorrt", "10.15.0.1", True),
+        ("tensorrt", "11.0.0.12", True), ("tensorrt-rtx", "1.5.2.1", False),
+        ("tensorrt-rtx", "1.6.0.1", True), ("tensorrt-rtx", "1.10.0.1", True),
     ],
 )  # fmt: skip
-def test_a_library_that_is_too_old_is_refused_and_lengths_begin_with_a_version(
-    backend: str, version: str, fits: bool, has_lengths: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_library_that_is_too_old_is_refused(
+    backend: str, version: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its runtime lacks calls that running an engine makes."""
     library = libraries.LIBRARIES[backend]
-    assert library.has_lengths(version) == has_lengths
     installed = SimpleNamespace(__version__=version, __spec__=ModuleSpec(library.module, None))
     monkeypatch.setitem(sys.modules, library.module, installed)
     if fits:
@@ -369,8 +366,6 @@ def test_the_real_library_has_what_is_believed_and_calls_other_bytes_malformed(
 ) -> None:
     import tensorrt_rtx as trt
 
-    has_lengths = hasattr(getattr(trt, "IAttention", None), "key_value_lengths")
-    assert RTX.has_lengths(trt.__version__) == has_lengths
     assert hasattr(trt.EngineInvalidityDiagnostics, "INSUFFICIENT_GPU_MEMORY")
     (tmp_path / "m.engine").write_bytes(bytes(64))
     with raises(EngineError, "invalid-engine", "MALFORMED_ENGINE"):

@@ -23,7 +23,7 @@ from exporter.errors import BackendError, DepthcutError, EngineError
 from exporter.files import sha256_file
 from tests.raising import raises
 from tests.stand_in import trt
-from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx, split_engines
+from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx
 from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine
 from tests.stand_in.trt import Run
@@ -63,20 +63,6 @@ def test_a_decode_step_runs_the_decode_profile(backend: str, tmp_path: Path) -> 
         assert machine.runs[-1].profile == 1
         runner.run(inputs, phase="prefill")
         assert machine.runs[-1].profile == 0
-
-
-@BACKENDS
-@pytest.mark.parametrize("split", [True, False])
-def test_a_step_in_place_reads_what_is_filled_where_an_engine_serves_one_phase(
-    backend: str, split: bool, tmp_path: Path
-) -> None:
-    made = split_engines if split else decoder_engine
-    engine = made(tmp_path, backend=backend)
-    with stand_in() as machine, TensorRtDecoder(find_engines(engine)) as decoder:
-        stepped(decoder)
-        run = machine.runs[-1]
-    assert (run.cache_bytes == run.filled_bytes) == split
-    assert run.cache_bytes >= run.filled_bytes > 0
 
 
 @BACKENDS

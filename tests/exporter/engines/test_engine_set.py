@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 
 from exporter.engines.build.engine_set import (
-    AttentionRecord,
     EngineSet,
     EngineTensor,
     built_for,
@@ -69,6 +69,20 @@ def test_what_does_not_belong_together_is_refused(
     damage(engine)
     with pytest.raises(kind) if code is None else raises(kind, code, "m.engine", *named):
         read_sidecar(engine)
+
+
+@pytest.mark.parametrize("old", ["settings.cache_reads", "attention.told_by"])
+def test_the_record_of_an_earlier_version_says_to_build_again(old: str, tmp_path: Path) -> None:
+    """Such an engine may be told lengths."""
+    engine = written(tmp_path)
+    content = json.loads(sidecar_path(engine).read_text())
+    place, key = old.split(".")
+    content[place] = {**(content[place] or {}), key: "lengths"}
+    sidecar_path(engine).write_text(json.dumps(content))
+    with pytest.raises(ArtifactError) as caught:
+        read_sidecar(engine)
+    assert f"$.{place}" in caught.value.message
+    assert caught.value.hint
 
 
 def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -260,30 +274,28 @@ def test_types_have_numpy_s_names_and_inputs_take_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "new", "refusing"),
+    ("mask", "padded", "refused"),
     [
-        ([1, 1, 1, 0], 3, {}),
-        ([1, 1, 0, 0], 3, {}),
-        ([1, 1, 1, 1], 3, {"new": "no-padding"}),
-        ([0, 1, 1, 0], 3, {"new": "no-padding", "filled": "no-padding"}),
-        ([1, 0, 1, 0], 1, {"new": "no-padding", "filled": "no-padding"}),
+        ([1, 1, 1, 0], False, False),
+        ([1, 1, 0, 0], False, False),
+        ([1, 1, 1, 1], False, True),
+        ([0, 1, 1, 0], True, True),
     ],
 )
-def test_what_an_engine_would_misread_is_refused(
-    mask: list[int], new: int, refusing: dict[str, str]
+def test_what_an_engine_for_prompts_alone_would_misread_is_refused(
+    mask: list[int], padded: bool, refused: bool
 ) -> None:
-    ids, masks = np.ones((2, new), np.int64), np.array([[1] * new + [0] * (4 - new), mask])
+    ids, masks = np.ones((2, 3), np.int64), np.array([[1, 1, 1, 0], mask])
     inputs = {"input_ids": ids, "attention_mask": masks}
-    assert padded_before(inputs) == ("filled" in refusing)
+    assert padded_before(inputs) == padded
     assert not padded_before({"pixel_values": np.zeros((1, 3))})
     refuse_untold(record(attention=None), inputs)
-    for told_by, reads in (("mask", "room"), ("lengths", "filled"), ("order", "new")):
-        made = record(attention=AttentionRecord(told_by=told_by, reads=reads))  # type: ignore[arg-type]
-        if reads not in refusing:
-            refuse_untold(made, inputs)
-            continue
-        with raises(BackendError, refusing[reads], "m.engine"):
-            refuse_untold(made, inputs)
+    refuse_untold(record(attention="room"), inputs)
+    if refused:
+        with raises(BackendError, "no-padding", "m.engine"):
+            refuse_untold(record(attention="new"), inputs)
+    else:
+        refuse_untold(record(attention="new"), inputs)
 
 
 def plan(**changes: Any) -> CachePlan:
