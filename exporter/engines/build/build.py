@@ -32,6 +32,7 @@ from exporter.engines.build.profiles import (
     phases_of,
     profile,
     read_source,
+    refuse_too_large,
     refuse_unknown_axes,
 )
 from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile
@@ -200,6 +201,7 @@ def build_engines(
     whole = sum(map(len, groups)) == len(phases_of(source.inputs))
     named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)
     wanted = list(itertools.product(groups, numbers if builds > 1 else [""]))
+    refuse_too_large(onnx, source, groups, LIBRARIES[backend], settings)
     graph = _BuiltGraph(onnx, source, LIBRARIES[backend], settings, progress)
     return [
         graph.build(target, group, Marks("+".join(p.phase for p in group if named), number))

@@ -79,6 +79,29 @@ class EngineRecord(Artifact):
         """What it serves, by profile number."""
         return [profile.phase for profile in self.profiles]
 
+    def provider_options(self, cache: Path) -> dict[str, str]:
+        """Options for ONNX Runtime's provider of the same library, to run the ONNX file by itself.
+
+        Told the profiles, it builds once for all of their shapes, and finds that in the folder
+        ``cache`` again.
+        """
+        rtx, folder = self.backend == "tensorrt-rtx", str(cache)
+        options = {}
+        for key, end in (("min", "low"), ("opt", "usual"), ("max", "high")):
+            shapes = [
+                f"{name}:{written_shape(getattr(span, end))}"
+                for profile in self.profiles
+                for name, span in profile.shapes.items()
+            ]
+            options[f"{'nv' if rtx else 'trt'}_profile_{key}_shapes"] = ",".join(shapes)
+        if rtx:
+            several = str(int(len(self.profiles) > 1))
+            return options | {"nv_multi_profile_enable": several, "nv_runtime_cache_path": folder}
+        for what in ("engine", "timing"):
+            options |= {f"trt_{what}_cache_enable": "1", f"trt_{what}_cache_path": folder}
+        halves = {"fp16", "bf16"} & {self.precision}
+        return options | {f"trt_{half}_enable": "1" for half in halves}
+
 
 def sidecar_path(engine: Path) -> Path:
     """Where an engine's record stands."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
 
 from exporter import options
-from exporter.engines.build.settings import Phase, Profile, ShapeRange
-from exporter.engines.tensors import TensorSpec
-from exporter.errors import EngineError, UsageError
+from exporter.engines.build.cuda import Cuda
+from exporter.engines.build.libraries import EngineLibrary, ask_driver
+from exporter.engines.build.settings import BuildSettings, Phase, Profile, ShapeRange
+from exporter.engines.tensors import TensorSpec, byte_count, bytes_in_words, plan_buffers
+from exporter.errors import OUT_OF_MEMORY, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
 from exporter.option_types import Written, parsed
 from graph_passes.files.storage import data_files, load_model
@@ -24,10 +27,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SHAPES = "Shapes that the engine serves"
-Dim = int | str | None
 
 _CACHE_AXES, _PAST_AXIS = 4, 2
-Axis = Literal["batch", "sequence", "past", "total"]
 _TOKENS = frozenset(
     {"input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids"}
 )
@@ -97,13 +98,7 @@ class Ranges(options.Options):
 
 def graph_inputs(path: Path) -> list[TensorSpec]:
     """The inputs that an ONNX file declares. Sizes that are digits in a name are numbers."""
-    return input_tensors(path, load_model(path))
-
-
-def input_tensors(path: Path, model: ir.Model) -> list[TensorSpec]:
-    """The same of a model that was read from ``path``."""
-    values = [value for value in model.graph.inputs if not value.is_initializer()]
-    return [_tensor(path, value) for value in values]
+    return [_tensor(path, v) for v in load_model(path).graph.inputs if not v.is_initializer()]
 
 
 def graph_outputs(path: Path) -> list[TensorSpec]:
@@ -114,15 +109,11 @@ def graph_outputs(path: Path) -> list[TensorSpec]:
 def _tensor(path: Path, value: ir.Value) -> TensorSpec:
     if value.shape is None or value.dtype is None:
         raise EngineError(f"{path}: {value.name!r} declares no shape or no type.")
-    dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    shape = tuple(_number(dim) for dim in dims)
-    return TensorSpec(value.name or "", value.dtype.numpy(), shape)
-
-
-def _number(dim: Dim) -> Dim:
-    """Some exporters write numbers as names, which TensorRT would take for free sizes."""
-    number = number_in(dim) if isinstance(dim, str) else None
-    return dim if number is None else number
+    dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+    # Some exporters write numbers as names, which TensorRT would take for free sizes.
+    numbers = [number_in(dim) if isinstance(dim, str) else dim for dim in dims]
+    shape = [dim if number is None else number for dim, number in zip(dims, numbers, strict=True)]
+    return TensorSpec(value.name or "", value.dtype.numpy(), tuple(shape))
 
 
 def _is_cache(given: TensorSpec) -> bool:
@@ -132,19 +123,12 @@ def _is_cache(given: TensorSpec) -> bool:
 
 def phases_of(inputs: Sequence[TensorSpec]) -> tuple[Phase, ...]:
     """What a graph can do: prefill and decode with a cache, else encode."""
-    return (
-        ("prefill", "decode")
-        if any(_is_cache(tensor_spec) for tensor_spec in inputs)
-        else ("encode",)
-    )
+    return ("prefill", "decode") if any(map(_is_cache, inputs)) else ("encode",)
 
 
 def has_fixed_caches(inputs: Sequence[TensorSpec]) -> bool:
     """Whether caches have lengths that the graph fixes, as those have that are updated in place."""
-    return any(
-        _is_cache(tensor_spec) and isinstance(tensor_spec.shape[_PAST_AXIS], int)
-        for tensor_spec in inputs
-    )
+    return any(_is_cache(item) and isinstance(item.shape[_PAST_AXIS], int) for item in inputs)
 
 
 def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
@@ -159,29 +143,14 @@ def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
 
 def fitting(inputs: Sequence[TensorSpec], ranges: Ranges) -> Ranges:
     """The ranges without those that no input has an axis for, such as an encoder's context."""
-    unused = _unused(inputs, ranges)
-    return Ranges(
-        batch=None if "batch" in unused else ranges.batch,
-        prompt=None if "prompt" in unused else ranges.prompt,
-        context=None if "context" in unused else ranges.context,
-    )
+    return replace(ranges, **dict.fromkeys(_unused(inputs, ranges)))
 
 
 def _unused(inputs: Sequence[TensorSpec], ranges: Ranges) -> list[str]:
     """By name, the ranges that are given and that no input has an axis for."""
-    axes = {
-        _meaning(tensor_spec, axis)
-        for tensor_spec in inputs
-        for axis in range(len(tensor_spec.shape))
-    }
-    serve: dict[str, set[Axis]] = {
-        "batch": {"batch"}, "prompt": {"sequence", "total"}, "context": {"past"},
-    }  # fmt: skip
-    return [
-        name
-        for name, meanings in serve.items()
-        if getattr(ranges, name) is not None and not axes & meanings
-    ]
+    axes = {_meaning(item, axis) for item in inputs for axis in range(len(item.shape))}
+    serve = {"batch": {"batch"}, "prompt": {"sequence", "total"}, "context": {"past"}}
+    return [name for name, on in serve.items() if getattr(ranges, name) and not axes & on]
 
 
 def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile:
@@ -197,28 +166,18 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
         )
     sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt or Span(1, 512, 2048)
     past = (ranges.context or Span(1, 512, 4096)) if phase == "decode" else Span(0, 0, 0)
-    spans: dict[Axis, Span] = {
-        "batch": ranges.batch or Span(1, 1, 1),
-        "sequence": sequence,
-        "past": past,
-        "total": past + sequence,
-    }
-    return Profile(
-        phase=known,
-        shapes={tensor_spec.name: _shape(tensor_spec, spans) for tensor_spec in inputs},
-    )
+    batch = ranges.batch or Span(1, 1, 1)
+    spans = {"batch": batch, "sequence": sequence, "past": past, "total": past + sequence}
+    shapes = {}
+    for item in inputs:
+        sizes = [_axis(item, axis, spans) for axis in range(len(item.shape))]
+        ends = ([getattr(size, end) for size in sizes] for end in ("low", "usual", "high"))
+        low, usual, high = map(tuple, ends)
+        shapes[item.name] = ShapeRange(low=low, usual=usual, high=high)
+    return Profile(phase=known, shapes=shapes)
 
 
-def _shape(given: TensorSpec, spans: Mapping[Axis, Span]) -> ShapeRange:
-    sizes = [_axis(given, axis, spans) for axis in range(len(given.shape))]
-    return ShapeRange(
-        low=tuple(size.low for size in sizes),
-        usual=tuple(size.usual for size in sizes),
-        high=tuple(size.high for size in sizes),
-    )
-
-
-def _axis(given: TensorSpec, axis: int, spans: Mapping[Axis, Span]) -> Span:
+def _axis(given: TensorSpec, axis: int, spans: Mapping[str, Span]) -> Span:
     size = given.shape[axis]
     if isinstance(size, int):
         return Span(size, size, size)
@@ -232,7 +191,7 @@ def _axis(given: TensorSpec, axis: int, spans: Mapping[Axis, Span]) -> Span:
     )
 
 
-def _meaning(given: TensorSpec, axis: int) -> Axis | None:
+def _meaning(given: TensorSpec, axis: int) -> str | None:
     """What a free axis counts, as far as the input's name and the axis's place tell."""
     if isinstance(given.shape[axis], int):
         return None
@@ -255,7 +214,9 @@ class EngineSource:
     precision: str
     plan: list[dict[str, Any]]
     inputs: tuple[TensorSpec, ...]
-    weights: tuple[Path, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: tuple[Path, ...]  # the files that hold them beside the graph's
+    weight_bytes: int
 
 
 def read_source(path: Path) -> EngineSource:
@@ -265,12 +226,77 @@ def read_source(path: Path) -> EngineSource:
         {"kind": ref.kind, "layer": ref.layer, "replacement": replacement.kind}
         for ref, replacement in sorted(recorded_replacements(model).items())
     ]
+    tensors = [value.const_value for value in model.graph.initializers.values()]
     return EngineSource(
         precision=_precision(model),
         plan=plan,
-        inputs=tuple(input_tensors(path, model)),
+        inputs=tuple(_tensor(path, v) for v in model.graph.inputs if not v.is_initializer()),
+        outputs=tuple(_tensor(path, v) for v in model.graph.outputs if v.shape and v.dtype),
         weights=tuple(data_files(model)),
+        weight_bytes=sum(tensor.nbytes for tensor in tensors if tensor is not None),
     )
+
+
+def refuse_too_large(
+    onnx: Path,
+    source: EngineSource,
+    groups: Sequence[Sequence[Profile]],  # of each engine
+    library: EngineLibrary,
+    settings: BuildSettings,
+) -> None:
+    """Refuses engines that the card here can't hold at their largest shapes, if they are for it.
+
+    They take their weights, and inputs, outputs and caches; the builder allocates as much to time
+    kernels. Scratch memory, which only a build tells, isn't counted.
+    """
+    driver = ask_driver()
+    card = None if driver.problem else driver.devices[0]
+    if card is None or card.compute_capability not in (
+        settings.compute_capabilities or [card.compute_capability]
+    ):
+        return
+    free = card.memory_bytes
+    with suppress(DepthcutError), closing(Cuda(library.extra)) as cuda:
+        free = cuda.free_bytes()[0]
+    # TensorRT-RTX gives each profile weights of its own.
+    copies = sum(len(group) if library.compiles_on_card else 1 for group in groups)
+    profiles = [item for group in groups for item in group]
+    weights = source.weight_bytes * copies
+    tensors = sum(plan_buffers([_buffers(source, item, settings) for item in profiles]).values())
+    if weights + tensors <= free:
+        return
+    batch = max(span.high[0] for item in profiles for span in item.shapes.values())
+    rows = max(0, free - weights) * batch // tensors
+    raise EngineError(
+        f"An engine of {onnx} takes {bytes_in_words(weights)} of weights and "
+        f"{bytes_in_words(tensors)} of inputs, outputs and caches at its largest shapes; "
+        f"{card.name} has {bytes_in_words(free)} free.",
+        f"Build with --batch-range up to {rows}, or for shorter texts."
+        if rows
+        else "Build for one phase, for shorter texts, or from a graph with fewer weights.",
+        code=OUT_OF_MEMORY,
+    )
+
+
+def _buffers(source: EngineSource, profile: Profile, settings: BuildSettings) -> dict[str, int]:
+    """The bytes of inputs and outputs at a profile's largest shapes.
+
+    Caches of fixed length are updated in place.
+    """
+    sizes: dict[Any, int] = {}
+    shapes = {name: span.high for name, span in profile.shapes.items()}
+    for item in source.inputs:  # one that the profile doesn't name has a fixed shape
+        sizes.update(zip(item.shape, shapes.setdefault(item.name, item.shape), strict=True))
+    longest = max((size for dim, size in sizes.items() if not isinstance(dim, int)), default=1)
+    for item in source.outputs:
+        if len(item.shape) == _CACHE_AXES and has_fixed_caches(source.inputs):
+            continue
+        shape = [d if isinstance(d, int) else sizes.get(d, longest) for d in item.shape]
+        if item.name == "logits" and settings.logits == "last":
+            shape[1:-1] = [1]
+        shapes[item.name] = tuple(shape)
+    tensors = (item for item in (*source.inputs, *source.outputs) if item.name in shapes)
+    return {item.name: byte_count(item.dtype, shapes[item.name]) for item in tensors}
 
 
 def graph_hashes(path: Path, source: EngineSource) -> dict[str, str]:

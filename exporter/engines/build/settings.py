@@ -22,6 +22,7 @@ Capabilities = Annotated[
     Written("SM,SM", listed=True),
 ]
 Logits = Literal["last", "all"]
+_FAR = 4  # times the values that kernels were chosen for
 
 
 class ShapeRange(Record):
@@ -60,6 +61,15 @@ class Profile(Record):
             low < high for span in spans for low, high in zip(span.low, span.high, strict=True)
         )
         return free, sum(math.prod(span.high) for span in spans)
+
+    def far_from_usual(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """The first input that has far more values than the profile is tuned for, or far fewer."""
+        for name, span in self.shapes.items():
+            values, usual = math.prod(shapes[name]), math.prod(span.usual)
+            if values and usual and max(values / usual, usual / values) >= _FAR:
+                here, there = written_shape(shapes[name]), written_shape(span.usual)
+                return f"{self.phase} runs {name} at {here}, and is tuned for {there}"
+        return ""
 
     def outside(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """The inputs whose shape it doesn't hold; one that it doesn't name has a fixed shape."""

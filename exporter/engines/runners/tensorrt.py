@@ -121,11 +121,12 @@ class OnEngines:
         except BaseException:
             self.unload()
             raise
-        self.capabilities = replace(
-            self.capabilities,
-            gpu_memory_bytes=session.used_bytes,
-            notes=tuple(dict.fromkeys([*self.capabilities.notes, *session.notes])),
-        )
+        self.capabilities = replace(self.capabilities, gpu_memory_bytes=session.used_bytes)
+        self._add_notes(session.notes)
+
+    def _add_notes(self, notes: Iterable[str]) -> None:
+        notes = tuple(dict.fromkeys([*self.capabilities.notes, *notes]))
+        self.capabilities = replace(self.capabilities, notes=notes)
 
     def unload(self) -> None:
         """See :meth:`__exit__`."""
@@ -265,6 +266,10 @@ class TensorRtRunner(OnEngines, Runner):
         one before, else kernel by kernel.
         """
         profile = self._fill(inputs, phase)
+        shapes = self._form.fixed_shapes({name: array.shape for name, array in inputs.items()})
+        if far := profile.slot.profile.far_from_usual(shapes):
+            note = f"{self.engines.paths[profile.slot.engine].name}: {far}: build one for it"
+            self._add_notes([note])
         cuda = self._loaded().cuda
         for _ in range(_WARM_RUNS):
             profile.enqueue()
