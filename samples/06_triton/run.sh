@@ -6,7 +6,7 @@
 set -eu
 model=${1:-out/encoder/pruned.onnx}
 repository=${2:-out/triton}
-image=${TRITON:-nvcr.io/nvidia/tritonserver:25.08-py3}
+image=${TRITON:-nvcr.io/nvidia/tritonserver:26.10-py3}
 device=${DEVICE:-cpu}
 
 depthcut package "$model" --triton "$repository" --name encoder --device "$device"

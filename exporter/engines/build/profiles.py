@@ -250,10 +250,10 @@ def refuse_too_large(
     kernels. Scratch memory, which only a build tells, isn't counted.
     """
     driver = ask_driver()
-    card = None if driver.problem else driver.devices[0]
-    if card is None or card.compute_capability not in (
-        settings.compute_capabilities or [card.compute_capability]
-    ):
+    if driver.problem:
+        return
+    card, cards = driver.devices[0], settings.compute_capabilities
+    if cards and card.compute_capability not in cards:
         return
     free = card.memory_bytes
     with suppress(DepthcutError), closing(Cuda(library.extra)) as cuda:
@@ -284,7 +284,7 @@ def _buffers(source: EngineSource, profile: Profile, settings: BuildSettings) ->
     Caches of fixed length are updated in place.
     """
     sizes: dict[Any, int] = {}
-    shapes = {name: span.high for name, span in profile.shapes.items()}
+    shapes: dict[str, tuple[Any, ...]] = {n: span.high for n, span in profile.shapes.items()}
     for item in source.inputs:  # one that the profile doesn't name has a fixed shape
         sizes.update(zip(item.shape, shapes.setdefault(item.name, item.shape), strict=True))
     longest = max((size for dim, size in sizes.items() if not isinstance(dim, int)), default=1)

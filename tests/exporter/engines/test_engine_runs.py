@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from exporter.artifacts.latency import Shape
+from exporter.engines.build import build
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
 from exporter.engines.build.libraries import Device, Driver
+from exporter.engines.build.profiles import fitting, graph_inputs, read_source
 from exporter.engines.build.session import Session, cache_path
+from exporter.engines.build.settings import BuildSettings
 from exporter.engines.decoding.generate import decoder_on
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder, plan_cache
@@ -23,7 +27,7 @@ from exporter.errors import BackendError, DepthcutError, EngineError
 from exporter.files import sha256_file
 from tests.raising import raises
 from tests.stand_in import trt
-from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx
+from tests.stand_in.decoders import RANGES, ROOM, decoder_engine, decoder_onnx
 from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine
 from tests.stand_in.trt import Run
@@ -235,6 +239,71 @@ def test_what_the_library_says_of_an_engine_is_told(validity: str, tmp_path: Pat
         with runner:
             notes = runner.capabilities.notes
     assert ["UNSUPPORTED_CC" in note for note in notes] == [True] * (validity == "SUBOPTIMAL")
+
+
+CACHE_ROW, OTHERS = 4 * 2 * ROOM * 32 * 4, 4096
+"""Bytes of one row's caches in place, and about those of all other inputs and outputs."""
+
+
+class StartedError(Exception):
+    """The builder was called."""
+
+
+@pytest.mark.parametrize("phases", [["decode"], ["prefill", "decode"]])
+@pytest.mark.parametrize(
+    ("rows", "card", "in_place", "hint"),
+    [
+        (4, "sm89", True, None),
+        (2.5, "sm89", True, "--batch-range up to 2"),
+        (1.5, "sm89", True, "--batch-range up to 1"),
+        (0.5, "sm89", True, "fewer weights"),
+        (0.5, "sm120", True, None),  # for a card elsewhere
+        (4, "sm89", False, "--batch-range up to 2"),  # what grows lies there twice
+        (7, "sm89", False, None),
+    ],
+)
+def test_what_does_not_fit_on_the_card_is_refused_before_it_is_built(
+    rows: float, card: str, in_place: bool, hint: str | None, phases: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def started(*_: object) -> None:
+        raise StartedError
+
+    monkeypatch.setattr(build, "run_job", started)
+    onnx = decoder_onnx(tmp_path, in_place=in_place)
+    weights = read_source(onnx).weight_bytes * len(phases)
+    settings = BuildSettings(compute_capabilities=(card,))
+    ranges = fitting(graph_inputs(onnx), RANGES)
+    memory = weights + int(rows * CACHE_ROW) + OTHERS
+    with stand_in(memory_bytes=memory) as machine, pytest.raises((EngineError, StartedError)) as e:
+        build_engines(onnx, tmp_path / "out", phases=phases, ranges=ranges, settings=settings)
+    assert machine.left_over == {}
+    if hint is None:
+        assert e.type is StartedError
+        return
+    with raises(EngineError, "out-of-memory", machine.name, hint):
+        raise e.value
+
+
+@pytest.mark.parametrize(
+    ("shape", "far"),
+    [
+        (Shape("decode", 2, 1, 5), ()),
+        (Shape("decode", 1, 1, 5), ()),
+        (Shape("prefill", 2, 4), ()),
+        (Shape("prefill", 2, 16), ("prefill", "input_ids", "2x16", "2x4")),
+        (Shape("prefill", 1, 2), ("prefill", "input_ids", "1x2", "2x4")),
+    ],
+)
+def test_a_timed_shape_far_from_the_one_that_kernels_are_tuned_for_is_told(
+    shape: Shape, far: tuple[str, ...], tmp_path: Path
+) -> None:
+    with stand_in(), open_engine(decoder_engine(tmp_path), trial=False) as runner:
+        for _ in range(2):
+            prepared(runner, shape)
+    notes = runner.capabilities.notes
+    assert len(notes) == bool(far)
+    assert all(word in notes[0] for word in far)
 
 
 @pytest.mark.parametrize("content", [b"broken", b'{"place": ["1.6", "card", 12], "known": []}'])

@@ -122,6 +122,32 @@ def test_an_engine_for_another_card_or_version_is_refused(
         refuse_mismatch(made, version, [card])
 
 
+@pytest.mark.parametrize(
+    ("backend", "prefix", "others"),
+    [
+        ("tensorrt-rtx", "nv", {"nv_multi_profile_enable": "1", "nv_runtime_cache_path": "c"}),
+        ("tensorrt", "trt", {
+            "trt_engine_cache_enable": "1", "trt_engine_cache_path": "c",
+            "trt_timing_cache_enable": "1", "trt_timing_cache_path": "c", "trt_fp16_enable": "1",
+        }),
+    ],
+)  # fmt: skip
+def test_onnx_runtime_is_told_the_profiles_of_an_engine(
+    backend: str, prefix: str, others: dict[str, str]
+) -> None:
+    options = decoder_record(PHASES, backend=backend).provider_options(Path("c"))
+    shapes = {
+        "min": "input_ids:1x1,attention_mask:1x1,{0}:1x2x0x4,{1}:1x2x0x4,"
+               "input_ids:1x1,attention_mask:1x2,{0}:1x2x1x4,{1}:1x2x1x4",
+        "opt": "input_ids:1x4,attention_mask:1x4,{0}:1x2x0x4,{1}:1x2x0x4,"
+               "input_ids:1x1,attention_mask:1x5,{0}:1x2x4x4,{1}:1x2x4x4",
+        "max": "input_ids:2x6,attention_mask:2x6,{0}:2x2x0x4,{1}:2x2x0x4,"
+               "input_ids:2x1,attention_mask:2x9,{0}:2x2x8x4,{1}:2x2x8x4",
+    }  # fmt: skip
+    wanted = {f"{prefix}_profile_{end}_shapes": s.format(*CACHE) for end, s in shapes.items()}
+    assert options == wanted | others
+
+
 def builds(folder: Path, numbers: tuple[str, ...] = ("-b1", "-b2"), **last: Any) -> Path:
     """Builds of a split model, the last of which may be another."""
     for number in numbers:
