@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from exporter.engines.build.child import run_job
@@ -41,6 +40,7 @@ from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import staging
+from graph_passes.files.storage import load_model
 from graph_passes.fusing.cache_in_place import SCATTER
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
 from graph_passes.fusing.prompt_alone import PromptAlonePass
@@ -55,87 +55,49 @@ _DECOMPOSABLE = "TRT_decomposable"
 
 @dataclass(frozen=True)
 class Adapted:
-    """A graph for one engine."""
+    """What a graph was changed to for one engine."""
 
-    model: onnx.ModelProto
     changed: bool
     attention: Reads | None  # of caches of fixed length; None where there are none
     logits: Logits | None  # of which positions there are logits; None where there are none
 
-    def write(self, path: Path) -> Path | None:
-        """Writes the graph for a parser; None, and no file, where it is the source's own."""
-        if not self.changed:
-            return None
-        path.write_bytes(self.model.SerializeToString())
-        return path
 
-
-def read_graph(path: Path) -> onnx.ModelProto:
-    """A graph without the weights that lie in files of their own."""
-    return onnx.load(path, load_external_data=False)
-
-
-def adapt(model: onnx.ModelProto, settings: BuildSettings, phases: Collection[Phase]) -> Adapted:
+def adapt(model: ir.Model, settings: BuildSettings, phases: Collection[Phase]) -> Adapted:
     """Changes a graph for an engine."""
-    graph = ir.serde.deserialize_model(model)
-    attention = _reading(graph, settings, phases)
-    logits = _keep_logits(graph, settings, phases)
-    changed = attention == "new" or (logits == "last" and "prefill" in phases)
-    if changed:
-        model = ir.serde.serialize_model(graph)
-    return Adapted(model, let_decompose(model) or changed, attention, logits)
-
-
-def _reading(graph: ir.Model, settings: BuildSettings, phases: Collection[Phase]) -> Reads | None:
-    """Takes the masks of caches in place out of an engine for prompts alone, where that can be."""
-    if all(node.op_type != SCATTER for node in graph.graph):
-        return None
-    alone = set(phases) == {"prefill"} and settings.logits == "last"
-    return "new" if alone and PromptAlonePass()(graph).modified else "room"
-
-
-def _keep_logits(
-    graph: ir.Model, settings: BuildSettings, phases: Collection[Phase]
-) -> Logits | None:
-    """Keeps the last position's where that is wanted and the head can be told."""
-    if all(value.name != "logits" for value in graph.graph.outputs):
-        return None
-    if settings.logits == "all" or "encode" in phases:
-        return "all"
+    attention: Reads | None = None
+    if any(node.op_type == SCATTER for node in model.graph):
+        # The masks of caches in place are needed but for prompts alone, on empty caches.
+        alone = set(phases) == {"prefill"} and settings.logits == "last"
+        attention = "new" if alone and PromptAlonePass()(model).modified else "room"
+    logits: Logits | None = None
+    if any(value.name == "logits" for value in model.graph.outputs):
+        logits = "all" if settings.logits == "all" or "encode" in phases else "last"
     # A decode step has one position: there is nothing to keep from it.
-    alone = set(phases) == {"decode"}
-    return "last" if alone or LogitsToKeepPass(1)(graph).modified else "all"
+    cut = logits == "last" and "prefill" in phases
+    if cut and not LogitsToKeepPass(1)(model).modified:
+        cut, logits = False, "all"
+    decomposed = _attentions(model)
+    for node in decomposed:  # a builder may write out each that it has no kernel for
+        if _DECOMPOSABLE not in node.attributes:
+            node.attributes.add(ir.AttrInt64(_DECOMPOSABLE, 1))
+    return Adapted(attention == "new" or cut or bool(decomposed), attention, logits)
 
 
-def let_decompose(model: onnx.ModelProto) -> bool:
-    """Lets a builder write out each Attention that it has no kernel for; the model is changed."""
-    nodes = list(attentions(model.graph))
-    for node in nodes:
-        if all(attribute.name != _DECOMPOSABLE for attribute in node.attribute):
-            attribute = onnx.AttributeProto(name=_DECOMPOSABLE, type=onnx.AttributeProto.INT, i=1)
-            node.attribute.append(attribute)
-    return bool(nodes)
-
-
-def attentions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _attentions(model: ir.Model) -> list[ir.Node]:
     """Every Attention of a graph and of the graphs in it."""
-    for node in graph.node:
-        if node.op_type == "Attention" and node.domain in ("", "ai.onnx"):
-            yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from attentions(body)
+    nodes = model.graph.all_nodes()
+    return [node for node in nodes if node.op_type == "Attention" and not node.domain]
 
 
-def ignored_inputs(model: onnx.ModelProto) -> list[Obstacle]:
+def ignored_inputs(model: ir.Model) -> list[Obstacle]:
     """The Attentions that are told how many keys are filled, which a parser passes over.
 
     An engine of such a graph would attend to what is not filled yet.
     """
     return [
-        Obstacle(node.name, node.op_type, _PASSED_OVER)
-        for node in attentions(model.graph)
-        if len(node.input) > _FILLED_PLACE and node.input[_FILLED_PLACE]
+        Obstacle(node.name or "", node.op_type, _PASSED_OVER)
+        for node in _attentions(model)
+        if len(node.inputs) > _FILLED_PLACE and node.inputs[_FILLED_PLACE]
     ]
 
 
@@ -143,19 +105,6 @@ _DEFAULT = BuildSettings()
 _RANGES = Ranges()
 _NEW_ENGINE = "engine"
 _SHORT = {"attention": "attn", "cross_attention": "cross"}
-
-
-@dataclass(frozen=True)
-class Marks:
-    """What tells an engine's file name from others of the same graph; often empty."""
-
-    phases: str = ""
-    number: str = ""
-
-    def on(self, path: Path) -> Path:
-        """A file name with the marks in it: ``m.engine`` becomes ``m-decode-b1.engine``."""
-        parts = filter(None, [path.stem, self.phases, self.number])
-        return path.with_name("-".join(parts) + path.suffix)
 
 
 def build_engines(
@@ -196,16 +145,16 @@ def build_engines(
         EngineError: It refuses the graph, or the build fails.
     """
     refuse_unbuildable(backend, settings)
-    source, numbers = read_source(onnx), [f"b{number + 1}" for number in range(builds)]
+    source = read_source(onnx)
+    numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
     groups = [list(profiles)] if profiles else _groups(source.inputs, phases, ranges, split=split)
     whole = sum(map(len, groups)) == len(phases_of(source.inputs))
     named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)
-    wanted = list(itertools.product(groups, numbers if builds > 1 else [""]))
     refuse_too_large(onnx, source, groups, LIBRARIES[backend], settings)
     graph = _BuiltGraph(onnx, source, LIBRARIES[backend], settings, progress)
     return [
-        graph.build(target, group, Marks("+".join(p.phase for p in group if named), number))
-        for group, number in wanted
+        graph.build(target, group, "+".join(item.phase for item in group if named), number)
+        for group, number in itertools.product(groups, numbers)
     ]
 
 
@@ -224,16 +173,24 @@ class _BuiltGraph:
         return graph_hashes(self.onnx, self.source)
 
     def build(
-        self, target: Path, profiles: Sequence[Profile], marks: Marks
+        self,
+        target: Path,
+        profiles: Sequence[Profile],
+        phases: str,  # in its file name, as the number is; often empty
+        number: str,
     ) -> tuple[Path, EngineRecord]:
         """One engine, by a process of its own."""
         in_folder, begun = _is_folder(target), time.perf_counter()
-        place = marks.on(target / "engine" if in_folder else target)
-        if not in_folder:
+        place = target / "engine"
+        if not in_folder:  # m.engine becomes m-decode-b1.engine
+            stem = "-".join(filter(None, [target.stem, phases, number]))
+            place = target.with_name(stem + target.suffix)
             self._refuse_own_source(place)
         with staging(place) as staged:
             record = self._built(staged.folder, profiles)
-            name = self._name(record.backend_version, marks) if in_folder else place.name
+            name = place.name
+            if in_folder:
+                name = self._name(record.backend_version, phases, number)
             path = place.with_name(name)
             for made in (path, sidecar_path(path)):
                 self._refuse_own_source(made)
@@ -245,17 +202,18 @@ class _BuiltGraph:
 
     def _built(self, stage: Path, profiles: Sequence[Profile]) -> EngineRecord:
         """Has an engine built in a folder; its name is not on record yet."""
-        model, version = read_graph(self.onnx), version_of(self.library.backend) or "0.0"
+        model, version = load_model(self.onnx), version_of(self.library.backend) or "0.0"
         if ignored := ignored_inputs(model):
             raise self._not_parsed(ignored, version)
         phases = [profile.phase for profile in profiles]
-        adapted = adapt(model, self.settings, phases)
+        adapted, graph = adapt(model, self.settings, phases), stage.resolve() / "graph.onnx"
+        if adapted.changed:
+            graph.write_bytes(ir.to_proto(model).SerializeToString())
         built = stage.resolve() / _NEW_ENGINE
-        graph = adapted.write(stage.resolve() / "graph.onnx")
         request = {
             "job": "build",
             "onnx": str(self.onnx.absolute()),
-            "graph": graph and str(graph),
+            "graph": str(graph) if adapted.changed else None,
             "engine": str(built),
             "settings": asdict(self.settings),
             "profiles": [profile.model_dump() for profile in profiles],
@@ -293,7 +251,7 @@ class _BuiltGraph:
     def _refuse_own_source(self, path: Path) -> None:
         refuse_overwriting(path, [self.onnx, *self.source.weights])
 
-    def _name(self, version: str, marks: Marks) -> str:
+    def _name(self, version: str, phases: str, number: str) -> str:
         """A file name that says what an engine is: ``smollm2-attn8-fp16-sm80-rtx1.7.1.engine``."""
         onnx = self.onnx
         stem = onnx.stem if onnx.stem != "model" else onnx.parent.resolve().name
@@ -302,7 +260,7 @@ class _BuiltGraph:
         cards = "+".join(self.settings.compute_capabilities) or here
         library = self.library.short + ".".join(version.split(".")[:3])
         cut = [f"{kind}{count}" for kind, count in cuts.items()]
-        parts = [stem, *cut, self.source.precision, marks.phases, cards, library, marks.number]
+        parts = [stem, *cut, self.source.precision, phases, cards, library, number]
         return "-".join(filter(None, parts)) + ".engine"
 
 

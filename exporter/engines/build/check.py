@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.artifacts import EngineParse
-from exporter.engines.build.build import ignored_inputs, read_graph
+from exporter.engines.build.build import ignored_inputs
 from exporter.engines.build.child import run_job
 from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_without_driver
 from exporter.engines.build.network import Obstacle
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
+from graph_passes.files.storage import load_model
 
 _TOLD = 5
 
@@ -44,7 +45,7 @@ def check_engine(
     request = {"job": "check", "onnx": str(onnx.absolute())}
     result = run_job(library, request, progress, f"check for {backend}")
     obstacles = [Obstacle(**obstacle) for obstacle in result["obstacles"]]
-    obstacles = obstacles or ignored_inputs(read_graph(onnx))
+    obstacles = obstacles or ignored_inputs(load_model(onnx))
     return EngineCheck(backend, result["version"], tuple(obstacles))
 
 

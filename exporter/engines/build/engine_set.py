@@ -6,8 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from exporter.artifacts import Artifact, Record
 from exporter.engines.build.libraries import LIBRARIES, Device, EngineLibrary
@@ -61,7 +64,7 @@ class EngineRecord(Artifact):
     settings: BuildSettings
     precision: str
     plan: list[dict[str, Any]]
-    profiles: list[Profile]
+    profiles: Annotated[list[Profile], Field(min_length=1)]
     inputs: list[EngineTensor]
     outputs: list[EngineTensor]
     attention: Reads | None = None
@@ -124,17 +127,12 @@ def read_sidecar(engine: Path) -> EngineRecord:
     except ArtifactError as error:  # one of an older version's, for instance
         error.hint = error.hint or "Build the engine again."
         raise
-    if engine.stat().st_size != record.engine_bytes:
+    size = engine.stat().st_size
+    if size != record.engine_bytes or sha256_file(engine) != record.engine_sha256:
         raise EngineError(
-            f"{engine} has {engine.stat().st_size} bytes, but {path.name} is for one with "
-            f"{record.engine_bytes}.",
+            f"{engine}, {size} bytes, is not the engine that {path.name} is for, "
+            f"{record.engine_bytes} bytes.",
             "It may be cut off, or the two files don't belong together: build it again.",
-            code="wrong-hash",
-        )
-    if sha256_file(engine) != record.engine_sha256:
-        raise EngineError(
-            f"{engine} is not the engine that {path.name} is for.",
-            "Build it again.",
             code="wrong-hash",
         )
     return record
@@ -142,23 +140,22 @@ def read_sidecar(engine: Path) -> EngineRecord:
 
 def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device]) -> None:
     """Refuses an engine that this machine can't load, in words."""
-    built = f"{record.engine} was built for {built_for(record)} by {record.backend} "
     here = devices[0].compute_capability if devices else "no GPU"
-    if record.backend_version != version:
-        raise EngineError(
-            f"{built}{record.backend_version}; this is {here} with {version}.",
-            "Build it again with the version that is installed here.",
-            code="other-card",
-        )
     targets = record.settings.compute_capabilities or _card(record)
-    if targets and here not in targets:
-        raise EngineError(
-            f"{built}{record.backend_version}; this is {here} with {version}.",
-            f"Build it with --compute-capability {here}."
-            if LIBRARIES[record.backend].builds_without_gpu
-            else "Build it on a card of this kind.",
-            code="other-card",
-        )
+    same_version = record.backend_version == version
+    if same_version and (not targets or here in targets):
+        return
+    hint = "Build it again with the version that is installed here."
+    if same_version and LIBRARIES[record.backend].builds_without_gpu:
+        hint = f"Build it with --compute-capability {here}."
+    elif same_version:
+        hint = "Build it on a card of this kind."
+    raise EngineError(
+        f"{record.engine} was built for {built_for(record)} by {record.backend} "
+        f"{record.backend_version}; this is {here} with {version}.",
+        hint,
+        code="other-card",
+    )
 
 
 def other_card(record: EngineRecord, card: str) -> str:
@@ -189,6 +186,7 @@ SUFFIXES = (".engine", ".plan")
 _LENGTH = 2  # a cache's axis
 _NUMBERED = re.compile(r"-b([0-9]{1,4})$")  # as exporter.engines.build.build marks one
 _NONE_BUILT = f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}."
+_OWN_FOLDER = "or put the engines of each model in a folder of their own."
 _OF_ONE_MODEL: dict[str, Callable[[EngineRecord], object]] = {
     "backends": lambda record: record.backend,
     "library versions": lambda record: record.backend_version,
@@ -269,14 +267,9 @@ class EngineSet:
         }
 
 
-def has_engines(folder: Path) -> bool:
-    """Whether a folder holds engines."""
-    return folder.is_dir() and bool(_engine_files(folder))
-
-
 def holds_engines_alone(folder: Path) -> bool:
     """Whether a folder holds engines and no ONNX file, so that nobody needs to say which."""
-    return has_engines(folder) and not any(folder.glob("*.onnx"))
+    return folder.is_dir() and bool(_engine_files(folder)) and not any(folder.glob("*.onnx"))
 
 
 def names_engines(path: Path) -> bool:
@@ -288,14 +281,22 @@ def find_engines(path: Path | Sequence[Path]) -> EngineSet:
     """Reads the records of an engine or a folder's engines, and holds files against them."""
     if not isinstance(path, Path):
         paths = list(path)
-    elif path.is_dir():
-        paths = _engine_files(path)
-        if not paths:
-            raise EngineError(f"{path} holds no engine.", _NONE_BUILT, code="no-engine")
     else:
-        paths = [path]
+        paths = _engine_files(path) if path.is_dir() else [path]
+    if not paths:
+        raise EngineError(f"{path} holds no engine.", _NONE_BUILT, code="no-engine")
     engines = EngineSet(tuple(paths), tuple(read_sidecar(item) for item in paths))
-    _refuse_strangers(engines)
+    counts = Counter(slot.profile.phase for slot in engines.slots)
+    twice = next((phase for phase, count in counts.items() if count > 1), None)
+    if twice and len(paths) > 1:
+        raise EngineError(
+            f"There is more than one engine for {twice}: {engines.name}.",
+            "They are builds of one model: name one's file, or leave one in the folder."
+            if any(map(_build_number, paths))
+            else f"Name the engine's file, {_OWN_FOLDER}",
+            code="different-engines",
+        )
+    _refuse_different(engines.name, [engines.records], _OF_ONE_MODEL)
     return engines
 
 
@@ -309,26 +310,10 @@ def find_builds(path: Path) -> list[EngineSet]:
         if file.match(pattern):
             numbered.setdefault(_build_number(file), []).append(file)
     if not numbered:
-        raise EngineError(
-            f"There is no engine {'in' if path.is_dir() else 'of the name'} {path}.",
-            _NONE_BUILT,
-            code="no-engine",
-        )
+        raise EngineError(f"There is no engine {path}.", _NONE_BUILT, code="no-engine")
     builds = [find_engines(numbered[number]) for number in sorted(numbered)]
-    first, *others = (build.records for build in builds)
-    different = "numbers of engines"
-    if all(len(other) == len(first) for other in others):
-        alike = (
-            _difference(pair, _OF_ONE_MODEL | _OF_ONE_BUILD)
-            for pair in zip(first, *others, strict=True)
-        )
-        different = next(filter(None, alike), "")
-    if different:
-        raise EngineError(
-            f"The engines in {path} are not builds of one model: their {different} differ.",
-            "Put the engines of each model in a folder of their own, or name one file.",
-            code="different-engines",
-        )
+    alike = list(zip_longest(*(build.records for build in builds)))
+    _refuse_different(str(path), alike, _OF_ONE_MODEL | _OF_ONE_BUILD)
     return builds
 
 
@@ -346,40 +331,24 @@ def _engine_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
 
 
-def _refuse_strangers(engines: EngineSet) -> None:
-    empty = next((record for record in engines.records if not record.profiles), None)
-    if empty:
-        raise EngineError(
-            f"{empty.engine} has no profile, so it is unknown which shapes it supports.",
-            code="no-profile-fits",
-        )
-    counts = Counter(profile.phase for record in engines.records for profile in record.profiles)
-    twice = next((phase for phase, count in counts.items() if count > 1), None)
-    if twice and len(engines.paths) > 1:
-        raise EngineError(
-            f"There is more than one engine for {twice}: {engines.name}.",
-            "They are builds of one model: name one's file, or leave one in the folder."
-            if any(map(_build_number, engines.paths))
-            else "Name the engine's file, or put the engines of each model in a folder of their "
-            "own.",
-            code="different-engines",
-        )
-    if different := _difference(engines.records, _OF_ONE_MODEL):
-        raise EngineError(
-            f"These engines don't belong together, since their {different} differ: {engines.name}.",
-            "Build them by one call of depthcut build.",
-            code="different-engines",
-        )
-
-
-def _difference(
-    records: Sequence[EngineRecord], facts: Mapping[str, Callable[[EngineRecord], object]]
-) -> str:
-    """The first of the facts that is not the same for all; empty where all are."""
-    for what, fact in facts.items():
-        if any(fact(record) != fact(records[0]) for record in records):
-            return what
-    return ""
+def _refuse_different(
+    where: str,
+    groups: Sequence[Sequence[EngineRecord | None]],  # None stands for one that a build lacks
+    facts: Mapping[str, Callable[[EngineRecord], object]],
+) -> None:
+    """Refuses records that are to be alike, and differ in one of the facts."""
+    for records in groups:
+        present = [record for record in records if record is not None]
+        different = "numbers of engines" if len(present) < len(records) else ""
+        for what, fact in facts.items():
+            if not different and any(fact(record) != fact(present[0]) for record in present):
+                different = what
+        if different:
+            raise EngineError(
+                f"The engines in {where} are not of one model: their {different} differ.",
+                f"Build them by one call of depthcut build, {_OWN_FOLDER}",
+                code="different-engines",
+            )
 
 
 def choose_profile(
