@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -51,48 +51,34 @@ def read_blocks(rows: Bytes, values: Floats, kind: str) -> Blocks:
     rows: the file's bytes, `[rows, bytes]`.
     values: the numbers that `gguf.dequantize` gives for them, `[rows, columns]`.
     """
-    described = _TYPES[kind]
-    scales, minima = described.grid(rows.reshape(-1, _bytes_of(kind)))
-    shape = (len(rows), -1)
-    scales = scales.reshape(shape)
+    gguf, described = require("gguf", extra="gguf"), _TYPES[kind]
+    nbytes = int(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1])
+    scales, minima = described.grid(rows.reshape(-1, nbytes))
+    scales = scales.reshape(len(rows), -1)
     wanted = values.reshape(*scales.shape, described.block)
     if minima is None:
-        return _around_middle(wanted, scales, described, kind)
-    return _above_minimum(wanted, scales, minima.reshape(shape), described, kind)
-
-
-def _around_middle(wanted: Floats, scales: Floats, kind: _Type, name: str) -> Blocks:
-    assert kind.middle is not None
-    shift = (1 << (kind.width - 1)) - kind.middle  # MatMulNBits takes the middle where none is said
-    safe = np.where(scales == 0, 1, scales).astype(np.float32)
-    quants = _whole(wanted / safe[..., None] + np.float32(kind.middle), kind, name) + shift
-    middle = np.full_like(scales, kind.middle + shift)
-    return Blocks(quants.astype(np.uint8), scales, middle, kind.width)
-
-
-def _above_minimum(
-    wanted: Floats, scales: Floats, minima: Floats, kind: _Type, name: str
-) -> Blocks:
-    # A block of one number has no scale: that number becomes it, and each q one.
-    flat = scales == 0
-    scales = np.where(flat, np.where(minima == 0, 1, minima), scales)
-    minima = np.where(flat, 0, minima)
-    quants = _whole((wanted - minima[..., None]) / scales[..., None], kind, name)
-    return Blocks(quants.astype(np.uint8), scales, -minima / scales, kind.width)
-
-
-def _whole(steps: Floats, kind: _Type, name: str) -> Floats:
+        assert described.middle is not None
+        scales = np.where(scales == 0, np.float32(1), scales)
+        minima = scales * np.float32(-described.middle)
+        # MatMulNBits takes the middle where none is said.
+        shift = (1 << (described.width - 1)) - described.middle
+        offsets = np.full_like(scales, described.middle + shift)
+    else:
+        # A block of one number has no scale: that number becomes it, and each q one.
+        minima, flat, shift = minima.reshape(scales.shape), scales == 0, 0
+        scales = np.where(flat, np.where(minima == 0, 1, minima), scales)
+        minima = np.where(flat, 0, minima)
+        offsets = -minima / scales
+    steps = (wanted - minima[..., None]) / scales[..., None]
     whole = np.round(steps)
-    lowest, highest = whole.min(initial=0), whole.max(initial=0)
     off = np.abs(steps - whole).max(initial=0)
-    if not off <= _TOLERANCE or lowest < 0 or highest >= 1 << kind.bits:
-        raise ValueError(f"numbers lie beside the grid of {name}")
-    return whole
-
-
-def _bytes_of(kind: str) -> int:
-    gguf = require("gguf", extra="gguf")
-    return int(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1])
+    if (
+        not off <= _TOLERANCE
+        or whole.min(initial=0) < 0
+        or whole.max(initial=0) >= 1 << described.bits
+    ):
+        raise ValueError(f"numbers lie beside the grid of {kind}")
+    return Blocks((whole + shift).astype(np.uint8), scales, offsets, described.width)
 
 
 def _half(blocks: Bytes, start: int) -> Floats:
@@ -159,11 +145,6 @@ class GgufBlocks:
         self._tensors = _read(path)
         self._places: dict[np.dtype[Any], dict[bytes, tuple[int, int]]] = {}
 
-    @property
-    def kinds(self) -> frozenset[str]:
-        """The types of the tensors that can be kept."""
-        return frozenset(tensor.tensor_type.name for tensor in self._tensors)
-
     def find(self, matrix: Floats, dtype: np.dtype[Any] | None = None) -> KeptBlocks | str:
         """The blocks of a weight.
 
@@ -177,23 +158,17 @@ class GgufBlocks:
             if place is None:
                 return f"its row {len(results)} is not in {self.path.name}"
             results.append(place)
-        return self._gathered(results)
-
-    def _gathered(self, places: Sequence[tuple[int, int]]) -> KeptBlocks | str:
-        numbers = np.array(places, np.int64).reshape(-1, 2)
-        used = np.unique(numbers[:, 0])
-        kinds = tuple(sorted({self._tensors[number].tensor_type.name for number in used}))
-        try:
-            parts = {int(number): self._blocks(number, numbers) for number in used}
-        except ValueError as error:
-            return f"{first_line(error)} in {self.path.name}"
+        numbers = np.array(results, np.int64).reshape(-1, 2)
+        parts: dict[int, Blocks] = {}
+        for number in map(int, np.unique(numbers[:, 0])):
+            tensor = self._tensors[number]
+            rows = np.ascontiguousarray(tensor.data[numbers[numbers[:, 0] == number, 1]])
+            try:
+                parts[number] = read_blocks(rows, _numbers(rows, tensor), tensor.tensor_type.name)
+            except ValueError as error:
+                return f"{first_line(error)} in {self.path.name}"
+        kinds = tuple(sorted({self._tensors[number].tensor_type.name for number in parts}))
         return KeptBlocks(_in_order(parts, numbers[:, 0]), kinds)
-
-    def _blocks(self, number: int, places: NDArray[np.int64]) -> Blocks:
-        """The rows of one tensor that are asked for, in the order in which they are."""
-        tensor = self._tensors[number]
-        rows = np.ascontiguousarray(tensor.data[places[places[:, 0] == number, 1]])
-        return read_blocks(rows, _numbers(rows, tensor), tensor.tensor_type.name)
 
     def _index(self, dtype: np.dtype[Any]) -> dict[bytes, tuple[int, int]]:
         if dtype not in self._places:

@@ -67,6 +67,11 @@ class Table:
     transposed: bool  # whether the weight is `[depth, tokens]` and read through a Transpose
 
     @property
+    def name(self) -> str:
+        """Its weight's."""
+        return self.weight.name or "the embedding"
+
+    @property
     def depth(self) -> int:
         """Numbers a token."""
         return _sizes(self.weight)[0 if self.transposed else 1]

@@ -152,6 +152,8 @@ class StoredWeight:
     quants: ir.Value
     scales: ir.Value
     zeros: ir.Value | None
+    bits: int
+    block: int  # weights that share a scale
 
 
 class PackedWeights:
@@ -168,10 +170,11 @@ class PackedWeights:
         base, bits = name or f"{weight.name}_Q{blocks.bits}", blocks.bits
         quants = self._added(base, pack_bits(blocks.quants, bits))
         scales = self._added(f"{base}_scales", blocks.scales.astype(tensor.dtype.numpy()))
-        if (blocks.offsets == 1 << (bits - 1)).all():
-            return StoredWeight(quants, scales, None)
-        zeros = pack_bits(blocks.offsets.astype(np.uint8), bits)
-        return StoredWeight(quants, scales, self._added(f"{base}_zero_points", zeros))
+        zeros = None
+        if not (blocks.offsets == 1 << (bits - 1)).all():
+            whole = pack_bits(blocks.offsets.astype(np.uint8), bits)
+            zeros = self._added(f"{base}_zero_points", whole)
+        return StoredWeight(quants, scales, zeros, bits, blocks.block)
 
     def flat(self, stored: StoredWeight) -> ir.Value:
         """The same blocks as ``[N, bytes]``, in the same place of the file, as a table has them."""
@@ -209,48 +212,41 @@ class PackedWeights:
 def use_in_product(
     product: Product,
     stored: StoredWeight,
-    bits: int,
-    block: int,  # weights that share a scale
     level: int,
-    follow: tuple[ir.Value, int] | None = None,
+    follow: tuple[ir.Value, int] | None = None,  # what it reads instead, and how deep that is
 ) -> None:
     """Puts a MatMulNBits in a product's place, under the same names."""
     source, depth = follow or (product.node.inputs[0], product.depth)
-    inputs = [source, stored.quants, stored.scales, stored.zeros]
-    if product.bias is not None:
-        inputs += [None, product.bias]
-    name, size = product.node.name, (depth, product.width)
-    _replace(product.node, matmul_nbits(inputs, name, size, bits, block, level))
+    size, name = (depth, product.width), product.node.name
+    _replace(product.node, matmul_nbits(source, stored, size, level, name, product.bias))
 
 
-def use_in_table(table: Table, rows: ir.Value, stored: StoredWeight, bits: int, block: int) -> None:
+def use_in_table(table: Table, rows: ir.Value, stored: StoredWeight) -> None:
     """Puts a GatherBlockQuantized in the place of the Gather from the tokens' table.
 
     rows: the blocks as `[N, bytes]`.
     """
-    numbers = {"gather_axis": 0, "quantize_axis": 1, "bits": bits, "block_size": block}
-    inputs = [rows, table.node.inputs[1], stored.scales]
-    if stored.zeros is not None:
-        inputs.append(stored.zeros)
+    numbers = {
+        "gather_axis": 0, "quantize_axis": 1, "bits": stored.bits, "block_size": stored.block
+    }  # fmt: skip
+    inputs = [rows, table.node.inputs[1], stored.scales, stored.zeros]
     _replace(table.node, _node("GatherBlockQuantized", inputs, numbers, table.node.name))
 
 
 def matmul_nbits(
-    inputs: Sequence[ir.Value | None],  # those at the end may be None
-    name: str | None,
+    source: ir.Value | None,
+    stored: StoredWeight,
     size: tuple[int, int],
-    bits: int,
-    block: int,  # weights that share a scale
     level: int,
+    name: str | None,
+    bias: ir.Value | None = None,
 ) -> ir.Node:
     """A product with a weight in blocks."""
-    given = list(inputs)
-    while given[-1] is None:
-        given.pop()
-    numbers = {"K": size[0], "N": size[1], "bits": bits, "block_size": block}
+    inputs = [source, stored.quants, stored.scales, stored.zeros, None, bias]
+    numbers = {"K": size[0], "N": size[1], "bits": stored.bits, "block_size": stored.block}
     if level:
         numbers["accuracy_level"] = level
-    return _node("MatMulNBits", given, numbers, name)
+    return _node("MatMulNBits", inputs, numbers, name)
 
 
 def drop_unused(model: ir.Model, weights: Sequence[ir.Value]) -> None:
@@ -272,8 +268,11 @@ def _is_read(value: ir.Value, outputs: set[ir.Value]) -> bool:
 def _node(
     operator: str, inputs: Sequence[ir.Value | None], numbers: Mapping[str, int], name: str | None
 ) -> ir.Node:
+    given = list(inputs)
+    while given[-1] is None:
+        given.pop()
     attributes = [ir.AttrInt64(key, number) for key, number in numbers.items()]
-    return ir.Node(DOMAIN, operator, inputs, attributes, name=name, version=1)
+    return ir.Node(DOMAIN, operator, given, attributes, name=name, version=1)
 
 
 def _replace(old: ir.Node, node: ir.Node) -> None:

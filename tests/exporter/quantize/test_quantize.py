@@ -287,15 +287,15 @@ def test_weights_that_were_rounded_before_are_kept() -> None:
     scales[0, 0], lowest[1, 1], scales[1, 1] = 0, 0, 0  # blocks of one number, of nothing
     matrix = np.ascontiguousarray((steps * scales + lowest).reshape(6, -1).T)
     kept = rounded(matrix, 4, 32, symmetric=False)
-    assert with_whole_zero_points(kept, 4).sums
+    assert with_whole_zero_points(kept, 4)[1]
     np.testing.assert_allclose(kept.values().T, matrix, rtol=0, atol=1e-7)
     for symmetric, bits in ((True, 4), (False, 8)):
-        assert not with_whole_zero_points(rounded(matrix, bits, 32, symmetric=symmetric), 4).sums
+        assert not with_whole_zero_points(rounded(matrix, bits, 32, symmetric=symmetric), 4)[1]
     assert already_rounded(matrix.astype(np.float16).astype(np.float32), 4, 32) is not None
     assert already_rounded(matrix[:90], 4, 32) is None
     matrix[5, 5] += 0.003
     assert already_rounded(matrix, 4, 32) is None
-    assert not with_whole_zero_points(rounded(matrix, 4, 32, symmetric=False), 4).sums
+    assert not with_whole_zero_points(rounded(matrix, 4, 32, symmetric=False), 4)[1]
 
 
 @pytest.mark.parametrize(("target", "there"), [("m.onnx", False), ("other.onnx", True)])
@@ -349,11 +349,10 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
         sums = BlockSums(store, level)
         products = find_products(model).products
         for product in products:
-            fitted = with_whole_zero_points(Blocks(*made[product.name], bits), level)
-            assert fitted.sums == (1 if level == 4 else {4: 4, 8: 2}[bits])
-            stored = store.store(fitted.blocks, product.weight)
-            follow = sums.follow(product, BLOCK, fitted.sums)
-            use_in_product(product, stored, bits, BLOCK, level, follow)
+            blocks, copies = with_whole_zero_points(Blocks(*made[product.name], bits), level)
+            assert copies == (1 if level == 4 else {4: 4, 8: 2}[bits])
+            stored = store.store(blocks, product.weight)
+            use_in_product(product, stored, level, sums.follow(product, BLOCK, copies))
         drop_unused(model, [product.weight for product in products])
     assert sum(node.op_type == "Concat" for node in model.graph) == 1
     save_model(model, tmp_path / "out.onnx")
@@ -367,14 +366,14 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
 def test_whole_offsets_need_no_further_rows(tmp_path: Path) -> None:
     quants, scales, offsets = random_blocks(4, 1)
     whole = np.clip(np.round(offsets), 0, 15)
-    fitted = with_whole_zero_points(Blocks(quants, scales, whole, 4), 4)
-    assert fitted.sums == 0
+    blocks, copies = with_whole_zero_points(Blocks(quants, scales, whole, 4), 4)
+    assert copies == 0
     model = load_model(written(TWO_READERS, tmp_path / "model.onnx"))
     weight = find_products(model).products[0].weight
     middle = Blocks(quants, scales, np.full_like(whole, 8), 4)
     with WeightWriter(tmp_path / "packed.data") as writer:
         store = PackedWeights(model, writer)
-        assert store.store(fitted.blocks, weight).zeros is not None
-        stored = store.store(with_whole_zero_points(middle, 4).blocks, weight)
+        assert store.store(blocks, weight).zeros is not None
+        stored = store.store(with_whole_zero_points(middle, 4)[0], weight)
     assert stored.zeros is None
     assert stored.quants.dtype == ir.DataType.UINT8
