@@ -35,13 +35,7 @@ from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
-from exporter.quantize.products import (
-    Product,
-    Products,
-    Quantised,
-    find_products,
-    refuse_not_finite,
-)
+from exporter.quantize.products import Product, Products, Quantised, find_products
 from graph_passes.files.storage import load_model, write_files
 
 if TYPE_CHECKING:
@@ -72,47 +66,30 @@ def calibration_beside(
             "Copy the model's tokenizer there, or take a scheme that needs no text.",
             code="no-tokenizer",
         )
+    length = min(_LENGTH, folder.longest_sequence or _LENGTH)
     texts = [read_texts(spec, part="calibration") for spec in specs]
-    samples = _of_texts(folder, texts, classes, progress)
-    _refuse_short(samples, _length(folder))
-    refuse_same(samples)
-    return joined(samples)
-
-
-def _length(folder: ModelFolder) -> int:
-    return min(_LENGTH, folder.longest_sequence or _LENGTH)
-
-
-def _of_texts(
-    folder: ModelFolder,
-    texts: Sequence[TextSource],
-    classes: int | str | None,
-    progress: Progress,
-) -> list[CalibrationText]:
-    """Samples of each text: of pairs, or as long as the model takes them."""
-    length, most = _length(folder), math.ceil(_SAMPLES / len(texts))
     ranks = ranks_pairs(classes, folder.config.get("problem_type"))
-    pairs = [
-        bool(classes is not None and pairs_to_read(text, scores_pairs=ranks, progress=progress))
+    of_pairs = [
+        classes is not None and pairs_to_read(text, scores_pairs=ranks, progress=progress)
         for text in texts
     ]
-    alone = [text for text, paired in zip(texts, pairs, strict=True) if not paired]
-    packed = iter(_single_texts(TextModel.of(folder.onnx), alone, length, most))
-    return [
+    single = [text for text, paired in zip(texts, of_pairs, strict=True) if not paired]
+    most = math.ceil(_SAMPLES / len(texts))
+    packed = iter(_single_texts(TextModel.of(folder.onnx), single, length, most))
+    samples = [
         _paired(folder, text, most * length) if paired else next(packed)
-        for text, paired in zip(texts, pairs, strict=True)
+        for text, paired in zip(texts, of_pairs, strict=True)
     ]
-
-
-def _refuse_short(samples: Sequence[CalibrationText], length: int) -> None:
-    for calibration_text in samples:
-        if calibration_text.ref.tokens < length:
+    for sample in samples:
+        if sample.ref.tokens < length:
             raise CalibrationError(
-                f"{calibration_text.ref.source} is too short to calibrate on: it gives fewer "
-                f"than {length} tokens.",
+                f"{sample.ref.source} is too short to calibrate on: it gives fewer than "
+                f"{length} tokens.",
                 "Name a longer text, or take a scheme that needs none: --quantize int8.",
                 code="text-too-short",
             )
+    refuse_same(samples)
+    return joined(samples)
 
 
 def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText:
@@ -143,25 +120,19 @@ def _paired(folder: ModelFolder, text: TextSource, tokens: int) -> CalibrationTe
 def _single_texts(
     tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
 ) -> list[CalibrationText]:
-    """Samples of each text; short ones where a text is shorter than one of that length."""
-    packed = _packed(tokenizer, texts, length, most)
-    if not all(len(text.input_ids) for text in packed) and length > _LEAST_LENGTH:
-        return _packed(tokenizer, texts, _LEAST_LENGTH, most * length // _LEAST_LENGTH)
+    """Samples of each text, all of one length; short ones where one text is shorter than one."""
+    packed = []
+    for text in texts:
+        ids, documents = pack_tokens(
+            tokenizer.encode, text.units(length), sequence_length=length, max_samples=most
+        )
+        if not len(ids) and length > _LEAST_LENGTH:
+            shorter = most * length // _LEAST_LENGTH
+            return _single_texts(tokenizer, texts, _LEAST_LENGTH, shorter)
+        content = text.content.written()
+        sample = CalibrationText.unpadded(ids, text.source, text.sha256, documents, content)
+        packed.append(sample)
     return packed
-
-
-def _packed(
-    tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
-) -> list[CalibrationText]:
-    """Samples of each text, all of one length."""
-    windows = [
-        pack_tokens(tokenizer.encode, text.units(length), sequence_length=length, max_samples=most)
-        for text in texts
-    ]
-    return [
-        CalibrationText.unpadded(ids, text.source, text.sha256, documents, text.content.written())
-        for text, (ids, documents) in zip(texts, windows, strict=True)
-    ]
 
 
 def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
@@ -201,15 +172,17 @@ def quantise_activations(
     ``int8-dynamic`` takes the activations' scales anew in each run, ``int8-qdq`` once from a text.
     """
     for product in found.products:
-        refuse_not_finite(product.matrix(), product.name)
-    plain = [_named(product) for product in found.products if not _is_turned(product)]
+        product.matrix()  # or it is refused
+    plain = [product for product in found.products if not _is_turned(product)]
+    for product in plain:
+        product.node.name = product.name
     write_files(model, stage, _FLOAT, "compact")
     try:
         with _silence():
             if tokens is None:
                 _dynamic(stage)
             else:
-                _static(stage, plain, tokens, threads)
+                _static(stage, [product.name for product in plain], tokens, threads)
     except Exception as error:  # the quantisers raise whatever comes
         raise QuantizationError(
             f"ONNX Runtime's quantiser fails on the graph: {first_line(error)}.",
@@ -284,12 +257,6 @@ def _reader(inputs: list[dict[str, object]]) -> Any:
 
 def _is_turned(product: Product) -> bool:
     return product.node.inputs[1] is not product.weight
-
-
-def _named(product: Product) -> str:
-    """Its name; its node gets it, where it has none."""
-    product.node.name = product.name
-    return product.name
 
 
 @contextmanager

@@ -28,23 +28,31 @@ _FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product of activations with a weight."""
+    """A product of activations with a weight, or the embedding of tokens: its matrix is a head's.
+
+    That is ``Gather(weight, ids)``, a row of ``depth`` numbers for each of ``width`` tokens.
+    """
 
     node: ir.Node
     name: str
     weight: ir.Value
     transposed: bool
-    head: bool
+    head: bool = False
 
     @property
     def depth(self) -> int:
         """How many numbers a sum runs over: ``K``."""
-        return _sizes(self.weight)[1 if self.transposed else 0]
+        return self._size(1 if self.transposed else 0)
 
     @property
     def width(self) -> int:
         """How many results there are: ``N``."""
-        return _sizes(self.weight)[0 if self.transposed else 1]
+        return self._size(0 if self.transposed else 1)
+
+    def _size(self, axis: int) -> int:
+        tensor = self.weight.const_value
+        assert tensor is not None
+        return tensor.shape.numpy()[axis]
 
     @property
     def bias(self) -> ir.Value | None:
@@ -55,40 +63,17 @@ class Product:
     def matrix(self) -> NDArray[np.float32]:
         """The weight as ``[depth, width]``, float32, in memory."""
         array = read_array(self.weight)
+        if not np.isfinite(array).all():
+            raise QuantizationError(
+                f"The weight of {self.name} holds NaN or infinite numbers, which have no rounding.",
+                "Export the model again.",
+                code="not-finite",
+            )
         return np.ascontiguousarray(array.T if self.transposed else array)
 
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """The embedding of the tokens: ``Gather(weight, ids)``, one row a token."""
-
-    node: ir.Node
-    weight: ir.Value
-    transposed: bool  # whether the weight is `[depth, tokens]` and read through a Transpose
-
-    @property
-    def name(self) -> str:
-        """Its weight's."""
-        return self.weight.name or "the embedding"
-
-    @property
-    def depth(self) -> int:
-        """Numbers a token."""
-        return _sizes(self.weight)[0 if self.transposed else 1]
-
-    @property
-    def tokens(self) -> int:
-        """Rows."""
-        return _sizes(self.weight)[1 if self.transposed else 0]
-
-    def matrix(self) -> NDArray[np.float32]:
-        """The weight as ``[depth, tokens]``, as a head reads it; float32, in memory."""
-        array = read_array(self.weight)
-        return np.ascontiguousarray(array if self.transposed else array.T)
-
-    def is_head(self, product: Product) -> bool:
-        """Whether a product reads the same matrix."""
-        return product.weight is self.weight and product.transposed != self.transposed
+    def reads_same(self, other: Product) -> bool:
+        """Whether another reads the same matrix."""
+        return self.weight is other.weight and self.transposed == other.transposed
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,7 @@ class Products:
     """What was found."""
 
     products: tuple[Product, ...]
-    table: Table | None
+    table: Product | None  # the largest embedding
     in_float: dict[str, str]
 
 
@@ -132,8 +117,8 @@ def find_products(model: ir.Model) -> Products:
         weight, transposed = _weight_of(node)
         assert weight is not None
         products.append(Product(node, name_of(node), weight, transposed, node is last))
-    tables = [table for node in model.graph if (table := _as_table(node)) is not None]
-    largest = max(tables, key=lambda table: table.tokens, default=None)
+    tables = filter(None, map(_as_table, model.graph))
+    largest = max(tables, key=lambda table: table.width, default=None)
     return Products(tuple(products), largest, in_float)
 
 
@@ -151,8 +136,7 @@ def read_array(value: ir.Value) -> NDArray[np.float32]:
 
 
 def _has_weight(node: ir.Node) -> bool:
-    weights = [_constant(value) for value in node.inputs[:2]]
-    return any(weight is not None for weight in weights)
+    return any(_constant(value) is not None for value in node.inputs[:2])
 
 
 def _constant(value: ir.Value | None) -> ir.Value | None:
@@ -235,7 +219,7 @@ def _last_product(model: ir.Model) -> ir.Node | None:
     return None
 
 
-def _as_table(node: ir.Node) -> Table | None:
+def _as_table(node: ir.Node) -> Product | None:
     """A table that a graph's input selects from."""
     if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return None
@@ -243,25 +227,10 @@ def _as_table(node: ir.Node) -> Table | None:
     weight = _constant(rows)
     if weight is None or not (_is_plain(weight) and _is_float_matrix(weight)):
         return None
-    transposed = weight is not rows
-    if transposed and not _is_turned_over(rows):
+    if not _is_turned_over(rows):
         return None
     while ids is not None and not ids.is_graph_input():
         source = ids.producer()
         ids = source.inputs[0] if source is not None and source.op_type in _TOWARDS_IDS else None
-    return Table(node, weight, transposed) if ids is not None else None
-
-
-def _sizes(weight: ir.Value) -> tuple[int, ...]:
-    tensor = weight.const_value
-    return tuple(tensor.shape.numpy()) if tensor is not None else ()
-
-
-def refuse_not_finite(matrix: NDArray[np.float32], name: str) -> None:
-    """Refuses numbers that have no rounding."""
-    if not np.isfinite(matrix).all():
-        raise QuantizationError(
-            f"The weight of {name} holds NaN or infinite numbers, which have no rounding.",
-            "Export the model again.",
-            code="not-finite",
-        )
+    name = weight.name or "the embedding"
+    return Product(node, name, weight, weight is rows) if ids is not None else None

@@ -156,14 +156,24 @@ def quantize_file(
     source, output = Path(source), Path(output)
     settings.refuse_missing_text()
     model = storage.load_model(source)
-    work = _Quantisation(source, model, find_products(model), settings, progress)
-    work.refuse(output)
-    tokens = work.tokens()
+    products = find_products(model)
+    _refuse(source, model, products, settings, output)
+    tokens = None
+    if settings.needs_calibration:
+        classes = classes_of_texts(output_shape(model, LOGITS))
+        tokens = calibration_beside(source, settings.calibration, classes, progress)
     before = _bytes([source, *storage.data_files(model)])
     try:
         with staging(output) as staged:
             stage = staged.folder
-            result, done = work.run(stage, tokens)
+            if settings.weight_only:
+                gguf = GgufBlocks(settings.gguf) if settings.gguf else None
+                done = WeightOnly(model, products, settings, gguf).run(stage, progress)
+                result = model
+            else:
+                result, done = quantise_activations(
+                    model, products, stage, tokens, default_threads()
+                )
             record = _record(done, settings, tokens)
             result.metadata_props[QUANTIZATION_KEY] = record.model_dump_json(exclude_none=True)
             if tokens is not None:
@@ -181,66 +191,47 @@ def quantize_file(
     return QuantizationResult(record, before, after, gap, done.in_float, done.rounded_anew)
 
 
-@dataclass(frozen=True, eq=False)
-class _Quantisation:
-    """What is to be quantised, and how."""
-
-    source: Path
-    model: ir.Model
-    found: Products
-    settings: QuantizeSettings
-    progress: Progress
-
-    def refuse(self, output: Path) -> None:
-        """All that can be refused before any work."""
-        refuse_quantised(self.model, self.source)
-        if not self.found.products:
-            first = next((f": {n}: {why}" for n, why in self.found.in_float.items()), "")
-            raise QuantizationError(
-                f"There is nothing to quantise in {self.source}: no product has a weight that can "
-                f"be{first}.",
-                code="nothing-to-quantize",
-            )
-        texts = map(Path, self.settings.calibration)
-        files = [self.settings.gguf] if self.settings.gguf else []
-        read = [self.source, *storage.data_files(self.model), *texts, *files]
-        refuse_overwriting(output, read, ONNX)
-        storage.refuse_collision(self.model, output, "compact")
-        tensors = (product.weight.const_value for product in self.found.products)
-        self.settings.refuse_dtypes(t.dtype.numpy().name for t in tensors if t is not None)
-
-    def tokens(self) -> CalibrationText | None:
-        """The calibration text; None where nothing looks at one."""
-        if not self.settings.needs_calibration:
-            return None
-        classes = classes_of_texts(output_shape(self.model, LOGITS))
-        return calibration_beside(self.source, self.settings.calibration, classes, self.progress)
-
-    def run(self, stage: Path, tokens: CalibrationText | None) -> tuple[ir.Model, Quantised]:
-        """The quantised graph, and what was done."""
-        model, products, settings = self.model, self.found, self.settings
-        if settings.weight_only:
-            gguf = GgufBlocks(settings.gguf) if settings.gguf else None
-            return model, WeightOnly(model, products, settings, gguf).run(stage, self.progress)
-        return quantise_activations(model, products, stage, tokens, default_threads())
+def _refuse(
+    source: Path, model: ir.Model, found: Products, settings: QuantizeSettings, output: Path
+) -> None:
+    """All that can be refused before any work."""
+    refuse_quantised(model, source)
+    if not found.products:
+        first = next((f": {n}: {why}" for n, why in found.in_float.items()), "")
+        raise QuantizationError(
+            f"There is nothing to quantise in {source}: no product has a weight that can "
+            f"be{first}.",
+            code="nothing-to-quantize",
+        )
+    files = [settings.gguf] if settings.gguf else []
+    read = [source, *storage.data_files(model), *map(Path, settings.calibration), *files]
+    refuse_overwriting(output, read, ONNX)
+    storage.refuse_collision(model, output, "compact")
+    tensors = (product.weight.const_value for product in found.products)
+    settings.refuse_dtypes(t.dtype.numpy().name for t in tensors if t is not None)
 
 
 def _record(
     done: Quantised, settings: QuantizeSettings, tokens: CalibrationText | None
 ) -> QuantizationRecord:
-    weight_only, gguf = settings.weight_only, settings.gguf
+    gguf = settings.gguf
+    shaped: dict[str, Any] = {}
+    if settings.weight_only:
+        shaped = {
+            "block_size": settings.block,
+            "symmetric": settings.without_zero_points,
+            "accuracy_level": settings.level,
+        }
     return QuantizationRecord(
         scheme=settings.scheme,
         method=settings.rounding,
         bits={str(bits): count for bits, count in sorted(done.bits.items())},
-        block_size=settings.block if weight_only else None,
-        symmetric=settings.without_zero_points if weight_only else None,
-        accuracy_level=settings.level if weight_only else None,
         embedding_bits=done.embedding_bits,
         head_bits=done.head_bits,
         calibration=_noted(tokens.ref.source, tokens.ref.sha256) if tokens else None,
         gguf=_noted(gguf.name, sha256_file(gguf)) if gguf else None,
         kept_blocks=done.kept,
+        **shaped,
     )
 
 

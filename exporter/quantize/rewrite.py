@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.optional import require
-from exporter.quantize.products import Product, Table
+from exporter.quantize.products import Product
 
 if TYPE_CHECKING:
     from graph_passes.files.weight_file import WeightWriter
@@ -221,7 +221,7 @@ def use_in_product(
     _replace(product.node, matmul_nbits(source, stored, size, level, name, product.bias))
 
 
-def use_in_table(table: Table, rows: ir.Value, stored: StoredWeight) -> None:
+def use_in_table(table: Product, rows: ir.Value, stored: StoredWeight) -> None:
     """Puts a GatherBlockQuantized in the place of the Gather from the tokens' table.
 
     rows: the blocks as `[N, bytes]`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from exporter.errors import QuantizationError
 from exporter.progress import Progress
 from exporter.quantize.gguf_blocks import GgufBlocks
-from exporter.quantize.products import Product, Products, Quantised, Table, refuse_not_finite
+from exporter.quantize.products import Product, Products, Quantised
 from exporter.quantize.rewrite import (
     Blocks,
     Floats,
@@ -175,69 +174,57 @@ class WeightOnly:
         )  # fmt: skip
 
     def _weight_of(self, product: Product) -> tuple[StoredWeight, int]:
-        weight, settings = product.weight, self._settings
-        kept = self._kept_blocks(weight, product.transposed, product.name, product.matrix)
+        kept = self._kept_blocks(product)
         if kept is not None:
             return kept
+        settings, table = self._settings, self._found.table
         bits = (settings.head_bits if product.head else None) or settings.bits
-        table = self._found.table
         # A head and the table may be one weight, of which one packed form serves both.
         shared = (
             table is not None
-            and table.is_head(product)
+            and table.reads_same(product)
             and product.depth % settings.block == 0
             and bits == settings.embedding_bits
         )
-        key = (weight, product.transposed, bits)
-        return self._rounded(key, product.name, product.matrix, shared=shared)
+        return self._rounded(product, bits, shared=shared)
 
-    def _packed_table(self, table: Table, bits: int) -> StoredWeight | None:
+    def _packed_table(self, table: Product, bits: int) -> StoredWeight | None:
         """The tokens' table; None where it can't be packed. It takes no fractional offsets."""
-        turned = not table.transposed
-        kept = self._kept_blocks(table.weight, turned, table.name, table.matrix)
+        kept = self._kept_blocks(table)
         if kept is not None and not kept[1]:
             return kept[0]
         if kept is not None:
             self._rounded_anew[table.name] = "a table takes no fractional offsets"
         if table.depth % self._settings.block:
             return None
-        key = (table.weight, turned, bits)
-        return self._rounded(key, table.name, table.matrix, shared=True)[0]
+        return self._rounded(table, bits, shared=True)[0]
 
-    def _kept_blocks(
-        self, value: ir.Value, turned: bool, name: str, matrix: Callable[[], Floats]
-    ) -> tuple[StoredWeight, int] | None:
+    def _kept_blocks(self, product: Product) -> tuple[StoredWeight, int] | None:
         """A weight in the GGUF file's blocks, if it has any."""
-        key = (value, turned, _KEPT_BLOCKS)
+        key = (product.weight, product.transposed, _KEPT_BLOCKS)
         if self._gguf is not None and key not in self._packed:
-            assert value.const_value is not None
-            blocks = self._gguf.find(matrix(), value.const_value.dtype.numpy())
+            assert product.weight.const_value is not None
+            dtype = product.weight.const_value.dtype.numpy()
+            blocks = self._gguf.find(product.matrix(), dtype)
             if isinstance(blocks, str):
-                self._rounded_anew[name] = blocks
+                self._rounded_anew[product.name] = blocks
                 return None
             self._kept["+".join(blocks.kinds)] += 1
-            self._packed[key] = self._written(value, blocks.blocks)
+            self._packed[key] = self._written(product, blocks.blocks)
         return self._packed.get(key)
 
-    def _rounded(
-        self,
-        key: tuple[ir.Value, bool, int],
-        name: str,
-        read: Callable[[], Floats],
-        *,
-        shared: bool,
-    ) -> tuple[StoredWeight, int]:
+    def _rounded(self, product: Product, bits: int, *, shared: bool) -> tuple[StoredWeight, int]:
         """Rounds without a text, to whole zero points in a shared table and in unfilled blocks."""
+        key = (product.weight, product.transposed, bits)
         if key in self._packed:
             return self._packed[key]
-        settings, matrix, bits = self._settings, read(), key[2]
-        refuse_not_finite(matrix, name)
+        settings, matrix = self._settings, product.matrix()
         block, symmetric = settings.block, settings.without_zero_points
         ragged, by_hqq = bool(len(matrix) % block), settings.method == "hqq"
         if ragged and by_hqq:
             raise QuantizationError(
-                f"{name} sums over {len(matrix)} inputs, no multiple of the block of {block}: "
-                "hqq's zero points would leave ONNX Runtime's fast kernel there.",
+                f"{product.name} sums over {len(matrix)} inputs, no multiple of the block of "
+                f"{block}: hqq's zero points would leave ONNX Runtime's fast kernel there.",
                 "Take a --block-size that divides it, or --quantize-method rtn.",
                 code="ragged-block",
             )
@@ -245,9 +232,9 @@ class WeightOnly:
             blocks = round_to_nearest(matrix, bits, block, symmetric=symmetric)
         else:
             blocks = rounded(matrix, bits, block, symmetric=symmetric, by_hqq=by_hqq)
-        self._packed[key] = self._written(key[0], blocks)
+        self._packed[key] = self._written(product, blocks)
         return self._packed[key]
 
-    def _written(self, value: ir.Value, blocks: Blocks) -> tuple[StoredWeight, int]:
+    def _written(self, product: Product, blocks: Blocks) -> tuple[StoredWeight, int]:
         whole, sums = with_whole_zero_points(blocks, self._settings.level)
-        return self._store.store(whole, value), sums
+        return self._store.store(whole, product.weight), sums

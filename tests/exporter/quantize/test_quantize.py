@@ -274,8 +274,8 @@ def test_only_the_products_of_weights_are_found(tied: Path) -> None:
         ("head_node", WIDTH, VOCABULARY, True),
     ]
     assert products.table is not None
-    assert products.table.is_head(products.products[-1])
-    assert not products.table.is_head(products.products[0])
+    assert products.table.reads_same(products.products[-1])
+    assert not products.table.reads_same(products.products[0])
 
 
 def test_weights_that_were_rounded_before_are_kept() -> None:
