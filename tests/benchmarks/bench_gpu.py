@@ -328,17 +328,21 @@ def large_rows(bench: Bench, name: str, shape: LlamaShape, arm: str) -> list[Row
     # The engines for prefill and decode are loaded in turns: the weights lie on the card once.
     prompt = bench.prompt_row(bench.built(onnx, "prefill", ("prefill",), ranges), case.prompt)
     bench.drop("prefill")
-    guess = max(1, sizes.largest_batch(ask_driver().devices[0].memory_bytes, case.room))
-    high = guess + guess // 4 + 1
-    engines = bench.built(onnx, "decode", ("decode",), Ranges(batch=Span(1, guess, high)))
-    batch = bisect_left(range(1, high + 1), True, key=lambda n: not runs_at(bench, engines, n))
+    most = max(1, sizes.largest_batch(ask_driver().devices[0].memory_bytes, case.room))
+    engines = bench.built(onnx, "decode", ("decode",), Ranges(batch=Span(1, most, most)))
+    batch = bisect_left(range(1, most + 1), True, key=lambda n: not runs_at(bench, engines, n))
     if not batch:
         sys.exit(f"{name}, {arm}: not one sequence of {case.room} positions fits the card.")
     prefill_s, decode_s = batch * prompt["ms"] / 1e3, steps_s(bench, engines, batch)
     tokens_per_s = batch * case.new / (prefill_s + decode_s)
     with bench.stepping(engines, batch) as decoder:
-        steps = [bench.step_row(decoder, n, case.prompt, sizes) for n in dict.fromkeys((1, batch))]
+        steps = [bench.step_row(decoder, batch, case.prompt, sizes)]
     bench.drop("decode")
+    if batch > 1:  # by kernels that are tuned for it
+        engines = bench.built(onnx, "alone", ("decode",), Ranges(batch=Span(1, 1, 1)))
+        with bench.stepping(engines, 1) as decoder:
+            steps.insert(0, bench.step_row(decoder, 1, case.prompt, sizes))
+        bench.drop("alone")
     largest = {"largest": batch, "prefill_s": prefill_s, "decode_s": decode_s}
     rows = [prompt, {**largest, "tokens_per_s": tokens_per_s, "layers": shape.layers}, *steps]
     return [facts | row for row in rows]
