@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import (
-    AgainstFloat,
     CalibrationRef,
     DepthCell,
     DepthDamage,
@@ -17,7 +16,6 @@ from exporter.artifacts import (
     ImportanceReport,
     Interval,
     ModelRef,
-    PerplexityPair,
     PlannedDeletion,
     Score,
     Speedup,
@@ -129,11 +127,9 @@ _WAYS: dict[Any, tuple[Any, ...]] = {
 
 def damage(ratio: float, kl: float) -> DepthDamage:
     return DepthDamage(
-        perplexity=20 * ratio,
         perplexity_ratio=ratio,
         perplexity_ratio_ci95=(ratio * 0.9, ratio * 1.1),
         kl=kl,
-        kl_ci95=(kl * 0.8, kl * 1.2),
         top1_agreement=0.75,
     )
 
@@ -213,16 +209,13 @@ def made_result(ratio: float, perplexity: float, *, scheme: str = "", **changes:
             made_shape("prefill 512", ratio + 0.04, **beside),
             made_shape("decode at 512", ratio, **beside),
         ],
-        "perplexity": PerplexityPair(baseline=15.0 if scheme else 14.6, candidate=perplexity),
-        "kl_divergence": 0.2,
-        "top1_agreement": 0.8,
-        "baseline_bytes": 160_000_000 if scheme else 540_000_000,
+        "figures": {
+            "perplexity": (14.6, perplexity),
+            "kl_divergence": (None, 0.3 if scheme else 0.2),
+            "top1_agreement": (None, 0.7 if scheme else 0.8),
+        },
+        "whole_bytes": 540_000_000,
         "candidate_bytes": 150_000_000 if scheme else 510_000_000,
-        "against_float": AgainstFloat(
-            whole_bytes=540_000_000, whole_perplexity=14.6, kl_divergence=0.3, top1_agreement=0.7
-        )
-        if scheme
-        else None,
         "precision": "fp32",
         "machine": "AMD EPYC",
         "threads": 2,

@@ -9,7 +9,6 @@ from exporter.artifacts.accuracy import (
     EvaluationReport,
     GenerationAgreement,
     Interval,
-    OtherText,
     PerplexityPair,
     SampleAnswer,
     SampleAnswers,
@@ -58,7 +57,6 @@ from exporter.artifacts.latency import (
     LatencyRow,
     LatencySamples,
     MachineState,
-    NoiseFloor,
     Phase,
     Speedup,
     Stop,
@@ -71,7 +69,6 @@ from exporter.artifacts.regression import (
     Drift,
     HistoryEntry,
     HistoryRow,
-    JudgedModels,
     KeyDifference,
     RunKey,
 )
@@ -83,7 +80,6 @@ from exporter.artifacts.stages import (
     GraphSizeEntry,
     ImportanceReport,
     JudgedText,
-    MetricScores,
     ModelRef,
     PlannedDeletion,
     PlanParts,
@@ -100,7 +96,6 @@ from exporter.artifacts.stages import (
     Verification,
 )
 from exporter.artifacts.tables import (
-    AgainstFloat,
     DepthCell,
     DepthDamage,
     DepthsReport,

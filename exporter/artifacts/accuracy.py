@@ -48,8 +48,9 @@ class SampleLosses(Record):
 class GenerationAgreement(Record):
     """Greedy continuations of the same prompts by both arms, and the share that is the same."""
 
+    gone = frozenset({"new_tokens"})
+
     prompts: Count
-    new_tokens: Length
     exact_match: float
 
 
@@ -78,7 +79,8 @@ class EmbeddingAgreement(Record):
     the other, its interval a jackknife's over texts.
     """
 
-    texts: Count
+    gone = frozenset({"texts"})
+
     cosine: float
     lowest_cosine: float
     rank_agreement: float
@@ -116,37 +118,22 @@ class SampleAnswers(Record):
     left_out: str = ""
 
 
-class OtherText(Record):
-    """Text of another domain that both models read, too.
+Compared = Literal["tokens", "classes", "order"]
+"""Whose distributions a comparison held against each other."""
 
-    ``log_perplexity_increase`` as that of :class:`Accuracy`.
+
+class Accuracy(Record):
+    """How far the candidate's predictions are from the baseline's.
+
+    ``other`` is of text of another domain that both models read, too.
     """
 
     text_source: str
     text_sha256: str
     tokens: Count
     perplexity: PerplexityPair | None
-    log_perplexity_increase: Interval | None = None
-
-    @property
-    def name(self) -> str:
-        """Short: of a file without its folder."""
-        return Path(self.text_source).name
-
-
-Compared = Literal["tokens", "classes", "order"]
-"""Whose distributions a comparison held against each other."""
-
-
-class Accuracy(Record):
-    """How far the candidate's predictions are from the baseline's."""
-
-    text_source: str
-    text_sha256: str
-    tokens: Count
-    perplexity: PerplexityPair | None
-    kl_divergence: float | None
-    top1_agreement: float | None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
     images: Count | None = None
     compared: Compared = "tokens"
     log_perplexity_increase: Interval | None = None
@@ -157,8 +144,13 @@ class Accuracy(Record):
     generation: GenerationAgreement | None = None
     tasks: list[TaskResult] = Field(default_factory=list, max_length=1_000)
     embeddings: EmbeddingAgreement | None = None
-    other: OtherText | None = None
+    other: Accuracy | None = None
     answers: SampleAnswers | None = None
+
+    @property
+    def text_name(self) -> str:
+        """Short: of a file without its folder."""
+        return Path(self.text_source).name
 
     @property
     def top5_of_images(self) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
@@ -52,6 +52,15 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", ser_json_inf_nan="constants", str_max_length=1 << 20
     )
+    gone: ClassVar[frozenset[str]] = frozenset()
+    """Keys of earlier versions, which nothing reads any more."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone(cls, content: Any) -> Any:
+        if not (cls.gone and isinstance(content, dict)):
+            return content
+        return {name: value for name, value in content.items() if name not in cls.gone}
 
 
 class Artifact(Record):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from exporter.artifacts.accuracy import Accuracy, Interval
 from exporter.artifacts.base import Artifact, Count, Layers, Record
+from exporter.artifacts.figures import Quantity
 from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
@@ -84,24 +85,39 @@ FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
 
 
 class Corner(Record):
-    """The whole or a cut model, in float or quantised; further ones stand behind the usual four."""
+    """The whole or a cut model, in float or quantised; further ones stand behind the usual four.
+
+    ``figures`` are by their keys, against the whole model in float; ``rises`` are the changes of
+    the logarithms of those that both arms have, against the ``whole`` one in the same form.
+    """
 
     arm: str
     whole: str | None = None
     pruned: bool
     quantized: bool
-    file_bytes: Count
-    perplexity: float | None = None
-    kl_divergence: float | None = None
-    top1_agreement: float | None = None
-    exact_match: float | None = None
-    embedding_cosine: float | None = None
-    other_perplexity: float | None = None
-    log_perplexity_increase: Interval | None = None
-    other_log_perplexity_increase: Interval | None = None
+    figures: dict[Quantity, float] = Field(default_factory=dict)
+    rises: dict[Quantity, Interval] = Field(default_factory=dict)
     speedups: dict[str, Interval] = Field(default_factory=dict)
     over_whole: dict[str, Interval] = Field(default_factory=dict)
     verdicts: dict[str, VerdictWord] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, content: Any) -> Any:
+        """They have each figure by itself."""
+        if not isinstance(content, dict) or "file_bytes" not in content:
+            return content
+        own = {key: value for key, value in content.items() if key in cls.model_fields}
+        rest = {
+            key: value for key, value in content.items() if key not in own and value is not None
+        }
+        rises = {
+            key.replace("log_perplexity_increase", "perplexity"): rest.pop(key)
+            for key in [*rest]
+            if key.endswith("log_perplexity_increase")
+        }
+        del rest["file_bytes"]
+        return {**own, "figures": rest, "rises": rises}
 
 
 Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]

@@ -153,7 +153,7 @@ class Figure:
             other, prompts = accuracy.other, accuracy.generation
         return name.format(
             same=ANSWERS[kind].same,
-            other=f"on {other.name}" if other else "second text",
+            other=f"on {other.text_name}" if other else "second text",
             prompts=counted(prompts.prompts, "prompt") if prompts else "",
         )
 
@@ -316,9 +316,12 @@ LIMITED = {figure.key: figure for figure in FIGURES if figure.limit is not None}
 
 
 def _known(key: str) -> str:
-    if key not in LIMITED:
-        raise ValueError(f"it is one of {', '.join(LIMITED)}")
+    if key not in _KEYS:
+        raise ValueError(f"{key} is none of {', '.join(_KEYS)}")
     return key
+
+
+_KEYS = [figure.key for figure in FIGURES]
 
 
 Quantity = Annotated[str, AfterValidator(_known)]

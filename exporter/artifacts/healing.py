@@ -63,26 +63,23 @@ class HealedText(Record):
 class HealedBranch(Record):
     """What took one branch's place.
 
-    ``parameters`` are the replacement's numbers. The explained shares are of the branch's output
-    over held-out tokens: by its mean alone, and by the linear map; 1 at best, negative where it
-    does harm. They and the ridge are None where the fits were made one on the other.
+    ``parameters`` are the replacement's numbers.
     """
+
+    gone = frozenset({"ridge", "bias_explained", "linear_explained"})
 
     layer: Layer
     kind: DeletionKind
     replacement: Replacement
     parameters: Count
-    ridge: float | None = None
-    bias_explained: float | None = None
-    linear_explained: float | None = None
 
 
 class TrainingCheck(Record):
-    """The loss on held-out text after some tokens; the training's own is that of its last step."""
+    """The loss on held-out text after some tokens."""
+
+    gone = frozenset({"seconds", "training_loss"})
 
     tokens: Count
-    seconds: float
-    training_loss: float
     held_out_loss: float
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.base import (
     RECORDINGS,
@@ -69,14 +69,14 @@ class Shape:
 class MachineState(Record):
     """The machine at one moment; None where the kernel or the driver doesn't say.
 
-    ``seconds`` is the time since measuring began; ``throttled`` is of the time since the moment
-    before, of a GPU while it worked.
+    ``throttled`` is of the time since the moment before, of a GPU while it worked.
     ``quota_cpus`` is the CPU time that a container may take, in CPUs; ``quota_waiting_share`` is
     the share of the time since the look before that it was kept waiting by that, and
     ``steal_share`` the share of all CPU time that other virtual machines took.
     """
 
-    seconds: float
+    gone = frozenset({"seconds"})
+
     throttled: bool | None = None
     quota_cpus: float | None = None
     quota_waiting_share: float | None = None
@@ -85,6 +85,8 @@ class MachineState(Record):
 
 class Environment(Record):
     """The machine and the settings of a measurement."""
+
+    gone = frozenset({"order_seed"})
 
     machine: str
     processor: str
@@ -98,7 +100,6 @@ class Environment(Record):
     other_cpu_share: float | None = None
     affinity: list[Count] | None = None
     states: list[MachineState] = Field(default_factory=list)
-    order_seed: int | None = None
 
 
 class LatencySamples(Record):
@@ -117,17 +118,9 @@ class Speedup(Record):
     ci95: FactorRange
 
 
-class NoiseFloor(Record):
-    """What the baseline against itself gave in the same session.
-
-    ``ratio`` is a factor by which two equal arms are told to differ in no more than 5 of 100 such
-    sessions: a speedup within ``1 / ratio .. ratio`` is noise, whatever its interval says.
-    ``speedup`` is what they were told to differ by in this one.
-    """
-
-    ratio: Annotated[Factor, Field(ge=1)]
-    rounds: Annotated[Length, Field(ge=1)]
-    speedup: Speedup
+def _ratio(floor: Any) -> Any:
+    """Files of earlier versions have more of it."""
+    return floor.get("ratio") if isinstance(floor, dict) else floor
 
 
 class LatencyRow(Record):
@@ -136,8 +129,12 @@ class LatencyRow(Record):
     ``sequence_length`` is the number of new tokens of a run, ``past_length`` what the KV cache
     holds. ``first_token``, ``per_token`` and ``generate`` are parts of one generation:
     ``sequence_length`` is then the prompt's, ``new_tokens`` what is generated. ``counts`` says what
-    ``sequence_length`` counts, of images and recordings since it is told.
+    ``sequence_length`` counts, of images and recordings since it is told. ``noise_floor`` is a
+    factor by which two equal arms are told to differ in no more than 5 of 100 such sessions: a
+    speedup within ``1 / noise_floor .. noise_floor`` is noise, whatever its interval says.
     """
+
+    gone = frozenset({"seconds"})
 
     phase: TimedPhase
     batch: Length
@@ -154,9 +151,8 @@ class LatencyRow(Record):
     verdict: VerdictWord
     verdict_interval: FactorRange | None = None
     threshold: float = 0.01
-    noise_floor: NoiseFloor | None = None
+    noise_floor: Annotated[Factor, Field(ge=1), BeforeValidator(_ratio)] | None = None
     stopped: Stop | None = None
-    seconds: float | None = None
     settled: bool | None = None
     clock: Literal["host", "device"] = "host"
     launches: dict[str, str] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record
-from exporter.artifacts.figures import Quantity, Scale
+from exporter.artifacts.figures import Quantity
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
 Against = Literal["baseline_report", "baseline_arm"]
@@ -36,18 +36,6 @@ class RunKey(Record):
     quantization: str | None = None
 
 
-class JudgedModels(Record):
-    """Which models a check is about, each by the path that its report has of it.
-
-    ``earlier`` is the candidate of the earlier report; None where the candidate is held against
-    its own unpruned arm, or where there was no earlier report.
-    """
-
-    baseline: str
-    candidate: str
-    earlier: str | None = None
-
-
 class KeyDifference(Record):
     """One field of the key in which two runs differ, and both values in words."""
 
@@ -61,9 +49,7 @@ class Check(Record):
 
     quantity: Quantity
     subject: str
-    scale: Scale
     better: Literal["lower", "higher"]
-    unit: str
     before: float | None
     after: float | None
     value: float | None
@@ -92,12 +78,16 @@ class Drift(Record):
 
 
 class CheckReport(Artifact):
-    """What ``depthcut check`` found; ``models`` are the ones that it judges."""
+    """What ``depthcut check`` found.
+
+    ``models`` are the paths of those that it judges: the ``baseline``, the ``candidate`` and, of an
+    ``earlier`` report that it is held against, the candidate.
+    """
 
     kind: Literal["check_report"] = "check_report"
     verdict: CheckVerdict
     against: Against
-    models: JudgedModels
+    models: dict[str, str]
     key: RunKey
     accepted_differences: list[KeyDifference] = Field(default_factory=list)
     checks: list[Check]

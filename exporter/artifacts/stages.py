@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.base import (
     IMAGES,
@@ -94,29 +94,32 @@ class Score(Record):
     std_error: float | None
 
 
-class MetricScores(Record):
-    """What one more metric says of the same model on the same text."""
+_Scores = Annotated[list[Score], Field(max_length=8 * MOST_LAYERS)]
 
-    metric: str
-    scores: list[Score] = Field(max_length=8 * MOST_LAYERS)
+
+def _by_metric(further: Any) -> Any:
+    """Files of earlier versions have a list."""
+    if isinstance(further, list) and all(isinstance(item, dict) for item in further):
+        return {item.get("metric"): item.get("scores") for item in further}
+    return further
 
 
 class ImportanceReport(Artifact):
-    """importance.json; ``further`` are other metrics than the first, from the same pass."""
+    """importance.json; ``further`` are those of other metrics, from the same pass."""
 
     kind: Literal["importance_report"] = "importance_report"
     model: ModelRef
     metric: str
     calibration: CalibrationRef
-    scores: list[Score] = Field(max_length=8 * MOST_LAYERS)
-    further: list[MetricScores] = Field(default_factory=list)
+    scores: _Scores
+    further: Annotated[dict[str, _Scores], BeforeValidator(_by_metric)] = Field(
+        default_factory=dict
+    )
 
     @property
     def tables(self) -> dict[str, list[Score]]:
         """All scores by their metric, the report's own first."""
-        return {self.metric: self.scores} | {
-            scores.metric: scores.scores for scores in self.further
-        }
+        return {self.metric: self.scores, **self.further}
 
     def of_metric(self, name: str | None) -> ImportanceReport:
         """The same report with another of its metrics first; None: as it is."""
@@ -129,7 +132,7 @@ class ImportanceReport(Artifact):
                 f"Score it again: depthcut score --metric {name}.",
                 code="not-scored",
             )
-        others = [MetricScores(metric=m, scores=s) for m, s in tables.items() if m != name]
+        others = {metric: scores for metric, scores in tables.items() if metric != name}
         chosen = {"metric": name, "scores": tables[name], "further": others}
         return self.model_copy(update=chosen)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from exporter.artifacts.accuracy import Interval, PerplexityPair, TaskResult
+from exporter.artifacts.accuracy import Interval, TaskResult
 from exporter.artifacts.base import Artifact, Count, Length, Record
 from exporter.artifacts.latency import Speedup, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, ModelRef, PlannedDeletion
@@ -17,17 +17,17 @@ Way = Literal["attention", "mlp", "block", "joint"]
 class DepthDamage(Record):
     """What a cut costs on the held-out text, both models on the same tokens.
 
-    ``perplexity_ratio`` is the cut model's perplexity over the whole one's; ``kl`` in nats. Their
-    intervals are None with fewer than two samples. ``perplexity_ratio_most`` is the upper end of
+    ``perplexity_ratio`` is the cut model's perplexity over the whole one's, its interval None with
+    fewer than two samples; ``kl`` in nats. ``perplexity_ratio_most`` is the upper end of
     an interval that is as much wider as the number of figures takes that a cut is chosen by.
     """
 
-    perplexity: float
+    gone = frozenset({"perplexity", "kl_ci95"})
+
     perplexity_ratio: float
     perplexity_ratio_ci95: tuple[float, float] | None
     perplexity_ratio_most: float | None = None
     kl: float
-    kl_ci95: tuple[float, float] | None
     top1_agreement: float
 
 
@@ -116,30 +116,19 @@ class SweepShape(Record):
     over_float: Interval | None = None
 
 
-class AgainstFloat(Record):
-    """A quantised cell's cut model against the whole one in float, which was measured beside it."""
-
-    whole_bytes: Count
-    whole_perplexity: float | None = None
-    kl_divergence: float | None = None
-    top1_agreement: float | None = None
-
-
 class SweepResult(Record):
-    """What a cell found: the cut model against the whole one, both in the cell's precision.
+    """What a cell found: the cut model against the whole one.
 
-    ``against_float`` is None where that precision is a float's. ``machine`` is the processor, or
-    the GPU where both ran on one.
+    ``figures`` and ``whole_bytes`` are against the whole model in float, where a quantised cell's
+    was measured beside it: by their keys the whole model's, None where it has none of its own, and
+    the cut one's. ``machine`` is the processor, or the GPU where both ran on one.
     """
 
     deletions: list[PlannedDeletion]
     shapes: list[SweepShape]
-    perplexity: PerplexityPair | None = None
-    kl_divergence: float | None = None
-    top1_agreement: float | None = None
-    baseline_bytes: Count
+    figures: dict[str, tuple[float | None, float]] = Field(default_factory=dict)
+    whole_bytes: Count
     candidate_bytes: Count
-    against_float: AgainstFloat | None = None
     precision: str
     machine: str
     threads: Length
@@ -163,6 +152,14 @@ class SweepCell(Record):
     report_sha256: str | None = None
     result: SweepResult | None = None
     failure: SweepFailure | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, content: Any) -> Any:
+        """Their results are read anew from the cell's report."""
+        if isinstance(content, dict) and "against_float" in (content.get("result") or {}):
+            return {**content, "status": "missing", "result": None}
+        return content
 
 
 class SweepReport(Artifact):

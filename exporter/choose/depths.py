@@ -378,14 +378,11 @@ def depth_damage(damage: Damage, text: CalibrationText, looks: int = 1) -> Depth
     increase, documents = damage.nll_sums - damage.baseline_nll_sums, text.clusters
     rise = mean_interval(increase, damage.positions, documents)
     corrected = mean_interval(increase, damage.positions, documents, looks=looks)
-    kl = mean_interval(damage.kl_sums, damage.positions, documents, positive=True)
     return DepthDamage(
-        perplexity=damage.perplexity,
         perplexity_ratio=_exp(damage.log_perplexity_increase),
         perplexity_ratio_ci95=None if rise is None else (_exp(rise.ci95[0]), _exp(rise.ci95[1])),
         perplexity_ratio_most=None if corrected is None else _exp(corrected.ci95[1]),
         kl=damage.kl,
-        kl_ci95=None if kl is None else (max(0.0, kl.ci95[0]), kl.ci95[1]),
         top1_agreement=damage.top1_agreement,
     )
 

@@ -43,8 +43,12 @@ _ALIKE = (
 """What both quantised models must have in common; how many products there are they can't."""
 
 
-GridAccuracy = dict[str, float | Interval | None]
-"""How good one arm's answers are, held against the whole model in float; by fields of a Corner."""
+@dataclass
+class GridAccuracy:
+    """How good one arm's answers are; see :class:`exporter.artifacts.Corner`."""
+
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    rises: dict[str, Interval] = dataclasses.field(default_factory=dict)
 
 
 def quantization_grid(
@@ -57,11 +61,11 @@ def quantization_grid(
             whole=whole,
             pruned=comparison.arms[name].is_pruned,
             quantized=comparison.arms[name].is_quantized,
-            file_bytes=comparison.arms[name].facts.file_bytes,
             speedups=_speedups(rows, comparison.reference, name),
             over_whole={} if whole is None else _speedups(rows, whole, name),
             verdicts={} if whole is None else _verdicts(rows, (whole, name), comparison.pair),
-        ).model_copy(update=answers.get(name, {}))
+            **vars(answers.get(name, GridAccuracy())),
+        )
         for name, whole in wholes_alike(comparison).items()
     ]
 
@@ -219,20 +223,19 @@ def answers_of(comparison: Comparison, texts: TextSource) -> Answers | None:
 
 def _grid(comparison: Comparison, judgement: Judgement) -> Iterator[tuple[str, GridAccuracy]]:
     """What was found against the whole model in float, whose own is its perplexity alone."""
-    wholes, fields = wholes_alike(comparison), Corner.model_fields
+    wholes = wholes_alike(comparison)
     for (first, name), accuracy in judgement.items():
         if first != comparison.reference:
             continue
         alike = judgement.get((wholes[name] or "", name))
-        readings = [(figure.key, one) for figure in FIGURES for one in figure.readings(accuracy)]
-        own = [(key, one) for key, one in readings if key in fields]
-        rises = [one for figure in FIGURES for one in figure.readings(alike)]
-        intervals = {one.place.interval.replace(".", "_"): one.interval for one in rises}
-        yield first, {key: one.before for key, one in own if one.before is not None}
+        figures = [figure for figure in FIGURES if figure.column]
+        own = [(figure.key, one) for figure in figures for one in figure.readings(accuracy)]
+        rises = [(figure.key, one) for figure in figures for one in figure.readings(alike)]
+        yield first, GridAccuracy({key: one.before for key, one in own if one.before is not None})
         yield (
             name,
-            {
-                **{key: one.value for key, one in own},
-                **{key: known for key, known in intervals.items() if key in fields and known},
-            },
+            GridAccuracy(
+                {key: one.value for key, one in own},
+                {k: one.interval for k, one in rises if one.interval and one.before is not None},
+            ),
         )

@@ -214,7 +214,6 @@ def compare_embeddings(
     similarities = baseline @ baseline.T, candidate @ candidate.T
     ranking = _rank_agreement(*similarities, np.arange(len(baseline)))
     return EmbeddingAgreement(
-        texts=len(baseline),
         cosine=float(cosines.mean()),
         lowest_cosine=float(cosines.min()),
         rank_agreement=ranking,

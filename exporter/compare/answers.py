@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Accuracy, OtherText, TaskResult
+from exporter.artifacts import Accuracy, TaskResult
 from exporter.artifacts.latency import Shape
 from exporter.compare.agreement import (
     COLUMNS,
@@ -240,8 +240,7 @@ class Tokens(Distributed):
         for pair, accuracy in judgement.items():
             more: dict[str, Any] = {"generation": generated.get(pair)}
             if pair in there:
-                fields = OtherText.model_fields
-                more["other"] = OtherText(**{name: getattr(there[pair], name) for name in fields})
+                more["other"] = there[pair]
             judgement[pair] = accuracy.model_copy(update=more)
         said = {"answers": sample_answers(comparison)}
         return {
@@ -479,8 +478,6 @@ class Embeddings(Answers):
             text_sha256=self.sha256,
             tokens=sum(map(len, self._drawn.ids)),
             perplexity=None,
-            kl_divergence=None,
-            top1_agreement=None,
             embeddings=compare_embeddings(first, second, self.documents),
         )
 

@@ -52,7 +52,6 @@ class TimingSession:
     def __init__(self, comparison: Comparison, store: Store | None) -> None:
         self.rows: list[LatencyRow] = []
         self.states: list[MachineState] = []
-        self.order_seed = secrets.randbits(32)
         self.other_cpu_share: float | None = None
         self._comparison, self._store = comparison, store
         self._threads, self._progress = comparison.whole.runner.threads, comparison.progress
@@ -62,7 +61,7 @@ class TimingSession:
 
     def seen_on(self, machine: Environment) -> Environment:
         """The machine with what was seen of it meanwhile, and what the rounds' order is of."""
-        seen = ("other_cpu_share", "states", "order_seed")
+        seen = ("other_cpu_share", "states")
         return machine.model_copy(update={name: getattr(self, name) for name in seen})
 
     def __enter__(self) -> Self:
@@ -94,7 +93,7 @@ class TimingSession:
             rounds=options.rounds,
             threshold=options.timing.threshold,
             reload=options.timing.reload,
-            seed=self.order_seed,
+            seed=secrets.randbits(32),
         )
         self.rows += measure_rows(
             arms,
@@ -108,8 +107,7 @@ class TimingSession:
         )
 
     def _look(self) -> None:
-        seconds = time.monotonic() - self._begin
-        state = machine_state(seconds, self._throttle, self._watch, self._machine)
+        state = machine_state(self._throttle, self._watch, self._machine)
         self.states.append(state)
         reason = doubt(self.states)
         if reason and self._comparison.options.timing.on_disturbance == "stop":

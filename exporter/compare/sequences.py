@@ -148,11 +148,7 @@ class Sequences(Distributed):
     def accuracy(self, pair: Pair) -> Accuracy:
         """With the share of answers that are the same."""
         same = [one == other for one, other in zip(*(self._said[n] for n in pair), strict=True)]
-        generation = GenerationAgreement(
-            prompts=len(same),
-            new_tokens=self._reader.answer_tokens,
-            exact_match=float(np.mean(same)),
-        )
+        generation = GenerationAgreement(prompts=len(same), exact_match=float(np.mean(same)))
         return super().accuracy(pair).model_copy(update={"generation": generation})
 
     def tasks(self, comparison: Comparison) -> list[TaskResult]:

@@ -48,16 +48,13 @@ def environment(*, threads: int, gpu: bool) -> Environment:
 
 
 def machine_state(
-    seconds: float,
     throttle: ThrottleCounts,
     watch: GpuWatch | None = None,  # of the NVIDIA GPU that is in use; None where none is
     machine: MachineWatch | None = None,
 ) -> MachineState:
     """The machine at this moment."""
     throttled = watch.throttled() if watch else None
-    state = MachineState(
-        seconds=seconds, throttled=throttle.rose() if throttled is None else throttled
-    )
+    state = MachineState(throttled=throttle.rose() if throttled is None else throttled)
     return state.model_copy(update=machine.look() if machine else {})
 
 

@@ -17,7 +17,6 @@ from exporter.artifacts import (
     CheckReport,
     ComparisonReport,
     Drift,
-    JudgedModels,
     KeyDifference,
     LatencyRow,
 )
@@ -293,7 +292,7 @@ def _inverse(interval: Interval) -> Interval:
 
 
 def _measured_floor(row: LatencyRow) -> float:
-    return 0.0 if row.noise_floor is None else row.noise_floor.ratio - 1
+    return 0.0 if row.noise_floor is None else row.noise_floor - 1
 
 
 def _same_measurement(row: LatencyRow, before: LatencyRow) -> bool:
@@ -309,9 +308,7 @@ def _unknown(quantity: str, subject: str, reason: str) -> Check:
     return Check(
         quantity=quantity,
         subject=subject,
-        scale="ratio",
         better="lower",
-        unit="",
         before=None,
         after=None,
         value=None,
@@ -323,13 +320,11 @@ def _unknown(quantity: str, subject: str, reason: str) -> Check:
     )
 
 
-def judged_models(report: ComparisonReport, earlier: ComparisonReport | None) -> JudgedModels:
+def judged_models(report: ComparisonReport, earlier: ComparisonReport | None) -> dict[str, str]:
     """Which models a check of a report is about, and of the earlier one it is held against."""
-    return JudgedModels(
-        baseline=report.arms.baseline.path,
-        candidate=report.arms.candidate.path,
-        earlier=None if earlier is None else earlier.arms.candidate.path,
-    )
+    arms = {"baseline": report.arms.baseline, "candidate": report.arms.candidate}
+    arms |= {} if earlier is None else {"earlier": earlier.arms.candidate}
+    return {name: arm.path for name, arm in arms.items()}
 
 
 def _contradictions(limits: Limits) -> list[str]:

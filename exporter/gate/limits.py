@@ -91,9 +91,7 @@ def checked(item: CheckedValue, limit: float) -> Check:
     return Check(
         quantity=item.quantity,
         subject=item.subject,
-        scale=item.figure.scale,
         better="higher" if item.higher_is_better else "lower",
-        unit=item.figure.unit,
         before=item.before,
         after=item.after,
         value=item.value,

@@ -193,7 +193,6 @@ def _healed(
             (made.held_out, texts.other),
             options,
             texts.sources,
-            made.fits,
             choice_warnings(options, texts),
             made=made,
             lost=lost,
@@ -252,7 +251,6 @@ def measured_healing(
     texts: tuple[CalibrationText, CalibrationText | None],  # None where there is none
     options: HealOptions,
     sources: Sequence[CalibrationRef],
-    fits: Mapping[SublayerRef, Fit] | None = None,
     warnings: Sequence[str] = (),
     made: Made | None = None,  # what training made; None where nothing was trained
     lost: Lost | None = None,
@@ -281,7 +279,15 @@ def measured_healing(
         result += warnings_of(measured, own.read)
     for warning in result:
         progress.say(f"heal: warning: {warning}")
-    branches = [_branch(name, replaced[name], (fits or {}).get(name)) for name in sorted(replaced)]
+    branches = [
+        HealedBranch(
+            layer=name.layer,
+            kind=name.kind,
+            replacement=kind_of(replaced[name]),
+            parameters=sum(tensor.numel() for tensor in replaced[name].numbers),
+        )
+        for name in sorted(replaced)
+    ]
     return Healing(
         asked=options.decided,
         rank=options.used_rank,
@@ -292,18 +298,6 @@ def measured_healing(
         training=None if made is None else made.training,
         texts=measured,
         warnings=result,
-    )
-
-
-def _branch(name: SublayerRef, replacement: BranchReplacement, fit: Fit | None) -> HealedBranch:
-    return HealedBranch(
-        layer=name[0],
-        kind=name[1],
-        replacement=kind_of(replacement),
-        parameters=sum(tensor.numel() for tensor in replacement.numbers),
-        ridge=None if fit is None else fit.ridge,
-        bias_explained=None if fit is None else fit.bias_explained,
-        linear_explained=None if fit is None else fit.linear_explained,
     )
 
 

@@ -63,7 +63,7 @@ def junit(found: CheckReport, *, inconclusive_fails: bool = False) -> str:
 
 
 def _case(suite: Xml.Element, report: CheckReport, check: Check, *, fails: bool) -> None:
-    seconds = (check.after or 0) / 1000 if check.unit == "ms" else 0
+    seconds = (check.after or 0) / 1000 if LIMITED[check.quantity].unit == "ms" else 0
     case = Xml.SubElement(
         suite,
         "testcase",
@@ -237,12 +237,8 @@ def check_grid(found: CheckReport) -> Grid:
 
 def model_lines(found: CheckReport) -> list[str]:
     """Which models are judged, a line each."""
-    named = {
-        "Baseline": found.models.baseline,
-        "Candidate": found.models.candidate,
-        "Candidate of the earlier report": found.models.earlier,
-    }
-    return [f"{what}: {path}" for what, path in named.items() if path is not None]
+    names = {"earlier": "Candidate of the earlier report"}
+    return [f"{names.get(n, n.capitalize())}: {path}" for n, path in found.models.items()]
 
 
 def reasons(found: CheckReport) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, ModelRef, Score
+from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, Score
 from exporter.errors import CalibrationError, ScoringError, UsageError
 from exporter.files import sha256_bytes
 from exporter.models.architectures import layer_modules, refuse_differing, stacked_layers
@@ -309,6 +309,6 @@ def report_of(
         metric=first,
         calibration=text,
         scores=found[first],
-        further=[MetricScores(metric=name, scores=found[name]) for name in others],
+        further={name: found[name] for name in others},
         made_from={"model": model.sha256, "calibration": text.sha256},
     )

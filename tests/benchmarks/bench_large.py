@@ -76,7 +76,7 @@ if work == "score":
     text = CalibrationText.unpadded(ids, "random", "0" * 64)
     report = score_on(loaded, text, metrics=call["metrics"])
     made = {"scores": [s.model_dump() for s in report.scores],
-            "further": [m.model_dump() for m in report.further]}
+            "further": report.model_dump()["further"]}
 elif work == "export":
     export_onnx(loaded, folder)
 elif work == "cut":

@@ -91,10 +91,9 @@ def test_the_demo_puts_both_cuts_of_one_size_in_one_table(tmp_path: Path) -> Non
     ]
     for corner in report.corners:
         if corner.whole is not None:
-            assert corner.log_perplexity_increase is not None
-            assert corner.other_log_perplexity_increase is not None
+            assert {"perplexity", "other_perplexity"} <= {*corner.rises}
             assert corner.over_whole.keys() == corner.verdicts.keys() != set()
-    assert all(corner.perplexity and corner.other_perplexity for corner in report.corners)
+    assert all({"perplexity", "other_perplexity"} <= {*c.figures} for c in report.corners)
     assert report.healing is not None
     assert report.healing.training is not None
     assert {deletion.replacement for deletion in report.plan} == {"none"}

@@ -14,7 +14,6 @@ from exporter.artifacts import (
     FEWEST_ROUNDS,
     LatencyRow,
     LatencySamples,
-    NoiseFloor,
     Speedup,
     VerdictWord,
 )
@@ -286,7 +285,7 @@ class SequentialTest:
         return ErrorBudget(equal=ONE_LOOK.equal * share, threshold=ONE_LOOK.threshold * share)
 
 
-def noise_floor(baseline_ms: Milliseconds) -> NoiseFloor:
+def noise_floor(baseline_ms: Milliseconds) -> float:
     """What the baseline against itself gives, from the same rounds as the comparison.
 
     Each round visits the baseline twice. Which visit plays which arm is drawn: an A/A run that
@@ -300,10 +299,9 @@ def noise_floor(baseline_ms: Milliseconds) -> NoiseFloor:
     half = baseline_ms.shape[1] // 2
     signs = np.random.default_rng(0).choice((-1.0, 1.0), len(baseline_ms))
     ratios = signs * log_ratios(baseline_ms[:, :half], baseline_ms[:, half:])[:, 0]
-    speedup = estimate(ratios).speedup()
-    low, high = map(math.log, speedup.ci95)
+    low, high = map(math.log, estimate(ratios).speedup().ci95)
     reach = (high - low) / 2 / math.sqrt(2)
-    return NoiseFloor(ratio=math.exp(min(reach, 700.0)), rounds=len(ratios), speedup=speedup)
+    return math.exp(min(reach, 700.0))
 
 
 def verdict(
@@ -311,7 +309,7 @@ def verdict(
     *,
     rounds: int,
     threshold: float = THRESHOLD,
-    noise_floor: NoiseFloor | None = None,
+    noise_floor: float | None = None,
     errors: ErrorBudget = ONE_LOOK,
 ) -> VerdictWord:
     """The verdict on an estimate: significance and size together.
@@ -324,7 +322,7 @@ def verdict(
     if word not in ("faster", "slower"):
         return word
     low, high = found.interval(1 - errors.equal)
-    is_noise = noise_floor is not None and math.exp(abs(found.log_ratio)) <= noise_floor.ratio
+    is_noise = noise_floor is not None and math.exp(abs(found.log_ratio)) <= noise_floor
     return "inconclusive" if is_noise or low <= 1 <= high else word
 
 

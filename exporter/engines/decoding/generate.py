@@ -120,10 +120,8 @@ def continuations(
 
 def agreement(baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> GenerationAgreement:
     """Which of two arms' texts are the same, ``[prompts, new_tokens]`` each."""
-    (prompts, new_tokens), same = baseline.shape, (baseline == candidate).all(axis=1)
-    return GenerationAgreement(
-        prompts=prompts, new_tokens=new_tokens, exact_match=float(same.mean())
-    )
+    same = (baseline == candidate).all(axis=1)
+    return GenerationAgreement(prompts=len(same), exact_match=float(same.mean()))
 
 
 def _tokens(

@@ -378,11 +378,7 @@ class Trainer:
         state = self._state
         seconds = state.seconds + (0.0 if began is None else time.monotonic() - began)
         tokens = state.steps * self._step_tokens
-        state.checks.append(
-            TrainingCheck(
-                tokens=tokens, seconds=seconds, training_loss=loss, held_out_loss=held_out
-            )
-        )
+        state.checks.append(TrainingCheck(tokens=tokens, held_out_loss=held_out))
         if held_out < state.best_loss:
             state.best_loss = held_out
             state.best = {name: value.clone() for name, value in self._values().items()}

@@ -13,10 +13,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from exporter.artifacts import (
-    AgainstFloat,
     ComparisonReport,
     Corner,
     LatencyRow,
@@ -25,7 +23,6 @@ from exporter.artifacts import (
     SweepResult,
     SweepShape,
 )
-from exporter.artifacts.base import Record
 from exporter.artifacts.figures import FIGURES
 from exporter.errors import FULL_DISK, DepthcutError, SweepError, first_line
 from exporter.files import sha256_file, telling_full_disk
@@ -36,7 +33,7 @@ from exporter.pipeline.sweep.schema import parse_sweep
 from exporter.processes import child_command
 from exporter.progress import Progress
 from exporter.report.sections.verdict import notices
-from exporter.report.words import short_shape
+from exporter.report.words import named_arms, short_shape
 
 WORKER = ("-P", "-m", "exporter.cli.sweep_cell")
 """How Python starts it; ``-P`` keeps it from importing what lies in the folder that it is called
@@ -47,42 +44,25 @@ _SILENT = -1
 
 def result_of(report: ComparisonReport) -> SweepResult:
     """The figures of a cell's report that the sweep's table has."""
-    before, after = report.arms.baseline, report.arms.candidate
-    accuracy = report.accuracy
+    arms, whole, cut = report.arms, _corner(report), _corner(report, pruned=True, quantized=True)
+    figures: dict[str, tuple[float | None, float]] = {}
+    for figure in (figure for figure in FIGURES if figure.column):
+        if whole and cut:
+            if figure.key in cut.figures:
+                figures[figure.key] = whole.figures.get(figure.key), cut.figures[figure.key]
+        elif one := next(figure.readings(report.accuracy), None):
+            figures[figure.key] = one.before, one.value
     return SweepResult(
         deletions=report.plan,
         shapes=[_shape(row, report) for row in report.latency],
-        **_figures(SweepResult, accuracy),
-        baseline_bytes=before.file_bytes,
-        candidate_bytes=after.file_bytes,
-        against_float=_against_float(report),
-        precision=after.precision,
+        figures=figures,
+        whole_bytes=named_arms(report)[whole.arm if whole else "baseline"].file_bytes,
+        candidate_bytes=arms.candidate.file_bytes,
+        precision=arms.candidate.precision,
         machine=report.environment.gpu or report.environment.processor,
         threads=report.environment.threads,
         notices=notices(report),
     )
-
-
-def _against_float(report: ComparisonReport) -> AgainstFloat | None:
-    whole = _corner(report, pruned=False, quantized=False)
-    cut = _corner(report, pruned=True, quantized=True)
-    if whole is None or cut is None:
-        return None
-    return AgainstFloat(
-        whole_bytes=whole.file_bytes,
-        **_figures(AgainstFloat, cut),
-        **_figures(AgainstFloat, whole, "whole_"),
-    )
-
-
-def _figures(record: type[Record], measured: Record | None, prefix: str = "") -> dict[str, Any]:
-    """What was measured of the figures that a record has."""
-    names = {figure.key: f"{prefix}{figure.key}" for figure in FIGURES}
-    return {
-        name: getattr(measured, key, None)
-        for key, name in names.items()
-        if name in record.model_fields
-    }
 
 
 def _shape(row: LatencyRow, report: ComparisonReport) -> SweepShape:
@@ -98,7 +78,9 @@ def _shape(row: LatencyRow, report: ComparisonReport) -> SweepShape:
     )
 
 
-def _corner(report: ComparisonReport, *, pruned: bool, quantized: bool) -> Corner | None:
+def _corner(
+    report: ComparisonReport, *, pruned: bool = False, quantized: bool = False
+) -> Corner | None:
     wanted = (pruned, quantized)
     return next((c for c in report.corners if (c.pruned, c.quantized) == wanted), None)
 

@@ -8,7 +8,6 @@ from exporter.artifacts import (
     FEWEST_ROUNDS,
     ComparisonReport,
     Corner,
-    Interval,
     LatencyRow,
     LatencySamples,
 )
@@ -89,7 +88,7 @@ def _speedups(rows: Sequence[LatencyRow]) -> Intervals:
 def _speedup(row: LatencyRow) -> IntervalLine:
     ratio, limit = row.speedup.ratio, 1 + row.threshold
     if row.noise_floor is not None:
-        limit = row.noise_floor.ratio
+        limit = row.noise_floor
     words, tone = f"{ratio:.3f}x {row.verdict}", verdict_sign(row.verdict).tone
     noise = (1 / limit, limit)
     return IntervalLine(short_shape(row), ratio, *row.speedup.ci95, words, tone, noise)
@@ -126,7 +125,7 @@ def _figures(times: LatencySamples) -> list[str]:
 
 
 def _floor(row: LatencyRow) -> str:
-    return "not measured" if row.noise_floor is None else f"{row.noise_floor.ratio:.3f}x"
+    return "not measured" if row.noise_floor is None else f"{row.noise_floor:.3f}x"
 
 
 def _how(rows: Sequence[LatencyRow]) -> str:
@@ -188,7 +187,8 @@ def corners_grid(report: ComparisonReport) -> Grid:
         if figure.column:
             name = figure.words(figure.column, report.accuracy)
             columns.append((name, [_corner_words(figure, known, item) for item in corners]))
-    columns.append(("files, MB", [f"{item.file_bytes / 1e6:,.1f}" for item in corners]))
+    sizes = [named_arms(report)[corner.arm].file_bytes for corner in corners]
+    columns.append(("files, MB", [f"{size / 1e6:,.1f}" for size in sizes]))
     columns = [(name, cells) for name, cells in columns if set(cells) != {"-"}]
     names = [corner_name(report, corner) for corner in corners]
     rows = [list(row) for row in zip(names, *(cells for _, cells in columns), strict=True)]
@@ -209,14 +209,12 @@ def _times_and_gains(row: LatencyRow, corners: Sequence[Corner]) -> Iterator[Col
 
 
 def _corner_words(figure: Figure, known: Mapping[str, Corner], corner: Corner) -> str:
-    own: float | None = getattr(corner, figure.key)
-    whole = None
+    own, whole = corner.figures.get(figure.key), None
     if figure.has_before and corner.whole is not None:
-        whole = getattr(known[corner.whole], figure.key)
+        whole = known[corner.whole].figures.get(figure.key)
     if own is None or whole is None:
         return or_dash(own, figure.row)
-    increase: Interval | None = getattr(corner, figure.places[0].interval.replace(".", "_"))
-    return f"{figure.row(own)}, {change_words(whole, own, increase)}"
+    return f"{figure.row(own)}, {change_words(whole, own, corner.rises.get(figure.key))}"
 
 
 def corner_name(report: ComparisonReport, corner: Corner) -> str:
@@ -239,10 +237,11 @@ def corners_sentence(report: ComparisonReport) -> str | None:
     result = []
     if both.speedups:
         result.append(f"{speedup_range([s.value for s in both.speedups.values()])} times as fast")
-    result.append(f"{relative_change(whole.file_bytes, both.file_bytes)} bytes")
+    sizes = (named_arms(report)[corner.arm].file_bytes for corner in (whole, both))
+    result.append(f"{relative_change(*sizes)} bytes")
     for figure in BRIEF:
-        ends = getattr(whole, figure.key), getattr(both, figure.key)
-        if figure.has_before and None not in ends:
+        ends = [c.figures[figure.key] for c in (whole, both) if figure.key in c.figures]
+        if figure.has_before and len(ends) == 2:
             result.append(f"{figure.brief} {relative_change(*ends)}")
     return f"{names}: {', '.join(result)}."
 

@@ -46,17 +46,11 @@ class FinishedCell:
 
     def words(self, figure: Figure) -> str:
         """A figure against the whole model in float, where that was measured beside it."""
-        against = self.result.against_float
-        own = getattr(self.result, figure.key)
-        if not figure.has_before:
-            return or_dash(getattr(against or self.result, figure.key), figure.row)
-        if own is None:
-            return "-"
-        whole = getattr(against, f"whole_{figure.key}", None)
-        whole = own.baseline if whole is None else whole
-        text = figure.row(own.candidate)
-        is_known = whole and math.isfinite(own.candidate / whole)
-        return f"{text} ({relative_change(whole, own.candidate)})" if is_known else text
+        whole, own = self.result.figures.get(figure.key, (None, None))
+        text = or_dash(own, figure.row)
+        if own is None or not whole or not math.isfinite(own / whole):
+            return text
+        return f"{text} ({relative_change(whole, own)})"
 
 
 def _finished(report: SweepReport) -> list[FinishedCell]:
@@ -135,14 +129,11 @@ def _state(cell: SweepCell) -> Sign:
 def _figures(row: FinishedCell, shapes: Sequence[str]) -> list[Cell]:
     result = row.result
     speeds = {shape.name: _speed(shape) for shape in result.shapes}
-    whole_bytes = result.baseline_bytes
-    if result.against_float is not None:
-        whole_bytes = result.against_float.whole_bytes
     size = f"{result.candidate_bytes / 1e6:,.1f}"
     return [
         *(speeds.get(shape, "-") for shape in shapes),
         *map(row.words, BRIEF),
-        f"{size} ({relative_change(whole_bytes, result.candidate_bytes)})",
+        f"{size} ({relative_change(result.whole_bytes, result.candidate_bytes)})",
     ]
 
 

@@ -9,10 +9,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import exporter
-from exporter.artifacts import SCHEMA_VERSION, PlannedDeletion, PruningPlan
-from exporter.artifacts.base import FILE_KINDS, IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
+from exporter.artifacts import (
+    SCHEMA_VERSION,
+    Corner,
+    HealedBranch,
+    ImportanceReport,
+    LatencyRow,
+    MachineState,
+    PlannedDeletion,
+    PruningPlan,
+    SweepCell,
+)
+from exporter.artifacts.base import FILE_KINDS, IMAGES, RECORDINGS, TEXTS, Nouns, Record, nouns_of
 from exporter.artifacts.servers import (
     SERVERS,
     STAYS,
@@ -27,7 +38,8 @@ from exporter.errors import ArtifactError, PlanError, UnsafeInputError
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
 from exporter.report.words import read_by, shape_words, short_shape
-from tests.made_reports import gate_report, gate_row
+from tests.made_reports import gate_report, gate_row, importance_of
+from tests.made_tables import made_cell
 from tests.raising import raises
 from tests.tiny_models import planned
 
@@ -266,3 +278,43 @@ def test_an_export_for_a_runtime_plans_and_heals_for_it(tmp_path: Path) -> None:
     assert free.plan_settings.server is None
     assert free.heal is not None
     assert free.heal.intercept
+
+
+_SPEEDUP = {"ratio": 1.1, "ci95": [1.0, 1.2]}
+_ESTIMATE = {"value": 0.1, "ci95": [0.0, 0.2]}
+_ROW = gate_row().model_dump()
+_CORNER = {"arm": "candidate", "pruned": True, "quantized": True}
+_RESULT = {"against_float": None, "perplexity": None}
+
+
+@pytest.mark.parametrize(
+    ("record", "earlier", "now"),
+    [
+        (LatencyRow, {**_ROW, "seconds": 1.0, "noise_floor": {
+            "ratio": 1.02, "rounds": 6, "speedup": _SPEEDUP}}, {**_ROW, "noise_floor": 1.02}),
+        (MachineState, {"seconds": 1.0, "throttled": True}, {"throttled": True}),
+        (Corner, {**_CORNER, "file_bytes": 9, "perplexity": 20.0, "exact_match": None,
+                  "other_perplexity": 30.0, "log_perplexity_increase": _ESTIMATE,
+                  "other_log_perplexity_increase": _ESTIMATE},
+         {**_CORNER, "figures": {"perplexity": 20.0, "other_perplexity": 30.0},
+          "rises": {"perplexity": _ESTIMATE, "other_perplexity": _ESTIMATE}}),
+        (SweepCell, {**made_cell("m", "a", "fp32").model_dump(), "status": "done",
+                     "result": _RESULT}, made_cell("m", "a", "fp32").model_dump()),
+        (HealedBranch, {"layer": 1, "kind": "mlp", "replacement": "bias", "parameters": 8,
+                        "ridge": 0.1, "bias_explained": 0.2, "linear_explained": None},
+         {"layer": 1, "kind": "mlp", "replacement": "bias", "parameters": 8}),
+    ],
+)  # fmt: skip
+def test_records_of_earlier_versions_are_read(
+    record: type[Record], earlier: dict[str, Any], now: dict[str, Any]
+) -> None:
+    assert record.model_validate(earlier) == record.model_validate(now)
+    with pytest.raises(ValidationError, match="new_key"):
+        record.model_validate({**earlier, "new_key": 1})
+
+
+def test_scores_by_further_metrics_of_earlier_versions_are_read() -> None:
+    report = importance_of({"mlp": [0.1, 0.2]})
+    score = report.scores[0].model_dump()
+    earlier = {**report.model_dump(), "further": [{"metric": "kl", "scores": [score]}]}
+    assert ImportanceReport.model_validate(earlier).tables["kl"] == report.scores[:1]

@@ -95,7 +95,7 @@ def test_what_holds_passes_and_what_doesn_t_fails_with_the_numbers(
     inner: Inner, limits: str, told: str
 ) -> None:
     near = EmbeddingAgreement(
-        texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9,
+        cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9,
         cosine_interval=narrow(0.95), rank_interval=narrow(0.9),
     )  # fmt: skip
     accuracy = gate_accuracy(tasks=[task("arc")], embeddings=near)

@@ -456,7 +456,7 @@ def test_a_disturbed_measurement_stops_or_warns_once(
     monkeypatch: pytest.MonkeyPatch, stolen: float, how: Any, lines: int | None
 ) -> None:
     """Six chunks on a machine of which each look says the same."""
-    state = MachineState(seconds=0, steal_share=stolen)
+    state = MachineState(steal_share=stolen)
     for name, result in {
         "machine_state": state, "shapes_of": ["a shape"], "generations_of": [],
         "machine_remarks": [],

@@ -58,7 +58,6 @@ def test_all_four_stand_in_the_report_with_speedups_as_the_pair_s(
 ) -> None:
     assert report.arms.baseline.quantization == EIGHT
     assert report.arms.references["float baseline"].quantization is None
-    assert all(corner.file_bytes > 0 for corner in report.corners)
     whole, *others = report.corners
     assert whole.speedups == {}
     for row in report.latency:
@@ -81,13 +80,14 @@ def test_each_corner_says_what_a_comparison_with_the_whole_float_model_says(
     folders = {"float candidate": "cut", "baseline": "whole-q", "candidate": "cut-q"}
     for arm, folder in folders.items():
         alone = accuracy_of(four["whole"], four[folder], options=OPTIONS)
-        assert own["float baseline"].perplexity == present(alone.perplexity).baseline
-        assert own[arm].perplexity == present(alone.perplexity).candidate
-        assert own[arm].kl_divergence == present(alone.kl_divergence) > 0
-        assert own[arm].top1_agreement == alone.top1_agreement
-        assert own[arm].exact_match == present(alone.generation).exact_match
-    whole = own["float baseline"]
-    assert (whole.kl_divergence, whole.top1_agreement, whole.exact_match) == (None, None, None)
+        assert own["float baseline"].figures == {"perplexity": present(alone.perplexity).baseline}
+        assert own[arm].figures == {
+            "perplexity": present(alone.perplexity).candidate,
+            "kl_divergence": alone.kl_divergence,
+            "top1_agreement": alone.top1_agreement,
+            "exact_match": present(alone.generation).exact_match,
+        }
+        assert present(alone.kl_divergence) > 0
     assert report.accuracy == accuracy_of(four["whole-q"], four["cut-q"], options=OPTIONS)
 
 
@@ -172,7 +172,9 @@ def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
     noises = {"whole": 0.0, "cut": 0.2, "whole-q": 0.1, "cut-q": 0.3}
     folders = {name: encoder(tmp_path / name, noise=noise) for name, noise in noises.items()}
     options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=6)
-    cosines = [corner.embedding_cosine for corner in together(folders, options).corners]
+    cosines = [
+        corner.figures.get("embedding_cosine") for corner in together(folders, options).corners
+    ]
     assert cosines[0] is None
     assert all(cosine is not None and 0 < cosine < 1 for cosine in cosines[1:])
     alone = accuracy_of(folders["whole"], folders["cut-q"], options=options)
@@ -209,11 +211,11 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
             assert verdict == verdict_of_interval(result.ci95, row.rounds)
     other, other_q = outcome.corners[-2:]
     alone = accuracy_of(four["whole"], made["other-q"], options=OPTIONS)
-    assert other_q.perplexity == present(alone.perplexity).candidate
-    assert other.perplexity not in (None, other_q.perplexity)
+    assert other_q.figures["perplexity"] == present(alone.perplexity).candidate
+    assert other.figures["perplexity"] != other_q.figures["perplexity"]
     quantised = accuracy_of(four["whole-q"], made["other-q"], options=OPTIONS)
-    assert other_q.log_perplexity_increase == quantised.log_perplexity_increase is not None
-    assert [corner.log_perplexity_increase is None for corner in outcome.corners] == [
+    assert other_q.rises == {"perplexity": present(quantised.log_perplexity_increase)}
+    assert [corner.rises == {} for corner in outcome.corners] == [
         corner.whole is None for corner in outcome.corners
     ]
     grid = corners_grid(outcome)
@@ -251,11 +253,11 @@ def test_a_second_text_has_a_perplexity_of_its_own(four: dict[str, Path], tmp_pa
     other = result.accuracy.other
     assert other.perplexity == there.accuracy.perplexity
     assert other.text_sha256 == there.accuracy.text_sha256
-    own = [corner.other_perplexity for corner in result.corners]
-    assert own == [corner.perplexity for corner in there.corners]
+    own = [corner.figures["other_perplexity"] for corner in result.corners]
+    assert own == [corner.figures["perplexity"] for corner in there.corners]
     without = together(four)
     assert without.accuracy == result.accuracy.model_copy(update={"other": None})
-    assert {corner.other_perplexity for corner in without.corners} == {None}
+    assert not any("other_perplexity" in corner.figures for corner in without.corners)
     with raises(ComparisonError, "same-text", "--other-text"):
         together(four, replace(OPTIONS, other_text="pydoc"))
 

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 from scipy.signal import lfilter
 
-from exporter.artifacts import FEWEST_ROUNDS, Interval, NoiseFloor, Speedup
+from exporter.artifacts import FEWEST_ROUNDS, Interval, Speedup
 from exporter.compare.agreement import COLUMNS, accuracy_of
 from exporter.compare.intervals import (
     difference_interval,
@@ -299,7 +299,7 @@ def test_there_is_no_verdict_of_few_rounds_or_within_the_noise_floor() -> None:
     assert verdict(result, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
     result = SpeedupEstimate(np.log(1.05), 0.001, 50)
     for ratio, word in ((1.06, "inconclusive"), (1.04, "faster")):
-        floor = NoiseFloor(ratio=ratio, rounds=9, speedup=Speedup(ratio=1, ci95=(0.9, 1.1)))
+        floor = ratio
         assert verdict(result, rounds=50, noise_floor=floor) == word
 
 

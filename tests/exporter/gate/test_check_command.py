@@ -218,7 +218,7 @@ def test_the_judged_models_are_named(run: Run, tmp_path: Path, baseline: Path) -
 def test_the_earlier_report_s_candidate_is_told_apart() -> None:
     old = gate_report(arms=arms_of("then"))
     result = check(gate_report(), Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
-    assert (result.models.candidate, result.models.earlier) == (
+    assert (result.models["candidate"], result.models["earlier"]) == (
         "cand/model.onnx", "then/model.onnx",
     )  # fmt: skip
 

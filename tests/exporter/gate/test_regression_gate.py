@@ -65,7 +65,7 @@ def judged(candidate: float = 20.0, arm: str = "cand", **figures: Any) -> Compar
 def embedded(cosine: float, ranks: float, reach: float | None = 0.001) -> dict[str, Any]:
     interval = None if reach is None or math.isnan(cosine) else narrow(cosine, reach)
     agreement = EmbeddingAgreement(
-        texts=3, cosine=cosine, lowest_cosine=0.9, rank_agreement=ranks, cosine_interval=interval,
+        cosine=cosine, lowest_cosine=0.9, rank_agreement=ranks, cosine_interval=interval,
         rank_interval=None if math.isnan(ranks) else narrow(ranks),
     )  # fmt: skip
     return {"embeddings": agreement}

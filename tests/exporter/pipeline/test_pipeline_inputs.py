@@ -280,7 +280,7 @@ def test_noise_is_labelled_as_such_and_all_arms_compute_what_pytorch_does(
         assert (place / "out" / arm / "preprocessor_config.json").is_file()
     assert len(report.corners) == 4
     quantized = [corner for corner in report.corners if corner.quantized]
-    assert all(corner.kl_divergence > 0 for corner in quantized)
+    assert all(corner.figures["kl_divergence"] > 0 for corner in quantized)
 
 
 def test_the_checkpoint_is_the_cut_model(noisy: tuple[Path, Any]) -> None:

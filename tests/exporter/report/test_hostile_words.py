@@ -215,7 +215,7 @@ BEYOND_BOUNDS: list[tuple[str, Any]] = [
     ("latency.0.speedup.ci95", [5e-324, 2.0]),
     ("latency.0.speedup.ci95", [1.2, 0.8]),
     ("latency.0.verdict_interval", [1.0, math.nan]),
-    ("latency.0.noise_floor.ratio", math.inf),
+    ("latency.0.noise_floor", math.inf),
     ("accuracy.perplexity.baseline", 0.0),
     ("accuracy.tokens", 10**30),
     ("plan", [{"layer": 1, "kind": "mlp"}] * 20_000),

@@ -108,7 +108,7 @@ def test_an_encoder_s_figures_are_told_and_no_divergence_is_explained(
     report: ComparisonReport,
 ) -> None:
     embeddings = EmbeddingAgreement(
-        texts=64, cosine=0.9812, lowest_cosine=0.9415, rank_agreement=0.9673,
+        cosine=0.9812, lowest_cosine=0.9415, rank_agreement=0.9673,
         cosine_interval=Interval(value=0.9812, ci95=(0.9786, 0.9838)),
     )  # fmt: skip
     encoder = Accuracy(

@@ -108,7 +108,7 @@ Table = dict[tuple[int, str], float]
 
 
 def _scores(report: ImportanceReport) -> dict[str, list[Score]]:
-    further = {metric.metric: metric.scores for metric in report.further}
+    further = report.further
     return {report.metric: report.scores, **further}
 
 
@@ -200,7 +200,7 @@ def test_all_at_once_are_what_each_is_alone() -> None:
     assert list(together) == list(METRICS)
     for metric, scores in together.items():
         alone = score_on(loaded, text, metrics=[metric], seed=3)
-        assert alone.further == []
+        assert alone.further == {}
         assert alone.scores == scores
 
 

@@ -15,7 +15,6 @@ import exporter.cli as command_line
 from exporter.artifacts import (
     CalibrationRef,
     ImportanceReport,
-    MetricScores,
     ModelRef,
     ScoreComparison,
 )
@@ -41,7 +40,7 @@ def _write(
         metric=first,
         calibration=ref,
         scores=scores_of(values),
-        further=[MetricScores(metric=name, scores=scores_of(v)) for name, v in further],
+        further={name: scores_of(v) for name, v in further},
     ).write(path)
 
 
