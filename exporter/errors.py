@@ -196,6 +196,20 @@ def pass_on_memory_error(error: BaseException) -> None:
             raise MemoryError(first_line(cause)) from error
 
 
+@contextlib.contextmanager
+def blaming(
+    what: object, hint: str, kind: type[DepthcutError], code: str = "unreadable"
+) -> Iterator[None]:
+    """Names what a library fails on, by whatever class of error: bad input, as far as is known."""
+    try:
+        yield
+    except DepthcutError:
+        raise
+    except Exception as error:
+        pass_on_memory_error(error)
+        raise kind(f"{what}: {first_line(error)}.", hint, code=code) from error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; PyTorch's on the CPU has no class of its own."""
     result = str(error)

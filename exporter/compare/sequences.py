@@ -35,9 +35,16 @@ from exporter.models.model_folder import (
     read_config,
 )
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text, within
-from exporter.models.texts.pairs import RANDOM, Pairs, read_pairs
-from exporter.models.texts.sources import PYDOC, TextSource
+from exporter.models.texts.pairs import (
+    OWN_TOKENS,
+    PAIRS,
+    PairReader,
+    Pairs,
+    paired_text,
+    read_pairs,
+    within,
+)
+from exporter.models.texts.sources import PYDOC, RANDOM, TextSource
 from exporter.optional import require
 from exporter.options import is_given, refusal
 from exporter.progress import Progress

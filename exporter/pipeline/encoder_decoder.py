@@ -23,8 +23,7 @@ from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.model_folder import GRAPHS
 from exporter.models.sentence_folder import copy_processor_files
-from exporter.models.texts.paired import PAIRS, scored_pairs
-from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.pairs import PAIRS, read_pairs, scored_pairs
 from exporter.models.texts.sources import PYDOC, Part, TextSource
 from exporter.options import Options, is_given, key_at, refusal
 from exporter.pipeline.request import QUICK, ExportRequest

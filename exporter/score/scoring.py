@@ -18,7 +18,7 @@ from exporter.models.loading.sources import refuse_other_heads
 from exporter.models.residual_stream import LayerModules, probe
 from exporter.models.texts.calibration import CalibrationText, check_text, mixed_text
 from exporter.models.texts.images import reads_images
-from exporter.models.texts.paired import scored_pairs
+from exporter.models.texts.pairs import scored_pairs
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress

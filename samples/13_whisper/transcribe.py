@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
-from exporter.models.texts.paired import PairReader
-from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.pairs import PairReader, read_pairs
 
 MOST = 3
 

@@ -47,7 +47,7 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
 from exporter.models.tasks import Task, meter_here, refuse_headless, task_of
 from exporter.models.texts.calibration import specs_of, text_of_report
-from exporter.models.texts.paired import scored_pairs
+from exporter.models.texts.pairs import scored_pairs
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from graph_passes.types import BLOCK_KINDS, SublayerRef

@@ -21,7 +21,6 @@ from exporter.models.model_folder import longest_sequence
 from exporter.models.residual_stream import classifies_texts, scores_pairs, together_in
 from exporter.models.texts.documents import Units
 from exporter.models.texts.images import image_samples, reads_images
-from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.passages import (
     LONGEST_PAIR,
     LONGEST_PASSAGE,
@@ -36,7 +35,7 @@ from exporter.models.texts.passages import (
 from exporter.models.texts.samples import CalibrationText as CalibrationText
 from exporter.models.texts.samples import Sources
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
-from exporter.models.texts.sources import DOCSTRINGS, PYDOC, Part, TextSource, read_texts
+from exporter.models.texts.sources import DOCSTRINGS, PYDOC, RANDOM, Part, TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -17,23 +19,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.artifacts import CalibrationRef
-from exporter.errors import (
-    CalibrationError,
-    DepthcutError,
-    ModelSourceError,
-    TextSourceError,
-    UnsafeInputError,
-    first_line,
-    pass_on_memory_error,
-)
+from exporter.errors import CalibrationError, ModelSourceError, TextSourceError, blaming
 from exporter.files import sha256_bytes, sha256_file
 from exporter.models.decoding_rules import settings_of
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
 from exporter.models.residual_stream import probe_inputs, run_backbone
-from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.samples import CalibrationText, Sources
-from exporter.models.texts.sources import PYDOC, Part, TextSource, hub_rows
+from exporter.models.texts.sources import (
+    PYDOC,
+    RANDOM,
+    Part,
+    TextSource,
+    column_missing,
+    hub_rows,
+)
 from exporter.optional import require
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
@@ -45,17 +45,24 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.float32]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 IMAGES_HINT = (
-    "Give a folder of images, one with a subfolder of images for each class, "
-    "hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], or random for noise."
+    f"Give a folder of images ({', '.join(SUFFIXES)}), one with a subfolder of images for each "
+    "class, hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], or random for noise."
 )
+IMAGES = 64
+"""Images where nobody says how many."""
 MOST_IMAGES = 1_000
 """Of a folder or a data set, at most: more are neither hashed nor read."""
+OTHER_FILE = "Take the file that belongs to the model."
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 _LARGEST_BYTES = 1 << 28
 _MOST_PIXELS = 1 << 26
 _LONGEST_TO_SHORTEST = 64
 """Where the shorter side is resized to a few hundred pixels, the longer one grows with it."""
 _NOISE = "noise images"
+_KIND = re.compile(r"(ViT|DeiT|Beit|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
+_SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
+_Size = Annotated[int, Field(gt=0, le=1 << 12)]
+_Sizes = _Size | dict[str, _Size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,48 +71,22 @@ class Picture:
 
     name: str
     label: str | int | None = None  # the name or number of its class; None where it isn't known
-    image: Callable[[], Any] | None = None  # None where it is read from the file of that name
     root: Path | None = None  # None: the file's own
+    content: bytes | None = None  # None: that of the file of that name
     sha256: str = ""
 
     def read(self) -> Any:
         """The image, as Pillow has it, in RGB, turned as its EXIF data say."""
         pillow = require("PIL.Image", extra="vision")
         operations = require("PIL.ImageOps", extra="vision")
-        try:
-            if self.image is not None:
-                image = self.image()
-            else:
-                image = pillow.open(io.BytesIO(self._content()), formats=_FORMATS)
+        hint = "Save it anew as PNG or JPEG, or leave it out."
+        with blaming(f"{self.name} is no image that can be read", hint, TextSourceError):
+            content = self.content
+            if content is None:
+                content = read_bytes(Path(self.name), self.root, limit=_LARGEST_BYTES)
+            image = pillow.open(io.BytesIO(content), formats=_FORMATS)
             refuse_large(image, self.name)
             return operations.exif_transpose(image).convert("RGB")
-        except (DepthcutError, UnsafeInputError):
-            raise
-        # Pillow's decoders raise many classes for a file that is none of theirs.
-        except Exception as error:
-            pass_on_memory_error(error)
-            raise TextSourceError(
-                f"{self.name} is no image that can be read: {first_line(error)}.",
-                "Save it anew as PNG or JPEG, or leave it out.",
-                code="no-image",
-            ) from error
-
-    def _content(self) -> bytes:
-        """Of the file, if it is still the one that was found."""
-        try:
-            content = read_bytes(Path(self.name), self.root, limit=_LARGEST_BYTES)
-        except FileNotFoundError as error:
-            raise self._changed("is no longer there") from error
-        if self.sha256 and sha256_bytes(content) != self.sha256:
-            raise self._changed("is another file than when it was found")
-        return content
-
-    def _changed(self, how: str) -> TextSourceError:
-        return TextSourceError(
-            f"{self.name} {how}; hashes and figures are of what was found.",
-            "Run the command again once nothing changes the folder any more.",
-            code="images-changed",
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,50 +117,44 @@ def read_images(spec: str, *, part: Part) -> Images:
     if spec.startswith("hf:"):
         return _of_hub(spec, part)
     path = Path(spec)
-    if not path.is_dir():
+    folders = sorted(place for place in path.iterdir() if place.is_dir()) if path.is_dir() else []
+    pictures = [Picture(str(file), root=path) for file in _files(path)]
+    labelled = [Picture(str(f), folder.name, path) for folder in folders for f in _files(folder)]
+    if pictures and labelled:
         raise TextSourceError(
-            f"{spec} is no folder of images, which this model reads.",
-            IMAGES_HINT,
-            code="no-images",
-        )
-    files = _files(path)
-    folders = sorted(place for place in path.iterdir() if place.is_dir())
-    labelled = [(file, place) for place in folders for file in _files(place)]
-    if files and labelled:
-        raise TextSourceError(
-            f"{path} holds images beside folders of images: {files[0].name} has no class.",
+            f"{path} holds images beside folders of images: {pictures[0].name} has no class.",
             "Put all images into folders named as their classes, or all side by side.",
             code="one-sided",
         )
-    pictures = [Picture(str(file), root=path) for file in files]
-    pictures += [Picture(str(file), place.name, root=path) for file, place in labelled]
-    if not pictures:
-        raise TextSourceError(
-            f"{path} holds no images ({', '.join(SUFFIXES)}).", IMAGES_HINT, code="no-images"
-        )
-    chosen = _mixed(pictures)
+    pictures += labelled
+    chosen = _mixed(pictures, spec)
     for picture in chosen:
         check_file(Path(picture.name), path, limit=_LARGEST_BYTES)
-    chosen = tuple(replace(picture, sha256=sha256_file(Path(picture.name))) for picture in chosen)
+    chosen = [replace(picture, sha256=sha256_file(Path(picture.name))) for picture in chosen]
     names = [f"{picture.label}/{Path(picture.name).name}" for picture in chosen]
     return _known(spec, chosen, names, len(pictures))
 
 
-def _known(source: str, chosen: tuple[Picture, ...], texts: list[str], there: int) -> Images:
+def _known(source: str, chosen: Sequence[Picture], texts: Sequence[str], there: int) -> Images:
     """Images with their hashes, each by what it shows and by what else is told of it."""
     digests = [picture.sha256 for picture in chosen]
     shown = sha256_bytes("\n".join(sorted(set(digests))).encode())
     lines = (" ".join(pair) for pair in zip(texts, digests, strict=True))
     content = sha256_bytes(os.fsencode("\n".join(lines)))  # names needn't be UTF-8
-    return Images(source, (), shown, content_sha256=content, pictures=chosen, there=there)
+    return Images(source, (), shown, content_sha256=content, pictures=tuple(chosen), there=there)
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
 
 
-def _mixed(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+def _mixed(pictures: Sequence[Picture], spec: str) -> list[Picture]:
     """The first ones in an order by chance, the same each time, in which the classes take turns."""
+    if not pictures:
+        raise TextSourceError(
+            f"{spec} holds no images, which this model reads.", IMAGES_HINT, code="no-images"
+        )
     order = np.random.default_rng(0).permutation(len(pictures))
     seen: dict[str | int | None, int] = {}
     turns = []
@@ -187,8 +162,7 @@ def _mixed(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
         label = pictures[place].label
         turns.append(seen.setdefault(label, 0))
         seen[label] += 1
-    first = np.argsort(turns, kind="stable")[:MOST_IMAGES]
-    return tuple(pictures[order[at]] for at in first)
+    return [pictures[order[at]] for at in np.argsort(turns, kind="stable")[:MOST_IMAGES]]
 
 
 def _of_hub(spec: str, part: Part) -> Images:
@@ -196,61 +170,32 @@ def _of_hub(spec: str, part: Part) -> Images:
     label, rows = hub_rows(spec, part, "image")
     features = getattr(rows, "features", None) or {}
     column = label.rpartition(":")[2]
-    rows = _undecoded(rows, features, column)
-    pictures = (_of_row(row, column, features, spec) for row in islice(rows, MOST_IMAGES))
-    result = list(_read(pictures, spec))
-    if not result:
-        raise TextSourceError(f"{spec} holds no images.", IMAGES_HINT, code="no-images")
-    chosen = _mixed(result)
+    feature: Any = features.get(column)
+    names = getattr(features.get("label"), "names", ())
+    with blaming(f"{spec} can't be read", IMAGES_HINT, TextSourceError):
+        if hasattr(feature, "decode_example"):  # files take a tenth of the images' memory
+            rows = rows.cast_column(column, replace(feature, decode=False))
+        result = [_of_row(row, column, feature, names, spec) for row in islice(rows, MOST_IMAGES)]
+    chosen = _mixed(result, spec)
     return _known(label, chosen, [str(picture.label) for picture in chosen], len(result))
 
 
-def _undecoded(rows: Any, features: Any, column: str) -> Any:
-    """The same rows with images as their files are, which take a tenth of the memory."""
-    feature = features.get(column)
-    if not hasattr(feature, "decode_example"):
-        return rows
-    return rows.cast_column(column, replace(feature, decode=False))
-
-
-def _opened(value: Any, feature: Any) -> tuple[Any, Callable[[], Any]]:
-    """The image that a row's value is, and what makes it again: of its file, if that came along."""
-    if not isinstance(value, dict) or not hasattr(feature, "decode_example"):
-        return value, lambda: value
-    image = feature.decode_example(value)
-    if value.get("bytes"):
-        return image, lambda: feature.decode_example(value)
-    return image, lambda: image
-
-
-def _read(pictures: Iterable[Picture], spec: str) -> Iterable[Picture]:
-    try:
-        yield from pictures
-    except DepthcutError:
-        raise
-    except Exception as error:  # the library raises anything from OSError to its own classes
-        pass_on_memory_error(error)
-        raise TextSourceError(
-            f"{spec} can't be read: {first_line(error)}.", IMAGES_HINT, code="no-image"
-        ) from error
-
-
-def _of_row(row: Any, column: str, features: Any, spec: str) -> Picture:
-    image, make = _opened(row.get(column), features.get(column))
-    if not hasattr(image, "convert"):
-        raise TextSourceError(
-            f"{spec}: there is no image in the column {column!r}.",
-            f"The columns are {', '.join(row)}. Name it: hf:DATASET:CONFIG:SPLIT:COLUMN.",
-            code="column-missing",
-        )
-    name, number = f"an image of {spec}", row.get("label")
-    refuse_large(image, name)
+def _of_row(row: Any, column: str, feature: Any, names: Sequence[str], spec: str) -> Picture:
+    value, number = row.get(column), row.get("label")
+    content = value.get("bytes") if isinstance(value, dict) else None
+    if content is None:  # an image, or where there is one
+        image = feature.decode_example(value) if isinstance(value, dict) and feature else value
+        if not hasattr(image, "save"):
+            raise column_missing(spec, column, row)
+        kept = io.BytesIO()
+        image.save(kept, "PNG")
+        content = kept.getvalue()
     if isinstance(number, int) and number < 0:
         number = None  # so data sets mark what has no label, such as a test's images
-    names = getattr(features.get("label"), "names", None)
-    if isinstance(number, int) and names is not None and 0 <= number < len(names):
+    if isinstance(number, int) and number < len(names):
         number = names[number]
-    return Picture(name, number, make, sha256=sha256_bytes(image.tobytes()))
+    name = f"an image of {spec}"
+    return Picture(name, number, content=content, sha256=sha256_bytes(content))
 
 
 def refuse_large(image: Any, name: str, shortest: int = 0) -> None:
@@ -265,17 +210,6 @@ def refuse_large(image: Any, name: str, shortest: int = 0) -> None:
             "Make it smaller, or less narrow: classifiers see a few hundred.",
             code="image-too-large",
         )
-
-
-IMAGES = 64
-"""Images where nobody says how many."""
-_PREPROCESSOR = "preprocessor_config.json"
-_KINDS = ("ViT", "DeiT", "Beit", "Bit")
-_ENDS = ("ImageProcessor", "FeatureExtractor", "ImageProcessorFast", "ImageProcessorPil")
-_SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
-_COLOURS = 3
-_Size = Annotated[int, Field(gt=0, le=1 << 12)]
-_Sizes = _Size | dict[str, _Size]
 
 
 class _Settings(BaseModel):
@@ -339,44 +273,29 @@ class ImageReader:
     def _one(self, picture: Picture, wanted: tuple[int, ...]) -> Pixels:
         image, (processor, shortest) = picture.read(), self._processor
         refuse_large(image, picture.name, shortest)
-        try:
-            with quiet_transformers():
-                pixels: Pixels = processor(image, return_tensors="np")["pixel_values"][0]
-        # A processor's settings may contradict each other in many ways.
-        except Exception as error:
-            pass_on_memory_error(error)
-            raise ModelSourceError(
-                f"The image processor of {self.name} fails on {picture.name}: {first_line(error)}.",
-                "Take the file that belongs to the model.",
-                code="image-processor-fails",
-            ) from error
-        if pixels.shape != wanted:
-            raise ModelSourceError(
-                f"The image processor of {self.name} makes images of the shape "
-                f"{list(pixels.shape)}; the model takes {list(wanted)}.",
-                "Take the file that belongs to the model.",
-                code="other-image-size",
-            )
+        with self._own_processor(f"fails on {picture.name}"), quiet_transformers():
+            pixels: Pixels = processor(image, return_tensors="np")["pixel_values"][0]
+            if pixels.shape != wanted:
+                raise ValueError(f"it makes the shape {list(pixels.shape)} of {list(wanted)}")
         return pixels
+
+    def _own_processor(self, fails: str) -> AbstractContextManager[None]:
+        """Its settings may contradict each other, and the model's, in many ways."""
+        what = f"The image processor of {self.name} {fails}"
+        return blaming(what, OTHER_FILE, ModelSourceError, "odd-setting")
 
     @cached_property
     def _processor(self) -> tuple[Any, int]:
         """Transformers' own, and the pixels to which it resizes the shorter side."""
-        result, where = self._told()
+        result, where = processor_settings(self.folder, "image_processor")
         kind = str(result.get("image_processor_type") or result.get("feature_extractor_type"))
-        family = next((f for f in _KINDS if kind in {f + end for end in _ENDS}), None)
+        family = _KIND.fullmatch(kind)
         if family is None:
             raise ModelSourceError(
                 f"{where}: the image processor {kind[:60]} is none of those that are used here: "
-                f"{', '.join(f'{item}ImageProcessor' for item in _KINDS)}.",
+                "those of ViT, DeiT, Beit and Bit.",
                 "Write its settings as one of these, if they say the same.",
                 code="other-image-processor",
-            )
-        if image_shape(self.config)[0] != _COLOURS:
-            raise ModelSourceError(
-                f"{self.name} takes images of {image_shape(self.config)[0]} colours.",
-                f"Classifiers of {_COLOURS} are taken.",
-                code="other-colours",
             )
         # The fast processors write null for what they leave to their class.
         said = {name: value for name, value in result.items() if value is not None}
@@ -384,30 +303,26 @@ class ImageReader:
         require("PIL.Image", extra="vision")
         library = require("transformers", extra="torch")
         # transformers 4.57 calls so what 5 calls ...Pil; 5 makes the plain one with torchvision.
-        name = f"{family}ImageProcessor"
+        name = f"{family[1]}ImageProcessor"
         made = getattr(library, f"{name}Pil", None) or getattr(library, name)
         size = settings.get("size") or 0
         shortest = size if isinstance(size, int) else size.get("shortest_edge", 0)
-        try:
+        with self._own_processor("can't be made"):  # of names of sizes that don't belong together
             return made(**settings), shortest
-        except ValueError as error:  # names of sizes that don't belong together
-            raise ModelSourceError(
-                f"{where}: {first_line(error)}.",
-                "Take the file that belongs to the model.",
-                code="odd-setting",
-            ) from error
 
-    def _told(self) -> tuple[dict[str, Any], str]:
-        for name in (_PREPROCESSOR, "processor_config.json"):
-            result = read_object(self.folder / name)
-            result = result.get("image_processor", result)
-            if isinstance(result, dict) and result:
-                return result, str(self.folder / name)
-        raise ModelSourceError(
-            f"{self.folder} has no {_PREPROCESSOR}, which says how an image becomes numbers.",
-            "Put the model's own there, or give random for noise in place of images.",
-            code="no-image-processor",
-        )
+
+def processor_settings(folder: Path, part: str) -> tuple[dict[str, Any], str]:
+    """What a model's folder says of how its input becomes numbers, and in which file."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        result = read_object(folder / name)
+        result = result.get(part, result)
+        if isinstance(result, dict) and result:
+            return result, str(folder / name)
+    raise ModelSourceError(
+        f"{folder} has no preprocessor_config.json, which says how inputs become numbers.",
+        "Put the model's own there, or give random for noise.",
+        code="no-processor",
+    )
 
 
 def reads_images(model: Any) -> bool:

@@ -1,109 +1,113 @@
-"""What an encoder-decoder is asked and what is right: texts or recordings and targets."""
+"""What an encoder-decoder is asked and what is right: texts or recordings, and targets."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
+from exporter.artifacts import CalibrationRef
 from exporter.errors import (
-    DepthcutError,
+    CalibrationError,
+    ModelSourceError,
     TextSourceError,
-    UnsafeInputError,
-    first_line,
-    pass_on_memory_error,
+    UsageError,
+    blaming,
 )
 from exporter.files import sha256_bytes, sha256_file
+from exporter.models.decoding_rules import (
+    DecodingRules,
+    greedy,
+    rules_in,
+    settings_of,
+    target_positions,
+)
+from exporter.models.loading.model_class import hub_off, quiet_transformers
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.model_folder import read_object
 from exporter.models.texts.documents import scattered
+from exporter.models.texts.images import OTHER_FILE, processor_settings
 from exporter.models.texts.passages import paragraphs
-from exporter.models.texts.sources import Part, json_lines, read_file, read_texts
+from exporter.models.texts.samples import CalibrationText, Sources
+from exporter.models.texts.sources import (
+    JSON_LINES,
+    PYDOC,
+    RANDOM,
+    Part,
+    field_of,
+    read_file,
+    read_texts,
+    records_in,
+)
 from exporter.optional import require
+from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import CONFIG_BYTES, check_file, opened
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 LARGEST_BYTES = 1 << 28
 """What the file of a recording may take."""
+PAIRS = 32
+"""Sources where nobody says how many."""
+LONGEST = 128
+"""Tokens of a source or a target; longer ones lose their end."""
+OWN_TOKENS = 48
+"""The most tokens of a target that the model makes itself."""
+_BATCH = 4
+"""Sources that a model answers at once."""
 _BLOCK = 1 << 16
 _RATES = range(4_000, 400_000)
+_TOKENIZERS = ("tokenizer*", "vocab.*", "*.spm", "spiece.model")
+_RANDOM_TOKENS = 24
+_SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
+_MOST_NUMBERS = 1 << 23
+"""Seven times as many as the largest Whisper computes with of a recording."""
+_HINT = (
+    f"Give a folder of recordings ({', '.join(SUFFIXES)}), JSON lines such as "
+    '{"audio": "one.wav", "text": "what is said"} or {"source": "...", "target": "..."}, any text '
+    "for a model that reads texts, or random for noise."
+)
 
 Samples = NDArray[np.float32]
+Generate = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.int64]]
+"""From the encoder's inputs to the model's own targets, prompt included, ``[samples, tokens]``."""
 
 
 def read_sound(path: Path, rate: int, longest_s: float) -> tuple[Samples, int]:
     """A recording's samples, ``[samples]`` from -1 to 1, at a rate; and the file's own rate."""
-    samples, file_rate = _decoded(path, longest_s)
-    if not np.isfinite(samples).all():
-        raise TextSourceError(
-            f"{path} holds samples that are not finite.", "Record it again.", code="not-finite"
-        )
+    soundfile = require("soundfile", extra="speech")
+    hint = "Convert it, for example with: ffmpeg -i FILE -ar 16000 out.wav"
+    with blaming(f"{path} is no recording that can be read", hint, TextSourceError):
+        check_file(path, limit=LARGEST_BYTES)
+        # The open file: libsndfile takes minutes to call Python for each of a million chunks.
+        with opened(path) as held, soundfile.SoundFile(held.fileno(), closefd=False) as file:
+            frames, file_rate = int(file.frames), int(file.samplerate)
+            if file_rate not in _RATES or not 0 < frames <= longest_s * file_rate:
+                raise TextSourceError(
+                    f"{path} has {frames:,} samples, {file_rate:,} a second; the model hears "
+                    f"{longest_s:g} s at once.",
+                    "Leave it out, or cut it into shorter recordings: what is behind would be lost "
+                    "without a word.",
+                    code="sound-too-long",
+                )
+            # A compressed file may have hundreds of channels: only their mean is kept.
+            parts = file.blocks(_BLOCK, always_2d=True)
+            samples = np.concatenate([part.mean(axis=1) for part in parts])
+        if not np.isfinite(samples).all():
+            raise ValueError("it holds samples that are not finite")
     if file_rate != rate:
         from scipy.signal import resample_poly
 
         common = gcd(rate, file_rate)
         samples = resample_poly(samples, rate // common, file_rate // common)
     return samples.astype(np.float32), file_rate
-
-
-def _decoded(path: Path, longest_s: float) -> tuple[NDArray[np.float64], int]:
-    """Mono samples from -1 to 1, and their rate."""
-    soundfile = require("soundfile", extra="speech")
-    try:
-        check_file(path, limit=LARGEST_BYTES)
-        # The open file: libsndfile takes minutes to call Python for each of a million chunks.
-        with opened(path) as held, soundfile.SoundFile(held.fileno(), closefd=False) as file:
-            _refuse_unheard(path, longest_s, int(file.frames), int(file.samplerate))
-            # A compressed file may have hundreds of channels: only their mean is kept.
-            parts = file.blocks(_BLOCK, always_2d=True)
-            return np.concatenate([part.mean(axis=1) for part in parts]), int(file.samplerate)
-    except FileNotFoundError:
-        raise TextSourceError(
-            f"The recording {path} does not exist.",
-            "Name a file that is there.",
-            code="file-missing",
-        ) from None
-    except (DepthcutError, UnsafeInputError):
-        raise
-    # The library raises many classes for a file that is none of its own.
-    except Exception as error:
-        pass_on_memory_error(error)
-        raise TextSourceError(
-            f"{path} is no recording that can be read: {first_line(error)}.",
-            "Convert it, for example with: ffmpeg -i FILE -ar 16000 out.wav",
-            code="no-recording",
-        ) from error
-
-
-def _refuse_unheard(path: Path, longest_s: float, frames: int, rate: int) -> None:
-    """Refuses a recording by its length and rate, before its samples become floats."""
-    if rate not in _RATES:
-        raise TextSourceError(
-            f"{path} says that it has {rate} samples a second.",
-            "Convert it, for example with: ffmpeg -i FILE -ar 16000 out.wav",
-            code="odd-rate",
-        )
-    if not frames:
-        raise TextSourceError(f"{path} holds no sound.", "Leave it out.", code="no-sound")
-    if frames > longest_s * rate:
-        raise TextSourceError(
-            f"{path} takes {frames / rate:.1f} s; the model hears {longest_s:g} s at once.",
-            "Cut it into shorter recordings: what is behind would be lost without a word.",
-            code="sound-too-long",
-        )
-
-
-RANDOM = "random"
-"""Noise in place of a text or a recording."""
-_SOUND_HINT = (
-    'Give a folder of recordings, or JSON lines such as {"audio": "one.wav", "text": "what is '
-    'said"}, or random for noise.'
-)
-_TEXT_HINT = 'Give JSON lines such as {"source": "...", "target": "..."}, or any text.'
 
 
 @dataclass(frozen=True)
@@ -146,51 +150,34 @@ def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
     path = Path(spec)
     if sound:
         return _sounds(spec, path)
-    if path.suffix.lower() in (".jsonl", ".ndjson") and _names_sources(path):
-        lines = list(_lines(path))
-        result = [
-            Pair(_field(item, "source", at), _target(item, "target", at)) for item, at in lines
+    lines = [*records_in(path)] if path.suffix.lower() in JSON_LINES else []
+    if lines and "source" in lines[0][0]:
+        pairs = [
+            Pair(field_of(line, "source", at, _HINT), _target(line, "target", at))
+            for line, at in lines
         ]
-        return _whole(spec, result, [pair.source.encode() for pair in result], _TEXT_HINT)
+        return _whole(spec, pairs, [sha256_bytes(pair.source.encode()) for pair in pairs])
     texts = read_texts(spec, part=part)
-    pairs = tuple(map(Pair, scattered(paragraphs(texts))))
-    return Pairs(texts.source, pairs, texts.sha256, texts.sha256)
-
-
-def _names_sources(path: Path) -> bool:
-    first = next(iter(_lines(path)), None)
-    return first is not None and "source" in first[0]
+    drawn = tuple(map(Pair, scattered(paragraphs(texts))))
+    return Pairs(texts.source, drawn, texts.sha256, texts.sha256)
 
 
 def _sounds(spec: str, path: Path) -> Pairs:
+    folder, pairs = path, list[Pair]()
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        for file in files:
-            check_file(file, limit=LARGEST_BYTES)
         pairs = [Pair(str(file), _beside(file)) for file in files]
-        if not files:
-            raise TextSourceError(
-                f"{path} holds no recordings ({', '.join(SUFFIXES)}).",
-                _SOUND_HINT,
-                code="no-recordings",
-            )
-        return _whole(spec, pairs, files, _SOUND_HINT)
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise TextSourceError(
-            f"{spec} is no recordings, which this model reads.", _SOUND_HINT, code="no-recordings"
-        )
-    pairs = []
-    for line, at in _lines(path):
-        sound = path.parent / _field(line, "audio", at)
-        if not sound.exists():  # nor does what has a zero byte in its name
-            raise TextSourceError(
-                f"{at}: the recording {sound} does not exist.",
-                "Paths are taken from the folder of the JSON-lines file.",
-                code="file-missing",
-            )
-        check_file(sound, path.parent, limit=LARGEST_BYTES)
-        pairs.append(Pair(str(sound), _target(line, "text", at)))
-    return _whole(spec, pairs, [Path(pair.source) for pair in pairs], _SOUND_HINT)
+    elif path.suffix.lower() in JSON_LINES:
+        folder = path.parent  # from which the paths are taken
+        for line, at in records_in(path):
+            sound = folder / field_of(line, "audio", at, _HINT)
+            if not sound.exists():  # nor does what has a zero byte in its name
+                raise TextSourceError(f"{at}: {sound} does not exist.", _HINT, code="unreadable")
+            pairs.append(Pair(str(sound), _target(line, "text", at)))
+    sounds = [Path(pair.source) for pair in pairs]
+    for sound in sounds:
+        check_file(sound, folder, limit=LARGEST_BYTES)
+    return _whole(spec, pairs, [*map(sha256_file, sounds)])
 
 
 def _beside(sound: Path) -> str | None:
@@ -199,9 +186,9 @@ def _beside(sound: Path) -> str | None:
     return read_file(text).strip() if text.is_file() else None
 
 
-def _whole(spec: str, pairs: Sequence[Pair], sources: Sequence[Path | bytes], hint: str) -> Pairs:
+def _whole(spec: str, pairs: Sequence[Pair], digests: Sequence[str]) -> Pairs:
     if not pairs:
-        raise TextSourceError(f"{spec} holds no pairs.", hint, code="no-text")
+        raise TextSourceError(f"{spec} holds no pairs, or no recordings.", _HINT, code="no-text")
     lacking = [number for number, pair in enumerate(pairs, 1) if pair.target is None]
     if lacking and len(lacking) < len(pairs):
         raise TextSourceError(
@@ -209,35 +196,341 @@ def _whole(spec: str, pairs: Sequence[Pair], sources: Sequence[Path | bytes], hi
             "Give all of them a target, or none.",
             code="one-sided",
         )
-    held = [
-        (sha256_file(source) if isinstance(source, Path) else sha256_bytes(source), pair)
-        for pair, source in scattered([*zip(pairs, sources, strict=True)])
-    ]
-    alone = "\n".join(sorted({digest for digest, _ in held})).encode()
+    held = scattered([*zip(digests, pairs, strict=True)])
+    alone = "\n".join(sorted({*digests})).encode()
     data = json.dumps([[digest, pair.target] for digest, pair in held]).encode()
     return Pairs(spec, tuple(pair for _, pair in held), sha256_bytes(alone), sha256_bytes(data))
 
 
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a JSON-lines file, and where each stands."""
-    for record, number in json_lines(read_file(path), path):
-        at = f"{path}, line {number}"
-        if not isinstance(record, dict):
-            text = f"{at}: a JSON object is needed."
-            raise TextSourceError(text, _TEXT_HINT, code="not-an-object")
-        yield record, at
+def _target(line: Mapping[str, Any], name: str, at: str) -> str | None:
+    return None if line.get(name) is None else field_of(line, name, at, _HINT)
 
 
-def _field(line: dict[str, Any], name: str, at: str) -> str:
-    value = line.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise TextSourceError(
-            f'{at}: the field "{name}" is missing, empty or no string.',
-            "Each line needs it.",
-            code="field-missing",
+_Size = Annotated[int, Field(gt=0, lt=1 << 20)]
+
+
+class _Heard(BaseModel):
+    """What a model of sound reads, by its config."""
+
+    model_config = ConfigDict(strict=True)
+
+    num_mel_bins: _Size
+    max_source_positions: _Size
+
+
+class _Features(BaseModel):
+    """The settings of a feature extractor, with transformers' defaults."""
+
+    model_config = ConfigDict(strict=True)
+
+    feature_size: _Size
+    sampling_rate: _Size = 16_000
+    hop_length: _Size = 160
+    chunk_length: _Size = 30
+    n_fft: Annotated[int, Field(gt=1, lt=1 << 14)] = 400
+    padding_value: float = 0.0
+    dither: float = 0.0
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Turns pairs into an encoder-decoder's inputs."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    rules: DecodingRules
+    tokenizer: Any  # transformers' own; None for a model without one
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> PairReader:
+        """That of a loaded model."""
+        model: Any = loaded.model
+        config = model.config.to_dict()
+        rules = DecodingRules.of(config, model.generation_config.to_dict())
+        return cls(loaded.ref.source, loaded.path, config, rules, loaded.tokenizer)
+
+    @classmethod
+    def beside(cls, folder: Path) -> PairReader:
+        """That of an exported model."""
+        config, tokenizer = read_object(folder / "config.json"), None
+        if any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
+            auto = require("transformers", extra="torch").AutoTokenizer
+            with quiet_transformers(), hub_off():
+                tokenizer = auto.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+        return cls(str(folder), folder, config, rules_in(folder), tokenizer)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it reads recordings."""
+        return "num_mel_bins" in self.config
+
+    @property
+    def longest_target(self) -> int:
+        """Tokens of a target, prompt and end included; longer ones lose their end."""
+        return min(LONGEST, target_positions(self.config) or LONGEST)
+
+    def new_tokens(self, most: int = LONGEST) -> int:
+        """The most tokens behind a prompt that a target may have."""
+        return self.rules.room(min(most, self.longest_target - len(self.rules.prompt)))
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens of an answer; of speech all that fit, for the words behind count."""
+        positions = target_positions(self.config) if self.hears else None
+        if positions is None:
+            return self.new_tokens()
+        return self.rules.room(positions - len(self.rules.prompt))
+
+    def within(self, pairs: Pairs, tokens: int) -> int:
+        """How many of the first pairs have targets of so many tokens together; at least one."""
+        return within([len(row) for row in self.targets(pairs, len(pairs.pairs))], tokens)
+
+    def sources(
+        self, pairs: Pairs, number: int, *, part: Part, progress: Progress = QUIET
+    ) -> Sources:
+        """What the encoder reads of the first pairs."""
+        if pairs.is_random:
+            return self._noise(number, _SEEDS[part])
+        chosen = pairs.pairs[:number]
+        return self._features(chosen, progress) if self.hears else self._tokens(chosen)
+
+    def targets(self, pairs: Pairs, number: int) -> list[list[int]]:
+        """The decoder's tokens of the first pairs: its prompt, the target, and its end."""
+        room = max(1, self.longest_target - len(self.rules.prompt) - 1)
+        first, *begin = reversed(self.rules.prompt)
+        numbers = []
+        for pair in pairs.pairs[:number]:
+            ids = self._target_ids(pair.target or "")[:room]
+            row = [*reversed(begin), *(() if ids[:1] == [first] else (first,)), *ids]
+            ends = self.rules.end_ids
+            numbers.append(row if row[-1] in ends or not ends else [*row, min(ends)])
+        return numbers
+
+    def _target_ids(self, text: str) -> list[int]:
+        """A target's own tokens, as far as its end; the prompt names the language, not they.
+
+        What names a language stands before the text, or behind its end, by the tokenizer, and is
+        the source's where nobody has set the target's.
+        """
+        tokenizer, ends = self._tokenizer(), self.rules.end_ids
+        if self.hears:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        elif hasattr(tokenizer, "tgt_lang"):
+            self._refuse_no_language(tokenizer)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(text_target=text)["input_ids"]
+        last = next((place for place, item in enumerate(ids) if item in ends), len(ids))
+        return [int(item) for item in ids[: last + 1]]
+
+    def _refuse_no_language(self, tokenizer: Any) -> None:
+        """Refuses targets whose language nothing tells."""
+        named = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+        others = {*self.rules.end_ids, *named, tokenizer.mask_token_id, tokenizer.eos_token_id}
+        if self.rules.prompt[-1] not in {*tokenizer.all_special_ids} - others:
+            raise CalibrationError(
+                f"{self.name} knows many languages, and nothing says into which it translates.",
+                "Set forced_bos_token_id in generation_config.json to the target language's token.",
+                code="no-target-language",
+            )
+
+    def text(self, row: Sequence[int]) -> str:
+        """A target in words."""
+        words: str = self._tokenizer().decode(row, skip_special_tokens=True)
+        return words.strip()
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise CalibrationError(
+                f"{self.name} has no tokenizer, so no text can be turned into tokens.",
+                "Give a model with its tokenizer, or random as the text.",
+                code="no-tokenizer",
+            )
+        return self.tokenizer
+
+    def _tokens(self, pairs: Sequence[Pair]) -> Sources:
+        tokenizer = self._tokenizer()
+        rows = [tokenizer(pair.source)["input_ids"] for pair in pairs]
+        most = min(LONGEST, target_positions(self.config) or LONGEST)
+        rows = [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in rows]
+        return _of_tokens(*padded(rows, self.rules.pad_id))
+
+    def _features(self, pairs: Sequence[Pair], progress: Progress) -> Sources:
+        extractor, rate = self.extractor, int(self.extractor.sampling_rate)
+        longest = float(extractor.chunk_length)
+        sounds = [read_sound(Path(pair.source), rate, longest) for pair in pairs]
+        if others := sorted({file_rate for _, file_rate in sounds} - {rate}):
+            text = ", ".join(f"{other:,} Hz" for other in others)
+            progress.say(f"audio: resampled from {text} to {rate:,} Hz")
+        made = extractor([one for one, _ in sounds], sampling_rate=rate, return_tensors="np")
+        features = np.asarray(made["input_features"], np.float32)
+        ends = -np.array([len(one) for one, _ in sounds]) // (2 * int(extractor.hop_length))
+        mask = np.arange(features.shape[-1] // 2) < -ends[:, None]
+        return Sources({"input_features": features}, mask)
+
+    @cached_property
+    def extractor(self) -> Any:
+        """The feature extractor of a speech model."""
+        settings, where = processor_settings(self.folder, "feature_extractor")
+        features, wanted = settings_of(_Features, settings, where), self._heard_shape
+        result = (
+            features.feature_size,
+            features.chunk_length * features.sampling_rate // features.hop_length,
         )
-    return value
+        # What it computes with, and of how much sound: a step may not jump over any.
+        self._refuse_large("n_fft", max(wanted), max(features.n_fft, features.hop_length))
+        if result != wanted:
+            raise ModelSourceError(
+                f"{where} makes {result[0]} features of {result[1]} frames; the model takes "
+                f"{wanted[0]} of {wanted[1]}.",
+                OTHER_FILE,
+                code="odd-setting",
+            )
+        made: Any = require("transformers", extra="torch").WhisperFeatureExtractor
+        return made(**features.model_dump())
+
+    @cached_property
+    def _heard_shape(self) -> tuple[int, int]:
+        """Features and frames of a recording, as the model's config says."""
+        result = settings_of(_Heard, self.config, f"{self.name}: config.json")
+        shape = result.num_mel_bins, 2 * result.max_source_positions
+        self._refuse_large("num_mel_bins", *shape)
+        return shape
+
+    def _refuse_large(self, entry: str, one: int, other: int) -> None:
+        if one * other > _MOST_NUMBERS:
+            raise ModelSourceError(
+                f"{self.name}: {one} x {other} numbers of each recording ({entry}) are more than "
+                f"the {_MOST_NUMBERS:,} that any model computes with.",
+                OTHER_FILE,
+                code="odd-setting",
+            )
+
+    def _noise(self, number: int, seed: int) -> Sources:
+        rng = np.random.default_rng(seed)
+        if self.hears:
+            shape = (number, *self._heard_shape)
+            features = rng.standard_normal(shape, dtype=np.float32)
+            mask = np.ones((number, shape[-1] // 2), np.bool_)
+            return Sources({"input_features": features}, mask)
+        ids = rng.integers(3, int(self.config["vocab_size"]), (number, _RANDOM_TOKENS))
+        return _of_tokens(ids, np.ones(ids.shape, np.bool_))
 
 
-def _target(line: dict[str, Any], name: str, at: str) -> str | None:
-    return None if line.get(name) is None else _field(line, name, at)
+def _of_tokens(ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> Sources:
+    return Sources({"input_ids": ids, "attention_mask": mask.astype(np.int64)}, mask)
+
+
+def within(lengths: Sequence[int] | NDArray[np.int64], tokens: int) -> int:
+    """How many of the first targets have so many tokens together; at least one."""
+    return max(1, int(np.count_nonzero(np.cumsum(lengths) <= tokens)))
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], Any]:
+    """Token ids and mask, ``[rows, longest]``."""
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+    return ids, np.arange(longest) < np.array([len(row) for row in rows])[:, None]
+
+
+def paired_text(
+    reader: PairReader,
+    pairs: Pairs,
+    generate: Generate,
+    *,
+    number: int | None = None,
+    part: Part = "calibration",
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """Samples of an encoder-decoder: what its encoder reads, and its decoder's tokens."""
+    count = number or PAIRS
+    sources = reader.sources(pairs, count, part=part, progress=progress)
+    if pairs.has_targets:
+        rows = reader.targets(pairs, count)
+    else:
+        progress.say(f"{pairs.source}: the targets are the whole model's own")
+        parts = (sources.rows(slice(at, at + _BATCH)) for at in range(0, len(sources.mask), _BATCH))
+        rows = [_until_end(row, reader.rules) for part in parts for row in generate(part.arrays)]
+    ids, mask = padded(rows, reader.rules.pad_id)
+    ref = CalibrationRef(
+        source=pairs.source,
+        samples=len(ids),
+        sequence_length=ids.shape[1],
+        tokens=int(mask.sum()),
+        sha256=pairs.sha256,
+    )
+    return CalibrationText(ref, ids, mask, sources=sources)
+
+
+def _until_end(row: NDArray[np.int64], rules: DecodingRules) -> list[int]:
+    """A generated row without the padding behind its end."""
+    numbers = [int(token) for token in row]
+    start = len(rules.prompt)
+    ends = (n for n, token in enumerate(numbers) if n >= start and token in rules.end_ids)
+    return numbers[: next(ends, len(numbers)) + 1]
+
+
+def scored_pairs(
+    loaded: LoadedModel,
+    specs: Sequence[str],
+    *,
+    samples: int | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """The samples that a user asked for; targets that aren't known are the model's own."""
+    reader = PairReader.of(loaded)
+    if len(specs) > 1 or (reader.hears and not specs):
+        raise UsageError(
+            f"{loaded.ref.source} is scored on one set of pairs or recordings; {len(specs)} are "
+            "named.",
+            "Name one with --calibration; random takes noise, which chooses worse.",
+            code="not-one-text",
+        )
+    usual = RANDOM if loaded.tokenizer is None else PYDOC
+    pairs = read_pairs((*specs, usual)[0], part="calibration", sound=reader.hears)
+
+    def generate(sources: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        return _own_targets(loaded, reader, sources)
+
+    return paired_text(reader, pairs, generate, number=samples, progress=progress)
+
+
+def _own_targets(
+    loaded: LoadedModel, reader: PairReader, sources: Mapping[str, NDArray[Any]]
+) -> NDArray[np.int64]:
+    """What the model answers, by the likeliest token each time, ``[samples, tokens]``."""
+    import torch
+    from transformers import EncoderDecoderCache
+
+    from exporter.models.onnx_interface import cache_argument, new_cache
+
+    model: Any = loaded.model
+    given = {name: _tensor(array, model) for name, array in sources.items()}
+    mask = {k: v for k, v in given.items() if k == "attention_mask"}
+    with torch.inference_mode():
+        states = model.get_encoder()(**given).last_hidden_state
+
+        def step(cache: Any, tokens: NDArray[np.int64]) -> tuple[NDArray[Any], Any]:
+            output = model(
+                decoder_input_ids=torch.from_numpy(tokens).to(model.device),
+                encoder_outputs=(states,),
+                **mask,
+                **{cache_argument(model): cache},
+                use_cache=True,
+            )
+            return output.logits[:, -1].float().cpu().numpy(), cache
+
+        cache = EncoderDecoderCache(new_cache(), new_cache())
+        return greedy(step, cache, reader.rules, len(states), reader.new_tokens(OWN_TOKENS))
+
+
+def _tensor(array: NDArray[Any], model: Any) -> Any:
+    import torch
+
+    tensor = torch.from_numpy(array).to(model.device)
+    return tensor.to(model.dtype) if tensor.is_floating_point() else tensor

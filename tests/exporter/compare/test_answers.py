@@ -107,8 +107,8 @@ def test_the_user_s_prompts_are_a_line_each(tmp_path: Path, name: str, text: str
     [
         ("p.txt", "\n  \n", "no-text"),
         ("p.jsonl", "", "no-text"),
-        ("p.jsonl", '{"prompt": 3}', "not-a-string"),
-        ("p.jsonl", "prompt", "not-json"),
+        ("p.jsonl", '{"prompt": 3}', "bad-line"),
+        ("p.jsonl", "prompt", "bad-line"),
     ],
 )
 def test_a_file_without_prompts_is_refused_before_anything_is_measured(

@@ -350,7 +350,7 @@ def test_bad_files_are_named(judged: tuple[Path, Path], tmp_path: Path) -> None:
     short.write_text(" ".join(WORDS[:5]))
     refused(OnnxFileError, "file-missing", "nowhere", arms=(judged[0], tmp_path / "nowhere"))
     refused(OnnxFileError, "not-one-file", "empty", arms=(tmp_path / "empty", judged[1]))
-    refused(TextSourceError, "file-missing", "none.txt", eval_text=str(tmp_path / "none.txt"))
+    refused(TextSourceError, "unreadable", "none.txt", eval_text=str(tmp_path / "none.txt"))
     refused(ComparisonError, "text-too-short", "short.txt", 16, eval_text=str(short))
     (judged[0] / "tokenizer.json").write_text("{}")
     refused(ComparisonError, "broken-tokenizer", "tokenizer.json")

@@ -38,8 +38,7 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.models.decoding_rules import DecodingRules, target_positions
-from exporter.models.texts.paired import PairReader, paired_text
-from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.pairs import PairReader, paired_text, read_pairs
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from tests.present import present

@@ -415,7 +415,7 @@ def test_texts_that_are_too_few_or_the_same_are_refused(
             ["first.txt", "copy.txt"],
         ),
         (texts, {"calibration": (copy, twice)}, HealingError, "named-twice", ["copy.txt"]),
-        ((texts[0], f"{copy}.none"), {}, TextSourceError, "file-missing", ["none"]),
+        ((texts[0], f"{copy}.none"), {}, TextSourceError, "unreadable", ["none"]),
     ):  # fmt: skip
         with raises(error, code, *named):
             healed(loaded, given, **more)

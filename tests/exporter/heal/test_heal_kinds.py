@@ -14,8 +14,7 @@ from exporter.errors import HealingError
 from exporter.heal.options import HealOptions
 from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import CalibrationText, calibration_text
-from exporter.models.texts.paired import PairReader, paired_text
-from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.pairs import PairReader, paired_text, read_pairs
 from exporter.models.texts.samples import Batch
 from exporter.models.texts.sources import Part
 from graph_passes.types import SublayerRef

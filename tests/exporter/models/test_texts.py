@@ -56,15 +56,15 @@ def test_jsonl_takes_text_else_the_longest_string(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code", "named"),
     [
-        (b'{"text": "ok"}\n{"text": ', "not-json", (2,)),
-        (b'{"text": "ok"}\n[1]\n', "not-an-object", (2,)),
-        (b'{"text": 3}\n', "not-a-string", (1, "text")),
-        (b'{"text": null}\n', "not-a-string", (1, "text")),
-        (b'{"n": 3}\n', "no-string", (1,)),
-        (b'{"text": "ok"}\n{"text": "\\ud800"}\n', "not-json", (2,)),
+        (b'{"text": "ok"}\n{"text": ', "bad-line", (2,)),
+        (b'{"text": "ok"}\n[1]\n', "bad-line", (2,)),
+        (b'{"text": 3}\n', "bad-line", (1, "text")),
+        (b'{"text": null}\n', "bad-line", (1, "text")),
+        (b'{"n": 3}\n', "bad-line", (1,)),
+        (b'{"text": "ok"}\n{"text": "\\ud800"}\n', "bad-line", (2,)),
         (b"\n\n", "no-text", ()),
         (b'{"text": "  "}\n', "no-text", ()),
-        (b'{"text": "\xff"}\n', "not-utf-8", ()),
+        (b'{"text": "\xff"}\n', "unreadable", ()),
     ],
 )
 def test_bad_jsonl_is_refused_by_line(
@@ -459,7 +459,7 @@ def test_a_pair_of_one_side_names_its_line(tmp_path: Path, line: Any, field: str
     before = (
         [{"query": "q", "passage": "p"}] if field else [*CORPUS, {"query": "q", "relevant": ["a"]}]
     )
-    with raises(TextSourceError, "one-sided", f"line {len(before) + 1}", field):
+    with raises(TextSourceError, "bad-line", f"line {len(before) + 1}", field):
         _read(tmp_path, [*before, line])
 
 

@@ -233,7 +233,7 @@ def test_a_run_that_failed_late_is_taken_up_again(
 @pytest.mark.parametrize(
     ("changes", "code", "named"),
     [
-        ({"compare": CompareOptions(eval_text="/nothing.txt")}, "file-missing", "nothing.txt"),
+        ({"compare": CompareOptions(eval_text="/nothing.txt")}, "unreadable", "nothing.txt"),
         (
             {"compare": CompareOptions(quality=QualityOptions(tasks=("none",), task_data=Path()))},
             "unknown-task",

@@ -255,14 +255,14 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"load": SourceOptions(dtype="bfloat16")}, UsageError, "one-graph-option"),
         ({"search": SearchOptions("greedy", "cosine")}, PlanError, "other-objective"),
         ({"search": SearchOptions("auto", "similarity")}, PlanError, "other-objective"),
-        ({"score": ScoreOptions()}, UsageError, "no-recordings"),
-        ({"score": ScoreOptions(calibration=("random", "pydoc"))}, UsageError, "several-texts"),
+        ({"score": ScoreOptions()}, UsageError, "not-one-text"),
+        ({"score": ScoreOptions(calibration=("random", "pydoc"))}, UsageError, "not-one-text"),
         (
             {"score": ScoreOptions(metrics=("depth",), calibration=("random",))},
             UsageError,
             "one-stack-metric",
         ),
-        ({"score": ScoreOptions(calibration=("pydoc",))}, DepthcutError, "no-recordings"),
+        ({"score": ScoreOptions(calibration=("pydoc",))}, DepthcutError, "no-text"),
         ({"drops": DropRequest(Budget(joint=7))}, PlanError, "too-many"),
         ({"drops": DropRequest(Budget(cross_attention=3))}, PlanError, "too-many"),
         # Recordings have one length.
@@ -492,10 +492,10 @@ def test_the_features_must_be_there_and_fit_and_streams_be_finite(tmp_path: Path
     options = ScoreOptions(calibration=(str(write_recordings(tmp_path / "a", 0)),))
     content = json.loads((source / "preprocessor_config.json").read_text())
     (source / "preprocessor_config.json").write_text(json.dumps(content | {"feature_size": 9}))
-    with raises(ModelSourceError, "other-features", 9, 8):
+    with raises(ModelSourceError, "odd-setting", 9, 8):
         score(load_model(str(source)), options)
     (source / "preprocessor_config.json").unlink()
-    with raises(ModelSourceError, "no-feature-extractor", source):
+    with raises(ModelSourceError, "no-processor", source):
         score(load_model(str(source)), options)
     loaded = made_loaded("t5")
     loaded.model.decoder.block[1].layer[2].DenseReluDense.wo.weight.data[0, 0] = np.nan

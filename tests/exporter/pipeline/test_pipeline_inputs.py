@@ -388,7 +388,7 @@ def test_images_that_serve_both_ends_or_are_too_few_are_refused(
     ("judged", "kind", "code", "named"),
     [
         ("labels", errors.ComparisonError, "labels-mismatch", ("zebra", "kind0")),
-        ("broken", errors.TextSourceError, "no-image", ("1.png",)),
+        ("broken", errors.TextSourceError, "unreadable", ("1.png",)),
         ("a.txt", errors.TextSourceError, "no-images", ("a.txt",)),
     ],
 )
@@ -407,7 +407,7 @@ def test_what_an_image_model_can_not_be_judged_on_is_refused(
 @pytest.mark.parametrize(
     ("name", "kind", "code"),
     [
-        ("preprocessor_config.json", errors.ModelSourceError, "no-image-processor"),
+        ("preprocessor_config.json", errors.ModelSourceError, "no-processor"),
         ("config.json", errors.ComparisonError, "no-image-config"),
     ],
 )

@@ -33,8 +33,7 @@ from exporter.models.families import STACKS
 from exporter.models.residual_stream import probe, probe_inputs, run_backbone
 from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.paired import PairReader, scored_pairs
-from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.pairs import PairReader, read_pairs, scored_pairs
 from exporter.models.texts.samples import Sources
 from exporter.score import ScoreOptions, score, score_on
 from graph_passes.types import SublayerRef
