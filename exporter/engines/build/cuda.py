@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,23 +99,26 @@ class Cuda:
 
     def upload(self, target: int, array: NDArray[Any]) -> None:
         """Copies any array to the device, through pinned memory, and waits."""
-        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        stage = self._staging()
-        for begin in range(0, content.nbytes, len(stage)):
-            piece = content[begin : begin + len(stage)]
-            stage[: len(piece)] = piece
-            self.send(target + begin, stage[: len(piece)])
+        for begin, piece, stage in self._pieces(np.ascontiguousarray(array)):
+            stage[:] = piece
+            self.send(target + begin, stage)
             self.wait()
 
     def download(self, array: NDArray[Any], source: int) -> None:
         """Fills a contiguous array from the device, through pinned memory, and waits."""
-        content = array.reshape(-1).view(np.uint8)
-        stage = self._staging()
-        for begin in range(0, content.nbytes, len(stage)):
-            piece = content[begin : begin + len(stage)]
-            self.fetch(stage[: len(piece)], source + begin)
+        for begin, piece, stage in self._pieces(array):
+            self.fetch(stage, source + begin)
             self.wait()
-            piece[:] = stage[: len(piece)]
+            piece[:] = stage
+
+    def _pieces(self, array: NDArray[Any]) -> Iterator[tuple[int, Bytes, Bytes]]:
+        """Where each piece of an array begins, the piece, and pinned memory for it."""
+        content = array.reshape(-1).view(np.uint8)
+        if self._stage is None:
+            self._stage = self.pinned(_STAGE_BYTES)
+        for begin in range(0, content.nbytes, _STAGE_BYTES):
+            piece = content[begin : begin + _STAGE_BYTES]
+            yield begin, piece, self._stage[: len(piece)]
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Copies within the device; the stream does it in its turn."""
@@ -181,11 +184,6 @@ class Cuda:
         handle = self._held.pop((end, number), None)
         if handle is not None:
             getattr(self._rt, end)(handle)
-
-    def _staging(self) -> Bytes:
-        if self._stage is None:
-            self._stage = self.pinned(_STAGE_BYTES)
-        return self._stage
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         self._do("copy", "cudaMemcpyAsync", target, source, size, kind, self.stream)

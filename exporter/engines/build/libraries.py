@@ -6,11 +6,11 @@ import ctypes
 import functools
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.errors import BackendError, EngineError, UsageError
 from exporter.optional import require
@@ -51,40 +51,36 @@ def ask_driver(library: str = _LIBRARY) -> Driver:
     try:
         if (code := cuda.cuInit(0)) != 0:
             return Driver(f"the NVIDIA driver can't start (cuInit says {code})")
-        return _described(cuda)
+        version, count = _number(cuda.cuDriverGetVersion), _number(cuda.cuDeviceGetCount)
+        devices = tuple(_device(cuda, number) for number in range(count))
     except AttributeError as error:  # a stub, or a library of another kind
         return Driver(f"{library} is no NVIDIA driver ({error})")
-
-
-def _described(cuda: ctypes.CDLL) -> Driver:
-    version, count = ctypes.c_int(0), ctypes.c_int(0)
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    text = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    devices = tuple(_device(cuda, number) for number in range(count.value))
+    text = f"{version // 1000}.{version % 1000 // 10}"
     return Driver("" if devices else "the NVIDIA driver finds no GPU", text, devices)
 
 
+def _number(call: Callable[..., int], *arguments: Any, kind: Any = ctypes.c_int) -> int:
+    """What a call writes to where its first argument points."""
+    value = kind(0)
+    call(ctypes.byref(value), *arguments)
+    return int(value.value)
+
+
 def _device(cuda: ctypes.CDLL, number: int) -> Device:
-    handle, memory = ctypes.c_int(0), ctypes.c_size_t(0)
-    cuda.cuDeviceGet(ctypes.byref(handle), number)
+    handle = _number(cuda.cuDeviceGet, number)
     name = ctypes.create_string_buffer(_NAME_BYTES)
     cuda.cuDeviceGetName(name, _NAME_BYTES, handle)
-    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
-    result, capability = name.value.decode(errors="replace"), "sm"
-    for which in (_MAJOR, _MINOR):
-        part = ctypes.c_int(0)
-        cuda.cuDeviceGetAttribute(ctypes.byref(part), which, handle)
-        capability += str(part.value)
-    return Device(result, capability, memory.value, _uuid(cuda, handle))
-
-
-def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str:
+    parts = [_number(cuda.cuDeviceGetAttribute, which, handle) for which in (_MAJOR, _MINOR)]
+    memory = _number(cuda.cuDeviceTotalMem_v2, handle, kind=ctypes.c_size_t)
     array = ctypes.create_string_buffer(_UUID_BYTES)
     ask = getattr(cuda, "cuDeviceGetUuid_v2", None)
-    if ask is None or ask(array, device) != 0:
-        return ""
-    return f"GPU-{uuid.UUID(bytes=array.raw)}"
+    known = ask is not None and ask(array, handle) == 0
+    return Device(
+        name.value.decode(errors="replace"),
+        "sm" + "".join(map(str, parts)),
+        memory,
+        f"GPU-{uuid.UUID(bytes=array.raw)}" if known else "",
+    )
 
 
 BINDINGS, ONNX_RUNTIME = "cuda-bindings", "onnxruntime-gpu"
