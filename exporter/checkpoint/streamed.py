@@ -141,7 +141,7 @@ def write_streamed(
     import torch
 
     model: Any = meta.model
-    before = meta.weights.sources()
+    before = meta.weights.sources
     with (
         filled_while_running(meta, layers_of(model)),
         torch.inference_mode(),
@@ -190,7 +190,7 @@ def _write_gaps(
     pruned = replace(meta, weights=ShardedWeights(model, meta.shards))
     with filled_while_running(pruned, layers), torch.inference_mode():
         require_same(pruned, answer_to(model, probe_inputs(model)), wanted)
-    after = _flat(pruned.weights.sources().values())
+    after = _flat(pruned.weights.sources.values())
     shards = _shards(meta, {name: name for name in meta.shards.entries if name in after})
     own = {name: value for name, value in model.named_parameters() if not value.is_meta}
     empty = torch.empty(0, dtype=model.dtype)
@@ -235,12 +235,12 @@ def _write_shallow(
 def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
     """From each tensor that stays to its name with its layer's new number."""
     paths = {module: path for path, module in meta.model.named_modules()}
-    used = _flat(meta.weights.sources().values())  # old files hold buffers that nobody reads
+    used = _flat(meta.weights.sources.values())  # old files hold buffers that nobody reads
     names = {name: name for name in meta.shards.entries if name in used}
     place = {layer: number for number, layer in enumerate(kept)}
     for modules in layer_modules(meta.model):
         path, number = f"{paths[modules.layer]}.", re.compile(rf"(?<=\.){modules.number}(?=\.)")
-        own = [s for target, s in meta.weights.sources().items() if target.startswith(path)]
+        own = [s for target, s in meta.weights.sources.items() if target.startswith(path)]
         for source in _flat(own):
             if not number.search(source):
                 raise UnknownArchitectureError(f"{source} does not tell of layer {modules.number}.")

@@ -207,6 +207,9 @@ STACKS: dict[str, tuple[Family, Family]] = {
 }
 """Encoder-decoders: the encoder's row and the decoder's."""
 
+GENERATING = ("ForConditionalGeneration", "MTModel")  # Marian's class has the latter
+"""How the names of classes of encoder-decoders end that answer with a text."""
+
 REVIEWED = frozenset(FAMILIES) | {
     "albert", "audio-spectrogram-transformer", "bamba", "bart", "beit", "blenderbot",
     "clip_text_model", "clip_vision_model", "falcon_h1", "gemma3n_text", "granitemoehybrid",

@@ -26,7 +26,7 @@ from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.models.loading.meta_model import MetaModel
-from exporter.models.loading.model_source import LoadedModel, check_dtype
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model
 from exporter.models.residual_stream import has_single_logit
@@ -70,8 +70,6 @@ def refuse_contradictions(request: ExportRequest) -> None:
 def refuse_bad_options(request: ExportRequest) -> None:
     """Refuses what can be told without the model."""
     refuse_contradictions(request)
-    for source in (request.load, request.choosing):
-        check_dtype(source.dtype)
     require("torch", extra="torch")
     check_provider(request.compare.provider)
     if request.exporter == "optimum":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError, first_line
 from exporter.models.families import REVIEWED
+from exporter.models.loading.checkpoint_shards import AGAIN, unreadable
 from graph_passes.files.reading import (
     CONFIG_BYTES,
     TABLE_BYTES,
@@ -19,8 +20,22 @@ from graph_passes.files.reading import (
 )
 from graph_passes.types import MOST_LAYERS
 
-_COPY = "If you trust the model, take that entry out of a copy of it."
-_AGAIN = "Fetch the model again, or correct its config."
+CONFIG = "config.json"
+_TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+_CONFIGS = (
+    CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", *_TOKENIZER_CONFIGS,
+)  # fmt: skip
+_GENERATE = "custom_generate"
+_FOLDERS = ("additional_chat_templates", _GENERATE)
+# Read as a whole, unlike weights.
+_TEXTS = {".json", ".jinja", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
+_CARD = ".md"
+_LISTS = {"vocab.txt", "merges.txt", "dict.txt"}  # other texts may be a training's
+
+_COPY = "If you trust the model, take that out of a copy of it."
+_ANY_TYPE = "Load it with --allow-any-model-type if you trust the model."
+_ITS_CODE = "It brings its own code; allow that with --trust-remote-code if you trust it."
 # transformers hands these on to functions that load a second model, run code or read another file.
 _HANDED_ON = {
     "trust_remote_code": "lets code run that nobody here allowed",
@@ -28,7 +43,7 @@ _HANDED_ON = {
     "use_timm_backbone": "loads another model by its name",
     "use_pretrained_backbone": "loads another model by its name",
     "configuration_files": "names other configs, which are read in place of this one",
-    "custom_generate": "names code for generating",
+    _GENERATE: "names code for generating",
     "init_inputs": "gives a tokenizer's class arguments by their order, files among them",
     "gguf_file": "names a file to read in place of this one",
 }
@@ -39,7 +54,6 @@ _OWN_CODE = re.compile(r"\w+(-\w+)*\.\w+")
 _IMPLEMENTATION = "implementation"  # 4.57 keeps it in _attn_implementation_internal
 # What a tokenizer opens; a bare name it looks for in the working directory, not in the folder.
 _FILES = {"vocab", "merges", "source_spm", "target_spm"}
-_FILE_ENDING = "_file"
 _NEVER_OPENED = {"special_tokens_map_file", "added_tokens_file"}  # old versions noted their cache
 _PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
 
@@ -48,26 +62,63 @@ _COUNTED = re.compile("^(?!.*_size).*(layer|block|expert|depth|stage)")
 _MOST = 10_000
 _MOST_ENTRIES = 1 << 16
 
-_Entry = tuple[str, str, Any]
+
+@dataclass(frozen=True)
+class Dangers:
+    """What a model may do that others may not: off by default, set by the caller alone."""
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    allow_any_model_type: bool = False
+
+
+def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
+    """Looks at a model's folder, and gives what its ``config.json`` says."""
+    for name in _FOLDERS:
+        check_folder(folder / name, folder)
+    for path in _files(folder):  # whatever a library could open
+        whole = path.suffix in _TEXTS or path.stem == "vocab" or path.name in _LISTS
+        check_file(path, folder, limit=TABLE_BYTES if whole else None)
+    present = {
+        "adapter_config.json": "an adapter, which is loaded with the model that it names",
+        # transformers 4.57 runs what is in there without asking.
+        **({} if dangers.trust_remote_code else {_GENERATE: "code for generating"}),
+    }
+    for name, what in present.items():
+        if (folder / name).exists():
+            raise UnsafeModelError(f"{folder} holds {name}: {what}.", _COPY)
+    config = read_object(folder / CONFIG)
+    for path in (folder / name for name in _CONFIGS):
+        if path.name == CONFIG or path.exists():
+            content = config if path.name == CONFIG else read_object(path)
+            refuse_entries(content, path, dangers)
+    return config
 
 
 def refuse_entries(content: Any, path: Path, dangers: Dangers) -> None:
     """Refuses what makes transformers load, fetch or run something else, or never end."""
+    of_model, brings = path.name not in _CONFIGS[1:], "auto_map" in content
+    any_type = dangers.allow_any_model_type or (dangers.trust_remote_code and brings)
     for where, key, value in _entries(content):
-        if why := _danger(key, value, path.name in _TOKENIZER_CONFIGS, dangers):
-            raise UnsafeModelError(f"{path}: $.{where} {why}.", _COPY)
+        hint, kind = _COPY, UnsafeModelError
+        why = _danger(key, value, path.name in _TOKENIZER_CONFIGS, dangers)
         most = MOST_LAYERS if key.endswith(("layer", "layers")) else _MOST
-        many = isinstance(value, list) and len(value) > _MOST_ENTRIES
-        if many or (isinstance(value, int) and value > most and _COUNTED.search(key)):
-            raise UnsafeModelError(
-                f"{path}: $.{where} is larger than {_MOST_ENTRIES if many else most}, which no "
-                "model has.",
-                _AGAIN,
-            )
+        if isinstance(value, list) and len(value) > _MOST_ENTRIES:
+            why, hint = f"is longer than {_MOST_ENTRIES}", AGAIN
+        elif isinstance(value, int) and value > most and _COUNTED.search(key):
+            why, hint = f"is larger than {most}, which no model has", AGAIN
+        elif of_model and key == "model_type" and not any_type and not _is_reviewed(value):
+            why = f"is {str(value)[:60]!r}, a type whose code was not looked at for depthcut"
+            hint = _ITS_CODE if brings else _ANY_TYPE
         # transformers 4.57 takes it, and fails when it runs.
-        if path.name == CONFIG and isinstance(value, str) and _NUMBER.search(key):
-            text = f"{path}: $.{where} is {value[:60]!r}, and no number."
-            raise ModelSourceError(text, _AGAIN)
+        elif of_model and isinstance(value, str) and _NUMBER.search(key):
+            why, hint, kind = f"is {value[:60]!r}, and no number", AGAIN, ModelSourceError
+        if why:
+            raise kind(f"{path}: $.{where} {why}.", hint)
+
+
+def _is_reviewed(model_type: Any) -> bool:
+    return model_type is None or (isinstance(model_type, str) and model_type in REVIEWED)
 
 
 def _danger(key: str, value: Any, of_tokenizer: bool, dangers: Dangers) -> str:
@@ -78,34 +129,18 @@ def _danger(key: str, value: Any, of_tokenizer: bool, dangers: Dangers) -> str:
         return "loads another model by its name"
     if _IMPLEMENTATION in key and not all(map(_PLAIN_NAME.fullmatch, _texts(value))):
         return "names code that would be fetched and run"
-    named = key in _FILES or (key.endswith(_FILE_ENDING) and key not in _NEVER_OPENED)
+    named = key in _FILES or (key.endswith("_file") and key not in _NEVER_OPENED)
     named = (named and isinstance(value, str) and bool(value)) or (key in _PROGRAMS and bool(value))
     named |= key == "fast_tokenizer_files" and any(Path(n).name != n for n in _texts(value))
     if of_tokenizer and named:  # its files are found by their usual names
         return "names a file to open, which may lie anywhere"
+    # transformers 4.57 takes any path for it.
+    if key == "transformers_weights" and value is not None and Path(str(value)).name != value:
+        return "is no name of a file in the model's folder"
     foreign = key == "auto_map" and not all(map(_OWN_CODE.fullmatch, _texts(value)))
     if dangers.trust_remote_code and foreign:
-        return (
-            "names code that is not the folder's own, which may change at any time and is not "
-            "part of the model's hash"
-        )
+        return "names code that is not the folder's own, nor part of the model's hash"
     return ""
-
-
-def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
-    """Refuses a model, or one inside it, of a type that is not known."""
-    for where, key, name in _entries(content):
-        if key != "model_type" or name is None or (isinstance(name, str) and name in known):
-            continue
-        hint = "Load it with --allow-any-model-type if you trust the model."
-        if "auto_map" in content:
-            hint = "It brings its own code; allow that with --trust-remote-code if you trust it."
-        raise UnsafeModelError(
-            f"{path}: $.{where} is {str(name)[:60]!r}, a model type whose code in transformers was "
-            "not looked at for depthcut.",
-            hint,
-            code="unread-model-type",
-        )
 
 
 def quantization_in(content: Any) -> Any:
@@ -114,7 +149,7 @@ def quantization_in(content: Any) -> Any:
     return next((value for value in values if value), None)
 
 
-def _entries(content: Any, place: str = "") -> Iterator[_Entry]:
+def _entries(content: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:
     """Every entry of every object: its place, its key and its value."""
     if isinstance(content, list):
         for number, part in enumerate(content):
@@ -133,79 +168,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _texts(part)
-
-
-CONFIG = "config.json"
-_TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
-_FURTHER_CONFIGS = (
-    "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", *_TOKENIZER_CONFIGS,
-)  # fmt: skip
-_ADAPTER = "adapter_config.json"
-_GENERATE = "custom_generate"
-_FOLDERS = ("additional_chat_templates", _GENERATE)
-# Read as a whole, unlike weights.
-_TEXTS = {".json", ".jinja", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
-_CARD = ".md"
-_LISTS = {"vocab.txt", "merges.txt", "dict.txt"}  # other texts may be a training's
-
-
-@dataclass(frozen=True)
-class Dangers:
-    """What a model may do that others may not: off by default, set by the caller alone."""
-
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    allow_any_model_type: bool = False
-
-
-def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
-    """Looks at a model's folder, and gives what its ``config.json`` says."""
-    check_files(folder)
-    if (folder / _ADAPTER).exists():
-        raise UnsafeModelError(
-            f"{folder} holds {_ADAPTER}: an adapter, which is loaded with the model that it names.",
-            "Merge it into its model first, or take it out of a copy of the folder.",
-        )
-    # transformers 4.57 runs what is in there without asking.
-    if not dangers.trust_remote_code and (folder / _GENERATE).exists():
-        raise UnsafeModelError(
-            f"{folder} holds {_GENERATE}: code for generating, which nobody here allowed.",
-            "Allow it with --trust-remote-code if you trust the model, or take it out of a copy.",
-        )
-    config = read_object(folder / CONFIG)
-    for path in (folder / CONFIG, *(folder / name for name in _FURTHER_CONFIGS)):
-        if path.name == CONFIG or path.exists():
-            content = config if path.name == CONFIG else read_object(path)
-            refuse_entries(content, path, dangers)
-    brings_its_own = dangers.trust_remote_code and "auto_map" in config
-    if not (dangers.allow_any_model_type or brings_its_own):
-        refuse_types(config, folder / CONFIG, REVIEWED)
-    _check_weights_name(config, folder / CONFIG)
-    return config
-
-
-def _check_weights_name(config: dict[str, Any], path: Path) -> None:
-    """A config may name its weights' file; transformers 4.57 takes any path for it."""
-    name = config.get("transformers_weights")
-    if name is not None and (not isinstance(name, str) or Path(name).name != name):
-        raise UnsafeModelError(
-            f"{path}: $.transformers_weights is {str(name)[:60]!r}, no name of a file in the "
-            "model's folder.",
-            "Name a file of the folder, or take the entry out of a copy.",
-        )
-
-
-def check_files(folder: Path) -> None:
-    """Looks at every file that a library could open in a model's folder, without reading any."""
-    for name in _FOLDERS:
-        check_folder(folder / name, folder)
-    for path in _files(folder):
-        check_file(path, folder, limit=TABLE_BYTES if _is_text(path) else None)
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix in _TEXTS or path.stem == "vocab" or path.name in _LISTS
 
 
 def files_as_they_are(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -244,9 +206,7 @@ def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
     try:
         content = read_json(path, limit=limit)
     except (OSError, ValueError) as error:
-        raise ModelSourceError(
-            f"{path} can't be read: {first_line(error)}.", code="unreadable"
-        ) from error
+        raise unreadable(f"{path} can't be read: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise ModelSourceError(f"{path} is not a JSON object.", code="not-an-object")
+        raise unreadable(f"{path} is not a JSON object")
     return content

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from exporter.errors import ModelSourceError, UnsafeModelError, first_line, is_out_of_memory
+from exporter.errors import ModelSourceError, UnsafeModelError, first_line
 from exporter.processes import available_bytes
 from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_json
 
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LENGTH_BYTES = 8
-_TORCH_NAMES = {
+TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U16": "uint16", "U32": "uint32",
     "U64": "uint64", "C64": "complex64",
 }  # fmt: skip
+"""By what safetensors calls a type, what PyTorch does."""
 _PIECE_BYTES = 16 << 20
-_AGAIN = "Fetch the model again."
+AGAIN = "Fetch the model again, or correct its config."
+
+
+def unreadable(what: object) -> ModelSourceError:
+    """The error of a model whose files are cut short, contradict each other, or can't be opened."""
+    return ModelSourceError(f"{what}.", AGAIN, code="unreadable")
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,9 @@ class TensorEntry:
         """PyTorch's name for the dtype."""
         import torch
 
-        dtype = getattr(torch, _TORCH_NAMES.get(self.dtype, "-"), None)
+        dtype = getattr(torch, TORCH_NAMES.get(self.dtype, "-"), None)
         if not isinstance(dtype, torch.dtype):
-            raise ModelSourceError(f"{self.file} holds the type {self.dtype}, which is not known.")
+            raise unreadable(f"{self.file} holds the type {self.dtype}, which is not known")
         return dtype
 
 
@@ -68,18 +74,25 @@ class CheckpointShards:
     @classmethod
     def open(cls, folder: Path) -> CheckpointShards:
         """Reads the headers of ``model.safetensors``, or of what its index names."""
-        index = folder / _INDEX
         if (folder / _SINGLE).is_file():
             return cls(folder, read_header(folder / _SINGLE))
+        index = folder / _INDEX
         if not index.is_file():
             raise ModelSourceError(
                 f"{folder} holds neither {_SINGLE} nor {_INDEX}.",
                 "Is it the folder of a Hugging Face model with its weights?",
-                code="no-weights",
+                code="no-model",
             )
-        places = read_index(index)
-        shards = {name: read_header(index.parent / name) for name in sorted(set(places.values()))}
-        return cls(folder, _agreed(index, places, shards))
+        places, entries = read_index(index), dict[str, TensorEntry]()
+        for shard in sorted(set(places.values())):
+            header = read_header(folder / shard)
+            named = {name for name, place in places.items() if place == shard}
+            for name in sorted(header.keys() & entries.keys()):
+                raise unreadable(f"{folder / shard} holds {name} of {entries[name].file.name}")
+            for name in sorted(named - header.keys()):
+                raise unreadable(f"{index} says that {name} is in {shard}, which lacks it")
+            entries |= header
+        return cls(folder, entries)
 
     @property
     def nbytes(self) -> int:
@@ -93,9 +106,17 @@ class CheckpointShards:
 
     def read(self, name: str, stop: threading.Event | None = None) -> torch.Tensor:
         """Reads one tensor into memory of its own, as aligned as PyTorch's own."""
+        import torch
+
         entry = self.entries[name]
-        dtype = entry.torch_dtype
-        raw = _memory_for(entry, name)
+        dtype, free = entry.torch_dtype, available_bytes()
+        if free is not None and entry.nbytes > free:
+            raise ModelSourceError(
+                f"{entry.file}: {name} takes {entry.nbytes / 1e9:.3g} GB, and so much isn't free.",
+                "Take a machine with more memory; a single tensor must fit.",
+                code="too-little-memory",
+            )
+        raw = torch.empty(entry.nbytes, dtype=torch.uint8)
         if entry.nbytes:
             _fill(raw.numpy(), entry, name, stop=stop)
         with self._lock:
@@ -107,33 +128,13 @@ class CheckpointShards:
         one, other = self.entries[first], self.entries[second]
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
-        pieces = (bytearray(min(_PIECE_BYTES, one.nbytes)) for _ in range(2))
-        buffers = [memoryview(piece) for piece in pieces]
         for start in range(0, one.nbytes, _PIECE_BYTES):
-            size = min(_PIECE_BYTES, one.nbytes - start)
-            for buffer, entry, name in zip(buffers, (one, other), (first, second), strict=True):
-                _fill(buffer[:size], entry, name, start)
-            if buffers[0][:size] != buffers[1][:size]:
+            pieces = [bytearray(min(_PIECE_BYTES, one.nbytes - start)) for _ in range(2)]
+            _fill(pieces[0], one, first, start)
+            _fill(pieces[1], other, second, start)
+            if pieces[0] != pieces[1]:
                 return False
         return True
-
-
-def _memory_for(entry: TensorEntry, name: str) -> torch.Tensor:
-    import torch
-
-    free = available_bytes()
-    try:
-        if free is not None and entry.nbytes > free:
-            raise MemoryError
-        return torch.empty(entry.nbytes, dtype=torch.uint8)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ModelSourceError(
-            f"{entry.file}: {name} takes {entry.nbytes / 1e9:.3g} GB, and so much isn't free.",
-            "Take a machine with more memory; a single tensor must fit.",
-            code="too-little-memory",
-        ) from error
 
 
 def _fill(
@@ -151,67 +152,30 @@ def _fill(
                     break
                 rest = rest[count:]
     except OSError as error:
-        raise ModelSourceError(
-            f"{entry.file} can't be read: {first_line(error)}.", code="unreadable"
-        ) from error
+        raise unreadable(f"{entry.file} can't be read: {first_line(error)}") from error
     if rest:
-        raise ModelSourceError(
-            f"{entry.file} ends inside {name}: it has become shorter since it was opened.",
-            _AGAIN,
-            code="file-shrank",
-        )
+        raise unreadable(f"{entry.file} ends inside {name}: it is shorter than it was")
 
 
 def read_index(index: Path) -> dict[str, str]:
     """From each tensor's name to its shard's, as an index has it."""
     try:
-        places = _names(read_json(index, limit=TABLE_BYTES)["weight_map"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelSourceError(
-            f"{index} can't be read: {first_line(error)}.", _AGAIN, code="unreadable"
-        ) from error
-    for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise UnsafeModelError(
-                f"{index} points outside the model's folder: {name}.", _AGAIN, code="outside-folder"
-            )
+        places = read_json(index, limit=TABLE_BYTES)["weight_map"]
+        names = sorted(set(places.values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        text = f"{index} can't be read, or its weight_map names no file for a tensor"
+        raise unreadable(f"{text}: {first_line(error)}") from error
+    if outside:
+        raise UnsafeModelError(
+            f"{index} points outside the model's folder: {outside[0]}.",
+            AGAIN,
+            code="outside-folder",
+        )
+    for name in names:
         if not (index.parent / name).is_file():
-            raise ModelSourceError(
-                f"{index} names {name}, which is not there.", _AGAIN, code="shard-missing"
-            )
-    return places
-
-
-def _names(places: Any) -> dict[str, str]:
-    if isinstance(places, dict) and all(isinstance(name, str) for name in places.values()):
-        return places
-    raise ValueError("its weight_map does not give a file's name for each tensor")
-
-
-def _agreed(
-    index: Path, places: Mapping[str, str], shards: Mapping[str, Mapping[str, TensorEntry]]
-) -> dict[str, TensorEntry]:
-    """All entries, each of one shard, and where the index says."""
-    entries: dict[str, TensorEntry] = {}
-    for header in shards.values():
-        for name, entry in header.items():
-            if name in entries:
-                raise ModelSourceError(
-                    f"{entry.file} holds {name}, and so does {entries[name].file.name}.",
-                    _AGAIN,
-                    code="held-twice",
-                )
-            entries[name] = entry
-    for name, shard in places.items():
-        result = entries.get(name)
-        if result is None or result.file.name != shard:
-            where = "no shard" if result is None else result.file.name
-            raise ModelSourceError(
-                f"{index} says that {name} is in {shard}, but {where} holds it.",
-                _AGAIN,
-                code="not-in-shard",
-            )
-    return entries
+            raise unreadable(f"{index} names {name}, which is not there")
+    return dict(places)
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -234,13 +198,6 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             for name, value in header.items()
             if name != "__metadata__"
         }
-    except OSError as error:
-        raise ModelSourceError(
-            f"{file} can't be read: {first_line(error)}.", code="unreadable"
-        ) from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelSourceError(
-            f"{file} is cut short or no whole safetensors file: {first_line(error)}.",
-            _AGAIN,
-            code="broken-header",
-        ) from error
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = f"{file} is cut short or no whole safetensors file"
+        raise unreadable(f"{text}: {first_line(error)}") from error

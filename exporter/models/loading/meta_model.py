@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
+from exporter.errors import ModelSourceError, first_line
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.checkpoint_shards import CheckpointShards, TensorEntry
 from exporter.models.loading.model_class import auto_class, quiet_transformers, refuse_far_larger
-from exporter.models.loading.model_source import LoadedModel, check_dtype, load_folder
+from exporter.models.loading.model_source import LoadedModel, load_folder
 from exporter.models.loading.sources import resolve_source
 from exporter.optional import require
 
@@ -63,7 +63,6 @@ def load_meta(
     allow_any_model_type: bool = False,
 ) -> MetaModel:
     """Loads a model without reading its weights."""
-    check_dtype(dtype)
     dangers = Dangers(allow_any_model_type=allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))
     if path.is_file():
@@ -72,7 +71,12 @@ def load_meta(
             "Give the folder of the model from before its quantization, or load it whole.",
             code="quantized",
         )
-    _refuse_old_transformers()
+    version = require("transformers", extra="torch").__version__
+    if int(version.partition(".")[0]) < 5:
+        raise ModelSourceError(
+            f"transformers {version} can't load a model without its weights.",
+            "Update it to 5 or newer, or load the model whole.",
+        )
     shards = CheckpointShards.open(path)
     loaded = load_folder(
         source, path, lambda config: _emptied(config, path, shards, dtype, pruned), dangers
@@ -91,11 +95,20 @@ class ShardedWeights:
     def __init__(self, model: Any, shards: CheckpointShards) -> None:
         self.shards = shards
         self._model = model
-        self._config = _load_config(model)
+        mapping = require("transformers.conversion_mapping", extra="torch")
+        self._config = require("transformers.modeling_utils", extra="torch").LoadStateDictConfig(
+            dtype=model.dtype,
+            dtype_plan=model._get_dtype_plan(model.dtype),
+            weight_mapping=mapping.get_model_conversion_mapping(model),
+        )
         self._empty = dict(model.named_parameters(remove_duplicate=False))
         self._dtypes = {name: empty.dtype for name, empty in self._empty.items()}
-        self._aliases = _aliases(self._empty)
-        self._sources = _sources(model, shards, self._config.weight_mapping)
+        shared: dict[int, list[str]] = defaultdict(list)
+        for name, parameter in self._empty.items():
+            shared[id(parameter)].append(name)
+        self._aliases = {name: tuple(names) for names in shared.values() for name in names}
+        # from each parameter or buffer to the shards' names of what it is made from
+        self.sources = _sources(model, shards, self._config.weight_mapping)
         self._uses: Counter[str] = Counter()
         self._fill_buffers()
 
@@ -107,10 +120,6 @@ class ShardedWeights:
     def aliases(self, name: str) -> tuple[str, ...]:
         """All names of one parameter, itself included."""
         return self._aliases[name]
-
-    def sources(self) -> dict[str, list[str]]:
-        """From each parameter or buffer to the shards' names of what it is made from."""
-        return {target: list(names) for target, names in self._sources.items()}
 
     def nbytes(self, prefix: str = "") -> int:
         """How much memory a module's parameters take when they are there; ties count once."""
@@ -152,7 +161,7 @@ class ShardedWeights:
         wanted = {alias for name in own for alias in self._aliases[name]}
         return [
             source
-            for target, sources in self._sources.items()
+            for target, sources in self.sources.items()
             if target in wanted
             for source in sources
             if source not in (fetched or ())
@@ -192,7 +201,7 @@ class ShardedWeights:
 
     def _fill_buffers(self) -> None:
         buffers = [name for name, buffer in self._model.named_buffers() if buffer.is_meta]
-        sources = [source for name in buffers for source in self._sources.get(name, ())]
+        sources = [source for name in buffers for source in self.sources.get(name, ())]
         self._load({source: self.shards.read(source) for source in sources})
         for name, buffer in self._model.named_buffers():
             if buffer.is_meta:
@@ -222,22 +231,10 @@ class _WithoutContent:
         return torch.empty(self._entry.shape, dtype=wanted, device="meta")
 
 
-def _refuse_old_transformers() -> None:
-    version = require("transformers", extra="torch").__version__
-    if int(version.partition(".")[0]) < 5:
-        raise ModelSourceError(
-            f"transformers {version} can't load a model without its weights.",
-            "Update it to 5 or newer, or load the model whole.",
-            code="old-library",
-        )
-
-
 def _emptied(
     config: Any, path: Path, shards: CheckpointShards, dtype: str, pruned: bool
 ) -> tuple[Any, Any]:
     """The model on the meta device, and transformers' report of the load."""
-    import torch
-
     if getattr(config, "transformers_weights", None):
         raise ModelSourceError(f"{path}: the config names a weights file of its own.", _WHOLE)
     empty = {name: _WithoutContent(entry) for name, entry in shards.entries.items()}
@@ -246,13 +243,15 @@ def _emptied(
     model, info = model_class.from_pretrained(
         None,
         config=config,
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
         state_dict=empty,
         output_loading_info=True,
     )
     _tie_what_is_there_twice(model, shards)
     model.config.name_or_path = str(path)
-    _load_generation_config(model, path)
+    if model.can_generate() and (path / "generation_config.json").is_file():
+        kind = require("transformers", extra="torch").GenerationConfig
+        model.generation_config = kind.from_pretrained(path, local_files_only=True)
     return model, info
 
 
@@ -269,36 +268,6 @@ def _tie_what_is_there_twice(model: Any, shards: CheckpointShards) -> None:
             setattr(model.get_submodule(owner), own, model.get_parameter(source))
         else:
             model.all_tied_weights_keys.pop(target)
-
-
-def _load_generation_config(model: Any, path: Path) -> None:
-    if model.can_generate() and (path / "generation_config.json").is_file():
-        kind = require("transformers", extra="torch").GenerationConfig
-        try:
-            model.generation_config = kind.from_pretrained(path, local_files_only=True)
-        except Exception as error:
-            pass_on_memory_error(error)
-            raise ModelSourceError(
-                f"{path / 'generation_config.json'} can't be read: {first_line(error)}."
-            ) from error
-
-
-def _load_config(model: Any) -> Any:
-    modeling = require("transformers.modeling_utils", extra="torch")
-    mapping = require("transformers.conversion_mapping", extra="torch")
-    return modeling.LoadStateDictConfig(
-        dtype=model.dtype,
-        dtype_plan=model._get_dtype_plan(model.dtype),
-        weight_mapping=mapping.get_model_conversion_mapping(model),
-    )
-
-
-def _aliases(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, tuple[str, ...]]:
-    """Of each parameter, all names under which the model has it, itself included."""
-    groups: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in parameters.items():
-        groups[id(parameter)].append(name)
-    return {name: tuple(group) for group in groups.values() for name in group}
 
 
 def _sources(model: Any, shards: CheckpointShards, mapping: Any) -> dict[str, list[str]]:
@@ -337,30 +306,24 @@ def filled_while_running(
     names = {module: name for name, module in meta.model.named_modules()}
     placed = {names[module]: module for module in modules}
     inside = {name for path in placed for name in meta.weights.names(path)}
+    # Now: one inside another with weights of its own is filled by that one first, unwidened.
+    own = ((module, item) for module in placed.values() for item in module._parameters.items())
+    dtypes = {(module, name): value.dtype for module, (name, value) in own if value is not None}
+
+    def fill(module: torch.nn.Module, *_: Any) -> None:
+        meta.weights.materialise(names[module])
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                parameter.data = parameter.data.to(dtypes[module, name])
+
+    def empty(module: torch.nn.Module, *_: Any) -> None:
+        meta.weights.release(names[module])
+
     with contextlib.ExitStack() as stack:
         for name in meta.weights.names():
             if name not in inside:
                 stack.enter_context(meta.held(name))
-        for path, module in placed.items():
-            for handle in _hooks(meta, path, module):
-                stack.callback(handle.remove)
+        for module in placed.values():
+            stack.callback(module.register_forward_pre_hook(fill).remove)
+            stack.callback(module.register_forward_hook(empty, always_call=True).remove)
         yield
-
-
-def _hooks(meta: MetaModel, name: str, module: torch.nn.Module) -> list[Any]:
-    # Now: one inside another with weights of its own is filled by that one first, unwidened.
-    wanted = {own: p.dtype for own, p in module._parameters.items() if p is not None}
-
-    def fill(*_: Any) -> None:
-        meta.weights.materialise(name)
-        for own, parameter in module._parameters.items():
-            if parameter is not None:
-                parameter.data = parameter.data.to(wanted[own])
-
-    def empty(*_: Any) -> None:
-        meta.weights.release(name)
-
-    return [
-        module.register_forward_pre_hook(fill),
-        module.register_forward_hook(empty, always_call=True),
-    ]

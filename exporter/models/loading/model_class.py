@@ -9,11 +9,13 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
+from operator import setitem
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError
-from exporter.models.loading.checkpoint_shards import CheckpointShards
+from exporter.models.loading.checkpoint_shards import AGAIN, CheckpointShards
 from exporter.models.model_folder import CLASSIFIERS
 from exporter.models.sentence_folder import pools
 from exporter.optional import require
@@ -38,11 +40,6 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
             "compare torch:WHOLE torch:PRUNED; "
             "exporter.export.torch_export.export_onnx makes an ONNX file of it.",
             code="already-pruned",
-        )
-    if not hasattr(result, "named_modules"):
-        raise ModelSourceError(
-            f"{config.name_or_path}: the config of a pruned checkpoint must name the model's class "
-            "under architectures."
         )
     structure = structure_of(config)
     assert structure is not None
@@ -89,27 +86,23 @@ def refuse_far_larger(model_class: Any, config: Any, shards: CheckpointShards, p
     import torch
 
     held = [math.prod(entry.shape) for entry in shards.entries.values()]
+    most = _TIMES * len(held) + _TENSORS_BESIDES
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > _TIMES * len(held) + _TENSORS_BESIDES:
-        raise _far_larger(path, f"{layers} layers", f"{len(held)} tensors")
-    make = getattr(model_class, "from_config", None) or model_class._from_config
-    with torch.device("meta"):
-        described = make(copy.deepcopy(config))
-    wanted = [math.prod(part.shape) for part in (*described.parameters(), *described.buffers())]
-    many = len(wanted) > _TIMES * len(held) + _TENSORS_BESIDES
-    if many or sum(wanted) > _TIMES * sum(held) + _WEIGHTS_BESIDES:
-        raise _far_larger(
-            path,
-            f"{sum(wanted)} weights in {len(wanted)} tensors",
-            f"{sum(held)} in {len(held)}",
+    described = f"{layers} layers"
+    larger = isinstance(layers, int) and layers > most
+    if not larger:
+        make = getattr(model_class, "from_config", None) or model_class._from_config
+        with torch.device("meta"):
+            model = make(copy.deepcopy(config))
+        wanted = [math.prod(part.shape) for part in (*model.parameters(), *model.buffers())]
+        described = f"{sum(wanted)} weights in {len(wanted)} tensors"
+        larger = len(wanted) > most or sum(wanted) > _TIMES * sum(held) + _WEIGHTS_BESIDES
+    if larger:
+        raise UnsafeModelError(
+            f"{path}: the config describes a model of {described}, and the files hold {sum(held)} "
+            f"weights in {len(held)} tensors.",
+            AGAIN,
         )
-
-
-def _far_larger(path: Path, described: str, held: str) -> UnsafeModelError:
-    return UnsafeModelError(
-        f"{path}: the config describes a model of {described}, and the files hold {held}.",
-        "Fetch the model again, or correct its config.",
-    )
 
 
 _ENVIRONMENT = {
@@ -123,89 +116,52 @@ _FLAGS = {
     ),
     "transformers.utils.hub": ("_is_offline_mode",),
 }  # fmt: skip
-
-_LOCK = threading.Lock()
-_inside = 0
-_restoring = contextlib.ExitStack()
+_LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
 def hub_off() -> Iterator[None]:
     """Makes every request to the hub an error while the block runs, and hides the user's token.
 
-    It holds for the whole process; where blocks overlap, the last one restores what was.
+    It holds for the whole process; blocks of other threads wait for its end.
     """
-    global _inside, _restoring
-    with _LOCK:
-        if _inside == 0:
-            _restoring = _switched_off()
-        _inside += 1
-    try:
+    modules = {name: require(name, extra="torch") for name in _FLAGS}
+    with _LOCK, contextlib.ExitStack() as stack:
+        stack.callback(_forget_sessions)
+        for name, value in _ENVIRONMENT.items():
+            before = os.environ.get(name)
+            undo = partial(os.environ.pop, name, None)
+            stack.callback(undo if before is None else partial(setitem, os.environ, name, before))
+            os.environ[name] = value
+        for name, module in modules.items():
+            for flag in _FLAGS[name]:
+                if hasattr(module, flag):
+                    stack.callback(setattr, module, flag, getattr(module, flag))
+                    setattr(module, flag, True)
+        _forget_sessions()
         yield
-    finally:
-        with _LOCK:
-            _inside -= 1
-            if _inside == 0:
-                _restoring.close()
-
-
-def _switched_off() -> contextlib.ExitStack:
-    """All switches set; closing what is given sets them as they were."""
-    for name in _FLAGS:  # imported before, or they would keep what they find in the block
-        require(name, extra="torch")
-    stack = contextlib.ExitStack()
-    stack.callback(_forget_sessions)
-    for name, value in _ENVIRONMENT.items():
-        stack.callback(_set_variable, name, os.environ.get(name))
-        os.environ[name] = value
-    for module_name, flags in _FLAGS.items():
-        module: Any = sys.modules[module_name]
-        for flag in flags:
-            if hasattr(module, flag):
-                stack.callback(setattr, module, flag, getattr(module, flag))
-                setattr(module, flag, True)
-    _forget_sessions()
-    return stack
-
-
-def _set_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
 
 
 def _forget_sessions() -> None:
     """Sessions of huggingface_hub before 1.0 are made online or offline, and kept."""
     http: Any = sys.modules.get("huggingface_hub.utils._http")
-    forget = getattr(http, "reset_sessions", None)
-    if forget is not None:
-        forget()
+    getattr(http, "reset_sessions", lambda: None)()
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keeps transformers' bars and advice off the terminal; errors still come as exceptions."""
     logging = require("transformers.utils.logging", extra="torch")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with _quiet_gguf_bar():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _quiet_gguf_bar() -> Iterator[None]:
     # The GGUF reader draws its bar with tqdm itself, past transformers' own switch.
     reader: Any = require("transformers.modeling_gguf_pytorch_utils", extra="torch")
-    bar = reader.tqdm
+    verbosity, bars, bar = logging.get_verbosity(), logging.is_progress_bar_enabled(), reader.tqdm
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     reader.tqdm = lambda items, **_: items
     try:
         yield
     finally:
         reader.tqdm = bar
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -35,9 +35,9 @@ from exporter.models.loading.checked_folder import (
     files_as_they_are,
     read_object,
     refuse_changed,
-    refuse_types,
+    refuse_entries,
 )
-from exporter.models.loading.checkpoint_shards import CheckpointShards
+from exporter.models.loading.checkpoint_shards import CheckpointShards, unreadable
 from exporter.models.loading.model_class import (
     auto_class,
     hub_off,
@@ -70,47 +70,39 @@ def load_tokenizer(folder: Path, config: Any, dangers: Dangers) -> Any:
     transformers = require("transformers", extra="torch")
     if not matching(folder, TOKENIZER_FILES):
         return None
-    _refuse_class(folder, dangers)
-    if (folder / _FILE).is_file():
-        refuse_growing(read_bytes(folder / _FILE, limit=TABLE_BYTES), str(folder / _FILE))
+    if not (dangers.allow_any_model_type or dangers.trust_remote_code):
+        for path in (folder / _CONFIG, folder / CONFIG):
+            name = read_object(path).get("tokenizer_class") if path.exists() else None
+            if name is not None and not (isinstance(name, str) and _is_reviewed_class(name)):
+                raise UnsafeModelError(
+                    f"{path}: $.tokenizer_class is {str(name)[:60]!r}, whose code in transformers "
+                    "was not looked at for depthcut.",
+                    "Load it with --allow-any-model-type if you trust the model.",
+                )
+    path = folder / _FILE
+    if path.is_file():
+        refuse_growing(read_bytes(path, limit=TABLE_BYTES), str(path))
+    how = {"trust_remote_code": dangers.trust_remote_code, "local_files_only": True}
     try:
         with panics_as_errors():
-            tokenizer = _read(transformers, folder, config, dangers)
+            try:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, **how)
+            except Exception as error:
+                pass_on_memory_error(error)
+                if not path.is_file():
+                    raise
+                # 4.57 does not know the class that 5 writes into tokenizer_config.json.
+                plain = transformers.PreTrainedTokenizerFast
+                tokenizer = plain.from_pretrained(folder, local_files_only=True)
             tokenizer("a")  # some entries are looked at only when there is a text
             return tokenizer
     except Exception as error:
         pass_on_memory_error(error)
         with contextlib.suppress(OSError, ValueError):  # says so of a file that is nested too deep
-            read_json(folder / _FILE, limit=TABLE_BYTES)
+            read_json(path, limit=TABLE_BYTES)
         raise ModelSourceError(
             f"The tokenizer in {folder} can't be loaded: {first_line(error)}."
         ) from error
-
-
-def _read(transformers: Any, folder: Path, config: Any, dangers: Dangers) -> Any:
-    how = {"trust_remote_code": dangers.trust_remote_code, "local_files_only": True}
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, config=config, **how)
-    except Exception as error:
-        pass_on_memory_error(error)
-        # 4.57 does not know the class that 5 writes into tokenizer_config.json.
-        if not (folder / _FILE).is_file():
-            raise
-        return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-
-
-def _refuse_class(folder: Path, dangers: Dangers) -> None:
-    """A tokenizer's class goes by its name in a file, whatever the model is."""
-    if dangers.allow_any_model_type or dangers.trust_remote_code:
-        return
-    for path in (folder / _CONFIG, folder / CONFIG):
-        name = read_object(path).get("tokenizer_class") if path.exists() else None
-        if name is not None and not (isinstance(name, str) and _is_reviewed_class(name)):
-            raise UnsafeModelError(
-                f"{path}: $.tokenizer_class is {str(name)[:60]!r}, whose code in transformers was "
-                "not looked at for depthcut.",
-                "Load it with --allow-any-model-type if you trust the model.",
-            )
 
 
 def _is_reviewed_class(name: str) -> bool:
@@ -119,20 +111,16 @@ def _is_reviewed_class(name: str) -> bool:
     transformers takes its plain class, or refuses, where it does not know a name.
     """
     transformers = require("transformers", extra="torch")
-    bare = name.removesuffix("Fast")
-    known = any(hasattr(transformers, item) for item in (bare, f"{bare}Fast"))
-    return bare in _reviewed_tokenizers() or not known
-
-
-def _reviewed_tokenizers() -> set[str]:
     auto: Any = require("transformers.models.auto.tokenization_auto", extra="torch")
-    plain_tokenizers = set(_PLAIN_TOKENIZERS)
+    reviewed = set(_PLAIN_TOKENIZERS)
     for model_type in REVIEWED:
         classes = auto.TOKENIZER_MAPPING_NAMES.get(model_type)
         # A name in transformers 5, a slow one and a fast one in 4.57.
-        for name in (classes,) if isinstance(classes, str) else classes or ():
-            plain_tokenizers.add((name or "").removesuffix("Fast"))
-    return plain_tokenizers - {""}
+        names = (classes,) if isinstance(classes, str) else classes or ()
+        reviewed |= {item.removesuffix("Fast") for item in names if item}
+    bare = name.removesuffix("Fast")
+    known = any(hasattr(transformers, item) for item in (bare, f"{bare}Fast"))
+    return bare in reviewed or not known
 
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -186,7 +174,6 @@ def load_model(
     Raises:
         ModelSourceError: There is no such model, it can't be read, or it wants what isn't allowed.
     """
-    check_dtype(dtype)
     source = str(source)
     dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))
@@ -194,14 +181,14 @@ def load_model(
     def load(config: Any) -> tuple[Any, dict[str, Any]]:
         model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
         how = {} if device_map is None else {"device_map": device_map}
-        return _load_weights(model_class, config, path, dangers, dtype=_torch_dtype(dtype), **how)
+        return _load_weights(model_class, config, path, dangers, dtype=dtype, **how)
 
     if not path.is_file():
         return load_folder(source, path, load, dangers)
     if device_map is not None:
         raise ModelSourceError(f"{path} is one file, which is not spread over devices.")
     with quiet_transformers(), hub_off():
-        model, info, tokenizer = load_gguf(path, _torch_dtype(dtype), dangers)
+        model, info, tokenizer = load_gguf(path, dtype, dangers)
     return _loaded(source, path, model, info, tokenizer)
 
 
@@ -236,7 +223,6 @@ def load_folder(
     """Loads a model's folder with its tokenizer, however its weights come; the hub is off."""
     before = files_as_they_are(path)
     content = checked_config(path, dangers)
-    _refuse_unknown(content, path, dangers.trust_remote_code)
     with quiet_transformers(), hub_off():
         try:
             config = _config(content, path, dangers.trust_remote_code)
@@ -245,11 +231,8 @@ def load_folder(
             raise
         # From a cut safetensors file to a config that contradicts the weights: many classes.
         except Exception as error:
-            _refuse_too_large(path, error)
             refuse_changed(path, before)
-            raise ModelSourceError(
-                f"{path} can't be loaded: {first_line(error)}.", code="load-failed"
-            ) from error
+            raise _load_error(path, error) from error
         tokenizer = load_tokenizer(path, config, dangers)
     refuse_changed(path, before)
     return _loaded(source, path, model, info, tokenizer)
@@ -270,66 +253,27 @@ def _config(content: dict[str, Any], path: Path, trust_remote_code: bool) -> Any
 def _loaded(
     source: str, path: Path, model: Any, info: dict[str, Any], tokenizer: Any
 ) -> LoadedModel:
-    _refuse_missing(info, path)
+    missing = sorted(info["missing_keys"])
+    if missing:  # they would be random numbers
+        raise unreadable(
+            f"{path} lacks {len(missing)} weights of the model that its config describes, "
+            f"first {missing[0]}"
+        )
     model.eval().requires_grad_(False)
     stacks = Stacks.of(model.config) if model.config.is_encoder_decoder else None
+    number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    layers = stacks.layers if stacks else number
+    if not isinstance(layers, int) or layers < 1:
+        raise UnknownArchitectureError(f"{path}: the config tells of no layers.")
     ref = ModelRef(
         source=source,
         architecture=type(model).__name__,
-        num_layers=_num_layers(model.config, path) if stacks is None else stacks.layers,
+        num_layers=layers,
         encoder_layers=None if stacks is None else stacks.encoder,
         sha256=path_sha256(path),
         revision=cache_revision(path),
     )
     return LoadedModel(model, tokenizer, ref, path)
-
-
-def check_dtype(dtype: str) -> None:
-    """Refuses what weights can't become."""
-    if dtype not in DTYPES:
-        raise ModelSourceError(
-            f"The dtype {dtype} is not known.", f"Use {' or '.join(DTYPES)}.", code="unknown-dtype"
-        )
-
-
-def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
-    known = require("transformers.models.auto.configuration_auto", extra="torch").CONFIG_MAPPING
-    model_type = str(config.get("model_type"))
-    if model_type in known or (trust_remote_code and "auto_map" in config):
-        return
-    text = f"{folder}: transformers does not know the model type {model_type!r}."
-    if "auto_map" in config:
-        raise UnsafeModelError(
-            text,
-            "It brings its own code; allow that with --trust-remote-code if you trust it.",
-            code="unknown-model-type",
-        )
-    raise UnknownArchitectureError(text, "Update transformers.", code="unknown-model-type")
-
-
-def _refuse_missing(info: dict[str, Any], path: Path) -> None:
-    """Weights that aren't in the file would be random numbers."""
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelSourceError(
-            f"{path} lacks {len(missing)} weights of the model that its config describes, "
-            f"first {missing[0]}.",
-            "Fetch the model again, or correct its config.",
-            code="weights-missing",
-        )
-
-
-def _num_layers(config: Any, path: Path) -> int:
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if not isinstance(layers, int) or layers < 1:
-        raise UnknownArchitectureError(f"{path}: the config tells of no layers.")
-    return layers
-
-
-def _torch_dtype(name: str) -> Any:
-    import torch
-
-    return getattr(torch, name)
 
 
 _CHANGED = threading.RLock()
@@ -346,57 +290,39 @@ def load_gguf(
     require("gguf", extra="gguf")
     try:
         with header_read_once(), scratch_folder("gguf") as folder:
-            link = folder / path.name
-            link.symlink_to(path.resolve())
-            model, info, tokenizer = _load(transformers, link, dtype, dangers or Dangers())
+            (folder / path.name).symlink_to(path.resolve())
+            place = {"gguf_file": path.name, "local_files_only": True}
+            config = transformers.AutoConfig.from_pretrained(folder, **place)
+            kind = {"model_type": config.model_type}
+            refuse_entries(kind, path.resolve(), dangers or Dangers())
+            model, info = auto_class(config, trust_remote_code=False).from_pretrained(
+                folder, **place, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
+            auto = transformers.AutoTokenizer
+            tokenizer = auto.from_pretrained(folder, **place, trust_remote_code=False)
         model.config.name_or_path = str(path.parent)
     except UnsafeModelError:
         raise
     # The reader has no error class of its own; a cut or odd file gives anything from a KeyError
     # to a numpy reshape error.
     except Exception as error:
-        raise _gguf_error(path, error) from error
+        raise _load_error(path, error) from error
     return _unquantized(model), info, tokenizer
 
 
-def _load(
-    transformers: Any, path: Path, dtype: Any, dangers: Dangers
-) -> tuple[Any, dict[str, Any], Any]:
-    place = {
-        "pretrained_model_name_or_path": str(path.parent),
-        "gguf_file": path.name,
-        "local_files_only": True,
-    }
-    config = transformers.AutoConfig.from_pretrained(**place)
-    if not dangers.allow_any_model_type:
-        refuse_types({"model_type": config.model_type}, path.resolve(), REVIEWED)
-    model_class = auto_class(config, trust_remote_code=False)
-    model, info = model_class.from_pretrained(
-        **place, dtype=dtype, output_loading_info=True, trust_remote_code=False
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
-    return model, info, tokenizer
-
-
-def _refuse_too_large(path: Path, error: Exception) -> None:
+def _load_error(path: Path, error: Exception) -> ModelSourceError:
+    """The error of a model that transformers does not load."""
     if any(map(is_out_of_memory, error_chain(error))):
-        raise ModelSourceError(
+        return ModelSourceError(
             f"{path} takes more memory than there is: {first_line(error)}.",
             "Take a machine with more memory, or a smaller type where the command has --dtype.",
             code=TOO_LARGE,
-        ) from error
-
-
-def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
-    _refuse_too_large(path, error)
-    text = f"{first_line(error)}."
-    if "architecture" in text or "model type" in text:
-        return UnknownArchitectureError(f"{path}: {text}", code="unknown-family")
+        )
     return ModelSourceError(
-        f"{path} can't be read as a GGUF model: {text}",
-        "The file may be cut short, or hold a type that can't be dequantised; fetch it again or "
-        "take another quantization.",
-        code="unreadable",
+        f"{path} can't be loaded: {first_line(error)}.",
+        "Is it whole, and does this version of transformers know the model? Of a GGUF file another "
+        "quantization may do.",
+        code="load-failed",
     )
 
 

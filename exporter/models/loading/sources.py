@@ -9,10 +9,16 @@ from typing import Any
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError, first_line
 from exporter.files import sha256_file, sha256_files, telling_full_disk
-from exporter.models.families import STACKS
+from exporter.models.families import GENERATING, STACKS
 from exporter.models.gguf_header import MAGIC
 from exporter.models.gguf_model_files import layers_of, read_model
-from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config, quantization_in
+from exporter.models.loading.checked_folder import (
+    CONFIG,
+    Dangers,
+    checked_config,
+    quantization_in,
+    read_object,
+)
 from exporter.models.loading.checkpoint_shards import read_header, read_index
 from exporter.models.model_folder import names_image_classifier
 from exporter.option_types import Dtype, OutputFolder
@@ -32,7 +38,6 @@ SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 # Weights in folders of their own are other formats; templates are the one thing wanted from there.
 _ELSEWHERE = ("*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "*/*.py", "*/*.bin")
 _CODE = ("*.py", "custom_generate/*.py")
-_GENERATING = ("ForConditionalGeneration", "MTModel")  # Marian's class has the latter
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -74,32 +79,24 @@ def encoder_decoder_config(
     path = resolve_source(source, revision=revision, **allowed)
     if path.is_file():
         return None
-    config = checked_config(path, Dangers(**allowed))
+    config = read_object(path / CONFIG)
     known = config.get("model_type") in STACKS
-    if not config.get("is_encoder_decoder", known):
-        return None
-    if known:
-        refuse_other_heads(config.get("architectures"), source)
-    return config
+    if known and config.get("is_encoder_decoder", True):
+        named = config.get("architectures")
+        if not (isinstance(named, list) and any(str(name).endswith(GENERATING) for name in named)):
+            raise UnknownArchitectureError(
+                f"{source} is an encoder-decoder of the class {named}; those that generate text "
+                "are taken.",
+                f"Give one whose config names a class that ends with {' or '.join(GENERATING)}.",
+                code="unknown-family",
+            )
+    return config if config.get("is_encoder_decoder", known) else None
 
 
 def classifies_images(source: str, *, revision: str | None = None, **allowed: bool) -> bool:
     """Whether a model's config names a class that gives each image a class. No PyTorch."""
     path = resolve_source(source, revision=revision, **allowed)
-    return path.is_dir() and names_image_classifier(checked_config(path, Dangers(**allowed)))
-
-
-def refuse_other_heads(architectures: Any, source: str) -> None:
-    """Refuses an encoder-decoder that answers with anything but a text."""
-    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    if not any(name.endswith(_GENERATING) for name in names):
-        raise UnknownArchitectureError(
-            f"{source} is an encoder-decoder of the class {', '.join(names) or 'None'}; those that "
-            "generate text are taken.",
-            f"Give one whose config names a class that ends with {' or '.join(_GENERATING)} under "
-            "architectures.",
-            code="not-generating",
-        )
+    return path.is_dir() and names_image_classifier(read_object(path / CONFIG))
 
 
 def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:
@@ -121,7 +118,7 @@ def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:
                 f"{source} is no folder or file here, and the Hugging Face Hub does not give it: "
                 f"{first_line(error)}.",
                 "Check the name and the network, or give the path of a model on this machine.",
-                code="not-on-hub",
+                code="no-model",
             ) from error
     return Path(folder)
 
@@ -131,7 +128,7 @@ def _check_folder(folder: Path, dangers: Dangers) -> None:
     if not (folder / CONFIG).exists():
         names = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"Name the file itself: {folder / names[0]}" if names else "Is it a model's folder?"
-        raise ModelSourceError(f"{folder} has no config.json.", hint, code="no-config")
+        raise ModelSourceError(f"{folder} has no config.json.", hint, code="no-model")
     quantized = quantization_in(checked_config(folder, dangers))
     if quantized:
         method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
@@ -146,7 +143,7 @@ def _check_folder(folder: Path, dangers: Dangers) -> None:
         hint = "If you trust its origin: allow_pickle: true in a --config file." if pickled else ""
         held = f"only pickled weights ({pickled[0].name})" if pickled else "no weights"
         raise ModelSourceError(
-            f"{folder} holds {held}; *.safetensors are wanted.", hint, code="no-weights"
+            f"{folder} holds {held}; *.safetensors are wanted.", hint, code="no-model"
         )
     for index in matching(folder, ("*.safetensors.index.json", "*.bin.index.json")):
         read_index(index)  # every shard must be a file of the model's own folder
@@ -163,7 +160,7 @@ def _check_gguf(path: Path) -> None:
     hint = f"Give a Hugging Face folder ({path.parent}), a GGUF file or a hub id."
     if path.suffix == ".onnx":
         hint = "An ONNX file is pruned with `depthcut prune` and a plan."
-    raise ModelSourceError(f"{path} is not a GGUF file.", hint, code="not-gguf")
+    raise ModelSourceError(f"{path} is not a GGUF file.", hint, code="no-model")
 
 
 def path_sha256(path: Path) -> str:

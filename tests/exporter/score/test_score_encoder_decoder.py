@@ -85,7 +85,7 @@ def test_half_of_an_encoder_decoder_has_one_stack() -> None:
 def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
     model = transformers.BartForSequenceClassification(made_loaded("bart").model.config)
     loaded = replace(made_loaded("bart"), model=model.eval())
-    with raises(UnknownArchitectureError, "not-generating", "BartForSequenceClassification"):
+    with raises(UnknownArchitectureError, "unknown-family", "BartForSequenceClassification"):
         score(loaded, ScoreOptions(calibration=("random",), samples=2))
 
 

@@ -106,7 +106,7 @@ def test_two_layers_at_most_are_in_memory_and_the_embedding_goes_behind_the_firs
         ("unknown", "cosine", UnknownArchitectureError, "unknown-family", ["bloom"]),
         ("bert", "kl", ScoringError, "no-next-token", ["kl", "BertModel"]),
         ("short", "kl", ScoringError, "no-tokens", []),
-        ("shrunk", "cosine", ModelSourceError, "file-shrank", ["model."]),
+        ("shrunk", "cosine", ModelSourceError, "unreadable", ["model."]),
     ],
 )
 def test_what_has_no_score_is_refused_and_leaves_nothing(
