@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts.stacks import Deleted, Stacks
 from exporter.errors import UnknownArchitectureError
-from exporter.models.families import FAMILIES, STACKS, Family
-from exporter.models.residual_stream import LayerModules, ProbeVerdict, ResidualForm, probe
+from exporter.models.families import FAMILIES, GENERATING, STACKS, Family
+from exporter.models.residual_stream import LayerModules, ResidualForm, probe
 from graph_passes.types import SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
@@ -33,49 +33,49 @@ class SublayerModules:
         return SublayerRef(self.layer, self.kind)
 
 
-def layer_modules(model: Any) -> list[LayerModules]:
+def layer_modules(model: Any, *, both: bool = False) -> list[LayerModules]:
     """Finds the modules of every layer.
 
     A model type that is not in the table is held against every row; a row is taken only when a
     small forward pass shows that the branches which it names add up to the residual stream.
+
+    both: of an encoder-decoder those of both stacks, the encoder's first, numbered through.
     """
-    model_type = model.config.model_type
-    if model_type in STACKS and model.config.is_encoder_decoder:
+    kind, stacked = model.config.model_type, model.config.is_encoder_decoder
+    if kind in STACKS and stacked and not both:
         raise UnknownArchitectureError(
             f"{type(model).__name__} is an encoder-decoder, and this takes one stack of layers.",
             "score, plan, export and compare take encoder-decoders.",
             code="two-stacks",
         )
-    if model_type in FAMILIES:
-        modules = _resolve(model, FAMILIES[model_type])
-        if modules is None:
-            raise layers_elsewhere(model_type)
+    if stacked and both:
+        if kind not in STACKS or not type(model).__name__.endswith(GENERATING):
+            raise unknown_layers(model)
+        depths = Stacks.of(model.config)
+        parts = [
+            _resolve(model, STACKS[kind][0], depths.encoder),
+            _resolve(model, STACKS[kind][1], depths.decoder, first=depths.encoder),
+        ]
+        modules = [layer for part in parts if part for layer in part]
+        if not all(parts):
+            raise unknown_layers(model)
         return modules
-    return _discover(model)
-
-
-def stacked_layers(model: Any) -> list[LayerModules]:
-    """The modules of every layer of an encoder-decoder, the encoder's first, numbered through."""
-    rows = STACKS.get(model.config.model_type)
-    if rows is None:
+    if kind in FAMILIES:
+        result = _resolve(model, FAMILIES[kind])
+    else:
+        rows = candidate_layers(model)
+        result = next((layers for layers in rows if probe(model, layers) == "adds_up"), None)
+    if result is None:
         raise unknown_layers(model)
-    depths = Stacks.of(model.config)
-    modules: list[LayerModules] = []
-    for row, depth in zip(rows, (depths.encoder, depths.decoder), strict=True):
-        layers = _resolve(model, row, depth, first=len(modules))
-        if layers is None:
-            raise layers_elsewhere(model.config.model_type)
-        modules += layers
-    return modules
+    return result
 
 
 def every_sublayer(model: Any) -> list[SublayerModules]:
     """As :func:`sublayers`, also of an encoder-decoder: both stacks, cross-attentions too."""
-    if not model.config.is_encoder_decoder:
-        return sublayers(model)
-    encoder = Stacks.of(model.config).encoder
-    modules = sublayers_of(stacked_layers(model))
-    return [replace(part, reads_sources=part.layer < encoder) for part in modules]
+    layers = layer_modules(model, both=True)
+    decoding = [modules.number for modules in layers if modules.cross_attention is not None]
+    encoder = min(decoding, default=0)
+    return [replace(part, reads_sources=part.layer < encoder) for part in sublayers_of(layers)]
 
 
 def sublayers(model: Any) -> list[SublayerModules]:
@@ -99,9 +99,9 @@ def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
 
 def named_in(model: Any, deletions: Iterable[Deleted]) -> list[SublayerRef]:
     """The sublayers of a model that deletions name, in the layers' order."""
-    if model.config.is_encoder_decoder:
-        return Stacks.of(model.config).every(deletions)
-    return Stacks(len(layer_modules(model))).every(deletions)
+    layers = layer_modules(model, both=True)
+    decoding = sum(modules.cross_attention is not None for modules in layers)
+    return Stacks(len(layers) - decoding, decoding).every(deletions)
 
 
 def candidate_layers(model: Any) -> Iterator[list[LayerModules]]:
@@ -119,39 +119,14 @@ def candidate_layers(model: Any) -> Iterator[list[LayerModules]]:
 
 
 def unknown_layers(model: Any) -> UnknownArchitectureError:
-    """The error for a model that no row fits."""
+    """The error for a model that no row fits, or whose own row doesn't."""
     return UnknownArchitectureError(
-        f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
-        f"Known families: {', '.join(sorted(FAMILIES))}.",
+        f"Where {type(model).__name__} ({model.config.model_type}) keeps its attention and MLP is "
+        "not known, or what they give does not add up to its residual stream.",
+        f"Known families: {', '.join(sorted({*FAMILIES, *STACKS}))}; transformers 4.57 and 5 are "
+        "known to work.",
         code="unknown-family",
     )
-
-
-def layers_elsewhere(model_type: str) -> UnknownArchitectureError:
-    """The error for a model of a known family that its row doesn't fit."""
-    return UnknownArchitectureError(
-        f"This {model_type} model does not keep its layers where the family does.",
-        "Another version of transformers may help: 4.57 and 5 are known to work.",
-        code="layers-elsewhere",
-    )
-
-
-def refuse_differing(verdict: ProbeVerdict, model: Any) -> None:
-    """Refuses a model whose layers are not what the table says."""
-    if verdict == "differs":
-        raise UnknownArchitectureError(
-            f"In {type(model).__name__} the attention and MLP outputs don't add up to the "
-            "residual stream, so their importance can't be told.",
-            "This configuration of the model family is not supported.",
-            code="not-additive",
-        )
-
-
-def _discover(model: Any) -> list[LayerModules]:
-    for module in candidate_layers(model):
-        if probe(model, module) == "adds_up":
-            return module
-    raise unknown_layers(model)
 
 
 def _resolve(

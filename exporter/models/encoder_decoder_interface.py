@@ -12,7 +12,7 @@ import torch
 
 from exporter.artifacts.stacks import Stacks
 from exporter.errors import ExportError
-from exporter.models.architectures import stacked_layers
+from exporter.models.architectures import layer_modules
 from exporter.models.model_folder import ENCODER, FIRST_STEP, NEXT_STEP, Graph
 from exporter.models.onnx_interface import cache_argument, new_cache
 from exporter.models.residual_stream import encoder_inputs
@@ -66,7 +66,7 @@ class EncoderDecoderInterface:
 
 def interface_of_stacks(model: PreTrainedModel) -> EncoderDecoderInterface:
     """The interface of an encoder-decoder."""
-    stacked_layers(model)  # refuses what isn't known, and so what was never held against PyTorch
+    layer_modules(model, both=True)  # what isn't known was never held against PyTorch
     name = model.main_input_name
     if name not in ("input_ids", "input_features"):
         raise ExportError(

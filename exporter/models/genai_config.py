@@ -25,8 +25,16 @@ _DEFAULT_FORMATS = {
 }
 _NOT_READ = re.compile(r"\.onnx($|\.)|^(prune|genai_config)\.json$|\.md$")
 """Files that the runtime does not look for by themselves."""
-_LEAVE_OUT = "Leave the config alone with --genai-config none, and write the new one by hand."
-_RENUMBER = "Number the caches that stay from 0: --renumber-kv."
+_LAYERS = ("layers", "layer_ids")
+"""What lists of layers' numbers are called."""
+
+
+def _unsuitable(path: Path | str, why: str) -> SurgeryError:
+    return SurgeryError(
+        f"{path}: {why}.",
+        "Leave the config alone with --genai-config none, and write the new one by hand.",
+        code="genai-config",
+    )
 
 
 @dataclass(frozen=True)
@@ -53,20 +61,10 @@ def find_config(source: Path) -> GenaiConfig | None:
         return None
     if roles != [_DECODER_FILE]:
         other = next(role for role in roles if role != _DECODER_FILE)
-        raise SurgeryError(
-            f"{path} names {source.name} under {other}; only a model whose decoder is one file "
-            f"({_DECODER_FILE}) can be rewritten.",
-            _LEAVE_OUT,
-            code="several-models",
-        )
+        raise _unsuitable(path, f"{source.name} is {other}, not the decoder alone")
     config = GenaiConfig(path, content)
     if config.decoder.get("shared_initializers"):
-        raise SurgeryError(
-            f"{path}: the decoder shares weights with other files "
-            "(model.decoder.shared_initializers), which a cut would tear apart.",
-            _LEAVE_OUT,
-            code="shared-weights",
-        )
+        raise _unsuitable(path, "the decoder shares weights (model.decoder.shared_initializers)")
     return config
 
 
@@ -101,9 +99,21 @@ def rewritten(
     decoder["filename"] = target
     gone = set(gone)
     if gone or renamed:
-        numbers = _Layers.read(config, caches, gone, renamed)
-        _refuse_gaps(config, numbers)
-        _apply(decoder, numbers)
+        kept, lost = _layers(config, caches, gone, renamed)
+        reason = _needs_dense(decoder)
+        if reason and sorted(kept.values()) != list(range(len(kept))):
+            raise SurgeryError(
+                f"{config.path}: {reason}, so the caches need numbers from 0.",
+                "Number the caches that stay from 0: --renumber-kv.",
+                code="cache-slides",
+            )
+        if isinstance(decoder.get("num_hidden_layers"), int):
+            decoder["num_hidden_layers"] -= len(lost)
+        if isinstance(types := decoder.get("layer_types"), list):
+            decoder["layer_types"] = [kind for old, kind in enumerate(types) if old not in lost]
+        moved = _moved(decoder, kept)
+        decoder.clear()
+        decoder |= moved
     return json_text(content, indent=4)
 
 
@@ -120,117 +130,84 @@ def companions(config: GenaiConfig, own: Iterable[Path]) -> list[str]:
     )
 
 
-@dataclass(frozen=True)
-class _Layers:
+def _layers(
+    config: GenaiConfig, caches: Iterable[str], gone: set[str], renamed: Mapping[str, str]
+) -> tuple[dict[int, int], set[int]]:
     """The layers that keep a state, by old and new number, and those that lost theirs."""
+    inputs = _DEFAULT_FORMATS | _part(config.decoder, "inputs")
+    texts = [text for text in inputs.values() if isinstance(text, str) and _NUMBER in text]
+    formats = [re.compile(re.escape(text).replace(_NUMBER, "([0-9]{1,4})")) for text in texts]
 
-    kept: dict[int, int]
-    lost: frozenset[int]
+    def number(name: str) -> int | None:
+        matches = (pattern.fullmatch(name) for pattern in formats)
+        return next((int(match[1]) for match in matches if match is not None), None)
 
-    @classmethod
-    def read(
-        cls, config: GenaiConfig, caches: Iterable[str], gone: set[str], renamed: Mapping[str, str]
-    ) -> _Layers:
-        inputs = _DEFAULT_FORMATS | _part(config.decoder, "inputs")
-        texts = [text for text in inputs.values() if isinstance(text, str) and _NUMBER in text]
-        formats = [re.compile(re.escape(text).replace(_NUMBER, "([0-9]{1,4})")) for text in texts]
-        moves = [
-            (old, None if name in gone else _number(formats, renamed.get(name, name)))
-            for name in caches
-            if (old := _number(formats, name)) is not None
-        ]
-        matched = {name for name in gone if _number(formats, name) is not None}
-        if matched != gone:
-            raise SurgeryError(
-                f"{config.path}: no name in model.decoder.inputs fits the graph's "
-                f"{min(gone - matched)}.",
-                _LEAVE_OUT,
-                code="unnamed-input",
-            )
-        kept = {old: new for old, new in moves if new is not None}
-        return cls(kept, frozenset(old for old, _ in moves) - kept.keys())
-
-    @property
-    def dense(self) -> bool:
-        return sorted(self.kept.values()) == list(range(len(self.kept)))
-
-
-def _number(formats: Iterable[re.Pattern[str]], name: str) -> int | None:
-    matches = (pattern.fullmatch(name) for pattern in formats)
-    return next((int(match[1]) for match in matches if match is not None), None)
-
-
-def _refuse_gaps(config: GenaiConfig, layers: _Layers) -> None:
-    decoder = config.decoder
-    if "cross_past_key_names" in _part(decoder, "inputs") and layers.lost:
-        raise SurgeryError(
-            f"{config.path}: the decoder reads an encoder's keys, of which the runtime expects as "
-            "many as the decoder has layers.",
-            "Delete only MLPs, or leave the config alone with --genai-config none.",
-            code="encoder-keys",
+    unnamed = [name for name in gone if number(name) is None]
+    if unnamed:
+        raise _unsuitable(
+            config.path, f"no name in model.decoder.inputs fits the graph's {min(unnamed)}"
         )
-    reason = _needs_dense(config)
-    if reason is not None and not layers.dense:
-        raise SurgeryError(
-            f"{config.path}: {reason}, so the caches need numbers from 0.",
-            _RENUMBER,
-            code="cache-slides",
+    numbers = {name: old for name in caches if (old := number(name)) is not None}
+    new = {old: number(renamed.get(name, name)) for name, old in numbers.items()
+           if name not in gone}  # fmt: skip
+    kept = {old: now for old, now in new.items() if now is not None}
+    lost = {*numbers.values()} - kept.keys()
+    if lost and "cross_past_key_names" in inputs:
+        raise _unsuitable(
+            config.path, "the runtime expects an encoder's keys for each layer of the decoder"
         )
+    return kept, lost
 
 
-def _needs_dense(config: GenaiConfig) -> str | None:
+def _needs_dense(decoder: dict[str, Any]) -> str:
     """Why the runtime would count the caches instead of taking the graph's numbers."""
-    decoder = config.decoder
     inputs, window = _part(decoder, "inputs"), _part(decoder, "sliding_window")
-    if inputs.get("past_names"):
-        return "keys and values are stored together (past_names)"
-    if window and window.get("slide_key_value_cache", True):
-        return "the cache slides (sliding_window.slide_key_value_cache)"
-    if decoder.get("layer_types"):
-        return "layers are listed by their types (layer_types)"
-    if inputs.get("block_table") or decoder.get("state_groups"):
-        return "the cache is paged"
     options = _part(decoder, "session_options").get("provider_options") or []
-    if "nvtensorrtrtx" in json.dumps(options).lower():
-        return "TensorRT-RTX gets a profile for each layer's number"
-    return None
+    reasons = {
+        "keys and values are stored together (past_names)": inputs.get("past_names"),
+        "the cache slides (sliding_window.slide_key_value_cache)": window
+        and window.get("slide_key_value_cache", True),
+        "layers are listed by their types (layer_types)": decoder.get("layer_types"),
+        "the cache is paged": inputs.get("block_table") or decoder.get("state_groups"),
+        "TensorRT-RTX has a profile for each layer's number": "nvtensorrtrtx"
+        in json.dumps(options).lower(),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _apply(decoder: dict[str, Any], layers: _Layers) -> None:
-    if isinstance(decoder.get("num_hidden_layers"), int):
-        decoder["num_hidden_layers"] -= len(layers.lost)
-    if isinstance(types := decoder.get("layer_types"), list):
-        decoder["layer_types"] = [t for old, t in enumerate(types) if old not in layers.lost]
-    window = decoder.get("sliding_window")
-    if isinstance(window, dict) and window.get("layers"):
-        window["layers"] = _moved(window["layers"], layers)
-        if not window["layers"]:  # an empty list would stand for all layers
-            del decoder["sliding_window"]
-    groups = decoder.get("state_groups")
-    if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
-        moved = [group | {"layer_ids": _moved(group.get("layer_ids"), layers)} for group in groups]
-        decoder["state_groups"] = [group for group in moved if group["layer_ids"]]
+def _moved(part: Any, kept: Mapping[int, int]) -> Any:
+    """A part with its lists of layers numbered anew; None where such a list has become empty.
 
-
-def _moved(numbers: Any, layers: _Layers) -> list[int]:
-    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise SurgeryError(
-            f"A list of layers in {CONFIG_FILE} is no list of numbers.",
-            _LEAVE_OUT,
-            code="not-numbers",
-        )
-    return [layers.kept[number] for number in numbers if number in layers.kept]
+    To the runtime an empty list would stand for all layers.
+    """
+    if isinstance(part, list):
+        moved = [(item, _moved(item, kept)) for item in part]
+        return [new for item, new in moved if item is None or new is not None]
+    if not isinstance(part, dict):
+        return part
+    result = {}
+    for key, value in part.items():
+        new = value
+        if key in _LAYERS and value:
+            if not isinstance(value, list) or not all(isinstance(n, int) for n in value):
+                raise _unsuitable(CONFIG_FILE, f"the entry {key} is no list of numbers")
+            new = [kept[number] for number in value if number in kept]
+            if not new:
+                return None
+        else:
+            new = _moved(value, kept)
+        if value is None or new is not None:
+            result[key] = new
+    return result
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise SurgeryError(
-            f"{path} is not valid JSON: {error}.", _LEAVE_OUT, code="not-json"
-        ) from error
+        raise _unsuitable(path, f"it is no valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise SurgeryError(f"{path} holds no JSON object.", _LEAVE_OUT, code="not-an-object")
+        raise _unsuitable(path, "it holds no JSON object")
     return content
 
 

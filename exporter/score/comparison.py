@@ -41,7 +41,7 @@ def compare_files(paths: Sequence[Path], metric: str | None = None) -> ScoreComp
         raise ScoringError(
             f"{' and '.join(reports)} hold no two rankings of the same kind of sublayer.",
             "Score by several metrics, or give a file of scores on another text.",
-            code="no-two-rankings",
+            code="not-comparable",
         )
     return ScoreComparison(
         models={name: report.model for name, report in reports.items()},
@@ -86,7 +86,7 @@ def _check_same_series(reports: Mapping[str, ImportanceReport]) -> None:
                 f"{first.model.source} ({one}) is {shapes[0][0]} with {shapes[0][1]} layers, "
                 f"{report.model.source} ({other}) {shapes[1][0]} with {shapes[1][1]}.",
                 "Compare scores of one model, or of checkpoints of one training.",
-                code="other-shapes",
+                code="not-comparable",
             )
     models = {report.model.sha256 for report in reports.values()}
     texts = {
@@ -100,7 +100,7 @@ def _check_same_series(reports: Mapping[str, ImportanceReport]) -> None:
             "the two moved a rank.",
             "Score all checkpoints on one text (--calibration pydoc, or a file; self is another "
             "for each model), or one model on several texts.",
-            code="text-and-model-differ",
+            code="not-comparable",
         )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, Score
 from exporter.errors import CalibrationError, ScoringError, UsageError
 from exporter.files import sha256_bytes
-from exporter.models.architectures import layer_modules, refuse_differing, stacked_layers
+from exporter.models.architectures import layer_modules, unknown_layers
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.loading.sources import refuse_other_heads
-from exporter.models.residual_stream import LayerModules, probe
+from exporter.models.residual_stream import probe
+from exporter.models.tasks import Tokens
 from exporter.models.texts.calibration import CalibrationText, check_text, mixed_text
 from exporter.models.texts.images import reads_images
 from exporter.models.texts.pairs import scored_pairs
@@ -30,14 +30,14 @@ from exporter.score.metric import (
     StreamMetric,
     of_kind,
 )
-from exporter.score.options import KL_POSITIONS, ScoreOptions, refuse_idle_of_pairs
+from exporter.score.options import ScoreOptions, refuse_idle_of_pairs
 from exporter.score.passes import (
     ScoredModel,
     answer_scores,
     refuse_not_finite,
     stream_scores,
 )
-from exporter.score.registry import DEFAULT, metrics_named
+from exporter.score.registry import metrics_named
 from exporter.score.streaming import layer_by_layer_scores, layers_of
 
 
@@ -79,13 +79,9 @@ def score_on(
     loaded: LoadedModel,
     text: CalibrationText,
     *,
-    metrics: Sequence[str] = (DEFAULT,),
-    batch_size: int = 4,
-    seed: int = 0,
-    kl_positions: int = KL_POSITIONS,
-    blocks: bool = False,
     stream_dir: Path | None = None,
     progress: Progress = QUIET,
+    **options: Any,
 ) -> ImportanceReport:
     """Scores a model on token ids that the caller chose; padding is left out.
 
@@ -95,23 +91,17 @@ def score_on(
     Args:
         loaded: As for :func:`score`.
         text: The samples, their mask, and what the report shall say about them.
-        metrics: As in :class:`ScoreOptions`, and so are the others.
-        batch_size: Samples in one forward pass.
-        seed: For the metric ``random``.
-        kl_positions: Where answers are compared.
-        blocks: Whether whole blocks are skipped as well.
         stream_dir: As for :func:`score`.
         progress: Told what goes on.
+        options: What of :class:`ScoreOptions` isn't said of a text.
 
     Raises:
         CalibrationError: A sample is all padding, or a token is not of the model's vocabulary.
         DepthcutError: Whatever else :func:`score` raises, but for reading a text.
     """
-    options = ScoreOptions(
-        tuple(metrics), batch_size=batch_size, seed=seed, kl_positions=kl_positions, blocks=blocks
-    )
-    scored = scored_model(loaded, options, text=text, progress=progress)
-    return _scored(loaded, scored, metrics_named(metrics), stream_dir)
+    wanted = ScoreOptions(**options)
+    scored = scored_model(loaded, wanted, text=text, progress=progress)
+    return _scored(loaded, scored, metrics_named(wanted.metrics), stream_dir)
 
 
 def scored_model(
@@ -123,17 +113,16 @@ def scored_model(
     progress: Progress = QUIET,
 ) -> ScoredModel:
     """The model with its text, checked before anything long runs."""
-    metrics = metrics_named(options.metrics)
-    if loaded.model.config.is_encoder_decoder and text is None:
-        refuse_idle_of_pairs(options, "sequence_length", "seed")
-    _refuse_unfit(loaded, options, metrics)
-    if text is not None:
-        _check_samples(loaded, text)
-    layers = _checked_layers(loaded)
-    if loaded.model.config.is_encoder_decoder and text is None:
-        text = scored_pairs(loaded, options.calibration, samples=options.samples, progress=progress)
+    metrics, model = metrics_named(options.metrics), loaded.model
+    _check(loaded, options, metrics, text)
+    if isinstance(loaded, MetaModel):
+        layers = layers_of(loaded)
+    else:
+        layers = layer_modules(model, both=True)
+        if probe(model, layers) == "differs":
+            raise unknown_layers(model)
     return ScoredModel(
-        loaded.model,
+        model,
         layers,
         text or _asked_text(loaded, options, metrics, cache_dir, progress),
         batch_size=options.batch_size,
@@ -144,16 +133,43 @@ def scored_model(
     )
 
 
-def _check_samples(loaded: LoadedModel, text: CalibrationText) -> None:
-    images = text.are_images
-    if images != reads_images(loaded.model):
-        what = ("images", "text") if images else ("text", "images")
+def _check(
+    loaded: LoadedModel,
+    options: ScoreOptions,
+    metrics: Sequence[Metric],
+    text: CalibrationText | None,
+) -> None:
+    """Holds what is asked for against what the model has."""
+    model, source = loaded.model, loaded.ref.source
+    streamed = isinstance(loaded, MetaModel)
+    if streamed:
+        refuse_unstreamable(options)
+    for metric in metrics:
+        if metric.needs_head and not Tokens.fits(model):
+            raise ScoringError(
+                f"{metric.name} judges predictions of the next token, and {type(model).__name__} "
+                "makes none.",
+                "Take a metric of the residual stream, such as cosine.",
+                code="no-next-token",
+            )
+    if loaded.ref.encoder_layers is not None:
+        if text is None:
+            refuse_idle_of_pairs(options, "sequence_length", "seed")
+        if streamed or of_kind(metrics, OrderMetric):
+            what = "--stream" if streamed else of_kind(metrics, OrderMetric)[0].name
+            raise UsageError(
+                f"{what} is for models of one stack of layers; {source} is an encoder-decoder.",
+                f"Leave {what} out; cosine, kl and their like are taken, in memory.",
+                code="one-graph-option",
+            )
+    if text is not None and text.are_images != reads_images(model):
         raise CalibrationError(
-            f"The samples are {what[0]}, and {loaded.ref.source} reads {what[1]}.",
+            f"The samples are {'images' if text.are_images else 'text'}, which {source} does not "
+            "read.",
             "Give samples that are made for the model.",
             code="other-samples",
         )
-    if not images:
+    if text is not None and not text.are_images:
         check_text(loaded, text.input_ids, text.mask)
 
 
@@ -171,52 +187,6 @@ def refuse_unstreamable(options: ScoreOptions) -> None:
         )
 
 
-def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[Metric]) -> None:
-    if isinstance(loaded, MetaModel):
-        refuse_unstreamable(options)
-    model: Any = loaded.model
-    if model.config.is_encoder_decoder:
-        _refuse_for_stacks(loaded, metrics)
-    for metric in metrics:
-        headless = not model.can_generate() or model.get_output_embeddings() is None
-        if metric.needs_head and headless:
-            raise ScoringError(
-                f"{metric.name} judges predictions of the next token, and {type(model).__name__} "
-                "makes none.",
-                "Take a metric of the residual stream, such as cosine.",
-                code="no-next-token",
-            )
-
-
-def _refuse_for_stacks(loaded: LoadedModel, metrics: Sequence[Metric]) -> None:
-    refuse_other_heads([type(loaded.model).__name__], loaded.ref.source)
-    taken = (StreamMetric, AnswerMetric)
-    others = [metric.name for metric in metrics if not isinstance(metric, taken)]
-    if others:
-        raise UsageError(
-            f"{others[0]} is for models with one stack of layers; {loaded.ref.source} is an "
-            "encoder-decoder.",
-            "Take cosine, kl or their like.",
-            code="one-stack-metric",
-        )
-    if isinstance(loaded, MetaModel):
-        raise UsageError(
-            f"{loaded.ref.source} is an encoder-decoder, which is scored in memory.",
-            "Leave --stream out.",
-            code="one-stack-only",
-        )
-
-
-def _checked_layers(loaded: LoadedModel) -> list[LayerModules]:
-    """The model's layers; of a model in memory a small run shows that they are what they seem."""
-    if isinstance(loaded, MetaModel):
-        return layers_of(loaded)
-    stacked = loaded.model.config.is_encoder_decoder
-    layers = stacked_layers(loaded.model) if stacked else layer_modules(loaded.model)
-    refuse_differing(probe(loaded.model, layers), loaded.model)
-    return layers
-
-
 def _asked_text(
     loaded: LoadedModel,
     options: ScoreOptions,
@@ -224,9 +194,18 @@ def _asked_text(
     cache_dir: Path | None,
     progress: Progress,
 ) -> CalibrationText:
-    if not any(metric.reads_text for metric in metrics):
-        return _no_text()
     specs = options.calibration
+    if loaded.ref.encoder_layers is not None:
+        return scored_pairs(loaded, specs, samples=options.samples, progress=progress)
+    if not any(metric.reads_text for metric in metrics):
+        ref = CalibrationRef(
+            source="none (nothing here reads text)",
+            samples=0,
+            sequence_length=0,
+            tokens=0,
+            sha256=sha256_bytes(b""),
+        )
+        return CalibrationText(ref, np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
     if not specs and isinstance(loaded, MetaModel) and not reads_images(loaded.model):
         specs = (PYDOC,)
         if loaded.model.can_generate():
@@ -244,18 +223,6 @@ def _asked_text(
     )
 
 
-def _no_text() -> CalibrationText:
-    """What metrics that read no text are scored on."""
-    ref = CalibrationRef(
-        source="none (nothing here reads text)",
-        samples=0,
-        sequence_length=0,
-        tokens=0,
-        sha256=sha256_bytes(b""),
-    )
-    return CalibrationText(ref, np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
-
-
 def _scored(
     loaded: LoadedModel,
     scored: ScoredModel,
@@ -265,21 +232,16 @@ def _scored(
     if isinstance(loaded, MetaModel):
         scores = layer_by_layer_scores(loaded, scored, metrics, stream_dir)
     else:
-        scores = _scores_in_memory(scored, metrics)
+        of_stream = of_kind(metrics, StreamMetric)
+        of_answers = of_kind(metrics, AnswerMetric)
+        scores = stream_scores(scored, of_stream) if of_stream else {}
+        try:
+            scores |= answer_scores(scored, of_answers) if of_answers else {}
+        except ScoringError:
+            refuse_not_finite(scored, scored.batches)
+            raise
     scores |= order_scores(scored, of_kind(metrics, OrderMetric))
     return report_of(loaded.ref, scored.text.part, metrics, scores)
-
-
-def _scores_in_memory(scored: ScoredModel, metrics: Sequence[Metric]) -> dict[str, list[Score]]:
-    of_stream = of_kind(metrics, StreamMetric)
-    of_answers = of_kind(metrics, AnswerMetric)
-    scores = stream_scores(scored, of_stream) if of_stream else {}
-    try:
-        scores |= answer_scores(scored, of_answers) if of_answers else {}
-    except ScoringError:
-        refuse_not_finite(scored, scored.batches)
-        raise
-    return scores
 
 
 def order_scores(scored: ScoredModel, metrics: Sequence[OrderMetric]) -> dict[str, list[Score]]:
@@ -300,15 +262,15 @@ def report_of(
     model: ModelRef,
     text: CalibrationRef,
     metrics: Sequence[Metric],
-    found: Mapping[str, list[Score]],
+    scores: Mapping[str, list[Score]],
 ) -> ImportanceReport:
-    """The report of what was found."""
+    """The report of some scores, by their metrics' names."""
     first, *others = (metric.name for metric in metrics)
     return ImportanceReport(
         model=model,
         metric=first,
         calibration=text,
-        scores=found[first],
-        further={name: found[name] for name in others},
+        scores=scores[first],
+        further={name: scores[name] for name in others},
         made_from={"model": model.sha256, "calibration": text.sha256},
     )

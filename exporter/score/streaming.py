@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Score
-from exporter.errors import FULL_DISK, ScoringError, first_line
+from exporter.errors import ScoringError, first_line
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.ablation.damage import Damage, joined
 from exporter.models.ablation.meter import damage_of
@@ -34,7 +34,6 @@ from exporter.models.ablation.streams import (
 from exporter.models.architectures import (
     candidate_layers,
     layer_modules,
-    refuse_differing,
     unknown_layers,
 )
 from exporter.models.families import FAMILIES
@@ -70,63 +69,21 @@ _LASTING = Path("/var/tmp")  # noqa: S108 - the file there has no name
 
 
 class HiddenStates:
-    """Keeps a tensor for each stream and batch, in memory."""
+    """Keeps a tensor for each stream and batch, all within one in memory or in a file."""
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], torch.Tensor] = {}
-
-    def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
-        """Keeps a tensor, in the place of the last one of this stream and batch."""
-        self._kept[stream, batch] = tensor
-
-    def get(self, stream: int, batch: int) -> torch.Tensor:
-        """The tensor that was kept; the caller does not change it."""
-        return self._kept[stream, batch]
-
-
-class StatesInFile(HiddenStates):
-    """Keeps the same in a nameless file, which goes with this."""
-
-    def __init__(
-        self, folder: Path, streams: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-    ) -> None:
-        import torch
-
-        self._shapes = shapes
+    def __init__(self, kept: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._kept, self._shapes = kept, shapes
         self._begins = list(itertools.accumulate(map(math.prod, shapes), initial=0))
-        nbytes = streams * self._begins[-1] * dtype.itemsize
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(folder).free < nbytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with tempfile.TemporaryFile(dir=folder, prefix=".depthcut-stream-") as file:
-                # All of it now: a disk that fills up later would end the process.
-                os.posix_fallocate(file.fileno(), 0, nbytes)
-                self._all = torch.frombuffer(mmap.mmap(file.fileno(), nbytes), dtype=dtype)
-        except OSError as error:
-            full = error.errno in FULL_DISK
-            text = f"there is no room for {nbytes / 1e9:.3g} GB" if full else first_line(error)
-            raise ScoringError(
-                f"The hidden states can't be kept in {folder}: {text}.",
-                "Name a folder on another disk with --stream-dir or the variable TMPDIR, or take "
-                "fewer --samples.",
-                code="no-room" if full else "not-kept",
-            ) from error
-        finally:
-            for path in made:  # the file needs none of them any more
-                with contextlib.suppress(OSError):
-                    path.rmdir()
 
     def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
-        """Copies a tensor."""
+        """Copies a tensor, in the place of the last one of this stream and batch."""
         self.get(stream, batch).copy_(tensor)
 
     def get(self, stream: int, batch: int) -> torch.Tensor:
-        """The place of a tensor."""
+        """The tensor that was kept; the caller does not change it."""
         start = stream * self._begins[-1]
         begin, end = (start + place for place in self._begins[batch : batch + 2])
-        return self._all[begin:end].view(self._shapes[batch])
+        return self._kept[begin:end].view(self._shapes[batch])
 
 
 def room_for_states(
@@ -139,22 +96,47 @@ def room_for_states(
     progress: Progress,
 ) -> HiddenStates:
     """Keeps them in memory where they fit, else in a file."""
-    nbytes = streams * dtype.itemsize * sum(map(math.prod, shapes))
-    free = available_bytes()
-    fits = free is None or nbytes <= _SHARE * (free - weights_bytes)
-    if folder is None and fits:
-        progress.detail(f"hidden states: {nbytes / 1e9:.3g} GB in memory")
-        return HiddenStates()
-    place = folder or _folder_on_disk()
-    progress.say(f"hidden states: {nbytes / 1e9:.3g} GB in a file in {place}")
-    return StatesInFile(place, streams, shapes, dtype)
+    import torch
+
+    count = streams * sum(map(math.prod, shapes))
+    size, free = f"{count * dtype.itemsize / 1e9:.3g} GB", available_bytes()
+    if folder is None and (
+        free is None or count * dtype.itemsize <= _SHARE * (free - weights_bytes)
+    ):
+        progress.detail(f"hidden states: {size} in memory")
+        return HiddenStates(torch.empty(count, dtype=dtype), shapes)
+    if folder is None:  # the one for large files: /tmp is often kept in memory
+        lasting = os.environ.get("TMPDIR") is None and os.access(_LASTING, os.W_OK)
+        folder = _LASTING if lasting else Path(tempfile.gettempdir())
+    progress.say(f"hidden states: {size} in a file in {folder}")
+    return HiddenStates(kept_in_file(folder, count, dtype), shapes)
 
 
-def _folder_on_disk() -> Path:
-    """The one that TMPDIR names, else the one for large files: /tmp is often kept in memory."""
-    if os.environ.get("TMPDIR") is None and os.access(_LASTING, os.W_OK):
-        return _LASTING
-    return Path(tempfile.gettempdir())
+def kept_in_file(folder: Path, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """So many numbers in a nameless file, which goes with the tensor."""
+    import torch
+
+    nbytes = count * dtype.itemsize
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < nbytes:
+            raise OSError(errno.ENOSPC, f"there is no room for {nbytes / 1e9:.3g} GB")
+        with tempfile.TemporaryFile(dir=folder, prefix=".depthcut-stream-") as file:
+            # All of it now: a disk that fills up later would end the process.
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+            return torch.frombuffer(mmap.mmap(file.fileno(), nbytes), dtype=dtype)
+    except OSError as error:
+        raise ScoringError(
+            f"The hidden states can't be kept in {folder}: {first_line(error)}.",
+            "Name a folder on another disk with --stream-dir or the variable TMPDIR, or take "
+            "fewer --samples.",
+            code="no-room",
+        ) from error
+    finally:
+        for path in made:  # the file needs none of them any more
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 class AnswerCuts:
@@ -381,7 +363,8 @@ class _LayerWalk:
             with self._runner.only(number):
                 run = partial(self._runner.run, probed, stream)
                 stream = findings.look([self._layers[number]], run)
-                refuse_differing(findings.so_far, model)  # before the text, which may take hours
+                if findings.so_far == "differs":  # before the text, which may take hours
+                    raise unknown_layers(model)
                 if states is None:
                     states = self._room(parts, stream)
                 for batch in self._batches:
@@ -389,7 +372,8 @@ class _LayerWalk:
             if not number and not self._needs_embedding(parts):
                 embedding.close()
                 stack.enter_context(self._runner.without_embedding())
-        refuse_differing(findings.verdict, model)
+        if findings.verdict == "differs":
+            raise unknown_layers(model)
         return states
 
     def _batch(self, number: int, batch: Batch, states: HiddenStates, task: Task) -> None:

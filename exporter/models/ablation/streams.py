@@ -13,7 +13,7 @@ from exporter.models.ablation.branch_replacements import (
     first_input,
     replacing_hooks,
 )
-from exporter.models.architectures import layer_modules, stacked_layers, sublayers_of
+from exporter.models.architectures import layer_modules, sublayers_of
 from exporter.models.residual_stream import (
     LayerModules,
     class_logits,
@@ -56,12 +56,10 @@ class StreamRunner:
         self._model = model
         self._runs = runs
         self._head = model.get_output_embeddings() if runs == "language" else None
-        stacked = model.config.is_encoder_decoder
-        self.layers: Sequence[LayerModules] = (
-            stacked_layers(model) if stacked else layer_modules(model)
-        )
+        self.layers: Sequence[LayerModules] = layer_modules(model, both=True)
         self._branches = CutBranches(self.layers)
         ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
+        stacked = model.config.is_encoder_decoder
         by_tokens = model.main_input_name == "input_ids" and not stacked
         with self._branches.counted():
             run_backbone(model, {"input_ids": ids} if by_tokens else probe_inputs(model))

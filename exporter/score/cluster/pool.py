@@ -56,7 +56,9 @@ def allocate(
     nodes = sorted((cpus for cpus in nodes if cpus), reverse=True)
     if not nodes:
         raise ClusterError(
-            "The Ray cluster has no CPUs.", "Start workers: ray start --address.", code="no-cpus"
+            "The Ray cluster has no CPUs.",
+            "Start workers: ray start --address.",
+            code="too-many-workers",
         )
     if whole_nodes:
         largest = nodes.count(nodes[0])
@@ -139,8 +141,12 @@ class Pool:
                     # In a list, so that a worker with other versions can still say which it has.
                     pending[actor.do.remote(own, [task, ray.put(job)])] = actor, number
                 ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
-                if not ready:
-                    self._refuse_without_room()
+                cpus = self._allocation.cpus
+                if not ready and all(there < cpus for there in _nodes(ray)):
+                    raise ClusterError(
+                        f"No machine with {cpus} CPUs is left in the cluster.",
+                        "Bring a machine back, and run the command again.",
+                    )
                 for ref in ready:
                     actor, number = pending.pop(ref)
                     idle.append(actor)
@@ -150,11 +156,15 @@ class Pool:
     def _answer(self, ref: Any, what: str) -> Any:
         """What came out."""
         try:
-            how, value = self._ray.get(ref)
+            return self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            problem = first_line(getattr(error, "cause", None) or error)
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, DepthcutError):
+                raise cause from None
+            self._progress.detail(f"cluster: {error}")
             raise ClusterError(
-                f"A worker can't tell what came of {what}: {problem}.", code="answer-lost"
+                f"A worker failed with {what}: {type(cause).__name__}: {first_line(cause)}.",
+                code="piece-failed",
             ) from error
         except self._ray.exceptions.RayError as error:
             raise ClusterError(
@@ -163,28 +173,6 @@ class Pool:
                 "smaller --batch-size.",
                 code="piece-lost",
             ) from error
-        if how == "done":
-            return value
-        if how == "refused" and isinstance(value, DepthcutError):
-            raise value
-        host, line, more = value
-        if how == "differs":
-            raise ClusterError(
-                f"The worker on {host} has {line}.",
-                "Install the same versions on all machines of the cluster, and restart Ray there.",
-                code="other-versions",
-            )
-        self._progress.detail(f"cluster: {more}")
-        raise ClusterError(f"A worker on {host} failed with {what}: {line}.", code="piece-failed")
-
-    def _refuse_without_room(self) -> None:
-        """Waiting is in vain where no machine is left that a worker fits on."""
-        cpus = self._allocation.cpus
-        if all(there < cpus for there in _nodes(self._ray)):
-            raise ClusterError(
-                f"No machine with {cpus} CPUs is left in the cluster.",
-                "Bring a machine back, and run the command again.",
-            )
 
 
 def _foreign_folder() -> str | None:

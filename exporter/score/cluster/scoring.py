@@ -158,7 +158,7 @@ class ScoringSetup:
                 f"On {host}: {error.message}",
                 "The model has to lie under the same path on all machines, such as a shared "
                 "folder, or be a hub id that all can fetch.",
-                code="model-missing",
+                code="another-model",
             ) from error
         if loaded.ref.sha256 != self.sha256:
             raise ClusterError(

@@ -7,17 +7,12 @@ import os
 import platform
 import socket
 import sys
-import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import exporter
-from exporter.errors import DepthcutError
-
-Outcome = tuple[str, Any]
-"""``done`` and a result, ``refused`` and a library error, or ``differs`` or ``failed`` with the
-host, a line and more."""
+from exporter.errors import ClusterError
 
 
 def versions() -> dict[str, str]:
@@ -48,27 +43,25 @@ class Worker:
             os.environ[name] = str(threads)
         self._begun: tuple[Any, Any] | None = None
 
-    def do(self, wanted: dict[str, str], refs: list[Any]) -> Outcome:
+    def do(self, wanted: dict[str, str], refs: list[Any]) -> Any:
         """Does one piece of work, once what all pieces need is set up.
 
         refs: what sets up, and what works on that and a job; and the job.
         """
         import ray
 
-        host = socket.gethostname()
-        try:
-            if self._begun is None:
-                own = versions()
-                differ = [f"{n} {own.get(n)} instead of {v}" for n, v in wanted.items()
-                          if own.get(n) != v]  # fmt: skip
-                if differ:
-                    return "differs", (host, ", ".join(differ), "")
-                setup, work = ray.get(refs[0])
-                self._begun = work, setup()
-            work, state = self._begun
-            return "done", work(state, ray.get(refs[1]))
-        except DepthcutError as error:
-            return "refused", error
-        except Exception as error:  # an error of Ray's own would hide which it was
-            line = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(" .:")
-            return "failed", (host, line, "".join(traceback.format_exception(error)))
+        if self._begun is None:
+            own = versions()
+            differ = [f"{n} {own.get(n)} instead of {v}" for n, v in wanted.items()
+                      if own.get(n) != v]  # fmt: skip
+            if differ:
+                raise ClusterError(
+                    f"The worker on {socket.gethostname()} has {', '.join(differ)}.",
+                    "Install the same versions on all machines of the cluster, and restart Ray "
+                    "there.",
+                    code="other-versions",
+                )
+            setup, work = ray.get(refs[0])
+            self._begun = work, setup()
+        work, state = self._begun
+        return work(state, ray.get(refs[1]))

@@ -103,7 +103,7 @@ def test_unknown_layouts_are_refused_and_a_silent_branch_is_none() -> None:
         layer_modules(model)
     model = tiny_model("llama")
     del model.model.layers[1].mlp
-    with raises(UnknownArchitectureError, "layers-elsewhere", "llama"):
+    with raises(UnknownArchitectureError, "unknown-family", "llama"):
         layer_modules(model)
 
 

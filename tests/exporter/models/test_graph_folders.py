@@ -178,17 +178,17 @@ def test_the_config_appears_with_the_result_or_not_at_all(
 
 
 @pytest.mark.parametrize(("content", "code", "named"), [
-    ("{", "not-json", "genai_config.json"),
-    ("[]", "not-an-object", "genai_config.json"),
+    ("{", "genai-config", "genai_config.json"),
+    ("[]", "genai-config", "genai_config.json"),
     ({"model": {"decoder": {"pipeline": [{"lm": {"filename": "model.onnx"}}]}}},
-     "several-models", "model.decoder.pipeline.0.lm.filename"),
-    ({"model": {"encoder": {"filename": "./model.onnx"}}}, "several-models",
+     "genai-config", "model.decoder.pipeline.0.lm.filename"),
+    ({"model": {"encoder": {"filename": "./model.onnx"}}}, "genai-config",
      "model.encoder.filename"),
-    (CONFIG | {"draft": {"filename": "model.onnx"}}, "several-models", "draft.filename"),
-    (with_decoder(shared_initializers=[{"name": "w"}]), "shared-weights",
+    (CONFIG | {"draft": {"filename": "model.onnx"}}, "genai-config", "draft.filename"),
+    (with_decoder(shared_initializers=[{"name": "w"}]), "genai-config",
      "model.decoder.shared_initializers"),
     (with_decoder(inputs={"past_key_names": "past.%d.k", "past_value_names": "past.%d.v"}),
-     "unnamed-input", "past_key_values"),
+     "genai-config", "past_key_values"),
     ("[" * 100_000, "too-many-values", "genai_config.json"),
 ])  # fmt: skip
 def test_layouts_that_a_cut_would_break_are_refused(
@@ -203,11 +203,11 @@ def test_layouts_that_a_cut_would_break_are_refused(
 
 def test_a_decoder_with_an_encoder_keeps_its_attentions_and_lists_are_lists() -> None:
     inputs = NAMES["inputs"] | {"cross_past_key_names": "past_key_cross_%d"}
-    with raises(SurgeryError, "encoder-keys"):
+    with raises(SurgeryError, "genai-config"):
         decoder_of(with_decoder(inputs=inputs), GONE, DENSE)
     assert decoder_of(with_decoder(inputs=inputs), [], {})["num_hidden_layers"] == 3
     window = {"slide_key_value_cache": False, "layers": "all"}
-    with raises(SurgeryError, "not-numbers"):
+    with raises(SurgeryError, "genai-config"):
         decoder_of(with_decoder(sliding_window=window), GONE, {})
     assert decoder_of(with_decoder(inputs={}), GONE, {})["num_hidden_layers"] == 2  # usual names
 

@@ -260,7 +260,7 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         (
             {"score": ScoreOptions(metrics=("depth",), calibration=("random",))},
             UsageError,
-            "one-stack-metric",
+            "one-graph-option",
         ),
         ({"score": ScoreOptions(calibration=("pydoc",))}, DepthcutError, "no-text"),
         ({"drops": DropRequest(Budget(joint=7))}, PlanError, "too-many"),

@@ -157,7 +157,7 @@ def test_a_librarys_error_comes_as_itself(pool: Any) -> None:
     ("jobs", "fields"),
     [
         (["a", ""], ("piece-failed", "2 of 2", "ZeroDivisionError")),
-        (["lock"], ("answer-lost", "1 of 1", "pickle")),
+        (["lock"], ("piece-failed", "1 of 1", "pickle")),
         (["exit"], ("piece-lost", 2, "1 of 1", "exit")),
     ],
 )
@@ -199,7 +199,7 @@ def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
     assert setup(model, loaded.ref.sha256).begin()
     with raises(ClusterError, "another-model", model, "000000000000"):
         setup(model, "0" * 64).begin()
-    with raises(ClusterError, "model-missing", tmp_path / "gone"):
+    with raises(ClusterError, "another-model", tmp_path / "gone"):
         setup(tmp_path / "gone", "0" * 64).begin()
 
 

@@ -50,7 +50,7 @@ def test_machines_are_divided(
 def test_more_workers_than_processors_are_refused() -> None:
     with raises(ClusterError, "too-many-workers", 5, 4):
         allocate([2, 2], 5, local=False)
-    with raises(ClusterError, "no-cpus"):
+    with raises(ClusterError, "too-many-workers"):
         allocate([0], None, local=False)
 
 

@@ -345,7 +345,7 @@ def _text(change: str) -> Any:
             for metric in ANSWERS
         ),
         *(("llama", "single", metric, ScoringError, "no-tokens", []) for metric in ANSWERS),
-        ("bloom", "", "cosine", UnknownArchitectureError, "not-additive", ["BloomForCausalLM"]),
+        ("bloom", "", "cosine", UnknownArchitectureError, "unknown-family", ["BloomForCausalLM"]),
         ("llama", "nan", "kl", ScoringError, "not-finite", [0]),
         ("llama", "padding", "cosine", CalibrationError, "padding-only", [1]),
         *(

@@ -27,7 +27,6 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.architectures import (
     every_sublayer,
     layer_modules,
-    stacked_layers,
 )
 from exporter.models.families import STACKS
 from exporter.models.residual_stream import probe, probe_inputs, run_backbone
@@ -63,7 +62,7 @@ def model_of(family: str) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_branches_add_up_to_the_streams(family: str) -> None:
     model = model_of(family)
-    layers = stacked_layers(model)
+    layers = layer_modules(model, both=True)
     assert probe(model, layers) == "adds_up"
     assert [modules.number for modules in layers] == [*range(len(layers))]
     half = len(layers) // 2
@@ -92,7 +91,7 @@ def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
 def test_a_wrong_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made_loaded("bart").model
     monkeypatch.setitem(STACKS, "bart", STACKS["whisper"])
-    assert probe(model, stacked_layers(model)) == "differs"
+    assert probe(model, layer_modules(model, both=True)) == "differs"
 
 
 @pytest.mark.parametrize("family", ["whisper", "t5", "bart"])

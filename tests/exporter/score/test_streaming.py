@@ -29,7 +29,7 @@ from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_m
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
 from exporter.score import CalibrationText, score_on
-from exporter.score.streaming import StatesInFile, filled_in_turn
+from exporter.score.streaming import filled_in_turn, kept_in_file
 from tests.raising import ends_in, raises
 from tests.reading import Heard, in_file
 from tests.tiny_models import (
@@ -102,7 +102,7 @@ def test_two_layers_at_most_are_in_memory_and_the_embedding_goes_behind_the_firs
             ("infinite", metric, ScoringError, "not-finite", ["attention", 0, 3])
             for metric in ("cosine", "kl")
         ),
-        ("bloom", "cosine", UnknownArchitectureError, "not-additive", ["BloomForCausalLM"]),
+        ("bloom", "cosine", UnknownArchitectureError, "unknown-family", ["BloomForCausalLM"]),
         ("unknown", "cosine", UnknownArchitectureError, "unknown-family", ["bloom"]),
         ("bert", "kl", ScoringError, "no-next-token", ["kl", "BertModel"]),
         ("short", "kl", ScoringError, "no-tokens", []),
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up(llama: str, tmp_path: Path, monkeypatch: pytest.Mo
             score_on(meta, random_text(), stream_dir=tmp_path)
     expect_empty(meta)
     with raises(ScoringError, "no-room"):
-        StatesInFile(tmp_path, 1, [(1 << 30, 1 << 30)], torch.float32)
+        kept_in_file(tmp_path, 1 << 60, torch.float32)
     assert not list(tmp_path.iterdir())
 
 
@@ -225,7 +225,7 @@ def test_states_that_do_not_fit_go_to_the_disk(
     score_on(load_meta(llama), random_text(), progress=heard)
     assert any(str(own if named else lasting) in line for line in heard.lines)
     (tmp_path / "file").write_text("")
-    with raises(ScoringError, "not-kept", tmp_path / "file" / "x"):
+    with raises(ScoringError, "no-room", tmp_path / "file" / "x"):
         score_on(load_meta(llama), random_text(), stream_dir=tmp_path / "file" / "x")
 
 
