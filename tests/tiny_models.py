@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from exporter.artifacts import ModelRef, ParityCheck, PlannedDeletion
 from exporter.artifacts.loaded_plan import Replacements
 from exporter.models.loading.model_source import LoadedModel
-from exporter.score import CalibrationText
+from exporter.models.texts.calibration import CalibrationText
 from graph_passes import ReplacementTensors, SublayerRef
 from tests.text_graphs import WORDS, write_tokenizer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,21 +157,20 @@ def _yaml(value: str) -> str:
 
 def _dropped(facts: CheckpointFacts) -> Section:
     before, after = facts.before, facts.after
-    base = f"{code(facts.base)} ({facts.architecture}, {facts.layers} layers)"
-    blocks: list[Block] = [
-        Note(f"This is {base} without:"),
-        Bullets(dropped_lines(facts.deletions)),
-        Note(
-            f"{before.parameters:,} -> {after.parameters:,} parameters, "
-            f"{before.bytes:,} -> {after.bytes:,} bytes of weights in {facts.dtype}. "
-            f"SHA-256 of the base's files: `{facts.base_sha256}`."
-        ),
-    ]
+    sizes = (
+        f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> "
+        f"{after.bytes:,} bytes of weights in {facts.dtype}. SHA-256 of the base's files: "
+        f"`{facts.base_sha256}`."
+    )
+    notes = [sizes]
     if facts.kept is not None:
         kept = ", ".join(map(str, facts.kept))
-        blocks.append(Note(f"These layers of the base were kept, with new numbers: {kept}."))
+        notes.append(f"These layers of the base were kept, with new numbers: {kept}.")
     if not facts.license:
-        blocks.append(Note("The licence of the base model applies; its card named none."))
+        notes.append("The licence of the base model applies; its card named none.")
+    base = f"{code(facts.base)} ({facts.architecture}, {facts.layers} layers)"
+    lines = Bullets(dropped_lines(facts.deletions))
+    blocks = [Note(f"This is {base} without:"), lines, *map(Note, notes)]
     return Section("dropped", "What was dropped", blocks)
 
 
@@ -201,34 +199,28 @@ def _chosen(sources: CardSources, read: Nouns) -> Section:
 
 
 def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
-    healing, notes = sources.healing, [Note(item) for item in _changed(facts, sources.plan)]
-    if healing is None or not (facts.healed or sources.plan.changed_weights):
-        return Section("healed", "Healing", [*notes])
-    named = healing.model_copy(
-        update={
+    read, healing = nouns_of(facts.architecture), sources.healing
+    weights = sources.plan.changed_weights
+    blocks: list[Block] = [
+        Note(
+            f"The replacements of the dropped branches were fitted to calibration {read.much}."
+            if facts.healed
+            else "The dropped branches were not replaced."
+        ),
+        Note(
+            f"{weights} of the kept weights were changed; no parameter was added for that."
+            if weights
+            else "No kept weight was changed."
+        ),
+    ]
+    if healing is not None and (facts.healed or weights):
+        named = {
             "calibration": [_named(ref) for ref in healing.calibration],
             "texts": [t.model_copy(update={"text": _named(t.text)}) for t in healing.texts],
             "warnings": [],  # which name texts by their paths
         }
-    )
-    blocks = [*notes, *healing_blocks(named, nouns_of(facts.architecture))]
+        blocks += healing_blocks(healing.model_copy(update=named), read)
     return Section("healed", "Healing", blocks)
-
-
-def _changed(facts: CheckpointFacts, plan: PruningPlan) -> Iterator[str]:
-    """What of the model is another than the base's."""
-    if facts.healed:
-        what = nouns_of(facts.architecture).much
-        yield f"The replacements of the dropped branches were fitted to calibration {what}."
-    else:
-        yield "The dropped branches were not replaced."
-    if plan.changed_weights:
-        yield (
-            f"{plan.changed_weights} of the kept weights were changed; no parameter was added for "
-            "that."
-        )
-    else:
-        yield "No kept weight was changed."
 
 
 def _measured(report: ComparisonReport | None) -> Section | None:

@@ -115,28 +115,22 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
     config: Any = None
     with contextlib.suppress(OSError, ValueError):
         config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or not {SECTION, ORIGIN} & config.keys():
-        raise UsageError(
-            f"{folder} exists, and is not a pruned checkpoint.",
-            "Give a folder that doesn't exist.",
-            code="not-ours",
+    what = "is not a pruned checkpoint"
+    if isinstance(config, dict) and {SECTION, ORIGIN} & config.keys():
+        # A training leaves other files, and folders.
+        names = (*LICENSE_FILES, CONFIG_CODE, *(f"*{ending}" for ending in _ENDINGS))
+        more = sorted(
+            path.name
+            for path in folder.iterdir()
+            if not path.is_file() or not any(map(path.match, names))
         )
-    more = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
-    if more:
+        what = f"depthcut did not write {more[0]} in it" if more else ""
+    if what:
         raise UsageError(
-            f"{folder} is a pruned checkpoint, but depthcut did not write {more[0]} in it.",
+            f"{folder} exists, and {what}.",
             "Give a folder that doesn't exist: an existing checkpoint is replaced as a whole.",
             code="not-ours",
         )
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a checkpoint could have such a file; a training leaves others, and folders."""
-    return path.is_file() and (
-        path.suffix in _ENDINGS
-        or path.name == CONFIG_CODE
-        or any(path.match(pattern) for pattern in LICENSE_FILES)
-    )
 
 
 def load_pruned(folder: Path, *, dtype: str = "float32", train: bool = False) -> LoadedModel:

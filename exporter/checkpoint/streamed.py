@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from exporter.files import telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.architectures import layer_modules, unknown_layers
 from exporter.models.families import FAMILIES
+from exporter.models.loading.checkpoint_shards import TORCH_NAMES
 from exporter.models.loading.meta_model import (
     MetaModel,
     ShardedWeights,
@@ -46,9 +49,8 @@ if TYPE_CHECKING:
     from exporter.models.branch_modules import PrunedStructure
 
 _ALIGNMENT = 8
-_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-FLOATS = tuple(_NAMES.values())
-"""What safetensors calls the types that a cast is for."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""The types that a cast is for."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Piece:
 
 
 def safetensors_name(dtype: torch.dtype) -> str:
-    """What safetensors calls one of PyTorch's floating types."""
-    return _NAMES[str(dtype).removeprefix("torch.")]
+    """What safetensors calls one of PyTorch's types."""
+    name = str(dtype).removeprefix("torch.")
+    return next(kind for kind, other in TORCH_NAMES.items() if other == name)
 
 
 def piece_of(name: str, tensor: torch.Tensor) -> Piece:
@@ -74,55 +77,47 @@ def piece_of(name: str, tensor: torch.Tensor) -> Piece:
 
 
 def write_shards(
-    folder: Path, shards: Sequence[Sequence[Piece]], advance: Callable[[int], None]
+    folder: Path, shards: Iterable[Sequence[Piece]], progress: Progress = QUIET
 ) -> None:
     """Writes the shards and, where there are several, their index."""
     filled = [shard for shard in shards if shard]
+    total = sum(piece.nbytes for shard in filled for piece in shard)
     places: dict[str, str] = {}
-    for number, shard in enumerate(filled, start=1):
-        alone = len(filled) == 1
-        name = "model" if alone else f"model-{number:05}-of-{len(filled):05}"
-        _write_shard(folder / f"{name}.safetensors", shard, advance)
-        places |= {piece.name: f"{name}.safetensors" for piece in shard}
-    if len(filled) > 1:
-        total = sum(piece.nbytes for shard in filled for piece in shard)
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        write_text(folder / "model.safetensors.index.json", text)
+    with ByteCount.large(progress, "write weights", total) as count, telling_full_disk(folder):
+        for number, shard in enumerate(filled, start=1):
+            alone = len(filled) == 1
+            name = "model" if alone else f"model-{number:05}-of-{len(filled):05}"
+            _write_shard(folder / f"{name}.safetensors", shard, count)
+            places |= {piece.name: f"{name}.safetensors" for piece in shard}
+        if len(filled) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            write_text(folder / "model.safetensors.index.json", text)
 
 
-def _write_shard(path: Path, pieces: Iterable[Piece], advance: Callable[[int], None]) -> None:
-    pieces = list(pieces)
-    header = json.dumps(_header(pieces), separators=(",", ":")).encode()
+def _write_shard(path: Path, pieces: Sequence[Piece], count: ByteCount) -> None:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for piece in pieces:
+        entry = {"dtype": piece.dtype, "shape": list(piece.shape)}
+        entries[piece.name] = {**entry, "data_offsets": [begin, begin + piece.nbytes]}
+        begin += piece.nbytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for piece in pieces:
             data = _bytes(piece)
             file.write(data)
-            advance(len(data))
-
-
-def _header(pieces: Sequence[Piece]) -> Mapping[str, Any]:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for piece in pieces:
-        end = begin + piece.nbytes
-        offsets = [begin, end]
-        header[piece.name] = {
-            "dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": offsets,
-        }  # fmt: skip
-        begin = end
-    return header
+            count.add(len(data))
 
 
 def _bytes(piece: Piece) -> memoryview:
     import torch
 
     tensor = piece.read()
-    if piece.dtype in FLOATS:
-        wanted = next(name for name, item in _NAMES.items() if item == piece.dtype)
-        tensor = tensor.to(getattr(torch, wanted))
+    if piece.dtype in _FLOATS:
+        tensor = tensor.to(getattr(torch, TORCH_NAMES[piece.dtype]))
     data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
     if len(data) != piece.nbytes or tensor.numel() != math.prod(piece.shape):
         raise ValueError(f"{piece.name} has {len(data)} bytes, not {piece.nbytes}")
@@ -190,13 +185,14 @@ def _write_gaps(
     pruned = replace(meta, weights=ShardedWeights(model, meta.shards))
     with filled_while_running(pruned, layers), torch.inference_mode():
         require_same(pruned, answer_to(model, probe_inputs(model)), wanted)
-    after = _flat(pruned.weights.sources.values())
+    after = set(chain(*pruned.weights.sources.values()))
     shards = _shards(meta, {name: name for name in meta.shards.entries if name in after})
     own = {name: value for name, value in model.named_parameters() if not value.is_meta}
     empty = torch.empty(0, dtype=model.dtype)
     extra = [piece_of(before[name][0], empty) for name in structure.empty]
     extra += [piece_of(name, value.detach()) for name, value in own.items()]
-    _write(stage, [*shards, extra] if len(shards) > 1 else [[*shards[0], *extra]], progress)
+    shards = [*shards, extra] if len(shards) > 1 else [[*shards[0], *extra]]
+    write_shards(stage, shards, progress)
     save_pretrained_files(pruned, stage)
     note_drops(stage, structure)
     return pruned, None
@@ -218,7 +214,7 @@ def _write_shallow(
         made = type(model)(config).to(model.dtype)
     if model.can_generate():
         made.generation_config = model.generation_config
-    _write(stage, _shards(meta, _renumbered(meta, kept)), progress)
+    write_shards(stage, _shards(meta, _renumbered(meta, kept)), progress)
     save_pretrained_files(replace(meta, model=made), stage)
     try:
         again = load_meta(str(stage), dtype=str(model.dtype).removeprefix("torch."))
@@ -235,13 +231,13 @@ def _write_shallow(
 def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
     """From each tensor that stays to its name with its layer's new number."""
     paths = {module: path for path, module in meta.model.named_modules()}
-    used = _flat(meta.weights.sources.values())  # old files hold buffers that nobody reads
+    used = set(chain(*meta.weights.sources.values()))  # old files hold buffers that nobody reads
     names = {name: name for name in meta.shards.entries if name in used}
     place = {layer: number for number, layer in enumerate(kept)}
     for modules in layer_modules(meta.model):
         path, number = f"{paths[modules.layer]}.", re.compile(rf"(?<=\.){modules.number}(?=\.)")
         own = [s for target, s in meta.weights.sources.items() if target.startswith(path)]
-        for source in _flat(own):
+        for source in set(chain(*own)):
             if not number.search(source):
                 raise UnknownArchitectureError(f"{source} does not tell of layer {modules.number}.")
             if modules.number in place:
@@ -259,30 +255,9 @@ def _shards(meta: MetaModel, names: Mapping[str, str]) -> list[list[Piece]]:
     for source, name in names.items():
         entry = meta.shards.entries[source]
         kind, size = entry.dtype, entry.nbytes
-        if kind in FLOATS and kind != dtype:
+        if kind in _FLOATS and kind != dtype:
             count = size // entry.torch_dtype.itemsize
             kind, size = dtype, count * item
-        piece = Piece(name, kind, entry.shape, size, _Reading(meta, source))
+        piece = Piece(name, kind, entry.shape, size, partial(meta.shards.read, source))
         shards.setdefault(entry.file, []).append(piece)
     return list(shards.values())
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """Reads one tensor of the shards when it is called."""
-
-    meta: MetaModel
-    source: str
-
-    def __call__(self) -> torch.Tensor:
-        return self.meta.shards.read(self.source)
-
-
-def _write(stage: Path, shards: Sequence[Sequence[Piece]], progress: Progress) -> None:
-    total = sum(piece.nbytes for shard in shards for piece in shard)
-    with ByteCount.large(progress, "write weights", total) as count, telling_full_disk(stage):
-        write_shards(stage, shards, count.add)
-
-
-def _flat(sources: Iterable[Sequence[str]]) -> set[str]:
-    return {name for names in sources for name in names}

@@ -51,8 +51,6 @@ from graph_passes.files.reading import copy_file
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
-    import torch
-
     from exporter.artifacts.loaded_plan import Replacements
 
 
@@ -92,9 +90,8 @@ def write_checkpoint(
     refuse_checkpoint_folder(folder, [loaded.path] if folder.exists() else [])
     if replacements is not None:
         change_weights(loaded.model, replacements.weights)
-    before = weights_of(loaded.model)
+    before, servers, after = weights_of(loaded.model), list[str](), None
     with staged_directory(folder) as stage:
-        after: Weights | None = None
         if isinstance(loaded, MetaModel):
             pruned, kept = write_streamed(
                 loaded, plan, stage, replacements=replacements, progress=progress
@@ -105,11 +102,16 @@ def write_checkpoint(
                 if form == "decilm":
                     pruned, kept = loaded, None
                     after = save_decilm(loaded, plan.deletions, cut, server, stage)
-                elif form == "early-exit":
-                    pruned, kept = _exiting(loaded, plan, replacements)
+                    servers = [server] if server else [*CHECKPOINT_SERVERS]
                 else:
-                    pruned, kept = _pruned(loaded, plan, cut, progress)
-                if after is None:
+                    exits = form == "early-exit"
+                    if exits and replacements is not None:
+                        raise PlanError(
+                            "The plan was healed with the norms of the dropped layers in place.",
+                            "Give the plan as it was before healing.",
+                            code="changed-weights",
+                        )
+                    pruned, kept = _pruned(loaded, plan, cut, progress, exits=exits)
                     save_pruned_into(pruned, stage)
         with telling_full_disk(stage):
             for pattern in LICENSE_FILES if loaded.path.is_dir() else ():
@@ -119,101 +121,67 @@ def write_checkpoint(
             copy_sentence_files(loaded.path, stage)
             if reads_images(loaded.model):
                 copy_processor_files(loaded.path, stage)
-        facts = _facts(loaded, plan, before, pruned, kept, stage)
-        if after is not None:
-            servers = [server] if server else list(CHECKPOINT_SERVERS)
-            result = {"after": after, "servers": servers, "plain": False}
-            facts = facts.model_copy(update=result)
+        name, on_hub = name_of_base(loaded)
+        facts = CheckpointFacts(
+            base=name,
+            on_hub=on_hub,
+            base_sha256=loaded.ref.sha256,
+            architecture=loaded.ref.architecture,
+            layers=loaded.ref.num_layers,
+            deletions=plan.deletions,
+            kept=kept,
+            plain=kept is not None,
+            transformers=version("transformers"),
+            dtype=str(pruned.model.dtype).removeprefix("torch."),
+            before=before,
+            after=after or weights_of(pruned.model),
+            license=license_of_base(loaded.path),
+            has_tokenizer=loaded.tokenizer is not None,
+            has_modules=(stage / MODULES).is_file(),
+            servers=servers,
+        )
         if card is not None:
             with telling_full_disk(stage):
                 write_text(stage / CARD, card(facts))
-    _say(facts, progress)
+    few = "" if kept is None else f"{len(kept)} of {facts.layers} layers, "
+    sizes = f"{before.bytes / 1e6:.1f} -> {facts.after.bytes / 1e6:.1f} MB of weights"
+    progress.say(f"checkpoint: {few}{sizes}; {facts.loader_words}")
     return facts
 
 
 def _pruned(
-    loaded: LoadedModel, plan: PruningPlan, cut: BranchReplacements, progress: Progress
+    loaded: LoadedModel,
+    plan: PruningPlan,
+    cut: BranchReplacements,
+    progress: Progress,
+    *,
+    exits: bool,  # whether it is the first layers alone
 ) -> tuple[LoadedModel, list[int] | None]:
     """The pruned model, and which layers it kept where it has fewer."""
-    from exporter.checkpoint.pruned_model import kept_layers, shallow_model
+    import torch
 
-    kept = kept_layers(plan.deletions, loaded.ref.num_layers)
-    if kept:
-        try:
-            return shallow_model(loaded, plan.deletions, _wanted(loaded.model, cut)), kept
-        except UnknownArchitectureError as error:
-            progress.say(f"checkpoint: not with fewer layers. {error}")
-    prune_model(loaded, plan.deletions, cut)
-    return loaded, None
-
-
-def _exiting(
-    loaded: LoadedModel, plan: PruningPlan, replacements: Replacements | None
-) -> tuple[LoadedModel, list[int]]:
-    """The first layers alone, and which they are."""
     from exporter.checkpoint.pruned_model import exit_answer, kept_layers, shallow_model
 
     kept = kept_layers(plan.deletions, loaded.ref.num_layers)
-    if not kept or kept != list(range(len(kept))):
+    if exits and (not kept or kept != list(range(len(kept)))):
         raise PlanError(
             "The plan does not drop all layers behind the first ones, and nothing else.",
             "Make it with depthcut plan --keep-first N.",
             code="no-early-exit",
         )
-    if replacements is not None:
-        raise PlanError(
-            "The plan was healed with the norms of the dropped layers in place.",
-            "Give the plan as it was before healing.",
-            code="changed-weights",
-        )
-    refuse_tokenless(loaded.model)
-    wanted = exit_answer(loaded.model, len(kept))
-    return shallow_model(loaded, plan.deletions, wanted, exits=True), kept
-
-
-def _wanted(model: Any, cut: BranchReplacements) -> torch.Tensor:
-    import torch
-
-    refuse_tokenless(model)
-    with branches_replaced(model, cut), torch.inference_mode():
-        return answer_to(model, probe_inputs(model))
-
-
-def _facts(
-    base: LoadedModel,
-    plan: PruningPlan,
-    before: Weights,
-    pruned: LoadedModel,
-    kept: list[int] | None,
-    stage: Path,
-) -> CheckpointFacts:
-    """What is told of a checkpoint; ``before`` are the weights that the base had."""
-    name, on_hub = name_of_base(base)
-    return CheckpointFacts(
-        base=name,
-        on_hub=on_hub,
-        base_sha256=base.ref.sha256,
-        architecture=base.ref.architecture,
-        layers=base.ref.num_layers,
-        deletions=plan.deletions,
-        kept=kept,
-        plain=kept is not None,
-        transformers=version("transformers"),
-        dtype=str(pruned.model.dtype).removeprefix("torch."),
-        before=before,
-        after=weights_of(pruned.model),
-        license=license_of_base(base.path),
-        has_tokenizer=base.tokenizer is not None,
-        has_modules=(stage / MODULES).is_file(),
-    )
-
-
-def _say(facts: CheckpointFacts, progress: Progress) -> None:
-    before, after = facts.before.bytes / 1e6, facts.after.bytes / 1e6
-    form = "" if facts.kept is None else f"{len(facts.kept)} of {facts.layers} layers, "
-    progress.say(
-        f"checkpoint: {form}{before:.1f} -> {after:.1f} MB of weights; {facts.loader_words}"
-    )
+    if kept:
+        refuse_tokenless(loaded.model)
+        if exits:
+            wanted = exit_answer(loaded.model, len(kept))
+            return shallow_model(loaded, plan.deletions, wanted, exits=True), kept
+        with branches_replaced(loaded.model, cut), torch.inference_mode():
+            wanted = answer_to(loaded.model, probe_inputs(loaded.model))
+        try:
+            return shallow_model(loaded, plan.deletions, wanted), kept
+        except UnknownArchitectureError as error:
+            progress.say(f"checkpoint: not with fewer layers. {error}")
+    prune_model(loaded, plan.deletions, cut)
+    return loaded, None
 
 
 MODEL_TYPE, CLASS = "nemotron-nas", "DeciLMForCausalLM"
@@ -288,9 +256,8 @@ def save_decilm(
     pieces = [*_kept(loaded.model, cut), *_maps(loaded.model, cut, server)]
     save_pretrained_files(loaded, stage)
     write_text(stage / "config.json", json_text(decilm_config(loaded, deletions, cut)))
-    with telling_full_disk(stage):
-        write_text(stage / CONFIG_CODE, _CONFIG_TEXT)
-        write_shards(stage, in_shards(pieces, _SHARD_BYTES), lambda _: None)
+    write_text(stage / CONFIG_CODE, _CONFIG_TEXT)
+    write_shards(stage, in_shards(pieces, _SHARD_BYTES))
     return Weights(
         parameters=sum(math.prod(piece.shape) for piece in pieces),
         bytes=sum(piece.nbytes for piece in pieces),

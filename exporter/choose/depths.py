@@ -45,7 +45,6 @@ from exporter.errors import (
     CostError,
     HealingError,
     PlanError,
-    ScoringError,
 )
 from exporter.files import scratch_folder
 from exporter.heal.fit import Fitting
@@ -62,14 +61,13 @@ from exporter.models.ablation.meter import CutMeter
 from exporter.models.changed_weights import swapped
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.model_folder import ModelFolder
-from exporter.models.tasks import Tokens, task_of
-from exporter.models.texts.calibration import calibration_text, text_of_report
+from exporter.models.tasks import Tokens
+from exporter.models.texts.calibration import CalibrationText, calibration_text, text_of_report
 from exporter.models.texts.sources import refuse_same_text
 from exporter.option_types import Count, InputFile, Lengths, Several, Written, comma_list
 from exporter.options import Options, Rule, dataclass, excludes, option, part
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from exporter.score import CalibrationText
 from graph_passes.types import SublayerRef
 
 Place = tuple[Way, int]
@@ -181,7 +179,7 @@ def measure_depths(
         PlanError: The scores are of another model.
         TextSourceError: The text can't be read.
     """
-    refuse_encoder(loaded.model)
+    Tokens.of(loaded.model)
     refuse_another_model(report, loaded)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring
     table = None if options.costs is None else CostTable.read(options.costs)
@@ -243,16 +241,6 @@ def measure_depths(
         damage = unseen.damage_of(cut) if is_bare else unseen.folded(cut, fitted)
         update |= {"reported_text": reported.ref, "reported": damage}
     return result.model_copy(update=update)
-
-
-def refuse_encoder(model: Any) -> None:
-    """Refuses a model whose cuts have no perplexity to raise."""
-    if not isinstance(task_of(model), Tokens):
-        raise ScoringError(
-            f"{type(model).__name__} predicts no next token, so it has no perplexity.",
-            "depthcut export MODEL -o out finds the largest cut that keeps its embeddings.",
-            code="no-next-token",
-        )
 
 
 def _held_out(

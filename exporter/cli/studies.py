@@ -9,7 +9,7 @@ from pathlib import Path
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
-from exporter.choose.depths import DepthOptions, refuse_encoder
+from exporter.choose.depths import DepthOptions
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.results import print_result, print_study, table_lines
@@ -17,6 +17,7 @@ from exporter.compare.options import SPEED, RunOptions
 from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import SourceOptions
+from exporter.models.tasks import Tokens
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC
 from exporter.option_types import Arm, Duration, Engine, InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, option, part
@@ -97,7 +98,7 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     with working(call.output) as kept:
         with progress.task(f"load {call.model}"):
             loaded = load_model(call.model, **vars(call.load))
-        refuse_encoder(loaded.model)
+        Tokens.of(loaded.model)
         report = given or _scored(call, loaded, progress)
         scores = sha256_file(call.importance) if call.importance else _sha256(report)
         result = measure_depths(

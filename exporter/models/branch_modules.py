@@ -177,7 +177,7 @@ def _put(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
         raise ModelSourceError(
             f"The pruned checkpoint names {path}, which this model does not have.",
             "Its config.json was changed, or this version of transformers has other modules.",
-            code="module-missing",
+            code="another-model",
         ) from error
     setattr(parent, name, module)
 

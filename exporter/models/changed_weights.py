@@ -16,7 +16,6 @@ from graph_passes.replacements import array_of
 if TYPE_CHECKING:
     import torch
 
-_HINT = "The plan is for another model: plan and heal this one."
 _TRANSPOSED = "Conv1D"
 """transformers' class of products whose weight is ``[in, out]``."""
 
@@ -75,7 +74,7 @@ def refuse_quantized(model: Any) -> None:
         raise HealingError(
             f"The weights of {model.config.model_type} are quantised and can't be changed.",
             "Heal the model in float32 or bfloat16, and quantise it afterwards.",
-            code="quantized-student",
+            code="quantized",
         )
 
 
@@ -109,18 +108,23 @@ def _own_values(model: Any, changes: Mapping[str, ChangedWeight]) -> list[OwnVal
         refuse_streamed_changes()
     parameters, own_values = dict(model.named_parameters()), []
     for name, change in changes.items():
-        if name not in parameters:
+        old = parameters.get(name)
+        new = None if old is None else _changed(old.data, change)
+        if old is None or new is None or not bool(new.isfinite().all()):
+            here = "does not have" if old is None else f"has as {list(old.shape)} in {old.dtype}"
             raise PlanError(
-                f"The plan changes {name}, which this model does not have.",
-                _HINT,
+                f"The plan changes {name}, which this model {here}, by numbers of the shapes "
+                f"{[list(item.shape) for item in change.numbers]}: they don't fit, or are not "
+                "finite.",
+                "Plan and heal this very model.",
                 code="unknown-weight",
             )
-        old = parameters[name]
-        own_values.append(OwnValue(name, old, _changed(name, old.data, change)))
+        own_values.append(OwnValue(name, old, new))
     return own_values
 
 
-def _changed(name: str, old: torch.Tensor, change: ChangedWeight) -> torch.Tensor:
+def _changed(old: torch.Tensor, change: ChangedWeight) -> torch.Tensor | None:
+    """The new value; None where the numbers are for a weight of another shape."""
     held = [_tensor(number).to(old.device) for number in change.numbers]
     shapes = [tuple(item.shape) for item in held]
     if len(held) == 2 and _fit(shapes, tuple(old.shape)):
@@ -128,20 +132,8 @@ def _changed(name: str, old: torch.Tensor, change: ChangedWeight) -> torch.Tenso
     elif shapes == [tuple(old.shape)]:
         new = held[0]
     else:
-        raise PlanError(
-            f"The plan changes {name} by numbers of the shapes {shapes}; here it has "
-            f"{list(old.shape)}.",
-            _HINT,
-            code="weight-of-another-shape",
-        )
-    new = new.to(old.dtype)
-    if not bool(new.isfinite().all()):
-        raise PlanError(
-            f"The plan's numbers for {name} are not finite in {old.dtype}.",
-            "Heal it again.",
-            code="weight-not-finite",
-        )
-    return new.contiguous()
+        return None
+    return new.to(old.dtype).contiguous()
 
 
 def _fit(shapes: list[tuple[int, ...]], wanted: tuple[int, ...]) -> bool:
@@ -161,13 +153,7 @@ def bfloat16_where_fast(device: torch.device) -> contextlib.AbstractContextManag
     """bfloat16 for products, where the device has it in hardware; else the model's own dtype."""
     import torch
 
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device has products of bfloat16 in hardware."""
-    import torch
-
+    fast = device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        fast = torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

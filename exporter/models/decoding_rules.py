@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from exporter.errors import ModelSourceError
-from exporter.models.model_folder import read_object
+from exporter.models.model_folder import read_object, token_ids
 from exporter.optional import require
 
 _S = TypeVar("_S")
@@ -24,8 +24,12 @@ Step = Callable[[_S, NDArray[np.int64]], tuple[NDArray[Any], _S]]
 ``[batch, vocabulary]``, and the state after them."""
 
 
-class _Told(BaseModel):
-    """What configs say of targets; null where they don't."""
+_Length = Annotated[int, Field(ge=0, lt=1 << 31)]
+_Words = Annotated[list[_Token], Field(min_length=1, max_length=1 << 10)]
+
+
+class _Settings(BaseModel):
+    """What configs say of targets and of which tokens may come; null where they don't."""
 
     model_config = ConfigDict(strict=True)
 
@@ -43,17 +47,6 @@ class _Told(BaseModel):
     task_to_id: dict[str, _Token] | None = None
     language: str | None = None
     task: str | None = None
-
-
-_Length = Annotated[int, Field(ge=0, lt=1 << 31)]
-_Words = Annotated[list[_Token], Field(min_length=1, max_length=1 << 10)]
-
-
-class _Steering(BaseModel):
-    """What generation configs say of which tokens may come, beside what is suppressed."""
-
-    model_config = ConfigDict(strict=True)
-
     bad_words_ids: Annotated[list[_Words], _Many] | None = None
     no_repeat_ngram_size: _Length | None = None
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -84,10 +77,10 @@ _ELSEWHERE: Mapping[str, tuple[Any, ...]] = {
 that change nothing."""
 
 
-def settings_of(kind: type[_M], told: Mapping[str, Any], where: str) -> _M:
+def settings_of(kind: type[_M], content: Mapping[str, Any], where: str) -> _M:
     """Entries of a model's JSON file, checked."""
     try:
-        return kind.model_validate(dict(told))
+        return kind.model_validate(dict(content))
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"]))
@@ -122,29 +115,38 @@ class DecodingRules:
         A speech model's language is that of its generation config, else English; it is told as
         transformers takes it: ``de``, ``<|de|>`` or ``german``.
         """
-        given = {
-            **config,
-            **{name: value for name, value in generation.items() if value is not None},
-        }
-        result = settings_of(_Told, given, "config.json or generation_config.json")
-        if result.decoder_start_token_id is None:
-            raise ModelSourceError(
-                "The model's configs don't say with which token a target begins.",
-                "Set decoder_start_token_id in generation_config.json.",
-                code="no-start-token",
-            )
-        end = result.eos_token_id
-        ends = [end] if isinstance(end, int) else end or []
-        pad, forced = result.pad_token_id, _forced(result)
+        given = {name: value for name, value in generation.items() if value is not None}
+        where = "config.json or generation_config.json"
+        result = settings_of(_Settings, {**config, **given}, where)
+        # As in transformers: where generation has a file, the model's says nothing of it.
+        said = {name: value for name, value in (generation or config).items() if value is not None}
+        steering = settings_of(_Settings, said, where)
+        start = result.decoder_start_token_id
+        if start is None:
+            raise _unsaid("with which token a target begins", "decoder_start_token_id")
+        ends, pad, forced = token_ids(result.eos_token_id), result.pad_token_id, _forced(result)
         own = 1 + len(forced) * (result.forced_bos_token_id is None)
+        longest = None if steering.max_length == _USUAL_LENGTH else steering.max_length
+        if steering.max_new_tokens is not None:
+            longest = own + steering.max_new_tokens
+        words = (tuple(row) for row in steering.bad_words_ids or ())
         return cls(
-            prompt=(result.decoder_start_token_id, *forced),
+            prompt=(start, *forced),
             end_ids=frozenset(ends),
             pad_id=next(iter(ends), 0) if pad is None else pad,
             never=tuple(result.suppress_tokens or ()),
             never_first=tuple(result.begin_suppress_tokens or ()),
-            # As in transformers: where generation has a file, the model's says nothing of it.
-            **_steered(generation or config, ends, own),
+            never_in_row=tuple(row for row in words if row not in {(end,) for end in ends}),
+            no_repeat=steering.no_repeat_ngram_size or 0,
+            penalty=steering.repetition_penalty or 1.0,
+            fewest=max(steering.min_length or 0, own + (steering.min_new_tokens or 0)),
+            longest=longest,
+            last=tuple(token_ids(steering.forced_eos_token_id)),
+            ignored=tuple(
+                f"{name} {said[name]}"
+                for name, idle in _ELSEWHERE.items()
+                if name in said and said[name] not in idle
+            ),
         )
 
     def room(self, most: int) -> int:
@@ -191,48 +193,21 @@ def rules_in(folder: Path) -> DecodingRules:
     return DecodingRules.of(*configs)
 
 
-def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, Any]:
-    """What of :class:`DecodingRules` a generation config says of tokens behind the prompt."""
-    said = {name: value for name, value in given.items() if value is not None}
-    result = settings_of(_Steering, said, "generation_config.json")
-    words = (tuple(row) for row in result.bad_words_ids or ())
-    last = result.forced_eos_token_id
-    longest = None if result.max_length in (None, _USUAL_LENGTH) else result.max_length
-    return {
-        "never_in_row": tuple(row for row in words if row not in {(number,) for number in ends}),
-        "no_repeat": result.no_repeat_ngram_size or 0,
-        "penalty": result.repetition_penalty or 1.0,
-        "fewest": max(result.min_length or 0, own + (result.min_new_tokens or 0)),
-        "longest": longest if result.max_new_tokens is None else own + result.max_new_tokens,
-        "last": (last,) if isinstance(last, int) else tuple(last or ()),
-        "ignored": tuple(
-            f"{name} {said[name]}"
-            for name, idle in _ELSEWHERE.items()
-            if name in said and said[name] not in idle
-        ),
-    }
-
-
 def _ends_with(numbers: list[int], row: tuple[int, ...]) -> bool:
     return len(row) < len(numbers) and tuple(numbers[len(numbers) - len(row) :]) == row
 
 
-def _forced(value: _Told) -> list[int]:
+def _forced(value: _Settings) -> list[int]:
     """What comes behind the start token whatever the source is."""
     pairs = sorted(pair for pair in value.forced_decoder_ids or () if pair[1] is not None)
-    gap = [place for place, _ in pairs] != [*range(1, len(pairs) + 1)]
     tokens = [value.forced_bos_token_id]
     if value.lang_to_id and value.task_to_id:
         task = value.task or "transcribe"
-        tokens = [_language(value.language, value.lang_to_id), value.task_to_id.get(task)]
-        if tokens[1] is None:
-            raise _unknown("task", task, value.task_to_id)
-    elif gap:
-        raise ModelSourceError(
-            "forced_decoder_ids leaves a place behind the start token open, such as the language.",
-            "Say every token from place 1 on, in generation_config.json, or name a language there.",
-            code="open-prompt",
-        )
+        if task not in value.task_to_id:
+            raise _unsaid(f"the task {task}", "task")
+        tokens = [_language(value.language, value.lang_to_id), value.task_to_id[task]]
+    elif [place for place, _ in pairs] != [*range(1, len(pairs) + 1)]:
+        raise _unsaid("every token behind the start token", "forced_decoder_ids")
     elif pairs:
         tokens = [token for _, token in pairs]
     untimed = value.no_timestamps_token_id
@@ -248,15 +223,15 @@ def _language(text: str | None, tokens: Mapping[str, int]) -> int:
     names = require("transformers.models.whisper.tokenization_whisper", extra="torch")
     token = tokens.get(f"<|{names.TO_LANGUAGE_CODE.get(language)}|>")
     if token is None:
-        raise _unknown("language", language, tokens)
+        raise _unsaid(f"the language {language}, but {', '.join(tokens)}", "language")
     return token
 
 
-def _unknown(entry: str, text: str, known: Mapping[str, int]) -> ModelSourceError:
+def _unsaid(what: str, entry: str) -> ModelSourceError:
     return ModelSourceError(
-        f"The model's configs know no {entry} {text}.",
-        f"Set {entry} in generation_config.json to one of: {', '.join(known)}.",
-        code=f"unknown-{entry}",
+        f"The model's configs don't say {what}.",
+        f"Set {entry} in generation_config.json.",
+        code="odd-setting",
     )
 
 

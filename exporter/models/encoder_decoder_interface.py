@@ -71,7 +71,7 @@ def interface_of_stacks(model: PreTrainedModel) -> EncoderDecoderInterface:
     if name not in ("input_ids", "input_features"):
         raise ExportError(
             f"The encoder of {type(model).__name__} reads {name}, which has no graph here.",
-            code="unknown-source",
+            code="takes-no-tokens",
         )
     config: Any = model.config
     heads = getattr(config, "decoder_attention_heads", None) or config.num_heads

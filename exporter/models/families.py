@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Family:
 
 
 _ALWAYS = ("always",)
-_POST_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 
 # Sequential pre-norm, x + f(norm(x)), as Llama has it; mixtures of experts among them.
 _LLAMA = Family("layers", "self_attn", "mlp|block_sparse_moe")
@@ -36,82 +35,34 @@ _SANDWICH = Family(
     attention_reads="self_attn",
     mlp_reads="mlp",
 )
-_GRANITE = Family("layers", "self_attn", "mlp|block_sparse_moe", multiplier="residual_multiplier")
-_GPT2 = Family("h", "attn", "mlp")
-_GPTJ = Family("h", "attn", "mlp", parallel_if=_ALWAYS)
-_COHERE = Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS)
-_FC2 = Family("layers", "self_attn", "fc2", mlp_reads="fc1")
 _BERT = Family(
     "encoder.layer",
     "attention.output.dense",
     "output.dense",
-    *_POST_NORMS,
+    "attention.output.LayerNorm",
+    "output.LayerNorm",
     attention_reads="attention",
     mlp_reads="intermediate",
 )
 
-_VIT = Family(
-    "layers|encoder.layer",
-    "attention.output.dense|attention",
-    "mlp|output.dense",
-    attention_reads="attention",
-    mlp_reads="mlp|intermediate",
-)
-
-FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "ministral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen2_moe": _LLAMA,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "gemma": _LLAMA,
-    "phi3": _LLAMA,
-    "smollm3": _LLAMA,
-    "starcoder2": _LLAMA,
-    "nemotron": _LLAMA,
-    "olmo": _LLAMA,
-    "olmoe": _LLAMA,
-    "mixtral": _LLAMA,
-    "deepseek_v3": _LLAMA,
-    "gpt_oss": _LLAMA,
-    "glm": _LLAMA,
-    "helium": _LLAMA,
-    "seed_oss": _LLAMA,
-    "arcee": _LLAMA,
-    "persimmon": _LLAMA,
-    "ernie4_5": _LLAMA,
-    "apertus": _LLAMA,
-    "glm4_moe": _LLAMA,
-    "phimoe": _LLAMA,
-    "eurobert": _LLAMA,
-    "biogpt": _FC2,
-    "xglm": _FC2,
+_TYPES: dict[str, Family] = {
+    "llama mistral ministral qwen2 qwen2_moe qwen3 qwen3_moe gemma phi3 smollm3 starcoder2 "
+    "nemotron olmo olmoe mixtral deepseek_v3 gpt_oss glm helium seed_oss arcee persimmon "
+    "ernie4_5 apertus glm4_moe phimoe eurobert": _LLAMA,
+    "biogpt xglm": Family("layers", "self_attn", "fc2", mlp_reads="fc1"),
     "stablelm": Family("layers", "self_attn", "mlp", parallel_if=("use_parallel_residual",)),
-    "granite": _GRANITE,
-    "granitemoe": _GRANITE,
-    "gemma2": _SANDWICH,
-    "gemma3_text": _SANDWICH,
-    "olmo2": _SANDWICH,
-    "olmo3": _SANDWICH,
-    "exaone4": _SANDWICH,
-    "glm4": Family(
-        "layers",
-        "post_self_attn_layernorm",
-        "post_mlp_layernorm",
-        attention_reads="self_attn",
-        mlp_reads="mlp",
+    "granite granitemoe": replace(_LLAMA, multiplier="residual_multiplier"),
+    "gemma2 gemma3_text olmo2 olmo3 exaone4": _SANDWICH,
+    "glm4": replace(
+        _SANDWICH,
+        layers="layers",
+        attention="post_self_attn_layernorm",
+        mlp="post_mlp_layernorm",
     ),
-    "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2,
-    "gpt_neo": _GPT2,
-    "gptj": _GPTJ,
-    "codegen": _GPTJ,
+    "gpt2 gpt_bigcode gpt_neo": Family("h", "attn", "mlp"),
+    "gptj codegen": Family("h", "attn", "mlp", parallel_if=_ALWAYS),
     "gpt_neox": Family("layers", "attention", "mlp", parallel_if=("use_parallel_residual",)),
-    "phi": Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS),
-    "cohere": _COHERE,
-    "cohere2": _COHERE,
+    "phi cohere cohere2": Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS),
     "falcon": Family(
         "h", "self_attention", "mlp", parallel_if=("parallel_attn", "new_decoder_architecture")
     ),
@@ -132,33 +83,25 @@ FAMILIES: dict[str, Family] = {
         post_norm_unless="do_layer_norm_before",
         mlp_reads="fc1",
     ),
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
-    "deberta-v2": _BERT,
-    "mpnet": Family(
-        "encoder.layer",
-        "attention.attn",
-        "output.dense",
-        "attention.LayerNorm",
-        "output.LayerNorm",
-        mlp_reads="intermediate",
+    "bert roberta xlm-roberta camembert deberta-v2 electra": _BERT,
+    "mpnet": replace(
+        _BERT,
+        attention="attention.attn",
+        attention_norm="attention.LayerNorm",
+        attention_reads="",
     ),
-    "esm": Family(
-        "encoder.layer",
-        "attention.output.dense",
-        "output.dense",
-        attention_reads="attention.self",
-        mlp_reads="intermediate",
-    ),
-    "electra": _BERT,
+    "esm": replace(_BERT, attention_norm="", mlp_norm="", attention_reads="attention.self"),
     "distilbert": Family(
         "transformer.layer", "attention", "ffn", "sa_layer_norm", "output_layer_norm"
     ),
     "modernbert": Family("layers", "attn", "mlp"),
-    "vit": _VIT,
-    "deit": _VIT,
+    "vit deit": Family(
+        "layers|encoder.layer",
+        "attention.output.dense|attention",
+        "mlp|output.dense",
+        attention_reads="attention",
+        mlp_reads="mlp|intermediate",
+    ),
     "dinov2": Family(
         "layers|encoder.layer",
         "layer_scale1",
@@ -167,34 +110,23 @@ FAMILIES: dict[str, Family] = {
         mlp_reads="mlp",
     ),
 }
+FAMILIES = {name: family for names, family in _TYPES.items() for name in names.split()}
 
-_BART_NORMS = ("self_attn_layer_norm", "final_layer_norm")
 # BART's make, with the norms before the branches.
+_PRE_NORM = Family("encoder.layers", "self_attn", "fc2", mlp_reads="fc1")
 _PRE_NORM_STACKS = (
-    Family("encoder.layers", "self_attn", "fc2", mlp_reads="fc1"),
-    Family("decoder.layers", "self_attn", "fc2", mlp_reads="fc1", cross_attention="encoder_attn"),
+    _PRE_NORM,
+    replace(_PRE_NORM, layers="decoder.layers", cross_attention="encoder_attn"),
 )
+_NORMS = {"attention_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm"}
 _POST_NORM_STACKS = (
-    Family("encoder.layers", "self_attn", "fc2", *_BART_NORMS, mlp_reads="fc1"),
-    Family(
-        "decoder.layers",
-        "self_attn",
-        "fc2",
-        *_BART_NORMS,
-        mlp_reads="fc1",
-        cross_attention="encoder_attn",
-        cross_attention_norm="encoder_attn_layer_norm",
-    ),
+    replace(_PRE_NORM_STACKS[0], **_NORMS),
+    replace(_PRE_NORM_STACKS[1], **_NORMS, cross_attention_norm="encoder_attn_layer_norm"),
 )
 
 STACKS: dict[str, tuple[Family, Family]] = {
-    "bart": _POST_NORM_STACKS,
-    "marian": _POST_NORM_STACKS,
-    "mbart": _PRE_NORM_STACKS,
-    "pegasus": _PRE_NORM_STACKS,
-    "m2m_100": _PRE_NORM_STACKS,
-    "blenderbot": _PRE_NORM_STACKS,
-    "whisper": _PRE_NORM_STACKS,
+    **dict.fromkeys(("bart", "marian"), _POST_NORM_STACKS),
+    **dict.fromkeys(("mbart", "pegasus", "m2m_100", "blenderbot", "whisper"), _PRE_NORM_STACKS),
     "t5": (
         Family("encoder.block", "layer.0.SelfAttention", "layer.1.DenseReluDense"),
         Family(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import GgufFileError, SurgeryError
+from exporter.errors import GgufFileError
 from exporter.files import sha256_files
 from exporter.models.gguf_header import Entry, GgufFile, Tensor, broken, read_header
 from exporter.models.graph_facts import GraphFacts
@@ -96,7 +96,7 @@ def _shards(named: GgufFile, count: int) -> Iterator[GgufFile]:
             f"{named.path} is one of {count} shards, but its name does not say so: they end in "
             f"-00001-of-{count:05}.gguf.",
             _HINT,
-            code="shard-name",
+            code="shard-missing",
         )
     names: set[str] = set()
     for number in range(count):
@@ -182,12 +182,8 @@ def _of_layers(model: GgufModel, name: str) -> list[int]:
     else:  # an array of another length may be a huge one
         numbers = (entry.wholes or []) if entry.length == count else []
     if len(numbers) != count or not 0 <= min(numbers) <= max(numbers) < _MOST:
-        raise SurgeryError(
-            f"{model.path}: {model.architecture}.{name} is not a whole number from 0 to "
-            f"{_MOST - 1}, nor one for each of the {count} layers.",
-            "It may be broken: fetch or write it again.",
-            code="wrong-array",
-        )
+        text = f"{model.architecture}.{name} is no whole number below {_MOST}, nor one a layer"
+        raise broken(model.path, text, "wrong-array")
     return numbers
 
 
@@ -276,7 +272,7 @@ def _cache_bytes(model: GgufModel) -> int:
     try:
         sizes = sizes_of(model)
         usual = model.whole(HIDDEN) // max(sizes[0].heads, 1)
-    except (GgufFileError, SurgeryError):
+    except GgufFileError:
         return 0
     widths = [_facts_whole(model, f"{{}}.{name}") or usual for name in _WIDTHS]
     return CACHE_BYTES * sum(size.kv_heads for size in sizes) * sum(widths)

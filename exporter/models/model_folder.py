@@ -205,7 +205,7 @@ def find_onnx(path: Path) -> Path:
     if len(paths) != 1:
         text = f"{len(paths)} ONNX files and no model.onnx" if paths else "no ONNX file"
         raise OnnxFileError(
-            f"{path} holds {text}.", "Name the ONNX file itself.", code="not-one-file"
+            f"{path} holds {text}.", "Name the ONNX file itself.", code="file-missing"
         )
     check_file(paths[0], path)
     return paths[0]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
 from exporter.models.ablation.branch_replacements import (
-    BranchReplacement,
     BranchReplacements,
     first_input,
 )
@@ -19,7 +18,7 @@ from graph_passes.types import BLOCK_KINDS, SublayerRef
 if TYPE_CHECKING:
     import torch
 
-    from exporter.models.branch_modules import BranchRecord, PrunedStructure
+    from exporter.models.branch_modules import PrunedStructure
 
 
 def structure_for(
@@ -29,23 +28,35 @@ def structure_for(
     inputs: dict[str, torch.Tensor],
 ) -> PrunedStructure:
     """Which modules of a model go, and what stands in their places; nothing is changed."""
-    from exporter.models.branch_modules import PrunedStructure
+    import torch
+
+    from exporter.models.branch_modules import BranchRecord, PrunedStructure
 
     model: Any = loaded.model
     paths = {module: path for path, module in model.named_modules()}
     parts = [part for part in sublayers(model) if part.ref in cut]
     places = {part.ref: _ReplacedPlace(model, part, paths) for part in parts}
-    returned = _returned(model, [place.module for place in places.values()], inputs)
+    trace = _Trace(model, {part.layer for part in parts}, [p.module for p in places.values()])
+    with hooked(trace.hooks()), torch.inference_mode():
+        model(**inputs)
     keepers = _length_layers(model)
-    branches = []
-    passing = [paths[norm] for norm in _lonely_norms(model, cut, inputs)]
+    branches, passing = [], [paths[norm] for norm in _lonely_norms(model, cut, trace)]
     for part in parts:
-        name = part.ref
-        place = places[name]
-        record = _record(part, cut[name], paths[place.module], returned[place.module])
-        keeps = part.kind == "attention" and part.layer in keepers
-        changes = {"adds_residual": place.adds_residual, "keeps_length": keeps}
-        branches.append(record.model_copy(update=changes))
+        place, replacement = places[part.ref], cut[part.ref]
+        weight, bias = replacement.weight, replacement.bias
+        branches.append(
+            BranchRecord(
+                path=paths[place.module],
+                layer=part.layer,
+                kind=part.kind,
+                bias=None if bias is None else len(bias),
+                maps=[] if weight is None else [(len(weight), weight.shape[1])],
+                multiplier=part.multiplier,
+                returns=trace.returned[place.module],
+                adds_residual=place.adds_residual,
+                keeps_length=part.kind == "attention" and part.layer in keepers,
+            )
+        )
         passing += [paths[module] for module in place.passing]
     return PrunedStructure(
         base_sha256=loaded.ref.sha256,
@@ -64,22 +75,6 @@ def _emptied(model: Any, paths: Sequence[str]) -> list[str]:
     names = [name for name, _ in model.named_parameters() if "expert" not in name]
     result = (next((n for n in names if n.startswith(f"{path}.")), None) for path in paths)
     return [name for name in result if name is not None]
-
-
-def _record(
-    part: SublayerModules, replacement: BranchReplacement, path: str, returns: int
-) -> BranchRecord:
-    from exporter.models.branch_modules import BranchRecord
-
-    return BranchRecord(
-        path=path,
-        layer=part.layer,
-        kind=part.kind,
-        bias=None if replacement.bias is None else len(replacement.bias),
-        maps=[(len(w), w.shape[1]) for w in [replacement.weight] if w is not None],
-        multiplier=part.multiplier,
-        returns=returns,
-    )
 
 
 class _ReplacedPlace:
@@ -111,70 +106,57 @@ def _between(model: Any, path: str) -> list[torch.nn.Module]:
     return [value] if isinstance(value, torch.nn.Module) else []
 
 
-def _returned(
-    model: Any, modules: Sequence[torch.nn.Module], inputs: dict[str, torch.Tensor]
-) -> dict[torch.nn.Module, int]:
-    """How many things each module returns in a tuple; 0 for a bare tensor."""
-    import torch
-
-    counts: dict[torch.nn.Module, int] = {}
-
-    def keep(module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        counts[module] = len(output) if isinstance(output, tuple) else 0
-
-    hooks = (module.register_forward_hook(keep) for module in modules)
-    with hooked(hooks), torch.inference_mode():
-        model(**inputs)
-    return counts
-
-
-def _lonely_norms(
-    model: Any, cut: BranchReplacements, inputs: dict[str, torch.Tensor]
-) -> Iterator[torch.nn.Module]:
+def _lonely_norms(model: Any, cut: BranchReplacements, trace: _Trace) -> Iterator[torch.nn.Module]:
     """The norms whose results only branches read that are gone and have no map.
 
     A norm is a module of the layer whose output is the very tensor that a branch reads. In
     post-norm layers the norm belongs to the sum before, and stays.
     """
-    layers = {modules.number: modules for modules in layer_modules(model)}
     gone = {name for name, what in cut.items() if what.weight is None}
-    trace = _Trace(model, {layer for layer, _ in gone}, inputs)
-    for number in sorted({layer for layer, _ in gone}):
-        modules = layers[number]
-        if modules.form == "post_norm":
+    numbers = {layer for layer, _ in gone}
+    for modules in layer_modules(model):
+        if modules.number not in numbers or modules.form == "post_norm":
             continue
         readers: dict[int, set[SublayerRef]] = {}
         for kind in BLOCK_KINDS:
-            ref = SublayerRef(number, kind)
+            ref = SublayerRef(modules.number, kind)
             readers.setdefault(trace.read[ref], set()).add(ref)
         for tensor, names in readers.items():
-            norm = trace.made[number].get(tensor)
+            norm = trace.made[modules.number].get(tensor)
             if norm is not None and names <= gone:
                 yield norm
 
 
 class _Trace:
-    """Which module made which tensor, and which tensor each branch read, in one run."""
+    """What of some layers one run shows.
 
-    def __init__(self, model: Any, numbers: set[int], inputs: dict[str, torch.Tensor]) -> None:
-        import torch
+    Which module made which tensor, which tensor each branch read, and of some modules how many
+    things each returns in a tuple; 0 for a bare tensor.
+    """
 
+    def __init__(self, model: Any, numbers: set[int], replaced: Sequence[torch.nn.Module]) -> None:
+        self._model, self._numbers, self._replaced = model, numbers, replaced
         self.made: dict[int, dict[int, torch.nn.Module]] = {number: {} for number in numbers}
         self.read: dict[SublayerRef, int] = {}
+        self.returned: dict[torch.nn.Module, int] = {}
         self._alive: list[Any] = []  # so that no tensor gets the address of an earlier one
-        with hooked(self._hooks(model, numbers)), torch.inference_mode():
-            model(**inputs)
 
-    def _hooks(self, model: Any, numbers: set[int]) -> Iterator[Any]:
-        for modules in layer_modules(model):
+    def hooks(self) -> Iterator[Any]:
+        """Registers what listens to the run."""
+        for modules in layer_modules(self._model):
             inside = {*modules.attention.modules(), *modules.mlp.modules()}
-            for child in modules.layer.children() if modules.number in numbers else ():
+            for child in modules.layer.children() if modules.number in self._numbers else ():
                 if child not in inside and not list(child.children()):
                     yield child.register_forward_hook(self._making(modules.number))
-        for part in sublayers(model):
-            if part.layer in numbers:
+        for part in sublayers(self._model):
+            if part.layer in self._numbers:
                 look = self._reading(part.ref)
                 yield part.reads.register_forward_pre_hook(look, with_kwargs=True)
+        for module in self._replaced:
+            yield module.register_forward_hook(self._count)
+
+    def _count(self, module: Any, _inputs: Any, output: Any) -> None:
+        self.returned[module] = len(output) if isinstance(output, tuple) else 0
 
     def _making(self, number: int) -> Callable[..., None]:
         def keep(module: Any, _inputs: Any, output: Any) -> None:

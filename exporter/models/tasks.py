@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
 
@@ -25,7 +24,7 @@ from exporter.models.ablation.damage import (
     Objective,
     Reference,
 )
-from exporter.models.ablation.meter import KEPT_BYTES, Asked, CutMeter, Within
+from exporter.models.ablation.meter import KEPT_BYTES, Answers, CutMeter, Within
 from exporter.models.ablation.streams import Runs
 from exporter.models.model_folder import CLASSIFIERS, OF_IMAGES
 from exporter.models.residual_stream import class_logits
@@ -49,6 +48,7 @@ class Task(ABC, Generic[D]):
     runs: ClassVar[Runs]  # what of the model runs
     objectives: ClassVar[tuple[Objective, ...]]  # what a search may keep small, the usual one first
     damage: ClassVar[type[BySample]]  # what a cut costs; limits can be on its kind's figures
+    foretells: ClassVar[bool] = False  # whether what is judged at a token is the next one
     passages: ClassVar[bool] = True  # whether texts are read as wholes, such as paragraphs
     # that a training reads, where nobody says how many: what it learns of a text is one vector
     trained_tokens: ClassVar[int] = 600_000
@@ -69,12 +69,26 @@ class Task(ABC, Generic[D]):
         """As many samples as are asked in one run at least, where so many are wanted."""
         return size
 
+    def places(self, hidden: torch.Tensor, batch: Batch, positions: int) -> torch.Tensor:
+        """The hidden states that the head is run on, or what is asked of a model without it.
+
+        Next tokens are judged at every so many positions.
+        """
+        return hidden
+
     @abstractmethod
-    def asks(self, batch: Batch, positions: int) -> Asked[D]:
-        """What the model is asked of a batch; next tokens at every so many positions."""
+    def reference(self, answers: torch.Tensor, batch: Batch, positions: int) -> Answers[D]:
+        """The whole model's answers to a batch, as what cut ones are held against."""
 
     def refuse_unmeasurable(self, mask: NDArray[np.bool_], positions: int) -> None:
         """Refuses what damage can't be measured on; mask: `[samples, tokens]`."""
+        counted = mask[:, 1:] & mask[:, :-1] if self.foretells else mask
+        if not counted[:, ::positions].any():
+            raise ScoringError(
+                "There is no token to judge by, or none with a next one to predict.",
+                "Give longer samples.",
+                code="no-tokens",
+            )
 
     def meter(
         self,
@@ -92,13 +106,9 @@ class Task(ABC, Generic[D]):
         """What measures damage to the model's answers to fixed samples."""
         self.refuse_unmeasurable(mask, positions)
         batches = batches_of(input_ids, mask, self.batch_size(batch_size), sources, types)
-        return CutMeter(
-            self.model,
-            [self.asks(batch, positions) for batch in batches],
-            kept_bytes=kept_bytes,
-            within=within,
-            runs=self.runs,
-        )
+        if self.passages:
+            batches = [batch.trimmed() for batch in batches]
+        return CutMeter(self, batches, positions, kept_bytes=kept_bytes, within=within)
 
     @property
     def answers_a_text(self) -> int:
@@ -166,26 +176,6 @@ def meter_here(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _OfBatch:
-    """What a batch is asked, where its hidden states and logits are taken as they come."""
-
-    batch: Batch
-
-    @property
-    def first_sample(self) -> int:
-        return self.batch.first_sample
-
-    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return self.batch.inputs(device)
-
-    def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden
-
-    def answers(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits
-
-
 # Next tokens
 
 
@@ -194,24 +184,38 @@ class Tokens(Task[Damage]):
 
     learns, runs, objectives = "answers", "language", ("kl", "perplexity")
     damage = Damage
-    passages, states_weight = False, 0.0
+    foretells, passages, states_weight = True, False, 0.0
     trained_tokens, fastest = 200_000, 1.0
 
     @staticmethod
     def fits(model: Any) -> bool:
         return bool(model.can_generate() and model.get_output_embeddings() is not None)
 
-    def asks(self, batch: Batch, positions: int) -> Asked[Damage]:
-        return _NextTokens(batch, positions)
+    def places(self, hidden: torch.Tensor, batch: Batch, positions: int) -> torch.Tensor:
+        return hidden[:, ::positions]
 
-    def refuse_unmeasurable(self, mask: NDArray[np.bool_], positions: int) -> None:
-        refuse_headless(self.model)
-        if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):
+    def reference(self, answers: torch.Tensor, batch: Batch, positions: int) -> Reference:
+        import torch
+
+        follows = np.zeros_like(batch.mask)
+        follows[:, :-1] = batch.mask[:, :-1] & batch.mask[:, 1:]
+        targets = np.roll(batch.ids, -1, axis=1)[:, ::positions]
+        given = (torch.from_numpy(a.copy()) for a in (targets, follows[:, ::positions]))
+        with torch.inference_mode():
+            return Reference(answers, *(array.to(answers.device) for array in given))
+
+    @classmethod
+    def of(cls, model: Any) -> Tokens:
+        """The task of a model whose damage is asked for as one to next tokens."""
+        if not cls.fits(model):
             raise ScoringError(
-                "There is no token with a next one to predict.",
-                "Give longer samples.",
-                code="no-tokens",
+                f"{type(model).__name__} predicts no next token, so damage to its answers, such as "
+                "of its perplexity, can't be measured.",
+                "Score by a metric of the residual stream, such as cosine; depthcut export finds "
+                "the largest cut that keeps embeddings or classes.",
+                code="no-next-token",
             )
+        return cls(model)
 
     def given(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
@@ -231,49 +235,6 @@ class Tokens(Task[Damage]):
     def multiplied(self) -> int:
         """The embedding counts for the head, which is as large."""
         return int(self.model.num_parameters())
-
-
-def refuse_headless(model: Any) -> None:
-    """Refuses a model whose answers can't be asked for."""
-    if not isinstance(task_of(model), Tokens):
-        raise ScoringError(
-            f"{type(model).__name__} predicts no next token, so damage to its answers can't "
-            "be measured.",
-            "Use a metric of the residual stream, such as cosine.",
-            code="no-next-token",
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _NextTokens(_OfBatch):
-    """The next tokens of a batch, at every so many positions."""
-
-    stride: int
-
-    def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, :: self.stride]
-
-    def reference(self, answers: torch.Tensor) -> Reference:
-        return reference_of(answers, self.batch, self.stride)
-
-
-def reference_of(logits: torch.Tensor, batch: Batch, positions: int) -> Reference:
-    """The whole model's answers for some samples, as what cut ones are held against.
-
-    logits: `[batch, chosen positions, vocabulary]`.
-    """
-    import torch
-
-    follows = np.zeros_like(batch.mask)
-    follows[:, :-1] = batch.mask[:, :-1] & batch.mask[:, 1:]
-    targets = np.roll(batch.ids, -1, axis=1)[:, ::positions]
-    device = logits.device
-    with torch.inference_mode():
-        return Reference(
-            logits,
-            torch.from_numpy(targets.copy()).to(device),
-            torch.from_numpy(follows[:, ::positions].copy()).to(device),
-        )
 
 
 # Classes of texts, of tokens or of images
@@ -316,8 +277,8 @@ class Classes(Task[ClassDamage]):
         size = max(size, _TWO_TEXTS)
         return size + size % _TWO_TEXTS
 
-    def asks(self, batch: Batch, positions: int) -> Asked[ClassDamage]:
-        return _Classified(batch.trimmed(), self.separate)
+    def reference(self, answers: torch.Tensor, batch: Batch, positions: int) -> ClassReference:
+        return ClassReference(answers, batch.mask_on(answers.device), separate=self.separate)
 
     def given(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return class_logits(self.model, inputs)
@@ -424,17 +385,6 @@ class ClassReference:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Classified(_OfBatch):
-    """The classes of a batch of texts."""
-
-    separate: bool
-
-    def reference(self, answers: torch.Tensor) -> ClassReference:
-        mask = self.batch.mask_on(answers.device)
-        return ClassReference(answers, mask, separate=self.separate)
-
-
 # Embeddings
 
 TEXTS_TOGETHER = 16
@@ -459,8 +409,12 @@ class Embeddings(Task[EmbeddingDamage]):
     def batch_size(self, size: int) -> int:
         return max(size, TEXTS_TOGETHER)
 
-    def asks(self, batch: Batch, positions: int) -> Asked[EmbeddingDamage]:
-        return _Embedded(batch.trimmed(), self.pooling)
+    def places(self, hidden: torch.Tensor, batch: Batch, positions: int) -> torch.Tensor:
+        embeddings: torch.Tensor = self.pooling(hidden.float(), batch.mask_on(hidden.device))
+        return embeddings
+
+    def reference(self, answers: torch.Tensor, batch: Batch, positions: int) -> EmbeddingReference:
+        return EmbeddingReference(answers)
 
     def given(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         states: torch.Tensor = self.model.base_model(**inputs).last_hidden_state
@@ -526,21 +480,6 @@ def _pair_sums(whole: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
     others = 1 - torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
     sums = (others, whole, cut, whole * whole, cut * cut, whole * cut)
     return torch.stack([(item * others).sum(-1) for item in sums], -1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Embedded(_OfBatch):
-    """The embeddings of a batch of texts."""
-
-    pooling: Pooling
-
-    def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        mask = self.batch.mask_on(hidden.device)
-        embeddings: torch.Tensor = self.pooling(hidden.float(), mask)
-        return embeddings
-
-    def reference(self, answers: torch.Tensor) -> EmbeddingReference:
-        return EmbeddingReference(answers)
 
 
 TASKS: list[type[Task[Any]]] = [Tokens, Classes, Embeddings]

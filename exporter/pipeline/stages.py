@@ -32,7 +32,7 @@ from exporter.pipeline.refusals import hollow, refuse_lost_caches
 from exporter.pipeline.request import EngineRequest
 from exporter.pipeline.run import ARMS, CHECKPOINT, ENGINES, GRAPHS, Key, Run, files_below
 from exporter.report.files import REPORTS, write_reports
-from exporter.score import score
+from exporter.score.scoring import score
 from graph_passes.files.placing import remove_tree
 
 if TYPE_CHECKING:

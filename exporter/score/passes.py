@@ -254,7 +254,7 @@ def answer_scores(scored: ScoredModel, metrics: Sequence[AnswerMetric]) -> dict[
 
 def answer_meter(scored: ScoredModel) -> CutMeter[Damage]:
     """What runs the model's text; it keeps nothing between calls."""
-    return Tokens(scored.model).meter(
+    return Tokens.of(scored.model).meter(
         scored.text.input_ids,
         scored.text.mask,
         batch_size=scored.batch_size,

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from exporter.errors import UsageError
-from exporter.score import metric as loss
-from exporter.score import metric as similarity
+from exporter.score import metric as formulas
 from exporter.score.metric import AnswerMetric, Metric, OrderMetric, StreamMetric
 
 if TYPE_CHECKING:
@@ -37,13 +36,13 @@ def _depth(layers: int, units: int, _generator: Generator) -> list[list[float]]:
 
 
 _ALL: tuple[Metric, ...] = (
-    StreamMetric("cosine", similarity.cosine),
-    StreamMetric("angular", similarity.angular),
-    StreamMetric("angular-last", similarity.angular, over="last"),
-    StreamMetric("relative-l2", similarity.relative_l2),
-    StreamMetric("relative-magnitude", similarity.relative_magnitude),
-    AnswerMetric("kl", loss.kl),
-    AnswerMetric("perplexity", loss.perplexity),
+    StreamMetric("cosine", formulas.cosine),
+    StreamMetric("angular", formulas.angular),
+    StreamMetric("angular-last", formulas.angular, over="last"),
+    StreamMetric("relative-l2", formulas.relative_l2),
+    StreamMetric("relative-magnitude", formulas.relative_magnitude),
+    AnswerMetric("kl", formulas.kl),
+    AnswerMetric("perplexity", formulas.perplexity),
     OrderMetric("random", _random),
     OrderMetric("depth", _depth),
 )

@@ -144,14 +144,8 @@ def _check(
     streamed = isinstance(loaded, MetaModel)
     if streamed:
         refuse_unstreamable(options)
-    for metric in metrics:
-        if metric.needs_head and not Tokens.fits(model):
-            raise ScoringError(
-                f"{metric.name} judges predictions of the next token, and {type(model).__name__} "
-                "makes none.",
-                "Take a metric of the residual stream, such as cosine.",
-                code="no-next-token",
-            )
+    if any(metric.needs_head for metric in metrics):
+        Tokens.of(model)
     if loaded.ref.encoder_layers is not None:
         if text is None:
             refuse_idle_of_pairs(options, "sequence_length", "seed")

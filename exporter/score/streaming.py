@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +45,7 @@ from exporter.models.residual_stream import (
     probe_inputs,
     tapped,
 )
-from exporter.models.tasks import Tokens, reference_of
+from exporter.models.tasks import Tokens
 from exporter.models.texts.samples import Batch
 from exporter.processes import available_bytes
 from exporter.progress import Progress, Task
@@ -58,7 +58,7 @@ from exporter.score.passes import (
     answer_units,
     scores_of_damages,
 )
-from graph_passes.types import SublayerRef, sublayer_kinds
+from graph_passes.types import DeletionKind, SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:
     import torch
@@ -137,76 +137,6 @@ def kept_in_file(folder: Path, count: int, dtype: torch.dtype) -> torch.Tensor:
         for path in made:  # the file needs none of them any more
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-
-class AnswerCuts:
-    """All cuts of one sublayer or block, as streams 1, 2, …; stream 0 is the whole model's."""
-
-    def __init__(self, scored: ScoredModel, runner: LayerRunner) -> None:
-        self._scored, self._runner = scored, runner
-        self.units = answer_units(len(scored.layers), blocks=scored.blocks)
-        self._cuts: list[BranchReplacements] = [
-            {SublayerRef(layer, branch): NOTHING for branch in sublayer_kinds(kind)}
-            for layer, kind in self.units
-        ]
-        self._branches = CutBranches(scored.layers)
-
-    @property
-    def runs(self) -> int:
-        """How many runs of a layer or of the head there will be beside the whole model's."""
-        layers, cuts = len(self._scored.layers), len(self.units)
-        return len(self._scored.batches) * (cuts * (layers + 1) // 2 + cuts + 1)
-
-    @contextlib.contextmanager
-    def recording(self, number: int, batch: Batch) -> Iterator[Streams]:
-        """Keeps of the whole model's run through a layer what the cuts there begin from."""
-        layers = self._scored.layers
-        kept = Streams(batch.inputs(), {}, [None] * len(layers), {})
-        with recorded(layers[number], kept), self._branches.counted(number):
-            yield kept
-
-    def advance(
-        self, number: int, batch: Batch, kept: Streams, states: HiddenStates, task: Task
-    ) -> None:
-        """Begins a layer's own cuts and takes the others through it; the runner is set to it."""
-        for stream, (layer, _) in enumerate(self.units, start=1):
-            if layer < number:
-                output = self._runner.run(batch.inputs(), states.get(stream, batch.number))
-            elif layer == number:
-                output = self._begun(stream, batch, kept, states)
-            else:
-                break
-            states.put(stream, batch.number, output)
-            task.advance()
-
-    def damages(self, states: HiddenStates, task: Task) -> list[Damage]:
-        """What each cut does to the answers, when all layers are through and the head is there."""
-        stride = self._scored.positions
-        head = self._scored.model.get_output_embeddings()
-        parts: list[list[Damage]] = [[] for _ in self._cuts]
-        with self._runner.only(None), head_at(head, lambda hidden: hidden[:, ::stride]):
-            for batch in self._scored.batches:
-                for stream, cut in enumerate([{}, *self._cuts]):
-                    given = states.get(stream, batch.number)
-                    logits = self._runner.logits(batch.inputs(), given)
-                    if not stream:
-                        reference = reference_of(logits, batch, stride)
-                    damage = damage_of(reference, logits, cut, batch.first_sample)
-                    if stream:
-                        parts[stream - 1].append(damage)
-                    task.advance()
-        return [joined(part) for part in parts]
-
-    def _begun(
-        self, stream: int, batch: Batch, kept: Streams, states: HiddenStates
-    ) -> torch.Tensor:
-        number, kind = self.units[stream - 1]
-        if kind == "mlp" and number in kept.attended:
-            output = kept.outputs[number]
-            return first_tensor(without_mlp(kept.attended[number], NOTHING, output))
-        with self._branches.cut(self._cuts[stream - 1]):
-            given = states.get(0, batch.number) if number else None
-            return self._runner.run(batch.inputs(), given)
 
 
 @dataclass(frozen=True)
@@ -289,7 +219,7 @@ def _first_layer_fits(meta: MetaModel, layers: list[LayerModules]) -> bool:
 
 
 _WHOLE = 0
-"""The stream of the whole model."""
+"""The stream of the whole model; 1, 2, … are those of the cuts."""
 
 
 def layer_by_layer_scores(
@@ -316,10 +246,15 @@ class _LayerWalk:
         self._of_stream = of_kind(metrics, StreamMetric)
         self._of_answers = of_kind(metrics, AnswerMetric)
         self._runner = LayerRunner(meta.model, self._layers)
-        self._cuts: AnswerCuts | None = None
+        self._branches = CutBranches(self._layers)
+        self._units: list[tuple[int, DeletionKind]] = []  # of which each cut is one
         if self._of_answers:
-            Tokens(meta.model).refuse_unmeasurable(scored.text.mask, scored.positions)
-            self._cuts = AnswerCuts(scored, self._runner)
+            Tokens.of(meta.model).refuse_unmeasurable(scored.text.mask, scored.positions)
+            self._units = answer_units(len(self._layers), blocks=scored.blocks)
+        self._cuts: list[BranchReplacements] = [
+            {SublayerRef(layer, branch): NOTHING for branch in sublayer_kinds(kind)}
+            for layer, kind in self._units
+        ]
         # Metrics of answers alone would not tell in which layer activations become infinite.
         collected = self._of_stream or [ANY_METRIC]
         self._sums = [
@@ -330,23 +265,24 @@ class _LayerWalk:
     def scores(self) -> dict[str, list[Score]]:
         """Walks, and gives the scores by each metric's name."""
         parts = parts_of(self._meta, self._layers)
-        total = len(self._batches) * len(self._layers)
-        total += self._cuts.runs if self._cuts else 0
-        with (
-            contextlib.ExitStack() as stack,
-            self._scored.progress.task(
-                "score, layer by layer", total=total, unit="runs of a layer"
-            ) as task,
-        ):
+        layers, cuts = len(self._layers), len(self._cuts)
+        runs = layers + (cuts * (layers + 1) // 2 + cuts + 1 if cuts else 0)
+        working = self._scored.progress.task(
+            "score, layer by layer", total=len(self._batches) * runs, unit="runs of a layer"
+        )
+        with contextlib.ExitStack() as stack, working as task:
             for name in parts.rest:
                 stack.enter_context(self._meta.held(name))
             states = self._through_layers(parts, stack, task)
-            result = self._stream_scores()
-            if self._cuts and states:
+            sums = StreamSums(layers, self._of_stream)
+            for batch in self._sums if self._of_stream else ():
+                sums.add(batch.sums, batch.counts)
+            result = sums.scores()
+            if cuts and states:
                 for name in parts.head:
                     stack.enter_context(self._meta.held(name))
-                damages = self._cuts.damages(states, task)
-                result |= scores_of_damages(self._of_answers, self._cuts.units, damages)
+                damages = self._damages(states, task)
+                result |= scores_of_damages(self._of_answers, self._units, damages)
         return result
 
     def _through_layers(
@@ -369,7 +305,10 @@ class _LayerWalk:
                     states = self._room(parts, stream)
                 for batch in self._batches:
                     self._batch(number, batch, states, task)
-            if not number and not self._needs_embedding(parts):
+            # Is it wanted once more: as the head, or by layers that nobody has looked at? What cuts
+            # pictures into patches stays as well: it is small, and no table of tokens.
+            known = model.config.model_type in FAMILIES and model.main_input_name == "input_ids"
+            if not number and known and not (self._cuts and parts.tied):
                 embedding.close()
                 stack.enter_context(self._runner.without_embedding())
         if findings.verdict == "differs":
@@ -377,34 +316,52 @@ class _LayerWalk:
         return states
 
     def _batch(self, number: int, batch: Batch, states: HiddenStates, task: Task) -> None:
-        """One batch through one layer, in the whole model and in all cuts that there are."""
-        given = states.get(_WHOLE, batch.number) if number else None
-        modules, sums = self._layers[number], self._sums[batch.number]
-        with contextlib.ExitStack() as stack:
-            kept = None
-            if self._cuts:
-                kept = stack.enter_context(self._cuts.recording(number, batch))
-            with tapped([modules], sums):
-                output = self._runner.run(batch.inputs(), given)
-        task.advance()
-        if self._cuts and kept:
-            self._cuts.advance(number, batch, kept, states, task)
-        states.put(_WHOLE, batch.number, output)
+        """One batch through one layer, in the whole model and in all cuts that there are.
 
-    def _stream_scores(self) -> dict[str, list[Score]]:
-        sums = StreamSums(len(self._layers), self._of_stream)
-        for batch in self._sums if self._of_stream else ():
-            sums.add(batch.sums, batch.counts)
-        return sums.scores()
-
-    def _needs_embedding(self, parts: Parts) -> bool:
-        """Whether it is wanted once more: as the head, or by layers that nobody has looked at.
-
-        What cuts pictures into patches stays as well: it is small, and no table of tokens.
+        The layer's own cuts begin there, from what was kept of the whole model's run.
         """
-        known = self._meta.model.config.model_type in FAMILIES
-        words = self._meta.model.main_input_name == "input_ids"
-        return not known or not words or (self._cuts is not None and bool(parts.tied))
+        given = states.get(_WHOLE, batch.number) if number else None
+        modules = self._layers[number]
+        kept = Streams(batch.inputs(), {}, [None] * len(self._layers), {})
+        with (
+            recorded(modules, kept),
+            self._branches.counted(number),
+            tapped([modules], self._sums[batch.number]),
+        ):
+            whole = self._runner.run(batch.inputs(), given)
+        task.advance()
+        for stream, ((layer, kind), cut) in enumerate(zip(self._units, self._cuts, strict=True), 1):
+            if layer > number:
+                break
+            if layer < number:
+                output = self._runner.run(batch.inputs(), states.get(stream, batch.number))
+            elif kind == "mlp" and number in kept.attended:
+                own = without_mlp(kept.attended[number], NOTHING, kept.outputs[number])
+                output = first_tensor(own)
+            else:
+                with self._branches.cut(cut):
+                    output = self._runner.run(batch.inputs(), given)
+            states.put(stream, batch.number, output)
+            task.advance()
+        states.put(_WHOLE, batch.number, whole)
+
+    def _damages(self, states: HiddenStates, task: Task) -> list[Damage]:
+        """What each cut does to the answers, when all layers are through and the head is there."""
+        answers, stride = Tokens.of(self._meta.model), self._scored.positions
+        head = self._meta.model.get_output_embeddings()
+        parts: list[list[Damage]] = [[] for _ in self._cuts]
+        with self._runner.only(None), head_at(head, lambda hidden: hidden[:, ::stride]):
+            for batch in self._batches:
+                for stream, cut in enumerate([{}, *self._cuts]):
+                    given = states.get(stream, batch.number)
+                    logits = self._runner.logits(batch.inputs(), given)
+                    if stream == _WHOLE:
+                        reference = answers.reference(logits, batch, stride)
+                    damage = damage_of(reference, logits, cut, batch.first_sample)
+                    if stream != _WHOLE:
+                        parts[stream - 1].append(damage)
+                    task.advance()
+        return [joined(part) for part in parts]
 
     def _room(self, parts: Parts, stream: torch.Tensor) -> HiddenStates:
         """Where the streams go; their width and dtype are the probe's."""
@@ -412,7 +369,7 @@ class _LayerWalk:
         others = (*parts.rest, *parts.embedding, *parts.head)
         return room_for_states(
             self._folder,
-            1 + (len(self._cuts.units) if self._cuts else 0),
+            1 + len(self._cuts),
             [(*batch.ids.shape, stream.shape[-1]) for batch in self._batches],
             stream.dtype,
             weights_bytes=sum(map(weights.nbytes, others))

@@ -47,7 +47,8 @@ from exporter.export import parity
 from exporter.export.torch_export import export_onnx
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import load_model
-from exporter.score import CalibrationText, score_on
+from exporter.models.texts.calibration import CalibrationText
+from exporter.score.scoring import score_on
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

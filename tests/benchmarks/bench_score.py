@@ -27,8 +27,9 @@ Times = tuple[float, float]
 def print_costs(model: Any) -> None:
     """Bare and scored passes in turns; medians over the rounds, and times a bare pass."""
     from exporter.models.architectures import layer_modules
-    from exporter.score import METRICS, CalibrationText
+    from exporter.models.texts.calibration import CalibrationText
     from exporter.score.passes import ScoredModel, answer_scores
+    from exporter.score.registry import METRICS
 
     ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (4, LENGTH))
     few = CalibrationText.unpadded(ids[:2], "random tokens", "")
@@ -72,9 +73,9 @@ def _pass(callee: Any, model: Any, rows: Any, count: int | None) -> Callable[[],
 
     from exporter.models.architectures import layer_modules
     from exporter.models.residual_stream import tapped
-    from exporter.score import METRICS
     from exporter.score.metric import StreamMetric
     from exporter.score.passes import StreamBatch, StreamSums
+    from exporter.score.registry import METRICS
 
     layers, ids = layer_modules(model), torch.from_numpy(rows)
     metrics = [metric for metric in METRICS.values() if isinstance(metric, StreamMetric)][:count]
@@ -98,7 +99,8 @@ def against_llm_drop(loaded: Any, checkout: Path, text: str) -> None:
     """The reference's own function on the same activations: largest difference, and the order."""
     import torch
 
-    from exporter.score import calibration_text, score_on
+    from exporter.models.texts.calibration import calibration_text
+    from exporter.score.scoring import score_on
     from tests.benchmarks.peer_llm_drop import similarities
 
     calibration = calibration_text(loaded, text, samples=6, sequence_length=256)

@@ -126,7 +126,8 @@ def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
 @pytest.mark.real_model
 @pytest.mark.long
 def test_its_scores_are_those_of_stored_activations_and_near_other_texts(smollm2: Any) -> None:
-    from exporter.score import calibration_text, score_on
+    from exporter.models.texts.calibration import calibration_text
+    from exporter.score.scoring import score_on
 
     text = calibration_text(smollm2, "pydoc", samples=6, sequence_length=256)
     scores = table(score_on(smollm2, text, batch_size=3))

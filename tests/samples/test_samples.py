@@ -136,7 +136,8 @@ def test_a_plan_for_a_speedup_is_made_and_carried_out(
     from exporter.export.torch_export import export_onnx
     from exporter.models.loading.model_files import save_pretrained_files
     from exporter.models.loading.model_source import load_model
-    from exporter.score import ScoreOptions, score
+    from exporter.score.options import ScoreOptions
+    from exporter.score.scoring import score
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     demo, out = tmp_path / "demo", tmp_path / "out"

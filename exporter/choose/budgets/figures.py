@@ -19,9 +19,9 @@ from exporter.heal.texts import other_domain
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
-from exporter.score import CalibrationText
 from graph_passes.types import SublayerRef
 
 OTHER = "other_"

@@ -45,11 +45,10 @@ from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
-from exporter.models.tasks import Task, meter_here, refuse_headless, task_of
-from exporter.models.texts.calibration import specs_of, text_of_report
+from exporter.models.tasks import Task, Tokens, meter_here, task_of
+from exporter.models.texts.calibration import CalibrationText, specs_of, text_of_report
 from exporter.models.texts.pairs import scored_pairs
 from exporter.progress import QUIET, Progress
-from exporter.score import CalibrationText
 from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 COSTS = "costs.json"
@@ -158,7 +157,7 @@ class PlanInputs:
                 code="other-objective",
             )
         if search.objective not in (*objectives, *OF_EMBEDDINGS):
-            refuse_headless(self.loaded.model)
+            Tokens.of(self.loaded.model)
         return search
 
     @property

@@ -18,9 +18,9 @@ from exporter.heal.texts import text_beyond
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
 from exporter.models.tasks import task_of
+from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.printable import are, counted
-from exporter.score import CalibrationText
 
 _FEWEST_IMAGES = 32
 

@@ -21,7 +21,7 @@ from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
-    from exporter.score import CalibrationText
+    from exporter.models.texts.calibration import CalibrationText
 
 Key = frozenset[tuple[int, str, int]]
 

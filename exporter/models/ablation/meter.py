@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self
+from typing import TYPE_CHECKING, Generic, Protocol, Self
 
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import D, D_co, joined
-from exporter.models.ablation.streams import Runs, StreamRunner, Streams
+from exporter.models.ablation.streams import StreamRunner, Streams
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     import torch
+
+    from exporter.models.tasks import Task
+    from exporter.models.texts.samples import Batch
 
 KEPT_BYTES = 1 << 30
 
@@ -37,26 +40,6 @@ class Answers(Protocol[D_co]):
         """Holds a cut model's answers against these."""
 
 
-class Asked(Protocol[D_co]):
-    """What a model is asked in one run."""
-
-    @property
-    def first_sample(self) -> int:
-        """The number of the first of its samples, or items."""
-
-    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """What the model is called with."""
-
-    def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states that its head is run on; see :data:`Places`."""
-
-    def answers(self, logits: torch.Tensor) -> torch.Tensor:
-        """What cut models are compared by, ``[samples, positions, answers]``, as logits."""
-
-    def reference(self, answers: torch.Tensor) -> Answers[D_co]:
-        """The whole model's answers, as what cut ones are held against."""
-
-
 class CutMeter(Generic[D]):
     """Holds cut models against the whole one on what they are asked.
 
@@ -65,17 +48,17 @@ class CutMeter(Generic[D]):
 
     def __init__(
         self,
-        model: Any,
-        asked: Sequence[Asked[D]],
+        task: Task[D],
+        batches: Sequence[Batch],
+        positions: int = 1,
         *,
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,  # None: both are alike
-        runs: Runs = "language",
     ) -> None:
-        self._model, self._within = model, within or nullcontext
+        self._task, self._positions, self._within = task, positions, within or nullcontext
         self._same_weights = within is None
-        self._asked: dict[int, Asked[D]] = {item.first_sample: item for item in asked}
-        self._runner = StreamRunner(model, runs)
+        self._batches = {batch.first_sample: batch for batch in batches}
+        self._runner = StreamRunner(task.model, task.runs)
         self._kept: dict[int, Answers[D]] = {}
         self._free_bytes = kept_bytes
 
@@ -102,9 +85,9 @@ class CutMeter(Generic[D]):
     ) -> list[D]:
         """What a cut and several others cost; the others run from where they differ from it on."""
         parts: list[list[D]] = [[] for _ in range(len(others) + 1)]
-        total = len(self._asked) * (len(others) + 1)
+        total = len(self._batches) * (len(others) + 1)
         with progress.task("run with cuts", total=total, unit="batches") as task:
-            for start in self._asked:
+            for start in self._batches:
                 for index, damage in enumerate(self.measure_batch(start, cut, others)):
                     parts[index].append(damage)
                     task.advance()
@@ -114,28 +97,30 @@ class CutMeter(Generic[D]):
         self, start: int, cut: BranchReplacements, others: Sequence[BranchReplacements]
     ) -> Iterator[D]:
         """What :meth:`measure_many` measures, of one run."""
-        result = self._asked[start]
+        batch = self._batches[start]
+
+        def places(hidden: torch.Tensor) -> torch.Tensor:
+            return self._task.places(hidden, batch, self._positions)
+
+        def record(cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
+            return self._runner.record(batch.inputs(self._task.model.device), places, cut)
+
         reference = self._kept.get(start)
         if reference is None and (cut or not self._same_weights):
-            reference = self._reference(result, self._record(result, {})[1])
+            reference = self._reference(batch, record({})[1])
         with self._within():
-            streams, answers = self._record(result, cut)
-        reference = reference or self._reference(result, answers)
+            streams, answers = record(cut)
+        reference = reference or self._reference(batch, answers)
         yield damage_of(reference, answers, cut, start)
         for other in others:
             with self._within():
-                answers = result.answers(self._runner.resume(streams, result.places, other))
+                answers = self._runner.resume(streams, places, other)
             yield damage_of(reference, answers, other, start)
 
-    def _record(self, value: Asked[D], cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
-        inputs = value.inputs(self._model.device)
-        streams, logits = self._runner.record(inputs, value.places, cut)
-        return streams, value.answers(logits)
-
-    def _reference(self, value: Asked[D], answers: torch.Tensor) -> Answers[D]:
-        reference = value.reference(answers)
+    def _reference(self, batch: Batch, answers: torch.Tensor) -> Answers[D]:
+        reference = self._task.reference(answers, batch, self._positions)
         if reference.nbytes <= self._free_bytes:
-            self._kept[value.first_sample] = reference
+            self._kept[batch.first_sample] = reference
             self._free_bytes -= reference.nbytes
         return reference
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from exporter.artifacts import ImportanceReport, ModelRef, Score
+from exporter.artifacts import ImportanceReport
 from exporter.artifacts.stacks import Stacks
 from exporter.errors import ClusterError, ModelSourceError, ScoringError
 from exporter.models.ablation.branch_replacements import NOTHING
@@ -35,7 +35,7 @@ from exporter.score.passes import (
 )
 from exporter.score.registry import metrics_named
 from exporter.score.scoring import order_scores, report_of, scored_model
-from graph_passes.types import DeletionKind, SublayerRef
+from graph_passes.types import SublayerRef
 
 
 def score_on_cluster(
@@ -52,80 +52,45 @@ def score_on_cluster(
     go before the workers load theirs.
     """
     wanted, how = options or ScoreOptions(), dict(load or {})
-    scoring = _prepared(source, wanted, how, progress)
-    gc.collect()  # the model's modules refer to each other
-    return scoring.report(pool, progress)
-
-
-def _prepared(
-    source: str, options: ScoreOptions, load: dict[str, Any], progress: Progress
-) -> _Scoring:
     with progress.task(f"load {source} here, to make the text"):
-        loaded = load_model(source, **load)
-    scored = scored_model(loaded, options, progress=progress)
-    metrics = metrics_named(options.metrics)
-    names = tuple(metric.name for metric in metrics)
-    setup = ScoringSetup(
-        *_address(loaded), load, scored.text, names, options.batch_size, options.kl_positions
-    )
+        loaded = load_model(source, **how)
+    scored = scored_model(loaded, wanted, progress=progress)
+    metrics, ref, layers = metrics_named(wanted.metrics), loaded.ref, len(scored.layers)
+    of_stream, of_answers = of_kind(metrics, StreamMetric), of_kind(metrics, AnswerMetric)
+    scores = order_scores(scored, of_kind(metrics, OrderMetric))
+    units = answer_units(layers, blocks=scored.blocks)
     starts = [batch.first_sample for batch in scored.batches]
-    orders = order_scores(scored, of_kind(metrics, OrderMetric))
-    return _Scoring(loaded.ref, setup, metrics, len(scored.layers), scored.blocks, starts, orders)
+    here = Path(ref.source).expanduser().exists()
+    setup = ScoringSetup(
+        str(loaded.path.resolve()) if here else ref.source,
+        ref.sha256,
+        how,
+        scored.text,
+        tuple(metric.name for metric in metrics),
+        wanted.batch_size,
+        wanted.kl_positions,
+    )
+    del loaded, scored
+    gc.collect()  # the model's modules refer to each other
 
-
-@dataclass(frozen=True)
-class _Scoring:
-    """What is to be scored; it keeps nothing of the model that the text was made with."""
-
-    model: ModelRef
-    setup: ScoringSetup
-    metrics: list[Metric]
-    num_layers: int
-    blocks: bool
-    starts: list[int]
-    orders: dict[str, list[Score]]
-
-    def report(self, pool: Pool, progress: Progress) -> ImportanceReport:
-        """Does all pieces on the workers, and adds them up."""
-        units = answer_units(self.num_layers, blocks=self.blocks)
-        pieces = self._pieces(pool.workers, units)
-        results: dict[int, Any] = {}
-        with progress.task("score on the cluster", total=len(pieces), unit="jobs") as task:
-            for number, result in pool.run(self.setup.begin, work, pieces):
-                results[number] = result
-                task.advance()
-
-        def of(kind: Kind) -> list[tuple[Piece, Any]]:
-            numbered = enumerate(pieces)
-            return [(piece, results[n]) for n, piece in numbered if piece.kind == kind]
-
-        scores = dict(self.orders)
-        if of_stream := of_kind(self.metrics, StreamMetric):
-            totals = StreamSums(self.num_layers, of_stream)
-            for _, result in of("stream"):
-                totals.add(*result)
-            scores |= totals.scores()
-        if of_answers := of_kind(self.metrics, AnswerMetric):
-            damages = joined_damages(*zip(*of("cuts"), strict=True))
-            scores |= scores_of_damages(of_answers, units, damages)
-        return report_of(self.model, self.setup.text.part, self.metrics, scores)
-
-    def _pieces(self, workers: int, units: Sequence[Unit]) -> list[Piece]:
-        """Long pieces first: a short one at the end keeps fewer workers waiting."""
-        pieces: list[Piece] = []
-        if of_kind(self.metrics, AnswerMetric):
-            others = [tuple(Stacks(self.num_layers).every([unit])) for unit in units]
-            pieces += cut_pieces(self.starts, workers, others)
-        if of_kind(self.metrics, StreamMetric):
-            pieces += (Piece("stream", start) for start in self.starts)
-        return pieces
-
-
-def _address(loaded: LoadedModel) -> tuple[str, str]:
-    """What a worker loads, and its hash."""
-    source = loaded.ref.source
-    here = Path(source).expanduser().exists()
-    return str(loaded.path.resolve()) if here else source, loaded.ref.sha256
+    # Long pieces first: a short one at the end keeps fewer workers waiting.
+    every = [tuple(Stacks(layers).every([unit])) for unit in units]
+    cuts = cut_pieces(starts, pool.workers, every) if of_answers else []
+    pieces = [*cuts, *(Piece("stream", start) for start in (starts if of_stream else ()))]
+    results: list[Any] = [None] * len(pieces)
+    with progress.task("score on the cluster", total=len(pieces), unit="jobs") as task:
+        for number, result in pool.run(setup.begin, work, pieces):
+            results[number] = result
+            task.advance()
+    if of_stream:
+        totals = StreamSums(layers, of_stream)
+        for sums in results[len(cuts) :]:
+            totals.add(*sums)
+        scores |= totals.scores()
+    if of_answers:
+        damages = joined_damages(cuts, results[: len(cuts)])
+        scores |= scores_of_damages(of_answers, units, damages)
+    return report_of(ref, setup.text.part, metrics, scores)
 
 
 @dataclass(frozen=True)
@@ -174,15 +139,13 @@ _FEWEST_CUTS = 4
 """So few share a run of the whole model; fewer would mostly run that."""
 
 Names = tuple[SublayerRef, ...]
-Unit = tuple[int, DeletionKind]
-Kind = Literal["stream", "cuts"]
 
 
 @dataclass(frozen=True)
 class Piece:
     """A batch's pass over the stream, or some cuts on a batch."""
 
-    kind: Kind
+    kind: Literal["stream", "cuts"]
     first: int  # sample
     cuts: tuple[Names, ...] = ()
 

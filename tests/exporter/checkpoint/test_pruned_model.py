@@ -175,7 +175,7 @@ BRANCH = {"path": "model.layers.0.mlp", "layer": 0, "kind": "mlp"}
     [
         ({"version": 99}, "newer-schema", 99),
         ({"branches": [{"path": "model.layers.0.mlp"}]}, "", "$.depthcut.branches[0].layer"),
-        ({"branches": [], "passing": ["model.layers.7.mlp"]}, "module-missing",
+        ({"branches": [], "passing": ["model.layers.7.mlp"]}, "another-model",
          "model.layers.7.mlp"),
         *(({"branches": [BRANCH | {name: value}]}, "", f"$.depthcut.branches[0].{name}")
           for name, value in (("path", ""), ("maps", [[4, 4]] * 3), ("bias", -1),

@@ -28,7 +28,8 @@ torch = pytest.importorskip("torch")
 
 from exporter.choose.budgets.judges import parted  # noqa: E402
 from exporter.models.texts.calibration import text_of_report  # noqa: E402
-from exporter.score import ScoreOptions, score  # noqa: E402
+from exporter.score.options import ScoreOptions  # noqa: E402
+from exporter.score.scoring import score  # noqa: E402
 
 SEARCHES = ("one-shot", "greedy")
 NAMES: list[Any] = list(product(range(3), ("attention", "mlp")))

@@ -30,7 +30,8 @@ from exporter.models.tasks import TEXTS_TOGETHER, Classes, Embeddings, Tokens
 from exporter.models.texts.calibration import text_of_report
 from exporter.models.texts.sources import read_texts
 from exporter.pipeline.refusals import refuse_foreign_goals
-from exporter.score import ScoreOptions, score
+from exporter.score.options import ScoreOptions
+from exporter.score.scoring import score
 from tests.exporter.made_plans import Planner, made_planner, names_of
 from tests.raising import raises
 from tests.tiny_models import skipped, tiny_loaded, tiny_tokenizer, write_words

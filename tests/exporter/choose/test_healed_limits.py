@@ -46,7 +46,8 @@ from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.ablation.damage import Damage  # noqa: E402
-from exporter.score import ScoreOptions, score  # noqa: E402
+from exporter.score.options import ScoreOptions  # noqa: E402
+from exporter.score.scoring import score  # noqa: E402
 from tests.made_tables import made_table  # noqa: E402
 from tests.tiny_models import tiny_loaded, tiny_tokenizer  # noqa: E402
 

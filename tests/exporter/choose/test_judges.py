@@ -20,7 +20,8 @@ from exporter.heal.options import HealOptions
 from exporter.models.ablation.damage import SIMILARITY, ClassDamage, Damage, EmbeddingDamage
 from exporter.models.texts.calibration import CalibrationText, calibration_text, mixed_text
 from exporter.progress import Quiet
-from exporter.score import ScoreOptions, score
+from exporter.score.options import ScoreOptions
+from exporter.score.scoring import score
 from tests.exporter.made_plans import made_planner
 from tests.raising import raises
 from tests.tiny_models import (

@@ -40,7 +40,8 @@ from exporter.models.ablation.branch_replacements import branches_replaced  # no
 from exporter.models.ablation.meter import CutMeter  # noqa: E402
 from exporter.models.architectures import sublayers  # noqa: E402
 from exporter.models.tasks import meter_here  # noqa: E402
-from exporter.score import ScoreOptions, score  # noqa: E402
+from exporter.score.options import ScoreOptions  # noqa: E402
+from exporter.score.scoring import score  # noqa: E402
 
 NAMES: list[Any] = [(layer, kind) for layer in range(4) for kind in ("attention", "mlp")]
 SAVED: Any = {name: {"none": 6.0, "bias": 5.5, "linear": 4.0} for name in NAMES}

@@ -41,7 +41,8 @@ torch = pytest.importorskip("torch")
 
 from exporter.models.ablation.meter import CutMeter  # noqa: E402
 from exporter.models.texts.calibration import calibration_text  # noqa: E402
-from exporter.score import ScoreOptions, score  # noqa: E402
+from exporter.score.options import ScoreOptions  # noqa: E402
+from exporter.score.scoring import score  # noqa: E402
 
 LAYERS, LENGTH = 3, 24
 SHORT = f"eval_sequence_length: {LENGTH}"

@@ -349,7 +349,7 @@ def test_bad_files_are_named(judged: tuple[Path, Path], tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text(" ".join(WORDS[:5]))
     refused(OnnxFileError, "file-missing", "nowhere", arms=(judged[0], tmp_path / "nowhere"))
-    refused(OnnxFileError, "not-one-file", "empty", arms=(tmp_path / "empty", judged[1]))
+    refused(OnnxFileError, "file-missing", "empty", arms=(tmp_path / "empty", judged[1]))
     refused(TextSourceError, "unreadable", "none.txt", eval_text=str(tmp_path / "none.txt"))
     refused(ComparisonError, "text-too-short", "short.txt", 16, eval_text=str(short))
     (judged[0] / "tokenizer.json").write_text("{}")
@@ -367,7 +367,7 @@ def test_a_folder_of_several_graphs_asks_which(arms: tuple[Path, Path]) -> None:
         (arms[0] / name).write_bytes((arms[0] / "model.onnx").read_bytes())
     assert compare(*arms, QUICK).arms.baseline.path.endswith("model.onnx")
     (arms[0] / "model.onnx").unlink()
-    with raises(OnnxFileError, "not-one-file", 2):
+    with raises(OnnxFileError, "file-missing", 2):
         compare(*arms, QUICK)
 
 

@@ -315,7 +315,7 @@ UNREADABLE: list[Any] = [
     (made(tensor_count=1 << 62), ONE, "too-many", "tensors"),
     (made(entry_count=1 << 62), ONE, "too-many", "entries"),
     (made(entry_count=60_000), ONE, "too-many", ""),
-    (entry("split.count", ("H", 3)), ONE, "shard-name", "00003"),
+    (entry("split.count", ("H", 3)), ONE, "shard-missing", "00003"),
     (entry("split.count", "3"), ONE, "entry-missing", "split.count"),
 ]
 

@@ -21,7 +21,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.export.forms.targets import write_form
 from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.pipeline.road import export_model
-from exporter.score import ScoreOptions
+from exporter.score.options import ScoreOptions
 from graph_passes import ReplacementTensors, SublayerRef
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.logits_to_keep import KEEP

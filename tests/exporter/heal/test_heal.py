@@ -280,7 +280,7 @@ def test_a_text_that_is_too_short_for_four_parts_is_told_of(
 @pytest.mark.parametrize(
     ("cause", "error", "code"),
     [
-        ("quantized", HealingError, "quantized-student"),
+        ("quantized", HealingError, "quantized"),
         ("old", MissingDependencyError, "too-old"),
         ("missing", MissingDependencyError, ""),
     ],

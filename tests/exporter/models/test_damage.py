@@ -201,8 +201,8 @@ def _broken() -> Any:
          (0,)),
         (lambda: Tokens(tiny_model("llama")).meter(_IDS[:, :1], _ALL[:, :1]), ScoringError,
          "no-tokens", ()),
-        (lambda: Tokens(tiny_model("vit")).meter(_IDS, _ALL), ScoringError, "no-next-token", ()),
-        (lambda: Tokens(tiny_model("bert")).meter(_IDS, _MASK), ScoringError, "no-next-token", ()),
+        (lambda: Tokens.of(tiny_model("vit")), ScoringError, "no-next-token", ()),
+        (lambda: Tokens.of(tiny_model("bert")), ScoringError, "no-next-token", ()),
     ],
 )  # fmt: skip
 def test_what_has_no_damage_is_refused(

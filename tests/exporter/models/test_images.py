@@ -32,7 +32,7 @@ from exporter.models.texts.sources import read_texts, refuse_same_text
 from exporter.pipeline.request import QUICK
 from exporter.pipeline.run import file_hash
 from exporter.quantize.calibration import calibration_beside
-from exporter.score import score_on
+from exporter.score.scoring import score_on
 from tests.raising import raises
 from tests.reading import Heard
 from tests.tiny_models import (

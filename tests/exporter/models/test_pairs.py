@@ -269,7 +269,7 @@ def test_a_target_begins_as_the_configs_say(told: dict[str, Any], prompt: tuple[
 @pytest.mark.torch
 def test_a_language_may_be_told_by_its_name() -> None:
     assert DecodingRules.of({}, WHISPER | {"language": "German"}).prompt == (50, 61, 62, 63)
-    with raises(ModelSourceError, "unknown-language", "french", "<|de|>"):
+    with raises(ModelSourceError, "odd-setting", "french", "<|de|>"):
         DecodingRules.of({}, WHISPER | {"language": "french"})
 
 
@@ -309,9 +309,9 @@ def test_odd_entries_of_a_generation_config_are_refused(name: str, value: Any) -
 @pytest.mark.parametrize(
     ("told", "code", "named"),
     [
-        ({"eos_token_id": 1}, "no-start-token", "decoder_start_token_id"),
-        (WHISPER | {"task": "translate"}, "unknown-task", "translate"),
-        *[(BEGIN | {"forced_decoder_ids": ids}, "open-prompt", "")
+        ({"eos_token_id": 1}, "odd-setting", "decoder_start_token_id"),
+        (WHISPER | {"task": "translate"}, "odd-setting", "translate"),
+        *[(BEGIN | {"forced_decoder_ids": ids}, "odd-setting", "")
           for ids in ([[1, None], [2, 7]], [[2, 7]], [[1, 5], [3, 7]])],
     ],
 )  # fmt: skip

@@ -88,27 +88,6 @@ class TagReference:
         return TagDamage(*kept)
 
 
-@dataclass(frozen=True, eq=False)
-class _Tagged:
-    batch: Any
-
-    @property
-    def first_sample(self) -> int:
-        return int(self.batch.first_sample)
-
-    def inputs(self, device: Any) -> Any:
-        return self.batch.inputs(device)
-
-    def places(self, hidden: Any) -> Any:
-        return hidden
-
-    def answers(self, logits: Any) -> Any:
-        return logits
-
-    def reference(self, answers: Any) -> TagReference:
-        return TagReference(answers, self.batch.mask_on(answers.device))
-
-
 class Tags(Task[TagDamage]):
     learns, runs, objectives = "classes", "all", ("kl",)
     damage = TagDamage
@@ -117,8 +96,8 @@ class Tags(Task[TagDamage]):
     def fits(model: Any) -> bool:
         return type(model).__name__.endswith("ForTokenClassification")
 
-    def asks(self, batch: Any, positions: int) -> Any:
-        return _Tagged(batch.trimmed())
+    def reference(self, answers: Any, batch: Any, positions: int) -> TagReference:
+        return TagReference(answers, batch.mask_on(answers.device))
 
     def given(self, inputs: Any) -> Any:
         return class_logits(self.model, inputs)

@@ -32,7 +32,7 @@ from exporter.pipeline.road import export_model, write_models
 from exporter.pipeline.run import QUANTIZE, _question_hashes
 from exporter.quantize.settings import QuantizeSettings
 from exporter.report.words import named_arms
-from exporter.score import ScoreOptions
+from exporter.score.options import ScoreOptions
 from tests.engine_support import decoder_record, written_as
 from tests.raising import raises
 from tests.reading import Heard, data_of, lines_of, names_in, run_lines

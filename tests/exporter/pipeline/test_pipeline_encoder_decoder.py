@@ -37,7 +37,7 @@ from exporter.pipeline.road import export_model, write_models
 from exporter.pipeline.run import Run
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
-from exporter.score import ScoreOptions
+from exporter.score.options import ScoreOptions
 from tests.raising import raises
 from tests.reading import leaves_of
 from tests.tiny_models import made_loaded, write_recordings, write_sound, write_source
@@ -486,7 +486,7 @@ def test_a_plan_by_hand_is_taken_without_scores(exports_once: None, tmp_path: Pa
 
 
 def test_the_features_must_be_there_and_fit_and_streams_be_finite(tmp_path: Path) -> None:
-    from exporter.score import score
+    from exporter.score.scoring import score
 
     source = write_source(tmp_path / "source", "whisper")
     options = ScoreOptions(calibration=(str(write_recordings(tmp_path / "a", 0)),))

@@ -32,7 +32,8 @@ from exporter.pipeline.stages import _ranges
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.report.files import rendered
-from exporter.score import ScoreOptions, score
+from exporter.score.options import ScoreOptions
+from exporter.score.scoring import score
 from graph_passes.files.storage import load_model as load_graph
 from tests import tiny_models
 from tests.raising import raises

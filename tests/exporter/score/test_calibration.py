@@ -12,8 +12,8 @@ import pytest
 from exporter.errors import CalibrationError, ScoringError
 from exporter.files import sha256_bytes
 from exporter.models.model_folder import longest_sequence
+from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.self_text import _draw
-from exporter.score import calibration_text
 from tests.raising import raises, tells
 from tests.reading import Heard
 from tests.tiny_models import tiny_loaded, tiny_tokenizer, write_words

@@ -23,10 +23,11 @@ ray = pytest.importorskip("ray")  # before the pool: Ray decides on import what 
 from exporter.models.loading.model_source import load_model  # noqa: E402
 from exporter.pipeline.sweep.job import Job  # noqa: E402
 from exporter.pipeline.sweep.run import run_on_ray  # noqa: E402
-from exporter.score import ScoreOptions, score  # noqa: E402
 from exporter.score.cluster import scoring  # noqa: E402
 from exporter.score.cluster.pool import _refuse_silence, open_pool  # noqa: E402
 from exporter.score.cluster.worker import versions  # noqa: E402
+from exporter.score.options import ScoreOptions  # noqa: E402
+from exporter.score.scoring import score  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,10 @@ from exporter.errors import (
 )
 from exporter.models.residual_stream import LayerStates, first_tensor
 from exporter.progress import Quiet
-from exporter.score import METRICS, ScoreOptions, score, score_on
 from exporter.score.metric import changes, cosine, ratio
+from exporter.score.options import ScoreOptions
+from exporter.score.registry import METRICS
+from exporter.score.scoring import score, score_on
 from tests.exporter.plain_scores import KINDS, stored
 from tests.raising import raises
 from tests.tiny_models import hook_count, made_text, random_text, skipped, tiny_loaded
@@ -340,10 +342,7 @@ def _text(change: str) -> Any:
     ("family", "change", "metric", "error", "code", "fields"),
     [
         ("llama", "", "cosin", OptionError, "option-value", ["metrics", "'cosin'"]),
-        *(
-            ("bert", "", metric, ScoringError, "no-next-token", [metric, "BertModel"])
-            for metric in ANSWERS
-        ),
+        *(("bert", "", metric, ScoringError, "no-next-token", ["BertModel"]) for metric in ANSWERS),
         *(("llama", "single", metric, ScoringError, "no-tokens", []) for metric in ANSWERS),
         ("bloom", "", "cosine", UnknownArchitectureError, "unknown-family", ["BloomForCausalLM"]),
         ("llama", "nan", "kl", ScoringError, "not-finite", [0]),

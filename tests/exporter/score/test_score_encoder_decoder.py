@@ -34,7 +34,8 @@ from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.pairs import PairReader, read_pairs, scored_pairs
 from exporter.models.texts.samples import Sources
-from exporter.score import ScoreOptions, score, score_on
+from exporter.score.options import ScoreOptions
+from exporter.score.scoring import score, score_on
 from graph_passes.types import SublayerRef
 from tests.raising import raises
 from tests.tiny_models import hook_count, made_loaded, tiny_config

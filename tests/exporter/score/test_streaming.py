@@ -28,7 +28,8 @@ from exporter.models.loading.checkpoint_shards import CheckpointShards
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
-from exporter.score import CalibrationText, score_on
+from exporter.models.texts.calibration import CalibrationText
+from exporter.score.scoring import score_on
 from exporter.score.streaming import filled_in_turn, kept_in_file
 from tests.raising import ends_in, raises
 from tests.reading import Heard, in_file
@@ -104,7 +105,7 @@ def test_two_layers_at_most_are_in_memory_and_the_embedding_goes_behind_the_firs
         ),
         ("bloom", "cosine", UnknownArchitectureError, "unknown-family", ["BloomForCausalLM"]),
         ("unknown", "cosine", UnknownArchitectureError, "unknown-family", ["bloom"]),
-        ("bert", "kl", ScoringError, "no-next-token", ["kl", "BertModel"]),
+        ("bert", "kl", ScoringError, "no-next-token", ["BertModel"]),
         ("short", "kl", ScoringError, "no-tokens", []),
         ("shrunk", "cosine", ModelSourceError, "unreadable", ["model."]),
     ],
