@@ -170,7 +170,7 @@ def _dropped(facts: CheckpointFacts) -> Section:
         notes.append("The licence of the base model applies; its card named none.")
     base = f"{code(facts.base)} ({facts.architecture}, {facts.layers} layers)"
     lines = Bullets(dropped_lines(facts.deletions))
-    blocks = [Note(f"This is {base} without:"), lines, *map(Note, notes)]
+    blocks: list[Block] = [Note(f"This is {base} without:"), lines, *map(Note, notes)]
     return Section("dropped", "What was dropped", blocks)
 
 

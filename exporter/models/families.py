@@ -118,10 +118,15 @@ _PRE_NORM_STACKS = (
     _PRE_NORM,
     replace(_PRE_NORM, layers="decoder.layers", cross_attention="encoder_attn"),
 )
-_NORMS = {"attention_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm"}
+_POST_NORM = replace(_PRE_NORM, attention_norm="self_attn_layer_norm", mlp_norm="final_layer_norm")
 _POST_NORM_STACKS = (
-    replace(_PRE_NORM_STACKS[0], **_NORMS),
-    replace(_PRE_NORM_STACKS[1], **_NORMS, cross_attention_norm="encoder_attn_layer_norm"),
+    _POST_NORM,
+    replace(
+        _POST_NORM,
+        layers="decoder.layers",
+        cross_attention="encoder_attn",
+        cross_attention_norm="encoder_attn_layer_norm",
+    ),
 )
 
 STACKS: dict[str, tuple[Family, Family]] = {

@@ -347,8 +347,9 @@ class _LayerWalk:
 
     def _damages(self, states: HiddenStates, task: Task) -> list[Damage]:
         """What each cut does to the answers, when all layers are through and the head is there."""
-        answers, stride = Tokens.of(self._meta.model), self._scored.positions
-        head = self._meta.model.get_output_embeddings()
+        model: Any = self._meta.model
+        answers, stride = Tokens.of(model), self._scored.positions
+        head = model.get_output_embeddings()
         parts: list[list[Damage]] = [[] for _ in self._cuts]
         with self._runner.only(None), head_at(head, lambda hidden: hidden[:, ::stride]):
             for batch in self._batches:

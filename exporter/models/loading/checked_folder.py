@@ -99,6 +99,7 @@ def refuse_entries(content: Any, path: Path, dangers: Dangers) -> None:
     """Refuses what makes transformers load, fetch or run something else, or never end."""
     of_model, brings = path.name not in _CONFIGS[1:], "auto_map" in content
     any_type = dangers.allow_any_model_type or (dangers.trust_remote_code and brings)
+    kind: type[ModelSourceError]
     for where, key, value in _entries(content):
         hint, kind = _COPY, UnsafeModelError
         why = _danger(key, value, path.name in _TOKENIZER_CONFIGS, dangers)
