@@ -143,7 +143,7 @@ class Sequences(Distributed):
     def _read(self, sample: int) -> dict[str, Array]:
         """What the encoder reads, ``[1, ...]``, without padding where it takes any length."""
         assert self._text.sources is not None
-        row = self._text.sources.rows(slice(sample, sample + 1))
+        row = self._text.sources[sample : sample + 1]
         if "input_ids" not in row.arrays:
             return dict(row.arrays)
         return {name: array[:, row.mask[0]] for name, array in row.arrays.items()}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from exporter.errors import ModelSourceError, first_line
+from exporter.errors import ModelSourceError, blaming
 from exporter.files import sha256_file
 from graph_passes.files.locations import real
 from graph_passes.files.reading import TABLE_BYTES, check_file, copy_file, read_json
@@ -63,25 +63,25 @@ class Dense:
 
 @cache
 def _layer(file: str, activation: Activation, _sha256: str) -> DenseLayer:
-    try:
+    with blaming(f"{file} holds no product of vectors", _WHOLE, ModelSourceError, _BROKEN):
         numbers = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(file, first_line(error)) from error
-    weight, bias = numbers.get("linear.weight"), numbers.get("linear.bias")
-    shapes = [None if array is None else array.shape for array in (weight, bias)]
-    if weight is None or weight.ndim != 2 or shapes[1] not in (None, weight.shape[:1]):
-        raise _unreadable(file, f"linear.weight and linear.bias have the shapes {shapes}")
-    return DenseLayer(
-        weight.astype(np.float32), None if bias is None else bias.astype(np.float32), activation
-    )
+        weight, bias = numbers["linear.weight"], numbers.get("linear.bias")
+        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+            raise ValueError("linear.weight and linear.bias have other shapes")
+        added = None if bias is None else bias.astype(np.float32)
+        return DenseLayer(weight.astype(np.float32), added, activation)
 
 
-def _unreadable(file: str, why: str) -> ModelSourceError:
-    return _wrong(f"{file} holds no product of vectors: {why}.", "dense-unreadable")
+_WHOLE, _BROKEN = "Fetch the whole folder, or correct the file.", "broken-sentence-folder"
 
 
-def _wrong(message: str, code: str, hint: str = "Fetch the whole folder.") -> ModelSourceError:
-    return ModelSourceError(message, hint, code=code)
+def _broken(message: str) -> ModelSourceError:
+    return ModelSourceError(message, _WHOLE, code=_BROKEN)
+
+
+def _other(message: str) -> ModelSourceError:
+    hint = "Let sentence-transformers pool, and apply the modules behind the model."
+    return ModelSourceError(message, hint, code="other-pooling")
 
 
 MODULES = "modules.json"
@@ -107,6 +107,7 @@ _SWITCHES: dict[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """How versions before 6 wrote the modes, in the order of their vectors."""
+_ORDER = re.compile(r"Transformer Pooling( Dense)*( Normalize)?")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Pooling:
         mask: `[..., tokens]`, 1 or True at tokens, 0 at padding; at least one a token.
         """
         result = [_vector(mode, states, mask) for mode in self.modes]
-        joined = result[0] if len(result) == 1 else _joined(result)
+        joined = _joined(result)
         for product in self.dense:
             joined = product(joined)
         return joined / (joined**2).sum(-1)[..., None] ** 0.5 if self.normalised else joined
@@ -186,9 +187,9 @@ class _Module:
         if bool(self.place) == (self.kind == "Transformer"):
             return None
         needed = [f"{self.place}/{item}" for item in _NEEDED[self.kind]]
-        missing = [file for file in needed if not _is_file(folder / file)]
+        missing = [folder / file for file in needed if not _is_file(folder / file)]
         if missing and self.kind == "Pooling":
-            raise _no_pooling(folder / missing[0])
+            raise _broken(f"{missing[0]} is not there, but {MODULES} lists that pooling.")
         also = f"{self.place}/{_CONFIG}"
         has_more = self.kind == "Normalize" and _is_file(folder / also)
         return None if missing else [*needed, *([also] if has_more else [])]
@@ -238,48 +239,40 @@ def why_not_whole(folder: Path) -> str:
 
 def _known_pooling(folder: Path) -> tuple[Pooling, ModelSourceError | None]:
     """The first pooling that is listed, as far as it is known, and why it isn't to the letter."""
-    error = None
+    pooling, errors = MEAN, list[ModelSourceError]()
     try:
         modules = _modules(folder)
         if not modules:
-            raise _wrong(
+            raise ModelSourceError(
                 f"{folder} has no {MODULES}, so it doesn't say how its token states are pooled.",
-                "no-modules",
                 "Give a folder of sentence-transformers, all of it: for a model from the Hub the "
                 "path of a downloaded folder.",
+                code="no-modules",
             )
-        kinds = [module.kind for module in modules]
-        first, last = kinds[:2], kinds[-1:] if "Normalize" in kinds else []
-        between = {*kinds[2 : len(kinds) - len(last)]} - {"Dense"}
-        if first != ["Transformer", "Pooling"] or last not in ([], ["Normalize"]) or between:
-            error = _wrong(
-                f"{folder / MODULES} lists {', '.join(map(str, kinds))}; pooling needs a "
-                "Transformer, one Pooling, and then at most Dense modules and a Normalize.",
-                "other-modules",
-                "Let sentence-transformers apply the modules behind the model.",
+        kinds = [str(module.kind) for module in modules]
+        if not _ORDER.fullmatch(" ".join(kinds)):
+            errors.append(
+                _other(
+                    f"{folder / MODULES} lists {', '.join(kinds)}; pooling needs a Transformer, "
+                    "one Pooling, and then at most Dense modules and a Normalize."
+                )
             )
-        place = modules[kinds.index("Pooling")].place if "Pooling" in kinds else None
+        place = next((module.place for module in modules if module.kind == "Pooling"), None)
         if not place:
-            raise error or _wrong(
-                f"{folder / MODULES} doesn't name the folder of its pooling in it.",
-                "module-elsewhere",
-                "Correct its path, such as 1_Pooling.",
-            )
-        modes, leaves_prompts_out = _modes(folder / place / _CONFIG, folder)
+            raise _broken(f"{folder / MODULES} doesn't name the folder of its pooling in it.")
+        config = folder / place / _CONFIG
+        if not _is_file(config):
+            raise _broken(f"{config} is not there, but {MODULES} lists that pooling.")
+        settings = _object(config, folder)
+        pooling = Pooling(_modes(settings, config), "Normalize" in kinds)
+        if settings.get("include_prompt") is False:
+            text = "leaves a prompt's tokens out; where they end is not among a graph's inputs"
+            errors.append(_other(f"{config} {text}."))
+        products = [_dense(folder, module) for module in modules if module.kind == "Dense"]
+        pooling = replace(pooling, dense=tuple(products))
     except ModelSourceError as failed:
-        return MEAN, error or failed
-    if leaves_prompts_out:
-        error = error or _wrong(
-            f"{folder / place / _CONFIG} leaves a prompt's tokens out of the pooling; where they "
-            "end is not among a graph's inputs.",
-            "prompt-left-out",
-            "Let sentence-transformers pool.",
-        )
-    try:
-        dense = tuple(_dense(folder, item) for item in modules if item.kind == "Dense")
-    except ModelSourceError as failed:
-        dense, error = (), error or failed
-    return Pooling(modes, "Normalize" in kinds, dense), error
+        errors.append(failed)
+    return pooling, next(iter(errors), None)
 
 
 def pools(folder: Path) -> bool:
@@ -313,18 +306,11 @@ def read_prompts(folder: Path) -> Prompts:
     path = folder / PROMPTS
     result = _object(path, folder)
     listed = result.get("prompts")
-    known = {
-        str(name): text
-        for name, text in (listed.items() if isinstance(listed, dict) else ())
-        if isinstance(text, str)
-    }
+    listed = listed if isinstance(listed, dict) else {}
+    known = {str(name): text for name, text in listed.items() if isinstance(text, str)}
     default = result.get("default_prompt_name")
-    if default is not None and (not isinstance(default, str) or default not in known):
-        raise _wrong(
-            f"{path} has no prompt {default!r}, its default; it has {', '.join(known) or 'none'}.",
-            "prompt-missing",
-            "Correct default_prompt_name.",
-        )
+    if default is not None and str(default) not in known:
+        raise _broken(f"{path} has no prompt {default!r}, its default, but {[*known]}.")
     return Prompts(known, known.get(str(default), ""))
 
 
@@ -340,12 +326,8 @@ def _modules(folder: Path) -> list[_Module]:
     if not path.is_file():
         return []
     entries = _read(path, folder)
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(isinstance(e, dict) for e in entries)
-    ):
-        raise _wrong(f"{path} holds no list of modules.", "modules-unreadable")
+    if not isinstance(entries, list) or not {*map(type, entries)} == {dict}:
+        raise _broken(f"{path} holds no list of modules.")
     return [_Module.of(entry) for entry in entries]
 
 
@@ -359,7 +341,7 @@ def _read(path: Path, folder: Path) -> Any:
     try:
         return read_json(path, folder)
     except ValueError as error:
-        raise _wrong(f"{path} can't be read as JSON: {error}.", "modules-unreadable") from error
+        raise _broken(f"{path} can't be read as JSON: {error}.") from error
 
 
 def _is_file(path: Path) -> bool:
@@ -370,45 +352,28 @@ def _dense(folder: Path, module: _Module) -> Dense:
     config, file = (folder / (module.place or "-") / name for name in _NEEDED["Dense"])
     for path in (config, file):
         if not module.place or not _is_file(path):
-            raise _wrong(
-                f"{path} is not there, but {folder / MODULES} lists that Dense; pickled weights "
-                "are not read.",
-                "dense-missing",
-            )
+            text = "is not there, or pickled"
+            raise _broken(f"{path} {text}, but {folder / MODULES} lists that Dense.")
     named = str(_object(config, folder).get("activation_function", "Tanh")).rpartition(".")[2]
     if named not in _ACTIVATIONS:
-        raise _wrong(
-            f"{config} has the activation {named!r}; known are {', '.join(_ACTIVATIONS)}.",
-            "unknown-activation",
-            "Let sentence-transformers apply this module.",
-        )
+        known = ", ".join(_ACTIVATIONS)
+        raise _other(f"{config} has the activation {named!r}; known are {known}.")
     check_file(file)
     dense = Dense(str(file), _ACTIVATIONS[named], sha256_file(file))
     _ = dense.layer
     return dense
 
 
-def _modes(config: Path, folder: Path) -> tuple[tuple[PoolingMode, ...], bool]:
-    """The modes, and whether a prompt's tokens are left out."""
-    if not _is_file(config):
-        raise _no_pooling(config)
-    result = _object(config, folder)
-    mode = result.get("pooling_mode")
+def _modes(settings: Mapping[str, Any], config: Path) -> tuple[PoolingMode, ...]:
+    mode = settings.get("pooling_mode")
     if mode is None:
-        named: list[Any] = [name for key, name in _SWITCHES.items() if result.get(key) is True]
+        named: list[Any] = [name for key, name in _SWITCHES.items() if settings.get(key) is True]
     else:
         named = mode if isinstance(mode, list) else [mode]
     if unknown := [item for item in named if item not in MODES]:
-        raise _wrong(
-            f"{config} names the pooling {unknown[0]!r}; known are {', '.join(MODES)}.",
-            "unknown-pooling",
-            "Correct it, or let sentence-transformers pool.",
-        )
-    return tuple(named) or ("mean",), result.get("include_prompt") is False
-
-
-def _no_pooling(config: Path) -> ModelSourceError:
-    return _wrong(f"{config} is not there, but {MODULES} lists that pooling.", "pooling-missing")
+        text = f"{config} names the pooling {unknown[0]!r}"
+        raise _other(f"{text}; known are {', '.join(MODES)}.")
+    return tuple(named) or ("mean",)
 
 
 _NAMES = (

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from exporter.errors import (
-    ComparisonError,
-    DepthcutError,
-    first_line,
-    panics_as_errors,
-    pass_on_memory_error,
-)
+from exporter.errors import ComparisonError, blaming, panics_as_errors
 from exporter.processes import within
 from graph_passes.files.reading import parse_json
 
@@ -28,6 +23,7 @@ _GROWING = (b"Replace", b"Prepend", b"Template", b"Precompiled", b"\\u00")  # JS
 _LARGE = 1 << 25
 _USUAL_BYTES = 64  # the longest that Unicode makes of a character has 33
 _CHARACTERS_A_SECOND = 5_000  # a hundredth of what a slow one does
+_HINT = "Take the tokenizer that belongs to the model, or shorter texts."
 
 
 @dataclass
@@ -49,28 +45,23 @@ class Budget:
         if self.growth > _USUAL_GROWTH and characters * self.growth > _MOST_CHARACTERS:
             raise self._failed(f"{characters:,} characters may become {self.growth:.0f} times more")
         self.seconds += characters / _CHARACTERS_A_SECOND
-        began = time.monotonic()
+        began, left = time.monotonic(), f"{characters:,} characters in {self.seconds:.0f} s"
         try:
-            with panics_as_errors():
+            with broken_tokenizer(f"The tokenizer of {self.where} fails on {left}"):
                 return within(self.seconds, work)
-        except TimeoutError:
-            raise self._failed(
-                f"{characters:,} characters take over {self.seconds:.0f} s"
-            ) from None
-        except DepthcutError:
-            raise
-        except Exception as error:  # the library raises no class of its own
-            pass_on_memory_error(error)
-            raise self._failed(first_line(error)) from error
         finally:
             self.seconds -= time.monotonic() - began
 
     def _failed(self, how: str) -> ComparisonError:
-        return ComparisonError(
-            f"The tokenizer of {self.where} fails: {how}.",
-            "Take the tokenizer that belongs to the model, or shorter texts.",
-            code="broken-tokenizer",
-        )
+        text = f"The tokenizer of {self.where} fails: {how}."
+        return ComparisonError(text, _HINT, code="broken-tokenizer")
+
+
+@contextlib.contextmanager
+def broken_tokenizer(what: str) -> Iterator[None]:
+    """Names what fails: the tokenizers library has no class of error of its own, and panics."""
+    with blaming(what, _HINT, ComparisonError, "broken-tokenizer"), panics_as_errors():
+        yield
 
 
 def refuse_growing(content: bytes, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -36,7 +36,7 @@ from exporter.models.texts.samples import CalibrationText as CalibrationText
 from exporter.models.texts.samples import Sources
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, RANDOM, Part, TextSource, read_texts
-from exporter.models.texts.tokenizer import tokenizer_of
+from exporter.models.texts.tokenizer import TextTokenizer, tokenizer_of
 from exporter.progress import QUIET, Progress
 
 DEFAULT_TOKENS = 10_000
@@ -85,13 +85,24 @@ def calibration_text(
         text = CalibrationText.unpadded(ids, label, sha256_bytes(ids.astype("<i8").tobytes()))
     else:
         texts = read_texts(spec, part=part)
-        by_pairs = _reads_pairs(loaded, texts, progress)
-        if by_pairs or passages:
-            longest = min(length, LONGEST_PAIR if by_pairs else LONGEST_PASSAGE)
-            units = _units(texts, longest, apart_from, progress)
-            tokens = wanted * length
-            return _padded_samples(loaded, texts, units, tokens, longest, by_pairs=by_pairs)
-        text = _packed(loaded, texts, _units(texts, length, apart_from, progress), wanted, length)
+        if _reads_pairs(loaded, texts, progress):
+            pack, longest = _pairs, min(length, LONGEST_PAIR)
+        elif passages:
+            pack, longest = _paragraphs, min(length, LONGEST_PASSAGE)
+        else:
+            pack, longest = _packed, length
+        units = _units(texts, longest, apart_from, progress)
+        with quiet_transformers():
+            text = pack(tokenizer_of(loaded), texts, units, wanted * length, longest)
+        if not len(text.input_ids) and any(units.parts):
+            raise CalibrationError(
+                f"{texts.source} gives fewer tokens than one sample takes ({longest}).",
+                "Give a longer text, or ask for a shorter --sequence-length.",
+                code="too-few-tokens",
+            )
+        if pack is not _packed:
+            check_text(loaded, text.input_ids, text.mask)
+            return text
     check_text(loaded, text.input_ids, text.mask)
     number, tokens, source = len(text.input_ids), text.input_ids.size, text.ref.source
     if number < wanted:
@@ -160,42 +171,42 @@ def default_calibration(loaded: LoadedModel) -> str:
 def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
     usable = longest_sequence(model.config.get_text_config().to_dict())
     length = wanted if usable is None else min(wanted, usable)
-    if length < 1:
-        raise CalibrationError(
-            f"Samples of {length} tokens hold no text.",
-            "Ask for a longer --sequence-length.",
-            code="length-out-of-range",
-        )
     if length < wanted:
         progress.say(f"calibration: samples of {length} tokens, the most that this model takes")
     return length
 
 
 def _packed(
-    loaded: LoadedModel, texts: TextSource, units: Units, samples: int, length: int
+    tokenizer: TextTokenizer, texts: TextSource, units: Units, tokens: int, longest: int
 ) -> CalibrationText:
     """Packs a text into samples that begin and end as the tokenizer would have them."""
-    tokenizer = tokenizer_of(loaded)
-    with quiet_transformers():
-        before, after = tokenizer.ends
-        inner = _inner_length(length, len(before) + len(after))
-        body, documents = pack_tokens(
-            tokenizer.plain,
-            units,
-            sequence_length=inner,
-            max_samples=samples,
-            separator_id=None if after else tokenizer.end_id,
-        )
-    if not len(body) and any(units.parts):
-        tokens = sum(len(tokenizer.plain(document)) for document in texts.documents)
-        raise CalibrationError(
-            f"{texts.source} gives {tokens} tokens; one sample takes {inner}.",
-            "Give a longer text, or ask for a shorter --sequence-length.",
-            code="too-few-tokens",
-        )
+    before, after = tokenizer.ends
+    body, documents = pack_tokens(
+        tokenizer.plain,
+        units,
+        sequence_length=_inner_length(longest, len(before) + len(after)),
+        max_samples=tokens // longest,
+        separator_id=None if after else tokenizer.end_id,
+    )
     ids = with_ends(before, body, after)
     content = texts.content.written()
     return CalibrationText.unpadded(ids, texts.source, texts.sha256, documents, content)
+
+
+def _pairs(
+    tokenizer: TextTokenizer, texts: TextSource, units: Units, tokens: int, longest: int
+) -> CalibrationText:
+    _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
+    drawn = drawn_pairs(texts, units)
+    return pack_pairs(tokenizer, texts, drawn, longest=longest, tokens=tokens)
+
+
+def _paragraphs(
+    tokenizer: TextTokenizer, texts: TextSource, units: Units, tokens: int, longest: int
+) -> CalibrationText:
+    _inner_length(longest, sum(map(len, tokenizer.ends)))
+    drawn = drawn_paragraphs(units)
+    return pack_passages(tokenizer, texts, drawn, longest=longest, tokens=tokens)
 
 
 def _reads_pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> bool:
@@ -203,34 +214,6 @@ def _reads_pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> 
     if not classifies_texts(loaded.model):
         return False
     return bool(pairs_to_read(texts, scores_pairs=scores_pairs(loaded.model), progress=progress))
-
-
-def _padded_samples(
-    loaded: LoadedModel,
-    texts: TextSource,
-    units: Units,
-    tokens: int,
-    longest: int,
-    *,
-    by_pairs: bool,
-) -> CalibrationText:
-    """Pairs or paragraphs as samples."""
-    tokenizer = tokenizer_of(loaded)
-    with quiet_transformers():
-        if by_pairs:
-            _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
-            drawn = drawn_pairs(texts, units)
-            made = pack_pairs(tokenizer, texts, drawn, longest=longest, tokens=tokens)
-        else:
-            _inner_length(longest, sum(map(len, tokenizer.ends)))
-            parts = drawn_paragraphs(units)
-            made = pack_passages(tokenizer, texts, parts, longest=longest, tokens=tokens)
-    if not len(made.input_ids) and any(units.parts):
-        raise CalibrationError(
-            f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
-        )
-    check_text(loaded, made.input_ids, made.mask)
-    return made
 
 
 def _inner_length(length: int, ends: int) -> int:
@@ -338,24 +321,22 @@ def joined(texts: Sequence[CalibrationText], together: int = 1) -> CalibrationTe
         mixture=list(refs),
     )
     width = max(text.input_ids.shape[1] for text in texts)
+
+    def stacked(arrays: Iterable[NDArray[Any]]) -> Any:
+        """``[samples, width]``, in order; shorter samples are padded with zeros."""
+        padded = [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
+        return np.concatenate(padded)[order]
+
     # Single texts beside pairs are first texts.
     types = [np.zeros_like(t.input_ids) if t.types is None else t.types for t in texts]
-    paired = any(text.types is not None for text in texts)
     return CalibrationText(
         ref,
-        _stacked([text.input_ids for text in texts], width)[order],
-        _stacked([text.mask for text in texts], width)[order],
+        stacked(text.input_ids for text in texts),
+        stacked(text.mask for text in texts),
         owners=owners[order],
         sources=_joined_sources(texts, order),
-        types=_stacked(types, width)[order] if paired else None,
+        types=stacked(types) if any(text.types is not None for text in texts) else None,
         documents=np.concatenate([text.documents for text in texts])[order],
-    )
-
-
-def _stacked(arrays: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
-    """``[samples, width]``; shorter samples are padded with zeros."""
-    return np.concatenate(
-        [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
     )
 
 
@@ -364,10 +345,8 @@ def _joined_sources(texts: Sequence[CalibrationText], order: NDArray[np.int64]) 
     own = [text.sources for text in texts if text.sources is not None]
     if len(own) < len(texts):
         return None
-    arrays = {
-        name: np.concatenate([sources.arrays[name] for sources in own]) for name in own[0].arrays
-    }
-    return Sources(arrays, np.concatenate([sources.mask for sources in own])).rows(order)
+    arrays = {name: np.concatenate([one.arrays[name] for one in own]) for name in own[0].arrays}
+    return Sources(arrays, np.concatenate([one.mask for one in own]))[order]
 
 
 def refuse_same(

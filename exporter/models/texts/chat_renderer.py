@@ -71,19 +71,14 @@ class _Names(Namespace):
     """Jinja's own lets a template write attributes of Python's, such as ``__class__``."""
 
     def __init__(self, /, *given: Any, **named: Any) -> None:
-        values = dict(*given, **named)
-        for name in values:
-            _refuse_hidden(name)
-        super().__init__(values)
+        super().__init__()
+        for name, value in dict(*given, **named).items():
+            self[name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_hidden(name)
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace has no {name!r}")
         super().__setitem__(name, value)
-
-
-def _refuse_hidden(name: object) -> None:
-    if str(name).startswith("_"):
-        raise SecurityError(f"a namespace has no {name!r}")
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -18,11 +18,8 @@ _FILE = "chat_template.jinja"
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 _USUAL = "default"  # of several templates, the one for chats
 _WORKER = ("-P", "-m", "exporter.models.texts.chat_renderer")
-_SECONDS, _PROMPTS_A_SECOND, _TIMES = (
-    10,
-    20,
-    3,
-)  # of the processor; three times as many by the clock
+_SECONDS, _PROMPTS_A_SECOND = 10, 20  # of the processor
+_TIMES = 3  # as many seconds by the clock
 _BYTES = 1 << 30
 _GGUF_TEMPLATE, _GGUF_TOKENS = "tokenizer.chat_template", "tokenizer.ggml.tokens"
 _GGUF_NAMED = {f"{name}_token": f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unk")}
@@ -94,12 +91,12 @@ class ChatTemplate:
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a config names, as a text or as an object with its content."""
-    named = {key: value for key, value in config.items() if _SPECIAL_NAME.fullmatch(key)}
-    texts = {
-        key: value.get("content") if isinstance(value, dict) else value
-        for key, value in named.items()
-    }
-    return {key: text for key, text in texts.items() if isinstance(text, str)}
+    texts = {}
+    for key, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if _SPECIAL_NAME.fullmatch(key) and isinstance(text, str):
+            texts[key] = text
+    return texts
 
 
 def _usual(value: object) -> str | None:

@@ -181,12 +181,13 @@ def _of_hub(spec: str, part: Part) -> Images:
 
 
 def _of_row(row: Any, column: str, feature: Any, names: Sequence[str], spec: str) -> Picture:
-    value, number = row.get(column), row.get("label")
+    value, number, name = row.get(column), row.get("label"), f"an image of {spec}"
     content = value.get("bytes") if isinstance(value, dict) else None
     if content is None:  # an image, or where there is one
         image = feature.decode_example(value) if isinstance(value, dict) and feature else value
         if not hasattr(image, "save"):
             raise column_missing(spec, column, row)
+        refuse_large(image, name)
         kept = io.BytesIO()
         image.save(kept, "PNG")
         content = kept.getvalue()
@@ -194,7 +195,6 @@ def _of_row(row: Any, column: str, feature: Any, names: Sequence[str], spec: str
         number = None  # so data sets mark what has no label, such as a test's images
     if isinstance(number, int) and number < len(names):
         number = names[number]
-    name = f"an image of {spec}"
     return Picture(name, number, content=content, sha256=sha256_bytes(content))
 
 

@@ -67,8 +67,6 @@ _RATES = range(4_000, 400_000)
 _TOKENIZERS = ("tokenizer*", "vocab.*", "*.spm", "spiece.model")
 _RANDOM_TOKENS = 24
 _SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
-_MOST_NUMBERS = 1 << 23
-"""Seven times as many as the largest Whisper computes with of a recording."""
 _HINT = (
     f"Give a folder of recordings ({', '.join(SUFFIXES)}), JSON lines such as "
     '{"audio": "one.wav", "text": "what is said"} or {"source": "...", "target": "..."}, any text '
@@ -207,6 +205,8 @@ def _target(line: Mapping[str, Any], name: str, at: str) -> str | None:
 
 
 _Size = Annotated[int, Field(gt=0, lt=1 << 20)]
+_Window = Annotated[int, Field(gt=1, le=1 << 11)]
+"""The largest Whisper reads 128 x 3,000 numbers of a recording; these bounds take 22 times more."""
 
 
 class _Heard(BaseModel):
@@ -214,8 +214,8 @@ class _Heard(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    num_mel_bins: _Size
-    max_source_positions: _Size
+    num_mel_bins: Annotated[int, Field(gt=0, le=1 << 9)]
+    max_source_positions: Annotated[int, Field(gt=0, le=1 << 13)]
 
 
 class _Features(BaseModel):
@@ -225,9 +225,9 @@ class _Features(BaseModel):
 
     feature_size: _Size
     sampling_rate: _Size = 16_000
-    hop_length: _Size = 160
+    hop_length: _Window = 160
     chunk_length: _Size = 30
-    n_fft: Annotated[int, Field(gt=1, lt=1 << 14)] = 400
+    n_fft: _Window = 400
     padding_value: float = 0.0
     dither: float = 0.0
 
@@ -375,39 +375,23 @@ class PairReader:
     def extractor(self) -> Any:
         """The feature extractor of a speech model."""
         settings, where = processor_settings(self.folder, "feature_extractor")
-        features, wanted = settings_of(_Features, settings, where), self._heard_shape
-        result = (
-            features.feature_size,
-            features.chunk_length * features.sampling_rate // features.hop_length,
-        )
-        # What it computes with, and of how much sound: a step may not jump over any.
-        self._refuse_large("n_fft", max(wanted), max(features.n_fft, features.hop_length))
-        if result != wanted:
+        own, wanted = settings_of(_Features, settings, where), self._heard_shape
+        makes = own.feature_size, own.chunk_length * own.sampling_rate // own.hop_length
+        if makes != wanted:
             raise ModelSourceError(
-                f"{where} makes {result[0]} features of {result[1]} frames; the model takes "
+                f"{where} makes {makes[0]} features of {makes[1]} frames; the model takes "
                 f"{wanted[0]} of {wanted[1]}.",
                 OTHER_FILE,
                 code="odd-setting",
             )
         made: Any = require("transformers", extra="torch").WhisperFeatureExtractor
-        return made(**features.model_dump())
+        return made(**own.model_dump())
 
-    @cached_property
+    @property
     def _heard_shape(self) -> tuple[int, int]:
         """Features and frames of a recording, as the model's config says."""
-        result = settings_of(_Heard, self.config, f"{self.name}: config.json")
-        shape = result.num_mel_bins, 2 * result.max_source_positions
-        self._refuse_large("num_mel_bins", *shape)
-        return shape
-
-    def _refuse_large(self, entry: str, one: int, other: int) -> None:
-        if one * other > _MOST_NUMBERS:
-            raise ModelSourceError(
-                f"{self.name}: {one} x {other} numbers of each recording ({entry}) are more than "
-                f"the {_MOST_NUMBERS:,} that any model computes with.",
-                OTHER_FILE,
-                code="odd-setting",
-            )
+        heard = settings_of(_Heard, self.config, f"{self.name}: config.json")
+        return heard.num_mel_bins, 2 * heard.max_source_positions
 
     def _noise(self, number: int, seed: int) -> Sources:
         rng = np.random.default_rng(seed)
@@ -454,7 +438,7 @@ def paired_text(
         rows = reader.targets(pairs, count)
     else:
         progress.say(f"{pairs.source}: the targets are the whole model's own")
-        parts = (sources.rows(slice(at, at + _BATCH)) for at in range(0, len(sources.mask), _BATCH))
+        parts = (sources[at : at + _BATCH] for at in range(0, len(sources.mask), _BATCH))
         rows = [_until_end(row, reader.rules) for part in parts for row in generate(part.arrays)]
     ids, mask = padded(rows, reader.rules.pad_id)
     ref = CalibrationRef(

@@ -170,7 +170,9 @@ def _first_rows(
     documents = np.array([unit for unit, _, _ in kept], np.int64)
     typed = _padded(types, longest)[0] if types and len(types) == len(kept) else None
     content = texts.content.written()
-    return CalibrationText.padded(ids, mask, texts.source, texts.sha256, typed, documents, content)
+    return CalibrationText.unpadded(
+        ids, texts.source, texts.sha256, documents, content, mask=mask, types=typed
+    )
 
 
 def _padded(

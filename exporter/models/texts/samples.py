@@ -36,7 +36,7 @@ class Sources:
         """Whether the encoder hears: sounds, beside which there are a decoder's tokens."""
         return "input_features" in self.arrays
 
-    def rows(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Sources:
+    def __getitem__(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Sources:
         """Those of some of the samples."""
         arrays = {name: array[chosen] for name, array in self.arrays.items()}
         return Sources(arrays, self.mask[chosen])
@@ -117,7 +117,7 @@ def batches_of(
     batches, size = [], in_couples(size, types)
     for number, start in enumerate(range(0, len(ids), size)):
         rows = slice(start, start + size)
-        own = None if sources is None else sources.rows(rows)
+        own = None if sources is None else sources[rows]
         parted = None if types is None else types[rows]
         numbers = range(len(ids))[rows]
         batches.append(Batch(number, numbers, ids[rows], mask[rows], own, parted))
@@ -150,24 +150,13 @@ class CalibrationText:
         sha256: str,
         documents: NDArray[np.int64] | None = None,
         content: str = "",
-    ) -> CalibrationText:
-        """Samples without padding, with what the report says of their text."""
-        mask = np.ones(input_ids.shape, np.bool_)
-        return cls.padded(input_ids, mask, source, sha256, None, documents, content)
-
-    @classmethod
-    def padded(
-        cls,
-        input_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        source: str,
-        sha256: str,
+        *,
+        mask: NDArray[np.bool_] | None = None,  # None: without padding
         types: NDArray[np.int64] | None = None,
-        documents: NDArray[np.int64] | None = None,
-        content: str = "",
     ) -> CalibrationText:
-        """Samples of different lengths, with what the report says of their text."""
+        """Samples with what the report says of their text."""
         samples, length = input_ids.shape
+        mask = np.ones(input_ids.shape, np.bool_) if mask is None else mask
         documents = np.arange(samples) if documents is None else documents
         ref = CalibrationRef(
             source=source,
@@ -219,32 +208,30 @@ class CalibrationText:
             return [self]
         rows = [self.owners == number for number in range(len(self.ref.mixture))]
         return [
-            replace(self.rows(own), ref=self._counted(ref, own), owners=None)
+            replace(self._chosen(own), ref=self._counted(ref, own), owners=None)
             for ref, own in zip(self.ref.mixture, rows, strict=True)
         ]
 
     def rows(self, chosen: slice | NDArray[np.bool_]) -> CalibrationText:
         """Some of the samples."""
-        ref, owners, sources, types = self.ref, self.owners, self.sources, self.types
-        if owners is None:
-            ref = self._counted(ref, chosen)
-        else:
-            own = np.zeros(len(owners), np.bool_)
-            own[chosen] = True
+        part, ref = self._chosen(chosen), self._counted(self.ref, chosen)
+        if part.owners is not None:
             counted = [
-                self._counted(calibration, own & (owners == number))
-                for number, calibration in enumerate(ref.mixture)
+                part._counted(own, part.owners == number) for number, own in enumerate(ref.mixture)
             ]
-            tokens = sum(calibration.tokens for calibration in counted)
-            update = {"mixture": counted, "tokens": tokens, "samples": int(own.sum())}
+            update = {"mixture": counted, "documents": self.ref.documents}
             ref = ref.model_copy(update=update)
+        return replace(part, ref=ref)
+
+    def _chosen(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> CalibrationText:
+        """Some of the samples, under the reference of all."""
         return CalibrationText(
-            ref,
+            self.ref,
             self.input_ids[chosen],
             self.mask[chosen],
-            None if owners is None else owners[chosen],
-            None if sources is None else sources.rows(chosen),
-            None if types is None else types[chosen],
+            None if self.owners is None else self.owners[chosen],
+            None if self.sources is None else self.sources[chosen],
+            None if self.types is None else self.types[chosen],
             self.documents[chosen],
         )
 
@@ -298,10 +285,9 @@ class CalibrationText:
 
     def batch(self, samples: Sequence[int]) -> Batch:
         """Some samples, without what is padding in all of them."""
-        rows = np.array(samples)
-        sources = None if self.sources is None else self.sources.rows(rows)
-        types = None if self.types is None else self.types[rows]
-        return Batch(0, samples, self.input_ids[rows], self.mask[rows], sources, types).trimmed()
+        part = self._chosen(np.array(samples))
+        batch = Batch(0, samples, part.input_ids, part.mask, part.sources, part.types)
+        return batch.trimmed()
 
     def first_tokens(self, tokens: int) -> CalibrationText:
         """The first samples, enough for a number of tokens."""

@@ -187,27 +187,21 @@ def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One token a row, by the inverse of the cumulative distribution."""
     import torch
 
-    shape = (len(logits), 1)
-    points = torch.rand(shape, dtype=torch.float64, device=logits.device, generator=generator)
-    rows = max(1, _SUMS_BYTES // (8 * logits.shape[-1]))
-    parts = [slice(start, start + rows) for start in range(0, len(logits), rows)]
-    return torch.cat([_drawn_at(points[part], logits[part]) for part in parts])
-
-
-def _drawn_at(point: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """The token of each row where its distribution reaches ``point [rows, 1]``, from 0 to 1."""
-    import torch
-
-    cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    if not bool(total.isfinite().all()):
-        raise ScoringError(
-            "The model's logits are not finite, so it can't sample text.",
-            "Load the model in float32, or check its weights.",
-            code="not-finite",
-        )
-    drawn = torch.searchsorted(cumulative, point * total, right=True)
-    return drawn[:, 0].clamp_(max=logits.shape[-1] - 1)
+    number, vocabulary = logits.shape
+    points = torch.rand((number, 1), dtype=torch.float64, device=logits.device, generator=generator)
+    rows, drawn = max(1, _SUMS_BYTES // (8 * vocabulary)), []
+    for start in range(0, number, rows):
+        point, part = points[start : start + rows], logits[start : start + rows]
+        cumulative = torch.softmax(part.float(), dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        if not bool(total.isfinite().all()):
+            raise ScoringError(
+                "The model's logits are not finite, so it can't sample text.",
+                "Load the model in float32, or check its weights.",
+                code="not-finite",
+            )
+        drawn.append(torch.searchsorted(cumulative, point * total, right=True)[:, 0])
+    return torch.cat(drawn).clamp_(max=vocabulary - 1)
 
 
 def _special_ids(model: Any) -> tuple[int, torch.Tensor]:

@@ -11,15 +11,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import (
-    CalibrationError,
-    ComparisonError,
-    DepthcutError,
-    first_line,
-    panics_as_errors,
-)
+from exporter.errors import CalibrationError, ComparisonError
 from exporter.models.gguf_model_files import GGUF_SUFFIX
-from exporter.models.tokenizer_budget import Budget, refuse_growing
+from exporter.models.tokenizer_budget import Budget, broken_tokenizer, refuse_growing
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_bytes
 
@@ -193,19 +187,10 @@ def read_tokenizer(path: Path) -> Any:
     if path.suffix == GGUF_SUFFIX:
         return GgufTokenizer(path)
     module = require("tokenizers", extra="cpu")
-    try:
+    with broken_tokenizer(f"{path} is no tokenizer"):
         content = read_bytes(path, limit=TABLE_BYTES)
         refuse_growing(content, str(path))
-        with panics_as_errors():
-            tokenizer = module.Tokenizer.from_buffer(content)
-    except DepthcutError:
-        raise
-    except Exception as error:  # the library raises no class of its own
-        raise ComparisonError(
-            f"{path} is no tokenizer: {first_line(error)}.",
-            "Copy the model's tokenizer there again.",
-            code="broken-tokenizer",
-        ) from error
+        tokenizer = module.Tokenizer.from_buffer(content)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -334,7 +334,7 @@ FEATURES = {"feature_size": 8, "sampling_rate": RATE, "hop_length": 160, "chunk_
         ({"n_fft": 10**9}, "odd-setting", "n_fft"),
         ({"n_fft": 1}, "odd-setting", "n_fft"),
         ({"padding_value": [0]}, "odd-setting", "padding_value"),
-        ({"chunk_length": 6250, "hop_length": 1_000_000}, "odd-setting", "n_fft"),
+        ({"chunk_length": 6250, "hop_length": 1_000_000}, "odd-setting", "hop_length"),
         ({"feature_size": 10**5}, "odd-setting", 10**5),
         ({"chunk_length": 2}, "odd-setting", 200),
     ],

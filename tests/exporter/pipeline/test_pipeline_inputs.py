@@ -136,7 +136,7 @@ def test_without_the_option_the_graph_gives_token_states_alone(
     ("head", "spoil", "kind", "code"),
     [
         ("Model", "modules.json", errors.ModelSourceError, "no-modules"),
-        ("Model", "1_Pooling/config.json", errors.ModelSourceError, "pooling-missing"),
+        ("Model", "1_Pooling/config.json", errors.ModelSourceError, "broken-sentence-folder"),
         ("ForSequenceClassification", "", errors.ExportError, "takes-no-tokens"),
     ],
 )
