@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import QuantizationError, first_line
 from exporter.optional import require
-from exporter.quantize.rewrite import Blocks, Bytes
+from exporter.quantize.rewrite import Blocks, Bytes, Floats
 
 _SUPER_BLOCK = 256  # of the K types
 _TOLERANCE = 1e-3  # of a step: how far a number may lie beside its type's grid
@@ -33,16 +33,6 @@ class _Type:
     def width(self) -> int:
         """Bits of a kernel that holds it."""
         return 4 if self.bits <= 4 else 8
-
-
-def can_hold(kind: str) -> bool:
-    """Whether MatMulNBits can hold a GGUF type, named as in ``gguf.GGMLQuantizationType``."""
-    return kind in _TYPES
-
-
-def width(kind: str) -> int | None:
-    """Bits of the kernel that holds a GGUF type, 4 or 8; None where none does."""
-    return _TYPES[kind].width if can_hold(kind) else None
 
 
 def read_blocks(rows: Bytes, values: Floats, kind: str) -> Blocks:
@@ -123,8 +113,6 @@ _TYPES: Mapping[str, _Type] = {
 }
 
 
-Floats = NDArray[np.float32]
-
 _HINT = "Name the GGUF file that the model was exported from."
 _ROWS_AT_ONCE = 8192
 
@@ -134,15 +122,22 @@ class KeptBlocks:
     """A weight as the file has it."""
 
     blocks: Blocks
-    kinds: tuple[str, ...]
+    kinds: str  # "Q4_K+Q6_K" for a weight of several types
 
 
 class GgufBlocks:
     """The quantised tensors of a GGUF file, found by their rows' numbers."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._tensors = _read(path)
+        self.path, tensors = path, _tensors(path)
+        self._tensors = [t for t in tensors if t.tensor_type.name in _TYPES and t.data.ndim == 2]
+        if not self._tensors:
+            kinds = ", ".join(sorted({t.tensor_type.name for t in tensors})) or "nothing"
+            raise QuantizationError(
+                f"{path} holds no blocks that MatMulNBits can hold: its tensors are {kinds}.",
+                "Quantise by another method.",
+                code="nothing-to-quantize",
+            )
         self._places: dict[np.dtype[Any], dict[bytes, tuple[int, int]]] = {}
 
     def find(self, matrix: Floats, dtype: np.dtype[Any] | None = None) -> KeptBlocks | str:
@@ -167,8 +162,8 @@ class GgufBlocks:
                 parts[number] = read_blocks(rows, _numbers(rows, tensor), tensor.tensor_type.name)
             except ValueError as error:
                 return f"{first_line(error)} in {self.path.name}"
-        kinds = tuple(sorted({self._tensors[number].tensor_type.name for number in parts}))
-        return KeptBlocks(_in_order(parts, numbers[:, 0]), kinds)
+        kinds = sorted({self._tensors[number].tensor_type.name for number in parts})
+        return KeptBlocks(_in_order(parts, numbers[:, 0]), "+".join(kinds))
 
     def _index(self, dtype: np.dtype[Any]) -> dict[bytes, tuple[int, int]]:
         if dtype not in self._places:
@@ -187,7 +182,8 @@ def most_bits(path: Path) -> int | None:
     counts: Counter[int | None] = Counter()
     for tensor in _tensors(path):
         if tensor.data.ndim == 2:
-            counts[width(tensor.tensor_type.name)] += int(tensor.n_elements)
+            kind = _TYPES.get(tensor.tensor_type.name)
+            counts[kind.width if kind else None] += int(tensor.n_elements)
     return counts.most_common(1)[0][0] if counts else None
 
 
@@ -201,19 +197,6 @@ def _tensors(path: Path) -> list[Any]:
             f"{path} can't be read as a GGUF file: {first_line(error)}.", _HINT, code="unreadable"
         ) from error
     return tensors
-
-
-def _read(path: Path) -> list[Any]:
-    tensors = _tensors(path)
-    kept = [t for t in tensors if can_hold(t.tensor_type.name) and t.data.ndim == 2]
-    if not kept:
-        kinds = ", ".join(sorted({tensor.tensor_type.name for tensor in tensors})) or "nothing"
-        raise QuantizationError(
-            f"{path} holds no blocks that MatMulNBits can hold: its tensors are {kinds}.",
-            "Quantise by another method.",
-            code="nothing-to-quantize",
-        )
-    return kept
 
 
 def _numbers(rows: NDArray[np.uint8], tensor: Any) -> Floats:
@@ -233,7 +216,7 @@ def _in_order(parts: dict[int, Blocks], owners: NDArray[np.int64]) -> Blocks:
     """Rows of several tensors as one matrix, in the widest type and the smallest block of them."""
     bits = max(part.bits for part in parts.values())
     block = min(part.block for part in parts.values())
-    alike = {number: _as(part, bits, block) for number, part in parts.items()}
+    alike = {number: part.widened(bits, block) for number, part in parts.items()}
     first = next(iter(alike.values()))
     quants = np.empty((len(owners), *first.quants.shape[1:]), np.uint8)
     scales = np.empty((len(owners), first.scales.shape[1]), np.float32)
@@ -242,12 +225,3 @@ def _in_order(parts: dict[int, Blocks], owners: NDArray[np.int64]) -> Blocks:
         mine = owners == number
         quants[mine], scales[mine], offsets[mine] = part.quants, part.scales, part.offsets
     return Blocks(quants, scales, offsets, bits)
-
-
-def _as(part: Blocks, bits: int, block: int) -> Blocks:
-    while part.block > block:
-        part = part.halved()
-    if part.bits < bits:  # moved towards the middle of the wider range, where none need be said
-        shift = (1 << (bits - 1)) - (1 << (part.bits - 1))
-        return Blocks(part.quants + np.uint8(shift), part.scales, part.offsets + shift, bits)
-    return part

@@ -40,20 +40,15 @@ class Blocks:
         """Weights that share a scale."""
         return int(self.quants.shape[2])
 
-    def values(self) -> Floats:
-        """The numbers, ``[N, blocks * block]``."""
-        steps = self.quants.astype(np.float32) - self.offsets[..., None]
-        values: Floats = (steps * self.scales[..., None]).reshape(len(self.quants), -1)
-        return values
-
-    def halved(self) -> Blocks:
-        """The same numbers in blocks of half the size."""
-        rows, blocks, block = self.quants.shape
+    def widened(self, bits: int, block: int) -> Blocks:
+        """The same numbers in smaller blocks of more bits, around the middle of these."""
+        times = self.block // block
+        shift = (1 << (bits - 1)) - (1 << (self.bits - 1))
         return Blocks(
-            self.quants.reshape(rows, 2 * blocks, block // 2),
-            np.repeat(self.scales, 2, axis=1),
-            np.repeat(self.offsets, 2, axis=1),
-            self.bits,
+            self.quants.reshape(len(self.quants), -1, block) + np.uint8(shift),
+            np.repeat(self.scales, times, axis=1),
+            np.repeat(self.offsets, times, axis=1) + np.float32(shift),
+            bits,
         )
 
 

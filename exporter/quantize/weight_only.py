@@ -129,7 +129,7 @@ class WeightOnly:
         # By value, whether it is read turned, and bits: the weight and its copies of block sums.
         self._packed: dict[tuple[ir.Value, bool, int], tuple[StoredWeight, int]] = {}
         self._counts: Counter[int] = Counter()
-        self._kept: Counter[str] = Counter()  # by GGUF type, "Q4_K+Q6_K" for a weight of several
+        self._kept: Counter[str] = Counter()  # by GGUF types
         self._rounded_anew: dict[str, str] = {}
 
     def run(self, stage: Path, progress: Progress) -> Quantised:
@@ -209,7 +209,7 @@ class WeightOnly:
             if isinstance(blocks, str):
                 self._rounded_anew[product.name] = blocks
                 return None
-            self._kept["+".join(blocks.kinds)] += 1
+            self._kept[blocks.kinds] += 1
             self._packed[key] = self._written(product, blocks.blocks)
         return self._packed.get(key)
 
