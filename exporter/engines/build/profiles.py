@@ -246,8 +246,9 @@ def refuse_too_large(
 ) -> None:
     """Refuses engines that the card here can't hold at their largest shapes, if they are for it.
 
-    They take their weights, and inputs, outputs and caches; the builder allocates as much to time
-    kernels. Scratch memory, which only a build tells, isn't counted.
+    They take their weights, and inputs, outputs and caches; a builder that times kernels on the
+    card allocates as much, of what is free now. Scratch memory, which only a build tells, isn't
+    counted.
     """
     driver = ask_driver()
     if driver.problem:
@@ -256,8 +257,9 @@ def refuse_too_large(
     if cards and card.compute_capability not in cards:
         return
     free = card.memory_bytes
-    with suppress(DepthcutError), closing(Cuda(library.extra)) as cuda:
-        free = cuda.free_bytes()[0]
+    if not library.builds_without_gpu:
+        with suppress(DepthcutError), closing(Cuda(library.extra)) as cuda:
+            free = cuda.free_bytes()[0]
     # TensorRT-RTX gives each profile weights of its own.
     copies = sum(len(group) if library.compiles_on_card else 1 for group in groups)
     profiles = [item for group in groups for item in group]
@@ -270,7 +272,7 @@ def refuse_too_large(
     raise EngineError(
         f"An engine of {onnx} takes {bytes_in_words(weights)} of weights and "
         f"{bytes_in_words(tensors)} of inputs, outputs and caches at its largest shapes; "
-        f"{card.name} has {bytes_in_words(free)} free.",
+        f"{card.name} has {bytes_in_words(free)}.",
         f"Build with --batch-range up to {rows}, or for shorter texts."
         if rows
         else "Build for one phase, for shorter texts, or from a graph with fewer weights.",

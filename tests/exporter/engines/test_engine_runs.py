@@ -285,6 +285,22 @@ def test_what_does_not_fit_on_the_card_is_refused_before_it_is_built(
         raise e.value
 
 
+@BACKENDS
+def test_a_builder_that_times_kernels_on_the_card_needs_free_memory(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object) -> None:
+        raise StartedError
+
+    monkeypatch.setattr(build, "run_job", started)
+    onnx = decoder_onnx(tmp_path, in_place=False)
+    with stand_in(memory_bytes=1 << 24) as machine:
+        machine.take((1 << 24) - 4096, "another program")
+        refused = backend == "tensorrt"
+        with pytest.raises(EngineError if refused else StartedError):
+            build_engines(onnx, tmp_path / "out", ranges=RANGES, backend=backend)
+
+
 @pytest.mark.parametrize(
     ("shape", "far"),
     [
