@@ -92,8 +92,7 @@ class Artifact(Record):
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist.", code="file-missing") from None
         except UnicodeDecodeError as error:
-            _refuse_kind("no text", cls, path)
-            raise ArtifactError(f"{path} is not a text file.", code="not-utf-8") from error
+            raise _of_other_kind("no text", cls, path) from error
         except OSError as error:
             raise ArtifactError(f"{path} can't be read: {error}.", code="unreadable") from error
         return _validated(cls, text, path)
@@ -128,15 +127,14 @@ FILE_KINDS = {
 """What each kind of file is called, and the command that makes one."""
 
 
-def _refuse_kind(text: str, cls: type[Artifact], path: Path) -> None:
-    wanted = cls.model_fields["kind"].default
-    if text != wanted and wanted in FILE_KINDS:
-        (needed, command), (given, _) = FILE_KINDS[wanted], FILE_KINDS.get(text, (text, ""))
-        raise ArtifactError(
-            f"{path} is {given}; {needed} is needed here.",
-            f"Make one with {command}.",
-            code="wrong-kind",
-        )
+def _of_other_kind(text: str, cls: type[Artifact], path: Path) -> ArtifactError:
+    needed, command = FILE_KINDS[cls.model_fields["kind"].default]
+    given, _ = FILE_KINDS.get(text, (text, ""))
+    return ArtifactError(
+        f"{path} is {given}; {needed} is needed here.",
+        f"Make one with {command}.",
+        code="wrong-kind",
+    )
 
 
 def _validated(cls: type[_A], text: str, path: Path) -> _A:
@@ -149,13 +147,14 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
     try:
         head = _Head.model_validate(content)
         refuse_other_schema(head.schema_version, str(path))
-        _refuse_kind(head.kind, cls, path)
+        if head.kind != cls.model_fields["kind"].default:
+            raise _of_other_kind(head.kind, cls, path)
         return cls.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         headless = first["type"] == "missing" and first["loc"] in (("schema_version",), ("kind",))
         if headless or (first["type"] == "model_type" and not first["loc"]):
-            _refuse_kind("not a file written by depthcut", cls, path)
+            raise _of_other_kind("not a file written by depthcut", cls, path) from error
         unknown = first["type"] == "extra_forbidden"
         raise ArtifactError(
             f"{path}: {json_path(first['loc'])}: {first['msg']}.",

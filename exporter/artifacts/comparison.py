@@ -145,7 +145,10 @@ class Arm(Record):
     """One side of a comparison.
 
     ``precision`` is the file's; it ends with :data:`RUN_IN_FP32` where that was run in float32.
+    ``encoder_layers`` are those of an encoder-decoder's encoder, which come first in its plan.
     """
+
+    gone = frozenset({"layers"})
 
     backend: str
     provider: str
@@ -159,7 +162,7 @@ class Arm(Record):
     engines: list[EngineFacts] = Field(default_factory=list)
     not_run: str | None = None
     device_memory_bytes: Count | None = None
-    layers: Layers | None = None
+    encoder_layers: Layers | None = None
     form: FormRecord | None = None
     quantization: QuantizationRecord | None = None
     notes: list[str] = Field(default_factory=list)

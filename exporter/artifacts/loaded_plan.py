@@ -137,7 +137,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
                 f"{plan_path} names no file with the numbers for {', '.join(replaced)} and "
                 f"{plan.changed_weights} changed weights.",
                 "Name it under $.replacements: path and sha256 of a safetensors file.",
-                code="no-numbers-file",
+                code="other-numbers",
             )
         return None
     path = _located(plan.replacements.path, plan_path)
@@ -147,7 +147,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
         raise PlanError(
             f"{path} is not the file that {plan_path} was made with: its SHA-256 is {sha256}.",
             "Make the plan again, or bring the file back.",
-            code="wrong-hash",
+            code="other-numbers",
         )
     weights = _changed_weights(path, result, plan.changed_weights)
     named = {_named(path, key): numbers for key, numbers in result.items()}
@@ -166,13 +166,13 @@ def _changed_weights(
             raise PlanError(
                 f"{path} holds {', '.join(sorted(held))} of the weight {name}.",
                 _KEYS_HINT,
-                code="incomplete-weight",
+                code="other-numbers",
             )
     if len(parts) != count:
         raise PlanError(
             f"{path} holds {len(parts)} changed weights; the plan says {count}.",
             "It may belong to another plan: heal it again.",
-            code="other-count-of-weights",
+            code="other-numbers",
         )
     return {
         name: ChangedWeight((held["down"], held["up"]) if "up" in held else (held["value"],))
@@ -225,7 +225,7 @@ def _opened(path: Path) -> Iterator[tuple[str, ir.LazyTensor]]:
                 )
     except (SafetensorError, OSError) as error:
         raise PlanError(
-            f"{path} is not a valid safetensors file: {first_line(error)}.", code="not-safetensors"
+            f"{path} is not a valid safetensors file: {first_line(error)}.", code="other-numbers"
         ) from error
 
 
@@ -233,7 +233,7 @@ def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
     match = _KEY.fullmatch(key)
     if match is None:
         raise PlanError(
-            f"{path}: {key!r} is not the key of a replacement.", _KEYS_HINT, code="unknown-tensor"
+            f"{path}: {key!r} is not the key of a replacement.", _KEYS_HINT, code="other-numbers"
         )
     return SublayerRef(int(match[2]), cast(SublayerKind, match[1])), match[3]
 

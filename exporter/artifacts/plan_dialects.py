@@ -100,7 +100,6 @@ def foreign_deletions(content: Any, where: str) -> list[PlannedDeletion] | None:
         raise PlanError(
             f"{where}: its entries for {' and for '.join(dropping)} drop different sublayers.",
             "Remove one of the two from a copy of the file, and use the copy.",
-            code="dialects-disagree",
         )
     return next(iter(dropping.values()), [] if read else None)
 

@@ -275,7 +275,7 @@ def _check_known(
             f"{where}The plan drops {deletion.kind} {deletion.layer}, but in {model} there is "
             f"no {deletion.kind} to drop.",
             f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
-            code="kind-missing",
+            code="sublayer-missing",
         )
 
 
@@ -362,7 +362,7 @@ def _parse_drop(text: str) -> list[PlannedDeletion]:
         raise UsageError(
             f"{text!r}: {match['kind']} is not a kind of sublayer.",
             f"Kinds are {', '.join(get_args(DeletionKind))}.",
-            code="unknown-kind",
+            code="malformed-drop",
         )
     numbers = [layer for part in match["layers"].split(",") for layer in _layer_range(part, text)]
     return [PlannedDeletion(layer=layer, kind=kind) for layer in numbers]
@@ -373,7 +373,7 @@ def _layer_range(part: str, text: str) -> range:
     low, high = int(first), int(last or first)
     if low > high or high >= MOST_LAYERS:
         raise UsageError(
-            f"{text!r}: {part} is not a range of layers.", _DROP_HINT, code="malformed-range"
+            f"{text!r}: {part} is not a range of layers.", _DROP_HINT, code="malformed-drop"
         )
     return range(low, high + 1)
 

@@ -50,12 +50,12 @@ class Check(Record):
     quantity: Quantity
     subject: str
     better: Literal["lower", "higher"]
-    before: float | None
-    after: float | None
-    value: float | None
-    ci95: tuple[float, float] | None
-    limit: float | None
-    noise_floor: float
+    before: float | None = None
+    after: float | None = None
+    value: float | None = None
+    ci95: tuple[float, float] | None = None
+    limit: float | None = None
+    noise_floor: float = 0
     verdict: CheckVerdict
     reason: str
 
@@ -70,9 +70,7 @@ class Drift(Record):
     subject: str
     entries: Count
     per_entry: float
-    ci95: tuple[float, float]
     total: float
-    p_value: float
     first: str
     last: str
 

@@ -82,18 +82,14 @@ def refuse_unheld(
     for server, deletion in product(servers, deletions):
         for ref in deletion.sublayers:
             places = SERVERS[server].places(ref)
-            if not places:
-                raise PlanError(
-                    f"{ref} is to go, and {server} can't do without it.",
-                    f"Plan with --for {server}, which keeps it, or drop whole blocks.",
-                    code="server-needs-it",
+            if not places or (deletion.replacement not in places and not healed):
+                held = (
+                    f"what may take its place is {' or '.join(places)}" if places else "it needs it"
                 )
-            if deletion.replacement not in places and not healed:
-                what = deletion.replacement if deletion.replacement != "none" else "nothing"
                 raise PlanError(
-                    f"In the place of {ref} is {what}; {server} can have {' or '.join(places)}.",
-                    f"Heal the plan for it (depthcut heal --for {server}), or name a runtime that "
-                    "holds it.",
+                    f"{server} can't hold {ref} with {deletion.replacement} in its place: {held}.",
+                    f"Plan or heal with --for {server}, drop whole blocks, or name a runtime that "
+                    "holds the plan.",
                     code="replacement-unheld",
                 )
 

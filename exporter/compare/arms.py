@@ -54,6 +54,7 @@ class ComparedArm:
     judge: Callable[[Progress, Turns | None], AbstractContextManager[Runner]] | None = None
     pruned: bool | None = None  # None: as its file says
     quantized: bool | None = None
+    encoder_layers: int | None = None
     timed_on: str = ""  # a hash of what its runs read, where that isn't made of numbers alone
 
     @property
@@ -104,7 +105,7 @@ class ComparedArm:
             not_run=self.not_run,
             device_memory_bytes=able.gpu_memory_bytes if able else None,
             notes=list(dict.fromkeys(n for arm in self.builds for n in arm.capabilities.notes)),
-            layers=self.folder.layers,
+            encoder_layers=self.encoder_layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,
         )

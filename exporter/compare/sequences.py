@@ -260,7 +260,8 @@ def open_stack_arm(
     config = read_config(path)
     stacks = Stacks.of(SimpleNamespace(**config))
     folder = ModelFolder.beside(path, path, {**config, "num_hidden_layers": stacks.layers})
-    return ComparedArm((runner,), folder, _facts(path, stacks), timed_on=hash_of(example))
+    facts, own = _facts(path, stacks), stacks.encoder
+    return ComparedArm((runner,), folder, facts, timed_on=hash_of(example), encoder_layers=own)
 
 
 def hash_of(example: Mapping[str, Array]) -> str:

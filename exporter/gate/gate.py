@@ -172,7 +172,7 @@ def _by_subject(figure: Figure, report: ComparisonReport, arm: Any) -> dict[str,
         raise RegressionError(
             f"The report has {figure.key} of {twice} twice.",
             "Measure again: a report has each shape and task once.",
-            code="named-twice",
+            code="unsound",
         )
     return result
 
@@ -306,17 +306,7 @@ def _same_measurement(row: LatencyRow, before: LatencyRow) -> bool:
 
 def _unknown(quantity: str, subject: str, reason: str) -> Check:
     return Check(
-        quantity=quantity,
-        subject=subject,
-        better="lower",
-        before=None,
-        after=None,
-        value=None,
-        ci95=None,
-        limit=None,
-        noise_floor=0,
-        verdict="inconclusive",
-        reason=reason,
+        quantity=quantity, subject=subject, better="lower", verdict="inconclusive", reason=reason
     )
 
 

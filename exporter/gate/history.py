@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import stats
 
@@ -29,7 +28,6 @@ from exporter.artifacts.base import refuse_other_schema
 from exporter.artifacts.store import in_turn
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.gate.keys import (
-    FIELDS,
     difference_words,
     differences,
     key_of,
@@ -143,7 +141,7 @@ def _is_cut_off(line: bytes) -> bool:
 FEWEST = 8
 """Fewer runs say nothing of a trend."""
 WINDOW = 30
-_ERROR = 0.01
+_ERROR = 0.002  # by which noise alone is called drift: 1 of 400 histories of three shapes
 _FEWEST_REPEATS = 4
 
 
@@ -191,35 +189,17 @@ def _curves(entries: Sequence[HistoryEntry]) -> dict[str, _Runs]:
 def _drift(subject: str, runs: _Runs, error: float) -> Drift | None:
     if len(runs) < FEWEST:
         return None
-    values = np.array([value for value, _ in runs])
-    order = np.arange(len(values))
-    trend = stats.kendalltau(order, values, alternative="greater")
-    if not trend.pvalue < error:
-        return None
-    slope, _, low, high = stats.theilslopes(values, order)
-    inflation = math.sqrt(_variance_inflation(values - slope * order))
-    p_value = float(stats.norm.sf(stats.norm.isf(trend.pvalue) / inflation))
-    if not p_value < error:
+    slope, _, low, _ = stats.theilslopes([value for value, _ in runs], alpha=1 - 2 * error)
+    if not low > 0:
         return None
     return Drift(
         subject=subject,
         entries=len(runs),
         per_entry=float(slope),
-        ci95=(float(low), float(high)),
-        total=math.exp(float(slope) * (len(values) - 1)),
-        p_value=p_value,
+        total=math.exp(float(slope) * (len(runs) - 1)),
         first=_run_name(runs[0][1]),
         last=_run_name(runs[-1][1]),
     )
-
-
-def _variance_inflation(rest: NDArray[np.float64]) -> float:
-    """How much more the sum of neighbours that resemble varies than one of independent values."""
-    centred = rest - rest.mean()
-    power = float(centred @ centred)
-    kept = float(centred[1:] @ centred[:-1]) / power if power else 0.0
-    kept = min(max(kept, 0.0), 0.9)
-    return (1 + kept) / (1 - kept)
 
 
 def _run_name(entry: HistoryEntry) -> str:
@@ -234,13 +214,11 @@ _UPDATE = "Write one with --update-baseline, on the machine that runs the check.
 
 def read_baselines(path: Path) -> Named:
     """Reads a baseline: a report, or a folder of some."""
-    if not path.exists():
-        raise RegressionError(f"{path}: there is no baseline.", _UPDATE, code="baseline-missing")
-    if not path.is_dir():
+    if path.exists() and not path.is_dir():
         return {str(path): ComparisonReport.read(path)}
     files = sorted(path.glob("*.json"))
     if not files:
-        raise RegressionError(f"{path} holds no report.", _UPDATE, code="no-report")
+        raise RegressionError(f"{path}: there is no baseline.", _UPDATE, code="no-baseline")
     return {str(file): ComparisonReport.read(file, named=False) for file in files}
 
 
@@ -248,11 +226,6 @@ def find_baseline(
     report: ComparisonReport, baselines: Named, allow: Collection[str] = ()
 ) -> tuple[ComparisonReport, list[KeyDifference]]:
     """The earlier report that a report may be held against."""
-    unknown = sorted(set(allow) - set(FIELDS))
-    if unknown:
-        raise UsageError(
-            f"A key has no field {unknown[0]!r}. It has {', '.join(FIELDS)}.", code="unknown-field"
-        )
     key = key_of(report)
     result = [(differences(key_of(other), key), name) for name, other in baselines.items()]
     result.sort(key=lambda pair: len(pair[0]))

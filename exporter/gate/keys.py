@@ -154,40 +154,44 @@ _AGAIN = "Measure again with depthcut compare; nothing can be concluded from thi
 
 def refuse_unsound(report: ComparisonReport, name: str) -> None:
     """Refuses a report that no measurement can have given."""
-    try:
-        for number, row in enumerate(report.latency):
-            _refuse_row(row, f"$.latency[{number}]")
-        _refuse_no_numbers(report)
-        if report.accuracy is not None:
-            _refuse_contradictions(report.accuracy)
-    except RegressionError as error:
-        raise RegressionError(f"{name}: {error.message}", error.hint, code=error.code) from None
+    for problem in _problems(report):
+        raise RegressionError(f"{name}: {problem}.", _AGAIN, code="unsound")
 
 
-def _refuse_row(row: LatencyRow, path: str) -> None:
+def _problems(report: ComparisonReport) -> Iterator[str]:
+    """What isn't a number, or contradicts other numbers; what a collapsed model has is one."""
+    for number, row in enumerate(report.latency):
+        yield from _of_row(row, f"$.latency[{number}]")
+    if (accuracy := report.accuracy) is None:
+        return
+    wrong = [*_not_numbers(accuracy.model_dump(), "$.accuracy")]
+    before = (one for one in _with_before(accuracy) if not math.isfinite(one.before or 0.0))
+    wrong += [f"$.accuracy.{one.place.before}" for one in before]
+    yield from (f"{path} is not a number" for path in wrong)
+    for path, value, other, source in _told_twice(accuracy):
+        if value is not None and other is not None:
+            yield from _contradicted(value, other, f"$.accuracy.{path}", source)
+
+
+def _of_row(row: LatencyRow, path: str) -> Iterator[str]:
     for arm, times in (("baseline", row.baseline), ("candidate", row.candidate)):
         if (count := len(times.samples_ms)) % row.rounds:
-            raise RegressionError(
-                f"{path}.{arm}.samples_ms has {count} times, which are not {row.rounds} equal "
-                "rounds.",
-                _AGAIN,
-                code="unequal-rounds",
-            )
+            yield f"{path}.{arm}.samples_ms has {count} times, not {row.rounds} equal rounds"
         sampled = float(np.median(times.samples_ms))
-        _refuse_other(times.median_ms, sampled, f"{path}.{arm}.median_ms", "samples_ms")
+        yield from _contradicted(times.median_ms, sampled, f"{path}.{arm}.median_ms", "samples_ms")
     if row.rounds > 1:
         try:
             sampled = math.exp(estimate_between(row, "baseline", "candidate").log_ratio)
         except ValueError as error:
-            raise RegressionError(f"{path}: {error}.", _AGAIN, code="unequal-rounds") from None
-        _refuse_other(row.speedup.ratio, sampled, f"{path}.speedup.ratio", "samples_ms")
+            yield f"{path}: {error}"
+        else:
+            ratio = row.speedup.ratio
+            yield from _contradicted(ratio, sampled, f"{path}.speedup.ratio", "samples_ms")
 
 
-def _refuse_contradictions(accuracy: Accuracy) -> None:
-    """Figures that stand twice, or that follow from others."""
-    for path, item, value, source in _told_twice(accuracy):
-        if item is not None and value is not None:
-            _refuse_other(item, value, f"$.accuracy.{path}", source)
+def _contradicted(value: float, other: float, path: str, source: str) -> Iterator[str]:
+    if not math.isclose(value, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE / 10):
+        yield f"{path} is {value:.6g}, but {source} give {other:.6g}"
 
 
 _ToldTwice = tuple[str, float | None, float | None, str]
@@ -230,26 +234,6 @@ def _rise_told_twice(accuracy: Accuracy, one: Reading) -> Iterator[_ToldTwice]:
         mean = sum(arm) / sum(losses.tokens)
         if mean < 700:
             yield path, value, math.exp(mean), "sample_losses"
-
-
-def _refuse_other(value: float, content: float, path: str, source: str) -> None:
-    if not math.isclose(value, content, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE / 10):
-        raise RegressionError(
-            f"{path} is {value:.6g}, but {source} give {content:.6g}.", _AGAIN, code="contradiction"
-        )
-
-
-def _refuse_no_numbers(report: ComparisonReport) -> None:
-    """NaN is refused; a candidate's infinite perplexity is a result, and a bad one."""
-    accuracy = report.accuracy
-    if accuracy is None:
-        return
-    wrong = next(_not_numbers(accuracy.model_dump(), "$.accuracy"), None)
-    for one in _with_before(accuracy):
-        if wrong is None and not math.isfinite(one.before or 0.0):
-            wrong = f"$.accuracy.{one.place.before}"
-    if wrong is not None:
-        raise RegressionError(f"{wrong} is not a number.", _AGAIN, code="not-a-number")
 
 
 _MAY_BE_NAN = {

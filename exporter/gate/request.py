@@ -134,7 +134,7 @@ def _history_notes(path: Path, kept: HistoryFile, mine: str) -> list[str]:
     ]  # fmt: skip
 
 
-_FIRST = ("baseline-missing", "no-report", "other-conditions", "other-schema")
+_FIRST = ("no-baseline", "other-conditions", "other-schema")
 """What is no hindrance where the report is to become a baseline."""
 
 

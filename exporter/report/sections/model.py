@@ -63,6 +63,8 @@ def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
 def dropped_section(report: ComparisonReport) -> Section:
     """Which sublayers, by kind."""
     lines = dropped_lines(report.plan) or ["No deletion is on record."]
+    if (own := report.arms.baseline.encoder_layers) and report.plan:
+        lines.append(f"Layers 0 to {own - 1} are the encoder's, those from {own} on the decoder's.")
     blocks = [Bullets(lines), *parts_blocks(report.parts, read=read_by(report))]
     return Section("dropped", "What was dropped", blocks)
 

@@ -214,7 +214,7 @@ def test_a_plain_cut_is_told_from_others() -> None:
 
 def test_layers_that_can_not_be_left_out() -> None:
     """A folder whose layers keep their numbers holds a block as two gaps."""
-    with raises(PlanError, "server-needs-it", "attention 0", "vllm"):
+    with raises(PlanError, "replacement-unheld", "attention 0", "vllm"):
         refuse_unheld(["vllm"], planned(("block", 0, "none")), plain=False)
     refuse_unheld(["vllm"], planned(("block", 1, "none")), plain=False)
 

@@ -200,9 +200,9 @@ def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("drop", "server", "code", "changes"),
     [
-        (("attention", 0, "none"), "vllm", "server-needs-it", {}),
-        (("attention", 0, "none"), None, "server-needs-it", {}),
-        (("block", 0, "none"), "sglang", "server-needs-it", {}),
+        (("attention", 0, "none"), "vllm", "replacement-unheld", {}),
+        (("attention", 0, "none"), None, "replacement-unheld", {}),
+        (("block", 0, "none"), "sglang", "replacement-unheld", {}),
         (("attention", 1, "linear"), None, "replacement-unheld", {}),
         (("attention", 1, "linear"), "vllm", "replacement-unheld", {}),
         (("attention", 1, "bias"), "mlx", "replacement-unheld", {}),

@@ -161,8 +161,6 @@ def test_the_nearest_of_several_is_named_and_the_right_one_found(tmp_path: Path)
     assert find_baseline(mine, read_baselines(tmp_path))[0] == mine
     with raises(RegressionError, "other-conditions", 3):
         find_baseline(OTHERS["threads"], read_baselines(tmp_path))
-    with raises(UsageError, "unknown-field", "'colour'"):
-        find_baseline(mine, read_baselines(tmp_path), ["colour"])
     mine.write(tmp_path / "again.json")
     with raises(RegressionError, "several-baselines", "again.json"):
         find_baseline(mine, read_baselines(tmp_path))
@@ -177,10 +175,10 @@ def test_no_report_is_lost_where_jobs_update_one_baseline(tmp_path: Path) -> Non
 
 
 def test_files_that_are_no_baseline_are_named(tmp_path: Path) -> None:
-    with raises(RegressionError, "baseline-missing") as caught:
+    with raises(RegressionError, "no-baseline") as caught:
         read_baselines(tmp_path / "none.json")
     assert "--update-baseline" in caught.value.hint
-    with raises(RegressionError, "no-report"):
+    with raises(RegressionError, "no-baseline"):
         read_baselines(tmp_path)
     path = tmp_path / "x.json"
     for text, code, field in (

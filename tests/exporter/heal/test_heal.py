@@ -460,8 +460,8 @@ def test_replacements_are_those_that_a_runtime_holds(
     [
         (PLAN, "linear", "vllm", HealingError, "server-holds-none"),
         (PLAN, "bias", "llama.cpp", HealingError, "server-holds-none"),
-        (planned(("attention", 0, "none")), "fold", "vllm", PlanError, "server-needs-it"),
-        (planned(("attention", 0, "none")), "linear", "sglang", PlanError, "server-needs-it"),
+        (planned(("attention", 0, "none")), "fold", "vllm", PlanError, "replacement-unheld"),
+        (planned(("attention", 0, "none")), "linear", "sglang", PlanError, "replacement-unheld"),
     ],
 )
 def test_a_runtime_without_a_place_for_it_is_named(

@@ -203,7 +203,7 @@ def test_what_a_format_holds_is_visible_and_no_command(name: str) -> None:
 
 
 BEYOND_BOUNDS: list[tuple[str, Any]] = [
-    ("arms.baseline.layers", 10**8),
+    ("arms.baseline.encoder_layers", 10**8),
     ("arms.baseline.file_bytes", 10**399),
     ("arms.candidate.nodes", -1),
     ("plan.0.layer", 10**8),

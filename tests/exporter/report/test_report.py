@@ -35,6 +35,7 @@ from tests.made_reports import (
     as_markdown,
     as_text,
     full_report,
+    gate_arm,
     gate_report,
     gate_row,
     made_environment,
@@ -184,6 +185,14 @@ def test_all_parts_are_there_and_the_verdict_comes_first(report: ComparisonRepor
         "| other processes while timing | 3 % of all CPU time |",
     ):
         assert words in text
+
+
+def test_the_layers_of_an_encoder_and_of_its_decoder_are_told_apart() -> None:
+    plan = [PlannedDeletion(layer=7, kind="mlp")]
+    arms = Arms(baseline=gate_arm("base", encoder_layers=6), candidate=gate_arm("cand"))
+    text = as_markdown(gate_report(plan=plan, arms=arms))
+    assert "Layers 0 to 5 are the encoder's, those from 6 on the decoder's." in text
+    assert "encoder" not in as_markdown(gate_report(plan=plan))
 
 
 def test_every_table_is_one_to_a_reader_of_markdown(report: ComparisonReport) -> None:
