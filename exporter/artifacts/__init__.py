@@ -98,6 +98,7 @@ from exporter.artifacts.stages import (
 from exporter.artifacts.tables import (
     DepthCell,
     DepthDamage,
+    DepthInt8,
     DepthsReport,
     SweepCell,
     SweepFailure,

@@ -56,11 +56,21 @@ class DepthCell(Record):
         return min(damages, key=lambda damage: damage.perplexity_ratio, default=None)
 
 
+class DepthInt8(Record):
+    """The whole model or the recommended cut in int8, beside the whole one on ONNX Runtime."""
+
+    deletions: list[PlannedDeletion] = Field(default_factory=list)
+    bytes_removed: float
+    damage: DepthDamage
+    speedup: Speedup | None = None
+
+
 class DepthsReport(Artifact):
     """depths.json: Attention Drop, MLP Drop, Block Drop and Joint Layer Drop side by side.
 
     ``way`` and ``number`` name the recommended cell; ``reported`` is what that costs on a text that
-    chose nothing. ``looks`` counts the figures that one is chosen by.
+    chose nothing. ``looks`` counts the figures that one is chosen by. ``int8`` has the whole model
+    first; without it ``no_int8`` says why.
     """
 
     kind: Literal["depths_report"] = "depths_report"
@@ -80,6 +90,8 @@ class DepthsReport(Artifact):
     number: Count | None = None
     reported_text: CalibrationRef | None = None
     reported: DepthDamage | None = None
+    int8: list[DepthInt8] = Field(default_factory=list)
+    no_int8: str = ""
 
     @property
     def recommended(self) -> DepthCell | None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from exporter.artifacts import (
+    Accuracy,
     CalibrationRef,
     DepthCell,
     DepthDamage,
+    DepthInt8,
     DepthsReport,
     ImportanceReport,
+    Interval,
+    Speedup,
+    Target,
     TaskResult,
     Way,
 )
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plan_figures import Increase
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
@@ -29,23 +34,32 @@ from exporter.choose.budgets.budget import DROPPING
 from exporter.choose.budgets.limits import LEAST_SHARE
 from exporter.choose.budgets.meters import RememberingMeter
 from exporter.choose.budgets.options import refuse_another_model
+from exporter.choose.costs.cost_runners import cut_for_a_while
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.timing import Effort, of_rows, time_request
 from exporter.choose.costs.weighing import module_sizes
+from exporter.compare.answers import Tokens as TokenAnswers
+from exporter.compare.arms import Comparison
+from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.intervals import mean_interval
-from exporter.compare.options import ACCURACY, SPEED, TaskOptions
+from exporter.compare.kinds import open_file_arm
+from exporter.compare.options import ACCURACY, SPEED, CompareOptions, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks, score_tasks
 from exporter.compare.tasks.items import TaskScores, compare_scores
 from exporter.compare.tasks.likelihood import saved_folder
+from exporter.engines.environment import default_threads, processor_name
+from exporter.engines.tensors import has_cache
 from exporter.errors import (
     BackendError,
     CalibrationError,
     CostError,
+    DepthcutError,
     HealingError,
     PlanError,
 )
+from exporter.export.forms.targets import write_form
 from exporter.files import scratch_folder
 from exporter.heal.fit import Fitting
 from exporter.heal.folded import folded_values
@@ -58,7 +72,8 @@ from exporter.models.ablation.branch_replacements import (
 )
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import CutMeter
-from exporter.models.changed_weights import swapped
+from exporter.models.changed_weights import OwnValue, swapped
+from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.model_folder import ModelFolder
 from exporter.models.tasks import Tokens
@@ -67,8 +82,10 @@ from exporter.models.texts.sources import refuse_same_text
 from exporter.option_types import Count, InputFile, Lengths, Several, Written, comma_list
 from exporter.options import Options, Rule, dataclass, excludes, option, part
 from exporter.printable import counted
+from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
+from exporter.quantize.quantize import quantize_file
+from exporter.quantize.settings import QuantizeSettings
 
 Place = tuple[Way, int]
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
@@ -144,12 +161,17 @@ class DepthOptions(Options):
 
 
 _TIMED_S = 8.0
+_INT8_EFFORT = Effort(seconds=10.0, reload=False)
+_GRAPHS_BESIDE = 3.5
+"""Times the weights: a graph in float and two in int8, beside the model in PyTorch."""
 _FITTED_TOKENS = 2048
 _LEAST_SPEEDUP = 1.01
 """A cut that gains less isn't worth its loss."""
 _TOO_FAR = "cuts that lose so much that no healing is expected to bring them within the limit."
 _MOST_LOG = 700.0
+_TARGET: Target = "onnxruntime-cpu"
 _DAMAGE = TypeAdapter(DepthDamage)
+_INT8 = TypeAdapter(list[DepthInt8])
 
 
 def measure_depths(
@@ -182,65 +204,10 @@ def measure_depths(
     Tokens.of(loaded.model)
     refuse_another_model(report, loaded)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring
-    table = None if options.costs is None else CostTable.read(options.costs)
-    text, reported = _held_out(loaded, report.calibration, options, progress)
-    cells = {place: _plan(report, *place) for place in options.asked(report.model.num_layers)}
-    cuts = {
-        place: without_branches(cell.deletions, loaded.model)
-        for place, cell in cells.items()
-        if not cell.refused
-    }
-    study = _Study(loaded, text, max(1, 2 * len(cuts)), options.batch_size, kept, progress)
-    whole, bare = study.bare(cuts)
-    most = 1 + options.most_increase
-    hopeless = {p for p, d in bare.items() if d.perplexity_ratio**LEAST_SHARE > most}
-    fitted = study.fitted_text(report.calibration)
-    healed = study.healed({p: cut for p, cut in cuts.items() if p not in hopeless}, fitted)
-    healed |= {place: {"not_healed": _TOO_FAR} for place in hopeless}
-    table = table or study.costs(options.at, {name for cut in cuts.values() for name in cut})
-    scored = compared_tasks(
-        loaded, options.tasks, cuts, kept=study.place("tasks.jsonl"), progress=progress
-    )
-    sizes = module_sizes(loaded)
-    for place, cut in cuts.items():
-        gone = sum(sizes.sublayers[ref].parameters for ref in cut)
-        more = {
-            "damage": bare[place],
-            "parameters_removed": gone / sizes.parameters,
-            "speedup": None if table is None else table.speedup(dict.fromkeys(cut, "none")),
-            "tasks": scored.get(place, []),
-        }
-        cells[place] = cells[place].model_copy(update={**more, **healed[place]})
-    result = DepthsReport(
-        model=report.model,
-        metric=report.metric,
-        calibration=report.calibration,
-        text=text.ref,
-        baseline_perplexity=whole.baseline_perplexity,
-        cells=[*cells.values()],
-        fitted_on=None if isinstance(fitted, str) else fitted.ref,
-        most_increase=options.most_increase,
-        looks=study.looks,
-        request="" if table is None else str(table.at),
-        backend="" if table is None else table.backend,
-        threads=None if table is None else table.environment.threads,
-        made_from={
-            "model": report.model.sha256,
-            "importance": importance_sha256,
-            "text": text.ref.sha256,
-        },
-    )
+    study = _Study(loaded, report, options, kept, progress)
+    result = study.measured(importance_sha256)
     best = recommended(result.cells, options.most_increase)
-    if best is None:
-        return result
-    update: dict[str, object] = {"way": best.way, "number": best.number}
-    if reported is not None:
-        progress.say("depths: the recommended cut, on text that has chosen nothing")
-        unseen, cut = replace(study, text=reported, looks=1), cuts[best.way, best.number]
-        is_bare = best.least is best.damage
-        damage = unseen.damage_of(cut) if is_bare else unseen.folded(cut, fitted)
-        update |= {"reported_text": reported.ref, "reported": damage}
-    return result.model_copy(update=update)
+    return result.model_copy(update={**study.reported(best), **study.in_int8(best)})
 
 
 def _held_out(
@@ -269,96 +236,247 @@ def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
     return DepthCell(way=way, number=number, deletions=plan.deletions)
 
 
+@plain_dataclass(frozen=True)
+class _Judge:
+    """A text, and what cuts of a model cost there."""
+
+    text: CalibrationText
+    meter: CutMeter[Damage]
+    looks: int  # how many figures one cut is chosen by
+    progress: Progress
+
+    def damage(self, cut: BranchReplacements, values: Sequence[OwnValue]) -> DepthDamage:
+        """Of one cut, with other values of some weights that it keeps."""
+        meter = self.meter.inside(lambda: swapped(values)) if values else self.meter
+        return depth_damage(meter.measure(cut, self.progress), self.text, self.looks)
+
+
 @plain_dataclass
 class _Study:
-    """Cuts of a model on one text."""
+    """Cuts of a model, measured on one half of a text."""
 
     loaded: LoadedModel
-    text: CalibrationText
-    looks: int  # how many figures one cut is chosen by
-    batch_size: int
+    report: ImportanceReport
+    options: DepthOptions
     kept: Path | None  # None keeps nothing
     progress: Progress
 
     def __post_init__(self) -> None:
-        task, text = Tokens(self.loaded.model), self.text
-        self._meter: CutMeter[Damage] = task.meter(
-            text.input_ids, text.mask, batch_size=self.batch_size
-        )
+        options, report, model = self.options, self.report, self.loaded.model
+        self.given_costs = None if options.costs is None else CostTable.read(options.costs)
+        text, self.other_half = _held_out(self.loaded, report.calibration, options, self.progress)
+        places = options.asked(report.model.num_layers)
+        self.cells = {place: _plan(report, *place) for place in places}
+        self.cuts = {
+            place: without_branches(cell.deletions, model)
+            for place, cell in self.cells.items()
+            if not cell.refused
+        }
+        self.judge, self.sizes = self._judge(text, 2 * len(self.cuts)), module_sizes(self.loaded)
 
-    def place(self, name: str) -> Path | None:
-        """A file that is kept."""
+    def _judge(self, text: CalibrationText, looks: int) -> _Judge:
+        task, batch_size = Tokens(self.loaded.model), self.options.batch_size
+        meter = task.meter(text.input_ids, text.mask, batch_size=batch_size)
+        return _Judge(text, meter, max(1, looks), self.progress)
+
+    def _place(self, name: str) -> Path | None:
         return None if self.kept is None else self.kept / name
 
-    def bare(
-        self, cuts: Mapping[Place, BranchReplacements]
-    ) -> tuple[Damage, dict[Place, DepthDamage]]:
-        """One damage that knows the whole model's losses, and every cut's."""
-        about = {**self.loaded.identity(), "text": self.text.ref.model_dump(), "by": "depths"}
-        meter = RememberingMeter(self._meter, self.place("damages.jsonl"), about)
-        self.progress.say(f"depths: {', '.join(f'{way} at {n}' for way, n in cuts)}")
-        whole, *damages = meter.measure_many({}, list(cuts.values()), self.progress)
-        own = (depth_damage(damage, self.text, self.looks) for damage in damages)
-        return whole, dict(zip(cuts, own, strict=True))
+    def _store(self, name: str, **about: object) -> Store:
+        """What an earlier run has found on the same texts."""
+        fitted, looks = self.fitted, self.judge.looks
+        ids = [self.judge.text.ids_sha256, None if isinstance(fitted, str) else fitted.ids_sha256]
+        known = {**self.loaded.identity(), "ids": ids, "looks": looks, **about}
+        return Store(self._place(name), known)
 
-    def damage_of(self, cut: BranchReplacements) -> DepthDamage:
-        """What one cut costs."""
-        return depth_damage(self._meter.measure(cut, self.progress), self.text, self.looks)
-
-    def fitted_text(self, used: CalibrationRef) -> CalibrationText | str:
+    @cached_property
+    def fitted(self) -> CalibrationText | str:
         """What weights are folded on, or why there is none."""
         try:
-            text = text_of_report(self.loaded, used, progress=self.progress)
+            text = text_of_report(self.loaded, self.report.calibration, progress=self.progress)
         except CalibrationError as error:
             return error.message
         return text.first_tokens(_FITTED_TOKENS)
 
-    def healed(
-        self, cuts: Mapping[Place, BranchReplacements], fitted: CalibrationText | str
-    ) -> dict[Place, dict[str, object]]:
-        """What folded weights leave of each cut's damage, or why they leave all."""
-        about = {
-            **self.loaded.identity(),
-            "ids": [self.text.ids_sha256, None if isinstance(fitted, str) else fitted.ids_sha256],
-            "looks": self.looks,
-        }
-        store = Store(self.place("healed.jsonl"), about)
-        results: dict[Place, dict[str, object]] = {}
-        for (way, number), cut in cuts.items():
-            self.progress.say(f"depths: {way} at {number}, healed by folded weights")
-            try:
-                damage = store.once(_name(cut), _DAMAGE, partial(self.folded, cut, fitted))
-            except HealingError as error:
-                results[way, number] = {"not_healed": error.message}
-            else:
-                results[way, number] = {"healed": damage}
-        return results
-
-    def folded(self, cut: BranchReplacements, fitted: CalibrationText | str) -> DepthDamage:
-        """What a cut costs with kept weights folded."""
-        if isinstance(fitted, str):
-            raise HealingError(fitted)
-        texts = HealingTexts(fitted, (fitted.ref,), (), None)
-        options = HealOptions(kind="fold", batch_size=self.batch_size)
-        fitting = Fitting(self.loaded, texts, sorted(cut), options, None, self.progress)
-        values = folded_values(fitting, fitted)
-        if not values:
-            raise HealingError("no weight that is kept could make up for it.")
-        meter = self._meter.inside(lambda: swapped(values))
-        return depth_damage(meter.measure(cut, self.progress), self.text, self.looks)
-
-    def costs(self, at: RequestShape, names: Collection[SublayerRef]) -> CostTable | None:
-        """What cutting sublayers saves of a request in PyTorch; None where that can't be timed."""
+    @cached_property
+    def costs(self) -> CostTable | None:
+        """What cutting sublayers saves of a request; None where that can't be timed."""
         from exporter.choose.costs.torch_cost_runner import torch_runner
 
-        effort = Effort(seconds=_TIMED_S, reload=False)
-        kept = self.place("costs.json")
-        settings = CostSettings(at, replacements=("none",), effort=effort, kept=kept)
+        if self.given_costs is not None:
+            return self.given_costs
+        effort, kept = Effort(seconds=_TIMED_S, reload=False), self._place("costs.json")
+        settings = CostSettings(self.options.at, replacements=("none",), effort=effort, kept=kept)
+        names = {name for cut in self.cuts.values() for name in cut}
         try:
             return measure_on(torch_runner(self.loaded), settings, names, self.progress)
         except (BackendError, CostError) as error:
             self.progress.say(f"depths: no speeds: {error.message}")
             return None
+
+    def folded(self, cut: BranchReplacements) -> list[OwnValue]:
+        """Values of kept weights that make up for a cut."""
+        if isinstance(self.fitted, str):
+            raise HealingError(self.fitted)
+        texts = HealingTexts(self.fitted, (self.fitted.ref,), (), None)
+        options = HealOptions(kind="fold", batch_size=self.options.batch_size)
+        fitting = Fitting(self.loaded, texts, sorted(cut), options, None, self.progress)
+        values = folded_values(fitting, self.fitted)
+        if not values:
+            raise HealingError("no weight that is kept could make up for it.")
+        return values
+
+    def bare(self) -> tuple[Damage, dict[Place, DepthDamage]]:
+        """One damage that knows the whole model's losses, and every cut's."""
+        text, looks = self.judge.text, self.judge.looks
+        about = {**self.loaded.identity(), "text": text.ref.model_dump(), "by": "depths"}
+        meter = RememberingMeter(self.judge.meter, self._place("damages.jsonl"), about)
+        self.progress.say(f"depths: {', '.join(f'{way} at {n}' for way, n in self.cuts)}")
+        whole, *damages = meter.measure_many({}, list(self.cuts.values()), self.progress)
+        own = (depth_damage(damage, text, looks) for damage in damages)
+        return whole, dict(zip(self.cuts, own, strict=True))
+
+    def healed(self, bare: Mapping[Place, DepthDamage]) -> Iterator[dict[str, object]]:
+        """What folded weights leave of each cut's damage, or why they leave all."""
+        store = self._store("healed.jsonl")
+        for place, cut in self.cuts.items():
+            if bare[place].perplexity_ratio ** LEAST_SHARE > 1 + self.options.most_increase:
+                yield {"not_healed": _TOO_FAR}
+                continue
+            self.progress.say(f"depths: {place[0]} at {place[1]}, healed by folded weights")
+            try:
+                yield {"healed": store.once(_name(cut), _DAMAGE, partial(self._healed, cut))}
+            except HealingError as error:
+                yield {"not_healed": error.message}
+
+    def _healed(self, cut: BranchReplacements) -> DepthDamage:
+        return self.judge.damage(cut, self.folded(cut))
+
+    def measured(self, importance_sha256: str) -> DepthsReport:
+        """All but what is said of the recommended cut."""
+        whole, bare = self.bare()
+        healed, costs, sizes = [*self.healed(bare)], self.costs, self.sizes
+        options, kept = self.options.tasks, self._place("tasks.jsonl")
+        scored = compared_tasks(self.loaded, options, self.cuts, kept=kept, progress=self.progress)
+        for (place, cut), healing in zip(self.cuts.items(), healed, strict=True):
+            gone = sum(sizes.sublayers[ref].parameters for ref in cut)
+            more = {
+                "damage": bare[place],
+                "parameters_removed": gone / sizes.parameters,
+                "speedup": costs and costs.speedup(dict.fromkeys(cut, "none")),
+                "tasks": scored.get(place, []),
+            }
+            self.cells[place] = self.cells[place].model_copy(update={**more, **healing})
+        model, text = self.report.model, self.judge.text.ref
+        hashes = {"model": model.sha256, "importance": importance_sha256, "text": text.sha256}
+        return DepthsReport(
+            model=model,
+            metric=self.report.metric,
+            calibration=self.report.calibration,
+            text=text,
+            baseline_perplexity=whole.baseline_perplexity,
+            cells=[*self.cells.values()],
+            fitted_on=None if isinstance(self.fitted, str) else self.fitted.ref,
+            most_increase=self.options.most_increase,
+            looks=self.judge.looks,
+            request="" if costs is None else str(costs.at),
+            backend="" if costs is None else costs.backend,
+            threads=None if costs is None else costs.environment.threads,
+            made_from=hashes,
+        )
+
+    def _values(self, cell: DepthCell) -> list[OwnValue]:
+        """Those of a cut that loses less with them."""
+        return [] if cell.least is cell.damage else self.folded(self.cuts[cell.way, cell.number])
+
+    def reported(self, best: DepthCell | None) -> dict[str, object]:
+        """The recommended cut, on text that has chosen nothing."""
+        if best is None:
+            return {}
+        name: dict[str, object] = {"way": best.way, "number": best.number}
+        if self.other_half is None:
+            return name
+        self.progress.say("depths: the recommended cut, on text that has chosen nothing")
+        judge, cut = self._judge(self.other_half, 1), self.cuts[best.way, best.number]
+        damage = judge.damage(cut, self._values(best))
+        return {**name, "reported_text": self.other_half.ref, "reported": damage}
+
+    def in_int8(self, best: DepthCell | None) -> dict[str, object]:
+        """The whole model in int8, and the recommended cut so, or why there are no such rows."""
+        needed, free = _GRAPHS_BESIDE * self.sizes.weight_bytes, available_bytes()
+        if free is not None and needed > free:
+            too_much = f"it takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
+            return {"no_int8": too_much}
+        request = None if self.costs is None else self.costs.at
+        on = [str(request), processor_name(), default_threads()]
+        cut = {} if best is None else self.cuts[best.way, best.number]
+        self.progress.say("depths: in int8 on ONNX Runtime")
+        rows = partial(self._rows_in_int8, best, request)
+        try:
+            return {"int8": self._store("int8.jsonl", on=on).once(_name(cut), _INT8, rows)}
+        except DepthcutError as error:
+            self.progress.say(f"depths: nothing in int8: {error.message}")
+            return {"no_int8": error.message.rstrip(".")}
+
+    def _rows_in_int8(
+        self, best: DepthCell | None, request: RequestShape | None
+    ) -> list[DepthInt8]:
+        text, ref = self.judge.text, self.judge.text.ref
+        ids = [row[mask] for row, mask in zip(text.input_ids, text.mask, strict=True)]
+        read = EvaluationTokens(ids, ref.source, ref.sha256, documents=text.clusters)
+        with scratch_folder("depths") as place, self._graphs(place, best) as comparison:
+            whole, *others = comparison.arms
+            runners = {name: arm.runner for name, arm in comparison.arms.items()}
+            pairs = [(whole, name) for name in others]
+            judged = TokenAnswers(read, causal=True).hold(runners, pairs, self.progress)
+            speedups = {} if request is None else _speedups(comparison, request)
+            size = comparison.whole.facts.file_bytes
+            return [
+                DepthInt8(
+                    deletions=arm.plan(),
+                    bytes_removed=1 - arm.facts.file_bytes / size,
+                    damage=_damage_of(judged[whole, name]),
+                    speedup=speedups.get(name),
+                )
+                for name, arm in comparison.arms.items()
+                if name != whole
+            ]
+
+    @contextmanager
+    def _graphs(self, place: Path, best: DepthCell | None) -> Iterator[Comparison]:
+        """The whole graph, and in int8 that and the recommended cut, all running."""
+        graph, settings = self._graph(place / "whole", []), QuantizeSettings(scheme="int8")
+        graphs = {"baseline": graph, "candidate": place / "int8.onnx"}
+        quantize_file(graph, graphs["candidate"], settings, progress=self.progress)
+        if best is not None:
+            graphs["cut"], values = place / "cut.onnx", self._values(best)
+            healed, plan = place / "healed", LoadedPlan.of(best.deletions)
+            source = self._graph(healed, values) if values else graph
+            with cut_for_a_while(source, place, lambda _: plan) as cut:
+                quantize_file(cut, graphs["cut"], settings, progress=self.progress)
+        options, threads = CompareOptions(), default_threads()
+        arms = {
+            name: open_file_arm(path, options, threads=threads) for name, path in graphs.items()
+        }
+        comparison = Comparison(arms, progress=self.progress)
+        with comparison.running():
+            yield comparison
+
+    def _graph(self, folder: Path, values: Sequence[OwnValue]) -> Path:
+        folder.mkdir()
+        save_pretrained_files(self.loaded, folder)
+        with swapped(values):
+            return write_form(self.loaded, folder, target=_TARGET, progress=self.progress)[0]
+
+
+def _speedups(comparison: Comparison, request: RequestShape) -> dict[str, Speedup]:
+    """How much faster each arm answers a request than the first."""
+    cells = request.cells(cached=has_cache(comparison.whole.runner.inputs))
+    counts, whole = [count for _, count in cells], comparison.pair[0]
+    timed = comparison.timed()
+    rows = time_request(timed, cells, _INT8_EFFORT, lambda _: False, comparison.progress)
+    others = [name for name in timed if name != whole]
+    return {name: of_rows(rows, counts, arm=name).speedup for name in others}
 
 
 def depth_damage(damage: Damage, text: CalibrationText, looks: int = 1) -> DepthDamage:
@@ -368,11 +486,29 @@ def depth_damage(damage: Damage, text: CalibrationText, looks: int = 1) -> Depth
     corrected = mean_interval(increase, damage.positions, documents, looks=looks)
     return DepthDamage(
         perplexity_ratio=_exp(damage.log_perplexity_increase),
-        perplexity_ratio_ci95=None if rise is None else (_exp(rise.ci95[0]), _exp(rise.ci95[1])),
+        perplexity_ratio_ci95=_ratios(rise),
         perplexity_ratio_most=None if corrected is None else _exp(corrected.ci95[1]),
         kl=damage.kl,
         top1_agreement=damage.top1_agreement,
     )
+
+
+def _damage_of(accuracy: Accuracy) -> DepthDamage:
+    """An arm's damage, which nothing is chosen by."""
+    pair, kl, top1 = accuracy.perplexity, accuracy.kl_divergence, accuracy.top1_agreement
+    assert pair is not None
+    assert kl is not None
+    assert top1 is not None
+    return DepthDamage(
+        perplexity_ratio=pair.candidate / pair.baseline,
+        perplexity_ratio_ci95=_ratios(accuracy.log_perplexity_increase),
+        kl=kl,
+        top1_agreement=top1,
+    )
+
+
+def _ratios(rise: Interval | None) -> tuple[float, float] | None:
+    return None if rise is None else (_exp(rise.ci95[0]), _exp(rise.ci95[1]))
 
 
 def _exp(value: float) -> float:

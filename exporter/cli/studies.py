@@ -82,8 +82,9 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
 
     MODEL runs with attentions, MLPs or blocks left out, at a few numbers or at those of -n. The
     table lists how much faster each cut is by its sublayers' costs, and what it costs in perplexity
-    and KL divergence, with and without healing by folded weights. The recommended cut is written as
-    a plan, for `depthcut export --plan`. After an interruption the same command resumes.
+    and KL divergence, with and without healing by folded weights; the whole model and the
+    recommended cut in int8 stand beside. The recommended cut is written as a plan, for
+    `depthcut export --plan`. After an interruption the same command resumes.
     """
     from exporter import load_model, measure_depths
     from exporter.report.files import study_files, write_study

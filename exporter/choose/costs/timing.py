@@ -64,18 +64,19 @@ def of_rows(
     rows: Sequence[LatencyRow],
     counts: Sequence[float],
     baselines_ms: Sequence[float] | None = None,
+    arm: str = "candidate",
 ) -> RequestEstimate:
-    """What saved rows say."""
+    """What saved rows say of an arm."""
     known = baselines_ms or [row.baseline.median_ms for row in rows]
-    return RequestEstimate.of(counts, known, [_ratio(row) for row in rows])
+    return RequestEstimate.of(counts, known, [_ratio(row, arm) for row in rows])
 
 
-def _ratio(row: LatencyRow) -> SpeedupEstimate:
-    estimate = estimate_between(row)
+def _ratio(row: LatencyRow, arm: str) -> SpeedupEstimate:
+    estimate = estimate_between(row, second=arm)
     if row.rounds >= FEWEST_ROUNDS:
         return estimate
     # What is trimmed of so few may be all of their spread: two rounds would look certain.
-    spread = float(ratios_between(row).std(ddof=1))
+    spread = float(ratios_between(row, second=arm).std(ddof=1))
     error = max(estimate.std_error, spread / math.sqrt(row.rounds))
     return SpeedupEstimate(estimate.log_ratio, error, min(max(estimate.degrees, 1), row.rounds - 1))
 

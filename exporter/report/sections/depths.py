@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, TaskResult
+from exporter.artifacts import DepthCell, DepthDamage, DepthInt8, DepthsReport, TaskResult
 from exporter.printable import percent, significant
 from exporter.report.sections.blocks import (
     Block,
@@ -44,7 +44,13 @@ def _answer(report: DepthsReport) -> Section:
     header = ["dropped", "size", "speed", "perplexity", "healed", "KL, nats", "top-1", ""]
     best, measured = report.recommended, [c for c in report.cells if c.damage is not None]
     whole: list[Cell] = ["nothing", "", "", significant(report.baseline_perplexity)]
-    rows = [whole + [""] * 4, *(_row(cell, is_best=cell is best) for cell in measured)]
+    int8, cut_int8 = report.int8[:1], report.int8[1:]
+    rows = [whole + [""] * 4, *(_int8_row("nothing", row) for row in int8)]
+    for cell in measured:
+        rows.append(_row(cell, is_best=cell is best))
+        if cell is best:
+            healed = cell.least is cell.healed
+            rows += [_int8_row(dropped_words(cell), row, healed=healed) for row in cut_int8]
     refused = [f"{c.way} of {c.number}: {c.refused}" for c in report.cells if c.refused]
     reasons = dict.fromkeys(cell.not_healed for cell in measured if cell.not_healed)
     blocks: list[Block] = [
@@ -69,6 +75,19 @@ def _row(cell: DepthCell, *, is_best: bool) -> list[Cell]:
         significant(damage.kl, 3),
         percent(damage.top1_agreement),
         Sign("recommended", "good") if is_best else "",
+    ]
+
+
+def _int8_row(dropped: str, row: DepthInt8, *, healed: bool = False) -> list[Cell]:
+    rise = _rise(row.damage)
+    return [
+        f"{dropped}, in int8",
+        f"-{percent(row.bytes_removed)}",
+        or_dash(row.speedup, lambda speedup: f"{speedup.ratio:.2f}x"),
+        *(["", rise] if healed else [rise, ""]),
+        significant(row.damage.kl, 3),
+        percent(row.damage.top1_agreement),
+        "",
     ]
 
 
@@ -152,10 +171,16 @@ def _about(report: DepthsReport) -> str:
             f"{runtime.get(report.backend, report.backend)} ran with {report.threads} threads "
             f"({report.request}); other runtimes differ."
         )
+    int8 = f" Nothing was measured in int8: {report.no_int8}." if report.no_int8 else ""
+    if report.int8:
+        int8 = (
+            " In int8 (weights of 8 bits), size is that of the file, and speed was measured beside "
+            "the whole model in float, both on ONNX Runtime."
+        )
     return (
         f"By how much the perplexity rises on {report.text.tokens:,} tokens of "
         f"{report.text.source}, in brackets 95 % intervals. Sublayers with the lowest scores are "
-        f"dropped ({report.metric}, on {report.calibration.source}). {healed}{timed}"
+        f"dropped ({report.metric}, on {report.calibration.source}). {healed}{timed}{int8}"
     )
 
 

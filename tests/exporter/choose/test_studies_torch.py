@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import shlex
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import metadata
@@ -26,8 +27,17 @@ from exporter.artifacts import (
 )
 from exporter.choose import depths
 from exporter.choose.budgets import meters
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.timing import Effort
 from exporter.compare.options import TaskOptions
-from exporter.errors import CalibrationError, ComparisonError, HealingError, PlanError, ScoringError
+from exporter.errors import (
+    CalibrationError,
+    ComparisonError,
+    ExportError,
+    HealingError,
+    PlanError,
+    ScoringError,
+)
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.loading.model_source import load_model
 from tests.made_tables import made_table
@@ -39,6 +49,7 @@ from tests.tiny_models import tiny_loaded, tiny_model
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
+from exporter.export.forms.targets import write_form  # noqa: E402
 from exporter.models.ablation.meter import CutMeter  # noqa: E402
 from exporter.models.texts.calibration import calibration_text  # noqa: E402
 from exporter.score.options import ScoreOptions  # noqa: E402
@@ -75,9 +86,14 @@ def scores(loaded: Any) -> ImportanceReport:
     return score(loaded, ScoreOptions(calibration=("pydoc",), samples=6, sequence_length=LENGTH))
 
 
+IN_INT8 = depths._Study.in_int8
+
+
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depths, "_TIMED_S", 0.2)
+    monkeypatch.setattr(depths, "_INT8_EFFORT", Effort(seconds=0.2, reload=False))
+    monkeypatch.setattr(depths._Study, "in_int8", lambda *_: {})
 
 
 @pytest.fixture
@@ -129,7 +145,6 @@ def test_each_cell_is_what_the_model_without_the_branches_gives(
         perplexity, kl = plain(silenced(loaded.model, names), loaded.model, ids)
         damage, ratio = cell.damage, perplexity / report.baseline_perplexity
         # float32 logits against float64 sums of them.
-        assert damage.perplexity == pytest.approx(perplexity, rel=1e-5)
         assert damage.kl == pytest.approx(kl, rel=1e-3, abs=1e-7)
         assert damage.perplexity_ratio == pytest.approx(ratio, rel=1e-5)
         low, high = damage.perplexity_ratio_ci95
@@ -258,8 +273,10 @@ def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
     assert (report.text, report.reported_text) == (choosing.ref, reporting.ref)
     damages = [cell.damage for cell in report.cells if cell.damage is not None]
     assert report.looks == 2 * len(damages)
-    on_the_first = [item.perplexity for item in (best.damage, best.healed) if item is not None]
-    assert report.reported.perplexity not in on_the_first
+    on_the_first = [
+        item.perplexity_ratio for item in (best.damage, best.healed) if item is not None
+    ]
+    assert report.reported.perplexity_ratio not in on_the_first
     assert all(item.perplexity_ratio_most > item.perplexity_ratio_ci95[1] for item in damages)
 
 
@@ -267,10 +284,61 @@ def test_a_fold_lowers_the_damage_that_it_is_fitted_to(loaded: Any, measured: An
     """The healed figures are those of changed weights, and the model is as before afterwards."""
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     (cell,) = measured(ways=("attention",), tokens=96, most_increase=1e6).cells
-    assert cell.healed.perplexity != cell.damage.perplexity
+    assert cell.healed.perplexity_ratio != cell.damage.perplexity_ratio
     assert cell.speedup is None  # the model is too short for the usual request
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.fixture(scope="module")
+def graph(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_form(loaded, tmp_path_factory.mktemp("graph"))[0]
+
+
+@pytest.mark.parametrize("most", [1e6, 1e-9])
+def test_int8_stands_beside_the_whole_and_the_recommended_cut(
+    measured: Any, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float
+) -> None:
+    def written(loaded: Any, folder: Path, **named: Any) -> Any:
+        if folder.name == "whole":
+            return shutil.copytree(graph.parent, folder, dirs_exist_ok=True) / graph.name, None
+        return write_form(loaded, folder)
+
+    monkeypatch.setattr(depths, "write_form", written)
+    monkeypatch.setattr(depths._Study, "in_int8", IN_INT8)
+    monkeypatch.setattr(depths, "_LEAST_SPEEDUP", 0.0)
+    asked = {"ways": ("mlp",), "tokens": 240, "at": RequestShape(prompt=8, new=2)}
+    report = measured(most_increase=most, kept=tmp_path, **asked)
+    assert not report.no_int8
+    (cell,), (whole, *others) = report.cells, report.int8
+    assert whole.deletions == []
+    assert 0 < whole.damage.kl < cell.damage.kl / 2
+    low, high = whole.damage.perplexity_ratio_ci95
+    assert low < whole.damage.perplexity_ratio < high
+    assert [row.deletions for row in others] == ([cell.deletions] if most > 1 else [])
+    for row in others:  # of the cut as it is recommended, healed where that is better
+        far, near = (abs(row.damage.kl - item.kl) for item in (cell.damage, cell.healed))
+        assert (near < far) is (cell.least is cell.healed)
+        assert row.damage.kl == pytest.approx(cell.least.kl, rel=0.2)
+        assert row.damage.perplexity_ratio == pytest.approx(cell.least.perplexity_ratio, abs=0.03)
+        assert row.bytes_removed > whole.bytes_removed
+    for row in report.int8:
+        assert 0 < row.bytes_removed < 1
+        assert row.speedup.ci95[0] < row.speedup.ratio < row.speedup.ci95[1]
+    monkeypatch.setattr(depths, "quantize_file", Mock(side_effect=AssertionError))
+    assert measured(most_increase=most, kept=tmp_path, **asked).int8 == report.int8
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_without_int8_the_report_says_why(
+    measured: Any, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    monkeypatch.setattr(depths._Study, "in_int8", IN_INT8)
+    monkeypatch.setattr(depths, "write_form", Mock(side_effect=ExportError("it can't be.")))
+    monkeypatch.setattr(depths, "available_bytes", lambda: 1000 if short else None)
+    report = measured(ways=("mlp",))
+    assert report.int8 == []
+    assert tells(report.no_int8, "0.0 GB") if short else report.no_int8 == "it can't be"
 
 
 def test_an_interrupted_measurement_goes_on(

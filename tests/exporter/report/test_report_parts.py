@@ -267,6 +267,18 @@ def test_the_answer_comes_first_with_its_reason(tmp_path: Path) -> None:
     assert all(figure in rows[0] for figure in ("1.06x", "+10.0 %", "+1.2 %", "recommended"))
     assert sum("recommended" in line for line in text.splitlines() if line.startswith("|")) == 1
     assert "There is no product." in text
+    cut_next = text.splitlines()[text.splitlines().index(rows[0]) + 1]
+    for row, figures in (
+        ("| nothing, in int8 | -70.0 % | 1.90x | +0.5 % [", "0.00100"),
+        ("| 1 attention, in int8 | -70.0 % | 1.90x |  | +1.7 % [", "0.00100"),
+    ):
+        (line,) = (line for line in text.splitlines() if line.startswith(row))
+        assert figures in line
+    assert cut_next == line  # beside the cut that is recommended
+    write_study(made_answer(None), tmp_path / "depths.json")
+    none = (tmp_path / "depths.md").read_text()
+    assert "| nothing, in int8 |" in none
+    assert "attention, in int8 |" not in none
     lead = depths_document(made_answer()).lead
     assert "1.06 times as fast" in lead
     assert "2.0 %" in lead
