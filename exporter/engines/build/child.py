@@ -13,7 +13,6 @@ from typing import Any
 
 from exporter.engines.build.libraries import EngineLibrary
 from exporter.errors import EngineError
-from exporter.files import scratch_folder
 from exporter.processes import child_command
 from exporter.progress import Progress
 
@@ -29,35 +28,23 @@ def run_job(
     library: EngineLibrary, request: dict[str, Any], progress: Progress, what: str
 ) -> dict[str, Any]:
     """Has a process of its own do a job; it is gone when this ends, however it ends."""
-    with (
-        progress.task(what),  # what failed within isn't called done
-        scratch_folder("engine") as folder,
-        (folder / "said").open("w+b") as said,
-    ):
-        with fixed_addresses():
-            child = subprocess.Popen(  # noqa: S603
-                child_command(WORKER),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                env={**os.environ, "PYTHONHASHSEED": "0"},
-            )
-        try:
-            data, _ = child.communicate(
-                json.dumps({"backend": library.backend, **request}).encode() + b"\n"
-            )
-        finally:
-            child.kill()
-            child.wait()
-        said.seek(0)
-        words = said.read().decode(errors="replace")[-_LAST_WORDS:].strip()
+    content = json.dumps({"backend": library.backend, **request}).encode() + b"\n"
+    with progress.task(what), fixed_addresses():  # what failed within isn't called done
+        done = subprocess.run(  # noqa: S603
+            child_command(WORKER),
+            input=content,
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+            check=False,
+        )
+        words = done.stderr.decode(errors="replace")[-_LAST_WORDS:].strip()
         if words:
             progress.detail(words)
-        outcome: dict[str, Any] = json.loads(data) if data else {}
-        if "result" in outcome and child.returncode == 0:
+        outcome: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
+        if "result" in outcome and done.returncode == 0:
             result: dict[str, Any] = outcome["result"]
             return result
-        raise _failure(outcome, child.returncode, library, words)
+        raise _failure(outcome, done.returncode, library, words)
 
 
 def _failure(outcome: dict[str, Any], code: int, library: EngineLibrary, words: str) -> EngineError:
