@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import onnx_ir as ir
+import pytest
 
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.libraries import Backend
+from exporter.engines.build.libraries import LIBRARIES, Backend, ask_driver
 from exporter.engines.build.profiles import Ranges, Span
 from tests.llama_shaped import LlamaShape, write_llama
 
@@ -24,6 +26,16 @@ def write_tiny_llama(
         dtype=dtype, fused_attention=fused_attention,
     )  # fmt: skip
     return write_llama(folder / "model.onnx", shape, noise=0.1)
+
+
+def skip_unserved(backend: Backend) -> None:
+    """Skips, where a library is not installed or has nothing for the card that is there."""
+    library, driver = LIBRARIES[backend], ask_driver()
+    if importlib.util.find_spec(library.module) is None:
+        pytest.skip(f"{library.module} is not installed")
+    for card in driver.devices[:1]:
+        if not library.supports(card.compute_capability):
+            pytest.skip(f"{backend} does not support {card.compute_capability}")
 
 
 def build_here(onnx: Path, folder: Path, backend: Backend, *, split: bool = False) -> Path:

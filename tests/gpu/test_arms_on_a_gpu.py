@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine_models import RANGES, write_tiny_llama
+from engine_models import RANGES, skip_unserved, write_tiny_llama
 
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.engines.build.build import build_engines
-from exporter.optional import require
 
 pytestmark = pytest.mark.gpu
 
 
 def test_engines_run_and_are_held_against_onnx_runtime(tmp_path: Path) -> None:
-    require("tensorrt_rtx", extra="rtx")
+    skip_unserved("tensorrt-rtx")
     onnx = write_tiny_llama(tmp_path)
     for name, builds in (("baseline", 2), ("candidate", 2)):
         build_engines(onnx, tmp_path / "engines" / name, builds=builds, ranges=RANGES)

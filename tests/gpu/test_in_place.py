@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_models import skip_unserved
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.libraries import LIBRARIES, Backend
+from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import fitting, graph_inputs
 from exporter.engines.decoding.generate import decoder_on
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
@@ -38,8 +38,7 @@ def steps(decoder: TensorRtDecoder | OnnxRuntimeDecoder, rows: int) -> list[np.n
 
 def built(folder: Path, backend: Backend, *, split: bool = True) -> tuple[Path, Path]:
     """The graph, and the folder with its engines."""
-    if importlib.util.find_spec(LIBRARIES[backend].module) is None:
-        pytest.skip(f"{LIBRARIES[backend].module} is not installed")
+    skip_unserved(backend)
     onnx, engines = decoder_onnx(folder, in_place=True), folder / "engines"
     engines.mkdir()
     ranges = fitting(graph_inputs(onnx), RANGES)

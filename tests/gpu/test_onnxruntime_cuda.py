@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from exporter.artifacts import PlannedDeletion
@@ -15,7 +16,13 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import make_inputs, random_tokens
 from tests.text_graphs import write_tiny_lm, write_tokenizer
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+        reason="onnxruntime-gpu is not installed",
+    ),
+]
 
 
 def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:

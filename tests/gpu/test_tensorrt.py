@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from engine_models import VOCABULARY, build_here, write_tiny_llama
+from engine_models import VOCABULARY, build_here, skip_unserved, write_tiny_llama
 
 from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
-from exporter.engines.build.libraries import LIBRARIES, Backend
+from exporter.engines.build.libraries import Backend
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
@@ -44,9 +43,7 @@ SHAPES = [
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     name: Backend = request.param
-    module = LIBRARIES[name].module
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
+    skip_unserved(name)
     return name
 
 
