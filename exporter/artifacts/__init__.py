@@ -33,6 +33,7 @@ from exporter.artifacts.comparison import (
     Arms,
     ComparisonReport,
     Corner,
+    EngineCheck,
     EngineFacts,
     FormRecord,
     ParityCheck,

@@ -124,8 +124,26 @@ Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", 
 """The runtime that a graph is written for."""
 
 
+class EngineCheck(Record):
+    """How far an engine was from ONNX Runtime at worst, on a card with a driver's CUDA version.
+
+    ``error`` and ``tolerance`` are shares of an output's root mean square; without numbers the
+    error is infinite.
+    """
+
+    card: str
+    worst: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the tolerance."""
+        return self.error <= self.tolerance
+
+
 class EngineFacts(Record):
-    """What is known of one built engine without running it; its memory as the builder says."""
+    """What is known of one built engine; its memory as the builder says."""
 
     path: str
     sha256: str
@@ -135,6 +153,8 @@ class EngineFacts(Record):
     built_for: str
     precision: str
     memory_bytes: dict[str, Count]
+    check: EngineCheck | None = None
+    """None where it wasn't held against ONNX Runtime."""
 
 
 RUN_IN_FP32 = " as fp32"

@@ -191,7 +191,11 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     else:
         prompt_ids = texts.encode(call.prompt)
     decoder = open_decoder(
-        call.model, provider=call.provider, threads=call.threads, context=call.cache_length
+        call.model,
+        provider=call.provider,
+        threads=call.threads,
+        context=call.cache_length,
+        progress=progress,
     )
     refuse_too_long(decoder, len(prompt_ids), call.new_tokens, texts.positions)
     pieces = Pieces()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,8 +12,11 @@ from exporter.cli.console import CONFIG, SHOW_CONFIG, ConsoleProgress
 from exporter.cli.results import print_result, table_lines
 from exporter.engines.doctor import Place, diagnose, health
 from exporter.errors import UsageError
-from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, PositiveNumber
+from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath
 from exporter.options import Options, argument, dataclass, option
+
+if TYPE_CHECKING:
+    from exporter.engines.decoding.verify import Difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,55 +25,39 @@ class VerifyEngineCall(Options):
 
     engine_file: InputPath = argument("ENGINE")
     model: OnnxFile = argument("MODEL")
-    output: OutputPath | None = option(
-        None,
-        "Write inputs and results here, for Polygraphy.",
-        "-o",
-        "--output",
-        metavar="FOLDER",
-    )
-    tolerance: PositiveNumber | None = option(
-        None,
-        "Largest difference that passes, times a tensor's largest value.",
-        usual="0.001 in float32, 0.02 in float16, 0.1 in bfloat16",
-    )
     threads: Count | None = option(None, "CPU threads of ONNX Runtime.", usual="all cores")
 
 
 @command(VerifyEngineCall, name="verify-engine")
 def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
-    """Compare ENGINE's answers with ONNX Runtime's.
+    """Check ENGINE against ONNX Runtime anew, and note the result in its record.
 
-    MODEL is the ONNX file that ENGINE was built from. ENGINE may also be another ONNX file, such as
-    MODEL in another form. Polygraphy runs and compares both.
+    ENGINE may be a folder with an engine for each phase. MODEL is the ONNX file that they were
+    built from. `build`, `compare` and `generate` make this check by themselves, once.
 
     Exit code 0 if all outputs agree, otherwise 1.
     """
-    from exporter.engines.environment import default_threads
-    from exporter.engines.verify import verify_engine as verify
+    from exporter.engines.build.engine_set import find_builds
+    from exporter.engines.decoding.verify import verify_engines
 
-    results = verify(
-        call.engine_file,
-        call.model,
-        call.output,
-        tolerance=call.tolerance,
-        threads=call.threads or default_threads(),
-        progress=progress,
-    )
-    rows = [
-        (
-            result.phase,
-            result.worst.tensor,
-            f"{result.worst.max_abs_error:.2e}",
-            f"{result.worst.tolerance:.2e}",
-            "agrees" if result.agrees else "differs",
-        )
-        for result in results
+    results = [
+        result
+        for engines in find_builds(call.engine_file)
+        for result in verify_engines(engines, call.model, threads=call.threads, progress=progress)[
+            1
+        ]
     ]
-    table = table_lines(("phase", "furthest output", "difference", "tolerance", "verdict"), rows)
-    files = [] if call.output is None else ["files for Polygraphy", call.output]
-    print_result(results, progress.as_json, *table, *files)
-    return 0 if all(result.agrees for result in results) else 1
+    worst: dict[str, Difference] = {}
+    for result in results:
+        if result.run not in worst or not result.error <= worst[result.run].error:
+            worst[result.run] = result
+    rows = [
+        (run, item.tensor, f"{item.error:.2e}", "agrees" if item.passed else "differs")
+        for run, item in worst.items()
+    ]
+    table = table_lines(("run", "furthest output", "difference", "verdict"), rows)
+    print_result(results, progress.as_json, *table)
+    return 0 if all(result.passed for result in results) else 1
 
 
 @dataclass(frozen=True)

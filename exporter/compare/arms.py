@@ -49,7 +49,6 @@ class ComparedArm:
     facts: GraphFacts
     engines: tuple[EngineFacts, ...] = ()
     not_run: str | None = None  # None where they do
-    witness: Runner | None = None
     prefix: str = ""
     judge: Callable[[Progress, Turns | None], AbstractContextManager[Runner]] | None = None
     pruned: bool | None = None  # None: as its file says

@@ -26,12 +26,13 @@ from exporter.engines.build.engine_set import (
 )
 from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.settings import Profile, ShapeRange
+from exporter.engines.decoding.verify import believed, refuse_other_source, source_of
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner, Turns
 from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import ComparisonError, DepthcutError, ExportError, UsageError
-from exporter.files import scratch_folder, sha256_file, sha256_files
+from exporter.files import scratch_folder, sha256_files
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts, read_facts
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.model_folder import (
@@ -43,7 +44,6 @@ from exporter.models.model_folder import (
 )
 from exporter.optional import require
 from exporter.progress import Progress
-from graph_passes.files import storage
 from graph_passes.plan_record import PLAN_KEY
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ def _open_engine_pair(
     _refuse_built_differently(builds[0][0], builds[1][0])
     given = onnx or (None, None)
     sources = [_onnx_of(build[0], path) for build, path in zip(builds, given, strict=True)]
+    builds = [
+        [believed(build, source) for build in same]
+        for same, source in zip(builds, sources, strict=True)
+    ]
     problem = ask_driver().problem
     if problem and None in sources:
         sources = [None, None]  # one arm alone tells nothing
@@ -135,8 +139,7 @@ def _arm(
         return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
     runners = tuple(TensorRtRunner(build) for build in builds)
     judge = None if _gives_all(builds[0]) else partial(_judge, builds[0], source)
-    witness = _witness(source, facts, threads)
-    return ComparedArm(runners, folder, facts, engines, witness=witness, judge=judge)
+    return ComparedArm(runners, folder, facts, engines, judge=judge)
 
 
 def _gives_all(build: EngineSet) -> bool:
@@ -170,7 +173,7 @@ def _judge(
             settings=settings,
             progress=progress,
         )
-        judge = TensorRtRunner(find_engines(engine))
+        judge = TensorRtRunner(believed(find_engines(engine), onnx, progress))
         judge.turns = turns
         with judge:
             yield judge
@@ -186,37 +189,13 @@ def open_file_arm(
     return ComparedArm((runner,), folder, files.facts(folder.onnx))
 
 
-def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:
-    if onnx is None or facts.precision not in ("fp32", "fp16", "bf16"):
-        return None
-    return open_runner(ONNX, onnx, provider="cpu", threads=threads)
-
-
 def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
-    """The ONNX file that an engine was built from, told by its hash."""
-    made_from = build.records[0].made_from
-    if given is not None:
-        onnx = find_model(given).onnx
-        if not _is_source(onnx, made_from):
-            raise ComparisonError(
-                f"{build.name} was not built from {onnx}: their hashes differ.",
-                "Name the ONNX file that was given to depthcut build, or build the engine again.",
-                code="not-built-from",
-            )
-        return onnx
-    folder = build.paths[0].absolute().parent
-    # depthcut export has engines/baseline beside baseline/model.onnx.
-    exported = folder.parent.parent / folder.name
-    places = dict.fromkeys((folder, folder.parent, exported))
-    files = [file for place in places for file in sorted(place.glob("*.onnx"))]
-    return next((file for file in files if _is_source(file, made_from)), None)
-
-
-def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
-    if sha256_file(onnx) != made_from.get("model"):
-        return False
-    weights = storage.data_files(storage.load_model(onnx))
-    return (sha256_files(weights, onnx.parent) if weights else None) == made_from.get("weights")
+    """The ONNX file that an engine was built from; None where it isn't near."""
+    if given is None:
+        return source_of(build)
+    onnx = find_model(given).onnx
+    refuse_other_source(onnx, build)
+    return onnx
 
 
 def _described(build: EngineSet, onnx: Path | None) -> tuple[ModelFolder, GraphFacts]:
@@ -254,7 +233,7 @@ def _vocabulary(record: EngineRecord) -> int | None:
 
 
 def _facts_of(path: Path, record: EngineRecord) -> EngineFacts:
-    same = ("engine_bytes", "backend", "backend_version", "precision", "memory_bytes")
+    same = ("engine_bytes", "backend", "backend_version", "precision", "memory_bytes", "check")
     return EngineFacts(
         path=str(path),
         sha256=record.engine_sha256,

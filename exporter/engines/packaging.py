@@ -14,6 +14,7 @@ from exporter.engines.build.engine_set import (
     EngineTensor,
     find_engines,
     read_sidecar,
+    refuse_wrong,
     sidecar_path,
 )
 from exporter.engines.build.profiles import graph_inputs, graph_outputs
@@ -160,6 +161,7 @@ def _engine_model(
             "Package the ONNX file, or build on the card that serves: depthcut build --engine "
             "tensorrt.",
         )
+    refuse_wrong([record])
     if device == "cpu":
         raise PackagingError("An engine runs on a GPU only.", "Leave --device cpu out.")
     copy_file(source, version / "model.plan", named=True)

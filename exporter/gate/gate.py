@@ -330,6 +330,12 @@ def _contradictions(limits: Limits) -> list[str]:
 def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: bool) -> list[str]:
     arms = {"unpruned arm": report.arms.baseline, "candidate": report.arms.candidate}
     notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
+    notes += [
+        f"{name}: {engine.path} was not checked against ONNX Runtime."
+        for name, arm in arms.items()
+        for engine in arm.engines
+        if engine.check is None
+    ]
     if two_sessions and any(item.quantity == "time" for item in checks):
         notes.append(_TWO_SESSIONS)
     return notes

@@ -162,6 +162,9 @@ def _problems(report: ComparisonReport) -> Iterator[str]:
     """What isn't a number, or contradicts other numbers; what a collapsed model has is one."""
     for number, row in enumerate(report.latency):
         yield from _of_row(row, f"$.latency[{number}]")
+    for engine in (*report.arms.baseline.engines, *report.arms.candidate.engines):
+        if engine.check is not None and not engine.check.passed:
+            yield f"{engine.path} differs from ONNX Runtime"
     if (accuracy := report.accuracy) is None:
         return
     wrong = [*_not_numbers(accuracy.model_dump(), "$.accuracy")]

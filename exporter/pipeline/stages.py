@@ -20,8 +20,10 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import gate_where_installed
+from exporter.engines.build.engine_set import find_builds
 from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
+from exporter.engines.decoding.verify import believed
 from exporter.engines.usage import USE_FILE, write_graph_use
 from exporter.errors import VerificationError
 from exporter.export.forms.targets import TARGETS, write_form, write_onnx
@@ -360,6 +362,8 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
                     f"engines: {arm}, {path.name}: {record.engine_bytes / 1e6:.1f} MB, "
                     f"{layers} layers, in {record.total_s:.1f} s"
                 )
+            for engines in find_builds(stage / arm):
+                believed(engines, graph, run.progress)
     return files_below(folder), run.sources()
 
 

@@ -13,8 +13,10 @@ from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.tensors import numpy_dtype
 from exporter.files import sha256_file, sha256_files
+from exporter.models.graph_facts import read_facts
 from graph_passes.files.storage import data_files, load_model
 from tests.engine_support import record
+from tests.stand_in.faults import Fault
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
 
@@ -30,6 +32,8 @@ class EngineFile:
     kernels: int = 8
     capturable: bool = True
     reads: str = "room"
+    fault: Fault = ""
+    noise: float = 0.0
 
 
 def write_engine(
@@ -53,6 +57,7 @@ def write_engine(
     attention = _attention(onnx, phases)
     result = {"reads": attention or "room", **facts}
     engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **result))))
+    precision = read_facts(onnx).precision
     given, made = ([EngineTensor.of(spec) for spec in ends] for ends in (inputs, outputs))
     weights = data_files(load_model(onnx))
     hashes = {"model": sha256_file(onnx)}
@@ -61,8 +66,8 @@ def write_engine(
         engine=engine.name, engine_sha256=sha256_file(engine),
         engine_bytes=engine.stat().st_size, backend=backend, backend_version=VERSIONS[backend],
         built_on={"compute_capability": "sm89"} if backend == "tensorrt" else {},
-        settings=settings or BuildSettings(), precision="fp32", profiles=entries, inputs=given,
-        outputs=made, made_from=hashes, attention=attention,
+        settings=settings or BuildSettings(), precision=precision, profiles=entries,
+        inputs=given, outputs=made, made_from=hashes, attention=attention,
     ).write(sidecar_path(engine))  # fmt: skip
     return engine
 

@@ -30,9 +30,9 @@ from exporter.compare.tasks.items import (
     read_task_file,
 )
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer, task_texts
+from exporter.engines.decoding.generate import open_model
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner, tell_notes
-from exporter.engines.runners.registry import open_model
 from exporter.errors import ComparisonError, TaskError
 from exporter.files import sha256_file
 from exporter.models.ablation.damage import Floats

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from exporter.artifacts.latency import Shape
 from exporter.compare.agreement import all_logits, check_tokens
 from exporter.engines.decoding.decoder import runner_caches
+from exporter.engines.decoding.generate import open_model
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Array, Runner
-from exporter.engines.runners.registry import open_model
 from exporter.engines.tensors import make_inputs, whole_phase
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.ablation.damage import to_log_probabilities

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from exporter.artifacts import Artifact, Record
+from exporter.artifacts import Artifact, EngineCheck, Record
 from exporter.engines.build.libraries import LIBRARIES, Device, EngineLibrary
 from exporter.engines.build.settings import BuildSettings, End, Logits, Phase, Profile
 from exporter.engines.tensors import TensorSpec, numpy_dtype, written_shape
@@ -69,6 +69,7 @@ class EngineRecord(Artifact):
     outputs: list[EngineTensor]
     attention: Reads | None = None
     logits: Logits | None = None
+    check: EngineCheck | None = None
     network_layers: int
     layers: dict[str, int]
     memory_bytes: dict[str, int]
@@ -136,6 +137,19 @@ def read_sidecar(engine: Path) -> EngineRecord:
             code="wrong-hash",
         )
     return record
+
+
+def refuse_wrong(records: Sequence[EngineRecord]) -> None:
+    """Refuses engines that differ from ONNX Runtime, as their records say."""
+    for record in records:
+        if (check := record.check) is not None and not check.passed:
+            raise EngineError(
+                f"{record.engine} differs from ONNX Runtime on {check.card}: {check.worst} is off "
+                f"by {check.error:.2g} of its size; {check.tolerance:.2g} is allowed.",
+                "Build it again, by another version of the library; depthcut verify-engine checks "
+                "it anew.",
+                code="engine-differs",
+            )
 
 
 def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device]) -> None:

@@ -99,14 +99,7 @@ def _try(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _polygraphy(request: dict[str, Any]) -> dict[str, Any]:
-    from exporter.engines.build.polygraphy_run import run_engine
-
-    run_engine(request)
-    return {}
-
-
-_JOBS = {"check": _check, "build": _build, "try": _try, "polygraphy": _polygraphy}
+_JOBS = {"check": _check, "build": _build, "try": _try}
 
 
 if __name__ == "__main__":

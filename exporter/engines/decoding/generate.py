@@ -16,6 +16,7 @@ from exporter.engines.build.engine_set import (
     SUFFIXES,
     find_builds,
     holds_engines_alone,
+    names_engines,
     sidecar_path,
 )
 from exporter.engines.decoding.decoder import Decoder
@@ -26,6 +27,7 @@ from exporter.engines.decoding.runner_decoder import (
     RunnerDecoder,
 )
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.decoding.verify import believed
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
@@ -33,6 +35,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import BackendError, UsageError
+from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
 
 _END = -1  # stands for each token after one that ends the text
@@ -145,6 +148,7 @@ def open_decoder(
     provider: str = "cpu",
     threads: int | None = None,  # CPU threads, but for an engine; all cores when None
     context: int | None = None,  # positions that a text may have at most, but for an engine
+    progress: Progress = QUIET,
 ) -> Decoder:
     """A decoder for a model, not yet loaded."""
     named, model = named_backend(model)
@@ -155,7 +159,7 @@ def open_decoder(
                 "Leave --cache-length out.",
                 code="unsupported-option",
             )
-        return TensorRtDecoder(find_builds(model)[0])
+        return TensorRtDecoder(believed(find_builds(model)[0], progress=progress))
     files = RUNNERS[named or ONNX]
     folder = files.folder(model)
     number = threads or default_threads()
@@ -165,6 +169,20 @@ def open_decoder(
     return OnnxRuntimeDecoder(
         folder.onnx, provider=provider, threads=runner.threads, context=context
     )
+
+
+def open_model(
+    model: Path | str, *, provider: str = "cpu", threads: int | None = None
+) -> tuple[ModelFolder, Runner]:
+    """A model's files, and its runner, which is not entered yet; of several builds the first."""
+    backend, path = named_backend(model)
+    if backend is None and names_engines(path):
+        home = path if path.is_dir() else path.parent
+        return ModelFolder.beside(path, home), TensorRtRunner(believed(find_builds(path)[0]))
+    backend = backend or ONNX
+    folder = RUNNERS[backend].folder(path)
+    threads = threads or default_threads()
+    return folder, open_runner(backend, folder.onnx, provider=provider, threads=threads)
 
 
 def _runs_engines(model: Path) -> bool:

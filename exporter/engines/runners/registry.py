@@ -6,10 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exporter.engines.build.engine_set import find_builds, names_engines
-from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.models.gguf_model_files import gguf_facts, gguf_folder
 from exporter.models.graph_facts import GraphFacts, read_facts
 from exporter.models.model_folder import ModelFolder, find_model
@@ -57,17 +54,3 @@ def open_runner(name: str, model: Path, *, provider: str = "cpu", threads: int) 
     kind: type[Any] = getattr(module, RUNNERS[name].runner)
     runner: Runner = kind(model, provider=provider, threads=threads)
     return runner
-
-
-def open_model(
-    model: Path | str, *, provider: str = "cpu", threads: int | None = None
-) -> tuple[ModelFolder, Runner]:
-    """A model's files, and its runner, which is not entered yet; of several builds the first."""
-    backend, path = named_backend(model)
-    if backend is None and names_engines(path):
-        home = path if path.is_dir() else path.parent
-        return ModelFolder.beside(path, home), TensorRtRunner(find_builds(path)[0])
-    backend = backend or ONNX
-    folder = RUNNERS[backend].folder(path)
-    threads = threads or default_threads()
-    return folder, open_runner(backend, folder.onnx, provider=provider, threads=threads)

@@ -18,6 +18,7 @@ from exporter.engines.build.engine_set import (
     EngineSet,
     choose_profile,
     find_engines,
+    refuse_wrong,
 )
 from exporter.engines.build.session import ReadyProfile, Session, try_engines
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
@@ -109,6 +110,7 @@ class OnEngines:
 
     def load(self) -> None:
         """See :meth:`__enter__`."""
+        refuse_wrong(self.engines.records)
         if self._trial:
             try_engines(self.engines)
             self._trial = False  # once is enough: a comparison loads it again and again

@@ -11,7 +11,7 @@ from exporter.artifacts import (
     EngineFacts,
     MachineState,
 )
-from exporter.printable import counted
+from exporter.printable import counted, significant
 from exporter.report.sections.blocks import Block, Command, Grid, Note, Section
 from exporter.report.words import named_arms
 
@@ -29,6 +29,7 @@ def engines_section(report: ComparisonReport) -> Section | None:
     blocks: list[Block] = []
     if built := [(name, e) for name, arm in arms.items() for e in arm.engines]:
         header = ["arm", "engine", "MB", "memory, MB", "built for", "precision", "backend"]
+        header += ["against ONNX Runtime"]
         rows = [[name, *_engine(engine)] for name, engine in built]
         blocks.append(Grid("Engines as built", header, rows, right=(2, 3)))
     for name, arm in arms.items():
@@ -47,6 +48,7 @@ def _engine(engine: EngineFacts) -> list[str]:
         engine.built_for,
         engine.precision,
         f"{engine.backend} {engine.backend_version}",
+        "not checked" if engine.check is None else f"off by {significant(engine.check.error, 2)}",
     ]
 
 

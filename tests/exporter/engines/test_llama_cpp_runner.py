@@ -15,10 +15,9 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cut.gguf_surgery import cut_gguf
-from exporter.engines.decoding.generate import generate, open_decoder, own_decoder
+from exporter.engines.decoding.generate import generate, open_decoder, open_model, own_decoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
-from exporter.engines.runners.registry import open_model
 from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, GgufFileError, MissingDependencyError
 from exporter.models.gguf_model_files import gguf_facts, gguf_folder

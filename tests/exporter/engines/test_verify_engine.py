@@ -1,155 +1,203 @@
-"""An engine, or a second ONNX file, against ONNX Runtime by Polygraphy."""
+"""Engines against ONNX Runtime, on the stand-in: what is wrong is found, what is right passes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 
+from exporter.artifacts import EngineCheck
 from exporter.cli import run
-from exporter.engines import verify
-from exporter.engines.build import polygraphy_run
-from exporter.engines.build.engine_set import EngineRecord, sidecar_path
-from exporter.errors import EngineError, MissingDependencyError
+from exporter.compare.session import compare
+from exporter.engines.build.engine_set import EngineRecord, EngineSet, find_engines, sidecar_path
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.decoding import verify
+from exporter.engines.decoding.generate import open_decoder, open_model
+from exporter.engines.packaging import package_triton
+from exporter.engines.runners.tensorrt import open_engine
+from exporter.errors import EngineError
 from exporter.files import sha256_file
+from exporter.progress import QUIET
 from graph_passes.locate import locate
+from tests.engine_support import SHORT, written
+from tests.llama_shaped import LlamaShape, write_llama
 from tests.raising import raises
-from tests.stand_in.decoders import decoder_engine
+from tests.stand_in.decoders import RANGES as DECODER
+from tests.stand_in.decoders import decoder_engine, decoder_onnx
+from tests.stand_in.engine_files import write_engine
+from tests.stand_in.faults import FAULTS
 from tests.stand_in.installed import stand_in
 from tests.tiny_graphs import TinySpec, saved, tiny_model
 
-pytestmark = pytest.mark.rtx  # Polygraphy comes with that extra
+RANGES = Ranges(batch=Span(1, 2, 2), prompt=Span(1, 4, 12))
 
 
-def written(file: Path, *spoilt: tuple[int, str], source: Path | None = None) -> Path:
-    """A model, with a wrong weight in some sublayers."""
-    model = tiny_model(TinySpec(layers=3)) if source is None else ir.load(source)
-    for site in locate(model).sites:
-        if (site.layer, site.kind) in spoilt:
-            node = [n for n in model.graph if n in site.dying and n.op_type == "MatMul"][-1]
-            assert node.inputs[1] is not None
-            weight = node.inputs[1]
-            assert weight.const_value is not None
-            weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5, name=weight.name)
-    return saved(model, file.parent, file.name)
+def llama(folder: Path, dtype: ir.DataType, size: int) -> Path:
+    """A small Llama, its weights as spread as a model's at its begin."""
+    shape = LlamaShape(
+        layers=2, hidden=4 * size, heads=4, kv_heads=2, intermediate=64, vocabulary=97,
+        positions=True, fused_attention=True, dtype=dtype,
+    )  # fmt: skip
+    return write_llama(folder / "model.onnx", shape, noise=0.02, room=16)
 
 
-@pytest.fixture
-def sound(tmp_path: Path) -> Path:
-    return written(tmp_path / "sound.onnx")
-
-
-@pytest.mark.parametrize(("layer", "kind"), [(0, "attention"), (1, "mlp"), (2, "attention")])
-def test_a_planted_fault_differs_and_inputs_and_results_are_written_for_polygraphy(
-    layer: int, kind: str, sound: Path, tmp_path: Path
-) -> None:
-    from polygraphy.comparator import RunResults
-    from polygraphy.json import load_json
-
-    faulty, out = written(tmp_path / "faulty.onnx", (layer, kind)), tmp_path / "out"
-    results = verify.verify_engine(faulty, sound, out, threads=1)
-    assert [result.phase for result in results] == ["prefill", "decode"]
-    assert not any(result.agrees or result.worst.passed for result in results)
-    (inputs,) = load_json(str(out / "inputs-decode.json"))
-    kept = RunResults.load(str(out / "engine-decode.json"))
-    outputs = verify.differences(verify.run_onnx(sound, inputs, 1), kept, 1e-3)
-    assert outputs == list(results[1].outputs)
-
-
-def test_the_command_says_yes_or_no(
-    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["verify-engine", str(sound), str(sound), "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert [item["phase"] for item in content] == ["prefill", "decode"]
-    assert {output["max_abs_error"] for item in content for output in item["outputs"]} == {0.0}
-    faulty = written(tmp_path / "faulty.onnx", (1, "mlp"))
-    assert run(["verify-engine", str(faulty), str(sound)]) == 1
-    assert "differs" in capsys.readouterr().out
-    assert run(["verify-engine", str(faulty), str(sound), "--tolerance", "1e6"]) == 0
-
-
-def results(**outputs: Any) -> Any:
-    from polygraphy.comparator import RunResults
-
-    result = RunResults()
-    result.add([outputs], runner_name="one")
+def checked(onnx: Path, **facts: Any) -> tuple[EngineSet, list[verify.Difference]]:
+    """Engines for each phase on the stand-in, and how far they are off."""
+    for phase in ("prefill", "decode"):
+        write_engine(onnx, onnx.with_name(f"m-{phase}.engine"), [phase], RANGES, kernels=1, **facts)
+    with stand_in() as machine:
+        result = verify.verify_engines(find_engines(onnx.parent), onnx, threads=1)
+        assert machine.left_over == {}
     return result
 
 
-def test_logits_of_the_last_position_are_held_against_the_last() -> None:
-    whole = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
-    (same,) = verify.differences(results(logits=whole), results(logits=whole[:, -1:]), 1e-3)
-    assert same.max_abs_error == 0
-    (other,) = verify.differences(results(logits=whole), results(logits=whole[:, :1]), 1e-3)
-    assert other == verify.Difference("logits", 9.0, pytest.approx(11e-3))
-
-
 @pytest.mark.parametrize(
-    "wrong", [np.full((1, 2), np.nan, np.float32), np.zeros((1, 5), np.float32)]
+    ("dtype", "size"),
+    [(ir.DataType.FLOAT, 16), (ir.DataType.FLOAT16, 64), (ir.DataType.BFLOAT16, 128)],
 )
-def test_no_number_or_another_shape_is_an_infinite_difference(wrong: np.ndarray[Any, Any]) -> None:
-    right = results(x=np.ones((1, 2), np.float32))
-    (result,) = verify.differences(right, results(x=wrong), 1e-3)
-    assert result.max_abs_error == float("inf")
-    assert not result.passed
+def test_each_wrong_way_to_decode_is_found_and_rounding_passes(
+    dtype: ir.DataType, size: int, tmp_path: Path
+) -> None:
+    onnx = llama(tmp_path, dtype, size)
+    engines, right = checked(onnx)
+    assert all(item.passed for item in right)
+    assert {run.split()[0] for run in (item.run for item in right)} == {"prefill", "decode", "a"}
+    tolerance = right[0].tolerance
+    _, rounded = checked(onnx, noise=tolerance / 8)
+    assert all(item.passed for item in rounded)
+    assert any(item.error > tolerance / 16 for item in rounded)
+    for fault in FAULTS:
+        engines, wrong = checked(onnx, fault=fault)
+        assert max(item.error for item in wrong) > 5 * verify.TOLERANCES["bf16"], fault
+        assert not any(item.passed for item in [check_of(engines)]), fault
+
+
+def check_of(engines: EngineSet) -> EngineCheck:
+    """What is on record, the same for each engine."""
+    records = [EngineRecord.read(sidecar_path(path)) for path in engines.paths]
+    assert len({record.check for record in records}) == 1
+    assert records[0].check is not None
+    return records[0].check
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_an_engine_runs_by_polygraphys_own_runner(in_place: bool, tmp_path: Path) -> None:
-    from tests.stand_in.for_polygraphy import polygraphy_on
-
+def test_one_engine_for_both_phases_passes(in_place: bool, tmp_path: Path) -> None:
     engine = decoder_engine(tmp_path, in_place=in_place)
-    with stand_in() as machine, polygraphy_on(machine):
-        result = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
-        assert [item.phase for item in result] == ["prefill", "decode"]
-        assert all(item.agrees for item in result)
+    with stand_in() as machine:
+        engines, results = verify.verify_engines(find_engines(engine), tmp_path / "model.onnx")
         assert {run.profile for run in machine.runs} == {0, 1}
+    assert check_of(engines).passed
+    assert "a text of 4, batch 2, step 5" in {item.run for item in results}
 
 
-def test_a_wrong_engine_differs(tmp_path: Path) -> None:
-    """The stand-in's engine computes another graph than the one that it was built from."""
-    from tests.stand_in.for_polygraphy import polygraphy_on
-
-    engine = decoder_engine(tmp_path, in_place=False)
-    other = written(tmp_path / "faulty.onnx", (1, "mlp"), source=tmp_path / "model.onnx")
-    content = json.loads(engine.read_text())
-    engine.write_text(json.dumps({**content, "onnx": str(other)}))
-    record = EngineRecord.read(sidecar_path(engine))
+def swapped(onnx: Path, engine: Path, kind: str = "mlp") -> Path:
+    """Has an engine compute another graph than the one that it was built from."""
+    model = ir.load(onnx)
+    site = next(site for site in locate(model).sites if site.kind == kind)
+    node = [n for n in model.graph if n in site.dying and n.op_type == "MatMul"][-1]
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5, name=weight.name)
+    other = saved(model, onnx.parent / "other", "other.onnx")
+    engine.write_text(json.dumps({**json.loads(engine.read_text()), "onnx": str(other)}))
     changes = {"engine_sha256": sha256_file(engine), "engine_bytes": engine.stat().st_size}
+    record = EngineRecord.read(sidecar_path(engine))
     record.model_copy(update=changes).write(sidecar_path(engine))
-    with stand_in() as machine, polygraphy_on(machine):
-        result = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
-    assert not any(item.agrees for item in result)
+    return engine
 
 
-def test_an_engine_of_another_graph_is_refused(sound: Path, tmp_path: Path) -> None:
-    engine = decoder_engine(tmp_path)
-    with raises(EngineError, "not-built-from", engine, sound):
-        verify.verify_engine(engine, sound, threads=1)
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_a_wrong_weight_is_found_in_every_phase(kind: str, tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, in_place=False)
+    swapped(tmp_path / "model.onnx", engine, kind)
+    with stand_in():
+        _, results = verify.verify_engines(find_engines(engine), tmp_path / "model.onnx")
+    wrong = {item.run.split()[0] for item in results if not item.passed}
+    assert wrong == {"prefill", "decode", "a"}
 
 
-def test_without_polygraphy_the_extra_is_named(
-    sound: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_encoder_with_a_short_text_passes_and_a_wrong_one_does_not(tmp_path: Path) -> None:
+    onnx = saved(tiny_model(TinySpec(layers=1, cache=False)), tmp_path)
+    engine = write_engine(onnx, tmp_path / "m.engine", ["encode"], RANGES)
+    with stand_in():
+        engines, results = verify.verify_engines(find_engines(engine), onnx)
+        assert check_of(engines).passed
+        assert {item.run for item in results} == {"encode 4", "encode 4, batch 2"}
+        wrong, _ = verify.verify_engines(find_engines(swapped(onnx, engine)), onnx)
+        assert not check_of(wrong).passed
+
+
+def test_what_is_opened_first_is_checked_once_for_a_card(tmp_path: Path) -> None:
+    onnx, folder = decoder_onnx(tmp_path, in_place=True), tmp_path / "engines"
+    paths = [
+        write_engine(onnx, folder / f"m-{phase}.engine", [phase], DECODER)
+        for phase in ("prefill", "decode")
+    ]
+    open_decoder(folder)  # no card: it isn't run
+    assert EngineRecord.read(sidecar_path(paths[0])).check is None
+    with stand_in() as machine:
+        open_decoder(folder)
+        assert check_of(find_engines(folder)).card.startswith(machine.name)
+        runs = len(machine.runs)
+        assert runs
+        open_decoder(folder)
+        open_model(folder)
+        assert len(machine.runs) == runs
+    with stand_in(name="Another card") as machine:
+        open_decoder(folder)
+        assert machine.runs
+
+
+def test_what_cannot_be_checked_is_said_and_still_runs(tmp_path: Path) -> None:
+    engine, progress = decoder_engine(tmp_path), mock.Mock(wraps=QUIET)
+    (tmp_path / "model.onnx").rename(tmp_path / "elsewhere.bin")
+    with stand_in():
+        engines = verify.believed(find_engines(engine), progress=progress)
+    (said,), _ = progress.say.call_args
+    assert "not checked" in said
+    assert engines.records[0].check is None
+
+
+def test_an_engine_that_differs_is_refused_until_it_is_checked_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(module: str, *, extra: str) -> Any:
-        raise MissingDependencyError(module, extra)
+    engine = swapped(*(tmp_path / "model.onnx", decoder_engine(tmp_path)))
+    onnx = tmp_path / "model.onnx"
+    with stand_in():
+        for opened in (open_decoder, open_engine, open_model):
+            with raises(EngineError, "engine-differs", "model.engine"):
+                opened(engine).__enter__()  # type: ignore[attr-defined]
+        assert run(["verify-engine", str(engine), str(onnx), "--json"]) == 1
+        results = json.loads(capsys.readouterr().out)
+        assert not all(item["error"] <= item["tolerance"] for item in results)
+        with raises(EngineError, "engine-differs", "model.engine"):
+            compare(engine, engine, SHORT)
+        sound = decoder_engine(tmp_path)
+        assert run(["verify-engine", str(sound), str(onnx)]) == 0
+        open_decoder(sound)
 
-    monkeypatch.setattr(polygraphy_run, "require", missing)
-    with raises(MissingDependencyError, "", "polygraphy", "rtx"):
-        verify.verify_engine(sound, sound, threads=1)
+
+def test_no_number_is_an_infinite_difference_that_is_kept(tmp_path: Path) -> None:
+    onnx = llama(tmp_path, ir.DataType.FLOAT, 16)
+    engines, results = checked(onnx, noise=float("nan"))
+    assert max(item.error for item in results) == float("inf")
+    assert check_of(engines).error == float("inf")
+    assert not check_of(engines).passed
 
 
-def test_polygraphys_failure_is_one_line() -> None:
-    from polygraphy.logger import G_LOGGER
+def test_a_package_of_an_engine_that_differs_is_refused(tmp_path: Path) -> None:
+    check = EngineCheck(card="a card", worst="x", error=1.0, tolerance=0.5)
+    engine = written(tmp_path, check=check, backend="tensorrt")
+    with raises(EngineError, "engine-differs", "a card"):
+        package_triton(engine, tmp_path / "models", name="m")
 
-    with (
-        raises(EngineError, "run-failed", "no engine") as caught,
-        polygraphy_run.polygraphy(),
-    ):
-        G_LOGGER.critical("no engine\nand much more")
-    assert "\n" not in caught.value.message
+
+def test_an_engine_of_another_graph_is_refused(tmp_path: Path) -> None:
+    other = saved(tiny_model(TinySpec(layers=1)), tmp_path / "other")
+    with raises(EngineError, "not-built-from", other):
+        verify.verify_engines(find_engines(decoder_engine(tmp_path)), other)

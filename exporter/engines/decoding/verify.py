@@ -1,0 +1,276 @@
+"""Holds engines against ONNX Runtime on the graph that they were built from, in each phase."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from exporter.artifacts import EngineCheck
+from exporter.artifacts.latency import Shape
+from exporter.engines.build.engine_set import EngineSet, Slot, refuse_wrong, sidecar_path
+from exporter.engines.build.libraries import ask_driver
+from exporter.engines.build.profiles import Span
+from exporter.engines.build.settings import End
+from exporter.engines.decoding.decoder import LOGITS, cache_pairs
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.environment import default_threads
+from exporter.engines.runners.base import Array, Runner
+from exporter.engines.runners.cache_form import IDS, MASK
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.tensorrt import TensorRtRunner
+from exporter.engines.tensors import TensorSpec, byte_count, make_inputs, random_tokens
+from exporter.errors import DepthcutError, EngineError
+from exporter.files import sha256_file, sha256_files
+from exporter.models.graph_facts import CACHE_INPUT, read_facts
+from exporter.progress import QUIET, Progress
+from graph_passes.files import storage
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2}
+"""By precision, how far an output's worst row may be off, as a share of all rows' root mean square.
+
+Rounding takes a quarter of it at most: that is what ONNX Runtime's own runs in these types show.
+"""
+_MOST_TOKENS = 64  # of a prompt: a longer one shows no more, and takes the CPU long
+_MOST_CACHE_BYTES = 1 << 28  # a batch is made smaller until its caches take no more
+_GARBAGE = 30.0  # how much larger the values are that lie behind what is filled
+_STEPS, _TEXT_STEPS = 2, 5  # the second step of a text is captured as a graph, where graphs are
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one output of one run was from ONNX Runtime's; infinite without numbers."""
+
+    run: str
+    tensor: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the tolerance."""
+        return self.error <= self.tolerance
+
+
+def believed(engines: EngineSet, onnx: Path | None = None, progress: Progress = QUIET) -> EngineSet:
+    """The same engines with the check on their records; those that differ are refused.
+
+    It is made now where it wasn't made on this card. Where it can't be, that is said.
+    """
+    card = _this_card()
+    if card and any(r.check is None or r.check.card != card for r in engines.records):
+        source = onnx or source_of(engines)
+        reason = "the ONNX file that they were built from is not beside them"
+        if source is not None:
+            try:
+                engines, reason = verify_engines(engines, source, progress=progress)[0], ""
+            except DepthcutError as error:
+                reason = error.message
+        if reason:
+            progress.say(f"{engines.name}: not checked against ONNX Runtime: {reason}")
+    refuse_wrong(engines.records)
+    return engines
+
+
+def source_of(engines: EngineSet) -> Path | None:
+    """The ONNX file that engines were built from, told by its hash; None where it isn't near."""
+    folder = engines.paths[0].absolute().parent
+    # depthcut export has engines/baseline beside baseline/model.onnx.
+    places = dict.fromkeys((folder, folder.parent, folder.parent.parent / folder.name))
+    files = [file for place in places for file in sorted(place.glob("*.onnx"))]
+    return next((file for file in files if is_source(file, engines)), None)
+
+
+def is_source(onnx: Path, engines: EngineSet) -> bool:
+    """Whether engines were built from a file."""
+    made_from = engines.records[0].made_from
+    if sha256_file(onnx) != made_from.get("model"):
+        return False
+    weights = storage.data_files(storage.load_model(onnx))
+    return (sha256_files(weights, onnx.parent) if weights else None) == made_from.get("weights")
+
+
+def refuse_other_source(onnx: Path, engines: EngineSet) -> None:
+    """Refuses a file that engines were not built from."""
+    if not is_source(onnx, engines):
+        raise EngineError(
+            f"{engines.name} was not built from {onnx}: their hashes differ.",
+            "Name the ONNX file that was given to depthcut build, or build the engine again.",
+            code="not-built-from",
+        )
+
+
+def verify_engines(
+    engines: EngineSet, onnx: Path, *, threads: int | None = None, progress: Progress = QUIET
+) -> tuple[EngineSet, list[Difference]]:
+    """Holds each output of engines against ONNX Runtime's on the same inputs; puts it on record.
+
+    Each profile runs at a batch of 1 and at its usual one: a prompt; steps at several fills of the
+    caches with garbage behind the fill, each followed by one that reads what it wrote; and texts,
+    whose caches stay on the card.
+    """
+    refuse_other_source(onnx, engines)
+    fresh = replace(
+        engines, records=tuple(r.model_copy(update={"check": None}) for r in engines.records)
+    )
+    tolerance = TOLERANCES.get(engines.records[0].precision.partition("-")[0], TOLERANCES["bf16"])
+    reference = OnnxRuntimeRunner(onnx, threads=threads or default_threads(), brief=True)
+    with progress.task("check against ONNX Runtime"), reference, TensorRtRunner(fresh) as runner:
+        held = _Held(fresh, runner, reference, read_facts(onnx).vocabulary or 2, tolerance)
+        results = [*held.phases(), *held.texts()]
+    return _recorded(engines, results), results
+
+
+def _this_card() -> str:
+    """The card and the driver; empty where there is none."""
+    driver = ask_driver()
+    return f"{driver.devices[0].name}, CUDA {driver.cuda_version}" if driver.devices else ""
+
+
+def _recorded(engines: EngineSet, results: Sequence[Difference]) -> EngineSet:
+    worst = max(results, key=lambda item: item.error / item.tolerance)
+    check = EngineCheck(
+        card=_this_card(),
+        worst=f"{worst.tensor} ({worst.run})",
+        error=worst.error,
+        tolerance=worst.tolerance,
+    )
+    records = tuple(record.model_copy(update={"check": check}) for record in engines.records)
+    for path, record in zip(engines.paths, records, strict=True):
+        with contextlib.suppress(OSError, DepthcutError):  # it is made anew next time
+            record.write(sidecar_path(path))
+    return replace(engines, records=records)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Engines beside ONNX Runtime, both loaded."""
+
+    engines: EngineSet
+    runner: TensorRtRunner
+    reference: Runner
+    vocabulary: int
+    tolerance: float
+
+    def phases(self) -> Iterator[Difference]:
+        """Each profile at two batches and several fills."""
+        for slot in self.engines.slots:
+            low, usual = (self.engines.shapes(slot, end) for end in ("low", "usual"))
+            first = IDS if IDS in usual else next(iter(usual))
+            new = max(low[IDS][1], min(usual[IDS][1], _MOST_TOKENS)) if first == IDS else 1
+            fills = self._fills(slot)
+            for fill in sorted({fills.low, fills.usual, fills.high}):
+                most = max(low[first][0], self._most_rows(fill + new))
+                for rows in sorted({max(1, low[first][0]), min(usual[first][0], most)}):
+                    yield from self._steps(Shape(slot.profile.phase, rows, new, fill), fills.high)
+
+    def _caches(self) -> dict[str, TensorSpec]:
+        specs = (tensor.spec for tensor in self.engines.inputs)
+        return {spec.name: spec for spec in specs if CACHE_INPUT.fullmatch(spec.name)}
+
+    def _fills(self, slot: Slot) -> Span:
+        """What may be filled before a run of a profile."""
+        caches = [*self._caches()]
+        if slot.profile.phase != "decode" or not caches:
+            return Span(0, 0, 0)
+        ends: tuple[End, ...] = ("low", "usual", "high")
+        low, usual, high = (self.engines.shapes(slot, end)[caches[0]][2] for end in ends)
+        return (
+            Span(1, low // 2, low - 1)
+            if low == high
+            else Span(*(max(1, n) for n in (low, usual, high)))
+        )
+
+    def _most_rows(self, positions: int) -> int:
+        row = 0
+        for spec in self._caches().values():
+            sizes = spec.shape[1], spec.shape[2] or positions, spec.shape[3]
+            row += byte_count(spec.dtype, [size for size in sizes if isinstance(size, int)])
+        return max(1, _MOST_CACHE_BYTES // max(1, row))
+
+    def _steps(self, shape: Shape, last: int) -> Iterator[Difference]:
+        """One run; where it is a step of decode, another on the caches that each side wrote."""
+        names = [spec.name for spec in self.runner.outputs]
+        pairs = cache_pairs(self._caches(), names)
+        given: list[dict[str, Array]] = [{}, {}]
+        for step in range(
+            min(_STEPS if shape.phase == "decode" else 1, last - shape.past_length + 1)
+        ):
+            at = replace(shape, past_length=shape.past_length + step)
+            inputs = self._inputs(at)
+            sides = [
+                runner.run({**inputs, **own}, phase=at.phase)
+                for runner, own in zip((self.runner, self.reference), given, strict=True)
+            ]
+            where = f"{at}, step {step + 1}" if step else str(at)
+            for name in names:
+                got, wanted = (side[name] for side in sides)
+                if name not in pairs.values():
+                    yield self._difference(where, name, got, wanted)
+                    continue
+                for part in (slice(0, at.past_length), slice(at.past_length, at.total_length)):
+                    yield self._difference(where, name, got[:, :, part], wanted[:, :, part])
+            given = [{past: side[new] for past, new in pairs.items()} for side in sides]
+
+    def _inputs(self, shape: Shape) -> dict[str, Array]:
+        """Random ones; behind what is filled of caches of fixed length lies what must not count."""
+        tokens, rng = random_tokens(shape, self.vocabulary), np.random.default_rng(1)
+        inputs = make_inputs(self.runner.inputs, shape, tokens)
+        if shape.phase == "encode" and MASK in inputs:  # a text that is shorter than the others
+            inputs[MASK][1:, -(-shape.sequence_length // 2) :] = 0
+        for name, spec in self._caches().items():
+            room, filled = spec.shape[2], inputs[name]
+            if not isinstance(room, int):
+                continue
+            size = (*filled.shape[:2], room, filled.shape[3])
+            scale = _GARBAGE if name.endswith("value") else 1.0
+            inputs[name] = (scale * rng.standard_normal(size, np.float32)).astype(spec.dtype)
+            inputs[name][:, :, : shape.past_length] = filled
+            behind = room - inputs[MASK].shape[1]
+            inputs[MASK] = np.pad(inputs[MASK], ((0, 0), (0, behind)))
+        return inputs
+
+    def texts(self) -> Iterator[Difference]:
+        """Steps behind a prompt, on caches that stay on the card and hold an older text."""
+        phases = {slot.profile.phase for slot in self.engines.slots}
+        if phases != {"prefill", "decode"}:
+            return
+        own, other = TensorRtDecoder(self.engines, on=self.runner), RunnerDecoder(self.reference)
+        plan = own.plan
+        least = max(plan.prompt.low, plan.context.low)
+        prompt = min(plan.prompt.high, max(least, min(plan.prompt.usual, _MOST_TOKENS)))
+        steps = min(_TEXT_STEPS, plan.context.high - prompt + 1)
+        if prompt < least or steps < 1:
+            return
+        most = max(plan.batch.low, self._most_rows(prompt + steps))
+        with own, other:
+            for rows in sorted({plan.batch.low, min(plan.batch.usual, most)}):
+                tokens = random_tokens(Shape("prefill", rows, plan.prompt.high), self.vocabulary)
+                own.prefill(tokens[:, : prompt + steps])
+                sides = [
+                    d.prefill(tokens[:, :prompt], context=prompt + steps) for d in (own, other)
+                ]
+                where = f"a text of {prompt}, batch {rows}"
+                yield self._difference(where, LOGITS, *sides)
+                for step in range(steps):
+                    token = tokens[:, step : step + 1]
+                    sides = [decoder.step(token) for decoder in (own, other)]
+                    yield self._difference(f"{where}, step {step + 1}", LOGITS, *sides)
+
+    def _difference(self, run: str, tensor: str, got: Array, wanted: Array) -> Difference:
+        if tensor == LOGITS:  # an engine may give those of the last position alone
+            wanted = wanted[:, -got.shape[1] :]
+        error = float("inf")
+        if got.shape == wanted.shape:
+            got, wanted = got.astype(np.float32), wanted.astype(np.float32)
+            if not got.size:
+                error = 0.0
+            elif np.isfinite(got).all() and np.isfinite(wanted).all():
+                rows = np.square(got - wanted).mean(axis=-1)
+                whole = max(float(np.square(wanted).mean()), 1e-12)
+                error = float(np.sqrt(rows.max() / whole))
+        return Difference(run, tensor, error, self.tolerance)
