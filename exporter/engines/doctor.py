@@ -18,7 +18,6 @@ from exporter.engines.build.libraries import (
     ask_driver,
     too_old,
     version_of,
-    way_out,
 )
 
 Place = Literal["cpu", "gpu"]
@@ -114,10 +113,11 @@ def _with_driver(component: Component, driver: Driver) -> Component:
     """The same, with what is wrong between it and the driver."""
     package = component.name
     known = package in (*LIBRARIES, BINDINGS, ONNX_RUNTIME)
-    if not known or component.remedy or not (problem := too_old(driver, package)):
-        return component
     extra = LIBRARIES[package].extra_cuda12 if package in LIBRARIES else "gpu-cu12"
-    return replace(component, remedy=f"{problem}. {way_out(extra)}")
+    problem, way_out = too_old(driver, package, extra)
+    if not known or component.remedy or not problem:
+        return component
+    return replace(component, remedy=f"{problem}. {way_out}")
 
 
 def _distribution(name: str, extra: str, serves: str) -> Component:

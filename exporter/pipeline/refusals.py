@@ -88,7 +88,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
 
 
 def _refuse_engines(wanted: EngineRequest) -> None:
-    refuse_unbuildable(wanted.backend, wanted.settings)
+    refuse_unbuildable(wanted.backend, wanted.settings.compute_capabilities)
     cards_of(load(LIBRARIES[wanted.backend]), wanted.settings.compute_capabilities)
 
 

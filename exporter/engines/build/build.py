@@ -144,7 +144,7 @@ def build_engines(
         BackendError: The library isn't installed.
         EngineError: It refuses the graph, or the build fails.
     """
-    refuse_unbuildable(backend, settings)
+    refuse_unbuildable(backend, settings.compute_capabilities)
     source = read_source(onnx)
     numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
     groups = [list(profiles)] if profiles else _groups(source.inputs, phases, ranges, split=split)

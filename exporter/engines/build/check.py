@@ -10,7 +10,7 @@ from pathlib import Path
 from exporter.artifacts import EngineParse
 from exporter.engines.build.build import ignored_inputs
 from exporter.engines.build.child import run_job
-from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_without_driver
+from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_unbuildable
 from exporter.engines.build.network import Obstacle
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
@@ -40,8 +40,8 @@ def check_engine(
     onnx: Path, *, backend: Backend = "tensorrt-rtx", progress: Progress = QUIET
 ) -> EngineCheck:
     """Asks a library's parser about a graph; nothing is built."""
+    refuse_unbuildable(backend)
     library = LIBRARIES[backend]
-    refuse_without_driver(library)
     request = {"job": "check", "onnx": str(onnx.absolute())}
     result = run_job(library, request, progress, f"check for {backend}")
     obstacles = [Obstacle(**obstacle) for obstacle in result["obstacles"]]

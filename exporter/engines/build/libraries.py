@@ -10,13 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from exporter.errors import BackendError, EngineError, UsageError
 from exporter.optional import require
-
-if TYPE_CHECKING:
-    from exporter.engines.build.settings import BuildSettings
 
 _LIBRARY = "libcuda.so.1"
 _NAME_BYTES, _UUID_BYTES = 256, 16
@@ -126,29 +123,27 @@ def _form(name: str, package: str) -> str | None:
     return None if match is None else match[1] or ""
 
 
-def too_old(driver: Driver, package: str) -> str:
-    """What is wrong between a package and the driver; empty where nothing is, or no driver.
+def too_old(driver: Driver, package: str, extra: str) -> tuple[str, str]:
+    """What is wrong between a package and the driver, and the way out; empty where nothing is.
 
     Within a major version CUDA's libraries run on older drivers, so that one alone counts.
     """
     needed = None if driver.problem else built_for_cuda(package)
     if needed is None or needed <= int(driver.cuda_version.partition(".")[0]):
-        return ""
-    return f"needs CUDA {needed}, and this NVIDIA driver takes CUDA {driver.cuda_version}"
-
-
-def way_out(extra: str) -> str:
-    """What to do about a driver that is too old."""
+        return "", ""
     return (
+        f"needs CUDA {needed}, and this NVIDIA driver takes CUDA {driver.cuda_version}",
         "Update the driver (CUDA 13 needs version 580 or later), or install the packages for "
-        f"CUDA 12 in a new environment: pip install 'depthcut[{extra}]'."
+        f"CUDA 12 in a new environment: pip install 'depthcut[{extra}]'.",
     )
 
 
-def refuse_old_driver(driver: Driver, package: str, extra: str) -> None:
-    """Refuses a package of a later CUDA than the driver takes."""
-    if problem := too_old(driver, package):
-        raise BackendError(f"{package} {problem}.", way_out(extra), code="no-driver")
+def refuse_old_driver(driver: Driver, extra: str, *packages: str) -> None:
+    """Refuses packages of a later CUDA than the driver takes."""
+    for package in packages:
+        problem, way_out = too_old(driver, package, extra)
+        if problem:
+            raise BackendError(f"{package} {problem}.", way_out, code="no-driver")
 
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
@@ -219,33 +214,25 @@ def load(library: EngineLibrary) -> ModuleType:
         ) from error
 
 
-def refuse_unbuildable(backend: Backend, settings: BuildSettings) -> None:
-    """Refuses what can be told without a graph: a build takes long."""
+def refuse_unbuildable(backend: Backend, compute_capabilities: Sequence[str] = ()) -> None:
+    """Refuses what can be told without a graph: a build takes long.
+
+    A library that needs a driver isn't touched where there is none for it.
+    """
     library = LIBRARIES[backend]
-    if settings.compute_capabilities and not library.builds_without_gpu:
+    if library.builds_without_gpu:
+        return
+    if compute_capabilities:
         raise UsageError(
             f"{backend} has no --compute-capability.",
             "Leave it out, or build with tensorrt-rtx.",
             code="unsupported-option",
         )
-    refuse_without_driver(library)
-
-
-def refuse_without_driver(library: EngineLibrary) -> None:
-    """Keeps a library that needs a driver from being touched where there is none for it."""
-    if library.builds_without_gpu:
-        return
     driver = ask_driver()
     if driver.problem:
         raise EngineError(
-            f"{library.backend} can't be used here: {driver.problem}.",
+            f"{backend} can't be used here: {driver.problem}.",
             "Take tensorrt-rtx instead: it builds without a GPU.",
             code="no-driver",
         )
-    refuse_old_driver(driver, library.backend, library.extra_cuda12)
-
-
-def refuse_driver_for_running(library: EngineLibrary, driver: Driver) -> None:
-    """Refuses a driver that is too old for what runs engines."""
-    for package in (library.backend, BINDINGS):
-        refuse_old_driver(driver, package, library.extra_cuda12)
+    refuse_old_driver(driver, library.extra_cuda12, backend)

@@ -22,11 +22,12 @@ from exporter.engines.build.engine_set import (
     sidecar_path,
 )
 from exporter.engines.build.libraries import (
+    BINDINGS,
     LIBRARIES,
     Driver,
     ask_driver,
     load,
-    refuse_driver_for_running,
+    refuse_old_driver,
 )
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.settings import End
@@ -378,7 +379,8 @@ def refuse_unready(engines: EngineSet) -> ModuleType:
             "Run it on a machine with an NVIDIA GPU and its driver.",
             code="no-driver",
         )
-    refuse_driver_for_running(engines.library, driver)
+    library = engines.library
+    refuse_old_driver(driver, library.extra_cuda12, library.backend, BINDINGS)
     module = load(engines.library)
     for record in engines.records:
         refuse_mismatch(record, module.__version__, driver.devices)

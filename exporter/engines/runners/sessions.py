@@ -108,7 +108,7 @@ def check_provider(name: str) -> Any:
             code="provider-missing",
         )
     if name == "cuda":
-        refuse_old_driver(ask_driver(), ONNX_RUNTIME, "gpu-cu12")
+        refuse_old_driver(ask_driver(), "gpu-cu12", ONNX_RUNTIME)
     return ort
 
 

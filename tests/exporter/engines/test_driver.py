@@ -88,18 +88,19 @@ RTX = libraries.LIBRARIES["tensorrt-rtx"]
 def test_a_driver_that_takes_an_older_cuda_is_refused_with_the_extra(
     packages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for_running = RTX.extra_cuda12, RTX.backend, libraries.BINDINGS
     packages("cuda-bindings", "13.5.0")
     with raises(BackendError, "no-driver", "cuda-bindings", "12.8", "13", "[rtx-cu12]"):
-        libraries.refuse_driver_for_running(RTX, OLD)
-    libraries.refuse_driver_for_running(RTX, NEW)
+        libraries.refuse_old_driver(OLD, *for_running)
+    libraries.refuse_old_driver(NEW, *for_running)
     packages("tensorrt-rtx-cu13", "1.7.1.116")
     with raises(BackendError, "no-driver", "tensorrt-rtx", "12.8"):
-        libraries.refuse_driver_for_running(RTX, OLD)
+        libraries.refuse_old_driver(OLD, *for_running)
     packages("tensorrt-cu13", "11.4.0.106")
     monkeypatch.setattr(libraries, "ask_driver", lambda: OLD)
     with raises(BackendError, "no-driver", "tensorrt", "[gpu-cu12]"):
-        libraries.refuse_without_driver(libraries.LIBRARIES["tensorrt"])
-    libraries.refuse_without_driver(RTX)  # it builds without one
+        libraries.refuse_unbuildable("tensorrt")
+    libraries.refuse_unbuildable("tensorrt-rtx")  # it builds without one
 
 
 @pytest.mark.parametrize(
