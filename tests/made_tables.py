@@ -29,7 +29,7 @@ from exporter.artifacts import (
 )
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
+from exporter.choose.costs.table import CostTable, SublayerCost
 from graph_passes.types import Replacement
 from tests.made_reports import made_environment
 
@@ -39,10 +39,9 @@ def make_times(patch: pytest.MonkeyPatch, saved: Mapping[str, float], at: str) -
     graphs: list[Path] = []
     names: Any = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
 
-    def costs(self: Any, replacements: Any) -> CostTable:
+    def costs(self: Any) -> CostTable:
         graphs.append(self.onnx)
-        table = {name: {how: saved[how] for how in replacements} for name in names}
-        return made_table(table, at=RequestShape.parse(at))
+        return made_table(dict.fromkeys(names, saved), at=RequestShape.parse(at))
 
     def speedup(self: Any, walk: Any) -> Speedup:
         ratio = 100 / (100 - sum(saved[how] for how in walk.choices.values()))
@@ -59,18 +58,14 @@ def made_table(
     baseline_ms: float = 100.0,
     at: RequestShape | None = None,
 ) -> CostTable:
-    """A table with a group for each sublayer, whose savings simply add up."""
-    groups = []
-    for (layer, kind), by_replacement in saved_ms.items():
-        member = Member(layer=layer, kind=kind)
-        trials = [
-            Trial(replacement=how, treated=[member], saved_ms=saved, std_error_ms=0.0)
-            for how, saved in by_replacement.items()
-        ]
-        groups.append(CostGroup(signature=f"{kind} {layer}", members=[member], trials=trials))
+    """A table of savings that simply add up."""
+    costs: Any = [
+        SublayerCost(layer=layer, kind=kind, saved_ms=dict(own))  # type: ignore[arg-type]
+        for (layer, kind), own in saved_ms.items()
+    ]
     return CostTable(
         at=at or RequestShape(), backend="onnxruntime", provider="CPUExecutionProvider",
-        environment=made_environment(), baseline_ms=baseline_ms, groups=groups,
+        environment=made_environment(), baseline_ms=baseline_ms, sublayers=costs,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from exporter.choose.budgets.budget import DROPPING
 from exporter.choose.budgets.limits import LEAST_SHARE
 from exporter.choose.budgets.meters import RememberingMeter
 from exporter.choose.budgets.options import refuse_another_model
-from exporter.choose.costs.cost_runners import cut_for_a_while
+from exporter.choose.costs.cost_runners import cut_for_a_while, torch_runner
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
@@ -160,7 +160,6 @@ class DepthOptions(Options):
         return [(way, n) for way, numbers in quick.items() for n in numbers if n < num_layers]
 
 
-_TIMED_S = 8.0
 _INT8_EFFORT = Effort(seconds=10.0, reload=False)
 _GRAPHS_BESIDE = 3.5
 """Times the weights: a graph in float and two in int8, beside the model in PyTorch."""
@@ -301,15 +300,11 @@ class _Study:
     @cached_property
     def costs(self) -> CostTable | None:
         """What cutting sublayers saves of a request; None where that can't be timed."""
-        from exporter.choose.costs.torch_cost_runner import torch_runner
-
         if self.given_costs is not None:
             return self.given_costs
-        effort, kept = Effort(seconds=_TIMED_S, reload=False), self._place("costs.json")
-        settings = CostSettings(self.options.at, replacements=("none",), effort=effort, kept=kept)
-        names = {name for cut in self.cuts.values() for name in cut}
+        settings = CostSettings(self.options.at, kept=self._place("costs.json"))
         try:
-            return measure_on(torch_runner(self.loaded), settings, names, self.progress)
+            return measure_on(torch_runner(self.loaded), settings, self.progress)
         except (BackendError, CostError) as error:
             self.progress.say(f"depths: no speeds: {error.message}")
             return None

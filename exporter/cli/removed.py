@@ -29,6 +29,7 @@ _OPTIONS = (
     ("build", "--refittable, --strip-weights", "depthcut build again, with the graph's weights"),
     ("build", "--dim", "trtexec for a graph with other free axes, or fix them in the graph"),
     ("costs", "--rank", "full maps, which healing fits"),
+    ("costs", "--replacement", "nothing: the table has all replacements"),
     ("heal", "--save-checkpoint", "depthcut checkpoint, with the healed plan"),
     ("export heal plan", "--rank", _MAPS),
     ("export heal plan", "--states-weight", "no option: such models learn from their states, too"),

@@ -25,7 +25,7 @@ from exporter.printable import significant
 from exporter.score.options import SCORING, MetricName, ScoreOptions
 from graph_passes.files.kinds import HTML, TEXT
 from graph_passes.files.placing import working
-from graph_passes.types import Replacement
+from graph_passes.types import Replacement, SublayerKind
 
 _SCORED_SAMPLES = 4
 
@@ -136,32 +136,26 @@ class CostsCall(Options):
         RequestShape(),
         "The request: one prefill of the prompt, then a decode step for each new token.",
     )
-    replacements: tuple[Replacement, ...] = option(
-        ("none", "bias", "linear"),
-        "Replacements to measure; cutting without any is always measured. Repeatable.",
-        "--replacement",
-        config_only=True,
-    )
-    engine: Engine | None = option(
-        None, "Build engines of the graph and its variants, and time them on the GPU."
-    )
+    engine: Engine | None = option(None, "Build an engine of the graph, and time it on the GPU.")
     run: RunOptions = part(RunOptions())
-    time_budget_s: Duration = option(
-        60.0,
-        "Maximum time to measure one variant, in seconds; it ends earlier if the cost is known.",
+    time_budget_s: Duration | None = option(
+        None,
+        "Time variants too: at most so many seconds each; it ends earlier if the cost is known.",
         "--time-budget",
+        usual="none is timed",
         section=SPEED,
     )
 
 
 @command(CostsCall)
 def costs(call: CostsCall, progress: ConsoleProgress) -> None:
-    """Measure how much of a request's time each attention and MLP of MODEL takes.
+    """Foretell how much of a request's time each attention and MLP of MODEL takes.
 
     MODEL is an ONNX file or a folder with one; torch:DIR, a Hugging Face folder that PyTorch
-    runs; or openvino:DIR. Variants of it, each with half of the
-    sublayers of one kind and shape cut, are timed in turns with the whole one. Measurements that
-    are already in the output file are kept.
+    runs; or openvino:DIR. It is run at a few lengths, and the times are shared out by what each
+    sublayer multiplies and reads. With --time-budget variants of it, each with half of the
+    sublayers of one kind and size cut, are timed in turns with the whole one; they are used where
+    the saving stands out of the noise. A table that is already in the output file is kept.
     """
     from exporter.choose.costs.measuring import CostSettings, measure_costs
     from exporter.choose.costs.timing import Effort
@@ -172,8 +166,7 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
             CostSettings(
                 call.at,
                 call.run.threads,
-                call.replacements,
-                effort=Effort(seconds=call.time_budget_s),
+                variants=None if call.time_budget_s is None else Effort(call.time_budget_s),
                 kept=call.output,
             ),
             provider=call.run.provider,
@@ -185,16 +178,11 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
 
 
 def _saved(table: CostTable) -> tuple[list[str], list[list[str]]]:
-    """The header, and a row for each group of sublayers."""
-    hows = list(dict.fromkeys(t.replacement for group in table.groups for t in group.trials))
-    rows = []
-    for group in table.groups:
-        first = group.members[0]
-        layers = ",".join(str(member.layer) for member in group.members)
-        result = [group.each_ms(how) for how in hows]
-        names = [
-            "-" if item is None else f"{significant(item[0], 3)} ± {significant(item[1], 1)}"
-            for item in result
-        ]
-        rows.append([first.kind, layers, *names])
-    return ["sublayer", "layers", *("alone" if how == "none" else how for how in hows)], rows
+    """The header, and a row for all sublayers that cost the same."""
+    groups: dict[tuple[SublayerKind, tuple[str, ...]], list[str]] = {}
+    hows: tuple[Replacement, ...] = ("none", "bias", "linear")
+    for one in table.sublayers:
+        ms = (significant(one.saved_ms[how], 3) if how in one.saved_ms else "-" for how in hows)
+        groups.setdefault((one.kind, tuple(ms)), []).append(str(one.layer))
+    rows = [[kind, ",".join(layers), *ms] for (kind, ms), layers in groups.items()]
+    return ["sublayer", "layers", "alone", *hows[1:]], rows

@@ -128,8 +128,8 @@ class Comparison:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The names of the report's two sides."""
-        first, second, *_ = self.arms
+        """The names of the report's two sides; a single arm is both."""
+        first, second, *_ = *self.arms, *self.arms
         return first, second
 
     @property

@@ -25,21 +25,12 @@ from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import files_of, numbers_of, report_of
 from exporter.models.changed_weights import refuse_streamed_changes
-from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, files_below
 from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import SCRATCH, remove_tree
 from graph_passes.files.reading import copy_file
 
 _PLACE, _FITS = "planning", "healing-fits"
-_RANKED_S = 10.0
-"""For a variant whose time only orders sublayers, and no target speedup rests on it."""
-
-
-def variant_s(request: ExportRequest, budget: Budget) -> float:
-    """How long a variant of the graph is timed, to learn what sublayers cost."""
-    seconds = request.compare.timing.time_budget_s
-    return seconds if budget.target_speedup is not None else min(seconds / 2, _RANKED_S)
 
 
 def plan_key(run: Run) -> Key:
@@ -135,7 +126,7 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         budget = on_graph(budget, weighed, run.progress)
         if budget.at is not None:
             run.free_model()  # costs are measured first, and want the machine for themselves
-            stopwatch = _stopwatch(run, budget, budget.at, graph, work)
+            stopwatch = _stopwatch(run, budget.at, graph, work)
     settings = _settings(run, budget)
     inputs = PlanInputs(
         run.importance,
@@ -164,7 +155,7 @@ def _settings(run: Run, budget: Budget) -> PlanSettings:
     return replace(settings, heal=settings.heal if by_plan else None)
 
 
-def _stopwatch(run: Run, budget: Budget, at: RequestShape, graph: Path, work: Path) -> Stopwatch:
+def _stopwatch(run: Run, at: RequestShape, graph: Path, work: Path) -> Stopwatch:
     compare = run.request.compare
     return Stopwatch(
         graph,
@@ -173,9 +164,7 @@ def _stopwatch(run: Run, budget: Budget, at: RequestShape, graph: Path, work: Pa
         work / SCRATCH,
         provider=compare.provider,
         threads=compare.threads,
-        variants=Effort(seconds=variant_s(run.request, budget), rounds=compare.rounds),
         candidates=Effort(seconds=2 * compare.timing.time_budget_s, rounds=compare.rounds),
-        together=budget.target_speedup is None,
         progress=run.progress,
     )
 

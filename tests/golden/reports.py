@@ -178,7 +178,7 @@ def _graph(root: Path) -> Path:
 
 def _costs(root: Path, time: VirtualTime) -> BaseModel:
     effort = Effort(rounds=6, clock=time, seed=0)
-    settings = CostSettings(AT, threads=1, effort=effort)
+    settings = CostSettings(AT, threads=1, variants=effort, clock=time)
     return measure_costs(_graph(root), settings, folder=root / "work")
 
 
@@ -190,14 +190,14 @@ class Found(BaseModel):
     left: list[str]
 
 
-def _costs_together(root: Path, time: VirtualTime) -> BaseModel:
+def _candidate(root: Path, time: VirtualTime) -> BaseModel:
     effort = Effort(rounds=6, clock=time, seed=0)
     watch = Stopwatch(
-        _graph(root), AT, root / "costs.json", root / "work", threads=1, together=True,
-        variants=effort, candidates=effort,
+        _graph(root), AT, root / "costs.json", root / "work", threads=1,
+        candidates=effort,
     )  # fmt: skip
     cut = PlanCandidate(tuple(Option((SublayerRef(n, "mlp"),)) for n in (1, 2)))
-    table = watch.costs(["none"])
+    table = watch.costs()
     speedup, left = watch.speedup(cut), [*(root / "work").iterdir()]
     return Found(table=table, speedup=speedup, left=list(map(str, left)))
 
@@ -205,7 +205,7 @@ def _costs_together(root: Path, time: VirtualTime) -> BaseModel:
 CASES: dict[str, Callable[[Path, VirtualTime], BaseModel]] = {
     "pair": _pair, "references": _references, "grid": _grid, "in_turns": _in_turns,
     "encoders": _encoders, "encoder_decoder": _stacks, "costs": _costs,
-    "costs_together": _costs_together,
+    "candidate": _candidate,
 }  # fmt: skip
 WITH_TORCH = ("encoder_decoder",)
 _LEFT_OUT = {

@@ -25,7 +25,6 @@ from exporter.choose.budgets.judges import (
 from exporter.choose.budgets.limits import QualityCheck
 from exporter.choose.budgets.meters import RememberingMeter, searched_meter
 from exporter.choose.budgets.options import (
-    REPLACEMENTS,
     Option,
     prior_of,
     protected_names,
@@ -117,7 +116,7 @@ class PlanInputs:
         if self._given_costs is not None or self.stopwatch is None:
             return self._given_costs
         try:
-            return self.stopwatch.costs(REPLACEMENTS[self.replaced_by])
+            return self.stopwatch.costs()
         except (BackendError, ComparisonError, CostError) as error:
             if self.budget.target_speedup is not None:
                 raise

@@ -343,9 +343,7 @@ def _inputs(
                 provider=request.run.provider,
                 threads=request.run.threads,
                 may_replace=request.costs is None,  # a file that was named is nobody's memory
-                variants=Effort(seconds=request.time_budget_s),
                 candidates=Effort(seconds=2 * request.time_budget_s),
-                together=budget.target_speedup is None,
                 progress=progress,
             )
     known = request.costs if stopwatch is None else None

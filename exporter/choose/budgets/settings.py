@@ -176,7 +176,7 @@ class PlanRequest(Options):
     )
     costs: OutputPath | None = option(
         None,
-        "File for the measured costs of sublayers; they are reused for the same graph, "
+        "File for the costs of sublayers; they are reused for the same graph, "
         "request and machine. Without --onnx they predict the speed, and nothing is measured.",
         metavar="FILE",
         section=SPEED,
@@ -185,8 +185,7 @@ class PlanRequest(Options):
     run: RunOptions = part(RunOptions())
     time_budget_s: Duration = option(
         60.0,
-        "Maximum time to measure the cost of a sublayer, in seconds; a candidate may take "
-        "twice as long.",
+        "Half of the maximum time to measure a candidate for --faster, in seconds.",
         "--time-budget",
         section=SPEED,
         rare=True,

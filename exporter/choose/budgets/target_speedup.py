@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +12,16 @@ from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.options import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
-from exporter.choose.costs.cost_runners import CostRunner, cut_for_a_while, graph_runner
-from exporter.choose.costs.measuring import CostSettings, fit_together, measure_on
+from exporter.choose.costs.cost_runners import CostRunner, graph_runner
+from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
 from exporter.engines.environment import default_threads
-from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import PlanError, UnmetGoalError
 from exporter.heal.plan_file import write_healed_plan
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from graph_passes.types import Replacement
 
 TOLERANCE = 0.03
 """How far the measured speedup may be from the target, as a share of it."""
@@ -126,34 +124,28 @@ class Stopwatch:
     onnx: Path
     at: RequestShape
     kept: Path
-    folder: Path  # takes variants and candidates for a while
+    folder: Path  # takes candidates for a while
     provider: str = "cpu"
-    threads: int | None = None  # None: what makes the graph's step fastest, found with the costs
+    threads: int | None = None  # None takes all physical cores
     may_replace: bool = True
-    variants: Effort = field(default_factory=Effort)
     candidates: Effort = field(default_factory=lambda: Effort(seconds=120.0))
-    together: bool = False
     progress: Progress = QUIET
 
     @cached_property
     def _runner(self) -> CostRunner:
         return graph_runner(self.onnx, self.folder, self.provider)
 
-    def costs(self, replacements: Sequence[Replacement]) -> CostTable:
+    def costs(self) -> CostTable:
         """What each sublayer's removal saves, for every replacement."""
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         settings = CostSettings(
             self.at,
             self.threads,
-            tuple(replacements),
-            effort=self.variants,
             kept=self.kept,
             may_replace=self.may_replace,
+            clock=self.candidates.clock,
         )
-        orders = self.together and set(replacements) <= {"none"} and fit_together(self._runner)
-        table = measure_on(self._runner, settings, progress=self.progress, together=orders)
-        self.threads = table.environment.threads
-        return table
+        return measure_on(self._runner, settings, self.progress)
 
     def speedup(self, candidate: PlanCandidate) -> Speedup:
         """How much faster the finished candidate answers."""
@@ -169,9 +161,7 @@ class Stopwatch:
             write_healed_plan(path, PruningPlan(deletions=candidate.deletions), candidate.cut)
             return LoadedPlan.read(path)
 
-        # Its weights alone, as they would be shipped.
-        with cut_for_a_while(self.onnx, self.folder, plan, share=False) as graph:
-            runner = open_runner(ONNX, graph, provider=self.provider, threads=1)
-            with self._runner.beside({"candidate": runner}) as arms:
-                rows = time_request(arms, cells, self.candidates, is_narrow, self.progress)
+        assert self._runner.cut is not None  # graphs are
+        with self._runner.cut(plan) as cut, self._runner.beside({"candidate": cut}) as arms:
+            rows = time_request(arms, cells, self.candidates, is_narrow, self.progress)
         return of_rows(rows, [count for _, count in cells]).speedup

@@ -1,26 +1,21 @@
-"""Where costs are measured: what runs the whole graph, and variants of it with sublayers cut."""
+"""Where costs are measured: what runs the whole model, and others beside it."""
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.loaded_plan import LoadedPlan, Replacements
-from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import Variant
-from exporter.choose.costs.weighing import sizes
+from exporter.choose.costs.weighing import module_sizes, sizes
 from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.kinds import open_file_arm
+from exporter.compare.kinds import open_file_arm, torch_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.subjects import TimedArm
 from exporter.cut.options import CutOptions
@@ -32,18 +27,20 @@ from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import CostError
-from exporter.files import sha256_bytes
+from exporter.models.model_folder import image_patches, longest_sequence
 from exporter.progress import QUIET, Progress
-from graph_passes.files.storage import data_files, load_model
-from graph_passes.replacements import ReplacementTensors
+from graph_passes.types import SublayerRef
 
-_SCALE = 0.01
-"""Of the random numbers in replacements: small ones, so that all that is computed stays finite."""
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+
+_PlanAt = Callable[[Path], LoadedPlan]
+"""Makes a plan, whose numbers may lie in the folder."""
 
 
 @dataclass
 class CostRunner:
-    """A model on an engine, and what runs it with sublayers cut."""
+    """A model on an engine, beside which cut ones can be loaded."""
 
     sizes: GraphSizes
     sha256: str  # of the model's files
@@ -51,20 +48,13 @@ class CostRunner:
     provider: str
     on_gpu: bool
     opened: Callable[[], ComparedArm]  # the whole model
-    cut: Callable[[Variant], AbstractContextManager[Runner]]
+    cut: Callable[[_PlanAt], AbstractContextManager[Runner]] | None = None  # None: none is made
     threads: int = 1  # CPU threads that all are given
 
     @cached_property
     def whole(self) -> ComparedArm:
         """The model as an arm, made when it is first asked for."""
         return self.opened()
-
-    @contextmanager
-    def arms(self, variants: Mapping[str, Variant]) -> Iterator[Mapping[str, TimedArm]]:
-        """The whole model and variants, all loaded while the block runs."""
-        with ExitStack() as stack:
-            runners = {name: stack.enter_context(self.cut(one)) for name, one in variants.items()}
-            yield stack.enter_context(self.beside(runners))
 
     @contextmanager
     def beside(self, runners: Mapping[str, Runner]) -> Iterator[Mapping[str, TimedArm]]:
@@ -94,7 +84,7 @@ def engine_runner(
     library: Backend = "tensorrt-rtx",
     progress: Progress = QUIET,
 ) -> CostRunner:
-    """An ONNX file as a TensorRT engine, built anew for each variant, and once for the whole."""
+    """An ONNX file as a TensorRT engine."""
     problem = ask_driver().problem
     if problem:
         raise CostError(
@@ -116,6 +106,28 @@ def engine_runner(
     return _on_graphs(onnx, folder, arm, (library, library, True), whole, built)
 
 
+def torch_runner(loaded: LoadedModel, device: str = "cpu", *, compiled: bool = False) -> CostRunner:
+    """A loaded model on PyTorch."""
+    from exporter.engines.runners.pytorch import TorchRunner
+    from exporter.models.onnx_interface import interface_of
+
+    model: Any = loaded.model
+    interface, config = interface_of(model), model.config.get_text_config().to_dict()
+    weighed = module_sizes(loaded)
+    own = dict(weighed.sublayers)
+    for slot in interface.cache:
+        name = SublayerRef(slot.layer, "attention")
+        per_token = (slot.heads * size * interface.dtype.itemsize for _, size in slot.parts)
+        own[name] = replace(own[name], caches=tuple(map(CacheSize, per_token)))
+    longest = longest_sequence(config) if interface.image is None else image_patches(config)
+    running = TorchRunner(model, interface=interface, compiled=compiled, provider=device, threads=1)
+    whole = torch_arm(loaded, loaded.path, running, "torch:")
+    on_gpu = running.capabilities.device == "gpu"
+    engine = running.backend, running.provider, on_gpu
+    weighed = replace(weighed, sublayers=own, longest=longest)
+    return CostRunner(weighed, whole.facts.sha256, *engine, lambda: whole)
+
+
 def _file(onnx: Path, provider: str, runs_on: str) -> ComparedArm:
     options = CompareOptions(provider=provider)  # type: ignore[arg-type]
     return open_file_arm(onnx, options, threads=1, backend=runs_on)
@@ -129,79 +141,25 @@ def _on_graphs(
     whole: Callable[[], ComparedArm],
     opened: Callable[[Path], Runner],
 ) -> CostRunner:
-    weighed = sizes(onnx)
-
     @contextmanager
-    def cut(variant: Variant) -> Iterator[Runner]:
-        with cut_for_a_while(onnx, folder, partial(plan_of, variant, weighed)) as graph:
+    def cut(plan: _PlanAt) -> Iterator[Runner]:
+        with cut_for_a_while(onnx, folder, plan) as graph:
             yield opened(graph)
 
-    return CostRunner(weighed, arm.facts.sha256, *engine, whole, cut)
+    return CostRunner(sizes(onnx), arm.facts.sha256, *engine, whole, cut)
 
 
 @contextmanager
-def cut_for_a_while(
-    onnx: Path, folder: Path, plan: Callable[[Path], LoadedPlan], *, share: bool = True
-) -> Iterator[Path]:
-    """Cuts a graph into a folder of its own, which is gone after the block.
-
-    Shared weights are the source's own where both folders are on one file system.
-    """
+def cut_for_a_while(onnx: Path, folder: Path, plan: _PlanAt) -> Iterator[Path]:
+    """Cuts a graph into a folder of its own, which is gone after the block."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".costs.", dir=folder) as name:
-        place = Path(name)
-        source, weights = _linked(onnx, place) if share else (onnx, "compact")
-        target = place / f"{onnx.stem}.variant.onnx"
-        options = CutOptions(verify="none", weights=weights, companions=False, genai_config="none")
-        prune_file(source, target, plan(place), options)
+        target = Path(name) / f"{onnx.stem}.variant.onnx"
+        options = CutOptions(
+            verify="none", weights="compact", companions=False, genai_config="none"
+        )
+        prune_file(onnx, target, plan(Path(name)), options)
         yield target
-
-
-def plan_of(variant: Variant, sizes: GraphSizes, place: Path) -> LoadedPlan:
-    """What of a variant goes, with random numbers in its place, the same for every sublayer."""
-    deletions = [
-        PlannedDeletion(layer=m.layer, kind=m.kind, replacement=variant.replacement)
-        for m in variant.members
-    ]
-    if variant.replacement == "none":
-        return LoadedPlan.of(deletions)
-    hidden = sizes.hidden
-    assert hidden is not None  # else nothing is replaced
-    one = random_replacement(hidden, variant.replacement)
-    tensors = {member.name: one for member in variant.members}
-    numbers = Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
-    return LoadedPlan.of(deletions, numbers)
-
-
-def _linked(onnx: Path, place: Path) -> tuple[Path, Literal["share", "compact"]]:
-    """The source beside the variant, by other names of the same files; or itself, elsewhere."""
-    data, root = data_files(load_model(onnx)), onnx.parent
-    if not data or not all(path.is_relative_to(root) for path in data):
-        return onnx, "compact"
-    names = {path: place / path.relative_to(root) for path in (onnx, *data)}
-    try:
-        for path, name in names.items():
-            name.parent.mkdir(parents=True, exist_ok=True)
-            name.hardlink_to(path.resolve())
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        for name in names.values():
-            name.unlink(missing_ok=True)
-        return onnx, "compact"
-    return names[onnx], "share"
-
-
-def random_replacement(hidden: int, replacement: str) -> ReplacementTensors:
-    """The numbers of a replacement that means nothing."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return _SCALE * rng.standard_normal(shape, dtype=np.float32)
-
-    if replacement == "bias":
-        return ReplacementTensors(draw(hidden))
-    return ReplacementTensors(draw(hidden), draw(hidden, hidden))
 
 
 def ranges_for(at: RequestShape) -> Ranges:

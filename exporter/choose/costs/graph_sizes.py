@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from exporter.artifacts.latency import Shape
 from exporter.errors import CostError
 from graph_passes.types import Replacement, SublayerRef
 
@@ -36,7 +37,12 @@ class SublayerSize:
     linear_weight_bytes: int
     takes_linear: bool = True
     caches: tuple[CacheSize, ...] = ()
-    signature: str = ""
+
+    def reach(self, context: int) -> int:
+        """How many positions an attention looks at; a recurrent one at none."""
+        growing = [cache for cache in self.caches if cache.per_token]
+        windows = [context if cache.window is None else cache.window for cache in growing]
+        return 0 if self.caches and not growing else min([context, *windows])
 
     def kv_bytes(self, context: int, batch: int = 1) -> int:
         """What its cache takes for ``batch`` sequences of ``context`` tokens."""
@@ -46,6 +52,19 @@ class SublayerSize:
 def cache_bytes(caches: tuple[CacheSize, ...], context: int, batch: int) -> int:
     """What caches take for ``batch`` sequences of ``context`` tokens."""
     return batch * math.ceil(sum(cache.bytes(context) for cache in caches))
+
+
+class Work(NamedTuple):
+    """What one run of a model does."""
+
+    multiplications: float  # by weights
+    pair_multiplications: float  # of attentions, between positions
+    weight_bytes: float
+    cache_bytes: float
+
+
+_WIDTH = 1024
+"""Of a residual stream that a graph doesn't tell: it only says how pairs begin to be weighed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ class GraphSizes:
     sublayers: Mapping[SublayerRef, SublayerSize]
     parameters: int
     weight_bytes: int
-    rest_caches: tuple[CacheSize, ...] = ()
+    rest: SublayerSize = SublayerSize(0, 0, 0, 0)  # what is multiplied, and cached, beside them
     hidden: int | None = None  # width of the residual stream; None where the graph doesn't tell
     number_bytes: int = 4
     longest: int | None = None  # positions that the graph can hold; None where it sets no limit
@@ -80,7 +99,7 @@ class GraphSizes:
     @property
     def has_cache(self) -> bool:
         """Whether the graph takes a cache or a state."""
-        return bool(self.rest_caches) or any(
+        return bool(self.rest.caches) or any(
             sublayer.caches for sublayer in self.sublayers.values()
         )
 
@@ -139,7 +158,27 @@ class GraphSizes:
                 code="context-too-long",
             )
         owners = (sublayer.caches for sublayer in self.sublayers.values())
-        caches = self.rest_caches + tuple(cache for own in owners for cache in own)
+        caches = self.rest.caches + tuple(cache for own in owners for cache in own)
         whole = self.weight_bytes + cache_bytes(caches, context, batch)
         cut = (choices or {}).items()
         return whole - sum(self.saved_bytes(*item, context=context, batch=batch) for item in cut)
+
+    def work(self, cell: Shape, choices: Mapping[Any, Replacement] | None = None) -> Work:
+        """What is left of a run's work where some sublayers are cut."""
+        tokens, context, cut = cell.batch * cell.sequence_length, cell.total_length, choices or {}
+        every = [*self.sublayers.values(), self.rest]
+        saved = [self.saved_bytes(name, how) for name, how in cut.items()]
+        left = [size for name, size in self.sublayers.items() if name not in cut]
+        pairs = (
+            size.parameters / (2 * (self.hidden or _WIDTH)) * size.reach(context)
+            for name, size in self.sublayers.items()
+            if name[1] == "attention" and name not in cut
+        )
+        numbers = sum(size.parameters for size in every)
+        numbers -= sum(self.saved_parameters(name, how) for name, how in cut.items())
+        return Work(
+            float(tokens * numbers),
+            tokens * math.fsum(pairs),
+            float(sum(size.weight_bytes for size in every) - sum(saved)),
+            float(sum(size.kv_bytes(context, cell.batch) for size in [*left, self.rest])),
+        )

@@ -14,17 +14,15 @@ import onnx_ir as ir
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.errors import CostError
-from exporter.files import sha256_bytes
 from exporter.models import sentence_folder
 from exporter.models.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.model_folder import find_model
 from graph_passes.files.storage import load_model
 from graph_passes.finding.dataflow import CONTRACTIONS
-from graph_passes.finding.operators import is_fused_attention
 from graph_passes.finding.shapes import head_count, head_size
 from graph_passes.finding.sharing import own_parameters
-from graph_passes.finding.weights import constant_weight, float_type, is_weight, width
+from graph_passes.finding.weights import constant_weight, float_type, is_weight, parameters, width
 from graph_passes.locate import FoundSite, survey
 from graph_passes.pipeline import graph_size
 from graph_passes.replacement_nodes import spare_input
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
 
 _CACHE_RANK = 4
 _HEADS, _LENGTH, _SIZE = 1, 2, 3
-_LETTERS = 12
-_WORK = frozenset({"local_window_size", "sliding_window_cache", "num_heads", "kv_num_heads"})
-"""Attributes of fused attentions that decide how much they compute."""
 
 
 def sizes(onnx: Path) -> GraphSizes:
@@ -81,12 +76,33 @@ def weigh(
         sublayers=dict(_sized(site, windows) for site in sites),
         parameters=whole.parameters,
         weight_bytes=whole.bytes,
-        rest_caches=tuple(_cache_size(value, windows) for value in rest),
+        rest=_rest(model, sites, tuple(_cache_size(value, windows) for value in rest)),
         hidden=hidden,
         number_bytes=4 if dtype is None else math.ceil(dtype.itemsize),
         longest=longest,
         name=name,
     )
+
+
+_WRAPPING = frozenset({"Transpose", "Cast", "Identity", "DequantizeLinear"})
+
+
+def _rest(
+    model: ir.Model, sites: Iterable[FoundSite], caches: tuple[CacheSize, ...]
+) -> SublayerSize:
+    """What is multiplied beside the sublayers: most of it where the answers are made."""
+    inside = {node for site in sites for node in site.dying}
+    products = (n for n in model.graph if n.op_type in CONTRACTIONS and n not in inside)
+    read = {origin for node in products for origin in map(_origin, node.inputs) if origin}
+    weights = [value for value in read if is_weight(value)]
+    held = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    count = sum(map(parameters, weights))
+    return SublayerSize(count, count, held, held, caches=caches)
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    node = None if value is None else value.producer()
+    return _origin(node.inputs[0]) if node and node.op_type in _WRAPPING else value
 
 
 def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[SublayerRef, SublayerSize]:
@@ -99,7 +115,6 @@ def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[SublayerRef, Su
         linear_weight_bytes=_weight_bytes(linear),
         takes_linear=takes_linear,
         caches=tuple(_cache_size(value, windows) for value in site.caches),
-        signature=signature_of(site),
     )
     return site.ref, size
 
@@ -144,42 +159,6 @@ def _stream_form(sites: Iterable[FoundSite]) -> tuple[ir.DataType | None, int | 
     return float_type(values), width([*values, *inputs])
 
 
-def signature_of(site: FoundSite) -> str:
-    """A short digest of a sublayer's work: what is multiplied, by what shapes, how far back.
-
-    Operators that multiply nothing are left out: they cost little, and exporters write some of
-    them in one layer alone on behalf of all.
-    """
-    weights = sorted(_matrices(site).values())
-    work = sorted(filter(None, map(_product, site.dying)))
-    # The sizes that are no names, which may be a layer's own.
-    caches = [[d for d in cache.shape or () if isinstance(d, int)] for cache in site.caches]
-    result = repr((site.kind, weights, work, caches))
-    return sha256_bytes(result.encode())[:_LETTERS]
-
-
-def _matrices(site: FoundSite) -> dict[ir.Value, tuple[str, str, str]]:
-    """What each matrix is; vectors are norms and biases."""
-    return {
-        value: (node.op_type, value.const_value.dtype.name, str(value.const_value.shape))
-        for node in site.dying
-        for value in node.inputs
-        if value is not None and is_weight(value) and value.const_value is not None
-        if len(value.const_value.shape) > 1
-    }
-
-
-def _product(node: ir.Node) -> str:
-    if not is_fused_attention(node) and node.op_type not in CONTRACTIONS:
-        return ""
-    values = {
-        name: attribute.value
-        for name, attribute in node.attributes.items()
-        if name in _WORK and not attribute.is_ref()
-    }
-    return f"{node.domain}.{node.op_type}{sorted(values.items())}"
-
-
 def module_sizes(loaded: LoadedModel) -> GraphSizes:
     """Weighs the modules of every attention and MLP of a model, without their norms and caches.
 
@@ -190,7 +169,8 @@ def module_sizes(loaded: LoadedModel) -> GraphSizes:
     owners = {module.number: module.layer for module in layer_modules(model)}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     everything, config = list(model.parameters()), model.config.get_text_config()
-    windows = dict(enumerate(getattr(config, "layer_types", None) or ()))
+    head = model.get_output_embeddings()
+    read = [] if head is None else [head.weight]
 
     def size(part: SublayerModules) -> SublayerSize:
         inside = (part.contribution, part.reads)
@@ -198,14 +178,14 @@ def module_sizes(loaded: LoadedModel) -> GraphSizes:
         own = [c for c in children if any(m is s for m in c.modules() for s in inside)]
         alone = [p for child in own for p in child.parameters() if uses[id(p)] == 1]
         count, held = sum(p.numel() for p in alone), sum(p.nbytes for p in alone)
-        shapes = sorted(str((tuple(p.shape), str(p.dtype))) for p in alone)
-        digest = sha256_bytes(repr((part.kind, shapes, windows.get(part.layer))).encode())
-        return SublayerSize(count, count, held, held, signature=digest[:_LETTERS])
+        return SublayerSize(count, count, held, held)
 
+    count, held = sum(p.numel() for p in read), sum(p.nbytes for p in read)
     return GraphSizes(
         {part.ref: size(part) for part in sublayers(model)},
         parameters=sum(p.numel() for p in everything),
         weight_bytes=sum(p.nbytes for p in everything),
+        rest=SublayerSize(count, count, held, held),
         hidden=config.hidden_size,
         number_bytes=everything[0].element_size(),
         name=loaded.ref.source,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from exporter.artifacts.latency import Speedup
 from exporter.compare.timing.statistics import estimate, log_ratios
-from exporter.models.architectures import sublayers
+from exporter.models.ablation.branch_replacements import BranchReplacement, first_input
+from exporter.models.architectures import SublayerModules, sublayers
 from exporter.models.residual_stream import hooked
 from exporter.models.tasks import Tokens
 from tests.benchmarks.rivals.work import BATCH, WHOLE, Candidate
@@ -35,13 +39,51 @@ def structure(candidate: Candidate) -> str:
 
 def really_cut(model: Any, candidate: Candidate) -> Any:
     """A copy in which the branches that go are not computed; it shares the model's weights."""
-    from exporter.choose.costs.torch_cost_runner import leave_out, sharing_copy
-
-    result = sharing_copy(model)
+    own = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    result = copy.deepcopy(model, own)
     for part in sublayers(result):
         if part.ref in candidate.cut:
             leave_out(result, part, candidate.cut[part.ref])
     return result
+
+
+def leave_out(model: Any, part: SublayerModules, instead: BranchReplacement) -> None:
+    """Puts something else in a branch's place, so that the branch isn't computed any more."""
+    import torch
+
+    first, last, read = part.reads, part.contribution, list[Any]()
+    form = _output_form(model, last)
+
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        read[:] = [first_input(args, kwargs)]
+        return begun(read[0])
+
+    def end(*args: Any, **kwargs: Any) -> Any:
+        x = first_input(args, kwargs) if first is last else read.pop()
+        tensor = instead.contribution(x)
+        return form(torch.zeros_like(x) if tensor is None else tensor)
+
+    if first is not last:
+        begun = _output_form(model, first)
+        first.forward = begin
+    last.forward = end  # type: ignore[method-assign]
+
+
+def _output_form(model: Any, module: Any) -> Callable[[Any], Any]:
+    """What a module gives back, with another first tensor and nothing else in it."""
+    import torch
+
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+    finally:
+        handle.remove()
+    if not isinstance(seen[0], tuple):
+        return lambda tensor: tensor
+    rest = (None,) * (len(seen[0]) - 1)
+    return lambda tensor: (tensor, *rest)
 
 
 def speedup(model: Any, candidate: Candidate, rounds: int) -> Speedup:

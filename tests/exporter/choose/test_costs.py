@@ -12,25 +12,16 @@ from unittest.mock import Mock
 import pytest
 
 from exporter.artifacts.latency import Shape
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.costs import measuring
 from exporter.choose.costs.cost_runners import CostRunner
-from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
-from exporter.choose.costs.measuring import CostSettings, measure_on
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize, Work
+from exporter.choose.costs.measuring import CostSettings, fitted_rates, measure_on
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import (
-    CostGroup,
-    CostTable,
-    Member,
-    Trial,
-    Variant,
-    groups_of,
-    variants,
-)
+from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.compare.timing.subjects import Probe
 from exporter.errors import CostError, SurgeryError, UsageError
-from exporter.progress import QUIET
-from graph_passes.types import Replacement
 from tests.made_tables import made_table
 from tests.raising import raises
 from tests.virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
@@ -90,45 +81,14 @@ TABLE = made_table(
 )
 
 
-def grouped(*trials: Trial) -> CostTable:
-    group = CostGroup(signature="s", members=mlps(8), trials=list(trials))
-    return TABLE.model_copy(update={"groups": [group]})
-
-
-def mlps(count: int) -> list[Member]:
-    return [Member(layer=layer, kind="mlp") for layer in range(count)]
-
-
-def trial(count: int, saved_ms: float, replacement: Replacement = "none") -> Trial:
-    return Trial(
-        replacement=replacement, treated=mlps(count), saved_ms=saved_ms, std_error_ms=0.1
-    )  # fmt: skip
-
-
 def test_savings_add_up() -> None:
     assert TABLE.saved_ms((0, "attention")) == 6.0
     assert TABLE.saved_ms((0, "mlp"), "linear") == -1.0
     choices = {(0, "attention"): "linear", (0, "mlp"): "none"}
     assert TABLE.speedup(choices) == pytest.approx(100 / 86, rel=1e-12)
     assert TABLE.speedup({}) == 1.0
-
-
-def test_members_of_a_group_cost_the_same_by_their_share() -> None:
-    table = grouped(trial(4, 8.0))
-    assert [table.saved_ms((layer, "mlp")) for layer in range(8)] == [2.0] * 8
-    assert table.groups[0].each_ms("none") == pytest.approx((2.0, 0.1 / 4), rel=1e-12)
-    small, large = (Member(layer=n, kind="mlp", share=n + 0.5) for n in range(2))
-    one = trial(1, 3.0).model_copy(update={"treated": [large]})
-    group = CostGroup(signature="s", members=[small, large], trials=[one])
-    uneven = TABLE.model_copy(update={"groups": [group]})
-    saved = [uneven.saved_ms((layer, "mlp")) for layer in range(2)]
-    assert saved == pytest.approx([1.0, 3.0], rel=1e-12)
-
-
-def test_the_largest_trial_of_a_replacement_tells_what_it_saves() -> None:
-    table = grouped(trial(4, 10.0), trial(2, 6.0), trial(4, 8.0, "linear"))
-    choices = {(0, "mlp"): "linear", (1, "mlp"): "none"}
-    assert table.speedup(choices) == pytest.approx(100 / (100 - 2.0 - 2.5), rel=1e-12)
+    with raises(CostError, "not-measured", "mlp 0", "bias"):
+        TABLE.saved_ms((0, "mlp"), "bias")
 
 
 def test_costs_that_save_everything_or_lack_a_sublayer_foretell_nothing() -> None:
@@ -138,46 +98,38 @@ def test_costs_that_save_everything_or_lack_a_sublayer_foretell_nothing() -> Non
 
 
 AT = RequestShape(batch=1, prompt=16, new=5)
-FIXED_MS = {"prefill": 30.0, "decode": 4.0}
-EACH_MS = {"attention": {"prefill": 6.0, "decode": 0.5}, "mlp": {"prefill": 9.0, "decode": 1.0}}
-REPLACED_MS = {"none": 0.0, "bias": 0.1, "linear": 0.5}
 LAYERS = 8
-
-
-def saved_ms(kind: str, replacement: str = "none") -> float:
-    """What one sublayer saves of the request in truth."""
-    whole = EACH_MS[kind]["prefill"] + AT.new * EACH_MS[kind]["decode"]
-    return whole - (1 + AT.new) * REPLACED_MS[replacement]
-
-
-BASELINE_MS = (
-    FIXED_MS["prefill"] + AT.new * FIXED_MS["decode"]
-    + LAYERS * (saved_ms("attention") + saved_ms("mlp"))
+KEYS = (CacheSize(per_token=512.0),)
+SIZES = GraphSizes(
+    {
+        (layer, kind): SublayerSize(size, size, 4 * size, 4 * size, caches=caches)
+        for layer in range(LAYERS)
+        for kind, size, caches in (("attention", 4000, KEYS), ("mlp", 9000, ()))
+    },
+    200_000, 800_000, rest=SublayerSize(50_000, 0, 200_000, 0), hidden=32, longest=64,
 )  # fmt: skip
+RATES = Work(2e-5, 9e-5, 3e-6, 7e-6)
+"""Milliseconds of the made machine: a multiplication between positions takes longer than others."""
+
+
+def true_ms(cell: Shape, cut: Mapping[Any, Any] | None = None) -> float:
+    return sum(n * ms for n, ms in zip(SIZES.work(cell, cut), RATES, strict=True))
+
+
+def request_ms(cut: Mapping[Any, Any] | None = None) -> float:
+    return sum(count * true_ms(cell, cut) for cell, count in AT.cells(cached=True))
 
 
 @dataclass
-class CostlyArm(VirtualArm):
-    """A model whose calls take what its sublayers take."""
+class WorkingArm(VirtualArm):
+    """A model whose runs take what its work takes; a cut one saves ``extra`` times as much."""
 
-    variant: Variant | None = None
+    cut: Mapping[Any, Any] = field(default_factory=dict)
+    extra: float = 1.0
 
     def probe(self, cell: Shape) -> Probe:
-        phase = cell.phases[0]
-        self.call_ms = FIXED_MS[phase] + sum(LAYERS * item[phase] for item in EACH_MS.values())
-        for member in self.variant.members if self.variant else ():
-            self.call_ms -= EACH_MS[member.kind][phase] - REPLACED_MS[self.variant.replacement]
+        self.call_ms = true_ms(cell) - self.extra * (true_ms(cell) - true_ms(cell, self.cut))
         return super().probe(cell)
-
-
-SIZES = GraphSizes(
-    {
-        (layer, kind): SublayerSize(size, size, 4 * size, 4 * size, signature=kind)
-        for layer in range(LAYERS)
-        for kind, size in (("attention", 40), ("mlp", 90))
-    },
-    10_000, 40_000, rest_caches=(CacheSize(1),), hidden=8, longest=64,
-)  # fmt: skip
 
 
 @dataclass
@@ -192,129 +144,127 @@ class VirtualBench:
     threads: int = 1
     sizes: GraphSizes = SIZES
     time: VirtualTime = field(default_factory=VirtualTime)
-    timed: list[Variant] = field(default_factory=list)
+    whole: Any = field(default_factory=lambda: Mock(folder=Mock(classifies_images=False)))
+    extra: float = 1.0
     refused: str = ""
-    dies_at: int | None = None
+    loaded: list[list[str]] = field(default_factory=list)
+    cuts: list[Any] = field(default_factory=list)
 
     @contextmanager
-    def arms(self, variants: Mapping[str, Variant]) -> Iterator[Mapping[str, CostlyArm]]:
-        ((name, variant),) = variants.items()
-        if variant.members[0].kind == self.refused:
+    def beside(self, runners: Mapping[str, Any]) -> Iterator[Mapping[str, WorkingArm]]:
+        self.loaded.append([*runners])
+        arms = {"baseline": WorkingArm(self.time, 0, self.noise)}
+        for name, cut in runners.items():
+            arms[name] = WorkingArm(self.time, 0, self.noise, cut=cut, extra=self.extra)
+        yield arms
+
+    @contextmanager
+    def cut(self, plan: Any) -> Iterator[Any]:
+        made: LoadedPlan = plan(Path())
+        names = {(one.layer, one.kind): "none" for one in made.plan.deletions}
+        if self.refused in {kind for _, kind in names}:
             raise SurgeryError("no")
-        self.timed.append(variant)
-        if self.dies_at == len(self.timed):
-            raise KeyboardInterrupt
-        yield {
-            "baseline": CostlyArm(self.time, 0, self.noise),
-            name: CostlyArm(self.time, 0, self.noise, variant=variant),
-        }
-
-    def effort(self, **changes: Any) -> Effort:
-        return Effort(**{"seconds": 60.0, "clock": self.time, "seed": 0, **changes})
+        self.cuts.append(sorted(names))
+        yield names
 
 
-def measured(cost_runner: VirtualBench, **changes: Any) -> CostTable:
-    """In two rounds each: enough where nothing disturbs, and for all but the numbers."""
-    options = {"at": AT, "threads": 1, "effort": cost_runner.effort(rounds=2), **changes}
-    names, progress = options.pop("names", None), options.pop("progress", QUIET)
-    return measure_on(cast("CostRunner", cost_runner), CostSettings(**options), names, progress)
+def measured(bench: VirtualBench, seconds: float = 2.0, **changes: Any) -> CostTable:
+    options = {"at": AT, "threads": 1, "seconds": seconds, "clock": bench.time, **changes}
+    return measure_on(cast("CostRunner", bench), CostSettings(**options))
 
 
-def test_on_a_quiet_machine_costs_are_what_they_are() -> None:
-    table = measured(VirtualBench())
-    # Times are whole nanoseconds.
-    assert table.baseline_ms == pytest.approx(BASELINE_MS, rel=1e-6)
+def timed(bench: VirtualBench, seconds: float = 60.0, rounds: int | None = 2) -> Effort:
+    return Effort(seconds=seconds, rounds=rounds, clock=bench.time, seed=0)
+
+
+def test_on_a_quiet_machine_savings_are_what_they_are_and_one_model_is_loaded_once() -> None:
+    bench = VirtualBench()
+    table = measured(bench)
+    assert bench.loaded == [[]]
+    assert table.baseline_ms == pytest.approx(request_ms(), rel=1e-5)  # whole nanoseconds
+    assert table.names == sorted(SIZES.sublayers)
     for name in table.names:
-        for replacement in REPLACED_MS:
-            truth = saved_ms(name[1], replacement)
-            assert table.saved_ms(name, replacement) == pytest.approx(truth, rel=1e-4)
-    choices = {(0, "attention"): "linear", (3, "attention"): "none", (2, "mlp"): "bias"}
-    left = BASELINE_MS - sum(saved_ms(name[1], how) for name, how in choices.items())
-    assert table.speedup(choices) == pytest.approx(BASELINE_MS / left, rel=1e-4)
+        for how in ("none", "bias", "linear"):
+            truth = request_ms() - request_ms({name: how})
+            assert table.saved_ms(name, how) == pytest.approx(truth, rel=0.02)
+    cut = {(layer, "attention"): "none" for layer in range(4)}
+    assert table.speedup(cut) == pytest.approx(request_ms() / request_ms(cut), rel=0.005)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_on_a_busy_machine_they_are_known_as_well_as_the_table_says(seed: int) -> None:
-    cost_runner = VirtualBench(BusyMachine(seed))
-    effort = cost_runner.effort(seconds=24)
-    table = measured(cost_runner, names=[(0, "mlp")], replacements=("linear",), effort=effort)
-    slower = table.baseline_ms / BASELINE_MS  # than when nothing disturbs
-    assert 1.2 < slower < 4
-    for replacement in ("none", "linear"):
-        result, error = table.groups[0].each_ms(replacement)
-        # A t of some 5 degrees of freedom is below 4.8 in 99.5 of 100 cases.
-        assert abs(result - slower * saved_ms("mlp", replacement)) <= 4.8 * error
-        assert error < 0.2 * result
-    table = measured(VirtualBench(BusyMachine(seed)), replacements=())
-    # Two rounds are not certain, even if each fell into the middle of four times.
-    errors = [trial.std_error_ms for group in table.groups for trial in group.trials]
-    assert min(errors) > 1e-4 * table.baseline_ms
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_busy_machine_the_shares_are_nearly_right(seed: int) -> None:
+    table = measured(VirtualBench(BusyMachine(seed)), seconds=4.0)
+    for kind in ("attention", "mlp"):
+        cut = {(layer, kind): "none" for layer in range(4)}
+        assert table.speedup(cut) == pytest.approx(request_ms() / request_ms(cut), rel=0.05)
 
 
-@pytest.mark.parametrize(("seconds", "messages"), [(0.5, 3), (60.0, 1)])
-def test_a_figure_of_too_little_time_is_said_to_be_rough(seconds: float, messages: int) -> None:
-    bench, progress = VirtualBench(), Mock(wraps=QUIET)
-    effort = bench.effort(seconds=seconds)
-    measured(bench, names=[(0, "mlp")], replacements=(), effort=effort, progress=progress)
-    assert progress.say.call_count == messages
+def test_a_longer_context_makes_attentions_dearer() -> None:
+    long, short = (measured(VirtualBench(), at=RequestShape(1, prompt, 5)) for prompt in (48, 12))
+    shares = [t.saved_ms((0, "attention")) / t.saved_ms((0, "mlp")) for t in (long, short)]
+    assert shares[0] > 1.2 * shares[1]
 
 
-def test_each_group_is_cut_by_half_once_with_each_replacement() -> None:
-    cost_runner = VirtualBench()
-    measured(cost_runner)
-    result = [
-        (t.members[0].kind, t.replacement, [m.layer for m in t.members]) for t in cost_runner.timed
-    ]
-    assert result == [
-        (kind, replacement, [1, 3, 5, 7])
-        for kind in EACH_MS
-        for replacement in ("none", "bias", "linear")
-    ]
+def test_what_one_length_cannot_tell_apart_costs_the_same_everywhere() -> None:
+    work = SIZES.work(Shape("encode", 1, 16))._replace(cache_bytes=0.0)
+    rates = fitted_rates([work], [10.0])
+    assert rates.multiplications == pytest.approx(rates.pair_multiplications, rel=0.01)
+    assert rates.multiplications * (work[0] + work[1]) == pytest.approx(10.0, rel=0.01)
 
 
-def test_only_the_groups_of_named_sublayers_are_measured() -> None:
-    cost_runner = VirtualBench()
-    table = measured(cost_runner, names=[(3, "mlp")], replacements=())
-    assert {t.members[0].kind for t in cost_runner.timed} == {"mlp"}
-    assert table.names == [(layer, "mlp") for layer in range(LAYERS)]
-    with raises(CostError, "not-measured", "attention 0"):
-        table.saved_ms((0, "attention"))
+def test_images_are_run_at_their_one_length() -> None:
+    bench = VirtualBench(whole=Mock(folder=Mock(classifies_images=True)))
+    assert len(measured(bench, at=RequestShape(1, 16, 0)).runs) == 1
+    assert len(measured(VirtualBench(), at=RequestShape(1, 16, 0)).runs) == 3
 
 
 @pytest.mark.parametrize(
-    ("bench", "options", "code", "field"),
-    [
-        ({}, {"names": [(99, "mlp")]}, "sublayer-missing", "mlp 99"),
-        ({}, {"names": []}, "nothing-measured", ""),
-        ({}, {"at": RequestShape(1, 60, 5)}, "context-too-long", 65),
-        ({"refused": "mlp"}, {"names": [(0, "mlp")]}, "nothing-measured", ""),
-    ],
+    ("options", "code", "field"),
+    [({"at": RequestShape(1, 60, 5)}, "context-too-long", 65)],
 )
-def test_what_cannot_be_measured_is_refused(
-    bench: Any, options: Any, code: str, field: object
-) -> None:
+def test_what_cannot_be_measured_is_refused(options: Any, code: str, field: object) -> None:
     with raises(CostError, code, field):
-        measured(VirtualBench(**bench), **options)
-    assert measured(VirtualBench(), at=RequestShape(1, 60, 4), replacements=(), names=[(0, "mlp")])
+        measured(VirtualBench(), **options)
+    assert measured(VirtualBench(), at=RequestShape(1, 60, 4))
+
+
+def test_variants_are_timed_where_asked_for_and_used() -> None:
+    bench = VirtualBench(extra=1.5)
+    table = measured(bench, variants=timed(bench))
+    assert bench.cuts == [[(n, kind) for n in (1, 3, 5, 7)] for kind in ("attention", "mlp")]
+    assert bench.loaded == [[], ["cut"], ["cut"]]
+    assert len(table.variants[0].rows) == len(AT.cells(cached=True))
+    for kind in ("attention", "mlp"):
+        truth = 1.5 * (request_ms() - request_ms({(0, kind): "none"}))
+        assert table.saved_ms((0, kind)) == pytest.approx(truth, rel=0.01)
+        replaced = request_ms({(0, kind): "linear"}) - request_ms({(0, kind): "none"})
+        assert table.saved_ms((0, kind), "linear") == pytest.approx(truth - replaced, rel=0.05)
+
+
+def test_a_variant_within_its_noise_is_not_used() -> None:
+    plain = measured(VirtualBench())
+    bench = VirtualBench(extra=-0.5)  # slower, as noise may have it
+    table = measured(bench, variants=timed(bench))
+    assert len(table.variants) == 2
+    assert table.sublayers == plain.sublayers
+
+
+def test_a_variant_that_cannot_be_cut_is_left_out() -> None:
+    bench = VirtualBench(refused="mlp", extra=1.5)
+    table, plain = measured(bench, variants=timed(bench)), measured(VirtualBench())
+    assert [variant.sublayers[0].kind for variant in table.variants] == ["attention"]
+    assert table.saved_ms((0, "mlp")) == plain.saved_ms((0, "mlp"))
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     kept = tmp_path / "costs.json"
-    with pytest.raises(KeyboardInterrupt):
-        measured(VirtualBench(dies_at=2), kept=kept, replacements=())
-    first, second, more = VirtualBench(), VirtualBench(), VirtualBench()
-    table = measured(first, kept=kept, replacements=("none",))
-    assert len(first.timed) == 2 - 1
-    again = measured(second, kept=kept, replacements=("none",), may_replace=False)
-    assert again.groups == table.groups
-    assert second.timed == []
-    measured(more, kept=kept, replacements=("none", "bias"))
-    assert [t.replacement for t in more.timed] == ["bias", "bias"]
-    # Nor is anything lost that isn't asked for.
-    measured(more, kept=kept, replacements=("linear",), names=[(0, "mlp")])
-    table = CostTable.read(kept)
-    for kind, how in (("attention", "bias"), ("mlp", "bias"), ("mlp", "linear")):
-        assert table.saved_ms((0, kind), how) == pytest.approx(saved_ms(kind, how), rel=1e-4)
+    table = measured(VirtualBench(), kept=kept)
+    again, more = VirtualBench(), VirtualBench(extra=1.5)
+    assert measured(again, kept=kept, may_replace=False) == table == CostTable.read(kept)
+    assert again.loaded == []
+    with_variants = measured(more, kept=kept, variants=timed(more))
+    assert measured(again, kept=kept, variants=timed(again)) == with_variants
+    assert (len(more.cuts), again.loaded) == (2, [])
 
 
 @pytest.mark.parametrize(
@@ -330,59 +280,32 @@ def test_costs_under_other_conditions_are_measured_anew(
     tmp_path: Path, change: dict[str, Any], options: dict[str, Any], code: str
 ) -> None:
     kept = tmp_path / "costs.json"
-    few = {"names": [(0, "mlp")], "replacements": ["linear"], "kept": kept}
-    measured(VirtualBench(), **few)
-    cost_runner, before = VirtualBench(**change), kept.read_bytes()
+    measured(VirtualBench(), kept=kept)
+    bench, before = VirtualBench(**change), kept.read_bytes()
     with raises(CostError, code, kept):
-        measured(cost_runner, **few, **options, may_replace=False)
-    assert (kept.read_bytes(), cost_runner.timed) == (before, [])
-    table = measured(cost_runner, **few, **options)
-    assert len(cost_runner.timed) == 2
+        measured(bench, kept=kept, **options, may_replace=False)
+    assert (kept.read_bytes(), bench.loaded) == (before, [])
+    table = measured(bench, kept=kept, **options)
+    assert bench.loaded == [[]]
     assert CostTable.read(kept) == table
 
 
-def test_threads_are_those_of_before_or_the_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_are_the_cores_unless_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "default_threads", lambda: 3)
-    kept = tmp_path / "costs.json"
-    few = {"names": [(0, "mlp")], "replacements": (), "kept": kept, "threads": None}
-    assert measured(VirtualBench(), **few).environment.threads == 3
-    cost_runner = VirtualBench(threads=7)
-    assert measured(cost_runner, **few).environment.threads == 3
-    assert cost_runner.timed == []
+    assert measured(VirtualBench(), threads=None).environment.threads == 3
+    assert measured(VirtualBench(threads=7), threads=2).environment.threads == 2
 
 
-def test_a_group_that_cannot_be_cut_is_left_out_and_told() -> None:
-    table = measured(VirtualBench(refused="mlp"), replacements=())
-    assert table.saved_ms((0, "attention")) == pytest.approx(saved_ms("attention"), rel=1e-4)
-    with raises(CostError, "not-measured", "mlp 0", "none"):
-        table.saved_ms((0, "mlp"))
+def test_what_cannot_be_replaced_has_no_cost_so() -> None:
+    plain = {name: SublayerSize(9, 9, 9, 9, takes_linear=False) for name in SIZES.sublayers}
+    for hidden, hows in ((8, {"none", "bias"}), (None, {"none"})):
+        bench = VirtualBench(sizes=GraphSizes(plain, 99, 99, hidden=hidden))
+        table = measured(bench, at=RequestShape(1, 16, 0))
+        assert {how for one in table.sublayers for how in one.saved_ms} == hows
 
 
-def test_many_groups_of_a_kind_are_one_by_their_weights() -> None:
-    def grouped_as(sizes: list[int]) -> list[CostGroup]:
-        sublayers: Any = {
-            (n, "mlp"): SublayerSize(size, 0, size, 0, signature=str(n))
-            for n, size in enumerate(sizes)
-        }
-        return groups_of(GraphSizes(sublayers, 99, 99), [*sublayers])
-
-    (group,) = grouped_as([1, 2, 3, 4, 5, 6])
-    shares = [(n + 1) / 3.5 for n in range(6)]
-    assert [member.share for member in group.members] == pytest.approx(shares, rel=1e-12)
-    assert len(grouped_as([1, 2, 3, 4])) == 4
-    (shared,) = grouped_as([0] * 6)
-    assert {member.share for member in shared.members} == {1.0}
-
-
-def test_what_cannot_be_replaced_is_not_tried_so() -> None:
-    sizes = GraphSizes(
-        {(n, "mlp"): SublayerSize(9, 9, 9, 9, takes_linear=False, signature="s") for n in range(2)},
-        99, 99, hidden=8,
-    )  # fmt: skip
-    (group,) = groups_of(sizes, [(0, "mlp")])
-    replaced = [t.replacement for t in variants(group, sizes, ("bias", "linear"))]
-    assert replaced == ["none", "bias"]
-    unknown = GraphSizes(sizes.sublayers, 99, 99)
-    assert [t.replacement for t in variants(group, unknown, ("bias", "linear"))] == ["none"]
+def test_a_windowed_attention_looks_no_further() -> None:
+    windowed = SublayerSize(9, 9, 9, 9, caches=(CacheSize(8.0, window=16),))
+    assert [windowed.reach(n) for n in (4, 100)] == [4, 16]
+    assert SublayerSize(9, 9, 9, 9, caches=(CacheSize(fixed=64),)).reach(100) == 0
+    assert SublayerSize(9, 9, 9, 9).reach(100) == 100

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.choose.budgets import target_speedup
+from exporter.artifacts.latency import Shape
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.costs.cost_runners import (
-    CostRunner,
-    cut_for_a_while,
-    engine_runner,
-    graph_runner,
-    plan_of,
-    ranges_for,
-)
+from exporter.choose.costs.cost_runners import engine_runner, ranges_for
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import (
     CostSettings,
@@ -28,7 +20,7 @@ from exporter.choose.costs.measuring import (
     measure_on,
 )
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable, groups_of, variants
+from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes, weigh
 from exporter.cli import run
@@ -42,7 +34,6 @@ from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import Deletion, SublayerRef
 from tests.made_tables import made_table
 from tests.raising import raises
-from tests.reading import in_file
 from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, tiny_model
 
 pytest.importorskip("onnxruntime")
@@ -147,18 +138,6 @@ def test_a_window_bounds_what_is_kept_and_a_buffer_fixes_it() -> None:
     assert fixed.kv_bytes(1) == fixed.kv_bytes(64) == 64 * per_token
 
 
-def test_other_shapes_have_another_signature() -> None:
-    result = weigh(tiny_model(TinySpec(router=True)), {})  # layer 0's MLP has a gate
-    assert result[0, "mlp"].signature != result[1, "mlp"].signature
-    assert result[1, "mlp"].signature == result[2, "mlp"].signature
-    fused = tiny_model(TinySpec(fused=True))
-    node = [n for n in fused.graph if n.op_type == "Attention"][1]
-    node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", 4)
-    windowed = weigh(fused, {})
-    assert windowed[1, "attention"].signature != windowed[0, "attention"].signature
-    assert windowed[2, "attention"].signature == windowed[0, "attention"].signature
-
-
 def test_what_is_not_there_has_no_size() -> None:
     result = weigh(tiny_model(), {})
     with raises(CostError, "sublayer-missing", "attention 7"):
@@ -203,15 +182,15 @@ def test_a_graph_s_folder_says_where_its_users_cut_texts(
 def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path: Path) -> None:
     before, kept, work = sorted(graph.parent.iterdir()), tmp_path / "costs.json", tmp_path / "work"
     at = RequestShape(2, 4, 2)
-    settings = CostSettings(at, threads=1, effort=QUICK, kept=kept, may_replace=False)
+    settings = CostSettings(at, 1, seconds=0.1, variants=QUICK, kept=kept, may_replace=False)
     table = measure_costs(graph, settings, folder=work)
     assert sorted(graph.parent.iterdir()) == before
     assert list(work.iterdir()) == []
     assert len(table.names) == 8
     for how in ("none", "bias", "linear"):
         assert all(table.saved_ms(name, how) < table.baseline_ms for name in table.names)
-    (trial, *_) = table.groups[0].trials
-    assert [(row.phase, row.batch, row.past_length) for row in trial.rows] == [
+    (variant, *_) = table.variants
+    assert [(row.phase, row.batch, row.past_length) for row in variant.rows] == [
         ("prefill", 2, 0), ("decode", 2, 4), ("decode", 2, 5),
     ]  # fmt: skip
     assert measure_costs(graph, settings, folder=work) == table
@@ -221,28 +200,29 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
         measure_costs(other, settings, folder=work)
 
 
-def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path) -> None:
-    weighed = sizes(graph)
-    group = groups_of(weighed, [(0, "mlp")])[0]
-    plan = partial(plan_of, variants(group, weighed, ("none", "linear"))[1], weighed)
-    with cut_for_a_while(graph, tmp_path, plan) as pruned:
-        assert pruned.with_name("model.onnx.data").samefile(graph.with_name("model.onnx.data"))
-        names = [n.name for n in ir.load(pruned).graph if "depthcut.mlp.1" in (n.name or "")]
-        assert len(names) == 2  # the product, and the sum with the bias
-    assert not pruned.parent.exists()
-    alone = tmp_path / "alone.onnx"
-    ir.save(tiny_model(TinySpec(layers=4)), alone)
-    with cut_for_a_while(alone, tmp_path, plan) as pruned:
-        assert pruned.exists()
+@pytest.mark.parametrize("spec", [TinySpec(tied=True), TinySpec(fused=True), TinySpec()], ids=str)
+def test_what_a_run_multiplies_is_counted(spec: TinySpec) -> None:
+    model = tiny_model(spec)
+    result = weigh(model, {})
+    work, cut = (result.work(Shape("prefill", 2, 8), c) for c in ({}, {(0, "mlp"): "none"}))
+    own = result[0, "mlp"]
+    assert work.multiplications - cut.multiplications == 16 * own.parameters
+    assert work.weight_bytes - cut.weight_bytes == own.weight_bytes
+    assert result.rest.parameters % HIDDEN == 0
+    assert result.rest.parameters > 0  # what makes the answers
+    longer = result.work(Shape("prefill", 2, 16))
+    assert longer.pair_multiplications == 4 * work.pair_multiplications > 0
+    step = result.work(Shape("decode", 2, 1, 15))
+    assert step.cache_bytes == 2 * sum(size.kv_bytes(16) for size in result.sublayers.values())
+    without = result.work(Shape("decode", 2, 1, 15), {(0, "attention"): "none"})
+    assert step.cache_bytes - without.cache_bytes == result[0, "attention"].kv_bytes(16, 2)
 
 
 def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> None:
     path = tmp_path / "encoder.onnx"
     ir.save(tiny_model(TinySpec("post_norm", cache=False)), path)
-    at = RequestShape(1, 8, 0)
-    settings = CostSettings(at, threads=1, replacements=("none",), effort=QUICK)
-    table = measure_costs(path, settings, [(1, "mlp")])
-    assert table.groups[0].trials[0].rows[0].phase == "encode"
+    table = measure_costs(path, CostSettings(RequestShape(1, 8, 0), 1, seconds=0.1))
+    assert [run.split()[0] for run in table.runs] == ["encode"] * 3
 
 
 def test_costs_of_another_graph_are_refused_where_the_file_was_named(
@@ -251,68 +231,15 @@ def test_costs_of_another_graph_are_refused_where_the_file_was_named(
     kept = tmp_path / "costs.json"
     made_table({(0, "mlp"): {"none": 1.0}}).write(kept)
     before = kept.read_bytes()
-    options = {"threads": 1, "may_replace": False, "variants": QUICK}
-    watch = Stopwatch(graph, AT, kept, tmp_path / "work", **options)
+    watch = Stopwatch(graph, AT, kept, tmp_path / "work", threads=1, may_replace=False)
     with raises(CostError, "another-model", kept):
-        watch.costs(["none"])
+        watch.costs()
     assert kept.read_bytes() == before
     watch.may_replace = True  # the planner's own memory
-    table = watch.costs(["none"])
+    table = watch.costs()
     assert CostTable.read(kept) == table
     watch.may_replace = False  # it fits by now
-    assert watch.costs(["none"]).groups == table.groups
-
-
-def test_all_variants_are_timed_in_the_same_rounds_and_once(
-    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = tmp_path / "costs.json"
-    runner = graph_runner(graph, tmp_path / "work")
-    settings = CostSettings(AT, threads=1, effort=Effort(seconds=0.1, reload=False), kept=kept)
-    first = measure_on(runner, settings, [(0, "mlp")], together=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(CostRunner, "arms", None)
-        assert measure_on(runner, settings, [(1, "mlp")], together=True) == first
-        with pytest.raises(TypeError):  # attentions were not timed
-            measure_on(runner, settings, together=True)
-    kept.unlink()
-    table = measure_on(runner, settings, together=True)
-    assert {*table.names} == {(n, kind) for n in range(4) for kind in ("attention", "mlp")}
-    assert CostTable.read(kept) == table
-    trials = [trial for group in table.groups for trial in group.trials]
-    assert [trial.replacement for trial in trials] == ["none", "none"]
-    # The whole graph's times are those of the same rounds; each has its own candidate.
-    arms = [trial.rows for trial in trials]
-    assert [len(arm) for arm in arms] == [len(AT.cells(cached=True))] * 2
-    assert len({tuple(arm[0].baseline.samples_ms) for arm in arms}) == 1
-    assert len({tuple(arm[0].candidate.samples_ms) for arm in arms}) == 2
-
-
-@pytest.mark.parametrize(
-    ("together", "replacements", "free", "is_together"),
-    [
-        (True, ("none",), None, True),
-        (True, ("none",), 10**9, True),
-        (True, ("none",), 1, False),
-        (True, ("none", "bias"), None, False),
-        (False, ("none",), None, False),
-    ],
-)
-def test_times_that_only_order_sublayers_are_measured_together_where_memory_holds_all(
-    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool,
-    replacements: Any, free: int | None, is_together: bool,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("exporter.choose.costs.measuring.available_bytes", lambda: free)
-    apart = made_table({(0, "mlp"): {"none": 1.0}})
-    wanted: list[bool] = []
-
-    def measure(*_: Any, together: bool, **__: Any) -> CostTable:
-        wanted.append(together)
-        return apart
-
-    monkeypatch.setattr(target_speedup, "measure_on", measure)
-    Stopwatch(graph, AT, tmp_path / "costs.json", tmp_path, together=together).costs(replacements)
-    assert wanted == [is_together]
+    assert watch.costs() == table
 
 
 @pytest.fixture
@@ -338,8 +265,8 @@ def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
 ) -> None:
     onnx, at = tmp_path / "model.onnx", RequestShape(2, 4, 3)
     ir.save(tiny_model(), onnx)
-    settings = CostSettings(at, replacements=("bias",), effort=QUICK)
-    table = measure_on(engine_runner(onnx, tmp_path / "work", at), settings, [(0, "mlp")])
+    settings = CostSettings(at, seconds=0.1, variants=QUICK)
+    table = measure_on(engine_runner(onnx, tmp_path / "work", at), settings)
     assert (table.backend, table.provider) == ("tensorrt-rtx", "tensorrt-rtx")
     assert sorted(name for name, _, _ in built) == ["model.onnx", *["model.variant.onnx"] * 2]
     assert [path.exists() for name, path, _ in built if "variant" in name] == [False, False]
@@ -356,19 +283,18 @@ def test_an_engine_serves_the_request_and_no_more() -> None:
 def test_a_table_is_written_and_printed(
     graph: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    output, more = tmp_path / "costs.json", in_file(tmp_path, ["replacement: none"])
-    call = ["costs", str(graph.parent), "-o", str(output), *CALL, *more]
+    output = tmp_path / "costs.json"
+    call = ["costs", str(graph.parent), "-o", str(output), *CALL]
     assert run(call) == 0
     printed = capfd.readouterr()
     title, header, *rows, place = printed.out.splitlines()
     assert title.startswith("A request (batch=1,prompt=4,new=1) takes ")
-    assert header.split() == ["sublayer", "layers", "alone"]
+    assert header.split() == ["sublayer", "layers", "alone", "bias", "linear"]
     assert [row.split()[:2] for row in rows] == [["attention", "0,1,2,3"], ["mlp", "0,1,2,3"]]
     assert place == str(output)
     table = CostTable.read(output)
-    assert {t.replacement for group in table.groups for t in group.trials} == {"none"}
     assert run([*call, "--json"]) == 0  # nothing is measured again
-    assert CostTable.model_validate_json(capfd.readouterr().out).groups == table.groups
+    assert CostTable.model_validate_json(capfd.readouterr().out) == table
 
 
 @pytest.mark.parametrize(
@@ -379,8 +305,7 @@ def test_a_table_is_written_and_printed(
         ("{folder} -o {folder}", "is a directory"),
         ("{folder} -o {folder}/model.onnx", "is no table of costs"),
         ("{folder} --engine tensorrt", "Engines can't be timed here: "),
-        ("torch-compile:{folder}", "would be compiled again for each variant"),
-        ("{folder}/model.engine", "can be made"),
+        ("{folder}/model.engine", "can be told apart"),
         ("{folder}/nothing", "does not exist"),
     ],
 )

@@ -91,7 +91,6 @@ IN_INT8 = depths._Study.in_int8
 
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depths, "_TIMED_S", 0.2)
     monkeypatch.setattr(depths, "_INT8_EFFORT", Effort(seconds=0.2, reload=False))
     monkeypatch.setattr(depths._Study, "in_int8", lambda *_: {})
 
