@@ -86,19 +86,14 @@ class PlanInputs:
     def _refuse_missing(self) -> None:
         """Refuses a budget for which something isn't given: a graph, or the request's costs."""
         budget, costs = self.budget, self._given_costs
-        if budget.at is not None and self.stopwatch is None and costs is None:
+        untimed = budget.at is not None and self.stopwatch is None and costs is None
+        if untimed or (budget.fits is not None and self.given_sizes is None):
             raise UsageError(
-                "Times are measured on the exported graph.",
-                "Give it with --onnx, or give earlier measured costs with --costs.",
-                code="times-need-graph",
+                "Times of requests and sizes of caches are those of the exported graph.",
+                "Name it with --onnx; for times the key costs may name a table instead.",
+                code="needs-graph",
             )
-        if budget.fits is not None:
-            if self.given_sizes is None:
-                raise UsageError(
-                    "The size of the caches is read from the exported graph.",
-                    "Name it with --onnx.",
-                    code="caches-need-graph",
-                )
+        if budget.fits is not None and self.given_sizes is not None:
             self.given_sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
         if costs is not None and budget.at is not None and costs.at != budget.at:
             raise UsageError(

@@ -111,7 +111,7 @@ class Judges:
                 f"{nouns_of(type(model).__name__).several} would have to keep their answers, "
                 f"{MOST_JUDGED:,} judge at most.",
                 f"Give --min-top1-agreement {highest:.3f} or less.",
-                code="too-near-to-1",
+                code="too-few-to-show",
             )
         return cls(math.ceil(needed / labels), min(MOST_JUDGED, 2 * needed), together, labels)
 

@@ -22,7 +22,7 @@ from exporter.choose.budgets.greedy import greedy_in_stacks, settled_for_stacks
 from exporter.choose.budgets.inputs import COSTS, DAMAGES, PlanInputs
 from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.budgets.meters import searched_meter
-from exporter.choose.budgets.options import PlanCandidate, refuse_counts
+from exporter.choose.budgets.options import PlanCandidate, refuse_counts, refuse_number
 from exporter.choose.budgets.settings import PlanRequest
 from exporter.choose.budgets.target_speedup import Stopwatch, reach_speedup
 from exporter.choose.budgets.trial_runs import held_after_healing
@@ -51,11 +51,7 @@ def make(inputs: PlanInputs) -> Outcome:
         refuse_more_than_scores(budget, inputs.settings.search)
         return _of_stacks(inputs)
     if budget.cross_attention:
-        raise PlanError(
-            f"{model.source} has no cross-attention: it is no encoder-decoder.",
-            "Leave --drop-cross out.",
-            code="no-cross-attention",
-        )
+        refuse_number("cross_attention", budget.cross_attention, 0, model.source)
     if inputs.settings.search.search == "auto":
         counts = budget.counts if budget.only_counts else {}
         search = affordable(
@@ -80,26 +76,18 @@ def make(inputs: PlanInputs) -> Outcome:
 
 def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
     """Refuses what an encoder-decoder can't be planned by: more than numbers, other searches."""
-    others = budget.keep_first, budget.at
-    if not budget.only_counts or any(others) or budget.kinds != BLOCK_KINDS:
+    others = (
+        not budget.only_counts or budget.keep_first or budget.at or budget.kinds != BLOCK_KINDS,
+        is_given(search, "tokens"),
+        search.kept_small not in ("kl", "perplexity"),
+    )
+    if any(others):
         raise PlanError(
-            "Encoder-decoders are planned by numbers of sublayers alone.",
-            "Say how many: --drop-attn, --drop-cross, --drop-mlp, --drop-block or --drop-joint.",
+            "Encoder-decoders are planned by numbers of sublayers alone, by their answers to all "
+            "pairs that the scores rest on.",
+            "Give --drop-attn, --drop-cross, --drop-mlp, --drop-block or --drop-joint, and of the "
+            "searches' options --objective kl or perplexity.",
             code="numbers-only",
-        )
-    if is_given(search, "tokens"):
-        raise PlanError(
-            "Encoder-decoders are planned on all pairs that the scores rest on, not on a number of "
-            "their tokens.",
-            "Leave --search-tokens out; --samples says how many pairs there are.",
-            code="other-search",
-        )
-    if search.kept_small not in ("kl", "perplexity"):
-        raise PlanError(
-            "Encoder-decoders are planned by their answers to pairs of texts, not by --objective "
-            f"{search.kept_small}.",
-            "Take kl or perplexity.",
-            code="other-objective",
         )
 
 
@@ -149,7 +137,7 @@ def _first_layers(inputs: PlanInputs, number: int) -> PruningPlan:
         raise PlanError(
             f"--keep-first {number} drops {kind} {layer}, which --protect keeps.",
             "Leave one of them out.",
-            code="protected",
+            code="options-clash",
         )
     return plan
 

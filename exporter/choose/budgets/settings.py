@@ -78,7 +78,7 @@ class PlanSettings(Options):
             raise UsageError(
                 f"Budgets need a search that measures damage; --search {method} does not.",
                 "Leave --search out, or use greedy.",
-                code="needs-measured-damage",
+                code="options-clash",
             )
         if search.by_damage and self.heal is not None and not self.heal.changes_weights:
             self._refuse_own_fits(self.heal)
@@ -91,7 +91,7 @@ class PlanSettings(Options):
                 f"--keep-first says what is dropped, so there is nothing for --search "
                 f"{self.search.search} to choose.",
                 "Leave one of them out.",
-                code="nothing-to-search",
+                code="options-clash",
             )
         return replace(self, search=replace(self.search, search="one-shot"))
 

@@ -27,10 +27,12 @@ from exporter.choose.budgets.figures import Outcome, elsewhere, size_figures
 from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.judges import Judges
 from exporter.choose.budgets.limits import (
+    LEAST_SHARE,
     QualityLimits,
     Rung,
     damage_figures,
     ends_of,
+    held_figures,
     is_hopeless,
     rung_of,
 )
@@ -451,6 +453,8 @@ def held_after_healing(
         search.refuse_nothing(inputs.used_up)
     usual = inputs.budget.floors == USUAL_FLOORS
     limits = QualityLimits(inputs.floors, nouns_of(loaded.ref.architecture), usual)
+    if is_hopeless(damage_figures(candidates[0][1]), inputs.floors):
+        _end_early(inputs, limits, candidates[0])
     runs.begin(time.monotonic() - inputs.began)
     ladder = largest_within(candidates, limits, runs, plan_of, inputs.progress)
     if ladder.best is None:
@@ -459,7 +463,7 @@ def held_after_healing(
             [healed_cut.tried for healed_cut in runs.cuts],
             limits,
             goals,
-            _in_reach(inputs, candidates[0], ladder.tried[0]) if goals else "",
+            _in_reach(inputs, _remaining(inputs, candidates[0], ladder.tried[0])) if goals else "",
             min(rung.number for rung in ladder.tried) > 0,
             [inputs.used_up.words(candidate.gain(inputs.used_up)) for candidate in tried],
         )
@@ -505,14 +509,33 @@ def _path(inputs: PlanInputs, unit: Unit, until: float) -> list[Candidate]:
         return inputs.search.path(unit, ends)
 
 
-def _in_reach(inputs: PlanInputs, reached: Candidate, rung: Rung) -> str:
-    """What of the goals the limits allow, by what healing made of the cut that reaches them."""
+def _remaining(inputs: PlanInputs, reached: Candidate, rung: Rung) -> Callable[[float], float]:
+    """The upper end of what is left of a bare cut's cost, by what healing made of another one."""
+    share = max(0.0, rung.cost) / max(_LEAST, cost_of(reached[1], inputs.floors))
+    return lambda cost: cost * share + rung.high - rung.cost
+
+
+def _end_early(inputs: PlanInputs, limits: QualityLimits, reached: Candidate) -> NoReturn:
+    """Refuses a cut that no healing is expected to bring within the limits, before one is tried."""
+    candidate, damage = reached
+    goals, dropped = inputs.goals, PruningPlan(deletions=candidate.deletions).describe()
+    lead = f"With {words_of(goals)}" if goals else "Nothing is worth cutting:"
+    raise UnmetGoalError(
+        f"{lead} too much quality is lost to be healed: without {dropped}, "
+        f"{limits.outcome(held_figures(damage))} before healing, which has never left less than "
+        f"{LEAST_SHARE:.0%} of a cut's cost.",
+        f"{_in_reach(inputs, lambda cost: cost * LEAST_SHARE) if goals else ''}Allow more damage.",
+        code="goals-beyond-limits" if goals else "nothing-within-limits",
+    )
+
+
+def _in_reach(inputs: PlanInputs, left: Callable[[float], float]) -> str:
+    """What of the goals the limits allow, by what healing leaves of a bare cut's cost."""
     goals, floors = inputs.goals, inputs.floors
-    remaining = max(0.0, rung.cost) / max(_LEAST, cost_of(reached[1], floors))
     allowed = [
         candidate
         for candidate, damage in _path(inputs, goals[0].unit, time.monotonic() + SEARCH_S)
-        if cost_of(damage, floors) * remaining + rung.high - rung.cost <= 1
+        if left(cost_of(damage, floors)) <= 1
     ]
     if not allowed:
         return "Within the limits on quality nothing is in reach. "

@@ -202,7 +202,8 @@ def _whole_runs(
     """Milliseconds of single runs of one loaded model: of the request's, and of shorter ones."""
     shapes = [cell for cell, _ in cells]
     if not runner.whole.folder.classifies_images:  # images have one length
-        shapes = sorted({*shapes, *_shorter(shapes)}, key=lambda cell: cell.total_length)
+        shapes = list(dict.fromkeys([*shapes, *_shorter(shapes)]))
+        shapes.sort(key=lambda cell: cell.total_length)
     begin, rounds = settings.clock(), list[list[float]]()
     with runner.beside({}) as arms, little_garbage(), progress.task("time whole runs"):
         while not rounds or (

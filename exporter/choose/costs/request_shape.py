@@ -26,14 +26,12 @@ class RequestShape:
     new: int = 128
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("prompt", 1), ("new", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(
-                    f"A request with {name}={getattr(self, name)} is not valid: {name} must be "
-                    f"at least {least}.",
-                    _HINT,
-                    code="number-out-of-range",
-                )
+        if min(self.batch, self.prompt, self.new + 1) < 1:
+            raise UsageError(
+                f"{self} is no request: batch and prompt must be at least 1, and new 0.",
+                _HINT,
+                code="malformed-request",
+            )
 
     @classmethod
     def parse(cls, text: str) -> Self:

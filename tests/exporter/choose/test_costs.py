@@ -36,9 +36,9 @@ def test_a_request_is_read_as_it_is_written() -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("batch=0", "number-out-of-range"),
-        ("prompt=0", "number-out-of-range"),
-        ("new=-1", "number-out-of-range"),
+        ("batch=0", "malformed-request"),
+        ("prompt=0", "malformed-request"),
+        ("new=-1", "malformed-request"),
         ("past=512", "malformed-request"),
         ("prompt=1,prompt=2", "malformed-request"),
         ("prompt", "malformed-request"),

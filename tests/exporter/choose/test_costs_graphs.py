@@ -300,7 +300,7 @@ def test_a_table_is_written_and_printed(
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        ("{folder} --at batch=0", "batch must be at least 1"),
+        ("{folder} --at batch=0", "batch and prompt must be at least 1"),
         ("{folder} --at past=7", "'past=7' is no request"),
         ("{folder} -o {folder}", "is a directory"),
         ("{folder} -o {folder}/model.onnx", "is no table of costs"),

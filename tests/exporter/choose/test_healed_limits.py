@@ -203,6 +203,26 @@ def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: 
         planner(Budget(floors=NEVER), protect=("attention:0,1,2", "mlp:0,1,2")).plan()
 
 
+@pytest.mark.parametrize(
+    ("limit", "budget", "code", "is_healed"),
+    [
+        (1e-9, {"attention": 1}, "goals-beyond-limits", False),
+        (1e-9, {}, "nothing-within-limits", False),
+        (0.5, {"attention": 1}, "", True),
+    ],
+)
+def test_a_cut_that_no_healing_could_save_is_refused_before_any(
+    planner: Any, monkeypatch: pytest.MonkeyPatch, limit: float, budget: Any, code: str,
+    is_healed: bool,
+) -> None:  # fmt: skip
+    healing = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(TrialRuns, "run", healing)
+    with pytest.raises(KeyboardInterrupt if is_healed else UnmetGoalError) as caught:
+        planner(Budget(**budget, floors=Floors(limit))).plan()
+    assert healing.called == is_healed
+    assert getattr(caught.value, "code", "") == code
+
+
 def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(
     planner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -415,5 +415,5 @@ def test_a_limit_that_no_number_of_texts_shows_is_refused(
 ) -> None:
     model = classifier(labels, **changes).model
     assert holds == 0.99 or Judges.of(Floors(top1_agreement=holds), model).usual == 1024
-    with raises(PlanError, "too-near-to-1", *named):
+    with raises(PlanError, "too-few-to-show", *named):
         Judges.of(Floors(top1_agreement=breaks), model)

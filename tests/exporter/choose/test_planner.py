@@ -367,8 +367,8 @@ def test_one_sample_serves_all_ends_and_the_plan_says_so(planner: Any, report: A
     ("asked", "error", "code", "field"),
     [
         ({}, UsageError, "nothing-asked", ""),
-        ({"at": AT, "floors": Floors(top1_agreement=0.9)}, UsageError, "times-need-graph", ""),
-        ({"fits": Memory(10**6, 64)}, UsageError, "caches-need-graph", ""),
+        ({"at": AT, "floors": Floors(top1_agreement=0.9)}, UsageError, "needs-graph", ""),
+        ({"fits": Memory(10**6, 64)}, UsageError, "needs-graph", ""),
         (
             {"floors": Floors(perplexity_increase=1e-9)},
             UndecidedGoalError,

@@ -162,9 +162,9 @@ def _invoked(*call: str) -> BaseException | None:
 @pytest.mark.parametrize(
     ("options", "code", "field"),
     [
-        (["--faster", "1.2x"], "times-need-graph", "--onnx"),
+        (["--faster", "1.2x"], "needs-graph", "--onnx"),
         (["--faster", "1.2y"], 2, ""),
-        (["--fits", "8GB"], "caches-need-graph", "--onnx"),
+        (["--fits", "8GB"], "needs-graph", "--onnx"),
         (["--at", "batch=1", "--drop-attn", "1"], "options-clash", "--at"),
         (["--at", "prompts=3"], 2, ""),
         (["--check-text", "self", "--parameters", "10%", "--heal", "none"], 2, ""),
@@ -175,7 +175,7 @@ def _invoked(*call: str) -> BaseException | None:
         (["--parameters", "10"], 2, ""),
         (
             ["--parameters", "10%", "--search", "one-shot"],
-            "needs-measured-damage",
+            "options-clash",
             "--search one-shot",
         ),
         (["--context", "x"], 2, ""),
@@ -197,8 +197,8 @@ def _invoked(*call: str) -> BaseException | None:
                 *(("--fits", "8GB"), ("--faster", "1.2x"), ("--at-most", "5%")),
             )
         ),
-        (["--keep-first", "1", "--search", "greedy"], "nothing-to-search", "--search"),
-        (["--keep-first", "1", "--protect", "last"], "protected", "--protect"),
+        (["--keep-first", "1", "--search", "greedy"], "options-clash", "--search"),
+        (["--keep-first", "1", "--protect", "last"], "options-clash", "--protect"),
     ],
 )
 def test_calls_that_make_no_plan(
@@ -227,7 +227,7 @@ def test_numbers_of_several_kinds_combine_and_an_exit_has_the_last_first(tmp_pat
 
 @pytest.mark.parametrize("budget", [Budget(parameters=0.1), Budget(fits=Memory(10**6, 64))])
 def test_a_budget_is_held_by_measured_damage_alone(budget: Budget) -> None:
-    with raises(UsageError, "needs-measured-damage", "one-shot"):
+    with raises(UsageError, "options-clash", "one-shot"):
         PlanSettings(SearchOptions("one-shot")).for_budget(budget)
     assert PlanSettings().for_budget(budget).search.search == "greedy"
     assert PlanSettings().for_budget(Budget(attention=1)).search.search == "one-shot"

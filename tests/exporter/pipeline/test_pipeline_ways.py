@@ -89,7 +89,7 @@ def test_budgets_that_contradict_other_options_are_refused(
         replace(result, target="tensorrt")
     assert refused.value.keys[0] == "at"
     result = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
-    with raises(UsageError, "needs-measured-damage", "--search"):
+    with raises(UsageError, "options-clash", "--search"):
         replace(result, search=SearchOptions(search="one-shot"))
     assert replace(result, search=SearchOptions(search="greedy")).search.by_damage
     with raises(OptionError, "options-clash") as refused:
