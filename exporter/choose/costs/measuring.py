@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ def _variants(
             plan = LoadedPlan.of(deletions)
             try:
                 with (
-                    runner.cut(lambda _, plan=plan: plan) as cut,
+                    runner.cut(partial(_bare, plan)) as cut,
                     runner.beside({"cut": cut}) as arms,
                 ):
                     rows = time_request(arms, cells, effort, known, progress)
@@ -282,6 +283,10 @@ def _variants(
             )
             task.advance()
     return results
+
+
+def _bare(plan: LoadedPlan, _: Path) -> LoadedPlan:
+    return plan
 
 
 def _conditions(
