@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -16,12 +17,14 @@ from exporter.engines.build.settings import BuildSettings
 from graph_passes.files.storage import data_files, load_model
 from tests.benchmarks import bench_gpu
 from tests.benchmarks.bench_gpu import (
+    LLAMA_8B,
     NAMES,
     STEPS,
     TINY,
     Bench,
     Case,
     Sizes,
+    layers_that_fit,
     tables,
 )
 from tests.llama_shaped import write_llama
@@ -70,6 +73,8 @@ def test_every_step_leaves_rows_once(bench: Bench) -> None:
     assert largest["70b", "whole"]["layers"] < 24
     page = tables(rows)
     assert "WRONG" not in page
+    launches = {(row["phase"], row["launches"]) for row in rows if "ms" in row}
+    assert launches == {("prefill", "kernels"), ("decode", "CUDA graph")}
     assert all(subject in page for subject in ("attention", "smollm2", "8b", "70b"))
     for _, run in STEPS.values():
         run(bench)
@@ -84,3 +89,13 @@ def test_sizes_are_those_of_the_file_and_a_cut_leaves_room(tmp_path: Path) -> No
     assert cut.cache_per_token * 2 == whole.cache_per_token
     assert 0 < whole.largest_batch(2_000_000, 64) < cut.largest_batch(2_000_000, 64)
     assert whole.largest_batch(whole.weights, 64) == 0
+
+
+def test_a_model_of_8b_is_measured_whole_on_an_h100_with_64_gb_of_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = SimpleNamespace(free=45 << 30)  # what a system leaves of them
+    monkeypatch.setattr(bench_gpu.shutil, "disk_usage", lambda _: left)
+    monkeypatch.setattr(bench_gpu, "available_bytes", lambda: 128 << 30)
+    with stand_in(memory_bytes=80 << 30):
+        assert layers_that_fit(Bench(tmp_path, "tensorrt"), LLAMA_8B) == 32
