@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import TensorSpec, make_inputs, whole_phase
+from exporter.engines.tensors import make_inputs, whole_phase
 from exporter.errors import CalibrationError, QuantizationError, first_line
 from exporter.models.model_folder import ModelFolder
 from exporter.models.residual_stream import ranks_pairs
@@ -37,9 +37,6 @@ from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from exporter.quantize.products import Product, Products, Quantised, find_products
 from graph_passes.files.storage import load_model, write_files
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _SAMPLES, _LENGTH = 32, 512
 _LEAST_LENGTH = 16
@@ -135,25 +132,18 @@ def _single_texts(
     return packed
 
 
-def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
+def _feed(runner: OnnxRuntimeRunner, batch: Batch) -> dict[str, Any]:
     """A model's inputs for some samples at once, with an empty cache where it takes one."""
-    made = dict(make_inputs(specs, Shape(whole_phase(specs), *batch.ids.shape), batch.ids))
-    given: dict[str, NDArray[Any]] = {"attention_mask": batch.mask}
-    if batch.types is not None:
-        given["token_type_ids"] = batch.types
-    if batch.sources is not None:
-        given.update(batch.sources.arrays)
-    arrays = {name: array for name, array in given.items() if name in made}
-    return made | {name: array.astype(made[name].dtype) for name, array in arrays.items()}
+    shape = Shape(whole_phase(runner.inputs), *batch.ids.shape)
+    made = dict(make_inputs(runner.inputs, shape, batch.ids))
+    given: dict[str, Any] = {"attention_mask": batch.mask, "token_type_ids": batch.types}
+    given |= batch.sources.arrays if batch.sources is not None else {}
+    for name, array in given.items():
+        if name in made and array is not None:
+            made[name] = array.astype(made[name].dtype)
+    return dict(runner.with_room(made))
 
 
-def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str, Any]]:
-    """A model's inputs for one sample after the other, without padding at the end."""
-    calls = (feed(runner.inputs, batch.trimmed()) for batch in text.batches(1))
-    return (dict(runner.with_room(call)) for call in calls)
-
-
-_MODULE = "onnxruntime.quantization"
 _FLOAT, _INT8 = "float.onnx", "int8.onnx"
 _WARNINGS, _ERRORS = 2, 3  # what ONNX Runtime logs by itself, and what it logs meanwhile
 _LEFT_OUT = "the quantiser left it out"
@@ -179,10 +169,7 @@ def quantise_activations(
     write_files(model, stage, _FLOAT, "compact")
     try:
         with _silence():
-            if tokens is None:
-                _dynamic(stage)
-            else:
-                _static(stage, [product.name for product in plain], tokens, threads)
+            _quantised_by_onnx_runtime(stage, [p.name for p in plain], tokens, threads)
     except Exception as error:  # the quantisers raise whatever comes
         raise QuantizationError(
             f"ONNX Runtime's quantiser fails on the graph: {first_line(error)}.",
@@ -205,54 +192,36 @@ def quantise_activations(
     return result, Quantised(bits, 8 if had_head and not has_head else None, None, in_float)
 
 
-def _dynamic(stage: Path) -> None:
-    module = require(_MODULE, extra="cpu")
-    module.quantize_dynamic(
-        str(stage / _FLOAT),
-        str(stage / _INT8),
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=module.QuantType.QInt8,
-        use_external_data_format=True,
-        extra_options={"MatMulConstBOnly": True},
-    )
-
-
-def _static(stage: Path, names: list[str], tokens: CalibrationText, threads: int) -> None:
-    """Symmetric on both sides, which is what TensorRT's parser takes."""
-    module = require(_MODULE, extra="cpu")
+def _quantised_by_onnx_runtime(
+    stage: Path, names: list[str], tokens: CalibrationText | None, threads: int
+) -> None:
+    module = require("onnxruntime.quantization", extra="cpu")
+    files = str(stage / _FLOAT), str(stage / _INT8)
+    common = {
+        "op_types_to_quantize": ["MatMul", "Gemm"],
+        "per_channel": True,
+        "weight_type": module.QuantType.QInt8,
+        "use_external_data_format": True,
+    }
+    if tokens is None:
+        module.quantize_dynamic(*files, extra_options={"MatMulConstBOnly": True}, **common)
+        return
     with OnnxRuntimeRunner(stage / _FLOAT, threads=threads) as runner:
-        inputs = list(feeds(runner, tokens))
+        feeds = iter([_feed(runner, batch.trimmed()) for batch in tokens.batches(1)])
     module.quantize_static(
-        str(stage / _FLOAT),
-        str(stage / _INT8),
-        _reader(inputs),
+        *files,
+        SimpleNamespace(get_next=lambda: next(feeds, None)),
         quant_format=module.QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul", "Gemm"],
         nodes_to_quantize=names,  # or attention's products of two activations would go along
-        per_channel=True,
         activation_type=module.QuantType.QInt8,
-        weight_type=module.QuantType.QInt8,
-        use_external_data_format=True,
-        extra_options={
+        extra_options={  # symmetric on both sides, which is what TensorRT's parser takes
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             # Results in 8 bits as well cost SmolLM2 more than their inputs do.
             "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
         },
+        **common,
     )
-
-
-def _reader(inputs: list[dict[str, object]]) -> Any:
-    """A text's samples as ONNX Runtime's calibration asks for them: one a call, then None."""
-    base: Any = require(f"{_MODULE}.calibrate", extra="cpu").CalibrationDataReader
-    waiting = iter(inputs)
-
-    class Reader(base):  # type: ignore[misc]
-        def get_next(self) -> dict[str, object] | None:
-            return next(waiting, None)
-
-    return Reader()
 
 
 def _is_turned(product: Product) -> bool:
