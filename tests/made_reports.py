@@ -44,7 +44,9 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.compare.timing.statistics import summarize
-from exporter.report.files import rendered
+from exporter.report.files import page
+from exporter.report.markdown import markdown
+from exporter.report.sections import comparison_document
 from exporter.report.terminal import comparison_grids, plain_text
 
 LENGTHS = (128, 512)
@@ -58,11 +60,11 @@ _WORDS: tuple[Any, ...] = ("faster", "same", "inconclusive", "slower")
 
 
 def as_markdown(report: ComparisonReport) -> str:
-    return rendered({"report": report}, as_page=False)
+    return markdown(comparison_document(report))
 
 
 def as_page(report: ComparisonReport) -> str:
-    return rendered({"report": report})
+    return page(comparison_document(report))
 
 
 def as_text(report: ComparisonReport) -> str:

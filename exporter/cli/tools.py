@@ -93,25 +93,22 @@ def doctor(call: DoctorCall, progress: ConsoleProgress) -> int:
 class ReportCall(Options):
     """What `depthcut report` is asked to do."""
 
-    reports: tuple[InputFile, ...] = argument("REPORTS...")
+    report: InputFile = argument("REPORT")
     output: OutputPath | None = option(
         None,
         "The file; FILE.md is written as Markdown.",
         "-o",
         "--output",
-        usual="for one report: next to it, with its name",
+        usual="next to the report, with its name",
     )
 
 
 @command(ReportCall)
 def report(call: ReportCall, progress: ConsoleProgress) -> None:
-    """Render saved REPORTS again, as one HTML page or as Markdown; nothing is measured.
-
-    Several report.json make one page, with one table of quality and speed.
-    """
+    """Render a saved REPORT again, as an HTML page or as Markdown; nothing is measured."""
     from exporter.report.files import render_saved
 
-    page = render_saved(call.reports, output=call.output)
+    page = render_saved(call.report, output=call.output)
     print_result({"path": page}, progress.as_json, page)
 
 

@@ -43,7 +43,7 @@ from exporter.engines.tensors import has_cache, random_tokens, whole_phase
 from exporter.errors import BackendError, ComparisonError, DisturbedMachineError
 from exporter.models.decoding_rules import target_positions
 from exporter.processes import cpu_times, other_cpu_share
-from exporter.report.sections.machine import machine_remarks
+from exporter.report.sections.arms import machine_remarks
 
 
 class TimingSession:

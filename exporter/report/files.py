@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -25,7 +25,7 @@ from exporter.artifacts import (
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.printable import significant, visible
-from exporter.report.markdown import markdown, several_markdown
+from exporter.report.markdown import markdown
 from exporter.report.sections import comparison_document
 from exporter.report.sections.blocks import (
     Block,
@@ -37,7 +37,6 @@ from exporter.report.sections.blocks import (
     Shaded,
 )
 from exporter.report.sections.depths import depths_document
-from exporter.report.sections.summary import letter, overview_section
 from exporter.report.sections.sweep import sweep_document
 from exporter.report.words import KINDS, or_dash
 
@@ -145,10 +144,8 @@ _MARKED = re.compile(r"`([^`]+)`|\*([\w ]+)\*")
 _LONG_TABLE = 12
 
 
-def page(
-    documents: Sequence[Document], names: Sequence[str] = (), overview: Section | None = None
-) -> str:
-    """One or several documents as a page; several stand folded below what is said of all."""
+def page(document: Document) -> str:
+    """A document as a page."""
     file = resources.files("exporter.report") / "templates" / "style.css"
     style = file.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -156,9 +153,7 @@ def page(
         _environment()
         .get_template("page.html.j2")
         .render(
-            documents=documents,
-            names=names,
-            overview=overview,
+            document=document,
             style=Markup(style),  # noqa: S704  # our own file
             style_hash=f"sha256-{digest}",
         )
@@ -226,7 +221,7 @@ def write_reports(report: ComparisonReport, folder: Path | str) -> list[Path]:
     """
     document = comparison_document(report)
     paths = [Path(folder) / name for name in REPORTS]
-    texts = (report.to_json(), markdown(document), page([document]))
+    texts = (report.to_json(), markdown(document), page(document))
     write_texts(dict(zip(paths, texts, strict=True)))
     return paths
 
@@ -241,7 +236,7 @@ def study_document(report: ScoreComparison | DepthsReport) -> Document:
 def write_study(report: ScoreComparison | DepthsReport, output: Path) -> None:
     """Writes the data, then what shows them."""
     document = study_document(report)
-    texts = (report.to_json(), markdown(document), page([document]))
+    texts = (report.to_json(), markdown(document), page(document))
     write_texts(dict(zip(study_files(output), texts, strict=True)))
 
 
@@ -249,7 +244,7 @@ def write_sweep(report: SweepReport, folder: Path) -> None:
     """Writes :data:`SWEEP_REPORTS`; the data last, which say that the others are there."""
     document = sweep_document(report)
     data, text, shown = (folder / name for name in SWEEP_REPORTS)
-    write_texts({shown: page([document]), text: markdown(document), data: report.to_json()})
+    write_texts({shown: page(document), text: markdown(document), data: report.to_json()})
 
 
 def study_files(output: Path) -> tuple[Path, Path, Path]:
@@ -264,34 +259,10 @@ def study_files(output: Path) -> tuple[Path, Path, Path]:
     return output, output.with_suffix(".md"), output.with_suffix(".html")
 
 
-def render_saved(
-    paths: Sequence[Path],  # the report.json files, at least one
-    *,
-    output: Path | None = None,
-) -> Path:
-    """Renders saved reports again, several of them together; a file ``.md`` is Markdown."""
-    if output is None and len(paths) > 1:
-        raise UsageError("Several reports make one page, and it has no name.", "Give it by -o.")
-    target = output or paths[0].with_suffix(".html")
-    refuse_overwriting(target, paths)
-    reports = [ComparisonReport.read(path) for path in paths]
-    names = dict(zip(_names(paths), reports, strict=True))
-    write_text(target, rendered(names, as_page=target.suffix != ".md"))
+def render_saved(path: Path, *, output: Path | None = None) -> Path:
+    """Renders a saved report again; a file ``.md`` is Markdown."""
+    target = output or path.with_suffix(".html")
+    refuse_overwriting(target, [path])
+    document = comparison_document(ComparisonReport.read(path))
+    write_text(target, markdown(document) if target.suffix == ".md" else page(document))
     return target
-
-
-def rendered(reports: Mapping[str, ComparisonReport], *, as_page: bool = True) -> str:
-    """Reports by name as one page or Markdown text; several share a table."""
-    documents = [*map(comparison_document, reports.values())]
-    if len(documents) == 1:
-        return page(documents) if as_page else markdown(documents[0])
-    if not as_page:
-        return several_markdown(documents, overview_section(reports))
-    names = [f"{letter(index)}: {name}" for index, name in enumerate(reports)]
-    return page(documents, names, overview_section(reports))
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Short names that differ: the folders' where all files are called alike."""
-    names = [path.parent.resolve().name if path.stem == "report" else path.stem for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from exporter.printable import one_line, printable
 from exporter.report.charts import Intervals
@@ -48,12 +48,6 @@ def markdown(document: Document) -> str:
         lines += ["", *(f"- {escaped(notice)}" for notice in document.notices)]
     written = [section_markdown(section) for section in document.sections if section.blocks]
     return printable("\n\n".join(["\n".join(lines), *written]) + "\n")
-
-
-def several_markdown(documents: Sequence[Document], overview: Section) -> str:
-    """Several documents, a section about all of them first."""
-    first = printable(section_markdown(overview) + "\n")
-    return "\n".join([first, *map(markdown, documents)])
 
 
 def section_markdown(section: Section) -> str:

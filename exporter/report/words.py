@@ -37,9 +37,6 @@ KINDS: dict[str, KindWords] = {
 }
 """In the order in which a layer runs them; a block is all of a layer's."""
 
-PHASES = {"first_token": "first token", "per_token": "per token", "generate": "generation"}
-"""Names of the phases that aren't called what they are."""
-
 _GENERATION = {
     "first_token": "first token",
     "per_token": "each later token of {new}",
@@ -107,7 +104,7 @@ def short_shape(row: LatencyRow) -> str:
     """The same for a narrow column: ``prefill 512``, ``decode at 512``."""
     batch = f" x {row.batch}" if row.batch > 1 else ""
     if row.phase in _GENERATION:
-        name = "generate" if row.phase == "generate" else PHASES[row.phase]
+        name = row.phase.replace("_", " ")
         return f"{name} {row.sequence_length}+{row.new_tokens}{batch}"
     if row.phase == "decode":
         return f"decode at {row.past_length}{batch}"

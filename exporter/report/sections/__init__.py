@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from exporter.artifacts import ComparisonReport
-from exporter.report.sections.accuracy import accuracy_sections
+from exporter.report.sections.arms import (
+    dropped_section,
+    engines_section,
+    environment_section,
+    forms_section,
+    parity_section,
+    reproduce_section,
+    size_section,
+)
 from exporter.report.sections.blocks import Document, present
 from exporter.report.sections.healing import healing_section
 from exporter.report.sections.latency import corners_section, latency_section
-from exporter.report.sections.machine import engines_section, environment_section, reproduce_section
-from exporter.report.sections.model import (
-    dropped_section,
-    forms_section,
-    parity_section,
-    size_section,
-)
-from exporter.report.sections.summary import answers_section
+from exporter.report.sections.summary import accuracy_sections, answers_section
 from exporter.report.sections.verdict import (
     headline,
     notices,

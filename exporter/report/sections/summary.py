@@ -1,35 +1,16 @@
-"""Speed, accuracy and size at a glance: rows for every table of both arms."""
+"""Speed, accuracy, tasks, answers and sizes of both arms, for every form of a report."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Iterator, Sequence
 
-from exporter.artifacts import (
-    Answer,
-    Arm,
-    ComparisonReport,
-    SampleAnswers,
-    TaskResult,
-)
-from exporter.artifacts.figures import BRIEF, FIGURES
-from exporter.printable import (
-    milliseconds,
-    one_line,
-    relative_change,
-    significant,
-)
-from exporter.report.sections.blocks import Block, Grid, Note, Section
-from exporter.report.sections.verdict import headline
-from exporter.report.words import (
-    PHASES,
-    change_words,
-    or_dash,
-    short_shape,
-    speedup_words,
-)
+from exporter.artifacts import Accuracy, Answer, Arm, ComparisonReport, SampleAnswers, TaskResult
+from exporter.artifacts.figures import ANSWERS, FIGURES
+from exporter.printable import milliseconds, one_line, relative_change, significant
+from exporter.report.sections.blocks import Block, Grid, Note, Section, other_part
+from exporter.report.sections.verdict import why_no_accuracy
+from exporter.report.words import change_words, read_by, short_shape, speedup_words
 
 SummaryRow = tuple[str, str, str, str, str]
 """What, baseline, candidate, change, verdict."""
@@ -120,16 +101,6 @@ def size_rows(report: ComparisonReport) -> list[SummaryRow]:
     ]
 
 
-def accuracy_grid(report: ComparisonReport, caption: str) -> Grid:
-    """The rows of accuracy as a table."""
-    return Grid(caption, HEADER[:4], [row[:4] for row in accuracy_rows(report)], right=(1, 2, 3))
-
-
-def size_grid(report: ComparisonReport, caption: str) -> Grid:
-    """The rows of sizes as a table."""
-    return Grid(caption, HEADER[:4], [row[:4] for row in size_rows(report)], right=(1, 2, 3))
-
-
 _BRIEFLY = 5
 """Prompts on a terminal; the page has all."""
 _BRIEF_CHARACTERS = 250
@@ -193,36 +164,72 @@ def _shown(text: str, brief: bool) -> str:
     return textwrap.shorten(line, _BRIEF_CHARACTERS, placeholder=f" {_CUT}") if brief else line
 
 
-def letter(index: int) -> str:
-    """A candidate's letter: A to Z, then A1 and so on."""
-    round_, place = divmod(index, 26)
-    return chr(ord("A") + place) + (str(round_) if round_ else "")
+IMAGES_NOTE = (
+    "Both models against the images' labels: top1 is the share of images whose class is the "
+    "likeliest, top5 of those whose class is among the five likeliest."
+)
+_IMAGES = ("images", "images")
+_INTERVALS = "In brackets: the 95 % interval over documents or samples, both models on the same."
 
 
-def overview_section(reports: Mapping[str, ComparisonReport]) -> Section:
-    """Several reports side by side: what each dropped, and what that did."""
-    phases = list(dict.fromkeys(row.phase for r in reports.values() for row in r.latency))
-    header = [
-        "candidate", "report", "what", *(f"{PHASES.get(p, p)}, speedup" for p in phases),
-        *(figure.brief for figure in BRIEF), "parameters",
-    ]  # fmt: skip
-    rows = [
-        [letter(index), name, *_overview(report, phases)]
-        for index, (name, report) in enumerate(reports.items())
-    ]
-    grid = Grid("All candidates", header, rows, right=range(3, len(header)))
-    note = "A phase of several shapes has the geometric mean of their speedups."
-    return Section("overview", "All candidates", [grid, Note(note)], stays_open=True)
-
-
-def _overview(report: ComparisonReport, phases: Sequence[str]) -> list[str]:
-    arms, logs = report.arms, dict[str, list[float]]()
-    for row in report.latency:
-        logs.setdefault(row.phase, []).append(math.log(row.speedup.ratio))
-    readings = [next(figure.readings(report.accuracy), None) for figure in BRIEF]
+def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
+    """Perplexity and its like, or why there is none; then what else was measured."""
+    accuracy = report.accuracy
+    if accuracy is None:
+        note = Note(f"Not measured: {why_no_accuracy(report)}.")
+        return [Section("accuracy", "Accuracy", [note])]
+    rows = [row[:4] for row in accuracy_rows(report)]
+    grid = Grid("Accuracy on the evaluation text", HEADER[:4], rows, right=(1, 2, 3))
+    bracketed = any("[" in str(row[3]) for row in grid.rows)
+    blocks = [grid, *[Note(_INTERVALS)] * bracketed, *_texts(report, accuracy)]
     return [
-        headline(report),
-        *(or_dash(logs.get(p), lambda ratios: f"{math.exp(fmean(ratios)):.3f}x") for p in phases),
-        *(or_dash(one, figure.change) for figure, one in zip(BRIEF, readings, strict=True)),
-        relative_change(arms.baseline.parameters, arms.candidate.parameters),
+        Section("accuracy", "Accuracy", blocks),
+        _tasks(report, accuracy),
     ]
+
+
+def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
+    kind, of = ("text", ANSWERS[accuracy.compared].counted) if accuracy.images is None else _IMAGES
+    yield Note(
+        f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {of} "
+        f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
+    )
+    yield from other_part(report.parts, accuracy.text_source)
+    if (other := accuracy.other) is not None:
+        yield Note(
+            f"The second text: {other.text_source}, {other.tokens:,} tokens "
+            f"(SHA-256 `{other.text_sha256[:12]}`)."
+        )
+    compared = "embeddings" if accuracy.embeddings else ANSWERS[accuracy.compared].counted
+    measured = {figure.key for figure in FIGURES if any(figure.readings(accuracy))}
+    for figure in FIGURES:
+        if figure.missing and figure.key not in measured:
+            yield Note(figure.missing.format(compared))
+    if (text := report.calibration) is None:
+        yield Note(f"Which {kind} importance was measured on is not on record here.")
+    else:
+        known = f"{text.describe(read_by(report))} (SHA-256 `{text.sha256[:12]}`)"
+        yield Note(f"Importance was measured on other {kind}: {known}.")
+    for figure in FIGURES:
+        if figure.note and figure.key in measured:
+            yield Note(figure.note)
+
+
+def _tasks(report: ComparisonReport, accuracy: Accuracy) -> Section | None:
+    tasks = accuracy.tasks
+    if not tasks:
+        return None
+    rows = [
+        [name if task.higher_is_better else f"{name} (lower is better)", f"{task.items:,}", *cells]
+        for task, (name, *cells, _) in zip(tasks, task_rows(report), strict=True)
+    ]
+    header = ["task", "items", *HEADER[1:4]]
+    grid = Grid("Tasks on the same items", header, rows, right=range(1, 5))
+    note = Note(
+        "The change is candidate minus baseline, of shares in percentage points; in brackets its "
+        "95 % interval, from a paired bootstrap over items."
+    )
+    sources = dict.fromkeys(f"{task.task}: {task.source}" for task in tasks if task.source)
+    notes = [Note(f"{'; '.join(sources)}.", lead="Items from:")] if sources else []
+    first = [] if accuracy.images is None else [Note(IMAGES_NOTE)]
+    return Section("tasks", "Tasks", [*first, grid, note, *notes])

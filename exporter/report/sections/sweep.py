@@ -25,7 +25,6 @@ from exporter.report.sections.blocks import (
     present,
     verdict_sign,
 )
-from exporter.report.sections.summary import letter
 from exporter.report.words import dropped_lines, or_dash, speedup_words
 
 _EACH = (
@@ -34,6 +33,12 @@ _EACH = (
     "fp16 or bf16 is in that precision too."
 )
 _ALONE = "Both were timed in turns in the same rounds; in brackets the 95 % interval."
+
+
+def letter(index: int) -> str:
+    """A cell's letter: A to Z, then A1 and so on."""
+    round_, place = divmod(index, 26)
+    return chr(ord("A") + place) + (str(round_) if round_ else "")
 
 
 @dataclass(frozen=True)

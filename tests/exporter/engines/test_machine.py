@@ -27,7 +27,7 @@ from exporter.engines.environment import (
 from exporter.engines.runners import base
 from exporter.engines.runners.base import HUGE_PAGE_BYTES, move_to_huge_pages, private_regions
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.report.sections.machine import machine_remarks
+from exporter.report.sections.arms import machine_remarks
 from tests.stand_in.installed import stand_in
 from tests.text_graphs import write_tiny_lm
 

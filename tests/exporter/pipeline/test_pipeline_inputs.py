@@ -31,11 +31,11 @@ from exporter.pipeline.run import Run, measure_key
 from exporter.pipeline.stages import _ranges
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
-from exporter.report.files import rendered
 from exporter.score.options import ScoreOptions
 from exporter.score.scoring import score
 from graph_passes.files.storage import load_model as load_graph
 from tests import tiny_models
+from tests.made_reports import as_page
 from tests.raising import raises
 from tests.reading import lines_of, run_lines
 from tests.text_graphs import WORDS
@@ -335,7 +335,7 @@ def test_labels_are_part_of_what_a_report_knows_and_times(labelled: tuple[Path, 
     assert images.content_sha256 != images.sha256
     rows = [(row.phase, row.batch, row.sequence_length, row.counts) for row in report.latency]
     assert rows == [("encode", 1, 4, "patches"), ("encode", 2, 4, "patches")]
-    page = rendered({"report": report})
+    page = as_page(report)
     for words in ("top1", "top5", f"{IMAGES} images"):
         assert words in page
     result = {"max_task_drop": 0.0, "min_top1_agreement": 0.0, "max_kl": 100.0}

@@ -23,11 +23,11 @@ from exporter.heal.domains import warnings_of
 from exporter.report.files import SWEEP_REPORTS, write_study, write_sweep
 from exporter.report.files import page as render
 from exporter.report.markdown import section_markdown
+from exporter.report.sections.arms import forms_section
 from exporter.report.sections.blocks import Grid, Link, Sign, plain
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.healing import healing_grid, healing_section, healing_words
 from exporter.report.sections.latency import corners_section
-from exporter.report.sections.model import forms_section
 from exporter.report.sections.sweep import cells_grid, gain, sweep_document, sweep_lead
 from exporter.report.sections.verdict import headline
 from exporter.report.terminal import comparison_grids, drawn_table
@@ -254,7 +254,7 @@ def test_markdown_has_every_cell_and_the_page_is_whole_and_escaped(tmp_path: Pat
         "| 2 MLPs | 0.300 [-0.300, -0.100] |",
     ):
         assert words in text
-    page = render([depths_document(made_depths(text="<script>alert(1)</script>"))])
+    page = render(depths_document(made_depths(text="<script>alert(1)</script>")))
     assert "<script" not in page
     assert len(Page(page).all("table")) == len(Page(page).all("caption")) > 1
 

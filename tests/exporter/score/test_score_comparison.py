@@ -192,7 +192,7 @@ def test_a_page_shades_scores_by_their_rank_among_all_files(tmp_path: Path) -> N
         write_scores(tmp_path / f"{n}.json", values, samples=n)
         for n, values in ((4, FIRST), (8, SECOND), (16, THIRD))
     ]
-    text = render([scores_document(compare_files(files))])
+    text = render(scores_document(compare_files(files)))
     cells = re.findall(r'class="right shade(\d)">([^<]+)<', text)
     attentions = cells[: len([*FIRST, *SECOND, *THIRD])]
     assert len(cells) == 2 * len(attentions)  # and MLPs
@@ -207,7 +207,7 @@ def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:
         write_scores(tmp_path / f"{name}{n}.json", values, text=f"{name}.txt", samples=n)
         for n, values in ((4, FIRST), (8, SECOND), (16, THIRD))
     ]
-    text = render([scores_document(compare_files(files))])
+    text = render(scores_document(compare_files(files)))
     assert "<b>" not in text
     assert "&lt;b&gt;" in text
 
