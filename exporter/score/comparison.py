@@ -34,7 +34,7 @@ def compare_files(paths: Sequence[Path], metric: str | None = None) -> ScoreComp
     if metric or several:
         chosen = metric or next(iter(reports.values())).metric
         named = {name: report.of_metric(chosen) for name, report in reports.items()}
-        reports = {name: r.model_copy(update={"further": []}) for name, r in named.items()}
+        reports = {name: r.model_copy(update={"further": {}}) for name, r in named.items()}
     pairs = itertools.combinations(_ranked(reports), 2)
     agreements = [_agreement(one, other) for one, other in pairs if one.kind == other.kind]
     if not agreements:
