@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,15 +78,6 @@ def refuse_quantized(model: Any) -> None:
         )
 
 
-def refuse_streamed_changes() -> NoReturn:
-    """Refuses to change weights of a model that is read a layer at a time."""
-    raise PlanError(
-        "The plan changes weights, and this model's weights are read a layer at a time.",
-        "Leave --stream out.",
-        code="changed-weights-of-streamed-model",
-    )
-
-
 def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
     """Gives parameters of a PyTorch model the values that healing made, in place.
 
@@ -104,14 +95,13 @@ def weights_changed(model: Any, changes: Mapping[str, ChangedWeight]) -> Iterato
 
 
 def _own_values(model: Any, changes: Mapping[str, ChangedWeight]) -> list[OwnValue]:
-    if changes and model.device.type == "meta":
-        refuse_streamed_changes()
     parameters, own_values = dict(model.named_parameters()), []
     for name, change in changes.items():
         old = parameters.get(name)
-        new = None if old is None else _changed(old.data, change)
+        new = None if old is None or old.is_meta else _changed(old.data, change)
         if old is None or new is None or not bool(new.isfinite().all()):
             here = "does not have" if old is None else f"has as {list(old.shape)} in {old.dtype}"
+            here = "reads a layer at a time" if old is not None and old.is_meta else here
             raise PlanError(
                 f"The plan changes {name}, which this model {here}, by numbers of the shapes "
                 f"{[list(item.shape) for item in change.numbers]}: they don't fit, or are not "

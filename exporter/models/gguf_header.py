@@ -100,10 +100,7 @@ class Entry:
     @property
     def text(self) -> str | None:
         """A string; None where it is none, or no UTF-8."""
-        try:
-            return self.value[8:].decode() if self.kind == STRING else None
-        except UnicodeDecodeError:
-            return None
+        return _decoded(self.value[8:]) if self.kind == STRING else None
 
     @property
     def length(self) -> int | None:
@@ -139,14 +136,18 @@ class Entry:
         for _ in range(number):
             at += 8 + int.from_bytes(self.value[at : at + 8], "little")
         length = int.from_bytes(self.value[at : at + 8], "little")
-        try:
-            return self.value[at + 8 : at + 8 + length].decode()
-        except UnicodeDecodeError:
-            return None
+        return _decoded(self.value[at + 8 : at + 8 + length])
 
     @staticmethod
     def _unpacked(kind: int, value: bytes) -> Any:
         return struct.unpack(_SCALARS[kind], value)[0]
+
+
+def _decoded(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def whole_entry(key: str, number: int) -> Entry:
@@ -300,10 +301,10 @@ class _Reader:
         return head + self._take(length, what)
 
     def _name(self, what: str, most: int) -> str:
-        try:
-            return self._string(what, most)[8:].decode()
-        except UnicodeDecodeError as error:
-            raise broken(self.path, f"{what} is no UTF-8", "not-text") from error
+        text = _decoded(self._string(what, most)[8:])
+        if text is None:
+            raise broken(self.path, f"{what} is no UTF-8", "not-text")
+        return text
 
     def _count(self, what: str, most: int, least_bytes: int) -> int:
         count: int = self._number("<Q", f"its number of {what}")

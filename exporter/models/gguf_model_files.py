@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,54 +81,38 @@ def read_model(path: Path) -> GgufModel:
     count = _whole(named, SPLIT_COUNT, 1)
     if count <= 1:
         return GgufModel((named,))
-    return GgufModel(tuple(_shards(named, count)))
+    match = _SHARD.fullmatch(path.name)
+    if match is None or int(match["count"]) != count or count > _MOST_SHARDS:
+        text = f"is one of {count} shards, but its name does not end in -00001-of-{count:05}.gguf"
+        raise GgufFileError(f"{path} {text}.", _HINT, code="shard-missing")
+    shards: list[GgufFile] = []
+    names: set[str] = set()
+    for number in range(count):
+        place = shard_path(path.with_name(match["stem"] + ".gguf"), number, count)
+        try:
+            shard = named if place.name == path.name else read_header(place, place.parent)
+        except FileNotFoundError as error:
+            text = f"{path} is one of several shards, and {place} is missing."
+            raise GgufFileError(text, _HINT, code="shard-missing") from error
+        if (_whole(shard, SPLIT_NUMBER, -1), _whole(shard, SPLIT_COUNT, 1)) != (number, count):
+            text = f"it is not shard {number} of {count} by its {SPLIT_NUMBER}, {SPLIT_COUNT}"
+            raise broken(place, text, "shard-mismatch", _HINT)
+        own = {tensor.name for tensor in shard.tensors}
+        if names & own:
+            text = f"{min(names & own)} is in another shard, too"
+            raise broken(place, text, "tensor-twice", _HINT)
+        names |= own
+        shards.append(shard)
+    wanted = _whole(named, SPLIT_TENSORS, len(names))
+    if len(names) != wanted:
+        text = f"its shards have {len(names)} tensors, not {wanted}"
+        raise broken(path, text, "shard-mismatch", _HINT)
+    return GgufModel(tuple(shards))
 
 
 def shard_path(path: Path, number: int, count: int) -> Path:
     """Where a shard of a file lies; they are counted from 0, and in the names from 1."""
     return path.with_name(f"{path.stem}-{number + 1:05}-of-{count:05}.gguf")
-
-
-def _shards(named: GgufFile, count: int) -> Iterator[GgufFile]:
-    match = _SHARD.fullmatch(named.path.name)
-    if match is None or int(match["count"]) != count or count > _MOST_SHARDS:
-        raise GgufFileError(
-            f"{named.path} is one of {count} shards, but its name does not say so: they end in "
-            f"-00001-of-{count:05}.gguf.",
-            _HINT,
-            code="shard-missing",
-        )
-    names: set[str] = set()
-    for number in range(count):
-        shard = _shard(
-            named, shard_path(named.path.with_name(match["stem"] + ".gguf"), number, count)
-        )
-        if (_whole(shard, SPLIT_NUMBER, -1), _whole(shard, SPLIT_COUNT, 1)) != (number, count):
-            told_of = f"it is not shard {number} of {count} by its {SPLIT_NUMBER}, {SPLIT_COUNT}"
-            raise broken(shard.path, told_of, "shard-mismatch", _HINT)
-        twice = names.intersection(tensor.name for tensor in shard.tensors)
-        if twice:
-            told_of = f"{min(twice)} is in another shard, too"
-            raise broken(shard.path, told_of, "tensor-twice", _HINT)
-        names.update(tensor.name for tensor in shard.tensors)
-        yield shard
-    if len(names) != _whole(named, SPLIT_TENSORS, len(names)):
-        wanted = _whole(named, SPLIT_TENSORS, 0)
-        told_of = f"its shards have {len(names)} tensors, not {wanted}"
-        raise broken(named.path, told_of, "shard-mismatch", _HINT)
-
-
-def _shard(named: GgufFile, path: Path) -> GgufFile:
-    if path.name == named.path.name:
-        return named
-    try:
-        return read_header(path, path.parent)
-    except FileNotFoundError as error:
-        raise GgufFileError(
-            f"{named.path} is one of several shards, and {path} is missing.",
-            _HINT,
-            code="shard-missing",
-        ) from error
 
 
 def _whole(file: GgufFile, key: str, absent: int) -> int:

@@ -20,11 +20,11 @@ from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.engines.environment import default_threads, gpu_name, processor_name
+from exporter.errors import PlanError
 from exporter.files import sha256_file, staged_directory
 from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import files_of, numbers_of, report_of
-from exporter.models.changed_weights import refuse_streamed_changes
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, files_below
 from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import SCRATCH, remove_tree
@@ -98,7 +98,11 @@ def _taken(run: Run, given: LoadedPlan) -> list[Path]:
 def check_plan(run: Run, plan: LoadedPlan) -> None:
     """Holds a plan against the model, also where an earlier run made it, with --allow-empty."""
     if run.request.stream and plan.changed_weights:
-        refuse_streamed_changes()
+        raise PlanError(
+            "The plan changes weights, and this model's weights are read a layer at a time.",
+            "Leave --stream out.",
+            code="changed-weights",
+        )
     validate_plan(
         plan.plan,
         run.num_layers,

@@ -52,7 +52,6 @@ class ScoredModel:
         return self.text.batches(self.batch_size)
 
 
-NOT_FINITE_HINT = "Load the model in float32, or check its weights."
 ANY_METRIC = StreamMetric("any", cosine)
 """Collected where no metric of the stream is asked for, to see whether activations are finite."""
 
@@ -60,10 +59,10 @@ ANY_METRIC = StreamMetric("any", cosine)
 def stream_scores(scored: ScoredModel, metrics: Sequence[StreamMetric]) -> dict[str, list[Score]]:
     """The scores by each metric's name, all from one pass without head."""
     stacks = stacks_of(scored)
-    sums = [StreamSums(len(stack.layers), metrics, stack) for stack in stacks]
+    sums = [StreamSums(stack, metrics) for stack in stacks]
     with scored.progress.task("score", total=len(scored.text.input_ids), unit="samples") as task:
         for batch in scored.batches:
-            for own, item in zip(sums, _stack_sums(scored, stacks, metrics, batch), strict=True):
+            for own, item in zip(sums, stream_sums(scored, metrics, batch, stacks), strict=True):
                 own.add(*item)
             task.advance(len(batch.ids))
     parts = [own.scores() for own in sums]
@@ -100,28 +99,20 @@ def stacks_of(scored: ScoredModel) -> list[ScoredStack]:
 
 
 def stream_sums(
-    scored: ScoredModel, metrics: Sequence[StreamMetric], batch: Batch
-) -> tuple[Floats, Floats]:
-    """One batch's pass without head.
-
-    As :class:`StreamBatch` has them, the sums ``[metrics, layers, units, batch]`` and the
-    counts ``[batch]``; of a model of two stacks those of the first.
-    """
-    return _stack_sums(scored, stacks_of(scored), metrics, batch)[0]
-
-
-def _stack_sums(
     scored: ScoredModel,
-    stacks: Sequence[ScoredStack],
     metrics: Sequence[StreamMetric],
     batch: Batch,
+    stacks: Sequence[ScoredStack] = (),  # empty: the first alone
 ) -> list[tuple[Floats, Floats]]:
-    """The same of each stack, all from one pass."""
+    """One batch's pass without head.
+
+    Of each stack, as :class:`StreamBatch` has them, the sums ``[metrics, layers, units, batch]``
+    and the counts ``[batch]``.
+    """
     device = scored.model.device
+    stacks = stacks or stacks_of(scored)[:1]
     batches = [
-        StreamBatch(
-            len(stack.layers), metrics, stack.mask(batch).to(device), batch.first_sample, stack
-        )
+        StreamBatch(stack, metrics, stack.mask(batch).to(device), batch.first_sample)
         for stack in stacks
     ]
     with contextlib.ExitStack() as tapping:
@@ -147,20 +138,19 @@ class StreamBatch:
 
     def __init__(
         self,
-        num_layers: int,
+        stack: ScoredStack,
         metrics: Sequence[StreamMetric],
         mask: torch.Tensor,  # `[batch, tokens]`, boolean; True for real tokens
         first_sample: int = 0,
-        stack: ScoredStack | None = None,  # which layers; None: all of a model of one stack
     ) -> None:
         import torch
 
-        self._stack = stack or ScoredStack(range(num_layers))
-        self._metrics, self._mask, self._first_sample = metrics, mask, first_sample
+        self._stack, self._metrics = stack, metrics
+        self._mask, self._first_sample = mask, first_sample
         places = torch.arange(mask.shape[1], device=mask.device)
         self._last = torch.where(mask, places, 0).amax(dim=1, keepdim=True)
         # `[metrics, layers, units, batch]`
-        self.sums: Floats = np.zeros((len(metrics), num_layers, len(self._stack.units), len(mask)))
+        self.sums: Floats = np.zeros((len(metrics), len(stack.layers), len(stack.units), len(mask)))
         # how many real tokens each sample has, `[batch]`
         self.counts: Floats = mask.sum(dim=1).double().cpu().numpy()
 
@@ -172,7 +162,13 @@ class StreamBatch:
         sums = [[self._reduced(m, m.of(unit)) for unit in units] for m in self._metrics]
         stacked = torch.stack([torch.stack(row) for row in sums]).cpu().numpy()
         if not np.isfinite(stacked).all():
-            self._refuse(states.number, stacked)
+            _, unit, row = np.argwhere(~np.isfinite(stacked))[0]
+            raise ScoringError(
+                f"The activations around the {self._stack.units[unit]} of layer {states.number} "
+                f"are not finite in sample {self._first_sample + row}.",
+                "Load the model in float32, or check its weights.",
+                code="not-finite",
+            )
         self.sums[:, states.number - self._stack.layers.start] = stacked
 
     def _reduced(self, metric: StreamMetric, values: torch.Tensor) -> torch.Tensor:
@@ -185,25 +181,13 @@ class StreamBatch:
             return kept.gather(1, last)[:, 0]
         return kept.sum(dim=1)
 
-    def _refuse(self, layer: int, sums: Floats) -> None:
-        _, unit, row = np.argwhere(~np.isfinite(sums))[0]
-        raise ScoringError(
-            f"The activations around the {self._stack.units[unit]} of layer {layer} are not "
-            "finite in "
-            f"sample {self._first_sample + row}.",
-            NOT_FINITE_HINT,
-            code="not-finite",
-        )
-
 
 class StreamSums:
     """The sums of all batches so far."""
 
-    def __init__(
-        self, num_layers: int, metrics: Sequence[StreamMetric], stack: ScoredStack | None = None
-    ) -> None:
-        self._metrics, self._stack = metrics, stack or ScoredStack(range(num_layers))
-        self._sums = [RatioSums((num_layers, len(self._stack.units))) for _ in metrics]
+    def __init__(self, stack: ScoredStack, metrics: Sequence[StreamMetric]) -> None:
+        self._stack, self._metrics = stack, metrics
+        self._sums = [RatioSums((len(stack.layers), len(stack.units))) for _ in metrics]
 
     def add(self, sums: Floats, counts: Floats) -> None:
         """Takes one batch; the order of the calls decides how the sums round.
@@ -221,14 +205,13 @@ class StreamSums:
         return {metric.name: scores_of(sums, self._stack) for metric, sums in pairs}
 
 
-def scores_of(sums: RatioSums, stack: ScoredStack | None = None) -> list[Score]:
+def scores_of(sums: RatioSums, stack: ScoredStack) -> list[Score]:
     """Scores from sums of the shape ``[layers, units]``, layer by layer."""
     if not sums.total_weight:
         raise ScoringError(
             "There is no token to score on.", "Give a longer text.", code="no-tokens"
         )
     means, errors = sums.means, sums.std_errors
-    stack = stack or ScoredStack(range(len(means)))
     return [
         Score(
             layer=layer,
@@ -246,7 +229,11 @@ def answer_scores(scored: ScoredModel, metrics: Sequence[AnswerMetric]) -> dict[
 
     Whole blocks are skipped only where that is asked for: half as much work again.
     """
-    units = _units(scored)
+    units = answer_units(len(scored.layers), blocks=scored.blocks)
+    if scored.text.sources is not None:
+        stacks = Stacks.of(scored.model.config)
+        kinds = stacks.units if scored.blocks else stacks.kinds
+        units = [(layer, kind) for layer in range(stacks.layers) for kind in kinds(layer)]
     cuts = [without_branches([unit], scored.model) for unit in units]
     _, *damages = answer_meter(scored).measure_many({}, cuts, scored.progress)
     return scores_of_damages(metrics, units, damages)
@@ -262,15 +249,6 @@ def answer_meter(scored: ScoredModel) -> CutMeter[Damage]:
         kept_bytes=0,
         sources=scored.text.sources,
     )
-
-
-def _units(scored: ScoredModel) -> list[tuple[int, DeletionKind]]:
-    """What is skipped of a model of one stack or of two."""
-    if scored.text.sources is None:
-        return answer_units(len(scored.layers), blocks=scored.blocks)
-    stacks = Stacks.of(scored.model.config)
-    kinds = stacks.units if scored.blocks else stacks.kinds
-    return [(layer, kind) for layer in range(stacks.layers) for kind in kinds(layer)]
 
 
 def answer_units(num_layers: int, *, blocks: bool) -> list[tuple[int, DeletionKind]]:

@@ -53,6 +53,7 @@ from exporter.score.metric import AnswerMetric, Metric, StreamMetric, of_kind
 from exporter.score.passes import (
     ANY_METRIC,
     ScoredModel,
+    ScoredStack,
     StreamBatch,
     StreamSums,
     answer_units,
@@ -243,6 +244,7 @@ class _LayerWalk:
     ) -> None:
         self._meta, self._scored, self._folder = meta, scored, folder
         self._layers, self._batches = scored.layers, scored.batches
+        self._stack = ScoredStack(range(len(self._layers)))
         self._of_stream = of_kind(metrics, StreamMetric)
         self._of_answers = of_kind(metrics, AnswerMetric)
         self._runner = LayerRunner(meta.model, self._layers)
@@ -258,7 +260,7 @@ class _LayerWalk:
         # Metrics of answers alone would not tell in which layer activations become infinite.
         collected = self._of_stream or [ANY_METRIC]
         self._sums = [
-            StreamBatch(len(self._layers), collected, batch.mask_on(), batch.first_sample)
+            StreamBatch(self._stack, collected, batch.mask_on(), batch.first_sample)
             for batch in self._batches
         ]
 
@@ -274,7 +276,7 @@ class _LayerWalk:
             for name in parts.rest:
                 stack.enter_context(self._meta.held(name))
             states = self._through_layers(parts, stack, task)
-            sums = StreamSums(layers, self._of_stream)
+            sums = StreamSums(self._stack, self._of_stream)
             for batch in self._sums if self._of_stream else ():
                 sums.add(batch.sums, batch.counts)
             result = sums.scores()

@@ -74,7 +74,7 @@ def _pass(callee: Any, model: Any, rows: Any, count: int | None) -> Callable[[],
     from exporter.models.architectures import layer_modules
     from exporter.models.residual_stream import tapped
     from exporter.score.metric import StreamMetric
-    from exporter.score.passes import StreamBatch, StreamSums
+    from exporter.score.passes import ScoredStack, StreamBatch, StreamSums
     from exporter.score.registry import METRICS
 
     layers, ids = layer_modules(model), torch.from_numpy(rows)
@@ -86,8 +86,9 @@ def _pass(callee: Any, model: Any, rows: Any, count: int | None) -> Callable[[],
             callee(**inputs)
 
     def scored() -> None:
-        sums = StreamSums(len(layers), metrics)
-        batch = StreamBatch(len(layers), metrics, inputs["attention_mask"].bool())
+        stack = ScoredStack(range(len(layers)))
+        sums = StreamSums(stack, metrics)
+        batch = StreamBatch(stack, metrics, inputs["attention_mask"].bool())
         with torch.inference_mode(), tapped(layers, batch):
             callee(**inputs)
         sums.add(batch.sums, batch.counts)

@@ -26,6 +26,7 @@ from exporter.score.metric import AnswerMetric, Metric, OrderMetric, StreamMetri
 from exporter.score.options import ScoreOptions
 from exporter.score.passes import (
     ScoredModel,
+    ScoredStack,
     StreamSums,
     answer_meter,
     answer_units,
@@ -83,7 +84,7 @@ def score_on_cluster(
             results[number] = result
             task.advance()
     if of_stream:
-        totals = StreamSums(layers, of_stream)
+        totals = StreamSums(ScoredStack(range(layers)), of_stream)
         for sums in results[len(cuts) :]:
             totals.add(*sums)
         scores |= totals.scores()
@@ -164,7 +165,7 @@ def work(
     scored, metrics = state
     batch = scored.batches[piece.first // in_couples(scored.batch_size, scored.text.types)]
     if piece.kind == "stream":
-        return stream_sums(scored, of_kind(metrics, StreamMetric), batch)
+        return stream_sums(scored, of_kind(metrics, StreamMetric), batch)[0]
     try:
         cuts = [dict.fromkeys(names, NOTHING) for names in piece.cuts]
         return list(answer_meter(scored).measure_batch(piece.first, {}, cuts))[1:]
