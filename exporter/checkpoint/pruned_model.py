@@ -172,7 +172,7 @@ def answer_to(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def require_same(
     loaded: LoadedModel,
-    found: torch.Tensor,
+    given: torch.Tensor,
     wanted: torch.Tensor,
     hint: str = "This family can be pruned as ONNX only: depthcut export.",
 ) -> None:
@@ -180,7 +180,7 @@ def require_same(
     name = str(loaded.model.dtype).removeprefix("torch.")
     scale = max(1.0, float(wanted.abs().max()))
     limit = _TOLERANCE.get(name, _NARROW_TOLERANCE) * scale
-    error = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("inf")
+    error = float((given - wanted).abs().max()) if given.shape == wanted.shape else float("inf")
     if not error <= limit:
         raise UnknownArchitectureError(
             f"Without its dropped modules {loaded.ref.architecture} computes wrong results: "

@@ -328,10 +328,10 @@ def joined(parts: Sequence[D]) -> D:
     return type(first)(*(np.concatenate([getattr(part, n) for part in parts]) for n in names))
 
 
-def damage_of_numbers(told: Mapping[str, Any]) -> AnyDamage:
-    """The damage whose fields are told by name."""
-    kind = next(one for one in DAMAGES if {field.name for field in fields(one)} == set(told))
-    return kind(**{name: np.asarray(numbers, np.float64) for name, numbers in told.items()})
+def damage_of_numbers(numbers: Mapping[str, Any]) -> AnyDamage:
+    """The damage whose fields are given by name."""
+    kind = next(one for one in DAMAGES if {field.name for field in fields(one)} == set(numbers))
+    return kind(**{name: np.asarray(values, np.float64) for name, values in numbers.items()})
 
 
 _CHUNK_BYTES = 6 * 2**20  # of float64 logits: small enough for the processor's caches

@@ -65,7 +65,7 @@ class StreamRunner:
             run_backbone(model, {"input_ids": ids} if by_tokens else probe_inputs(model))
 
     def record(
-        self, inputs: dict[str, torch.Tensor], asked: Places, cut: BranchReplacements
+        self, inputs: dict[str, torch.Tensor], places: Places, cut: BranchReplacements
     ) -> tuple[Streams, torch.Tensor]:
         """Runs the whole model.
 
@@ -78,9 +78,9 @@ class StreamRunner:
             stack.enter_context(self._branches.cut(cut))
             for modules in self.layers:
                 stack.enter_context(recorded(modules, streams))
-            return streams, self._run(inputs, asked, stack)
+            return streams, self._run(inputs, places, stack)
 
-    def resume(self, streams: Streams, asked: Places, cut: BranchReplacements) -> torch.Tensor:
+    def resume(self, streams: Streams, places: Places, cut: BranchReplacements) -> torch.Tensor:
         """Runs only what a cut changes against the recorded run."""
         start, output = self._start(streams, cut)
         with contextlib.ExitStack() as stack:
@@ -91,7 +91,7 @@ class StreamRunner:
                 stack.enter_context(forward_of(modules.layer, giving(kept)))
             rest = {name: what for name, what in cut.items() if name[0] >= start}
             stack.enter_context(self._branches.cut(rest))
-            return self._run(streams.inputs, asked, stack)
+            return self._run(streams.inputs, places, stack)
 
     def _start(self, streams: Streams, cut: BranchReplacements) -> tuple[int, Any]:
         """The first layer to run, and what the one below gives now; None: what it gave before."""
@@ -126,11 +126,11 @@ class StreamRunner:
         return logits
 
 
-def head_at(head: torch.nn.Module, asked: Places) -> contextlib.AbstractContextManager[None]:
+def head_at(head: torch.nn.Module, places: Places) -> contextlib.AbstractContextManager[None]:
     """Runs a model's head at some places only while the block runs."""
 
     def choose(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (asked(args[0]), *args[1:])
+        return (places(args[0]), *args[1:])
 
     return hooked([head.register_forward_pre_hook(choose)])
 
