@@ -15,7 +15,7 @@ from exporter.errors import ModelSourceError, UnsafeModelError
 from exporter.models.loading import model_source
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_class import quiet_transformers
-from exporter.models.loading.model_source import header_read_once, load_model
+from exporter.models.loading.model_source import load_model
 from tests.raising import raises
 from tests.tiny_gguf import VOCABULARY, TinyGguf
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -302,27 +302,3 @@ def test_nothing_is_kept_for_the_next_load(tmp_path: Path, monkeypatch: pytest.M
     second = _told(_tiny_gguf(path, seed=1))
     assert second["weights"] != first["weights"]
     assert second == _plainly(monkeypatch, path)
-
-
-def test_gguf_is_as_before_whatever_happens() -> None:
-    import gguf
-
-    kinds = (gguf.GGUFReader, gguf.TensorNameMap)
-    before = [dict(vars(kind)) for kind in kinds]
-    with header_read_once():
-        assert [dict(vars(kind)) for kind in kinds] != before
-    assert [dict(vars(kind)) for kind in kinds] == before
-    with pytest.raises(ZeroDivisionError), header_read_once():
-        _ = 1 // 0
-    assert [dict(vars(kind)) for kind in kinds] == before
-
-
-def test_what_fails_fails_each_time(tmp_path: Path) -> None:
-    import gguf
-
-    path = tmp_path / "a.gguf"
-    path.write_bytes(b"GGUF" + b"\0" * 64)
-    with header_read_once():
-        for _ in range(2):
-            with pytest.raises(ValueError, match="version"):
-                gguf.GGUFReader(path)
