@@ -61,8 +61,6 @@ class CheckpointFacts(Record):
             return f"a DeciLM for {', '.join(self.servers)}"
         if self.kept is not None:
             return "transformers loads it like any model"
-        if self.plain:
-            return f"transformers {self.transformers} loads it"
         return (
             f"depthcut's load_pruned loads it, transformers {self.transformers} refuses it: it "
             "leaves no modules out"

@@ -82,17 +82,14 @@ def checkpoint_uses(facts: CheckpointFacts) -> FolderUses:
         remark = "It needs depthcut with its extra torch, and runs no code from this folder."
         own = Use("depthcut", "'depthcut[torch]'", _PRUNED + answer + _TRAINED, remark=remark)
         return FolderUses([own], [_REFUSED.format(facts.transformers)])
-    remark = f"transformers {facts.transformers} loads it as it is."
-    if facts.kept is not None:
-        remark += " It is a plain model with fewer layers; whatever loads the base loads it."
-    loader = f"AutoModel{task or ''}"
-    text = f"from transformers import {loader}\n\nmodel = {loader}.from_pretrained({PLACE})\n"
-    if facts.has_tokenizer:
-        text = (
-            f"from transformers import {loader}, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({PLACE})\n"
-            f"model = {loader}.from_pretrained({PLACE})\n{answer}"
-        )
+    remark = (
+        f"transformers {facts.transformers} loads it as it is. It is a plain model with fewer "
+        "layers; whatever loads the base loads it."
+    )
+    loaders = {"model": f"AutoModel{task or ''}"}
+    loaders |= {"tokenizer": "AutoTokenizer"} if facts.has_tokenizer else {}
+    lines = [f"{name} = {kind}.from_pretrained({PLACE})\n" for name, kind in loaders.items()]
+    text = f"from transformers import {', '.join(loaders.values())}\n\n{''.join(lines)}{answer}"
     uses = [Use("transformers", "transformers torch", text, remark=remark)]
     if facts.has_modules:
         name = "sentence-transformers"
