@@ -32,7 +32,7 @@ from exporter.engines.build.libraries import LIBRARIES, Backend, ask_driver, usu
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.generate import open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.engines.tensors import TOLERANCE, make_inputs, random_tokens
@@ -249,7 +249,7 @@ def check_numbers(bench: Bench) -> None:
     def measured(backend: Backend, kind: str) -> list[Row]:
         shape = replace(TINY, dtype=ir.DataType[DTYPES[kind]])
         grows = bench.model(f"{kind}-grows", shape, in_place=False)
-        with OnnxRuntimeDecoder(grows, threads=1) as reference:
+        with open_decoder(grows, threads=1) as reference:
             wanted = answers(reference, room)
         onnx = bench.model(kind, shape)
         engines = bench.built(onnx, f"{backend}-{kind}", BOTH, ranges, backend)

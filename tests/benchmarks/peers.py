@@ -25,10 +25,10 @@ class Depthcut:
     """depthcut's own decoder on an ONNX folder; as all, it gives the likeliest next token."""
 
     def __init__(self, model: str, threads: int, context: int) -> None:
-        from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+        from exporter.engines.decoding.generate import open_decoder
 
         path = Path(model, "model.onnx")
-        self._decoder = OnnxRuntimeDecoder(path, threads=threads, context=context).__enter__()
+        self._decoder = open_decoder(path, threads=threads, context=context).__enter__()
 
     def prefill(self, ids: Any) -> int:
         return int(self._decoder.prefill(ids).argmax(-1)[0])

@@ -16,7 +16,7 @@ from exporter.artifacts.latency import Shape
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate, open_decoder
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, SharedCache
+from exporter.engines.decoding.runner_decoder import RunnerDecoder, SharedCache
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import make_inputs
@@ -177,7 +177,7 @@ def test_depthcut_generates_what_the_runtime_does(
     wanted = generated(folder)
     ends = frozenset(_ends(folder))
     with open_decoder(folder, threads=1) as decoder:
-        assert isinstance(decoder, OnnxRuntimeDecoder)
+        assert isinstance(decoder, RunnerDecoder)
         result = generate(decoder, PROMPT, new_tokens=NEW, stop_ids=ends)
         assert isinstance(decoder.cache, SharedCache)
         assert [*result.token_ids] == [token for token in wanted if token not in ends]
@@ -192,7 +192,7 @@ def test_depthcut_generates_what_the_runtime_does(
 
 def test_a_window_s_cache_has_room_for_the_whole_text(windowed: Path) -> None:
     """Twice the window; the runtime keeps a window's worth, with the same logits."""
-    with OnnxRuntimeDecoder(windowed, threads=1) as decoder:
+    with open_decoder(windowed, threads=1) as decoder:
         result = [decoder.prefill(np.array([PROMPT]), context=len(PROMPT) + NEW)]
         result += [decoder.step(np.array([[token]])) for token in PROMPT[:NEW]]
         short = decoder.prefill(np.array([PROMPT[:3]]), context=3)  # less than a window

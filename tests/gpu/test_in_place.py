@@ -15,8 +15,8 @@ from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import fitting, graph_inputs
-from exporter.engines.decoding.generate import decoder_on
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.decoding.generate import decoder_on, open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -31,7 +31,7 @@ BACKENDS = pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 STEPS = np.array([[9, 2, 6], [8, 1, 8], [3, 3, 9], [1, 2, 3]])  # the third is one of a graph
 
 
-def steps(decoder: TensorRtDecoder | OnnxRuntimeDecoder, rows: int) -> list[np.ndarray]:  # type: ignore[type-arg]
+def steps(decoder: Decoder, rows: int) -> list[np.ndarray]:  # type: ignore[type-arg]
     result = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
     return result + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
 
@@ -56,7 +56,7 @@ def given(runner: Runner, shape: Shape) -> dict[str, Any]:
 def test_it_continues_as_on_onnx_runtime(
     backend: Backend, split: bool, rows: int, tmp_path: Path
 ) -> None:
-    with OnnxRuntimeDecoder(decoder_onnx(tmp_path / "plain", in_place=False), threads=1) as other:
+    with open_decoder(decoder_onnx(tmp_path / "plain", in_place=False), threads=1) as other:
         wanted = steps(other, rows)
     _, engines = built(tmp_path, backend, split=split)
     with TensorRtDecoder(find_engines(engines)) as decoder:

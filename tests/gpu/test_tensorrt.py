@@ -18,8 +18,7 @@ from exporter.cli import run
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
 from exporter.engines.build.libraries import Backend
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import open_engine
@@ -108,7 +107,7 @@ def test_it_generates_the_tokens_of_onnx_runtime(onnx: Path, engines: Path) -> N
     with TensorRtDecoder(find_engines(engines)) as decoder:
         first = generate(decoder, PROMPT, new_tokens=40)
         again = generate(decoder, PROMPT, new_tokens=40)
-    with OnnxRuntimeDecoder(onnx, threads=1) as reference:
+    with open_decoder(onnx, threads=1) as reference:
         wanted = generate(reference, PROMPT, new_tokens=40)
     assert first.token_ids == wanted.token_ids
     assert again.token_ids == wanted.token_ids
@@ -118,7 +117,7 @@ def test_two_sequences_stay_apart(onnx: Path, engines: Path) -> None:
     prompts, step = np.array([[3, 1, 4], [2, 7, 1]]), np.array([[5], [6]])
     with TensorRtDecoder(find_engines(engines)) as decoder:
         result = [decoder.prefill(prompts), decoder.step(step)]
-    with OnnxRuntimeDecoder(onnx, threads=1) as reference:
+    with open_decoder(onnx, threads=1) as reference:
         wanted = [reference.prefill(prompts), reference.step(step)]
     np.testing.assert_allclose(result, wanted, rtol=1e-3, atol=1e-3)
 

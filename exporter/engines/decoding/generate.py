@@ -21,11 +21,7 @@ from exporter.engines.build.engine_set import (
 )
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner, StackDecoder
-from exporter.engines.decoding.runner_decoder import (
-    LoadingDecoder,
-    OnnxRuntimeDecoder,
-    RunnerDecoder,
-)
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.decoding.verify import believed
 from exporter.engines.environment import default_threads
@@ -164,11 +160,7 @@ def open_decoder(
     folder = files.folder(model)
     number = threads or default_threads()
     runner = open_runner(named or ONNX, folder.onnx, provider=provider, threads=number)
-    if named is not None:
-        return LoadingDecoder(runner, context=context)
-    return OnnxRuntimeDecoder(
-        folder.onnx, provider=provider, threads=runner.threads, context=context
-    )
+    return RunnerDecoder(runner, context=context, loads=True)
 
 
 def open_model(
@@ -211,8 +203,11 @@ def own_decoder(runner: Runner) -> Decoder | None:
     if isinstance(runner, EncoderDecoderRunner):
         return StackDecoder(runner)
     if isinstance(runner, OnnxRuntimeRunner):
-        return OnnxRuntimeDecoder(runner.model, provider=runner.device, threads=runner.threads)
-    if isinstance(runner, LlamaCppRunner):
+        own: Runner = OnnxRuntimeRunner(
+            runner.model, provider=runner.device, threads=runner.threads
+        )
+    elif isinstance(runner, LlamaCppRunner):
         own = LlamaCppRunner(runner.model, threads=runner.threads, last_logits=True)
-        return LoadingDecoder(own)
-    return None
+    else:
+        return None
+    return RunnerDecoder(own, loads=True)

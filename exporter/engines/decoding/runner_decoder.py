@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
@@ -187,11 +187,12 @@ _TYPES = "token_type_ids"
 
 
 class RunnerDecoder(Decoder):
-    """A decoder on an entered runner, which stays entered."""
+    """A decoder on an entered runner, which stays entered; or on one that it loads itself."""
 
-    def __init__(self, runner: Runner, *, context: int | None = None) -> None:
+    def __init__(self, runner: Runner, *, context: int | None = None, loads: bool = False) -> None:
         self.backend = runner.backend
         self._runner = runner
+        self._loads = loads
         self._context = context
         self._specs: dict[str, TensorSpec] = {}
         self._cache: Cache | None = None
@@ -204,7 +205,22 @@ class RunnerDecoder(Decoder):
 
     def __enter__(self) -> Self:
         """Makes sure that the model can generate."""
-        runner = self._runner
+        with ExitStack() as stack:
+            if self._loads:
+                stack.enter_context(self._runner)
+            self._open(self._runner)
+            stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Frees the cache, and the model that it has loaded."""
+        if self._cache is not None:
+            self._cache.free()
+        self._cache = None
+        if self._loads:
+            self._runner.__exit__()
+
+    def _open(self, runner: Runner) -> None:
         self._specs = {spec.name: spec for spec in runner.inputs}
         pairs = runner_caches(runner)
         if not pairs or LOGITS not in {spec.name for spec in runner.outputs}:
@@ -214,13 +230,6 @@ class RunnerDecoder(Decoder):
         if unknown is not None:
             raise BackendError(f"{runner.name} has an input {unknown!r} of unknown meaning.")
         self._cache = open_cache(runner, pairs)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Frees the cache."""
-        if self._cache is not None:
-            self._cache.free()
-        self._cache = None
 
     @property
     def cache(self) -> Cache:
@@ -230,12 +239,18 @@ class RunnerDecoder(Decoder):
         return self._cache
 
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        """Refuses what is longer than the context or the graph's tables, or no profile holds."""
-        self._refuse_too_long(prompt, new_tokens)
-        self._refuse_shapes(batch, prompt, 0)
-        if new_tokens > 1:  # the first step has the shortest cache, the last the longest
-            for past in (prompt, prompt + new_tokens - 2):
-                self._refuse_shapes(batch, 1, past)
+        """Refuses what is longer than the context or the graph's tables; it need not be loaded."""
+        runner = self._runner
+        own = runner.cache_form.longest if isinstance(runner, OnnxRuntimeRunner) else None
+        longest = min((size for size in (self._context, own) if size is not None), default=None)
+        needed = prompt + new_tokens - 1
+        if longest is not None and needed > longest:
+            raise BackendError(
+                f"{runner.name} has room for {longest} positions; a prompt of {prompt} and "
+                f"{new_tokens} new tokens take {needed}.",
+                "Take a shorter prompt, fewer new tokens, or a longer context.",
+                code="cache-too-short",
+            )
 
     def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
         """Empties the cache and runs a prompt, a long one in chunks."""
@@ -251,30 +266,6 @@ class RunnerDecoder(Decoder):
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence."""
         return self._run(token_ids)
-
-    def _refuse_too_long(self, prompt: int, new_tokens: int) -> None:
-        runner = self._runner
-        result = runner.cache_form.longest if isinstance(runner, OnnxRuntimeRunner) else None
-        longest = min(
-            (number for number in (self._context, result) if number is not None), default=None
-        )
-        needed = prompt + new_tokens - 1
-        if longest is not None and needed > longest:
-            raise BackendError(
-                f"{runner.name} has room for {longest} positions; a prompt of {prompt} and "
-                f"{new_tokens} new tokens take {needed}.",
-                "Take a shorter prompt, fewer new tokens, or a longer context.",
-                code="cache-too-short",
-            )
-
-    def _refuse_shapes(self, batch: int, sequence: int, past: int) -> None:
-        tokens = (batch, sequence)
-        known = {IDS: tokens, MASK: (batch, past + sequence), POSITIONS: tokens, _TYPES: tokens}
-        shapes = {
-            spec.name: known.get(spec.name) or cache_shape(spec, batch, past)
-            for spec in self._runner.inputs
-        }
-        self._runner.refuse_shapes(shapes, phase="decode" if past else "prefill")
 
     def _run(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         total = self._length + token_ids.shape[1]
@@ -296,35 +287,3 @@ class RunnerDecoder(Decoder):
             for name, array in known.items()
             if name in self._specs
         }
-
-
-class LoadingDecoder(RunnerDecoder):
-    """The same on a runner that it enters and leaves itself."""
-
-    def __enter__(self) -> Self:
-        """Loads the model."""
-        self._runner.__enter__()
-        try:
-            return super().__enter__()
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Frees the model and its cache."""
-        super().__exit__()
-        self._runner.__exit__()
-
-    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        """Refuses what is longer than the context or the graph's tables; it need not be loaded."""
-        self._refuse_too_long(prompt, new_tokens)
-
-
-class OnnxRuntimeDecoder(LoadingDecoder):
-    """The same of an ONNX file on ONNX Runtime."""
-
-    def __init__(
-        self, model: Path, *, provider: str = "cpu", threads: int, context: int | None = None
-    ) -> None:
-        runner = OnnxRuntimeRunner(model, provider=provider, threads=threads)
-        super().__init__(runner, context=context)

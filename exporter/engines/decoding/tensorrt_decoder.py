@@ -91,11 +91,9 @@ class CachePlan:
 
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         """Refuses what the profiles don't hold, before anything runs."""
-        self.refuse_batch(batch)
-        self._refuse(f"a prompt length of {prompt}", prompt, self.prompt, "--prompt-range")
+        self.refuse(batch=batch, prompt=prompt)
         for rows in self.groups(batch):
-            size = rows.stop - rows.start
-            self._refuse(f"a prefill batch of {size}", size, self.prefill_batch, "--batch-range")
+            self.refuse(prefill_batch=rows.stop - rows.start)
             if any(
                 offset % ALIGNMENT_BYTES for offset in self.offsets(rows.start, prompt).values()
             ):
@@ -106,25 +104,21 @@ class CachePlan:
                     code="no-profile-fits",
                 )
         if new_tokens > 1:
-            self.refuse_context(prompt)
-            self.refuse_context(prompt + new_tokens - 2)
+            self.refuse(context=prompt)
+            self.refuse(context=prompt + new_tokens - 2)
 
-    def refuse_batch(self, batch: int) -> None:
-        """Refuses a number of sequences that the decode profile doesn't hold."""
-        self._refuse(f"a batch of {batch}", batch, self.batch, "--batch-range")
-
-    def refuse_context(self, length: int) -> None:
-        """Refuses a decode step after a cache of this length, where the profile doesn't hold it."""
-        self._refuse(f"a context length of {length}", length, self.context, "--context-range")
-
-    def _refuse(self, what: str, size: int, held: Span, option: str) -> None:
-        if not held.low <= size <= held.high:
-            raise BackendError(
-                f"{self.name}: {what} is asked for; it was built for {held.low} to {held.high}.",
-                f"Ask for {'more' if size < held.low else 'less'}, or build it with another "
-                f"{option}.",
-                code="no-profile-fits",
-            )
+    def refuse(self, **sizes: int) -> None:
+        """Refuses a batch, a prompt's length or a decode step's context that no profile holds."""
+        for name, size in sizes.items():
+            held: Span = getattr(self, name)
+            if not held.low <= size <= held.high:
+                raise BackendError(
+                    f"{self.name}: {name.replace('_', ' ')} {size} is asked for; it was built for "
+                    f"{held.low} to {held.high}.",
+                    f"Ask for {'more' if size < held.low else 'less'}, or build it with another "
+                    f"--{name.removeprefix('prefill_')}-range.",
+                    code="no-profile-fits",
+                )
 
 
 class DeviceCache:
@@ -305,24 +299,21 @@ class TensorRtDecoder(OnEngines, Decoder):
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence."""
-        self._refuse_step(token_ids)
-        self._tell_next()
+        self._tell_next(token_ids)
         logits = self._run("decode", token_ids)
         self._advance(1)
         return logits
 
     def begin_at(self, batch: int, length: int) -> None:
         """Takes so many positions of the caches for filled, whatever lies there: for timing."""
-        self.plan.refuse_batch(batch)
-        self.plan.refuse_context(length)
+        self.plan.refuse(batch=batch, context=length)
         self._batch, self._length = batch, 0
         self._tell_filled(length)
         self._length = length
 
     def advance(self, token_ids: NDArray[np.int64]) -> None:
         """A step that leaves its logits on the device, for timing; ``[batch, 1]``."""
-        self._refuse_step(token_ids)
-        self._tell_next()
+        self._tell_next(token_ids)
         self._start("decode", token_ids)
         self._loaded().cuda.wait()
         self._advance(1)
@@ -330,11 +321,6 @@ class TensorRtDecoder(OnEngines, Decoder):
     def _advance(self, tokens: int) -> None:
         self._cache.swap()
         self._length += tokens
-
-    def _refuse_step(self, token_ids: NDArray[np.int64]) -> None:
-        if token_ids.shape != (self._batch, 1):
-            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
-        self.plan.refuse_context(self._length)
 
     def _tell_filled(self, prompt: int) -> None:
         """Says in a mask of fixed length what a prompt fills."""
@@ -344,8 +330,11 @@ class TensorRtDecoder(OnEngines, Decoder):
             mask[:, :prompt] = 1
             self._loaded().cuda.upload(self._buffers[MASK], mask)
 
-    def _tell_next(self) -> None:
+    def _tell_next(self, token_ids: NDArray[np.int64]) -> None:
         """Says there that one more position is filled; a 1 is its lowest byte."""
+        if token_ids.shape != (self._batch, 1):
+            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
+        self.plan.refuse(context=self._length)
         room = self.plan.room
         if room is not None:
             step = self.plan.mask_bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from exporter.compare.evaluation import EvaluationTokens, questions
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
 from exporter.compare.tasks.likelihood import task_texts
-from exporter.engines.decoding.generate import agreement, continuations, generate
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
+from exporter.engines.decoding.generate import agreement, continuations, generate, open_decoder
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, TextSourceError, UsageError
 from exporter.models.model_folder import ModelFolder
@@ -256,7 +255,7 @@ def test_texts_agree_up_to_the_first_other_token(batch_size: int | None) -> None
 def test_a_runner_s_decoder_says_what_the_backend_s_own_says(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     save_model(tiny_model(TinySpec(layers=2)), path)
-    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+    with open_decoder(path, threads=1) as decoder:
         wanted = generate(decoder, [3, 1, 4], new_tokens=9).token_ids
     with OnnxRuntimeRunner(path, threads=1) as runner, RunnerDecoder(runner) as decoder:
         for _ in range(2):
@@ -273,11 +272,11 @@ def test_a_runner_s_decoder_says_what_the_backend_s_own_says(tmp_path: Path) -> 
 def test_generation_beyond_what_a_runner_holds_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_cache: int, generates: bool
 ) -> None:
-    def refuse(_: object, shapes: Mapping[str, tuple[int, ...]], **_phase: object) -> None:
-        if shapes["attention_mask"][1] > longest_cache:
+    def refuse(_: object, batch: int, prompt: int, new_tokens: int) -> None:
+        if prompt + new_tokens - 1 > longest_cache:
             raise BackendError("no profile holds this call")
 
-    monkeypatch.setattr(OnnxRuntimeRunner, "refuse_shapes", refuse)
+    monkeypatch.setattr(RunnerDecoder, "refuse_unfit", refuse)
     accuracy = accuracy_of(*language_models(tmp_path), options=SHORT)
     assert (accuracy.generation is not None) == generates
     assert accuracy.top1_agreement is not None

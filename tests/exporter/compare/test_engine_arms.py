@@ -194,18 +194,6 @@ def test_whole_generations_are_timed_on_every_build_of_an_arm(tmp_path: Path) ->
     assert isinstance(own_decoder(OnnxRuntimeRunner(onnx / "model.onnx", threads=1)), RunnerDecoder)
 
 
-def test_what_no_profile_holds_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    """The profiles take prompts of 1 to 6 tokens and a cache of 1 to 8."""
-    for phase in ("prefill", "decode"):
-        written_as(tmp_path / f"m-{phase}.engine", [phase])
-    (build,) = find_builds(tmp_path)
-    decoder = RunnerDecoder(TensorRtRunner(build))
-    decoder.refuse_unfit(2, 6, 4)  # the last token needs a cache of 8
-    for batch, prompt, new_tokens in ((2, 6, 5), (2, 7, 2), (3, 6, 2)):
-        with raises(BackendError, "no-profile-fits", "m-decode.engine"):
-            decoder.refuse_unfit(batch, prompt, new_tokens)
-
-
 # An arm whose engines give too little to be judged is judged by an engine that is built for it.
 
 

@@ -26,8 +26,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.random_inputs import cases, draw, half_written
 from exporter.cut.surgery import prune_file
 from exporter.cut.verify import compare_run, judge, with_exact_products
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import WidenedCopy, has_bfloat16, in_float32
 from exporter.engines.tensors import make_inputs, random_tokens
@@ -540,7 +539,7 @@ def test_the_runtime_runs_the_same_weights_in_float32_and_says_so(narrow: Path) 
             np.testing.assert_array_equal(array, expected[name])
     texts = []
     for file in (narrow, wide):
-        with OnnxRuntimeDecoder(file, threads=1) as decoder:
+        with open_decoder(file, threads=1) as decoder:
             texts.append(generate(decoder, [3, 1, 4], new_tokens=6).token_ids)
     assert texts[0] == texts[1]
 

@@ -16,7 +16,6 @@ from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import (
     GrowingCache,
-    OnnxRuntimeDecoder,
     RunnerDecoder,
     SharedCache,
 )
@@ -49,15 +48,15 @@ def fused(folder: Path, *, layers: int = 3, int4: bool = False, cut: bool = Fals
 
 
 @contextmanager
-def growing(path: Path) -> Iterator[OnnxRuntimeDecoder]:
+def growing(path: Path) -> Iterator[RunnerDecoder]:
     """A decoder on the same graph whose cache grows."""
-    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+    with open_decoder(path, threads=1) as decoder:
         runner = decoder._runner
         decoder._cache = GrowingCache(runner, runner_caches(runner))
         yield decoder
 
 
-def logits(decoder: OnnxRuntimeDecoder, rows: int) -> list[np.ndarray[Any, Any]]:
+def logits(decoder: RunnerDecoder, rows: int) -> list[np.ndarray[Any, Any]]:
     result = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
     return result + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
 
@@ -71,7 +70,7 @@ def test_the_logits_are_those_of_a_cache_that_grows(
     path = fused(tmp_path, cut=cut, int4=int4)
     with growing(path) as decoder:
         wanted = logits(decoder, rows)
-    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+    with open_decoder(path, threads=1) as decoder:
         assert isinstance(decoder.cache, SharedCache)
         result = logits(decoder, rows)
         assert apart(result, wanted) <= 1e-4
@@ -79,7 +78,7 @@ def test_the_logits_are_those_of_a_cache_that_grows(
 
 
 def test_a_step_reads_the_buffer(tmp_path: Path) -> None:
-    with OnnxRuntimeDecoder(fused(tmp_path), threads=1) as decoder:
+    with open_decoder(fused(tmp_path), threads=1) as decoder:
         wanted = logits(decoder, 1)
         decoder.prefill(PROMPTS[:1], context=ROOM)
         assert isinstance(decoder.cache, SharedCache)
@@ -89,7 +88,7 @@ def test_a_step_reads_the_buffer(tmp_path: Path) -> None:
 
 
 def test_nothing_is_copied_between_steps(tmp_path: Path) -> None:
-    with OnnxRuntimeDecoder(fused(tmp_path), threads=1) as decoder:
+    with open_decoder(fused(tmp_path), threads=1) as decoder:
         decoder.prefill(PROMPTS, context=ROOM)
         assert isinstance(decoder.cache, SharedCache)
         before = {name: value.data_ptr() for name, value in decoder.cache.buffers.items()}
@@ -132,7 +131,7 @@ def test_a_timed_call_writes_where_it_reads(tmp_path: Path) -> None:
 
 def test_a_text_that_outgrows_the_buffer_is_refused(tmp_path: Path) -> None:
     path = fused(tmp_path)
-    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+    with open_decoder(path, threads=1) as decoder:
         decoder.prefill(PROMPTS, context=6)
         decoder.step(STEPS[0][:, None])
         with raises(BackendError, "cache-too-short", 7, 6):
@@ -154,7 +153,7 @@ def test_a_graph_may_fix_the_buffer(tmp_path: Path) -> None:
     path = saved(with_shape(fused_model(FusedSpec()), "batch", 2, 7, "size"), tmp_path)
     with growing(fused(tmp_path / "free", layers=2)) as free:
         wanted = generate(free, [3, 1, 4], new_tokens=5).token_ids
-    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+    with open_decoder(path, threads=1) as decoder:
         assert generate(decoder, [3, 1, 4], new_tokens=5).token_ids == wanted
         with raises(BackendError, "cache-too-short", 7):
             generate(decoder, [3, 1, 4], new_tokens=6)
@@ -167,7 +166,7 @@ def test_a_graph_may_fix_the_buffer(tmp_path: Path) -> None:
 
 def test_sizes_that_only_have_a_name_are_found(tmp_path: Path) -> None:
     path = saved(with_shape(fused_model(FusedSpec()), "batch", "heads", "past", "size"), tmp_path)
-    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+    with open_decoder(path, threads=1) as decoder:
         assert decoder._specs[PAST].shape == ("batch", 2, "past", 16)
         assert len(generate(decoder, [3, 1, 4], new_tokens=5).token_ids) == 5
     hidden = with_shape(fused_model(FusedSpec()), "batch", 2, "past", "size")
@@ -176,7 +175,7 @@ def test_sizes_that_only_have_a_name_are_found(tmp_path: Path) -> None:
             assert node.inputs[0] is not None
             node.inputs[0].shape = None
     with (
-        OnnxRuntimeDecoder(saved(hidden, tmp_path / "hidden"), threads=1) as decoder,
+        open_decoder(saved(hidden, tmp_path / "hidden"), threads=1) as decoder,
         raises(BackendError, "unknown-input", "past_key_values.0.key"),
     ):
         decoder.prefill(PROMPTS)
@@ -195,7 +194,7 @@ def test_a_past_that_others_read_grows_and_takes_no_padding(tmp_path: Path) -> N
     assert PAST not in read_cache_form(path).shared
     texts = []
     for file, kind in ((path, GrowingCache), (fused(tmp_path / "alone", layers=2), SharedCache)):
-        with OnnxRuntimeDecoder(file, threads=1) as decoder:
+        with open_decoder(file, threads=1) as decoder:
             assert isinstance(decoder.cache, kind)
             texts.append(generate(decoder, [3, 1, 4], new_tokens=5).token_ids)
     assert texts[0] == texts[1]
@@ -278,7 +277,7 @@ def generated(path: Path, ids: Any, *, whole: bool = False) -> tuple[list[int], 
     lengths: list[int] = []
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
-        OnnxRuntimeDecoder(path, threads=1) as decoder,
+        open_decoder(path, threads=1) as decoder,
     ):
         assert isinstance(decoder.cache, SharedCache)
         if whole:
@@ -420,7 +419,7 @@ def test_a_timed_call_gives_the_last(choice: tuple[Path, bool], past: int) -> No
 def test_a_decoder_asks_for_the_last(
     choice: tuple[Path, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OnnxRuntimeDecoder(choice[0], threads=1) as decoder:
+    with open_decoder(choice[0], threads=1) as decoder:
         lengths: list[int] = []
         real = decoder.cache.run
 

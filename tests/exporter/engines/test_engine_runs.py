@@ -17,8 +17,8 @@ from exporter.engines.build.libraries import Device, Driver
 from exporter.engines.build.profiles import fitting, graph_inputs, read_source
 from exporter.engines.build.session import Session, cache_path
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.decoding.generate import decoder_on
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.decoding.generate import decoder_on, open_decoder
 from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder, plan_cache
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
@@ -364,7 +364,7 @@ def test_another_driver_or_card_has_another_runtime_cache(tmp_path: Path) -> Non
 STEPS = np.array([[9, 2, 6], [8, 1, 8], [3, 3, 9]])
 
 
-def steps(decoder: TensorRtDecoder | OnnxRuntimeDecoder, rows: int) -> list[np.ndarray]:  # type: ignore[type-arg]
+def steps(decoder: Decoder, rows: int) -> list[np.ndarray]:  # type: ignore[type-arg]
     result = [decoder.prefill(PROMPTS[:rows], context=ROOM)]
     return result + [decoder.step(token[:, None]) for token in STEPS[:, :rows]]
 
@@ -375,7 +375,7 @@ def steps(decoder: TensorRtDecoder | OnnxRuntimeDecoder, rows: int) -> list[np.n
 def test_it_continues_as_on_onnx_runtime(
     backend: str, in_place: bool, rows: int, tmp_path: Path
 ) -> None:
-    with OnnxRuntimeDecoder(decoder_onnx(tmp_path / "plain", in_place=False), threads=1) as other:
+    with open_decoder(decoder_onnx(tmp_path / "plain", in_place=False), threads=1) as other:
         wanted = steps(other, rows)
     engine = decoder_engine(tmp_path, in_place=in_place, backend=backend)
     with stand_in() as machine:

@@ -26,7 +26,7 @@ from exporter.engines.build.libraries import Device
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.decoding.generate import generate, open_decoder
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import (
     CachePlan,
     DeviceCache,
@@ -430,6 +430,6 @@ def test_a_folder_is_what_lies_in_it(tmp_path: Path) -> None:
     engine = builds(tmp_path, ("",)) / "m-decode.engine"
     assert isinstance(open_decoder(tmp_path), TensorRtDecoder)
     saved(tiny_model(), tmp_path)
-    assert isinstance(open_decoder(tmp_path), OnnxRuntimeDecoder)
+    assert isinstance(open_decoder(tmp_path), RunnerDecoder)
     with raises(UsageError, "unsupported-option", "--cache-length"):
         open_decoder(engine, context=8)

@@ -14,7 +14,6 @@ from exporter.artifacts import PlannedDeletion
 from exporter.cli import run
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate, open_decoder
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -49,7 +48,7 @@ def test_the_cache_changes_nothing(cut: bool, renumber: bool, tmp_path: Path) ->
     if cut:
         model, _ = prune_graph(model, [Deletion(1, "attention")], renumber_kv=renumber)
     path = saved(model, tmp_path)
-    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+    with open_decoder(path, threads=1) as decoder:
         done = generate(decoder, PROMPT, new_tokens=8)
         again = generate(decoder, PROMPT, new_tokens=8)
     assert list(done.token_ids) == recomputed(path, 8)
@@ -78,9 +77,7 @@ def test_an_empty_prompt_and_logits_that_are_no_numbers_are_refused(
 
 def test_a_graph_without_a_cache_cannot_generate(tmp_path: Path) -> None:
     with raises(BackendError, "no-kv-cache"):
-        OnnxRuntimeDecoder(
-            saved(tiny_model(TinySpec(cache=False)), tmp_path), threads=1
-        ).__enter__()
+        open_decoder(saved(tiny_model(TinySpec(cache=False)), tmp_path), threads=1).__enter__()
 
 
 WORDS = ["Ġa", "Ġb", "c", "ã", "ģ", "Ĥ"]  # the last three are the bytes of one character

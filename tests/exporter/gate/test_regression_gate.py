@@ -18,6 +18,7 @@ from exporter.artifacts import (
     CheckReport,
     ComparisonReport,
     EmbeddingAgreement,
+    EngineCheck,
     Interval,
     PerplexityPair,
     SampleLosses,
@@ -499,6 +500,19 @@ def test_nothing_to_check_is_said() -> None:
     bare = Arms(baseline=gate_arm("b", **EMPTY), candidate=gate_arm("c", **EMPTY))
     with raises(RegressionError, "nothing-limited"):
         against(*[gate_report([], accuracy=None, arms=bare)] * 2)
+
+
+@pytest.mark.parametrize("error", [None, 0.1, 0.3, float("inf")])
+def test_engines_that_differ_are_refused_and_unchecked_ones_said(error: float | None) -> None:
+    check_made = error and EngineCheck(card="a card", worst="logits", error=error, tolerance=0.2)
+    arm = gate_arm("cand", engines=[made_engine(path="m.engine", check=check_made)])
+    report = gate_report(arms=Arms(baseline=gate_arm("base"), candidate=arm))
+    if error is not None and error > 0.2:
+        with raises(RegressionError, "unsound", "m.engine"):
+            check(report, SLOWDOWN)
+        return
+    said = [note for note in check(report, SLOWDOWN).notes if "m.engine" in note]
+    assert len(said) == (error is None)
 
 
 def test_engines_that_did_not_run_are_checked_by_what_is_known_of_them() -> None:
