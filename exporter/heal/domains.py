@@ -28,7 +28,7 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
 _LEAST_SHARE = 0.05
-"""Of the increase in log-perplexity; what takes back less has gained nothing worth its cost."""
+"""Of what dropping costs; what gives back less has gained nothing worth its cost."""
 _STD_ERRORS = 2.0
 _ALIKE = 1 / 3
 """Where one domain's share of the gain is below this part of the other's, they disagree."""
@@ -133,61 +133,33 @@ def predicted_by(healing: Healing) -> dict[str, float]:
     return {} if measured is None else {k: one.healed for k, one in measured.figures.items()}
 
 
-def _of_embeddings_or_classes(texts: Sequence[HealedText]) -> list[str]:
-    roles = {text.role for text in texts}
-    names = [f"Healing gained almost nothing on {text.text.source}." for text in texts
-             if text.gain <= _STD_ERRORS * (text.gain_std_error or 0.0)]  # fmt: skip
-    return names if "other" in roles else [_ONE_DOMAIN, *names]
-
-
-_ONE_DOMAIN = "The gain was measured in the calibration's domain only; others may gain nothing."
-
-
 def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
-    """What a reader must know before trusting the gain: domains disagree, or no gain at all."""
-    if texts and texts[0].perplexities is None:
-        return _of_embeddings_or_classes(texts)
-    gains = {text.role: _Gain(text) for text in texts}
-    own, other = gains.get("calibration"), gains.get("other")
-    if own is None:
-        return []
-    if other is None:
-        return [_ONE_DOMAIN]
-    unsure = [gain for gain in (own, other) if gain.seems and not gain.is_sure]
-    if unsure and own.seems and other.seems:
-        result = " and ".join(
-            f"on {gain.name} ({gain.text.gain:+.3f} ± {gain.text.gain_std_error or 0.0:.3f} nats)"
-            for gain in unsure
-        )
-        return [
-            f"The gain may be chance {result}. Measure on more {read.much}: more --samples, or for "
-            "a budget more samples of the scores."
-        ]
-    if not own.is_sure and not other.is_sure:
-        return ["Healing gained almost nothing in either domain."]
-    worse, better = sorted((own, other), key=lambda gain: (gain.is_sure, gain.amount))
-    shares = worse.text.gained_share, better.text.gained_share
-    if worse.is_sure and (None in shares or worse.amount >= _ALIKE * better.amount):
-        return []
-    return [
-        f"The domains disagree: on {better.name} healing recovers {better.words} of the "
-        f"lost log-perplexity, on {worse.name} {worse.words}. Calibrate on {read.much} "
-        "as in the intended use, or on a mixture."
+    """What a reader must know before trusting the gain: it is nothing somewhere, or elsewhere."""
+    shares = [text.gain if text.gained_share is None else text.gained_share for text in texts]
+    weak = [
+        text.text.source
+        for text, share in zip(texts, shares, strict=True)
+        if not _is_sure(text, share) or share < _ALIKE * max(shares)
     ]
+    words = []
+    for text, share in zip(texts, shares, strict=True):
+        error = 0.0 if text.gain_std_error is None else text.gain_std_error
+        words.append(f"{100 * share:.0f} % on {text.text.source} ({text.gain:+.3f} ± {error:.3f})")
+    warnings = []
+    if weak:
+        warnings.append(
+            f"Healing gained little, or nothing sure, on {' and '.join(weak)}; of what dropping "
+            f"costs it gives back {', '.join(words)}. Measure on more {read.much} (--samples), or "
+            f"calibrate on {read.much} as in the intended use, or on a mixture."
+        )
+    if "other" not in {text.role for text in texts}:
+        alone = "The gain was measured in the calibration's domain only"
+        warnings.append(f"{alone}; others may gain nothing.")
+    return warnings
 
 
-class _Gain:
-    """What healing took back on one text."""
-
-    def __init__(self, text: HealedText) -> None:
-        share, ends = text.gained_share, {"calibration": "held out", "other": "other domain"}
-        # However likely the text may be, the answers may be further from the whole model's.
-        kl = text.figures["kl"]
-        further = kl.healed > kl.dropped
-        self.text, self.amount = text, text.gain if share is None else share
-        self.name = f"{text.text.source} ({ends[text.role]})"
-        self.seems = text.gain > 0 and (share is None or share >= _LEAST_SHARE) and not further
-        self.is_sure = self.seems and text.gain > _STD_ERRORS * (text.gain_std_error or 0.0)
-        self.words = f"{text.gain:+.3f} nats" if share is None else f"{100 * share:.0f} %"
-        if further:
-            self.words += f" (and KL rises from {kl.dropped:.3g} to {kl.healed:.3g} nats)"
+def _is_sure(text: HealedText, share: float) -> bool:
+    """Whether a gain is beyond its noise; the answers may not be further from the whole model's."""
+    kl = text.figures.get("kl")
+    nearer = kl is None or kl.healed <= kl.dropped
+    return nearer and share >= _LEAST_SHARE and text.gain > _STD_ERRORS * (text.gain_std_error or 0)

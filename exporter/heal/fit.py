@@ -236,20 +236,18 @@ class Adding:
         self,
         sums: dict[SublayerRef, tuple[Sums, Sums]],
         batch: Batch,
-        # which tokens of the whole text belong to the second sums
-        later: HeldOut | NDArray[np.bool_],
+        later: HeldOut,
         device: torch.device,
     ) -> None:
         import torch
 
         self._sums, self._first_sample = sums, batch.first_sample
         rows = slice(batch.first_sample, batch.first_sample + len(batch.ids))
-        held = later if isinstance(later, HeldOut) else HeldOut(later)
-        self._target = batch.mask_on(device), torch.from_numpy(held.tokens[rows]).to(device)
+        self._target = batch.mask_on(device), torch.from_numpy(later.tokens[rows]).to(device)
         self._source = self._target
-        if batch.sources is not None and held.positions is not None:
+        if batch.sources is not None and later.positions is not None:
             mask = torch.from_numpy(batch.sources.mask).to(device)
-            self._source = mask, torch.from_numpy(held.positions[rows]).to(device)
+            self._source = mask, torch.from_numpy(later.positions[rows]).to(device)
 
     def __call__(
         self,
@@ -330,7 +328,6 @@ class Fitting:
             self.loaded,
             self.texts.fitting,
             self.names if names is None else names,
-            ridge=self.options.ridge,
             intercept=self.options.intercept,
             batch_size=self.options.batch_size,
             uses_maps=uses_maps,

@@ -7,13 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter.errors import HealingError
-from exporter.heal.fit import Adding, Fit, Fitting, Made, held_out_tokens, tell_if_few
+from exporter.heal.fit import Adding, Fit, Fitting, HeldOut, Made, tell_if_few
 from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, solve
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -27,8 +24,8 @@ from exporter.models.architectures import SublayerModules, layer_modules, sublay
 from exporter.models.changed_weights import (
     OwnValue,
     changes_of,
-    is_product,
     is_transposed,
+    products_in,
     refuse_quantized,
     swapped,
 )
@@ -45,7 +42,6 @@ from exporter.models.tasks import meter_here
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
-from exporter.score.streaming import HiddenStates, room_for_states
 from graph_passes.types import SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
@@ -71,8 +67,10 @@ def places_of(
     A gap with no product before it, such as one at the bottom of the model, is made up for by the
     first product behind it.
     """
+    if layers[0].form == "post_norm":  # a map of the stream can't be added to a weight there
+        return [], []
     parts = {part.ref: part for part in sublayers_of(layers)}
-    runs = [*_runs(layers, cut)]
+    runs = _runs(layers, cut)
     products = products_of(model, [parts[run.kept] for run in runs if run.kept is not None])
     places, without = [], []
     lacking = False
@@ -88,8 +86,7 @@ def places_of(
     return places, without
 
 
-@dataclass(frozen=True)
-class _Run:
+class _Run(NamedTuple):
     """A kept branch and the gap behind it; None kept before the first one."""
 
     kept: SublayerRef | None
@@ -97,42 +94,26 @@ class _Run:
     gap: tuple[SublayerRef, ...]
 
 
-def _runs(layers: Sequence[LayerModules], cut: Collection[SublayerRef]) -> Iterator[_Run]:
+def _runs(layers: Sequence[LayerModules], cut: Collection[SublayerRef]) -> list[_Run]:
     """Of branches that read the same stream the last kept one."""
-    kept_now: SublayerRef | None = None
-    gap_now: tuple[SublayerRef, ...] = ()
-    until: SublayerRef | None = None
-    for group in _groups(layers):
-        kept = [ref for ref in group if ref not in cut]
-        gap = tuple(ref for ref in group if ref in cut)
-        if kept:
-            if until is not None:
-                yield _Run(kept_now, until, gap_now)
-            kept_now, gap_now = kept[-1], gap
-        else:
-            gap_now += gap
-        until = group[-1]
-    if until is not None:
-        yield _Run(kept_now, until, gap_now)
-
-
-def _groups(layers: Sequence[LayerModules]) -> Iterator[tuple[SublayerRef, ...]]:
-    """The branches that read the same stream."""
+    runs: list[_Run] = []
     for modules in layers:
-        attention = SublayerRef(modules.number, "attention")
-        mlp = SublayerRef(modules.number, "mlp")
-        if modules.form == "parallel":
-            yield attention, mlp
-        else:
-            yield (attention,)
-            yield (mlp,)
+        kinds: tuple[SublayerKind, ...] = ("attention", "mlp")
+        refs = tuple(SublayerRef(modules.number, kind) for kind in kinds)
+        for group in [refs] if modules.form == "parallel" else [refs[:1], refs[1:]]:
+            kept = [ref for ref in group if ref not in cut]
+            gap = tuple(ref for ref in group if ref in cut)
+            if kept or not runs:
+                runs.append(_Run(kept[-1] if kept else None, group[-1], gap))
+            else:
+                runs[-1] = runs[-1]._replace(until=group[-1], gap=runs[-1].gap + gap)
+    return runs
 
 
 def products_of(
     model: Any, parts: Sequence[SublayerModules]
 ) -> dict[SublayerRef, tuple[str, torch.nn.Module]]:
     """The product that gives what a branch adds, as a few tokens show; a weight of its own."""
-    names = {id(module): name for name, module in model.named_modules()}
     uses = Counter(id(item) for _, item in model.named_parameters(remove_duplicate=False))
     results: dict[SublayerRef, tuple[str, torch.nn.Module]] = {}
     outputs: dict[int, torch.Tensor] = {}
@@ -141,15 +122,15 @@ def products_of(
         outputs[id(module)] = first_tensor(output).clone()
 
     def look(part: SublayerModules, products: Any, _module: Any, _in: Any, output: Any) -> None:
-        for product in products:
+        for name, product in products.items():
             if _are_alike(outputs.get(id(product)), first_tensor(output)):
-                results[part.ref] = names[id(product)], product
+                results[part.ref] = name, product
 
     def hooks() -> Iterator[Any]:
         for part in parts:
-            inside = [item for item in part.contribution.modules() if is_product(item)]
-            own = [item for item in inside if uses[id(item.weight)] == 1]
-            yield from (item.register_forward_hook(keep) for item in own)
+            inside: dict[str, Any] = products_in(model, part.contribution.modules())
+            own = {name: item for name, item in inside.items() if uses[id(item.weight)] == 1}
+            yield from (item.register_forward_hook(keep) for item in own.values())
             yield part.contribution.register_forward_hook(partial(look, part, own))
 
     with hooked(hooks()):
@@ -163,51 +144,6 @@ def _are_alike(given: torch.Tensor | None, wanted: torch.Tensor) -> bool:
     return bool((given.reshape(wanted.shape) == wanted).all())
 
 
-class LayerWalk:
-    """What stands between two layers is kept for each stream, in memory where it fits."""
-
-    def __init__(
-        self,
-        model: Any,
-        layers: Sequence[LayerModules],
-        text: CalibrationText,
-        batch_size: int,
-        streams: int,
-        progress: Progress,
-    ) -> None:
-        self._model, self._layers = model, layers
-        self._runner = LayerRunner(model, layers)
-        self._streams, self._progress = streams, progress
-        self._states: HiddenStates | None = None
-        self._kept: set[tuple[int, int]] = set()
-        self.batches = text.batches(batch_size)
-
-    def run(self, layer: int, batch: Batch, stream: int) -> LayerStates:
-        """Takes a batch over a layer: from what the stream has kept, or else the embedding."""
-        given = self.kept(stream, batch) if (stream, batch.number) in self._kept else None
-        states: list[LayerStates] = []
-        with self._runner.only(layer), tapped([self._layers[layer]], states.append):
-            self._runner.run(batch.inputs(self._model.device), given)
-        return states[0]
-
-    def keep(self, stream: int, batch: Batch, tensor: torch.Tensor) -> None:
-        """Keeps ``[batch, tokens, hidden]`` in the place of what the stream had for the batch."""
-        states = self._states = self._states or self._room(tensor)
-        states.put(stream, batch.number, tensor.cpu())
-        self._kept.add((stream, batch.number))
-
-    def kept(self, stream: int, batch: Batch) -> torch.Tensor:
-        """What was kept, on the model's device."""
-        assert self._states is not None, "nothing was kept yet"
-        return self._states.get(stream, batch.number).to(self._model.device)
-
-    def _room(self, tensor: torch.Tensor) -> HiddenStates:
-        shapes = [(*batch.ids.shape, tensor.shape[-1]) for batch in self.batches]
-        return room_for_states(
-            None, self._streams, shapes, tensor.dtype, weights_bytes=0, progress=self._progress
-        )
-
-
 _ATTENDED, _WHOLE, _HEALED = 0, 1, 2
 """The streams that are kept: the whole model's within and behind a layer, the healed one's."""
 
@@ -219,7 +155,6 @@ def refitted(
     cut: BranchReplacements,
     places: Sequence[Place],
     *,
-    ridge: float | None = None,  # None: chosen for each on held-out tokens
     batch_size: int = 4,
     progress: Progress = QUIET,
 ) -> list[OwnValue]:
@@ -227,33 +162,49 @@ def refitted(
 
     The text is run a layer at a time, up to the last gap, about three times in all.
     """
-    later = held_out_tokens(text.mask)
-    ridges = RIDGES if ridge is None else [ridge]
-    walk = LayerWalk(model, layers, text, batch_size, 3, progress)
-    pair = _Pair(model, layers, walk, cut)
+    later = HeldOut.of(text)
+    pair = _Pair(model, layers, text.batches(batch_size), cut)
     with progress.task("fold layer by layer", total=len(places), unit="gaps") as task:
         for place in places:
             pair.go_to(place)
-            pair.fit(place, later, ridges)
+            pair.fit(place, later)
             task.advance()
     return pair.changes
 
 
 class _Pair:
-    """The whole and the healed model; the whole one is ahead by the gap behind a product."""
+    """The whole and the healed model; the whole one is ahead by the gap behind a product.
+
+    What stands between two layers is kept for each stream.
+    """
 
     def __init__(
         self,
         model: Any,
         layers: Sequence[LayerModules],
-        walk: LayerWalk,
+        batches: Sequence[Batch],
         cut: BranchReplacements,
     ) -> None:
-        self._model, self._layers, self._walk = model, layers, walk
+        self._model, self._layers, self._batches = model, layers, batches
+        self._runner = LayerRunner(model, layers)
+        self._states: dict[tuple[int, int], torch.Tensor] = {}
         self.changes: list[OwnValue] = []
         self._cut = cut
         self._first_cut = min(cut).layer
         self._whole_at = self._healed_at = 0
+
+    def _run(self, layer: int, batch: Batch, stream: int) -> LayerStates:
+        """Takes a batch over a layer: from what the stream has kept, or else the embedding."""
+        given = self._states.get((stream, batch.number))
+        states: list[LayerStates] = []
+        with self._runner.only(layer), tapped([self._layers[layer]], states.append):
+            device = self._model.device
+            self._runner.run(batch.inputs(device), None if given is None else given.to(device))
+        return states[0]
+
+    def _keep(self, stream: int, batch: Batch, tensor: torch.Tensor) -> None:
+        """Keeps ``[batch, tokens, hidden]`` in the place of what the stream had for the batch."""
+        self._states[stream, batch.number] = tensor.detach().cpu().clone()
 
     def go_to(self, place: Place) -> None:
         """Takes the healed model in front of a product's layer, and the whole one over its gap."""
@@ -267,10 +218,10 @@ class _Pair:
             self._teach(self._whole_at)
             self._whole_at += 1
 
-    def fit(self, place: Place, later: NDArray[np.bool_], ridges: Sequence[float]) -> None:
+    def fit(self, place: Place, later: HeldOut) -> None:
         """Changes a product where that gains something."""
         first, held_out = self._sums(place, later)
-        choice = choose_ridge(first, held_out, ridges)
+        choice = choose_ridge(first, held_out, RIDGES)
         if choice.linear_explained > 0:
             self._add(place, solve(first.plus(held_out), choice.ridge))
 
@@ -286,7 +237,7 @@ class _Pair:
             new = old.detach().double() + change
             self.changes.append(OwnValue(f"{place.name}.{name}", old, new.to(old.dtype)))
 
-    def _sums(self, place: Place, later: NDArray[np.bool_]) -> tuple[Sums, Sums]:
+    def _sums(self, place: Place, later: HeldOut) -> tuple[Sums, Sums]:
         """Of what a product reads, to what it lacks; over the first and the held-out tokens."""
         results: dict[SublayerRef, tuple[Sums, Sums]] = {}
         read: list[torch.Tensor] = []
@@ -295,12 +246,12 @@ class _Pair:
             read[:] = [first_input(args, kwargs).clone()]
 
         with hooked([place.product.register_forward_pre_hook(keep, with_kwargs=True)]):
-            for batch in self._walk.batches:
+            for batch in self._batches:
                 states = self._run_healed(place.part.layer, batch)
                 within = self._is_within(place.part.ref)
                 now = states.attended if within else states.leaving
                 kept = _ATTENDED if self._is_within(place.until) else _WHOLE
-                wanted = self._walk.kept(kept, batch).to(now)
+                wanted = self._states[kept, batch.number].to(now)
                 counts = 1 / wanted.float().square().mean(-1).clamp(min=1e-30)
                 u = read.pop().reshape(*batch.ids.shape, -1)
                 adding = Adding(results, batch, later, self._model.device)
@@ -317,33 +268,30 @@ class _Pair:
 
     def _teach(self, layer: int) -> None:
         """Takes the whole model over a layer."""
-        for batch in self._walk.batches:
-            states = self._walk.run(layer, batch, _WHOLE)
-            self._walk.keep(_ATTENDED, batch, states.attended.to(states.output))
-            self._walk.keep(_WHOLE, batch, states.output)
+        for batch in self._batches:
+            states = self._run(layer, batch, _WHOLE)
+            self._keep(_ATTENDED, batch, states.attended.to(states.output))
+            self._keep(_WHOLE, batch, states.output)
 
     def _share(self, layer: int) -> None:
         """Takes both over a layer in which they are the same."""
         self._teach(layer)
         self._whole_at += 1
-        for batch in self._walk.batches:
-            self._walk.keep(_HEALED, batch, self._walk.kept(_WHOLE, batch))
+        for batch in self._batches:
+            self._states[_HEALED, batch.number] = self._states[_WHOLE, batch.number]
 
     def _heal(self, layer: int) -> None:
         """Takes the healed model over a layer; one that is dropped hands on what it is given."""
         kinds: tuple[SublayerKind, ...] = ("attention", "mlp")
         gone = all(self._cut.get(SublayerRef(layer, kind)) is NOTHING for kind in kinds)
-        for batch in self._walk.batches:
+        for batch in self._batches:
             if not (gone and layer):
-                self._walk.keep(_HEALED, batch, self._run_healed(layer, batch).output)
+                self._keep(_HEALED, batch, self._run_healed(layer, batch).output)
 
     def _run_healed(self, layer: int, batch: Batch) -> LayerStates:
         here = {ref: what for ref, what in self._cut.items() if ref.layer == layer}
         with swapped(self.changes), branches_replaced(self._model, here):
-            return self._walk.run(layer, batch, _HEALED)
-
-
-_WAY_OUT = "Use separate maps: --heal linear, or replacements: linear in a --config file."
+            return self._run(layer, batch, _HEALED)
 
 
 @contextlib.contextmanager
@@ -385,7 +333,6 @@ def folded_values(
         layers,
         replaced or dict.fromkeys(fitting.names, NOTHING),
         places,
-        ridge=options.ridge,
         batch_size=options.batch_size,
         progress=fitting.progress,
     )
@@ -399,7 +346,7 @@ def _replaced(
     replacements: dict[SublayerRef, BranchReplacement] = dict.fromkeys(fitting.names, NOTHING)
     if kind == "none":
         return replacements, {}
-    places, _ = _places_of(fitting, layers)
+    places, _ = places_of(fitting.loaded.model, layers, fitting.names)
     without = [ref for ref in fitting.names if all(ref not in place.gap for place in places)]
     if not without:
         return replacements, {}
@@ -410,40 +357,22 @@ def _replaced(
     return replacements | replaced, fits
 
 
-def _places_of(
-    fitting: Fitting, layers: Sequence[LayerModules]
-) -> tuple[list[Place], list[SublayerRef]]:
-    """As :func:`places_of`; none where a norm follows each sum."""
-    if layers[0].form == "post_norm":
-        return [], []
-    return places_of(fitting.loaded.model, layers, fitting.names)
-
-
 def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:
     """The products to fold into; says which kept branches have none."""
-    places, without = _places_of(fitting, layers)
+    model = fitting.loaded.model
+    places, without = places_of(model, layers, fitting.names)
     if not places and fitting.options.replacements == "none":
-        raise _nowhere(type(fitting.loaded.model).__name__, layers[0].form)
+        raise HealingError(
+            f"{type(model).__name__} has no kept branch before a gap, or behind it, that ends in a "
+            "product of its own: a norm (behind each sum, too) or experts stand there, other "
+            "modules read its weight, or nothing is kept.",
+            "Use separate maps: --heal linear, or replacements: linear in a --config file.",
+            code="nothing-to-fold-into",
+        )
     if without:
         named = ", ".join(f"{ref.kind} {ref.layer}" for ref in without)
         fitting.progress.say(f"heal: {named}: no weight of their own to fold into")
     return places
-
-
-def _nowhere(model: str, form: str) -> HealingError:
-    if form == "post_norm":
-        return HealingError(
-            f"In {model} a norm follows each sum, so a map of the stream can't be added to a "
-            "weight.",
-            _WAY_OUT,
-            code="fold-behind-norm",
-        )
-    return HealingError(
-        f"{model} has no kept branch before a gap, or behind it, that ends in a product of its "
-        "own: a norm or experts stand there, other modules read its weight, or nothing is kept.",
-        _WAY_OUT,
-        code="nothing-to-fold-into",
-    )
 
 
 def _refuse_loss(
@@ -453,24 +382,15 @@ def _refuse_loss(
     values: Sequence[OwnValue],
 ) -> None:
     """Refuses a fold that is no better than the bare cut on text that it wasn't fitted on."""
-    changed = values or any(what is not NOTHING for what in replaced.values())
-    if not changed or _loses(fitting, text, replaced, values):
-        raise HealingError(
-            f"Folding gained nothing on held-out samples of {text.ref.source}.",
-            "Give more to calibrate on (--samples), or heal with --heal linear or distill.",
-            code="folding-gained-nothing",
-        )
-
-
-def _loses(
-    fitting: Fitting,
-    text: CalibrationText,
-    replaced: BranchReplacements,
-    values: Sequence[OwnValue],
-) -> bool:
-    cut: Any = dict.fromkeys(fitting.names, NOTHING)
-    size = fitting.options.batch_size
-    meter = meter_here(fitting.loaded, text, size, positions=1)
-    bare = meter.measure(cut, fitting.progress)
-    result = meter.inside(lambda: swapped(values)).measure(replaced, fitting.progress)
-    return bool(result.distance >= bare.distance)
+    if values or any(what is not NOTHING for what in replaced.values()):
+        cut: Any = dict.fromkeys(fitting.names, NOTHING)
+        meter = meter_here(fitting.loaded, text, fitting.options.batch_size, positions=1)
+        bare = meter.measure(cut, fitting.progress)
+        healed = meter.inside(lambda: swapped(values)).measure(replaced, fitting.progress)
+        if healed.distance < bare.distance:
+            return
+    raise HealingError(
+        f"Folding gained nothing on held-out samples of {text.ref.source}.",
+        "Give more to calibrate on (--samples), or heal with --heal linear or distill.",
+        code="folding-gained-nothing",
+    )

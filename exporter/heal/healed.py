@@ -40,7 +40,6 @@ from exporter.heal.texts import (
     choice_warnings,
     figures_from,
     healing_texts,
-    judged_on,
 )
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -60,16 +59,11 @@ from graph_passes.types import SublayerRef
 
 
 def refuse_early(options: HealOptions, loaded: LoadedModel, plan: PruningPlan) -> None:
-    """Refuses what can't be done."""
-    _refuse_server(options, plan)
+    """Refuses what can't be done, and a plan, or its healing, that its runtime can't hold."""
     if options.changes_weights:
         refuse_quantized(loaded.model)
     if options.trains and options.train == "adapters":
         adapter_library()
-
-
-def _refuse_server(options: HealOptions, plan: PruningPlan) -> None:
-    """Refuses a plan that its runtime can't hold, and healing that finds no place there."""
     server = options.server
     if server is None or is_plain(plan.deletions):
         return
@@ -200,7 +194,6 @@ def _healed(
         )
     sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
     parents = {**parents, **sources}
-    measured = bool(healing.texts)
     healed = PruningPlan(
         deletions=[
             PlannedDeletion(
@@ -216,10 +209,10 @@ def _healed(
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
         predicted=predicted_by(healing),
-        predicted_on=figures_from(options, texts) if measured else None,
+        predicted_on=figures_from(options, texts),
         fitted_on=texts.fitting.parts,
         stopped_on=[] if made.deciding is None else made.deciding.parts,
-        judged_on=judged_on(made.held_out, texts.other) if measured else [],
+        judged_on=[*made.held_out.parts, *(() if texts.other is None else texts.other.parts)],
         made_from={**plan.made_from, **parents},
     )
     report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)

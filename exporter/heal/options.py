@@ -42,13 +42,6 @@ class HealOptions(Options):
         "unless a time is given), otherwise it folds.",
         "--heal",
     )
-    ridge: PositiveNumber | None = option(
-        None,
-        "Ridge of the linear maps, relative to the mean eigenvalue of the covariance of a "
-        "branch's inputs.",
-        usual="chosen for each branch on held-out tokens",
-        config_only=True,
-    )
     calibration: tuple[str, ...] = option(
         (),
         "Text to fit on: a text or JSONL file, hf:DATASET, pydoc, docstrings, or "
@@ -128,12 +121,6 @@ class HealOptions(Options):
             lambda told: not (told.changes_weights or told.replacements == "none"),
             "{0} is for {1} distill and {1} fold.",
             "Leave it out: with {1} linear, bias and best replacements are fitted everywhere.",
-        ),
-        Rule(
-            ("ridge", "kind"),
-            lambda told: told.kind in ("distill", "bias") and told.ridge is not None,
-            "{0} is for linear maps, which {1} distill and bias don't fit.",
-            "Leave {0} out.",
         ),
         NAMED_ONCE,
         Rule(

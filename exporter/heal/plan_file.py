@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import HealingReport, PruningPlan, ReplacementsRef
 from exporter.artifacts.loaded_plan import ChangedWeight
-from exporter.errors import DepthcutError, HealingError, UsageError
+from exporter.errors import HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from graph_passes.files.locations import real
@@ -46,31 +45,18 @@ def report_of(plan: PruningPlan, path: Path) -> Path | None:
 
 def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
     """Refuses a place for a healed plan where one of its files would do harm."""
-    if path.suffix == ".safetensors":
-        raise UsageError(
-            f"{path} is the name of the file for the plan's numbers.",
-            f"Give the plan another name, such as {path.with_suffix('.json')}.",
-            code="numbers-name",
-        )
-    _, numbers, _ = files_of(path)
-    if model.is_dir() and real(numbers.parent) == real(model):
-        raise UsageError(
-            f"{numbers} would be taken for weights of the model in {model}.",
-            "Write the plan into another folder.",
-            code="among-weights",
-        )
-    for other in _others(numbers, path):
-        raise UsageError(
-            f"{numbers} also has the numbers of {other}, and would be overwritten.",
-            "Write the plan under another name.",
-            code="numbers-in-use",
-        )
-    kept = [*inputs, model]
-    refuse_overwriting(path, kept, "pruning_plan")
-    for item in files_of(path):
-        if item.is_dir():
-            raise UsageError(f"{item} is a folder.", "Write the plan under another name.")
-        refuse_overwriting(item, kept)
+    _, numbers, _ = files = files_of(path)
+    folder = next((item for item in files if item.is_dir()), None)
+    harm = "" if folder is None else f"{folder} is a folder"
+    if path.suffix == numbers.suffix:
+        harm = f"{path} is the name of the file for the plan's numbers"
+    elif model.is_dir() and real(numbers.parent) == real(model):
+        harm = f"{numbers} would be taken for weights of the model in {model}"
+    if harm:
+        hint = f"Write the plan elsewhere, or as {path.with_suffix('.json').name}."
+        raise UsageError(f"{harm}.", hint, code="plan-place")
+    for item in files:
+        refuse_overwriting(item, [*inputs, model], "pruning_plan" if item == path else "")
 
 
 def write_healed_plan(
@@ -107,32 +93,8 @@ def write_healed_plan(
             plan = plan.model_copy(update={"made_from": made_from})
             moves.append((result, place_of_report))
         moves.append((plan.write(stage / path.name), path))
-        written = {final for _, final in moves}
-        staged.place(moves, [item for item in _earlier(path) if item not in written])
+        staged.place(moves)
     return plan
-
-
-def _earlier(path: Path) -> Iterator[Path]:
-    """The numbers and the report of the plan that stood there, which would now belong to none."""
-    _, numbers, report = files_of(path)
-    if _others(numbers, path):
-        return
-    with contextlib.suppress(DepthcutError, OSError):
-        if numbers in numbers_of(PruningPlan.read(path), path) and numbers.is_file():
-            yield numbers
-    with contextlib.suppress(DepthcutError, OSError):
-        HealingReport.read(report)
-        yield report
-
-
-def _others(numbers: Path, path: Path) -> list[Path]:
-    """Other plans in the folder, such as copies, that name the same file of numbers."""
-    paths = []
-    for other in sorted(path.parent.glob("*.json")) if numbers.is_file() else ():
-        with contextlib.suppress(DepthcutError, OSError):
-            if other != path and numbers in numbers_of(PruningPlan.read(other), other):
-                paths.append(other)
-    return paths
 
 
 def kind_of(branch_replacement: BranchReplacement) -> Replacement:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,15 +131,20 @@ MOST_HELD_OUT = 32
 
 @dataclass(frozen=True)
 class HealingTexts:
-    """Samples by what they are for; no sample serves two ends."""
+    """Samples by what they are for; no sample serves two ends.
+
+    Of each text most is fitted on, and other documents are held out. One half of these decides,
+    between kinds or when a training stops, and the other half judges; where nothing is decided all
+    of them judge.
+    """
 
     fitting: CalibrationText
     sources: tuple[CalibrationRef, ...]
-    held: tuple[CalibrationText, ...]
+    held: tuple[CalibrationText, ...]  # of each text
     other: CalibrationText | None  # samples of another domain; None where there is none
-    choosing: int | None = None  # None for one half of them
-    again: tuple[str, ...] = ()
-    chose: tuple[str, ...] = ()
+    deciding: int | None = None  # so many samples of each text; None: a half
+    again: tuple[str, ...] = ()  # the texts that are fitted on what has chosen the cut
+    chose: tuple[str, ...] = ()  # those that are judged on it, too
     together: int = 1
 
     @property
@@ -150,11 +154,8 @@ class HealingTexts:
 
     @property
     def halves(self) -> tuple[CalibrationText, CalibrationText]:
-        """One part of it to choose by, one to judge by; usually a half of each text in both.
-
-        They share no document. Of a text with one held-out sample that sample serves both.
-        """
-        pairs = [text.in_turn(self.choosing, self.together) for text in self.held]
+        """What decides, and what judges; of a text with one held-out sample both are that."""
+        pairs = [text.in_turn(self.deciding, self.together) for text in self.held]
         first, second = (joined(parts, self.together) for parts in zip(*pairs, strict=True))
         return first, second
 
@@ -164,83 +165,87 @@ def healing_texts(
     options: HealOptions,
     progress: Progress = QUIET,
     *,
-    chosen_on: Sequence[CalibrationRef] = (),
-    judging: int = 0,
-    fewest: int = 0,
+    chosen_on: Sequence[CalibrationRef] = (),  # left out, if there is enough else
+    judging: int = 0,  # so many samples more than usual judge
+    fewest: int = 0,  # so many of them show a limit, and judge before anything is fitted
 ) -> HealingTexts:
-    """Reads or samples all that a healing needs.
-
-    Documents that chose the cut are left out, if there are enough others.
-    """
-    task = task_of(loaded.model)
+    """Reads or samples all that a healing needs."""
+    task, together = task_of(loaded.model), together_in(loaded.model)
     options = _with_fresh_seed(options.for_task(task), chosen_on)
     specs = options.calibration or _default_texts(loaded, options)
-    few = [_wanted(options, spec, specs) for spec in specs]
     more = math.ceil(judging / len(specs)) if task.passages else judging
-    split = _Split(
-        room=more + _MOST_PASSAGES // 2 if fewest else 0,
-        least=math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0,
-        together=together_in(loaded.model),
-    )
-    reading = partial(_read, loaded, options=options, chosen_on=chosen_on, progress=progress)
-    read = [
-        reading(spec, wanted, held if spec in SAMPLED else max(held + more, split.room))
-        for spec, (wanted, held) in zip(specs, few, strict=True)
+    sizes = [_usual_sizes(options, spec, specs) for spec in specs]
+    samples, usual = sum(size.held for size in sizes), min(size.held for size in sizes)
+    if fewest:
+        room, least = more + _MOST_PASSAGES // 2, math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT
+        sizes = [size._replace(room=room, least=least) for size in sizes]
+    texts = [
+        _read(
+            loaded,
+            spec,
+            size if spec in SAMPLED else size._replace(held=max(size.held + more, size.room)),
+            options,
+            chosen_on,
+            progress,
+        )
+        for spec, size in zip(specs, sizes, strict=True)
     ]
-    whole = [text.whole for text in read]
-    refuse_same(whole, HealingError)
-    parts = [split.parts(text) for text in read]
+    refuse_same([text.whole for text in texts], HealingError)
+    parts = [text.parts(together) for text in texts]
     if fewest and sum(len(part.held.input_ids) - FEWEST_HELD_OUT for part in parts) < fewest:
         # A longer text must not show less than a shorter one, which is used again.
-        parts = [split.parts(text, reuse=True) for text in read]
-    held = sum(len(part.held.input_ids) for part in parts)
-    choosing = None
+        parts = [text.parts(together, reuse=True) for text in texts]
+    deciding = None
     if fewest:
-        choosing = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, (held - fewest) // len(specs)))
+        left = sum(len(part.held.input_ids) for part in parts) - fewest
+        deciding = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, left // len(specs)))
     elif judging and not task.passages:
-        choosing = min(held for _, held in few) // 2
-    few_sampled, samples = bool(options.trains or judging), sum(held for _, held in few)
-    other = _other_text(loaded, specs, samples, options, few_sampled, whole, progress)
+        deciding = usual // 2
+    elsewhere, is_waited_for = options, options.trains or judging > 0
+    if is_waited_for and options.check_text is None and _other_spec(loaded, specs) == SELF:
+        length = min(options.sequence_length, _SAMPLED_LENGTH)
+        samples, elsewhere = _FEW_SAMPLED, replace(options, sequence_length=length)
     return HealingTexts(
         joined([part.fitting for part in parts]),
         tuple(part.fitting.ref for part in parts),
         tuple(part.held for part in parts),
-        other,
-        choosing,
+        other_domain(loaded, [text.whole.ref for text in texts], samples, elsewhere, progress),
+        deciding,
         tuple(part.fitting.ref.source for part in parts if part.again),
         tuple(part.held.ref.source for part in parts if part.chose),
-        split.together,
+        together,
     )
 
 
-class _Read(NamedTuple):
-    """Samples of a text."""
+class _Sizes(NamedTuple):
+    """How many samples of a text serve which end."""
 
-    whole: CalibrationText
-    others: CalibrationText
-    wanted: int
+    fitted: int
     held: int
-    is_short: bool
+    room: int = 0  # how many may be held out where many show a limit
+    least: int = 0  # how many of these are needed
 
+    def held_of(self, text: CalibrationText) -> int:
+        """How many are held out: of a short text a fifth, but not more than tell a mean well.
 
-def _read(
-    loaded: LoadedModel,
-    spec: str,
-    wanted: int,
-    held: int,
-    options: HealOptions,
-    chosen_on: Sequence[CalibrationRef],
-    progress: Progress,
-) -> _Read:
-    together = together_in(loaded.model)
-    whole = cut_to_whole(read_samples(loaded, spec, wanted + held, options, progress), together)
-    chosen = [ref for ref in chosen_on if ref.sha256 == whole.ref.sha256]
-    if not chosen:
-        return _Read(whole, whole, wanted, held, is_short=False)
-    others = read_samples(loaded, spec, wanted + held, options, QUIET, apart_from=chosen)
-    others = cut_to_whole(others, together)
-    enough = not is_less(others, [whole.ref]) or not is_less(others, chosen)
-    return _Read(whole, others, wanted, held, not enough or len(others.input_ids) < 2)
+        Where many show a limit, what isn't wanted to fit on, or a half, or what is needed.
+        """
+        number = len(text.input_ids)
+        if number < 2:
+            raise HealingError(
+                f"{text.ref.source} gives one sample of {text.input_ids.shape[1]} tokens, or one "
+                "image; one is needed to fit on, and one to judge by.",
+                f"Give more {text.read.much}, or ask for a shorter --sequence-length.",
+                code="too-few-samples",
+            )
+        if number == self.fitted + self.held:
+            held = self.held
+        else:
+            held = max(1, min(number // 5, _MOST_PASSAGES))
+        if self.room:
+            needed = min(self.least, number - FEWEST_HELD_OUT)
+            held = max(held, min(self.room, max(number - self.fitted, number // 2, needed)))
+        return held
 
 
 class _Parts(NamedTuple):
@@ -252,87 +257,45 @@ class _Parts(NamedTuple):
     chose: bool = False
 
 
-class _Split(NamedTuple):
-    """How many samples are held out of a text that has fewer than are wanted."""
+class _Text(NamedTuple):
+    """A text, and what is left of it beside what has chosen the cut."""
 
-    room: int
-    least: int
-    together: int
+    whole: CalibrationText
+    unused: CalibrationText
+    sizes: _Sizes
+    is_short: bool
 
-    def parts(self, text: _Read, *, reuse: bool = False) -> _Parts:
-        """Documents to fit on, and others that are held out."""
-        if not text.is_short and not reuse:
-            return _Parts(*text.others.apart_at(self._held(text.others, text), self.together))
-        held_out = self._held(text.whole, text)
-        others = len(text.others.input_ids)
-        if reuse or not others:
-            again = text.whole is not text.others
-            return _Parts(*text.whole.apart_at(held_out, self.together), again, again)
-        held = (
-            text.others if others <= held_out else text.others.apart_at(held_out, self.together)[1]
-        )
-        rest = text.whole.rows(~np.isin(text.whole.documents, held.documents))
+    def parts(self, together: int, *, reuse: bool = False) -> _Parts:
+        """Documents to fit on, and others that are held out; of a short text these are unused."""
+        if not self.is_short and not reuse:
+            return _Parts(*self.unused.apart_at(self.sizes.held_of(self.unused), together))
+        number, held = self.sizes.held_of(self.whole), self.unused
+        if reuse or not len(held.input_ids):
+            again = self.whole is not held
+            return _Parts(*self.whole.apart_at(number, together), again, again)
+        if len(held.input_ids) > number:
+            _, held = held.apart_at(number, together)
+        rest = self.whole.rows(~np.isin(self.whole.documents, held.documents))
         return _Parts(rest, held, again=True)
 
-    def _held(self, text: CalibrationText, read: _Read) -> int:
-        """How many samples are held out: of a short text a fifth.
 
-        Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well;
-        where there is to be room for so many, what isn't wanted to fit on, or a half, or what is
-        needed.
-        """
-        number, wanted, more = len(text.input_ids), read.wanted, read.held
-        if number < 2:
-            raise _one_sample(text)
-        held = more if number == wanted + more else max(1, min(number // 5, _MOST_PASSAGES))
-        if self.room:
-            needed = min(self.least, number - FEWEST_HELD_OUT)
-            held = max(held, min(self.room, max(number - wanted, number // 2, needed)))
-        return held
-
-
-def _one_sample(text: CalibrationText) -> HealingError:
-    one = "image" if text.are_images else f"sample of {text.input_ids.shape[1]} tokens"
-    return HealingError(
-        f"{text.ref.source} gives one {one}; one is needed to fit on, and one to judge by.",
-        "Give more images."
-        if text.are_images
-        else "Give a longer text, or ask for a shorter --sequence-length.",
-        code="too-few-samples",
-    )
-
-
-def _other_text(
+def _read(
     loaded: LoadedModel,
-    specs: Sequence[str],
-    samples: int,
+    spec: str,
+    sizes: _Sizes,
     options: HealOptions,
-    few_sampled: bool,
-    fitted: Sequence[CalibrationText],
+    chosen_on: Sequence[CalibrationRef],
     progress: Progress,
-) -> CalibrationText | None:
-    """The other domain's; short, if the model must sample it and something else is waited for."""
-    length = options.sequence_length
-    if few_sampled and options.check_text is None and _other_spec(loaded, specs) == SELF:
-        samples, length = _FEW_SAMPLED, min(length, _SAMPLED_LENGTH)
-    result = other_domain(
-        loaded,
-        specs,
-        samples,
-        sequence_length=length,
-        spec=options.check_text,
-        seed=options.seed,
-        progress=progress,
-    )
-    if result is not None:
-        refuse_same_text(
-            result.ref,
-            [text.ref for text in fitted],
-            "what is fitted on, and no other domain",
-            "Give --check-text another text.",
-            HealingError,
-        )
-    return result
+) -> _Text:
+    together, samples = together_in(loaded.model), sizes.fitted + sizes.held
+    whole = cut_to_whole(read_samples(loaded, spec, samples, options, progress), together)
+    chosen = [ref for ref in chosen_on if ref.sha256 == whole.ref.sha256]
+    if not chosen:
+        return _Text(whole, whole, sizes, is_short=False)
+    unused = read_samples(loaded, spec, samples, options, QUIET, apart_from=chosen)
+    unused = cut_to_whole(unused, together)
+    short = is_less(unused, [whole.ref]) and is_less(unused, chosen)
+    return _Text(whole, unused, sizes, short or len(unused.input_ids) < 2)
 
 
 def _with_fresh_seed(options: HealOptions, chosen_on: Sequence[CalibrationRef]) -> HealOptions:
@@ -358,21 +321,21 @@ def _has_usable_chat(loaded: LoadedModel, options: HealOptions) -> bool:
         return False
 
 
-def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int, int]:
+def _usual_sizes(options: HealOptions, spec: str, specs: Sequence[str]) -> _Sizes:
     """Samples of a text to fit on, and to hold out; few of these where all are run often.
 
     To sample a text takes as long as to train on it: beside others it is a quarter of the mixture.
     """
-    if options.trains:
-        alike = [text for text in specs if (text in SAMPLED) == (spec in SAMPLED)]
-        share = 1.0
-        if len(alike) < len(specs):
-            share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
-        tokens = options.trained_tokens * share / len(alike)
-        wanted = math.ceil(tokens / options.sequence_length)
-        return wanted, max(2 * FEWEST_HELD_OUT, min(MOST_HELD_OUT, wanted // 20))
-    wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
-    return wanted, max(FEWEST_HELD_OUT, wanted // 4)
+    if not options.trains:
+        fitted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
+        return _Sizes(fitted, max(FEWEST_HELD_OUT, fitted // 4))
+    alike = [text for text in specs if (text in SAMPLED) == (spec in SAMPLED)]
+    share = 1.0
+    if len(alike) < len(specs):
+        share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
+    tokens = options.trained_tokens * share / len(alike)
+    fitted = math.ceil(tokens / options.sequence_length)
+    return _Sizes(fitted, max(2 * FEWEST_HELD_OUT, min(MOST_HELD_OUT, fitted // 20)))
 
 
 def on_text_of(
@@ -392,30 +355,30 @@ def on_text_of(
 
 def other_domain(
     loaded: LoadedModel,
-    sources: Sequence[str],
+    fitted: Sequence[CalibrationRef],
     samples: int,
-    *,
-    sequence_length: int,
-    spec: str | None = None,
-    seed: int = 0,
+    options: HealOptions,
     progress: Progress = QUIET,
 ) -> CalibrationText | None:
-    """Samples of another domain than the calibration's."""
-    if spec == NO_TEXT:
+    """Samples of another domain than those that are fitted on; None where there is none."""
+    if options.check_text == NO_TEXT:
         return None
-    spec = spec or _other_spec(loaded, sources)
+    spec = options.check_text or _other_spec(loaded, [ref.source for ref in fitted])
     if spec is None:
         progress.say("heal: there is no text of another domain; give another text to check")
         return None
-    return calibration_text(
+    text = calibration_text(
         loaded,
         spec,
         samples=samples,
-        sequence_length=sequence_length,
-        seed=seed,
+        sequence_length=options.sequence_length,
+        seed=options.seed,
         passages=task_of(loaded.model).passages,
         progress=progress,
     )
+    what, hint = "what is fitted on, and no other domain", "Give --check-text another text."
+    refuse_same_text(text.ref, fitted, what, hint, HealingError)
+    return text
 
 
 def _other_spec(loaded: LoadedModel, sources: Sequence[str]) -> str | None:
@@ -430,11 +393,6 @@ def figures_from(options: HealOptions, texts: HealingTexts) -> FiguresFrom:
     if texts.chose:
         return "searched"
     return "checked" if _short(options, texts) else "unseen"
-
-
-def judged_on(own: CalibrationText, other: CalibrationText | None) -> list[CalibrationRef]:
-    """The samples that judge, of both domains."""
-    return [*own.parts, *([] if other is None else other.parts)]
 
 
 def _short(options: HealOptions, texts: HealingTexts) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +52,19 @@ def changes_of(values: Sequence[OwnValue]) -> dict[str, ChangedWeight]:
     }
 
 
-def is_product(module: Any) -> bool:
-    """Whether a module multiplies by a weight, and maybe adds a bias."""
+def products_in(model: Any, modules: Iterable[Any]) -> dict[str, Any]:
+    """Those of some modules that multiply by a weight, and maybe add a bias, by their names."""
     import torch
 
-    plain = type(module).forward is torch.nn.Linear.forward  # routers give more than a product
-    return (isinstance(module, torch.nn.Linear) and plain) or is_transposed(module)
+    inside, linear = {id(module) for module in modules}, torch.nn.Linear
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if id(module) in inside
+        # Routers give more than a product.
+        and ((isinstance(module, linear) and type(module).forward is linear.forward)
+             or is_transposed(module))
+    }  # fmt: skip
 
 
 def is_transposed(module: Any) -> bool:

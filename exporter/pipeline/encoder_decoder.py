@@ -205,7 +205,7 @@ def heal_key(run: Run, wanted: HealOptions) -> Key:
         "model": run.source_sha256,
         "load": vars(run.request.choosing),
         "plan": run.ledger.files_hash("plan"),
-        "options": [wanted.kind, wanted.ridge, wanted.batch_size],
+        "options": [wanted.kind, wanted.batch_size],
         "pairs": score_key(run)["texts"],
         "samples": run.request.score.samples,
         "versions": run.versions,

@@ -122,14 +122,8 @@ def healing_of(
     if not any(replacement.numbers for replacement in branch_replacements.values()):
         return None
     fitted, reported = texts[0].ref, texts[1]
-    other = other_domain(
-        loaded,
-        [text.source for text in fitted.texts],
-        len(reported.input_ids),
-        sequence_length=fitted.sequence_length,
-        spec=heal.check_text,
-        progress=progress,
-    )
+    options = replace(heal, sequence_length=fitted.sequence_length)
+    other = other_domain(loaded, fitted.texts, len(reported.input_ids), options, progress)
     healing = measured_healing(
         loaded,
         branch_replacements,

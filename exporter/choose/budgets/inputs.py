@@ -241,7 +241,6 @@ class PlanInputs:
             self.loaded,
             self.fitted_text,
             names,
-            ridge=heal.ridge,
             intercept=heal.intercept,
             batch_size=self.settings.batch_size,
             progress=self.progress,

@@ -99,7 +99,7 @@ class PlanSettings(Options):
         if heal.calibration not in ((), self.calibration):
             raise UsageError(
                 "A search by damage fits replacements itself, on the text that it searches on.",
-                "Of the healing options give only --heal, ridge and check_text, or "
+                "Of the healing options give only --heal and check_text, or "
                 "make the plan first and heal it: depthcut heal.",
             )
 

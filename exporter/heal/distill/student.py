@@ -21,8 +21,8 @@ from exporter.models.architectures import layer_modules, sublayers_of
 from exporter.models.changed_weights import (
     OwnValue,
     changes_of,
-    is_product,
     is_transposed,
+    products_in,
     refuse_quantized,
     swapped,
 )
@@ -63,7 +63,12 @@ class Student:
         folded: Sequence[OwnValue] = (),
     ) -> None:
         refuse_quantized(model)
-        _refuse_narrow(model, train)
+        if train == "all" and model.dtype.itemsize < 4:  # steps would be lost in the rounding
+            raise HealingError(
+                f"Weights in {model.dtype} can't be trained themselves.",
+                "Load the model with --dtype float32, or say train: adapters.",
+                code="nothing-to-train",
+            )
         self.model, self.task = model, task_of(model)
         self.cut = {
             name: what.turned(lambda tensor: tensor.detach().float().clone().requires_grad_(True))
@@ -231,16 +236,6 @@ def adapter_library() -> ModuleType:
     return require("peft", extra="torch", oldest="0.18")
 
 
-def _refuse_narrow(model: Any, train: Train) -> None:
-    """Refuses to train weights of 16 bits themselves: steps would be lost in their rounding."""
-    if train == "all" and model.dtype.itemsize < 4:
-        raise HealingError(
-            f"Weights in {str(model.dtype).removeprefix('torch.')} can't be trained themselves.",
-            "Load the model with --dtype float32, or say train: adapters.",
-            code="narrow-weights",
-        )
-
-
 def _added(folded: ChangedWeight | None, down: torch.Tensor, up: torch.Tensor) -> ChangedWeight:
     """An adapter's product, with the folded value that it was trained beside, if there is one."""
     if folded is None:
@@ -270,9 +265,8 @@ def _with_adapters(
 ) -> dict[str, Any]:
     """Puts adapters beside the products of the kept branches; by the products' names."""
     peft = adapter_library()
-    inside = {id(module) for item in layers for module in item.layer.modules()} - dropped
-    modules = model.named_modules()
-    names = [name for name, module in modules if id(module) in inside and is_product(module)]
+    inside = (module for item in layers for module in item.layer.modules())
+    names = [*products_in(model, (module for module in inside if id(module) not in dropped))]
     if not names:
         return {}
     transposed = any(is_transposed(model.get_submodule(name)) for name in names)

@@ -18,26 +18,13 @@ from exporter.artifacts import StoppedBy, Train, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
 from exporter.heal.automatic import telling_memory
-from exporter.heal.distill.student import Answer, Student
+from exporter.heal.distill.student import Student
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.losses import state_loss
 from exporter.models.changed_weights import bfloat16_where_fast
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
-
-
-def moments_of(
-    arrays: Mapping[str, NDArray[Any]], name: str, like: torch.Tensor, updates: float
-) -> dict[str, torch.Tensor]:
-    """What AdamW holds of a tensor; nothing where it was never updated."""
-    prefix = f"moments:{name}:"
-    held = {key.removeprefix(prefix): value for key, value in arrays.items()
-            if key.startswith(prefix)}  # fmt: skip
-    if not held:
-        return {}
-    count = torch.tensor(float(updates))
-    return {"step": count, **{key: tensor_like(value, like) for key, value in held.items()}}
 
 
 def named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
@@ -159,17 +146,16 @@ class Teacher:
         self._kept: dict[tuple[int, ...], list[torch.Tensor]] = {}
         self._free_bytes = _KEPT_BYTES
         self._states = states
-        self.wants_states, self._task = states > 0, student.task
+        self._task = student.task
 
     def answers(self, lesson: Batch) -> list[torch.Tensor]:
         """Logits, or last hidden states to embed; then those of each layer if they are wanted."""
         samples = tuple(lesson.samples)
         if samples in self._kept:
             return self._kept[samples]
-        with bfloat16_where_fast(self._student.model.device):
-            given = self._student.teach(
-                lesson.inputs(self._student.model.device), states=self.wants_states
-            )
+        device = self._student.model.device
+        with bfloat16_where_fast(device):
+            given = self._student.teach(lesson.inputs(device), states=self._states > 0)
         tensors = [given.given, *given.states]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if self._keeps and size <= self._free_bytes:
@@ -177,12 +163,15 @@ class Teacher:
             self._free_bytes -= size
         return tensors
 
-    def loss(self, given: Answer, answers: list[torch.Tensor], lesson: Batch) -> torch.Tensor:
-        """How far what the student gave is from what :meth:`answers` gave, over real tokens."""
-        mask = torch.from_numpy(lesson.mask).to(answers[0].device)
-        loss = self._task.loss(given.given, answers[0], mask)
-        if self._states:
-            loss = loss + self._states * state_loss(given.states, answers[1:], mask)
+    def loss(self, lesson: Batch, answers: list[torch.Tensor]) -> torch.Tensor:
+        """How far what the student gives is from what :meth:`answers` gave, over real tokens."""
+        device = self._student.model.device
+        with bfloat16_where_fast(device):
+            given = self._student.answer(lesson.inputs(device), states=self._states > 0)
+            mask = lesson.mask_on(answers[0].device)
+            loss = self._task.loss(given.given, answers[0], mask)
+            if self._states:
+                loss = loss + self._states * state_loss(given.states, answers[1:], mask)
         return loss
 
     def nearness(self, loss: float, lessons: Sequence[Batch]) -> float | None:
@@ -356,11 +345,7 @@ class Trainer:
         answers = self._teacher.answers(lesson)
         with self._student.healed():
             self._optimizer.zero_grad(set_to_none=True)
-            with bfloat16_where_fast(self._student.model.device):
-                given = self._student.answer(
-                    lesson.inputs(self._student.model.device), states=self._teacher.wants_states
-                )
-                loss = self._teacher.loss(given, answers, lesson)
+            loss = self._teacher.loss(lesson, answers)
             loss.backward()  # type: ignore[no-untyped-call]
             tensors = [tensor for tensor in self._tensors.values() if tensor.grad is not None]
             length = torch.nn.utils.clip_grad_norm_(tensors, _LONGEST_GRADIENT)
@@ -401,15 +386,8 @@ class Trainer:
         total = weights = 0.0
         for lesson in self._judges:
             answers = self._judge.answers(lesson)
-            with (
-                self._student.healed(),
-                torch.no_grad(),
-                bfloat16_where_fast(self._student.model.device),
-            ):
-                given = self._student.answer(
-                    lesson.inputs(self._student.model.device), states=self._judge.wants_states
-                )
-                loss = float(self._judge.loss(given, answers, lesson))
+            with self._student.healed(), torch.no_grad():
+                loss = float(self._judge.loss(lesson, answers))
             total += loss * self._judge.weight(lesson)
             weights += self._judge.weight(lesson)
         return total / weights
@@ -447,20 +425,21 @@ class Trainer:
     def _save(self) -> None:
         assert self._store is not None
         state = self._state
-        results: dict[str, Any] = {
+        moments = {
+            f"moments:{name}": dict(self._optimizer.state.get(tensor, {}))
+            for name, tensor in self._tensors.items()
+        }
+        results = {
             "steps": state.steps,
             "seconds": state.seconds,
             "best_loss": state.best_loss,
             "checks": [check.model_dump(mode="json") for check in state.checks],
             "check_s": self._check_s,
-            "updates": {},
+            # A weight without a gradient in a step has fewer updates than steps.
+            "updates": {part: float(held.pop("step")) for part, held in moments.items() if held},
         }
-        arrays = named("now", self._values()) | named("best", state.best)
-        for name, tensor in self._tensors.items():
-            moments = dict(self._optimizer.state.get(tensor, {}))
-            if moments:  # a weight without a gradient in a step has fewer updates than steps
-                results["updates"][name] = float(moments.pop("step"))
-            arrays |= named(f"moments:{name}", moments)
+        parts = {"now": self._values(), "best": state.best, **moments}
+        arrays = {name: array for part in parts for name, array in named(part, parts[part]).items()}
         # Two names in turn: a kill while one is written leaves the other.
         self._store.keep_arrays(f"state-{self._saves % 2}", results, arrays)
         self._saves += 1
@@ -484,28 +463,23 @@ class Trainer:
             )
 
     def _take(self, items: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        state = _State(
-            int(items["steps"]),
-            float(items["seconds"]),
-            float(items["best_loss"]),
-            {
-                name: tensor_like(arrays[f"best:{name}"], item)
-                for name, item in self._tensors.items()
-            },
-            [TrainingCheck.model_validate(check) for check in items["checks"]],
-        )
+        def held(part: str, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor_like(arrays[f"{part}:{name}"], one) for name, one in like.items()}
+
+        now, best = held("now", self._tensors), held("best", self._tensors)
+        moments: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+        for name, tensor in self._tensors.items():
+            part = f"moments:{name}"
+            if part in items["updates"]:
+                moments[tensor] = held(part, {"exp_avg": tensor, "exp_avg_sq": tensor})
+                moments[tensor]["step"] = torch.tensor(float(items["updates"][part]))
+        checks = [TrainingCheck.model_validate(check) for check in items["checks"]]
+        loss, seconds = float(items["best_loss"]), float(items["seconds"])
+        state = _State(int(items["steps"]), seconds, loss, best, checks)
         self._check_s = float(items["check_s"])
-        now = {
-            name: tensor_like(arrays[f"now:{name}"], item) for name, item in self._tensors.items()
-        }
-        moments = {
-            name: moments_of(arrays, name, item, items["updates"].get(name, state.steps))
-            for name, item in self._tensors.items()
-        }
         with self._student.healed(), torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(now[name])
-                if moments[name]:
-                    self._optimizer.state[tensor] = moments[name]
+        self._optimizer.state.update(moments)
         self._state = state
         self._done = self._fraction()

@@ -12,8 +12,6 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.artifacts import (
-    HealingReport,
-    ModelRef,
     PlannedDeletion,
     PruningPlan,
     ReplacementsRef,
@@ -53,10 +51,9 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import refuse_places
 from exporter.options import build, values_of
 from exporter.score.options import ScoreOptions
-from tests.made_reports import full_report, importance_of
+from tests.made_reports import importance_of
 from tests.made_tables import made_table
 from tests.raising import raises, tells
 from tests.reading import in_file
@@ -266,37 +263,13 @@ def test_a_mixture_names_each_text_once(schema: Any) -> None:
     assert schema(calibration=("a.txt", "b.txt")).calibration == ("a.txt", "b.txt")
 
 
-def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path) -> None:
-    out, report, copy = (tmp_path / f"{n}.json" for n in ("plan", "plan.report", "copy"))
-    call = ["plan", str(_importance(tmp_path)), "-o", str(out), "--drop-attn", "1"]
-    model = ModelRef(source="gone", architecture="X", num_layers=3, sha256="0" * 64)
-    for is_copied in (True, False):
-        HealingReport(model=model, healing=full_report().healing).write(report)
-        healed = _healed(tmp_path)
-        healed.write(out)
-        healed.write(copy) if is_copied else copy.unlink()
-        assert _invoked(*call) is None
-        assert PruningPlan.read(out).replacements is None
-        # A copy of the healed plan may still want them.
-        assert (tmp_path / "plan.safetensors").exists() is report.exists() is is_copied
-
-
-def test_a_plan_beside_a_copy_of_an_earlier_one_leaves_its_numbers(tmp_path: Path) -> None:
-    healed = _healed(tmp_path)
-    healed.write(tmp_path / "plan.json")
-    refuse_places(tmp_path / "plan.json", [], tmp_path / "model.gguf")
-    healed.write(tmp_path / "copy.json")
-    with raises(UsageError, "numbers-in-use", tmp_path / "copy.json"):
-        refuse_places(tmp_path / "plan.json", [], tmp_path / "model.gguf")
-
-
 @pytest.mark.parametrize(
     ("name", "options", "code"),
     [
         ("plan.json", ["--calibration", "plan.report.json"], "overwrites-input"),
         ("plan.json", ["--calibration", "plan.safetensors"], "overwrites-input"),
-        ("plan.safetensors", [], "numbers-name"),
-        ("folder/plan.json", ["--model", "folder"], "among-weights"),
+        ("plan.safetensors", [], "plan-place"),
+        ("folder/plan.json", ["--model", "folder"], "plan-place"),
     ],
 )
 def test_no_file_of_a_plan_takes_an_inputs_place(

@@ -247,7 +247,7 @@ def test_beside_adapters_fitted_maps_are_trained_at_a_lower_rate(train: Any) -> 
     ("cause", "train", "error", "code"),
     [
         ("quantized", "all", HealingError, "quantized"),
-        ("narrow", "all", HealingError, "narrow-weights"),
+        ("narrow", "all", HealingError, "nothing-to-train"),
         ("interrupted", "adapters", KeyboardInterrupt, ""),
     ],
 )

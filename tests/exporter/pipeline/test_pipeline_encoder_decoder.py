@@ -287,7 +287,7 @@ HEEDED = {
     "source", "out", "opset", "compared", "redo", "allow_empty", "choose_dtype", "shared",
     *(f"drops.budget.{kind}" for kind in ("attention", "cross_attention", "mlp", "block", "joint")),
     "drops.plan", "search.search", "search.objective", "search.protect", "search.shortlist",
-    "heal.kind", "heal.ridge", "heal.batch_size",
+    "heal.kind", "heal.batch_size",
     "score.metrics", "score.calibration", "score.samples", "score.batch_size",
     "score.kl_positions", "score.blocks",
     *(f"load.{name}" for name in ("dtype", "revision", "trust_remote_code", "allow_pickle")),

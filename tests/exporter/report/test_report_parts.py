@@ -161,46 +161,36 @@ BOTH = healing(healed("calibration", 0.6, 0.1), healed("other", 0.5, 0.2))
 APART = healing(healed("calibration", 0.6, 0.1), healed("other", 0.5, 0.49))
 
 
+OWN, OTHER = "calibration text", "other text"
+
+
 @pytest.mark.parametrize(
-    ("own", "other", "told"),
+    ("own", "other", "weak"),
     [
-        ((0.6, 0.1), (0.5, 0.2), None),
-        ((0.6, 0.1), (0.5, 0.49), "disagree: on calibration text"),  # 2 % is none
-        ((0.6, 0.1), (0.5, 0.7), "on other text (other domain) -40 %"),  # a loss
-        ((0.6, 0.59), (0.5, 0.1), "disagree: on other text"),
-        ((0.6, 0.1), (0.5, 0.4), "on other text (other domain) 20 %"),  # 83 % against 20 %
-        ((0.6, 0.62), (0.5, 0.52), "in either domain"),
-        ((0.6, 0.1), None, "in the calibration's domain only"),
+        ((0.6, 0.1), (0.5, 0.2), ""),
+        ((0.6, 0.1), (0.5, 0.49), OTHER),  # 2 % is none
+        ((0.6, 0.1), (0.5, 0.7), OTHER),  # a loss
+        ((0.6, 0.59), (0.5, 0.1), OWN),
+        ((0.6, 0.1), (0.5, 0.4), OTHER),  # 83 % against 20 %
+        ((0.6, 0.62), (0.5, 0.52), f"{OWN} and {OTHER}"),
+        ((0.6, 0.1), (0.5, 0.3, 0.2), OTHER),  # within its noise
+        ((0.6, 0.1), (0.5, 0.3, 0.02), ""),
+        ((0.6, 0.4, 0.2), (0.5, 0.3, 0.2), f"{OWN} and {OTHER}"),
+        # A text may become likelier by chance while the answers are further from the whole model's.
+        ((0.6, 0.1), (0.5, 0.2, 0.01, 0.8), OTHER),
+        ((0.6, 0.1), (0.5, 0.2, 0.01, 0.4), ""),
     ],
 )
-def test_domains_that_disagree_are_warned_of(own: Any, other: Any, told: str | None) -> None:
-    texts = [healed("calibration", *own)] + ([] if other is None else [healed("other", *other)])
-    result = warnings_of(texts)
-    assert [told in warning for warning in result] == ([] if told is None else [True])
+def test_a_text_on_which_healing_gained_little_is_warned_of(
+    own: Any, other: Any, weak: str
+) -> None:
+    result = warnings_of([healed("calibration", *own), healed("other", *other)])
+    assert [f" on {weak}; " in warning for warning in result] == [True] * bool(weak)
 
 
-def test_a_gain_within_its_noise_is_none() -> None:
-    noisy = healed("other", 0.5, 0.3, error=0.2)
-    texts = warnings_of([healed("calibration", 0.6, 0.1), noisy])
-    assert len(texts) == 1
-    assert "on other text (other domain) (+0.200 ± 0.200 nats)" in texts[0]
-    both = warnings_of([healed("calibration", 0.6, 0.4, error=0.2), noisy])
-    assert "on calibration text (held out) (+0.200 ± 0.200 nats) and on other text" in both[0]
-    lost = healed("calibration", 0.6, 0.9)
-    assert "in either domain" in warnings_of([lost, noisy])[0]
-    sure = healed("other", 0.5, 0.3, error=0.02)
-    assert warnings_of([healed("calibration", 0.6, 0.1), sure]) == []
-
-
-def test_answers_that_are_further_away_are_no_gain() -> None:
-    """A text may become likelier by chance while the model answers otherwise than the whole one."""
-    own = healed("calibration", 0.6, 0.1)
-    for error in (0.01, 0.2):
-        further = healed("other", 0.5, 0.2, error, kl=0.8)
-        result = warnings_of([own, further])[0]
-        assert "disagree" in result
-        assert "on other text (other domain) 60 % (and KL rises from 0.5 to 0.8 nats)" in result
-    assert warnings_of([own, healed("other", 0.5, 0.2, kl=0.4)]) == []
+def test_one_domain_alone_is_warned_of() -> None:
+    (warning,) = warnings_of([healed("calibration", 0.6, 0.1)])
+    assert "domain only" in warning
 
 
 def test_the_rows_have_both_texts_and_what_was_taken_back() -> None:
@@ -235,7 +225,7 @@ def test_reports_show_the_part_and_its_warning() -> None:
         report = bare.model_copy(update={"healing": item})
         for written in (as_markdown(report), as_page(report)):
             assert "calibration text" in written
-            assert ("The domains disagree" in written) == (item is APART)
+            assert ("Healing gained little" in written) == (item is APART)
 
 
 # Several depths.
