@@ -403,20 +403,17 @@ def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
 
 def choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
     """What a reader must know where one text serves for two parts."""
-    names, much = [], texts.fitting.read.much
-    if short := _short(options, texts):
-        names.append(
-            f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
-            f"measured on the same one: the gain looks better than it is. Give more {much}."
-        )
-    if chose := texts.chose:
-        names.append(
-            f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
-            f"model looks better than it is. Give more {much}, or heal on other {much}."
-        )
-    if again := [source for source in texts.again if source not in chose]:
-        names.append(
-            f"{', '.join(again)}: too short for four parts, so healing is fitted on samples that "
-            "also decided what to drop. Those that judge it are others."
-        )
-    return names
+    much = texts.fitting.read.much
+    ends = {
+        "choose how to heal and judge it, which flatters it": _short(options, texts),
+        "decided what to drop and judge the healed model, which flatters it": texts.chose,
+        "decided what to drop and are fitted on; others judge": [
+            source for source in texts.again if source not in texts.chose
+        ],
+    }
+    return [
+        f"{', '.join(names)}: too short for four parts, so the same samples {what}. Give more "
+        f"{much}, or heal on other {much}."
+        for what, names in ends.items()
+        if names
+    ]

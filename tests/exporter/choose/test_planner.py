@@ -153,7 +153,7 @@ def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, load
     # Every position here, every other one there.
     assert own.figures["kl"].healed == pytest.approx(result.damage.kl, rel=0.5)
     assert own.figures["kl"].healed < own.figures["kl"].dropped
-    assert len(healing.texts) == 2 or len(healing.warnings) == 1
+    assert len(healing.texts) == 2 or any("domain only" in one for one in healing.warnings)
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_a_sample_that_serves_both_ends_is_warned_of(
     loaded: Any, texts: tuple[str, str], write: Any, kind: Any, both: bool
 ) -> None:
     healing = healed(loaded, (write("two", count=40), texts[1]), kind=kind).report.healing
-    warned = any("chosen and measured on the same one" in one for one in healing.warnings)
+    warned = any("choose how to heal and judge" in one for one in healing.warnings)
     assert warned is both
 
 
