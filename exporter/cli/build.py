@@ -98,7 +98,7 @@ class PackageCall(Options):
     model: InputPath = argument("MODEL")
     triton: OutputPath = required("The Triton model repository.", metavar="REPOSITORY")
     name: str | None = option(None, "The model's name.", metavar="NAME", usual="its folder's")
-    device: Literal["gpu", "cpu"] = option("gpu", "Where it runs.")
+    device: Literal["gpu", "cpu"] = option("gpu", "Where an ONNX file runs; an engine needs a GPU.")
     instances: Count = option(1, "Number of instances.", config_only=True)
     max_batch: Count = option(
         MAX_BATCH,

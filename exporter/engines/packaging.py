@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -45,23 +44,6 @@ _TYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TritonModel:
-    """What the config says."""
-
-    name: str
-    backend: Literal["onnxruntime", "tensorrt"]
-    file: str
-    inputs: Sequence[EngineTensor]
-    outputs: Sequence[EngineTensor]
-    device: Device = "gpu"
-    instances: int = 1
-    batch: int = 0
-    preferred: tuple[int, ...] = ()
-    profiles: int = 0
-    parameters: tuple[tuple[str, str], ...] = ()
-
-
 def package_triton(
     source: Path, repository: Path, *, name: str | None = None, device: Device = "gpu",
     instances: int = 1, max_batch: int = MAX_BATCH,
@@ -74,7 +56,10 @@ def package_triton(
             f"{name!r} is not a valid name of a model.",
             "Give it one with --name: letters, digits, - and _.",
         )
-    _refuse_foreign(repository / name)
+    if (repository / name).exists() and not (repository / name / _CONFIG).is_file():
+        raise PackagingError(
+            f"{repository / name} exists and is not a Triton model.", "Choose another --name."
+        )
     if source.resolve().is_relative_to((repository / name).resolve()):
         raise UsageError(
             f"{source} belongs to {repository / name}, which would be replaced.",
@@ -84,11 +69,15 @@ def package_triton(
         version = stage / _VERSION
         version.mkdir()
         if source.suffix == ".onnx":
-            model = _onnx_model(source, version, name, device, instances, max_batch)
+            lines, group = _onnx_model(source, version, max_batch), f"KIND_{device.upper()}"
         else:
-            model = _engine_model(source, version, name, device, instances)
-        (stage / _CONFIG).write_text(triton_config(model), encoding="utf-8")
-        _copy_beside(source, stage)
+            lines, group = _engine_model(source, version)
+        lines = [f"name: {_quoted(name)}", *lines]
+        lines.append(f"instance_group {{ count: {instances} kind: {group} }}")
+        (stage / _CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for beside in _TRITON_BESIDE:  # for clients; Triton passes them over
+            if (source.parent / beside).exists():
+                copy_file(source.parent / beside, stage / beside)
     return repository / name
 
 
@@ -104,14 +93,6 @@ def _file_of(source: Path) -> Path:
     return paths[0]
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Keeps a folder that is no model of Triton's from being replaced."""
-    if folder.exists() and not (folder / _CONFIG).is_file():
-        raise PackagingError(
-            f"{folder} exists and is not a Triton model.", "Choose another --name."
-        )
-
-
 def _refuse_decoder(source: Path, inputs: Sequence[EngineTensor]) -> None:
     if any(CACHE_INPUT.fullmatch(tensor.name) for tensor in inputs):
         raise PackagingError(
@@ -123,9 +104,8 @@ def _refuse_decoder(source: Path, inputs: Sequence[EngineTensor]) -> None:
         )
 
 
-def _onnx_model(
-    source: Path, version: Path, name: str, device: Device, instances: int, max_batch: int
-) -> TritonModel:
+def _onnx_model(source: Path, version: Path, max_batch: int) -> list[str]:
+    """Copies an ONNX file; gives the lines of its config."""
     specs = graph_inputs(source)
     inputs, outputs = (
         [EngineTensor.of(spec) for spec in ends] for ends in (specs, graph_outputs(source))
@@ -142,7 +122,7 @@ def _onnx_model(
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(file, target, source.parent)
     batch = max_batch if batches and max_batch > 1 else 0
-    return TritonModel(name, "onnxruntime", "model.onnx", inputs, outputs, device, instances, batch)
+    return _config_lines("onnxruntime", "model.onnx", inputs, outputs, batch)
 
 
 def _free_first(*ends: Sequence[EngineTensor]) -> bool:
@@ -150,9 +130,8 @@ def _free_first(*ends: Sequence[EngineTensor]) -> bool:
     return all(tensor.shape[:1] == (-1,) for tensors in ends for tensor in tensors)
 
 
-def _engine_model(
-    source: Path, version: Path, name: str, device: Device, instances: int
-) -> TritonModel:
+def _engine_model(source: Path, version: Path) -> tuple[list[str], str]:
+    """Copies an engine and its record; gives the lines of its config, and where it runs."""
     record = read_sidecar(source)
     _refuse_decoder(source, record.inputs)
     if record.backend != "tensorrt":
@@ -162,16 +141,22 @@ def _engine_model(
             "tensorrt.",
         )
     refuse_wrong([record])
-    if device == "cpu":
-        raise PackagingError("An engine runs on a GPU only.", "Leave --device cpu out.")
     copy_file(source, version / "model.plan", named=True)
     copy_file(sidecar_path(source), version / "model.plan.json")
-    preferred, phases = _batches(record), ",".join(entry.phase for entry in record.profiles)
-    return TritonModel(
-        name, "tensorrt", "model.plan", record.inputs, record.outputs,
-        "gpu", instances, max(preferred, default=0), preferred, len(record.profiles),
-        (("depthcut.profiles", phases), ("depthcut.engine_sha256", record.engine_sha256)),
-    )  # fmt: skip
+    sizes, ends = _batches(record), (record.inputs, record.outputs)
+    notes = {
+        "depthcut.profiles": ",".join(entry.phase for entry in record.profiles),
+        "depthcut.engine_sha256": record.engine_sha256,
+    }
+    lines = [
+        *_config_lines("tensorrt", "model.plan", *ends, max(sizes, default=0), sizes),
+        *(
+            f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(note)} }} }}"
+            for key, note in notes.items()
+        ),
+    ]
+    numbers = (f' profile: "{number}"' for number in range(len(record.profiles)))
+    return lines, f"KIND_GPU{''.join(numbers)}"
 
 
 def _batches(record: EngineRecord) -> tuple[int, ...]:
@@ -187,46 +172,41 @@ def _batches(record: EngineRecord) -> tuple[int, ...]:
     return tuple(sorted({usual, high} - {1})) if low == 1 < high else ()
 
 
-def _copy_beside(source: Path, stage: Path) -> None:
-    """The tokenizer and configs, for clients; Triton passes them over."""
-    for name in _TRITON_BESIDE:
-        if (source.parent / name).exists():
-            copy_file(source.parent / name, stage / name)
-
-
-def triton_config(model: TritonModel) -> str:
-    """Writes the config.
+def _config_lines(
+    backend: str,
+    file: str,
+    inputs: Sequence[EngineTensor],
+    outputs: Sequence[EngineTensor],
+    batch: int,
+    preferred: Sequence[int] = (),
+) -> list[str]:
+    """What the config says of a model.
 
     Triton puts waiting requests of one shape together; the batch's size is then left out of each
     tensor's shape. An engine names the sizes that its kernels were chosen for.
     """
-    sizes = ", ".join(map(str, model.preferred))
-    preferred = f"preferred_batch_size: [ {sizes} ] " if sizes else ""
-    kind = f"kind: KIND_{model.device.upper()}"
-    profiles = "".join(f' profile: "{number}"' for number in range(model.profiles))
     lines = [
-        f"name: {_quoted(model.name)}",
-        f"backend: {_quoted(model.backend)}",
-        f"default_model_filename: {_quoted(model.file)}",
-        f"max_batch_size: {model.batch}",
-        *([f"dynamic_batching {{ {preferred}}}"] if model.batch else []),
-        *(_tensor("input", tensor, model) for tensor in model.inputs),
-        *(_tensor("output", tensor, model) for tensor in model.outputs),
-        f"instance_group {{ count: {model.instances} {kind}{profiles} }}",
+        f"backend: {_quoted(backend)}",
+        f"default_model_filename: {_quoted(file)}",
+        f"max_batch_size: {batch}",
     ]
-    for key, value in model.parameters:
+    if batch:
+        sizes = ", ".join(map(str, preferred))
         lines.append(
-            f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
+            f"dynamic_batching {{ {f'preferred_batch_size: [ {sizes} ] ' if sizes else ''}}}"
         )
-    return "\n".join(lines) + "\n"
-
-
-def _tensor(what: str, tensor: EngineTensor, model: TritonModel) -> str:
-    if tensor.dtype not in _TYPES:
-        raise PackagingError(f"Triton has no type for {tensor.name!r}, which is {tensor.dtype}.")
-    dims = ", ".join(map(str, tensor.shape[1:] if model.batch else tensor.shape))
-    fields = f"name: {_quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]"
-    return f"{what} {{ {fields} }}"
+    for what, tensors in (("input", inputs), ("output", outputs)):
+        for tensor in tensors:
+            if tensor.dtype not in _TYPES:
+                raise PackagingError(
+                    f"Triton has no type for {tensor.name!r}, which is {tensor.dtype}."
+                )
+            dims = ", ".join(map(str, tensor.shape[1:] if batch else tensor.shape))
+            lines.append(
+                f"{what} {{ name: {_quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} "
+                f"dims: [ {dims} ] }}"
+            )
+    return lines
 
 
 def _quoted(text: str) -> str:

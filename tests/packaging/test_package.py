@@ -9,7 +9,7 @@ import pytest
 from exporter.cli import run
 from exporter.engines.build.engine_set import EngineTensor
 from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
-from exporter.engines.packaging import TritonModel, package_triton, triton_config
+from exporter.engines.packaging import package_triton
 from exporter.errors import PackagingError, UsageError
 from graph_passes import save_model
 from tests.engine_support import written, written_as
@@ -130,7 +130,6 @@ def test_an_engine_s_batches_are_those_of_its_profile(
     ("built", "options", "word"),
     [
         ({}, {}, "no backend"),
-        (TENSORRT, {"device": "cpu"}, "GPU only"),
         *((None, {"name": name}, "name") for name in BAD_NAMES),
     ],
 )
@@ -161,10 +160,12 @@ def test_a_model_never_takes_its_sources_place(folder: Path, tmp_path: Path) -> 
     assert (again / "1" / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
 
 
-def test_a_type_that_triton_lacks_is_refused() -> None:
+def test_a_type_that_triton_lacks_is_refused(tmp_path: Path) -> None:
     odd = EngineTensor(name="x", dtype="int4", shape=(1,))
     with pytest.raises(PackagingError, match="no type for 'x'"):
-        triton_config(TritonModel("m", "onnxruntime", "model.onnx", [odd], []))
+        package_triton(
+            written(tmp_path, **{**TENSORRT, "outputs": [odd]}), tmp_path / "repo", name="m"
+        )
 
 
 @pytest.mark.triton

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.artifacts import EngineParse
@@ -16,37 +15,27 @@ from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import load_model
 
-_TOLD = 5
+_MOST_REASONS = 5
 
 ParserCheck = Callable[[Path, Path], EngineParse | None]
 """Is given source and result; raises where the source parses and the result does not."""
 
 
-@dataclass(frozen=True)
-class EngineCheck:
-    """What the parser says of a graph."""
-
-    backend: str
-    version: str
-    obstacles: tuple[Obstacle, ...]
-
-    @property
-    def name(self) -> str:
-        """The library and its version."""
-        return f"{self.backend} {self.version}"
-
-
 def check_engine(
     onnx: Path, *, backend: Backend = "tensorrt-rtx", progress: Progress = QUIET
-) -> EngineCheck:
+) -> EngineParse:
     """Asks a library's parser about a graph; nothing is built."""
     refuse_unbuildable(backend)
-    library = LIBRARIES[backend]
     request = {"job": "check", "onnx": str(onnx.absolute())}
-    result = run_job(library, request, progress, f"check for {backend}")
+    result = run_job(LIBRARIES[backend], request, progress, f"check for {backend}")
     obstacles = [Obstacle(**obstacle) for obstacle in result["obstacles"]]
     obstacles = obstacles or ignored_inputs(load_model(onnx))
-    return EngineCheck(backend, result["version"], tuple(obstacles))
+    return EngineParse(
+        backend=backend,
+        version=result["version"],
+        parsed=not obstacles,
+        reasons=[str(obstacle) for obstacle in obstacles[:_MOST_REASONS]],
+    )
 
 
 def engine_gate(backend: Backend = "tensorrt-rtx", progress: Progress = QUIET) -> ParserCheck:
@@ -56,29 +45,22 @@ def engine_gate(backend: Backend = "tensorrt-rtx", progress: Progress = QUIET) -
     it is a failure, a graph that never parsed is told.
     """
 
-    def asked(source: Path, candidate: Path) -> EngineParse:
+    def gate(source: Path, candidate: Path) -> EngineParse:
         after = check_engine(candidate, backend=backend, progress=progress)
-        if not after.obstacles:
-            return EngineParse(backend=backend, version=after.version, parsed=True)
-        before = check_engine(source, backend=backend, progress=progress)
-        if not before.obstacles:
+        if after.parsed:
+            return after
+        name = f"{backend} {after.version}"
+        if check_engine(source, backend=backend, progress=progress).parsed:
             raise VerificationError(
-                f"{after.name} parses {source.name}, but not the pruned graph: "
-                f"{after.obstacles[0]}. The result is not kept.",
+                f"{name} parses {source.name}, but not the pruned graph: {after.reasons[0]}. The "
+                "result is not kept.",
                 "The graph may be cut in a way that its engine can't take: leave that sublayer.",
                 code="not-parsed",
             )
-        progress.say(
-            f"{after.name} takes the graph neither before the cut nor after: {after.obstacles[0]}"
-        )
-        return EngineParse(
-            backend=backend,
-            version=after.version,
-            parsed=False,
-            reasons=[str(obstacle) for obstacle in after.obstacles[:_TOLD]],
-        )
+        progress.say(f"{name} takes the graph neither before the cut nor after: {after.reasons[0]}")
+        return after
 
-    return asked
+    return gate
 
 
 def gate_where_installed(progress: Progress) -> ParserCheck | None:
@@ -90,11 +72,11 @@ def gate_where_installed(progress: Progress) -> ParserCheck | None:
         return None
     gate = engine_gate("tensorrt-rtx", progress)
 
-    def asked(source: Path, candidate: Path) -> EngineParse | None:
+    def lenient(source: Path, candidate: Path) -> EngineParse | None:
         try:
             return gate(source, candidate)
         except EngineError as error:
             progress.say(f"tensorrt-rtx was not asked about the result: {error.message}")
             return None
 
-    return asked
+    return lenient

@@ -11,12 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporter.artifacts import PlannedDeletion, PruneReport
+from exporter.artifacts import EngineParse, PlannedDeletion, PruneReport
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build import check as checking
 from exporter.engines.build.build import Adapted, adapt
-from exporter.engines.build.check import EngineCheck
 from exporter.engines.build.logs import no_engine
 from exporter.engines.build.network import Obstacle
 from exporter.engines.build.profiles import (
@@ -155,9 +154,10 @@ def source(tmp_path: Path) -> Path:
 def test_a_cut_is_held_to_what_the_parser_took_before(
     before: bool, after: bool, told: Any, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(onnx: Path, **_: object) -> EngineCheck:
+    def check(onnx: Path, **_: object) -> EngineParse:
         sound = before if onnx.name == "m.onnx" else after
-        return EngineCheck("tensorrt-rtx", "1", () if sound else (BROKEN,))
+        reasons = [] if sound else [str(BROKEN)]
+        return EngineParse(backend="tensorrt-rtx", version="1", parsed=sound, reasons=reasons)
 
     monkeypatch.setattr(checking, "check_engine", check)
     call = (source, source.with_name("cut.onnx"), CUT, UNVERIFIED)
@@ -175,7 +175,7 @@ def test_a_cut_is_held_to_what_the_parser_took_before(
 def test_where_nobody_asked_a_library_that_fails_is_no_failure(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object, **__: object) -> EngineCheck:
+    def fails(*_: object, **__: object) -> EngineParse:
         raise EngineError("its libraries can't be loaded")
 
     monkeypatch.setattr(checking, "check_engine", fails)
