@@ -192,8 +192,6 @@ def made_shape(name: str, ratio: float, **changes: Any) -> SweepShape:
     results: dict[str, Any] = {
         "name": name,
         "rounds": 12,
-        "baseline_ms": 40.0,
-        "candidate_ms": 40.0 / ratio,
         "speedup": Speedup(ratio=ratio, ci95=(ratio - 0.02, ratio + 0.02)),
         "verdict": "faster" if ratio > 1.03 else "inconclusive",
     }

@@ -119,10 +119,10 @@ class SweepShape(Record):
     fast the cut and quantised model is as the whole one in float.
     """
 
+    gone = frozenset({"baseline_ms", "candidate_ms"})
+
     name: str
     rounds: Length
-    baseline_ms: float
-    candidate_ms: float
     speedup: Speedup
     verdict: VerdictWord
     over_float: Interval | None = None

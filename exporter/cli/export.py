@@ -71,7 +71,7 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
             force=call.redo,
             progress=progress,
         )
-    grid = cells_grid(report)
+    grid = cells_grid(report, brief=True)
     named = [[c.model, *row[1:]] for c, row in zip(report.cells, grid.rows, strict=True)]
     lines = [*table_lines(grid.header, named), *failure_lines(report), sweep_lead(report)]
     lines += [] if call.dry_run else [f"Report: {call.output / 'sweep.html'}"]

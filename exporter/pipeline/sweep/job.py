@@ -70,8 +70,6 @@ def _shape(row: LatencyRow, report: ComparisonReport) -> SweepShape:
     return SweepShape(
         name=short_shape(row),
         rounds=row.rounds,
-        baseline_ms=row.baseline.median_ms,
-        candidate_ms=row.candidate.median_ms,
         speedup=row.speedup,
         verdict=row.verdict,
         over_float=cut.speedups.get(row.shape_name) if cut else None,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import FEWEST_ROUNDS, SweepCell, SweepReport, SweepResult, SweepShape
 from exporter.artifacts.figures import BRIEF, Figure
-from exporter.printable import counted, milliseconds, relative_change
+from exporter.printable import counted, relative_change
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -28,11 +28,11 @@ from exporter.report.sections.blocks import (
 from exporter.report.words import dropped_lines, or_dash, speedup_words
 
 _EACH = (
-    "Speed is how many times as fast the cut model is. The whole model in float that a quantised "
-    "cell is held against was timed in the same rounds and read the same text; that of a cell in "
-    "fp16 or bf16 is in that precision too."
+    "Speed is how many times as fast the cut model is, with its 95 % interval. The whole model in "
+    "float that a quantised cell is held against was timed in the same rounds and read the same "
+    "text; that of a cell in fp16 or bf16 is in that precision too. What the cut alone does in a "
+    "cell's own precision, its own report says."
 )
-_ALONE = "Both were timed in turns in the same rounds; in brackets the 95 % interval."
 
 
 def letter(index: int) -> str:
@@ -91,7 +91,6 @@ def sweep_document(report: SweepReport) -> Document:
     blocks: list[Block] = [grid, Note(_EACH)] if rows else [grid]
     sections = [
         Section("cells", "All cells", blocks, stays_open=True),
-        _cut_alone(rows),
         _failures(report),
         _machines(rows),
         _plans(rows),
@@ -107,8 +106,8 @@ def sweep_document(report: SweepReport) -> Document:
     )
 
 
-def cells_grid(report: SweepReport) -> Grid:
-    """A row a cell, finished or not; a model's name stands in its first row."""
+def cells_grid(report: SweepReport, *, brief: bool = False) -> Grid:
+    """A row a cell, finished or not; where ``brief``, speedups stand without their intervals."""
     rows = _finished(report)
     shapes, known = _shape_names(rows), {row.letter: row for row in rows}
     header = ["model", "cell", "precision", *shapes, *(one.brief for one in BRIEF), "files, MB"]
@@ -117,7 +116,9 @@ def cells_grid(report: SweepReport) -> Grid:
         new = index == 0 or cell.model != report.cells[index - 1].model
         row = known.get(letter(index))
         name = f"{letter(index)}: {cell.plan}"
-        figures = _figures(row, shapes) if row else [_state(cell), *["-"] * (len(header) - 4)]
+        figures = (
+            _figures(row, shapes, brief) if row else [_state(cell), *["-"] * (len(header) - 4)]
+        )
         link: Cell = Link(name, f"{cell.folder}/report.html") if row else name
         table.append([cell.model if new else "", link, cell.precision, *figures])
     return Grid("Against the whole model in float", header, table, right=range(3, len(header)))
@@ -131,9 +132,9 @@ def _state(cell: SweepCell) -> Sign:
     return Sign("failed", "bad") if cell.status == "failed" else Sign("not run", "unsure")
 
 
-def _figures(row: FinishedCell, shapes: Sequence[str]) -> list[Cell]:
+def _figures(row: FinishedCell, shapes: Sequence[str], brief: bool) -> list[Cell]:
     result = row.result
-    speeds = {shape.name: _speed(shape) for shape in result.shapes}
+    speeds = {shape.name: _speed(shape, brief) for shape in result.shapes}
     size = f"{result.candidate_bytes / 1e6:,.1f}"
     return [
         *(speeds.get(shape, "-") for shape in shapes),
@@ -142,37 +143,14 @@ def _figures(row: FinishedCell, shapes: Sequence[str]) -> list[Cell]:
     ]
 
 
-def _speed(shape: SweepShape) -> Sign:
+def _speed(shape: SweepShape, brief: bool) -> Sign:
     """The gain, with a sign for whether that is one: by the verdict, or by the interval."""
     ratio, low, high = gain(shape)
     tone: Tone = verdict_sign(shape.verdict).tone
     if shape.over_float is not None and shape.rounds >= FEWEST_ROUNDS:
         tone = "good" if low > 1 else "bad" if high < 1 else "unsure"
-    return Sign(f"{ratio:.2f}x", tone)
-
-
-def _cut_alone(rows: Sequence[FinishedCell]) -> Section | None:
-    table = [line for row in rows for line in _shape_rows(row)]
-    if not table:
-        return None
-    header = ["cell", "shape", "whole, ms", "cut, ms", "speedup", "verdict"]
-    grid = Grid(
-        "The cut model against the whole one in the same precision", header, table, right=(2, 3, 4)
-    )
-    return Section("alone", "The cut alone", [grid, Note(_ALONE)])
-
-
-def _shape_rows(row: FinishedCell) -> Iterator[list[Cell]]:
-    names = f"{row.letter}: {row.cell.model}, {row.cell.plan}, {row.cell.precision}"
-    for number, shape in enumerate(row.result.shapes):
-        yield [
-            "" if number else names,
-            shape.name,
-            milliseconds(shape.baseline_ms),
-            milliseconds(shape.candidate_ms),
-            speedup_words(shape.speedup.ratio, shape.speedup.ci95),
-            verdict_sign(shape.verdict),
-        ]
+    words = f"{ratio:.2f}x" if brief else speedup_words(ratio, (low, high), digits=2)
+    return Sign(words, tone)
 
 
 def _failures(report: SweepReport) -> Section | None:

@@ -345,8 +345,26 @@ def test_a_quantised_cell_is_held_against_the_whole_model_in_float() -> None:
     grid = cells_grid(report)
     assert list(grid.header)[3:5] == ["prefill 512", "decode at 512"]
     assert words(grid) == [
-        ["m", "A: a", "fp32", "1.14x", "1.10x", "16.00 (+9.6 %)", "0.200", "510.0 (-5.6 %)"],
-        ["", "B: a", "int4", "2.20x", "2.20x", "17.00 (+16.4 %)", "0.300", "150.0 (-72.2 %)"],
+        [
+            "m",
+            "A: a",
+            "fp32",
+            "1.14x [1.12, 1.16]",
+            "1.10x [1.08, 1.12]",
+            "16.00 (+9.6 %)",
+            "0.200",
+            "510.0 (-5.6 %)",
+        ],
+        [
+            "",
+            "B: a",
+            "int4",
+            "2.20x [2.09, 2.31]",
+            "2.20x [2.09, 2.31]",
+            "17.00 (+16.4 %)",
+            "0.300",
+            "150.0 (-72.2 %)",
+        ],
     ]
     assert isinstance(grid.rows[0][1], Link)
     assert grid.rows[0][1].target == "cells/m/a/fp32/report.html"
@@ -374,7 +392,7 @@ def test_a_gain_is_called_one_only_beyond_its_interval(timed: SweepShape, tone: 
     sign = cells_grid(report).rows[0][3]
     assert isinstance(sign, Sign)
     assert sign.tone == tone
-    assert sign.word == f"{gain(timed)[0]:.2f}x"
+    assert sign.word.startswith(f"{gain(timed)[0]:.2f}x [")
 
 
 def test_letters_stay_whatever_is_done_so_far(tmp_path: Path) -> None:
@@ -385,7 +403,7 @@ def test_letters_stay_whatever_is_done_so_far(tmp_path: Path) -> None:
     ]
     rows = words(cells_grid(made_sweep(cells)))
     assert [row[1] for row in rows] == ["A: a", "B: a", "C: b"]
-    assert [row[3] for row in rows] == ["failed", "not run", "1.14x"]
+    assert [row[3] for row in rows] == ["failed", "not run", "1.14x [1.12, 1.16]"]
     assert sweep_lead(made_sweep(cells)).endswith("3 cells, 1 done, 1 failed, 1 not run.")
     write_sweep(made_sweep(cells), tmp_path)
     assert f"[C: b](<{cells[2].folder}/report.html>)" in (tmp_path / "sweep.md").read_text()
