@@ -130,54 +130,56 @@ class Replacements:
 def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None:
     """Opens the file of numbers that a plan names."""
     if plan.replacements is None:
-        replaced = [f"{d.kind} {d.layer} ({d.replacement})" for d in plan.deletions
-                    if d.replacement != "none"]  # fmt: skip
-        if replaced or plan.changed_weights:
+        if plan.changed_weights or any(d.replacement != "none" for d in plan.deletions):
             raise PlanError(
-                f"{plan_path} names no file with the numbers for {', '.join(replaced)} and "
+                f"{plan_path} names no file with the numbers for {plan.describe()} and "
                 f"{plan.changed_weights} changed weights.",
                 "Name it under $.replacements: path and sha256 of a safetensors file.",
                 code="other-numbers",
             )
         return None
     path = _located(plan.replacements.path, plan_path)
-    result = dict(_opened(path))  # first: a terabyte of nothing would be hashed for ever
+    content = dict(_opened(path))  # first: a terabyte of nothing would be hashed for ever
     sha256 = sha256_file(path)
     if sha256 != plan.replacements.sha256.lower():
-        raise PlanError(
-            f"{path} is not the file that {plan_path} was made with: its SHA-256 is {sha256}.",
-            "Make the plan again, or bring the file back.",
-            code="other-numbers",
-        )
-    weights = _changed_weights(path, result, plan.changed_weights)
-    named = {_named(path, key): numbers for key, numbers in result.items()}
-    return Replacements(path, sha256, _paired(path, named, plan.deletions), weights)
+        raise _other(path, f"its SHA-256 is {sha256}, and not the one that {plan_path} names")
+    tensors: dict[SublayerRef, dict[str, ir.LazyTensor]] = {}
+    weights: dict[str, dict[str, ir.LazyTensor]] = {}
+    for key, numbers in content.items():
+        if match := _KEY.fullmatch(key):
+            ref = SublayerRef(int(match[2]), cast(SublayerKind, match[1]))
+            takers = {"linear"} if match[3] == "weight" else {"linear", "bias"}
+            if takers.isdisjoint(d.replacement for d in plan.deletions if d.names(ref)):
+                raise _other(path, f"the plan does not use {key}")
+            tensors.setdefault(ref, {})[match[3]] = numbers
+        elif match := _WEIGHT_KEY.fullmatch(key):
+            weights.setdefault(match[2], {})[match[1]] = numbers
+        else:
+            raise _other(path, f"{key!r} is not the key of a replacement")
+    for name, parts in weights.items():
+        if set(parts) not in ({"value"}, {"down", "up"}):
+            raise _other(path, f"of the weight {name} it holds {', '.join(sorted(parts))}")
+    if len(weights) != plan.changed_weights:
+        held = len(weights)
+        raise _other(path, f"it changes {held} weights, and the plan says {plan.changed_weights}")
+    for ref, parts in tensors.items():  # what lacks for a deletion the cut tells
+        if "bias" not in parts:
+            text = f"{path} lacks {ref.kind}.{ref.layer}.bias."
+            raise PlanError(text, _KEYS_HINT, code="numbers-missing")
+    return Replacements(
+        path,
+        sha256,
+        {ref: ReplacementTensors(t["bias"], t.get("weight")) for ref, t in tensors.items()},
+        {
+            name: ChangedWeight((w["down"], w["up"]) if "up" in w else (w["value"],))
+            for name, w in weights.items()
+        },
+    )
 
 
-def _changed_weights(
-    path: Path, tensors: dict[str, ir.LazyTensor], count: int
-) -> dict[str, ChangedWeight]:
-    parts: dict[str, dict[str, ir.LazyTensor]] = {}
-    for key in [key for key in tensors if _WEIGHT_KEY.fullmatch(key)]:
-        part, _, name = key.partition(":")
-        parts.setdefault(name, {})[part] = tensors.pop(key)
-    for name, held in parts.items():
-        if set(held) not in ({"value"}, {"down", "up"}):
-            raise PlanError(
-                f"{path} holds {', '.join(sorted(held))} of the weight {name}.",
-                _KEYS_HINT,
-                code="other-numbers",
-            )
-    if len(parts) != count:
-        raise PlanError(
-            f"{path} holds {len(parts)} changed weights; the plan says {count}.",
-            "It may belong to another plan: heal it again.",
-            code="other-numbers",
-        )
-    return {
-        name: ChangedWeight((held["down"], held["up"]) if "up" in held else (held["value"],))
-        for name, held in parts.items()
-    }
+def _other(path: Path, problem: str) -> PlanError:
+    hint = f"It may belong to another plan: heal it again, or bring the file back. {_KEYS_HINT}"
+    return PlanError(f"{path}: {problem}.", hint, code="other-numbers")
 
 
 def _located(name: str, plan_path: Path) -> Path:
@@ -227,34 +229,3 @@ def _opened(path: Path) -> Iterator[tuple[str, ir.LazyTensor]]:
         raise PlanError(
             f"{path} is not a valid safetensors file: {first_line(error)}.", code="other-numbers"
         ) from error
-
-
-def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
-    match = _KEY.fullmatch(key)
-    if match is None:
-        raise PlanError(
-            f"{path}: {key!r} is not the key of a replacement.", _KEYS_HINT, code="other-numbers"
-        )
-    return SublayerRef(int(match[2]), cast(SublayerKind, match[1])), match[3]
-
-
-def _paired(
-    path: Path,
-    tensors: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
-    deletions: Sequence[PlannedDeletion],
-) -> dict[SublayerRef, ReplacementTensors]:
-    """By sublayer; what lacks for a deletion the cut tells."""
-    for ref, part in tensors:
-        takers = {"linear"} if part == "weight" else {"linear", "bias"}
-        if takers.isdisjoint(d.replacement for d in deletions if d.names(ref)):
-            raise PlanError(
-                f"{path} holds {ref.kind}.{ref.layer}.{part}, which the plan does not use.",
-                "It may belong to another plan: heal it again.",
-                code="other-numbers",
-            )
-        if (ref, "bias") not in tensors:
-            raise PlanError(
-                f"{path} lacks {ref.kind}.{ref.layer}.bias.", _KEYS_HINT, code="numbers-missing"
-            )
-    refs = dict.fromkeys(ref for ref, _ in tensors)
-    return {r: ReplacementTensors(tensors[r, "bias"], tensors.get((r, "weight"))) for r in refs}

@@ -40,7 +40,6 @@ class PlanFigure:
     row: Callable[[float], str]  # in a table
     gained: Callable[[float], str]  # what healing took back, in a table
     unchanged: float = 0.0
-    whole: str = "0"  # the whole model's, in a table
     limit: Limit | None = None
     asked: str = ""  # what a plan calls its limit
     sentence: str = ""
@@ -151,7 +150,7 @@ PLAN_KINDS = {
             ),
             PlanFigure(
                 "top1_agreement", "same top-1 token", "same top-1", "{:.1%}".format, percent,
-                _points, 1.0, "100 %", _AGREEMENT, "min_top1_agreement",
+                _points, 1.0, _AGREEMENT, "min_top1_agreement",
                 sentence="same top-1 token {value}{until}{least}", is_share=True,
                 is_always_said=True,
             ),
@@ -162,7 +161,7 @@ PLAN_KINDS = {
         (
             PlanFigure(
                 "cosine", "mean cosine of the embeddings", "mean cosine of embeddings",
-                "{:.3f}".format, "{:.4f}".format, "{:+.4f}".format, 1.0, "1",
+                "{:.3f}".format, "{:.4f}".format, "{:+.4f}".format, 1.0,
                 Limit(
                     "embedding_cosine", OpenShare,
                     "Encoders: minimum cosine of embeddings: 0.98; the mean with the whole "
@@ -177,7 +176,7 @@ PLAN_KINDS = {
             ),
             PlanFigure(
                 "similarity_correlation", "correlation of similarities", "correlation of pairs",
-                "{:.3f}".format, "{:.4f}".format, "{:+.4f}".format, 1.0, "1",
+                "{:.3f}".format, "{:.4f}".format, "{:+.4f}".format, 1.0,
                 Limit(
                     "similarity", OpenShare,
                     "Encoders: minimum correlation of the similarities of pairs of texts in both "
@@ -198,7 +197,7 @@ PLAN_KINDS = {
             ),
             PlanFigure(
                 "top1_agreement", "same likeliest class", "same likeliest class", "{:.1%}".format,
-                percent, _points, 1.0, "100 %", _AGREEMENT._replace(usual=0.98),
+                percent, _points, 1.0, _AGREEMENT._replace(usual=0.98),
                 "min_top1_agreement",
                 sentence="{value} of the {several} keep their likeliest class{by}{until}{least}"
                      "{fewest}",

@@ -137,7 +137,8 @@ def plan_cut(
         progress: Hears a warning of a plan that drops the first or last layer.
 
     Raises:
-        PlanError: There are fewer of a kind, or their scores weren't measured.
+        PlanError: There are fewer of a kind, their scores weren't measured, or two numbers name
+            one sublayer.
     """
     budget = {
         "attention": attention,
@@ -146,8 +147,13 @@ def plan_cut(
         "block": block,
         "joint": joint,
     }
-    check_counts(budget)
-    refuse_unscored_blocks(report, block)
+    if min(budget.values()) < 0 or not any(budget.values()):
+        numbers = ", ".join(f"{number} of {name}" for name, number in budget.items())
+        raise PlanError(
+            f"Nothing is to be dropped: {numbers}.",
+            "Ask for at least one sublayer or block.",
+            code="nothing-asked",
+        )
     chosen = [
         *_lowest(report, ("attention",), attention),
         *_lowest(report, ("cross_attention",), cross_attention),
@@ -297,39 +303,6 @@ def validate_for(
     )
 
 
-def check_counts(budget: Mapping[str, int]) -> None:
-    """Refuses numbers that say nothing, or contradict each other."""
-    for name, number in budget.items():
-        if number < 0:
-            raise PlanError(
-                f"Can't drop {number} of {name}.",
-                "Ask for a number above 0.",
-                code="number-out-of-range",
-            )
-    if not any(budget.values()):
-        raise PlanError(
-            "Nothing is to be dropped.",
-            "Ask for at least one sublayer or block.",
-            code="nothing-asked",
-        )
-    if budget.get("joint") and (budget.get("attention") or budget.get("mlp")):
-        raise PlanError(
-            "The joint drop chooses among attentions and MLPs itself.",
-            "Ask for a joint number, or for one of each kind.",
-            code="joint-and-kinds",
-        )
-
-
-def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
-    """Refuses blocks by scores where only attentions and MLPs are scored."""
-    if number and not any(score.kind == "block" for score in report.scores):
-        raise PlanError(
-            f"{counted(number, 'block')} {are(number)} to be dropped, but no block of "
-            f"{report.model.source} is scored.",
-            "Score the model anew, by --metric kl with --blocks.",
-        )
-
-
 def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int) -> list[Score]:
     candidates = [score for score in report.scores if score.kind in kinds]
     if number > len(candidates):
@@ -338,7 +311,9 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
         raise PlanError(
             f"{what} {are(number)} to be dropped, but only {left} of {report.model.source} "
             f"{are(left)} scored and may be dropped.",
-            f"The most that can be asked for is {left}.",
+            f"The most that can be asked for is {left}."
+            + " Blocks are scored by --metric kl with --blocks."
+            * (kinds == ("block",) and not left),
             code="too-many",
         )
     for score in candidates:

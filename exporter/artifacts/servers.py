@@ -111,22 +111,22 @@ def serving_rows(
 ) -> list[ServingRow]:
     """What each runtime can hold; whole blocks without replacements go everywhere."""
     problems = {} if deletions is None else where_served(deletions)
-    plain = deletions is not None and is_plain(deletions)
+    alien_words = f"it computes such models as Llama does, and {other_arithmetic}"
     result = []
     for server, held in SERVERS.items():
+        places = [held.places(SublayerRef(*ref)) for ref in _KINDS_OF_ROW]
         alien = bool(other_arithmetic) and held.llama_only
-        attention, mlp, first = (STAYS if alien else _places(held, *ref) for ref in _KINDS_OF_ROW)
+        words = [
+            (", ".join(_WORDS[place] for place in own) or STAYS)
+            + " without intercept" * ("linear" in own and not held.intercept)
+            for own in places
+        ]
         problem = problems.get(server)
-        if problem == "" and alien and not plain:
-            problem = f"it computes such models as Llama does, and {other_arithmetic}"
-        result.append(ServingRow(server, held.form, attention, mlp, first, problem))
+        if alien:
+            words = [STAYS] * len(words)
+            problem = alien_words if problem == "" and not is_plain(deletions or ()) else problem
+        result.append(ServingRow(server, held.form, words[0], words[1], words[2], problem))
     return result
-
-
-def _places(held: Held, layer: int, kind: SublayerKind) -> str:
-    places = held.places(SublayerRef(layer, kind))
-    without = " without intercept" if "linear" in places and not held.intercept else ""
-    return ", ".join(_WORDS[place] for place in places) + without or STAYS
 
 
 def where_served(deletions: Sequence[PlannedDeletion]) -> dict[Server, str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
-from exporter.artifacts.plans import plan_cut, refuse_unscored_blocks
+from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import SearchOptions
 from exporter.choose.budgets.options import (
@@ -33,7 +33,6 @@ def one_shot(
     progress: Progress = QUIET,
 ) -> PruningPlan:
     """The lowest scores of what may go; see :func:`exporter.artifacts.plans.plan_cut`."""
-    refuse_unscored_blocks(report, counts.get("block", 0))
     left = _without(report, protected)
     return plan_cut(
         left,

@@ -90,7 +90,7 @@ def _rows(measured: HealedText) -> Iterator[list[str]]:
             back = "" if share is None else f" ({100 * share:.0f} %)"
             change = f"{figure.gained(measured.gain)}{sure}{back}"
         cells = [
-            figure.whole,
+            figure.row(figure.unchanged),
             *(
                 figure.row(item) + ("" if error is None else f" ± {significant(error, 2)}")
                 for item, error in zip((before, after), value.std_errors, strict=True)

@@ -102,11 +102,11 @@ def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], nu
     ("asked", "told"),
     [
         ({}, ("nothing-asked",)),
-        ({"attention": -1}, ("number-out-of-range", -1)),
+        ({"attention": -1}, ("nothing-asked", -1)),
         ({"attention": 6}, ("too-many", 6, 5)),
         ({"block": 6}, ("too-many", 6, 5)),
         ({"joint": 11}, ("too-many", 11, 10)),
-        ({"attention": 1, "joint": 1}, ("joint-and-kinds",)),
+        ({"attention": 1, "joint": 1}, ("dropped-twice",)),
         ({"attention": 3, "block": 1}, ("dropped-twice", "attention 3")),
     ],
 )

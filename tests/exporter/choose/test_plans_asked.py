@@ -183,8 +183,8 @@ def _invoked(*call: str) -> BaseException | None:
         ([], "nothing-asked", "--fits"),
         (["--drop-joint", "6", "--search", "greedy"], "too-many", 5),
         (["--drop-block", "3", "--search", "greedy"], "too-many", 2),
-        (["--drop-block", "1"], "", "--blocks"),
-        (["--drop-block", "1", "--protect", "first"], "", "--blocks"),
+        (["--drop-block", "1"], "too-many", "--blocks"),
+        (["--drop-block", "1", "--protect", "first"], "too-many", "--blocks"),
         (["--keep-first", "3"], "nothing-to-drop", 3),
         (["--keep-first", "4"], "nothing-to-drop", 3),
         *(
