@@ -15,8 +15,8 @@ from exporter.models.loading.model_source import DTYPES, LoadedModel
 from exporter.models.loading.sources import resolve_source
 from graph_passes.files.reading import read_text
 
-CheckpointForm = Literal["own", "decilm", "early-exit"]
-"""As transformers has a pruned model, as servers load one with gaps, or the first layers alone."""
+CheckpointForm = Literal["own", "decilm"]
+"""As transformers has a pruned model, or as servers load one with gaps."""
 
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 _LICENSE_LINE = re.compile(r"(license(?:_name|_link)?): *(\S.*?) *")

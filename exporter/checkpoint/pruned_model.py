@@ -18,14 +18,13 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
     branches_replaced,
 )
-from exporter.models.ablation.streams import forward_of, giving
 from exporter.models.architectures import layer_modules
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.model_folder import OF_IMAGES
 from exporter.models.pruned_structure import structure_for
-from exporter.models.residual_stream import hooked, probe_inputs
+from exporter.models.residual_stream import probe_inputs
 from graph_passes.files.locations import real
 from graph_passes.files.reading import read_json
 from graph_passes.types import BLOCK_KINDS, SublayerRef, number_in, sublayer_kinds
@@ -217,8 +216,6 @@ def shallow_model(
     loaded: LoadedModel,
     deletions: Sequence[PlannedDeletion],
     wanted: torch.Tensor,
-    *,
-    exits: bool = False,
 ) -> LoadedModel:
     """The model without whole layers, the others numbered anew; their weights are shared."""
     import torch
@@ -228,7 +225,7 @@ def shallow_model(
     kept = kept_layers(deletions, len(modules))
     if not kept:
         raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", HINT)
-    config = shallow_config_of(loaded, deletions, kept, exits=exits)
+    config = shallow_config_of(loaded, deletions, kept)
     try:
         made = _made(model, config, _weights(model, modules, kept))
     except Exception as error:
@@ -247,33 +244,14 @@ def shallow_model(
     return shallow
 
 
-def exit_answer(model: Any, first: int) -> torch.Tensor:
-    """What a model answers to its probe if what its first layers give skips all others."""
-    import torch
-
-    layers, given = layer_modules(model), list[Any]()
-
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        given.append(output)
-
-    with torch.inference_mode(), contextlib.ExitStack() as stack:
-        with hooked([layers[first - 1].layer.register_forward_hook(keep)]):
-            model(**probe_inputs(model))
-        for layer in layers[first:]:
-            stack.enter_context(forward_of(layer.layer, giving(given[0])))
-        return answer_to(model, probe_inputs(model))
-
-
 def shallow_config_of(
     loaded: LoadedModel,
     deletions: Sequence[PlannedDeletion],
     kept: Sequence[int],
-    *,
-    exits: bool = False,
 ) -> Any:
     """The config of a model with fewer layers, which notes where they come from."""
     modules = layer_modules(loaded.model)
-    if not exits and any(module.form == "post_norm" for module in modules):
+    if any(module.form == "post_norm" for module in modules):
         raise UnknownArchitectureError(
             f"A norm of {loaded.ref.architecture} follows each sum, and stays where a block goes.",
             HINT,

@@ -104,14 +104,7 @@ def write_checkpoint(
                     after = save_decilm(loaded, plan.deletions, cut, server, stage)
                     servers = [server] if server else [*CHECKPOINT_SERVERS]
                 else:
-                    exits = form == "early-exit"
-                    if exits and replacements is not None:
-                        raise PlanError(
-                            "The plan was healed with the norms of the dropped layers in place.",
-                            "Give the plan as it was before healing.",
-                            code="changed-weights",
-                        )
-                    pruned, kept = _pruned(loaded, plan, cut, progress, exits=exits)
+                    pruned, kept = _pruned(loaded, plan, cut, progress)
                     save_pruned_into(pruned, stage)
         with telling_full_disk(stage):
             for pattern in LICENSE_FILES if loaded.path.is_dir() else ():
@@ -150,30 +143,16 @@ def write_checkpoint(
 
 
 def _pruned(
-    loaded: LoadedModel,
-    plan: PruningPlan,
-    cut: BranchReplacements,
-    progress: Progress,
-    *,
-    exits: bool,  # whether it is the first layers alone
+    loaded: LoadedModel, plan: PruningPlan, cut: BranchReplacements, progress: Progress
 ) -> tuple[LoadedModel, list[int] | None]:
     """The pruned model, and which layers it kept where it has fewer."""
     import torch
 
-    from exporter.checkpoint.pruned_model import exit_answer, kept_layers, shallow_model
+    from exporter.checkpoint.pruned_model import kept_layers, shallow_model
 
     kept = kept_layers(plan.deletions, loaded.ref.num_layers)
-    if exits and (not kept or kept != list(range(len(kept)))):
-        raise PlanError(
-            "The plan does not drop all layers behind the first ones, and nothing else.",
-            "Make it with depthcut plan --keep-first N.",
-            code="no-early-exit",
-        )
     if kept:
         refuse_tokenless(loaded.model)
-        if exits:
-            wanted = exit_answer(loaded.model, len(kept))
-            return shallow_model(loaded, plan.deletions, wanted, exits=True), kept
         with branches_replaced(loaded.model, cut), torch.inference_mode():
             wanted = answer_to(loaded.model, probe_inputs(loaded.model))
         try:

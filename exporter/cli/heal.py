@@ -94,9 +94,8 @@ class CheckpointCall(Options):
     output: OutputFolder = required("Folder for the checkpoint.", "-o", "--output")
     form: CheckpointForm = option(
         "own",
-        "How the folder says what is dropped: as transformers has it; as DeciLM, which vLLM, "
-        "SGLang, TensorRT-LLM and mlx-lm load; or, for a plan of --keep-first, as a plain model of "
-        "the first layers, without the norms of the others (early-exit).",
+        "How the folder says what is dropped: as transformers has it, or as DeciLM, which vLLM, "
+        "SGLang, TensorRT-LLM and mlx-lm load.",
         "--as",
     )
     server: Server | None = option(

@@ -16,7 +16,6 @@ from exporter.checkpoint.write import write_checkpoint
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import PlanError, UnknownArchitectureError, UsageError
 from exporter.models.ablation.branch_replacements import branches_replaced
-from exporter.models.loading.model_source import load_model
 from graph_passes import ReplacementTensors
 from tests.raising import raises
 from tests.tiny_models import (
@@ -24,8 +23,6 @@ from tests.tiny_models import (
     ids_of,
     planned,
     random_replacements,
-    write_encoder,
-    write_sentence_files,
 )
 
 pytestmark = pytest.mark.torch
@@ -223,51 +220,4 @@ def test_what_a_server_can_not_hold(
     named = () if code == "unread-architecture" else (f"{branch} {drop[1]}",)
     with raises(kind, code, *named):
         written(tmp_path / "out", planned(drop), server, **changes)
-    assert not (tmp_path / "out").exists()
-
-
-EXIT = planned(("block", 2, "none"), ("block", 1, "none"))
-
-
-def exited(folder: Path, plan: Any, form: Any = "early-exit", **more: Any) -> Any:
-    source = folder / "model"
-    if not source.exists():
-        source.mkdir()
-        write_encoder(source)
-        write_sentence_files(source)
-    loaded = load_model(str(source))
-    return write_checkpoint(loaded, PruningPlan(deletions=plan), folder / "out", form=form, **more)
-
-
-def test_transformers_loads_what_the_first_layers_give(tmp_path: Path) -> None:
-    import torch
-    import transformers
-
-    facts = exited(tmp_path, EXIT)
-    assert (facts.kept, facts.plain) == ([0], True)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
-    whole, cut = (
-        transformers.AutoModel.from_pretrained(tmp_path / name) for name in ("model", "out")
-    )
-    ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        wanted = whole(ids, output_hidden_states=True).hidden_states[1]
-        assert torch.allclose(cut(ids).last_hidden_state, wanted, atol=1e-6)
-    assert (tmp_path / "out" / "modules.json").is_file()
-    assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
-    (tmp_path / "own").mkdir()
-    facts = exited(tmp_path / "own", EXIT, form="own")  # whose norms stay, and so do the layers
-    assert (facts.kept, facts.plain) == (None, False)
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [planned(("block", 1, "none")), planned(("attention", 2, "none")),
-     planned(("block", 2, "none"), ("mlp", 1, "none"))],
-)  # fmt: skip
-def test_other_plans_are_no_early_exit(tmp_path: Path, plan: Any) -> None:
-    with raises(PlanError, "no-early-exit", "--keep-first"):
-        exited(tmp_path, plan)
-    with raises(PlanError, "changed-weights"):  # with the norms
-        exited(tmp_path, EXIT, replacements=random_replacements(32, EXIT))
     assert not (tmp_path / "out").exists()
