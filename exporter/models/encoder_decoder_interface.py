@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,35 +135,24 @@ class Examples:
     model: PreTrainedModel
     interface: EncoderDecoderInterface
 
-    @cached_property
-    def _source(self) -> Tensors:
-        return encoder_inputs(self.model, _ids(self.model, _SOURCE))
-
     def of(self, graph: Graph) -> Tensors:
         """Inputs of one graph; of the others only as much is run as it takes to make them."""
+        model, interface = self.model, self.interface
+        source = encoder_inputs(model, _ids(model, _SOURCE))
         if graph == ENCODER:
-            return self._source
-        mask = {
-            name.replace("attention_mask", "encoder_attention_mask"): value
-            for name, value in self._source.items()
-            if name == "attention_mask"
-        }
+            return source
+        given = {}
+        if "attention_mask" in source:
+            given["encoder_attention_mask"] = source["attention_mask"]
         with torch.no_grad():
-            (states,) = self._module(ENCODER)(self._source)
+            (states,) = StackModule(model, interface, ENCODER)(source)
+            first = {**given, "encoder_hidden_states": states}
             if graph == FIRST_STEP:
-                return {
-                    "input_ids": _ids(self.model, _TOKENS),
-                    **mask,
-                    "encoder_hidden_states": states,
-                }
-            first = {"input_ids": _ids(self.model, _PAST), **mask, "encoder_hidden_states": states}
-            _, *caches = self._module(FIRST_STEP)(first)
-        names = self.interface.cache_names("past_key_values")
-        past = dict(zip(names, caches, strict=True))
-        return {"input_ids": _ids(self.model, _STEP), **mask, **past}
-
-    def _module(self, graph: Graph) -> StackModule:
-        return StackModule(self.model, self.interface, graph)
+                return {"input_ids": _ids(model, _TOKENS), **first}
+            begun = {"input_ids": _ids(model, _PAST), **first}
+            _, *caches = StackModule(model, interface, FIRST_STEP)(begun)
+        past = dict(zip(interface.cache_names("past_key_values"), caches, strict=True))
+        return {"input_ids": _ids(model, _STEP), **given, **past}
 
     def dimensions(self, graph: Graph) -> dict[str, dict[int, Any]]:
         """For each input, the named dimension of each axis that varies."""

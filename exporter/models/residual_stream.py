@@ -353,14 +353,9 @@ def ranks_pairs(classes: int | str | None, problem_type: str | None) -> bool:
     return classes == 1 and problem_type != REGRESSION
 
 
-def has_single_logit(model: Any) -> bool:
-    """Whether a model gives each text one number, by which two texts have an order."""
-    return classifies_texts(model) and model.config.num_labels == 1
-
-
 def together_in(model: Any) -> int:
     """How many texts give one answer: two, where a single logit orders them."""
-    return 2 if has_single_logit(model) else 1
+    return 2 if classifies_texts(model) and model.config.num_labels == 1 else 1
 
 
 def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

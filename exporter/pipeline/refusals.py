@@ -29,7 +29,7 @@ from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model
-from exporter.models.residual_stream import has_single_logit
+from exporter.models.residual_stream import together_in
 from exporter.models.tasks import task_of
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import TextSource
@@ -194,7 +194,7 @@ def _ruin(plan: PruningPlan, run: Run) -> str:
             return ""
         # Half as many orders as texts were seen; the model is asked last, as it may be read for it.
         few = math.ceil(texts / 2)
-        if has_single_logit(run.choosing.model) and _may_keep(figure, value, few):
+        if together_in(run.choosing.model) > 1 and _may_keep(figure, value, few):
             return ""
     return figure.useless_words.format(
         value=value,
