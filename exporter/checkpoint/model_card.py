@@ -122,12 +122,15 @@ class CardSources:
 
 def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
     """The text of ``README.md``: a header for the Hub, and sections."""
+    uses = checkpoint_uses(facts)
+    blocks = [block for use in uses.uses for block in use_blocks(use, lead=f"{use.library}:")]
+    here = f"The lines are run in this folder; elsewhere, let {PLACE} be its path."
     sections = [
         _dropped(facts),
         _chosen(sources, nouns_of(facts.architecture)),
         _healed(facts, sources),
         _measured(sources.report),
-        _loading(facts),
+        Section("use", "How to load it", [Note(here), *blocks, *map(Note, uses.notes)]),
     ]
     texts = [section_markdown(section) for section in sections if section is not None]
     title = f"# {escaped(facts.base.rpartition('/')[2])}, pruned in depth"
@@ -241,13 +244,6 @@ def _measured(report: ComparisonReport | None) -> Section | None:
         source = _shown(accuracy.text_source)
         blocks.append(Note(f"Quality was measured on {counted} of {source}."))
     return Section("measured", "Measured", blocks)
-
-
-def _loading(facts: CheckpointFacts) -> Section:
-    uses = checkpoint_uses(facts)
-    blocks = [block for use in uses.uses for block in use_blocks(use, lead=f"{use.library}:")]
-    here = f"The lines are run in this folder; elsewhere, let {PLACE} be its path."
-    return Section("use", "How to load it", [Note(here), *blocks, *map(Note, uses.notes)])
 
 
 def _named(ref: CalibrationRef) -> CalibrationRef:

@@ -14,7 +14,6 @@ from exporter.artifacts.plan_dialects import ORIGIN, SECTION, without_drops
 from exporter.errors import UnknownArchitectureError, UsageError, first_line, pass_on_memory_error
 from exporter.files import make_readable, staged_directory
 from exporter.models.ablation.branch_replacements import (
-    BranchReplacement,
     BranchReplacements,
     branches_replaced,
 )
@@ -72,10 +71,14 @@ def place_replacements(model: Any, structure: PrunedStructure, cut: BranchReplac
 
     put_modules(model, structure)
     model.__class__ = pruned_class(type(model), structure)
+    # A model that is read a layer at a time is nowhere, and runs on the CPU. A graph's numbers are
+    # rounded to the model's dtype, too.
+    device, dtype = "cpu" if model.device.type == "meta" else model.device, model.dtype
     for branch in structure.branches:
         module = model.get_submodule(branch.path)
         assert isinstance(module, ReplacementModule)
-        own = _as_in(model, cut[SublayerRef(branch.layer, branch.kind)])
+        own = cut[SublayerRef(branch.layer, branch.kind)]
+        own = own.turned(lambda tensor: tensor.detach().to(device, dtype))
         module.fill(own.bias, own.weight)
     model.eval().requires_grad_(False)
 
@@ -142,13 +145,6 @@ def load_pruned(folder: Path, *, dtype: str = "float32", train: bool = False) ->
     if train:
         loaded.model.train().requires_grad_(True)
     return loaded
-
-
-def _as_in(model: Any, replacement: BranchReplacement) -> BranchReplacement:
-    """The numbers in the model's dtype, to which a graph's are rounded too."""
-    # A model that is read a layer at a time is nowhere, and runs on the CPU.
-    device = "cpu" if model.device.type == "meta" else model.device
-    return replacement.turned(lambda tensor: tensor.detach().to(device, model.dtype))
 
 
 def refuse_tokenless(model: Any) -> None:

@@ -178,7 +178,6 @@ _MAPS: Mapping[str, Mapping[str, str]] = {
     "tensorrt-llm": {"attention": "self_attn.linear_attn", "mlp": "mlp.linear_mlp"},
     "mlx": {"attention": "self_attn.linear", "mlp": "mlp.linear"},
 }
-_HINT = "Write the checkpoint without --as decilm, or the ONNX graph: depthcut export."
 
 _CONFIG_TEXT = '''"""Gives the entries of block_configs as attributes, as servers read them."""
 
@@ -209,20 +208,6 @@ class DeciLMConfig(LlamaConfig):
 '''
 
 
-def check_decilm(
-    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], server: Server | None
-) -> None:
-    """Refuses what a server would compute wrongly, or not load."""
-    refuse_unheld([server] if server else CHECKPOINT_SERVERS, deletions, plain=False)
-    text = other_arithmetic(loaded.model.config.to_dict())
-    if text:
-        raise UnknownArchitectureError(
-            f"{loaded.ref.architecture} is not what servers compute of {CLASS}: {text}.",
-            _HINT,
-            code="unread-architecture",
-        )
-
-
 def save_decilm(
     loaded: LoadedModel,
     deletions: Sequence[PlannedDeletion],
@@ -231,7 +216,14 @@ def save_decilm(
     stage: Path,
 ) -> Weights:
     """Writes the folder; all layers keep their numbers."""
-    check_decilm(loaded, deletions, server)
+    refuse_unheld([server] if server else CHECKPOINT_SERVERS, deletions, plain=False)
+    text = other_arithmetic(loaded.model.config.to_dict())
+    if text:  # what a server would compute wrongly, or not load
+        raise UnknownArchitectureError(
+            f"{loaded.ref.architecture} is not what servers compute of {CLASS}: {text}.",
+            "Write the checkpoint without --as decilm, or the ONNX graph: depthcut export.",
+            code="unread-architecture",
+        )
     pieces = [*_kept(loaded.model, cut), *_maps(loaded.model, cut, server)]
     save_pretrained_files(loaded, stage)
     write_text(stage / "config.json", json_text(decilm_config(loaded, deletions, cut)))
@@ -249,12 +241,14 @@ def decilm_config(
     """``config.json``: the base's, with every layer's entry."""
     config = without_drops(shipped_config(loaded.model))
     layers = int(config["num_hidden_layers"])
+    rope = config.get("rope_parameters") or {}
     return {
         **config,
         "model_type": MODEL_TYPE,
         "architectures": [CLASS],
         "auto_map": {"AutoConfig": f"{Path(CONFIG_CODE).stem}.DeciLMConfig"},
-        "rope_theta": _rope_theta(config),
+        # without which servers take one of their own without a word
+        "rope_theta": float(config.get("rope_theta") or rope["rope_theta"]),
         "rope_scaling": config.get("rope_scaling"),
         "block_configs": [_entry(config, layer, cut) for layer in range(layers)],
         ORIGIN: {
@@ -310,9 +304,3 @@ def _maps(model: Any, cut: BranchReplacements, server: Server | None) -> Iterato
         name = _MAPS[server or ""][ref.kind]
         weight = replacement.weight.to(model.dtype)
         yield piece_of(f"model.layers.{ref.layer}.{name}.weight", weight)
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    """The rotary base, without which servers take one of their own without a word."""
-    rope = config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or rope["rope_theta"])
