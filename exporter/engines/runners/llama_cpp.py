@@ -16,7 +16,7 @@ from exporter.artifacts.latency import Phase
 from exporter.engines.runners.base import Array, BoundCall, Runner, refuse_cuda
 from exporter.engines.runners.cache_form import IDS, MASK
 from exporter.engines.tensors import TensorSpec
-from exporter.errors import BackendError
+from exporter.errors import OUT_OF_MEMORY, BackendError
 from exporter.models.texts.tokenizer import forget_said, llama_library, said
 
 BATCH_TOKENS = 2048
@@ -55,7 +55,7 @@ class LlamaContext:
             raise BackendError(
                 f"llama.cpp can't make a context of {params.n_ctx} tokens{said()}.",
                 "Ask for shorter texts or a smaller batch.",
-                code="no-context",
+                code=OUT_OF_MEMORY,
             )
         self._memory = library.llama_get_memory(self._context)
         self._batches: list[Any] = []

@@ -358,15 +358,14 @@ class OnnxRuntimeRunner(Runner):
             try:
                 return self._open(self.model)
             except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
-                result = str(error)
-                narrow = self._short_name == "cpu" and lacks_a_kernel(result)
+                narrow = self._short_name == "cpu" and lacks_a_kernel(str(error))
                 if not (narrow and is_bfloat16(self.model)):
-                    raise load_failure(self.model, result, self._ort.__version__) from error
+                    raise load_failure(self.model, error, self._ort.__version__) from error
             self._copy = WidenedCopy(self.model)
         try:
             return self._open(self._copy.file)
         except Exception as error:
-            raise load_failure(self.model, str(error), self._ort.__version__) from error
+            raise load_failure(self.model, error, self._ort.__version__) from error
 
     def _open(self, file: Path) -> Any:
         # CUDA leaves the arithmetic on shapes to the CPU, so that one is always there.

@@ -128,7 +128,7 @@ class OpenVinoRunner(Runner):
             raise BackendError(
                 f"{self.model} keeps past and present in one buffer, a form for other runtimes.",
                 _EXPORT,
-                code="cache-in-place",
+                code="load-failed",
             )
 
     def _loaded(self) -> Any:

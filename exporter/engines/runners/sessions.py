@@ -60,39 +60,6 @@ _PROVIDER_OPTIONS = {PROVIDERS["cuda"]: {"use_tf32": "0"}}
 _ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _NO_WEIGHTS: Mapping[str, Any] = MappingProxyType({})
-_LOAD_FAILURES = (
-    (
-        "incomplete-onnx",
-        re.compile(r"Protobuf parsing failed|No graph was found|does not have a graph"),
-        "{path} is not a complete ONNX file.",
-        "It may be cut off: export or copy it again.",
-    ),
-    (
-        "data-missing",
-        re.compile(r"External data path does not exist"),
-        "{path}: its external data is missing ({reason}).",
-        "Copy the data file beside the ONNX file.",
-    ),
-    (
-        "incomplete-onnx",
-        re.compile(r"GetExtDataFromTensorProto|External initializer"),
-        "{path}: its external data is shorter than the graph says.",
-        "The data file may be cut off: export or copy it again.",
-    ),
-    (
-        "outside-folder",
-        re.compile(r"External data path|escapes|outside"),
-        "{path}: its external data can't be used ({reason}).",
-        "The data must be a plain file in the model's folder.",
-    ),
-    (
-        "newer-onnx",
-        re.compile(r"released onnx opset|IR version|No Op registered"),
-        "{path} needs more than onnxruntime {version} offers: {reason}",
-        "Update onnxruntime, or export at an older opset.",
-    ),
-)
-
 _NO_KERNEL = "Could not find an implementation for"
 
 
@@ -194,14 +161,14 @@ def lacks_a_kernel(text: str) -> bool:
     return _NO_KERNEL in text
 
 
-def load_failure(path: Path, text: str, version: str) -> BackendError:
-    """The error for a file that ONNX Runtime does not load."""
-    reason = first_sentence(text)
-    for code, pattern, message, hint in _LOAD_FAILURES:
-        if pattern.search(text):
-            result = message.format(path=path, reason=reason, version=version)
-            return BackendError(result, hint, code=code)
-    return BackendError(f"ONNX Runtime can't load {path}: {reason}", code="load-failed")
+def load_failure(path: Path, error: Exception, version: str) -> BackendError:
+    """The error for a file that ONNX Runtime does not load; what is damaged tells so itself."""
+    load_model(path)
+    return BackendError(
+        f"ONNX Runtime {version} can't load {path}: {first_sentence(str(error))}",
+        "Update onnxruntime, or export at an older opset or for another target.",
+        code="load-failed",
+    )
 
 
 def first_sentence(text: str) -> str:

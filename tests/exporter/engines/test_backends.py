@@ -26,7 +26,7 @@ from exporter.engines.runners.onnxruntime import (
 )
 from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
 from exporter.engines.tensors import make_inputs
-from exporter.errors import BackendError, MissingDependencyError
+from exporter.errors import BackendError, DepthcutError, MissingDependencyError
 from tests.engine_support import CARD, bindings
 from tests.raising import raises, tells
 from tests.text_graphs import write_tiny_lm
@@ -144,7 +144,7 @@ def test_missing_input_and_failed_run_are_one_line(
         (lambda graph, _: graph.write_bytes(b""), "incomplete-onnx"),
         (lambda _, data: data.unlink(), "data-missing"),
         (lambda _, data: data.write_bytes(b"1234"), "incomplete-onnx"),
-        (lambda graph, _: write_tiny_lm(graph.parent, opset=99), "newer-onnx"),
+        (lambda graph, _: write_tiny_lm(graph.parent, opset=99), "load-failed"),
         (lambda graph, _: graph.unlink(), "file-missing"),
     ],
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_damaged_models_are_one_clear_line(
     model: Path, damage: Callable[[Path, Path], None], code: str
 ) -> None:
     damage(model, model.with_name("model.onnx.data"))
-    with raises(BackendError, code, "model.onnx") as caught, loaded(model):
+    with raises(DepthcutError, code, "model.onnx") as caught, loaded(model):
         pass
     assert "\n" not in str(caught.value)
     assert "onnxruntime_src" not in str(caught.value)

@@ -224,7 +224,7 @@ def test_what_it_doesnt_take(stand_in: LlamaCpp, whole: Path) -> None:
         with raises(BackendError, "no-padding", whole):
             runner.prepare(call([[1, 2]], mask=[[0, 1]]))
         stand_in.no_memory = True
-        with raises(BackendError, "no-context", "llama_init_from_model"):
+        with raises(BackendError, "out-of-memory", "llama_init_from_model"):
             runner.run(call([[1, 2]]))
 
 

@@ -16,7 +16,7 @@ from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import inspect_file, prune_file
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.errors import BackendError, DepthcutError, OnnxFileError, SurgeryError, UsageError
+from exporter.errors import DepthcutError, OnnxFileError, SurgeryError, UsageError
 from exporter.models.genai_config import GenaiConfig, rewritten
 from exporter.models.graph_facts import read_facts
 from graph_passes import ResidualSite
@@ -333,7 +333,7 @@ def test_a_link_out_of_the_blobs_is_refused(cached: Path, tmp_path: Path, elsewh
     with raises(OnnxFileError, "outside-folder", cached):
         prune_file(cached, tmp_path / "o" / "m.onnx", PLAN)
     if elsewhere == "outside.data":
-        with raises(BackendError, "outside-folder", cached), OnnxRuntimeRunner(cached, threads=1):
+        with raises(OnnxFileError, "outside-folder", cached), OnnxRuntimeRunner(cached, threads=1):
             pass
 
 
