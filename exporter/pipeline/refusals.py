@@ -19,8 +19,7 @@ from exporter.compare.evaluation import questions
 from exporter.compare.intervals import share_interval
 from exporter.compare.kept import decided_on, evaluation_texts, read_source
 from exporter.compare.tasks.choosing import refuse_missing_tasks
-from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
-from exporter.engines.build.network import cards_of
+from exporter.engines.build.libraries import LIBRARIES, cards_of, load, refuse_unbuildable
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError

@@ -22,7 +22,7 @@ from exporter.engines.build.libraries import (
     refuse_unbuildable,
     version_of,
 )
-from exporter.engines.build.network import Obstacle
+from exporter.engines.build.logs import Obstacle
 from exporter.engines.build.profiles import (
     EngineSource,
     Ranges,

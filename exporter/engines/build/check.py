@@ -10,7 +10,7 @@ from exporter.artifacts import EngineParse
 from exporter.engines.build.build import ignored_inputs
 from exporter.engines.build.child import run_job
 from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_unbuildable
-from exporter.engines.build.network import Obstacle
+from exporter.engines.build.logs import Obstacle
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import load_model

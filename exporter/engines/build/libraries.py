@@ -214,6 +214,21 @@ def load(library: EngineLibrary) -> ModuleType:
         ) from error
 
 
+def cards_of(module: ModuleType, names: Sequence[str]) -> list[Any]:
+    """The library's own names of cards; those that it doesn't build for are refused."""
+    if not names:  # only one of the libraries has these classes
+        return []
+    known = {name.lower(): card for name, card in module.ComputeCapability.__members__.items()}
+    cards = {name: card for name, card in known.items() if name.startswith("sm")}
+    if wrong := [name for name in names if name not in cards]:
+        raise EngineError(
+            f"{module.__name__} {module.__version__} does not build for {', '.join(wrong)}.",
+            f"It knows {', '.join(sorted(cards, key=lambda name: (len(name), name)))}.",
+            code="other-card",
+        )
+    return [cards[name] for name in names]
+
+
 def refuse_unbuildable(backend: Backend, compute_capabilities: Sequence[str] = ()) -> None:
     """Refuses what can be told without a graph: a build takes long.
 

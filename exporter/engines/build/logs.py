@@ -1,4 +1,4 @@
-"""What a library logs and tells while it works: errors, and the layers that it made."""
+"""What a library logs and tells while it works: errors, what a parser can't take, and layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -48,6 +49,19 @@ class Listener:
     def code(self, other: str) -> str:
         """The code of the error that the last message is: out of memory, or the other."""
         return OUT_OF_MEMORY if _NO_MEMORY.search(self.last_error()) else other
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What the parser can't take."""
+
+    node: str
+    operator: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"node {self.node!r} ({self.operator}): " if self.node else ""
+        return f"{where}{self.reason.rstrip('.')}"
 
 
 class LayerTable(NamedTuple):

@@ -29,9 +29,9 @@ from exporter.engines.build.engine_set import (
 )
 from exporter.engines.build.libraries import Driver
 from exporter.engines.build.logs import no_engine
-from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs, read_source
 from exporter.engines.build.settings import BuildSettings, Phase, Profile, ShapeRange
+from exporter.engines.build.worker import Builder
 from exporter.errors import DepthcutError, EngineError, UsageError
 from graph_passes import Deletion, prune_graph
 from graph_passes.fusing.cache_in_place import CacheInPlacePass

@@ -16,8 +16,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build import check as checking
 from exporter.engines.build.build import Adapted, adapt
-from exporter.engines.build.logs import no_engine
-from exporter.engines.build.network import Obstacle
+from exporter.engines.build.logs import Obstacle, no_engine
 from exporter.engines.build.profiles import (
     Ranges,
     Span,
