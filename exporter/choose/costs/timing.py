@@ -63,11 +63,10 @@ class RequestEstimate:
 def of_rows(
     rows: Sequence[LatencyRow],
     counts: Sequence[float],
-    baselines_ms: Sequence[float] | None = None,
     arm: str = "candidate",
 ) -> RequestEstimate:
     """What saved rows say of an arm."""
-    known = baselines_ms or [row.baseline.median_ms for row in rows]
+    known = [row.baseline.median_ms for row in rows]
     return RequestEstimate.of(counts, known, [_ratio(row, arm) for row in rows])
 
 
