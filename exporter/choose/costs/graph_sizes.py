@@ -63,10 +63,6 @@ class Work(NamedTuple):
     cache_bytes: float
 
 
-_WIDTH = 1024
-"""Of a residual stream that a graph doesn't tell: it only says how pairs begin to be weighed."""
-
-
 @dataclass(frozen=True)
 class GraphSizes:
     """A graph's sublayers and the rest of it.
@@ -170,7 +166,7 @@ class GraphSizes:
         saved = [self.saved_bytes(name, how) for name, how in cut.items()]
         left = [size for name, size in self.sublayers.items() if name not in cut]
         pairs = (
-            size.parameters / (2 * (self.hidden or _WIDTH)) * size.reach(context)
+            size.parameters / (2 * (self.hidden or 1)) * size.reach(context)
             for name, size in self.sublayers.items()
             if name[1] == "attention" and name not in cut
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass, fields
 from typing import Annotated, Self
@@ -13,8 +12,6 @@ from exporter.option_types import Written, parsed
 
 _PART = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?P<number>[+-]?\d+)\s*")
 _HINT = "Write it as batch=1,prompt=512,new=128."
-_FAR = 2
-"""Where the last step's cache is so many times the first's, one in between is timed too."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,8 @@ class RequestShape:
     def cells(self, *, cached: bool) -> list[tuple[Shape, float]]:
         """What is timed, and how often each counts in the request.
 
-        Decode steps are timed at a few lengths of the cache, and summed up by the trapezoid rule:
-        the steps in between count with their neighbours, by how near they are.
+        Decode steps are timed at the shortest and the longest cache, each for half of them: a step
+        takes longer in proportion to the cache.
         """
         if not cached:
             if self.new:
@@ -69,25 +66,10 @@ class RequestShape:
                     code="no-kv-cache",
                 )
             return [(Shape("encode", self.batch, self.prompt), 1.0)]
-        results = [(Shape("prefill", self.batch, self.prompt), 1.0)]
-        for past, count in self._steps().items():
-            results.append((Shape("decode", self.batch, 1, past), count))
-        return results
-
-    def _steps(self) -> dict[int, float]:
-        """The cache lengths at which a step is timed, and for how many steps each stands."""
-        if not self.new:
-            return {}
-        first, last = self.prompt, self.prompt + self.new - 1
-        timed = {first, last} | ({(first + last) // 2} if last >= _FAR * first else set())
-        lengths = sorted(timed)
-        counts = dict.fromkeys(lengths, 0.0)
-        counts[first] = 1.0
-        for low, high in itertools.pairwise(lengths):
-            # The steps low + 1 ... high, each between the two by its distance.
-            counts[low] += (high - low - 1) / 2
-            counts[high] += (high - low + 1) / 2
-        return counts
+        pasts = sorted({self.prompt, self.longest - 1}) if self.new else []
+        steps = [Shape("decode", self.batch, 1, past) for past in pasts]
+        prefill = Shape("prefill", self.batch, self.prompt)
+        return [(prefill, 1.0), *((step, self.new / len(steps)) for step in steps)]
 
 
 RequestShapeOption = Annotated[RequestShape, parsed(RequestShape.parse), Written("REQUEST")]

@@ -31,9 +31,6 @@ from graph_passes.types import SublayerRef
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
-_CACHE_RANK = 4
-_HEADS, _LENGTH, _SIZE = 1, 2, 3
-
 
 def sizes(onnx: Path) -> GraphSizes:
     """Weighs every sublayer of an ONNX file."""
@@ -138,12 +135,11 @@ def _cache_size(value: ir.Value, windows: Mapping[str, int]) -> CacheSize:
     """Of one input ``[batch, heads, length, head size]``, or of a state of another form."""
     if value.shape is None or value.dtype is None:
         return CacheSize()
-    dims = [dim if isinstance(dim, int) else None for dim in value.shape]
-    if len(dims) == _CACHE_RANK:
-        dims[_HEADS] = dims[_HEADS] or head_count(value)
-        dims[_SIZE] = dims[_SIZE] or head_size(value)
-    bytes_each = math.prod(dim for dim in dims[1:] if dim is not None) * value.dtype.itemsize
-    if None not in dims[1:]:
+    dims = [dim if isinstance(dim, int) else None for dim in value.shape][1:]
+    if len(dims) == len(("heads", "length", "head size")):
+        dims = [dims[0] or head_count(value), dims[1], dims[2] or head_size(value)]
+    bytes_each = math.prod(dim for dim in dims if dim is not None) * value.dtype.itemsize
+    if None not in dims:
         return CacheSize(fixed=bytes_each)
     return CacheSize(per_token=bytes_each, window=windows.get(value.name or ""))
 
