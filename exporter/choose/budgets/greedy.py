@@ -89,6 +89,9 @@ def by_prior(options: Sequence[Option], prior: Mapping[SublayerRef, float]) -> l
     return sorted(options, key=lambda o: sum(prior.get(name, 0.0) for name in o.names) / o.gain)
 
 
+_MORE_TEXT = "score on more text, which makes the intervals narrower."
+
+
 class _Greedy:
     """What is chosen, and what candidates looked like when they were last measured."""
 
@@ -192,7 +195,14 @@ class Search:
             return candidate
         nearest = self.within_floors(goals[0].unit)
         if not _all_reached(goals, nearest):
-            self._refuse_floors(candidate, goals, nearest)
+            raise self._beyond_floors(
+                f"The budget can't be met: with {words_of(goals)}",
+                self.checker.damage_of(candidate.cut),
+                f"Within the limits on quality, this is possible: {words_of(goals, nearest.gain)} "
+                f"({self.checker.damage_of(nearest.cut).words}). Ask for that, allow more damage, "
+                f"let more be dropped or replaced (--heal best), or {_MORE_TEXT}",
+                "beyond-floors",
+            )
         shorter = self._trimmed(goals, nearest)
         return shorter if self.checker.holds(shorter.cut) else nearest
 
@@ -261,35 +271,21 @@ class Search:
                 code="nothing-to-drop",
             )
         damage = self.checker.damage_of(candidate.cut)
-        kind, undecided = self._verdict(damage)
-        raise kind(
-            "Nothing can be dropped within the limits on quality: with "
-            f"{candidate.options[0]} alone, {self.checker.outcome(damage)}.",
-            f"The nearest plan costs: {damage.words}. Allow more, take "
-            "--heal best, or score on more text, which makes the intervals narrower.",
-            code=f"{undecided}nothing-within-floors",
+        raise self._beyond_floors(
+            f"Nothing can be dropped within the limits on quality: with {candidate.options[0]} "
+            "alone",
+            damage,
+            f"The nearest plan costs: {damage.words}. Allow more, take --heal best, or "
+            f"{_MORE_TEXT}",
+            "nothing-within-floors",
         )
 
-    def _refuse_floors(
-        self, candidate: PlanCandidate, goals: Sequence[Goal], nearest: PlanCandidate
-    ) -> NoReturn:
-        """Refuses goals that cost more than the floors allow."""
-        wanted, damage = words_of(goals), self.checker.damage_of(candidate.cut)
-        kind, undecided = self._verdict(damage)
-        raise kind(
-            f"The budget can't be met: with {wanted}, {self.checker.outcome(damage)}.",
-            f"Within the limits on quality, this is possible: {words_of(goals, nearest.gain)} "
-            f"({self.checker.damage_of(nearest.cut).words}). Ask for that, allow more damage, let "
-            "more be dropped or replaced (--heal best), or score on more text, which makes the "
-            "intervals narrower.",
-            code=f"{undecided}beyond-floors",
-        )
-
-    def _verdict(self, damage: AnyDamage) -> tuple[type[UnmetGoalError], str]:
-        """By whether a cut is shown to break the floors, and what its code begins with."""
+    def _beyond_floors(self, lead: str, damage: AnyDamage, hint: str, code: str) -> UnmetGoalError:
+        """The error for a cut that breaks the floors, or isn't shown to keep them."""
+        message = f"{lead}, {self.checker.outcome(damage)}."
         if self.checker.rung_with(damage).is_beyond:
-            return UnmetGoalError, ""
-        return UndecidedGoalError, "undecided-"
+            return UnmetGoalError(message, hint, code=code)
+        return UndecidedGoalError(message, hint, code=f"undecided-{code}")
 
     def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other; blocks first, while both halves are there."""

@@ -186,7 +186,7 @@ class PlanInputs:
     @cached_property
     def texts(self) -> TextParts:
         """What is searched on, checked on, and reported on."""
-        parts = parted(self.text, self.settings.held_out, together_in(self.loaded.model))
+        parts = parted(self.text, together=together_in(self.loaded.model))
         judges = self.judges
         if judges.fewest > len(parts.checked.input_ids):
             further = self.further_text if self.settings.weighs_replacements else None

@@ -22,6 +22,8 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.printable import are, counted
 
+HELD_OUT = 0.25
+"""Of a text: checked or reported on, and not searched on."""
 _FEWEST_IMAGES = 32
 
 
@@ -52,7 +54,7 @@ class TextParts:
             )
 
 
-def parted(text: CalibrationText, held_out: float, together: int = 1) -> TextParts:
+def parted(text: CalibrationText, held_out: float = HELD_OUT, together: int = 1) -> TextParts:
     """The first documents to search on; of the last ones, in turn, to check and to report on.
 
     Of a single document it is its samples.
@@ -64,7 +66,7 @@ def parted(text: CalibrationText, held_out: float, together: int = 1) -> TextPar
     return TextParts(first, *rest.in_turn(together=together))
 
 
-def checked_of(samples: int, held_out: float) -> int:
+def checked_of(samples: int, held_out: float = HELD_OUT) -> int:
     """How many of a text's samples :func:`parted` checks on; of a single one that one."""
     return (_held_out(samples, held_out) + 1) // 2 if samples > 1 else samples
 
@@ -181,7 +183,7 @@ def leaves_judges(
 ) -> bool:
     """Whether as many as show the limit are left where replacements are fitted on further text."""
     chosen_on, further = used
-    held_out = checked_of(len(chosen_on.input_ids), settings.held_out)
+    held_out = checked_of(len(chosen_on.input_ids))
     if further is None or not settings.weighs_replacements or judges.fewest <= held_out:
         return True
     parts = (chosen_on, further)

@@ -181,7 +181,6 @@ def _reaching_goals(inputs: PlanInputs) -> tuple[PlanCandidate, Speedup | None]:
         first.amount,
         lambda goal_ms: solved([replace(first, amount=goal_ms), *others]),
         stopwatch.speedup,
-        rounds=inputs.settings.rounds,
         progress=inputs.progress,
     )
     return timed.candidate, timed.speedup

@@ -23,8 +23,6 @@ from exporter.option_types import Count, Duration, InputFile, OnnxFile, OutputPa
 from exporter.options import Options, Rule, argument, dataclass, idle, option, part
 from exporter.score.options import NAMED_ONCE, SCORING, MetricName
 
-ROUNDS = 4
-
 
 @dataclass(frozen=True)
 class PlanSettings(Options):
@@ -49,8 +47,6 @@ class PlanSettings(Options):
         usual="any",
         section=DROPPING,
     )
-    held_out: float = 0.25
-    rounds: int = ROUNDS  # candidates that are measured at most
     allow_all: bool = option(
         False,
         "For numbers only: drop them even if no attention and no MLP is left. Disables no "
@@ -80,8 +76,14 @@ class PlanSettings(Options):
                 "Leave --search out, or use greedy.",
                 code="options-clash",
             )
-        if search.by_damage and self.heal is not None and not self.heal.changes_weights:
-            self._refuse_own_fits(self.heal)
+        fits = self.heal if search.by_damage else None
+        own_text = fits is not None and fits.calibration not in ((), self.calibration)
+        if fits is not None and own_text and not fits.changes_weights:
+            raise UsageError(
+                "A search by damage fits replacements itself, on the text that it searches on.",
+                "Of the healing options give only --heal and check_text, or "
+                "make the plan first and heal it: depthcut heal.",
+            )
         return replace(self, search=search)
 
     def _without_search(self) -> PlanSettings:
@@ -94,14 +96,6 @@ class PlanSettings(Options):
                 code="options-clash",
             )
         return replace(self, search=replace(self.search, search="one-shot"))
-
-    def _refuse_own_fits(self, heal: HealOptions) -> None:
-        if heal.calibration not in ((), self.calibration):
-            raise UsageError(
-                "A search by damage fits replacements itself, on the text that it searches on.",
-                "Of the healing options give only --heal and check_text, or "
-                "make the plan first and heal it: depthcut heal.",
-            )
 
     @property
     def weighs_replacements(self) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.options import PlanCandidate
-from exporter.choose.budgets.settings import ROUNDS
 from exporter.choose.costs.cost_runners import CostRunner, graph_runner
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
@@ -23,6 +22,8 @@ from exporter.heal.plan_file import write_healed_plan
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 
+ROUNDS = 4
+"""Candidates that are measured at most."""
 TOLERANCE = 0.03
 """How far the measured speedup may be from the target, as a share of it."""
 _MOST_CHANGE = 2.0
