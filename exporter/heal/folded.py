@@ -392,5 +392,5 @@ def _refuse_loss(
     raise HealingError(
         f"Folding gained nothing on held-out samples of {text.ref.source}.",
         "Give more to calibrate on (--samples), or heal with --heal linear or distill.",
-        code="folding-gained-nothing",
+        code="healing-gained-nothing",
     )

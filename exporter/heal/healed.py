@@ -312,7 +312,7 @@ def heal_stacks(
         raise HealingError(
             f"{text.ref.source} holds one pair; healing fits on some and measures on others.",
             "Give more pairs with --calibration.",
-            code="too-few-pairs",
+            code="too-few-samples",
         )
     first = number - max(1, number // 5)
     fitted, held = text.rows(slice(0, first)), text.rows(slice(first, None))

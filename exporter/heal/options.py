@@ -118,20 +118,20 @@ class HealOptions(Options):
         ),
         Rule(
             ("replacements", "kind"),
-            lambda told: not (told.changes_weights or told.replacements == "none"),
+            lambda item: not (item.changes_weights or item.replacements == "none"),
             "{0} is for {1} distill and {1} fold.",
             "Leave it out: with {1} linear, bias and best replacements are fitted everywhere.",
         ),
         NAMED_ONCE,
         Rule(
             ("replacements", "server"),
-            lambda told: told.trains and told.replacements != "none" and not told.intercept,
+            lambda item: item.trains and item.replacements != "none" and not item.intercept,
             "{0} trains an intercept, for which the runtime of {1} has no place.",
             "Leave {0} out, or fit maps with {1} alone.",
         ),
         Rule(
             ("check_text", "calibration"),
-            lambda told: told.check_text is not None and told.check_text in told.calibration,
+            lambda item: item.check_text is not None and item.check_text in item.calibration,
             "{0} names a text that replacements are fitted on.",
             "Give it a text that is not used for fitting.",
         ),

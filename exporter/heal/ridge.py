@@ -152,7 +152,7 @@ def solve(sums: Sums, ridge: float) -> LinearMap:
         raise HealingError(
             f"{sums.tokens} tokens do not settle a linear map of {len(sums.x)} inputs.",
             "Give more to calibrate on (--samples), or a ridge above 0.",
-            code="map-not-settled",
+            code="too-few-tokens",
         )
     weight = torch.cholesky_solve(xy, factor).T
     return LinearMap(weight, sums.y_mean - weight @ sums.x_mean)
@@ -216,5 +216,5 @@ def _check_tokens(sums: Sums) -> None:
         raise HealingError(
             "There are no tokens to fit a replacement on, or none to judge it on.",
             "Give more to calibrate on (--samples).",
-            code="no-tokens",
+            code="too-few-tokens",
         )

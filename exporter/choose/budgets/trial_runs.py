@@ -168,7 +168,7 @@ _SHORTEST_S = 30.0
 """Of a training that was asked for by name."""
 FIRST_SHARE = 0.4
 """Of the time for choosing and healing, for the first training: checks take time, too."""
-_GAINED_NOTHING = ("folding-gained-nothing", "distillation-gained-nothing")
+_GAINED_NOTHING = "healing-gained-nothing"
 _USUAL_TEXTS = ((SELF,), (PYDOC,))
 
 
@@ -324,7 +324,7 @@ class TrialRuns:
         try:
             healed = self._heal(plan, options)
         except HealingError as error:
-            if error.code not in _GAINED_NOTHING:
+            if error.code != _GAINED_NOTHING:
                 raise
             self._progress.say(f"heal: {error.message} Replacements are fitted to this cut.")
             healed = self._heal(plan, without_training(options, "best"))

@@ -279,7 +279,7 @@ class Trainer:
                 f"Distillation gained nothing: on held-out {much} the loss is {unhealed:.4g} "
                 f"before and {self._state.checks[-1].held_out_loss:.4g} after.",
                 f"Give more tokens or time, a lower learning_rate, or other {much}.",
-                code="distillation-gained-nothing",
+                code="healing-gained-nothing",
             )
         with self._student.healed(), torch.no_grad():
             for name, tensor in self._tensors.items():

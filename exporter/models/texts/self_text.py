@@ -77,7 +77,7 @@ def sampled_tokens(
             f"The chat template of {loaded.ref.source} begins with {len(prefix)} tokens, which "
             f"leaves no room for a chat in samples of {length // pieces}.",
             f"Calibrate on {SELF} or on a text file, or give a longer --sequence-length.",
-            code="prompt-too-long",
+            code="no-chat-template",
         )
     ids = _sample(loaded.model, samples * pieces, length // pieces, seed, prefix, progress)
     ids = ids.reshape(samples, length)

@@ -280,7 +280,7 @@ def hub_rows(spec: str, part: Part, column: str) -> tuple[str, Any]:
                     f"{spec} has no split {' or '.join(_SPLITS[part])}; it has "
                     f"{', '.join(present)}.",
                     "Name the split: hf:DATASET:CONFIG:SPLIT (CONFIG may be empty).",
-                    code="split-missing",
+                    code="no-such-data",
                 )
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
     return ":".join(["hf", name, config or "", split, named or column]), rows
@@ -289,7 +289,7 @@ def hub_rows(spec: str, part: Part, column: str) -> tuple[str, Any]:
 def _hub_fields(spec: str) -> tuple[str, str | None, str | None, str | None]:
     fields = [field or None for field in spec.removeprefix("hf:").split(":")]
     if len(fields) > 4 or fields[0] is None:
-        raise TextSourceError(f"{spec} does not name a data set.", SPEC_HINT, code="no-data-set")
+        raise TextSourceError(f"{spec} does not name a data set.", SPEC_HINT, code="no-such-data")
     config, split, column = (*fields[1:], None, None, None)[:3]
     return fields[0], config, split, column
 
@@ -312,5 +312,5 @@ def column_missing(where: str, column: str | None, row: Iterable[str]) -> TextSo
     return TextSourceError(
         f"{where}: the column {column!r} holds nothing that is read here.",
         f"The columns are {', '.join(row)}. Name one: hf:DATASET:CONFIG:SPLIT:COLUMN.",
-        code="column-missing",
+        code="no-such-data",
     )

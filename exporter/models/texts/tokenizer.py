@@ -63,7 +63,7 @@ class GgufTokenizer:
                 raise ComparisonError(
                     f"llama.cpp can't tokenize a text of {len(data)} bytes.",
                     "Give a shorter text.",
-                    code="not-tokenized",
+                    code="broken-tokenizer",
                 )
             room = -count
 

@@ -430,7 +430,7 @@ def test_a_training_that_gains_nothing_is_refused_and_leaves_the_model(
     if how == "never finite":
         monkeypatch.setattr(Trainer, "_held_out_loss", lambda _: float("nan"))
     result = fitting(loaded, learning_rate=30.0, train="all")
-    with raises(HealingError, "distillation-gained-nothing"), distilled(result):
+    with raises(HealingError, "healing-gained-nothing"), distilled(result):
         pass
     assert torch.equal(answer(loaded.model), before)
 

@@ -168,7 +168,7 @@ def test_without_intercept_it_is_least_squares_through_the_origin() -> None:
         ((1, 1), {}, HealingError, "too-few-tokens", [1]),
         ((0, 8), {}, HealingError, "too-few-tokens", [0]),
         ((10, 24), {"names": [(3, "mlp")]}, PlanError, "layer-missing", [3]),
-        ((1, 20), {"ridge": 0.0}, HealingError, "map-not-settled", [20]),
+        ((1, 20), {"ridge": 0.0}, HealingError, "too-few-tokens", [20]),
     ],
 )
 def test_what_settles_no_fit_is_refused(
@@ -240,9 +240,9 @@ def test_inputs_that_never_change_and_no_tokens_at_all() -> None:
     assert float(linear.weight.abs().max()) < 1e-9
     torch.testing.assert_close(linear.bias, y.mean(0), rtol=1e-9, atol=0)
     for code, failing in (
-        ("map-not-settled", lambda: solve(sums_of(torch.ones_like(x), y), 0.0)),
-        ("no-tokens", lambda: choose_ridge(sums_of(x, y), Sums(6, 4))),
-        ("no-tokens", lambda: solve(Sums(6, 4), 1)),
+        ("too-few-tokens", lambda: solve(sums_of(torch.ones_like(x), y), 0.0)),
+        ("too-few-tokens", lambda: choose_ridge(sums_of(x, y), Sums(6, 4))),
+        ("too-few-tokens", lambda: solve(Sums(6, 4), 1)),
     ):
         with raises(HealingError, code):
             failing()
@@ -384,8 +384,8 @@ def test_places_are_the_last_products_before_gaps_or_else_behind_them(
     [
         ("bert", 0.0, "nothing-to-fold-into"),
         ("gemma2", 0.0, "nothing-to-fold-into"),
-        ("llama", None, "folding-gained-nothing"),
-        ("llama", 5.0, "folding-gained-nothing"),  # no better on other text
+        ("llama", None, "healing-gained-nothing"),
+        ("llama", 5.0, "healing-gained-nothing"),  # no better on other text
     ],
 )
 def test_what_can_not_be_folded_is_refused(

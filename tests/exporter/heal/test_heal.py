@@ -418,10 +418,10 @@ def test_a_fold_that_gains_nothing_ends_only_what_asked_for_it_alone(
     loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, replacements: Any
 ) -> None:
     """A first look asks for maps, too: then the best of them, or nothing, takes the places."""
-    lost = Mock(side_effect=HealingError("", code="folding-gained-nothing"))
+    lost = Mock(side_effect=HealingError("", code="healing-gained-nothing"))
     monkeypatch.setattr("exporter.heal.folded._refuse_loss", lost)
     if replacements == "none":
-        with raises(HealingError, "folding-gained-nothing"):
+        with raises(HealingError, "healing-gained-nothing"):
             healed(loaded, texts, kind="fold")
     else:
         result = healed(loaded, texts, kind="fold", replacements=replacements)
@@ -509,8 +509,8 @@ def test_a_plan_of_another_model_is_healed_with_a_warning(
 @pytest.mark.parametrize(
     ("kind", "error", "code"),
     [
-        ("auto", HealingError("", code="distillation-gained-nothing"), ""),
-        ("distill", HealingError("", code="distillation-gained-nothing"), "distillation-"),
+        ("auto", HealingError("", code="healing-gained-nothing"), ""),
+        ("distill", HealingError("", code="healing-gained-nothing"), "healing-"),
         ("auto", MemoryError(), ""),
     ],
 )

@@ -251,7 +251,7 @@ def test_a_block_of_the_decoder_is_healed_in_three_places_and_one_pair_is_too_fe
         (2, "attention", "bias"), (2, "cross_attention", "bias"), (2, "mlp", "bias"),
     ]  # fmt: skip
     assert healed.plan.encoder_layers == 2
-    with raises(HealingError, "too-few-pairs", "random"):
+    with raises(HealingError, "too-few-samples", "random"):
         heal_stacks(loaded, plan, noise(loaded, "calibration", 1), asked)
 
 

@@ -267,7 +267,7 @@ def test_images_of_a_data_set_are_known_as_those_of_a_folder(
 def test_data_sets_without_usable_images_are_refused(monkeypatch: Any) -> None:
     for row, code, field in (
         (file_row(None), "unreadable", "hf:some/pets"),
-        ({"text": "no image"}, "column-missing", "text"),
+        ({"text": "no image"}, "no-such-data", "text"),
     ):
         with raises(TextSourceError, code, field):
             from_hub(monkeypatch, row)

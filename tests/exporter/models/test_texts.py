@@ -160,11 +160,11 @@ def test_hub_data_sets_are_read_by_their_parts_split(monkeypatch: pytest.MonkeyP
 
 def test_hub_errors_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets([{"body": "x"}], ["train"]))
-    with raises(TextSourceError, "split-missing", "test", "validation", "train"):
+    with raises(TextSourceError, "no-such-data", "test", "validation", "train"):
         read_texts("hf:wiki", part="evaluation")
-    with raises(TextSourceError, "column-missing", "'txt'"):
+    with raises(TextSourceError, "no-such-data", "'txt'"):
         read_texts("hf:wiki::train:txt", part="evaluation")
-    with raises(TextSourceError, "no-data-set"):
+    with raises(TextSourceError, "no-such-data"):
         read_texts("hf:", part="evaluation")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError) as caught:
