@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import GenerationAgreement
 from exporter.engines.build.engine_set import (
-    SUFFIXES,
     find_builds,
-    holds_engines_alone,
     names_engines,
-    sidecar_path,
 )
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner, StackDecoder
@@ -147,41 +144,35 @@ def open_decoder(
     progress: Progress = QUIET,
 ) -> Decoder:
     """A decoder for a model, not yet loaded."""
-    named, model = named_backend(model)
-    if named is None and _runs_engines(model):
-        if context is not None:
-            raise UsageError(
-                "How long a text may be is built into an engine.",
-                "Leave --cache-length out.",
-                code="unsupported-option",
-            )
-        return TensorRtDecoder(believed(find_builds(model)[0], progress=progress))
-    files = RUNNERS[named or ONNX]
-    folder = files.folder(model)
-    number = threads or default_threads()
-    runner = open_runner(named or ONNX, folder.onnx, provider=provider, threads=number)
-    return RunnerDecoder(runner, context=context, loads=True)
+    runner = open_model(model, provider=provider, threads=threads, progress=progress)[1]
+    if not isinstance(runner, TensorRtRunner):
+        return RunnerDecoder(runner, context=context, loads=True)
+    if context is not None:
+        raise UsageError(
+            "How long a text may be is built into an engine.",
+            "Leave --cache-length out.",
+            code="unsupported-option",
+        )
+    return TensorRtDecoder(runner.engines)
 
 
 def open_model(
-    model: Path | str, *, provider: str = "cpu", threads: int | None = None
+    model: Path | str,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,  # CPU threads, but for an engine; all cores when None
+    progress: Progress = QUIET,
 ) -> tuple[ModelFolder, Runner]:
     """A model's files, and its runner, which is not entered yet; of several builds the first."""
     backend, path = named_backend(model)
     if backend is None and names_engines(path):
         home = path if path.is_dir() else path.parent
-        return ModelFolder.beside(path, home), TensorRtRunner(believed(find_builds(path)[0]))
+        engines = believed(find_builds(path)[0], progress=progress)
+        return ModelFolder.beside(path, home), TensorRtRunner(engines)
     backend = backend or ONNX
     folder = RUNNERS[backend].folder(path)
     threads = threads or default_threads()
     return folder, open_runner(backend, folder.onnx, provider=provider, threads=threads)
-
-
-def _runs_engines(model: Path) -> bool:
-    """Whether engines are what runs of a file or folder; of both, the graph runs."""
-    if not model.is_file():
-        return holds_engines_alone(model)
-    return model.suffix in SUFFIXES or (model.suffix != ".onnx" and sidecar_path(model).is_file())
 
 
 def decoder_on(runner: Runner) -> Decoder:
