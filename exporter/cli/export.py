@@ -29,7 +29,7 @@ from exporter.options import Options, argument, dataclass, option, part, require
 from exporter.pipeline.request import QUICK, ExportRequest
 from exporter.pipeline.sweep.schema import read_sweep
 from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
-from exporter.score.cluster.options import ClusterOptions
+from exporter.score.options import ClusterOptions
 
 if TYPE_CHECKING:
     from exporter.pipeline.sweep.run import Runner

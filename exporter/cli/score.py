@@ -28,8 +28,7 @@ from exporter.options import (
 )
 from exporter.printable import significant
 from exporter.progress import Progress
-from exporter.score.cluster.options import ClusterOptions
-from exporter.score.options import ScoreOptions
+from exporter.score.options import ClusterOptions, ScoreOptions
 from graph_passes.files.placing import working
 
 _PARTS = {"score": ScoreOptions, "streaming": StreamOptions, "load": SourceOptions}

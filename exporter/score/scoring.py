@@ -85,19 +85,8 @@ def score_on(
 ) -> ImportanceReport:
     """Scores a model on token ids that the caller chose; padding is left out.
 
-    For library users whose text comes from elsewhere, such as a tokenized data set with samples of
-    unequal length; :func:`score` makes the samples itself, all of one length.
-
-    Args:
-        loaded: As for :func:`score`.
-        text: The samples, their mask, and what the report shall say about them.
-        stream_dir: As for :func:`score`.
-        progress: Told what goes on.
-        options: What of :class:`ScoreOptions` isn't said of a text.
-
-    Raises:
-        CalibrationError: A sample is all padding, or a token is not of the model's vocabulary.
-        DepthcutError: Whatever else :func:`score` raises, but for reading a text.
+    :func:`score` makes the samples itself, all of one length. The options are what of
+    :class:`ScoreOptions` isn't said of a text.
     """
     wanted = ScoreOptions(**options)
     scored = scored_model(loaded, wanted, text=text, progress=progress)

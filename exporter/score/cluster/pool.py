@@ -22,8 +22,8 @@ from exporter.files import scratch_folder
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from exporter.score.cluster import worker as worker_module
-from exporter.score.cluster.options import LOCAL
 from exporter.score.cluster.worker import versions
+from exporter.score.options import LOCAL
 
 S = TypeVar("S")
 J = TypeVar("J")
