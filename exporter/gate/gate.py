@@ -207,7 +207,7 @@ def _value(figure: Figure, now: Any, then: Any, sides: _Sides, limits: Limits) -
     earlier = None if sides.baseline is None else then
     if not figure.places:
         floor = max(limits.noise_floor, sides.spreads.get(now.shape_name, 0))
-        return _speedup(now, floor) if figure.of_the_cut else _slowdown(now, earlier, floor)
+        return _timed(figure, now, None if figure.of_the_cut else earlier, floor)
     if figure.of_the_cut:
         return CheckedValue(
             figure.key,
@@ -227,54 +227,34 @@ def _value(figure: Figure, now: Any, then: Any, sides: _Sides, limits: Limits) -
     return _difference(figure, now, earlier)
 
 
-def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> CheckedValue:
-    if before is None:
-        return replace(
-            _measured(row, floor=floor),
-            before=row.baseline.median_ms,
-            value=1 / row.speedup.ratio,
-            ci95=_inverse(_interval(row)),
-        )
-    if _same_measurement(row, before):
-        exact = _measured(row, floor=0.0)
-        return replace(exact, before=row.candidate.median_ms, noise_floor=0.0, doubt="", note="")
-    old, new = before.speedup.ratio, row.speedup.ratio
-    return replace(
-        _measured(row, before, floor=floor),
-        before=row.baseline.median_ms / old,
-        value=old / new,
-        ci95=ratio_interval(old, _interval(before), new, _interval(row)),
-    )
-
-
-def _speedup(row: LatencyRow, floor: float) -> CheckedValue:
-    return replace(
-        _measured(row, floor=floor),
-        quantity="speedup",
-        before=row.baseline.median_ms,
-        value=row.speedup.ratio,
-        ci95=_interval(row),
-        higher_is_better=True,
-    )
-
-
-def _measured(*rows: LatencyRow, floor: float) -> CheckedValue:
-    measured_floor = functools.reduce(joined_floor, map(_measured_floor, rows))
+def _timed(
+    figure: Figure, row: LatencyRow, before: LatencyRow | None, floor: float
+) -> CheckedValue:
+    """A speedup, or how many times as long a row takes as the unpruned arm, or as one before."""
+    subject, after = short_shape(row), row.candidate.median_ms
+    if before is not None and _same_measurement(row, before):
+        return CheckedValue(figure.key, subject, after, after, 1.0, (1.0, 1.0))
+    start, value, interval = row.baseline.median_ms, row.speedup.ratio, _interval(row)
+    rows = [row]
+    if before is not None:
+        old = before.speedup.ratio
+        interval = ratio_interval(old, _interval(before), value, interval)
+        start, value, rows = start / old, old / value, [row, before]
+    elif not figure.of_the_cut:
+        value, interval = 1 / value, (1 / interval[1], 1 / interval[0])
+    floors = (0.0 if one.noise_floor is None else one.noise_floor - 1 for one in rows)
     return CheckedValue(
-        "time",
-        short_shape(rows[0]),
-        before=None,
-        after=rows[0].candidate.median_ms,
-        value=1.0,
-        ci95=(1.0, 1.0),
-        noise_floor=max(floor, measured_floor),
-        doubt=_TOO_FEW if min(row.rounds for row in rows) < FEWEST_ROUNDS else "",
-        note=_note(*rows),
+        figure.key,
+        subject,
+        start,
+        after,
+        value,
+        interval,
+        higher_is_better=figure.higher_is_better,
+        noise_floor=max(floor, functools.reduce(joined_floor, floors)),
+        doubt=_TOO_FEW if min(one.rounds for one in rows) < FEWEST_ROUNDS else "",
+        note=_ONCE if any(one.loads == one.builds == 1 for one in rows) else "",
     )
-
-
-def _note(*rows: LatencyRow) -> str:
-    return _ONCE if any(row.loads == 1 and row.builds == 1 for row in rows) else ""
 
 
 def _interval(row: LatencyRow) -> Interval:
@@ -285,14 +265,6 @@ def _interval(row: LatencyRow) -> Interval:
     """
     own, judged = row.speedup.ci95, row.verdict_interval or row.speedup.ci95
     return min(own[0], judged[0]), max(own[1], judged[1])
-
-
-def _inverse(interval: Interval) -> Interval:
-    return 1 / interval[1], 1 / interval[0]
-
-
-def _measured_floor(row: LatencyRow) -> float:
-    return 0.0 if row.noise_floor is None else row.noise_floor - 1
 
 
 def _same_measurement(row: LatencyRow, before: LatencyRow) -> bool:
@@ -336,7 +308,8 @@ def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: b
         for engine in arm.engines
         if engine.check is None
     ]
-    if two_sessions and any(item.quantity == "time" for item in checks):
+    figures = [LIMITED[item.quantity] for item in checks]
+    if two_sessions and any(not (figure.places or figure.of_the_cut) for figure in figures):
         notes.append(_TWO_SESSIONS)
     return notes
 

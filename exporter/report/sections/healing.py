@@ -45,15 +45,14 @@ def healing_words(healing: Healing, read: Nouns = TEXTS) -> str:
             f"{healing.parameters:,} numbers added to the model"
         )
     held_out = healing.of_role("calibration")
-    cosine = None if held_out is None else held_out.figures.get("cosine")
-    if healing.training is not None and cosine is None:
+    first = None if held_out is None else held_out.kind.figures[0]
+    if held_out is not None and first is not None and first.higher_is_better:
+        ends = held_out.figures[first.key]
+        before, after = first.written(ends.dropped), first.written(ends.healed)
+        words += f"; {first.row_name} on held-out {read.much} {before} before, {after} after"
+    elif healing.training is not None:
         losses = [check.held_out_loss for check in healing.training.checks]
         words += f"; loss on held-out {read.much} {losses[0]:.3g} before, {min(losses):.3g} after"
-    if cosine is not None:
-        words += (
-            f"; mean cosine of embeddings on held-out text {cosine.dropped:.3f} before, "
-            f"{cosine.healed:.3f} after"
-        )
     return words
 
 
