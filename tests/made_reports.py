@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import (
+    CUT,
     Accuracy,
-    Answer,
     Arm,
     Arms,
     CalibrationRef,
@@ -358,8 +358,8 @@ def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
         answers=SampleAnswers(
             source=text, chat=True, new_tokens=40,
             answers=[SampleAnswer(prompt=f"What is {n}? {text}",
-                                  baseline=Answer(text=f"It is {n}. {text}", ended=True),
-                                  candidate=Answer(text=text * n, ended=n != 1)) for n in range(4)],
+                                  baseline=f"It is {n}. {text}",
+                                  candidate=text * n + CUT * (n == 1)) for n in range(4)],
         ),
     )  # fmt: skip
 

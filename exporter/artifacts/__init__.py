@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from exporter.artifacts.accuracy import (
+    CUT,
     Accuracy,
-    Answer,
     EmbeddingAgreement,
     EvaluationReport,
     GenerationAgreement,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.artifacts.base import Artifact, Count, Length, Record
 
@@ -88,19 +88,26 @@ class EmbeddingAgreement(Record):
     rank_interval: Interval | None = None
 
 
-class Answer(Record):
-    """What one arm says to a prompt; ``ended`` is false where it had more to say."""
+CUT = " …"
+"""Ends an answer that had more to say."""
 
-    text: str
-    ended: bool
+
+def _as_text(answer: Any) -> Any:
+    """Files of earlier versions tell apart what was said and whether it ended."""
+    if not isinstance(answer, dict):
+        return answer
+    return f"{answer.get('text', '')}{'' if answer.get('ended') else CUT}"
+
+
+Said = Annotated[str, BeforeValidator(_as_text)]
 
 
 class SampleAnswer(Record):
     """One prompt, and what both arms say to it."""
 
     prompt: str
-    baseline: Answer
-    candidate: Answer
+    baseline: Said
+    candidate: Said
 
 
 class SampleAnswers(Record):

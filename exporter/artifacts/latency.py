@@ -134,8 +134,6 @@ class LatencyRow(Record):
     speedup within ``1 / noise_floor .. noise_floor`` is noise, whatever its interval says.
     """
 
-    gone = frozenset({"seconds"})
-
     phase: TimedPhase
     batch: Length
     sequence_length: Length
@@ -153,6 +151,7 @@ class LatencyRow(Record):
     threshold: float = 0.01
     noise_floor: Annotated[Factor, Field(ge=1), BeforeValidator(_ratio)] | None = None
     stopped: Stop | None = None
+    seconds: float | None = None
     settled: bool | None = None
     clock: Literal["host", "device"] = "host"
     launches: dict[str, str] = Field(default_factory=dict)

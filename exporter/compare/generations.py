@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Answer, GenerationAgreement, SampleAnswer, SampleAnswers
+from exporter.artifacts import CUT, GenerationAgreement, SampleAnswer, SampleAnswers
 from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.evaluation import EvaluationTokens, Prompts, questions
@@ -162,7 +162,7 @@ def _said(
     arm: ComparedArm,
     model: TextModel,
     prompts: Sequence[list[int]],
-) -> list[Answer]:
+) -> list[str]:
     """One arm's answers."""
     new_tokens, answers = comparison.options.quality.answer_tokens, []
     with (
@@ -173,7 +173,7 @@ def _said(
     ):
         for ids in prompts:
             made = generate(decoder, ids, new_tokens=new_tokens, stop_ids=model.stop_ids)
-            answers.append(Answer(text=model.decode(made.token_ids), ended=made.ended))
+            answers.append(model.decode(made.token_ids) + ("" if made.ended else CUT))
             task.advance()
     return answers
 

@@ -262,6 +262,7 @@ class MeasuredRow:
             threshold=self.threshold,
             noise_floor=noise_floor(times[0]),
             stopped=self.stopped,
+            seconds=self.seconds,
             settled=self.chunks[0].settled,
             clock=self.chunks[0].clock,
             launches=self._launches(),

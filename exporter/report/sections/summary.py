@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from exporter.artifacts import Accuracy, Answer, Arm, ComparisonReport, SampleAnswers, TaskResult
+from exporter.artifacts import CUT, Accuracy, Arm, ComparisonReport, SampleAnswers, TaskResult
 from exporter.artifacts.figures import ANSWERS, FIGURES
 from exporter.printable import milliseconds, one_line, relative_change, significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section, other_part
@@ -104,7 +104,6 @@ def size_rows(report: ComparisonReport) -> list[SummaryRow]:
 _BRIEFLY = 5
 """Prompts on a terminal; the page has all."""
 _BRIEF_CHARACTERS = 250
-_CUT = "…"
 
 
 def answers_section(report: ComparisonReport) -> Section | None:
@@ -133,7 +132,7 @@ def _how_answered(answers: SampleAnswers) -> str:
     text = "asked in the model's chat template" if answers.chat else "continued as they are"
     return (
         f"Prompts ({one_line(answers.source)}) were {text}, with the likeliest token each time, "
-        f"for at most {answers.new_tokens} tokens; {_CUT} marks an answer that was cut there. A "
+        f"for at most {answers.new_tokens} tokens;{CUT} marks an answer that was cut there. A "
         "few answers show what a loss looks like; they don't measure it."
     )
 
@@ -142,26 +141,17 @@ def _answers(answers: SampleAnswers, brief: bool) -> Grid:
     rows: list[Sequence[str]] = []
     for answer in answers.answers[: _BRIEFLY if brief else None]:
         rows += [[]] if brief and rows else []
-        rows.append(
-            [_shown(answer.prompt, brief), *_pair(answer.baseline, answer.candidate, brief)]
-        )
+        said = (answer.prompt, answer.baseline, answer.candidate)
+        rows.append([_shown(text, brief) for text in said])
     template = ", in the chat template" if answers.chat else ""
     header = ["prompt", "baseline", "candidate"]
     return Grid(f"Sample answers{template}", header, rows, is_prose=True)
 
 
-def _pair(baseline: Answer, candidate: Answer, brief: bool) -> tuple[str, str]:
-    first, second = (
-        _shown(answer.text, brief) + ("" if answer.ended else f" {_CUT}")
-        for answer in (baseline, candidate)
-    )
-    return first, second
-
-
 def _shown(text: str, brief: bool) -> str:
     """A text on one line; what is empty is told, since an empty cell goes on with the one above."""
     line = one_line(" ".join(text.split())) or "(nothing)"
-    return textwrap.shorten(line, _BRIEF_CHARACTERS, placeholder=f" {_CUT}") if brief else line
+    return textwrap.shorten(line, _BRIEF_CHARACTERS, placeholder=CUT) if brief else line
 
 
 IMAGES_NOTE = (

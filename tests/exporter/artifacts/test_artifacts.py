@@ -21,6 +21,7 @@ from exporter.artifacts import (
     MachineState,
     PlannedDeletion,
     PruningPlan,
+    SampleAnswer,
     SweepCell,
 )
 from exporter.artifacts.base import FILE_KINDS, IMAGES, RECORDINGS, TEXTS, Nouns, Record, nouns_of
@@ -290,7 +291,7 @@ _RESULT = {"against_float": None, "perplexity": None}
 @pytest.mark.parametrize(
     ("record", "earlier", "now"),
     [
-        (LatencyRow, {**_ROW, "seconds": 1.0, "noise_floor": {
+        (LatencyRow, {**_ROW, "noise_floor": {
             "ratio": 1.02, "rounds": 6, "speedup": _SPEEDUP}}, {**_ROW, "noise_floor": 1.02}),
         (MachineState, {"seconds": 1.0, "throttled": True}, {"throttled": True}),
         (Corner, {**_CORNER, "file_bytes": 9, "perplexity": 20.0, "exact_match": None,
@@ -300,6 +301,9 @@ _RESULT = {"against_float": None, "perplexity": None}
           "rises": {"perplexity": _ESTIMATE, "other_perplexity": _ESTIMATE}}),
         (SweepCell, {**made_cell("m", "a", "fp32").model_dump(), "status": "done",
                      "result": _RESULT}, made_cell("m", "a", "fp32").model_dump()),
+        (SampleAnswer, {"prompt": "a", "baseline": {"text": "b", "ended": True},
+                        "candidate": {"text": "c", "ended": False}},
+         {"prompt": "a", "baseline": "b", "candidate": "c …"}),
         (HealedBranch, {"layer": 1, "kind": "mlp", "replacement": "bias", "parameters": 8,
                         "ridge": 0.1, "bias_explained": 0.2, "linear_explained": None},
          {"layer": 1, "kind": "mlp", "replacement": "bias", "parameters": 8}),

@@ -25,7 +25,6 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from exporter.artifacts import (
-    Answer,
     Arms,
     CheckReport,
     ComparisonReport,
@@ -97,8 +96,7 @@ def marked(text: str) -> ComparisonReport:
         task=text, metric=text, items=9, baseline=0.6, candidate=0.5,
         difference=Interval(value=-0.1, ci95=(-0.12, -0.08)),
     )  # fmt: skip
-    answer = Answer(text=text, ended=True)
-    pair = SampleAnswer(prompt=text, baseline=answer, candidate=answer)
+    pair = SampleAnswer(prompt=text, baseline=text, candidate=text)
     said = gate_accuracy(tasks=[task], answers=SampleAnswers(source=text, answers=[pair]))
     changes = {"latency": [gate_row(candidate_ms=120.0)], "accuracy": said}
     return full_report(layers=3, rows=1, samples=48, text=text).model_copy(update=changes)
