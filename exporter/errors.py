@@ -170,6 +170,21 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(" .:")
 
 
+def plain_words(error: BaseException) -> str:
+    """What is said of any error, without its hint."""
+    if isinstance(error, DepthcutError):
+        return error.message
+    if isinstance(error, MemoryError):
+        return "Out of memory."
+    if not isinstance(error, OSError):
+        name = type(error).__name__
+        return f"Unexpected {name}: {first_line(error)} (-v shows the traceback)"
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in FULL_DISK:
+        return f"The disk is full{where}. Free some space and run the command again."
+    return f"{error.strerror or error}{where}."
+
+
 def error_chain(error: BaseException) -> Iterator[BaseException]:
     """The error, then what it was raised from or beside, back to the first."""
     exception: BaseException | None = error

@@ -59,12 +59,20 @@ class StoreEntry(BaseModel):
     key: str  # the hash of everything that it was made from
     files: dict[Annotated[str, AfterValidator(_checked)], str] = {}  # SHA-256 by name
     value: Any = None  # JSON
+    parents: dict[str, str] | None = None  # what it was made from: hashes by name
 
     @classmethod
-    def of(cls, key: str, folder: Path, files: Iterable[Path], value: Any = None) -> StoreEntry:
+    def of(
+        cls,
+        key: str,
+        folder: Path,
+        files: Iterable[Path],
+        value: Any = None,
+        parents: dict[str, str] | None = None,
+    ) -> StoreEntry:
         """What was finished just now, with files below a folder."""
         names = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
-        return cls(key=key, files=names, value=value)
+        return cls(key=key, files=names, value=value, parents=parents)
 
     def holds(self, key: str, path_of: Callable[[str], Path]) -> bool:
         """The rule: whether it was made from the same, and its files are as they were."""
@@ -191,21 +199,30 @@ def _line(name: str, entry: StoreEntry) -> str:
     return json.dumps({"name": name, **entry.model_dump(mode="json")}) + "\n"
 
 
-_WORK, _NEXT = "work", "stages-next.json"
+_WORK, _NEW, _NEXT = "work", "new", "stages-next.json"
+Make = Callable[[Path], Any]
+"""Writes a stage's results into an empty folder, as the output folder will have them, and gives
+notes."""
 
 
 class StageLedger:
-    """The stages that were finished in an output folder."""
+    """The stages that were finished in an output folder.
 
-    def __init__(self, root: Path, *, force: bool = False) -> None:
-        self._root = root
-        self._path = root / FOLDER / "stages.json"
+    Each is made in a folder of its own, which one rename takes to the workplace. From there its
+    results appear in the output folder, at once where nothing in it is of another request.
+    """
+
+    def __init__(
+        self, root: Path, *, force: bool = False, given: Mapping[str, str] | None = None
+    ) -> None:
+        self._root, self._home = root, root / FOLDER
+        self._path, self._work = self._home / "stages.json", self._home / _WORK
         self._force = force
+        self._given = given or {}  # hashes of what is no stage's, by name
         self._made: set[str] = set()
         self._used: set[str] = set()
         self._forgotten: set[str] = set()
         self._stages, self._published = _read_memory(self._path)
-        self.work = root / FOLDER / _WORK  # where a stage writes its files
 
     @property
     def is_new(self) -> bool:
@@ -213,65 +230,100 @@ class StageLedger:
         return not self._path.exists()
 
     def path(self, name: str) -> Path:
-        """Where a result is now: in the workplace when newly made, else in the output folder.
+        """Where a result is now: in the workplace when newly made, else in the output folder."""
+        top = Path(name).parts[0]
+        for stage, entry in self._stages.items():
+            folder = self._work / stage
+            if os.path.lexists(folder / top) and top in _tops(entry.files):
+                return folder / name
+        return self._root / name
 
-        A folder is in one of them as a whole, as it will be published.
-        """
-        is_new = os.path.lexists(self.work / Path(name).parts[0])
-        return (self.work if is_new else self._root) / name
-
-    def valid(self, stage: str, key: Mapping[str, Any]) -> bool:
-        """Tells whether a stage was made from this key and its files are as they were."""
-        entry = self._stages.get(stage)
-        forced = self._force and stage not in self._made
-        if forced or entry is None or not entry.holds(key_hash(key), self.path):
-            return False
-        self._used.add(stage)
-        return True
+    def final(self, path: Path) -> Path:
+        """Where a path in the workplace will be; any other as it is."""
+        if not path.is_relative_to(self._work):
+            return path
+        return self._root.joinpath(*path.relative_to(self._work).parts[1:])
 
     def once(
         self,
         stage: str,
         key: Mapping[str, Any],
-        make: Callable[[], tuple[Sequence[Path], Any]],  # files in the workplace, and notes
+        make: Make,
+        *,
+        of: Iterable[str] = (),  # stages and given things that it is made from
         shared: Path | None = None,  # a folder of stages that several runs have in common
     ) -> str:
         """Finishes a stage; tells whether it is ``reused``, another run's ``shared``, or ``made``.
 
         A second run that shares the folder waits until the first one has made the stage.
         """
-        if self.valid(stage, key):
+        known = self._used | self._given.keys()
+        parents = {name: self._hash(name) for name in of if name in known}
+        hashed = key_hash([key, parents])
+        if self._valid(stage, hashed):
             return "reused"
+        how = "made"
         if shared is None:
-            self.record(stage, key, *make())
-            return "made"
-        place = shared / f"{stage}-{key_hash(key)[:32]}"
-        with in_turn(place):
-            there = StageLedger(place)
-            if there.valid(stage, key):
-                self._take(stage, there._stages[stage], there.work)
-                return "shared"
-            files, notes = make()
-            entry = StoreEntry.of(key_hash(key), self.work, files, notes)
-            there._take(stage, entry, self.work)  # first: what is recorded isn't shared any more
-            self._finish(stage, entry)
-        return "made"
+            self._settle(stage, self._making(hashed, parents, make))
+        else:
+            place = shared / f"{stage}-{hashed[:32]}"
+            with in_turn(place):
+                there = StageLedger(place)
+                if there._valid(stage, hashed):
+                    how, entry = "shared", there._stages[stage]
+                    self._take(stage, entry, there._work / stage)
+                else:
+                    entry = self._making(hashed, parents, make)
+                    # First: what is recorded isn't shared any more.
+                    there._take(stage, entry, self._home / _NEW)
+                    self._settle(stage, entry)
+        self._appear(stage)
+        return how
 
-    def _take(self, stage: str, entry: StoreEntry, work: Path) -> None:
-        """Takes over a stage from another folder's workplace."""
-        for path in (self.work / top for top in _tops(entry.files)):
-            placing.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    def _appear(self, stage: str) -> None:
+        """Publishes what is finished, where nothing else is there or waits that may not fit to it.
+
+        Where it waits, all that follows does: nobody is left with a path that has gone.
+        """
+        used = _files(self._stages[name] for name in self._used)
+        rest = [path for path in self._work.glob("*") if path.is_file() or any(path.iterdir())]
+        if rest == [self._work / stage] and self._published.keys() <= used.keys():
+            self._publish()
+
+    def _valid(self, stage: str, hashed: str) -> bool:
+        """Tells whether a stage was made from this key and its files are as they were."""
+        entry = self._stages.get(stage)
+        forced = self._force and stage not in self._made
+        if forced or entry is None or not entry.holds(hashed, self.path):
+            return False
+        self._used.add(stage)
+        return True
+
+    def _making(self, hashed: str, parents: dict[str, str], make: Make) -> StoreEntry:
+        new = self._emptied()
+        notes = make(new)
+        placing.remove_tree(new / FOLDER)  # of who wrote a part of it aside
+        files = sorted(path for path in new.rglob("*") if path.is_file())
+        return StoreEntry.of(hashed, new, files, notes, parents)
+
+    def _emptied(self) -> Path:
+        new = self._home / _NEW
+        placing.remove_tree(new)
+        new.mkdir(parents=True)
+        return new
+
+    def _take(self, stage: str, entry: StoreEntry, source: Path) -> None:
+        """Takes a stage over from another folder."""
+        new = self._emptied()
         for name in entry.files:
-            _link(work / name, self.work / name, work)
-        self._finish(stage, entry)
+            _link(source / name, new / name, source)
+        self._settle(stage, entry)
 
-    def record(
-        self, stage: str, key: Mapping[str, Any], files: Sequence[Path], notes: Any = None
-    ) -> None:
-        """Writes down that a stage is finished, with its files' hashes and its notes."""
-        self._finish(stage, StoreEntry.of(key_hash(key), self.work, files, notes))
-
-    def _finish(self, stage: str, entry: StoreEntry) -> None:
+    def _settle(self, stage: str, entry: StoreEntry) -> None:
+        """Takes what was made to the workplace, and writes down that the stage is finished."""
+        placing.remove_tree(self._work / stage)
+        self._work.mkdir(exist_ok=True)
+        (self._home / _NEW).rename(self._work / stage)
         self._made.add(stage)
         self._used.add(stage)
         self._stages[stage] = entry
@@ -302,70 +354,84 @@ class StageLedger:
         """One hash over the stage's files: the key of whatever is made from them."""
         return key_hash(self._stages[stage].files)
 
-    def hashes(self, *stages: str) -> dict[str, str]:
-        """That of each of these stages which this run has made or used."""
-        return {stage: self.files_hash(stage) for stage in stages if stage in self._used}
-
     def copy(self, stage: str, top: str, target: Path, leave_out: Sequence[str] = ()) -> None:
         """Copies what a stage has written below a folder of results to another folder."""
         folder = self.path(top)
-        for inner in self._inner(stage, top):
+        names = (Path(name) for name in self._stages[stage].files)
+        for inner in (name.relative_to(top) for name in names if name.parts[0] == top):
             if not any(fnmatch(inner.name, pattern) for pattern in leave_out):
                 (target / inner).parent.mkdir(parents=True, exist_ok=True)
                 copy_file(folder / inner, target / inner, folder)
 
-    def take_along(self, stage: str, top: str) -> None:
-        """Gives what is published of a stage, and unchanged, to the same folder in the workplace.
+    def publish(self) -> list[str]:
+        """Moves all that this run made or used to the output folder; tells what it removes there.
 
-        Files that a stage has made there stay. The others are hard links where there are some: the
-        published folder goes when the new one takes its place.
+        That is what no stage has any more, and what was made from other things than are here now.
+        All of it happens, or none. The user's own files stay, in folders that are replaced too.
         """
-        for inner in self._inner(stage, top):
-            old, new = self._root / top / inner, self.work / top / inner
-            if os.path.lexists(new) or not self._is_ours(f"{top}/{inner.as_posix()}"):
-                continue
-            _link(old, new, self._root)
-
-    def _inner(self, stage: str, top: str) -> list[Path]:
-        names = map(Path, self._stages[stage].files if self.has(stage) else ())
-        return [path.relative_to(top) for path in names if path.parts[0] == top]
-
-    def publish(self) -> None:
-        """Moves what this run made or used from the workplace to the output folder.
-
-        What earlier runs published and no stage has any more goes. All of it happens, or none. The
-        user's own files stay, in folders that are replaced too.
-        """
-        for stage in self._forgotten:
+        stale = self._stale()
+        for stage in (self._forgotten | stale) & self._stages.keys():
             del self._stages[stage]
+        self._used -= self._forgotten
+        self._forgotten.clear()
+        self._publish()
+        placing.remove_tree(self._work)
+        return sorted(stale)
+
+    def _stale(self) -> set[str]:
+        gone: set[str] = set()
+
+        def now(name: str) -> str | None:
+            left = name not in gone and (name in self._given or name in self._stages)
+            return self._hash(name) if left else None
+
+        others = {name: e for name, e in self._stages.items() if name not in self._used}
+        while (
+            more := {
+                stage
+                for stage, entry in others.items()
+                if entry.parents is None or any(now(n) != h for n, h in entry.parents.items())
+            }
+            - gone
+        ):
+            gone |= more
+        return gone
+
+    def _hash(self, name: str) -> str:
+        return self._given[name] if name in self._given else self.files_hash(name)
+
+    def _publish(self) -> None:
         kept = _files(self._stages.values())
-        used = _files(self._stages[stage] for stage in self._used - self._forgotten)
-        new = sorted(name for name in _tops(used) if (self.work / name).exists())
-        foreign = [pair for name in new for pair in self._foreign(name)]
+        entries = {stage: self._stages[stage].files for stage in self._used}
+        used = {name: sha256 for files in entries.values() for name, sha256 in files.items()}
+        tops = {(stage, top) for stage, files in entries.items() for top in _tops(files)}
+        new = {top: at for stage, top in sorted(tops) if (at := self._work / stage / top).exists()}
+        foreign = [pair for name, at in new.items() for pair in self._foreign(name, at)]
         others = _tops(kept) - _tops(used)
         stale = {n for n in self._published if n not in kept and Path(n).parts[0] not in others}
         gone = [self._root / name for name in sorted(stale) if self._is_ours(name)]
         self._published = {**{n: h for n, h in self._published.items() if n in kept}, **used}
         gone = [path for path in gone if path.relative_to(self._root).parts[0] not in new]
         self._place(new, gone, foreign)
-        self._forgotten.clear()
-        placing.remove_tree(self.work)
+        _remove_empty(*self._work.glob("*"))
 
     def drop(self, *tops: str) -> None:
         """Removes what is published under these names of the output folder, and is unchanged."""
         wanted = [name for name in sorted(self._published) if Path(name).parts[0] in tops]
         gone = [self._root / name for name in wanted if self._is_ours(name)]
         self._published = {n: h for n, h in self._published.items() if n not in wanted}
-        self._place([], gone, [])
+        self._place({}, gone, [])
 
     def _place(
-        self, new: Sequence[str], gone: Sequence[Path], foreign: Sequence[tuple[Path, Path]]
+        self,
+        new: Mapping[str, Path],
+        gone: Sequence[Path],
+        foreign: Sequence[tuple[Path, Path]],
     ) -> None:
-        home = self._root / FOLDER
-        write_private(home / _NEXT, self._memory())
-        moves = [(self.work / name, self._root / name) for name in new]
-        placing.place(home, [*moves, (home / _NEXT, self._path)], gone, foreign)
-        (home / _NEXT).unlink(missing_ok=True)
+        write_private(self._home / _NEXT, self._memory())
+        moves = [(path, self._root / name) for name, path in new.items()]
+        placing.place(self._home, [*moves, (self._home / _NEXT, self._path)], gone, foreign)
+        (self._home / _NEXT).unlink(missing_ok=True)
 
     def _is_ours(self, name: str) -> bool:
         """Whether a file is what the record says that an earlier run wrote, and lies inside."""
@@ -374,9 +440,9 @@ class StageLedger:
         plain = path.is_file() and not path.is_symlink()
         return inside and plain and sha256_file(path) == self._published.get(name)
 
-    def _foreign(self, name: str) -> Iterator[tuple[Path, Path]]:
+    def _foreign(self, name: str, new: Path) -> Iterator[tuple[Path, Path]]:
         """What isn't ours in a folder that is replaced: where it is after that, and where now."""
-        old, new = self._root / name, self.work / name
+        old = self._root / name
         if old.is_symlink() or not (old.is_dir() and new.is_dir()):
             return
         for folder, folders, files in os.walk(old):
@@ -426,7 +492,8 @@ def _read_memory(path: Path) -> tuple[dict[str, StoreEntry], dict[str, str]]:
     entries: dict[str, StoreEntry] = {}
     for name, entry in stages.items():
         with contextlib.suppress(ValidationError):  # anybody may have written it
-            entries[name] = StoreEntry.model_validate(entry)
+            if is_name(name) and len(Path(name).parts) == 1:
+                entries[name] = StoreEntry.model_validate(entry)
     return entries, {name: sha256 for name, sha256 in published.items() if is_name(name)}
 
 
@@ -454,7 +521,7 @@ def locked(root: Path) -> Iterator[None]:
 
 def _clear(home: Path) -> None:
     """Removes what a killed run left but for finished stages, and what a publication replaced."""
-    for rest in (gone_of(home), home / _WORK / FOLDER):
+    for rest in (gone_of(home), home / _NEW):
         placing.remove_tree(rest)
     if not placing.is_pending(home):
         (home / _NEXT).unlink(missing_ok=True)

@@ -12,20 +12,20 @@ import traceback
 from collections.abc import Sequence
 
 import click
+from click.exceptions import NoSuchCommand
 
 from exporter import __version__
 from exporter.cli.console import NORMAL, ConsoleProgress, echo, general_options
 from exporter.cli.removed import REMOVED_COMMANDS
 from exporter.errors import (
-    FULL_DISK,
     DepthcutError,
     DisturbedMachineError,
     SweepError,
     UndecidedGoalError,
     UnmetGoalError,
     UsageError,
-    first_line,
     panics_as_errors,
+    plain_words,
 )
 from exporter.printable import printable, printable_output
 
@@ -84,9 +84,11 @@ class _Commands(click.Group):
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> _Resolved:
-        """A command by its name; one that was removed is answered with what replaces it."""
+        """A command by its name; one that isn't there is answered with what is meant or new."""
         if instead := REMOVED_COMMANDS.get(args[0]):
             raise click.UsageError(f"{args[0]} was removed. Use {instead}.", ctx)
+        if not args[0].startswith("-") and args[0] not in self.list_commands():
+            raise NoSuchCommand(args[0], possibilities=self.list_commands(), ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -163,13 +165,8 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
         # The reader of a pipe has gone: nobody is left to tell.
         sys.stderr.close()
         return FAILED
-    except OSError as error:
-        return _fail(progress, _os_error_line(error))
-    except MemoryError:
-        return _fail(progress, "Out of memory.")
     except Exception as error:
-        line = f"Unexpected {type(error).__name__}: {first_line(error)} (-v shows the traceback)"
-        return _fail(progress, line)
+        return _fail(progress, plain_words(error))
     return code if isinstance(code, int) else 0
 
 
@@ -192,10 +189,3 @@ def _fail(progress: ConsoleProgress, line: str, code: int = FAILED) -> int:
         click.echo(printable(traceback.format_exc()), err=True)
     echo(f"depthcut: {line}", err=True)
     return code
-
-
-def _os_error_line(error: OSError) -> str:
-    where = f" at {error.filename}" if error.filename else ""
-    if error.errno in FULL_DISK:
-        return f"The disk is full{where}. Free some space and run the command again."
-    return f"{error.strerror or error}{where}."

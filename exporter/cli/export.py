@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,12 +22,12 @@ from exporter.choose.budgets.settings import PlanRequest
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison, print_result, print_serving, table_lines
-from exporter.errors import OptionError
+from exporter.errors import DepthcutError, OptionError
 from exporter.models.loading.checked_folder import Dangers
-from exporter.models.loading.sources import SourceOptions
+from exporter.models.loading.sources import SourceOptions, encoder_decoder_config
 from exporter.option_types import InputFile, OutputFolder
 from exporter.options import Options, argument, dataclass, option, part, required
-from exporter.pipeline.request import QUICK, ExportRequest
+from exporter.pipeline.request import OF_TEXTS, QUICK, ExportRequest
 from exporter.pipeline.sweep.schema import read_sweep
 from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
 from exporter.score.options import ClusterOptions
@@ -119,9 +120,7 @@ class ExportCall(Options):
 
     def check(self) -> None:
         """Refuses what no export can be."""
-        from exporter.pipeline.refusals import refuse_contradictions
-
-        refuse_contradictions(self.request)
+        self.request.check()
 
     @classmethod
     def usual(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -141,7 +140,7 @@ class ExportCall(Options):
         if told.get("plan") is not None or told.get("stream"):
             return {}
         usual: dict[str, Any] = {} if has_goal else {"time_budget": _ROW_S, **_fastest_form(told)}
-        usual |= QUICK if quick else {}
+        usual |= _first_look(told) if quick else {}
         if not has_goal and not asks_for_more_than_numbers(told):
             usual |= USUAL_LIMITS
         # TensorRT's graphs are not timed on ONNX Runtime.
@@ -156,6 +155,16 @@ class ExportCall(Options):
             # Where a model has no weight that can be folded into, as BERT, maps take the places.
             return {**usual, "heal": "fold", "replacements": "linear"}
         return {**usual, "heal": "auto"}
+
+
+def _first_look(items: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What --quick asks for of such a model; a broken one is told where it is opened."""
+    names = ("revision", "trust_remote_code", "allow_pickle", "allow_any_model_type")
+    reading = {name: items[name] for name in names if items.get(name)}
+    with contextlib.suppress(DepthcutError):
+        if encoder_decoder_config(str(items.get("source")), **reading) is not None:
+            return {key: value for key, value in QUICK.items() if key not in OF_TEXTS}
+    return QUICK
 
 
 def _names_goal(items: Mapping[str, Any]) -> bool:
@@ -187,7 +196,7 @@ def export(call: ExportCall, progress: ConsoleProgress) -> None:
     """
     from exporter import export_model, write_models
 
-    request = replace(call.request, refuses_useless=not call.allow_damage, quick=call.quick)
+    request = replace(call.request, refuses_useless=not call.allow_damage)
     if request.compared:
         print_comparison(export_model(request, progress), request.out, progress.as_json)
     else:
@@ -196,9 +205,9 @@ def export(call: ExportCall, progress: ConsoleProgress) -> None:
         print_result(
             pruned,
             progress.as_json,
-            f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared.",
+            f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared yet: "
+            "the same command does that without --no-measure.",
             f"Models: {request.out / 'baseline'} and {request.out / 'candidate'}",
-            "To compare them: depthcut compare BASELINE CANDIDATE -o DIR",
         )
 
 

@@ -49,21 +49,45 @@ _BLOCKS = "Whole blocks can go from it: plan with --drop-block."
 
 
 def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
-    """Refuses what llama.cpp would compute wrongly, or not load, as ``deci``."""
+    """Raises where llama.cpp would compute the result wrongly, or not load it, as ``deci``."""
+    for reason, hint in _unheld(model, layers):
+        raise SurgeryError(f"{model.path}: {reason}", hint, code="unread-architecture")
+    check_heads(model, layers)
+
+
+def _unheld(model: GgufModel, layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+    """What ``deci`` doesn't compute, and what to do."""
     first = next(layer for layer in layers if not layer.whole)
-    what = f"{'attention' if first.attention else 'mlp'} {first.number}"
     if model.architecture not in ALIKE:
-        raise SurgeryError(
-            f"{what} of {model.path} is to go, and the file is of the architecture "
-            f"{model.architecture}. llama.cpp has layers without attention only in {DECI}, which "
-            f"computes as {ALIKE[0]} does.",
+        what = f"{'attention' if first.attention else 'mlp'} {first.number}"
+        yield (
+            f"{what} is to go, and the file is of the architecture {model.architecture}. llama.cpp "
+            f"has layers without attention only in {DECI}, which computes as {ALIKE[0]} does.",
             f"{_BLOCKS} The ONNX graph can be cut as planned: depthcut prune.",
-            code="unread-architecture",
         )
-    _refuse_experts(model)
-    _refuse_tensors(model)
-    _refuse_replacements(layers)
-    refuse_headless(model, layers)
+    if (entry := model.said(_EXPERTS)) is not None:
+        yield f"it has experts ({entry.key}), which {DECI} doesn't compute.", _BLOCKS
+    hidden = model.whole(HIDDEN)
+    for tensor in model.tensors:
+        name = re.sub(r"^blk\.[0-9]+\.", "", tensor.name)
+        outside = name == tensor.name
+        if not (name in _OUTSIDE if outside else _IN_LAYER.fullmatch(name)):
+            yield f"{DECI} of llama.cpp doesn't read its tensor {tensor.name}.", _BLOCKS
+        if name in _NORMS and (tensor.shape, tensor.kind_name) != ((hidden,), "F32"):
+            yield (
+                f"{tensor.name} has the shape {list(tensor.shape)} in {tensor.kind_name}; "
+                f"{model.architecture}.{HIDDEN} wants [{hidden}] in F32.",
+                "It may be broken: fetch or write it again.",
+            )
+    for layer in layers:
+        places = {"attention": layer.attention, "mlp": layer.mlp}
+        for kind, place in places.items():
+            if place not in (None, "none") and (kind, place) != ("attention", "linear"):
+                yield (
+                    f"{kind} {layer.number} is to be replaced ({place}); {DECI} can hold a linear "
+                    "map without intercept in place of an attention, and else nothing.",
+                    "Heal the plan for it: depthcut heal --for llama.cpp.",
+                )
 
 
 def deci_entries(model: GgufModel, layers: Sequence[Layer]) -> list[Entry]:
@@ -118,53 +142,7 @@ def _head_width(model: GgufModel, sizes: Sequence[LayerSizes]) -> int:
     return numbers.pop()
 
 
-def _refuse_experts(model: GgufModel) -> None:
-    entry = model.said(_EXPERTS)
-    if entry is not None:
-        raise SurgeryError(
-            f"{model.path} has experts ({entry.key}), which {DECI} doesn't compute.",
-            _BLOCKS,
-            code="experts",
-        )
-
-
-def _refuse_tensors(model: GgufModel) -> None:
-    hidden = model.whole(HIDDEN)
-    for tensor in model.tensors:
-        name = re.sub(r"^blk\.[0-9]+\.", "", tensor.name)
-        if name == tensor.name and name in _OUTSIDE:
-            continue
-        if name == tensor.name or not _IN_LAYER.fullmatch(name):
-            raise SurgeryError(
-                f"{model.path} has the tensor {tensor.name}, which {DECI} of llama.cpp doesn't "
-                "read.",
-                _BLOCKS,
-                code="unread-architecture",
-            )
-        if name in _NORMS and (tensor.shape, tensor.kind_name) != ((hidden,), "F32"):
-            raise SurgeryError(
-                f"{model.path}: {tensor.name} has the shape {list(tensor.shape)} in "
-                f"{tensor.kind_name}; {model.architecture}.{HIDDEN} wants [{hidden}] in F32.",
-                "It may be broken: fetch or write it again.",
-                code="unread-architecture",
-            )
-
-
-def _refuse_replacements(layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        for kind, place in (("attention", layer.attention), ("mlp", layer.mlp)):
-            allowed = (None, "none", "linear") if kind == "attention" else (None, "none")
-            if place not in allowed:
-                raise SurgeryError(
-                    f"{kind} {layer.number} is to be replaced ({place}); llama.cpp's {DECI} can "
-                    "hold a linear map without intercept in place of an attention, and else "
-                    "nothing.",
-                    "Heal the plan for it: depthcut heal --for llama.cpp.",
-                    code="replacement-unheld",
-                )
-
-
-def refuse_headless(model: GgufModel, layers: Sequence[Layer]) -> None:
+def check_heads(model: GgufModel, layers: Sequence[Layer]) -> None:
     """Refuses a cut whose first layer has no heads, or that leaves no attention."""
     first = layers[0]
     sizes = sizes_of(model)

@@ -11,7 +11,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.errors import SurgeryError
 from exporter.models.gguf_header import Entry, Tensor, array_entry, whole_entry
 from exporter.models.gguf_model_files import BLOCK_COUNT, GgufModel
-from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
+from graph_passes.types import Replacement, SublayerRef
 
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 
@@ -34,28 +34,9 @@ def layers_left(deletions: Sequence[PlannedDeletion], count: int) -> list[Layer]
     """The layers that stay. One whose attention and MLP both go without replacement is gone."""
     gone: dict[tuple[int, str], Replacement] = {}
     for deletion in deletions:
-        if deletion.kind not in (*BLOCK_KINDS, "block"):
-            raise SurgeryError(
-                f"{deletion.kind} {deletion.layer} is to go, but in a GGUF file only "
-                "attentions, MLPs and blocks are known.",
-                "Make a plan of those: depthcut plan.",
-                code="kind-unknown-here",
-            )
         gone.update({(ref.layer, ref.kind): deletion.replacement for ref in deletion.sublayers})
     layers = [Layer(n, gone.get((n, "attention")), gone.get((n, "mlp"))) for n in range(count)]
     return [layer for layer in layers if (layer.attention, layer.mlp) != ("none", "none")]
-
-
-def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> None:
-    """Refuses a plan that drops what the file lacks, as one has that was cut by another program."""
-    parts = sublayers_of(model)
-    for ref in (ref for deletion in deletions for ref in deletion.sublayers):
-        if ref not in parts:
-            raise SurgeryError(
-                f"{ref} is to go, and {model.path} has no tensors of it.",
-                "Take it out of the plan.",
-                code="sublayer-missing",
-            )
 
 
 def sublayers_of(model: GgufModel) -> dict[SublayerRef, list[Tensor]]:
@@ -122,26 +103,34 @@ _WAY_OUT = "Cut the ONNX graph (depthcut prune), or the checkpoint before its co
 
 def check_own(model: GgufModel, layers: Sequence[Layer]) -> None:
     """Refuses fewer layers where llama.cpp would compute something else with them."""
+    for reason in _unread(model, layers):
+        raise SurgeryError(f"{model.path}: {reason}", _WAY_OUT, code="unread-architecture")
+
+
+def _unread(model: GgufModel, layers: Sequence[Layer]) -> Iterator[str]:
     architecture = model.architecture
-    period = _PERIODS.get(architecture)
+    period, sized = _PERIODS.get(architecture), _SIZED.get(architecture)
+    needed = _NEEDED.get(architecture)
     if period is None:
-        raise SurgeryError(
-            f"{model.path} is of the architecture {architecture}; whether llama.cpp treats all its "
-            "layers alike was not looked at, so none is taken out.",
-            _WAY_OUT,
-            code="unread-architecture",
+        yield f"whether llama.cpp treats all layers of {architecture} alike was not looked at."
+    if needed is not None and model.entry(needed) is None:
+        yield f"without {architecture}.{needed} llama.cpp makes that from the number of layers."
+    if sized in (model.whole(BLOCK_COUNT), len(layers)):
+        yield (
+            f"{len(layers)} layers would be left; llama.cpp scales the attention of {architecture} "
+            f"otherwise with {sized} layers than with any other number."
         )
+    if (telling := model.said(_TELLING)) is not None:
+        yield f"{telling.key} tells some layers from the rest by their numbers."
     entry = model.entry("attention.sliding_window_pattern")
-    period = math.lcm(period, (entry and entry.whole) or 1)
-    _refuse_what_tells_layers(model, layers)
+    every = math.lcm(period or 1, (entry and entry.whole) or 1)
     for place, layer in enumerate(layers):
-        if (layer.number - place) % period:
-            raise SurgeryError(
-                f"{model.path}: without the blocks before it layer {layer.number} would become "
-                f"layer {place}. llama.cpp treats every {period} layers of {architecture} by their "
-                f"numbers, so it would be computed as another kind of layer.",
-                f"Take out {period} blocks in a row, or a multiple of that. {_WAY_OUT}",
-                code="unread-architecture",
+        if (layer.number - place) % every:
+            yield (
+                f"without the blocks before it layer {layer.number} would become layer {place}. "
+                f"llama.cpp treats every {every} layers of {architecture} by their numbers, so it "
+                f"would be computed as another kind of layer: take out {every} blocks in a row, or "
+                "a multiple of that."
             )
 
 
@@ -175,29 +164,3 @@ def _of_layers(model: GgufModel, entry: Entry, name: str, layers: Sequence[Layer
             code="unread-architecture",
         )
     return array_entry(entry.key, kind, [elements[layer.number] for layer in layers])
-
-
-def _refuse_what_tells_layers(model: GgufModel, layers: Sequence[Layer]) -> None:
-    needed = _NEEDED.get(model.architecture)
-    if needed is not None and model.entry(needed) is None:
-        raise SurgeryError(
-            f"{model.path} has no {model.architecture}.{needed}, which llama.cpp then makes from "
-            "the number of layers.",
-            _WAY_OUT,
-            code="unread-architecture",
-        )
-    sized = _SIZED.get(model.architecture)
-    if sized in (model.whole(BLOCK_COUNT), len(layers)):
-        raise SurgeryError(
-            f"{model.path} would have {len(layers)} layers; llama.cpp scales the attention of "
-            f"{model.architecture} otherwise with {sized} layers than with any other number.",
-            _WAY_OUT,
-            code="unread-architecture",
-        )
-    telling = model.said(_TELLING)
-    if telling is not None:
-        raise SurgeryError(
-            f"{model.path}: {telling.key} tells some layers from the rest by their numbers.",
-            _WAY_OUT,
-            code="unread-architecture",
-        )

@@ -12,7 +12,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plans import validate_plan
-from exporter.cut.gguf_deci import DECI, check_deci, deci_entries, refuse_headless
+from exporter.cut.gguf_deci import DECI, check_deci, check_heads, deci_entries
 from exporter.cut.gguf_layers import (
     Layer,
     check_own,
@@ -20,7 +20,7 @@ from exporter.cut.gguf_layers import (
     new_numbers,
     own_entries,
     place_in_layer,
-    refuse_missing,
+    sublayers_of,
 )
 from exporter.cut.gguf_writing import (
     Head,
@@ -119,7 +119,6 @@ def cut_gguf(
     model = read_model(source)
     _check_plan(model, plan, progress)
     layers = layers_left(plan.plan.deletions, layers_of(model))
-    refuse_missing(model, plan.plan.deletions)
     entries, pieces = _result(model, layers, plan, options)
     noted = [*entries, text_entry(PLAN_KEY, _record(plan))]
     head = Head(model.files[0].version, [entry for entry in noted if entry.key not in SPLIT_KEYS])
@@ -150,6 +149,14 @@ def _check_plan(model: GgufModel, plan: LoadedPlan, progress: Progress) -> None:
             "Write the healed model (depthcut checkpoint) and convert that, or plan without.",
             code="changed-weights",
         )
+    parts = sublayers_of(model)  # another program may have cut it
+    for ref in (ref for deletion in plan.plan.deletions for ref in deletion.sublayers):
+        if ref not in parts:
+            raise SurgeryError(
+                f"{ref} is to go, and {source} has no tensors of it.",
+                "Take it out of the plan.",
+                code="sublayer-missing",
+            )
     if "model" in plan.plan.made_from:
         plan.hold_against(sha256_file(model.path), source, progress)
 
@@ -161,7 +168,7 @@ def _result(
     if all(layer.whole for layer in layers):
         check_own(model, layers)
         if model.architecture == DECI:
-            refuse_headless(model, layers)
+            check_heads(model, layers)
         return own_entries(model, layers), list(_whole_layers(model, layers))
     check_deci(model, layers)
     return deci_entries(model, layers), list(_deci_tensors(model, layers, plan, options))

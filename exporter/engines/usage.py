@@ -48,7 +48,7 @@ _TASKS = {
 _NO_CHECKPOINT = (
     "transformers: this folder has no PyTorch weights, so `from_pretrained` does not load it. "
     "`depthcut export MODEL -o out --checkpoint` writes a checkpoint of the pruned model to "
-    "`out/candidate/hf`, whose README.md says how to load it; `depthcut checkpoint MODEL plan.json "
+    "`out/checkpoint`, whose README.md says how to load it; `depthcut checkpoint MODEL plan.json "
     "-o DIR` writes it alone."
 )
 _NO_CONFIG = (

@@ -16,6 +16,7 @@ from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import DEFAULT_LIMIT_BYTES
 from exporter.cut.verify import thrifty_because
+from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import WidenedCopy
@@ -24,9 +25,12 @@ from exporter.errors import ExportError
 from exporter.export.onnx_output import pooling_for
 from exporter.export.torch_export import interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.encoder_decoder_interface import StackModule, Tensors, interface_of_stacks
 from exporter.models.loading.meta_model import MetaModel, filled_while_running
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.model_folder import ENCODER, FIRST_STEP, NEXT_STEP, Graph
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
+from exporter.models.residual_stream import encoder_inputs
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.pooling import EMBEDDING
@@ -115,8 +119,14 @@ def check_export(
     """Compares an ONNX file on ONNX Runtime with PyTorch.
 
     A model in bfloat16 is compared in float32, with the weights that it has: a wrong graph shows
-    just as well, bfloat16's own rounding does not. The checks' names say so.
+    just as well, bfloat16's own rounding does not. The checks' names say so. Of an encoder-decoder
+    all three graphs are compared, which lie in the folder of the path.
     """
+    if loaded.ref.encoder_layers is not None:
+        return check_stacks(
+            loaded, onnx_path.parent, deletions=deletions, replacements=replacements,
+            provider=provider, progress=progress,
+        )  # fmt: skip
     with contextlib.ExitStack() as stack:
         # Before bfloat16 is widened: the graph holds numbers that were rounded to it. Without a
         # cut nothing needs to be known of the architecture.
@@ -224,17 +234,17 @@ class _Sides:
         texts = torch.ones(len(main), dtype=torch.bool)
         everywhere = torch.ones(main.shape[:-1], dtype=torch.bool)
         real = everywhere if self._interface.per_text or step.real is None else step.real
-        differences = [_difference(head, got[head], want[head], real)]
+        differences = [difference(head, got[head], want[head], real)]
         checks = [self._check(step, head, differences)]
         if self._pooling is not None and step.real is not None:
             vectors = self._pooling(main.float(), step.real)
-            differences = [_difference(EMBEDDING, got[EMBEDDING], vectors, texts)]
+            differences = [difference(EMBEDDING, got[EMBEDDING], vectors, texts)]
             checks.append(self._check(step, EMBEDDING, differences))
         caches = [_present(name) for name in self._kept]
         if caches:
             real = step.tokens["attention_mask"].bool()
             differences = [
-                _difference(name, np.swapaxes(got[name], 1, 2), want[name].transpose(1, 2), real)
+                difference(name, np.swapaxes(got[name], 1, 2), want[name].transpose(1, 2), real)
                 for name in caches
             ]
             checks.append(self._check(step, _CACHES, differences))
@@ -243,16 +253,22 @@ class _Sides:
     def _check(
         self, step: _Step, name: str, differences: Sequence[tuple[float, float]]
     ) -> ParityCheck:
-        error = max(error for error, _ in differences)
-        scale = max(scale for _, scale in differences)
-        tolerance = self._relative_tolerance * max(1.0, scale)
-        return ParityCheck(
-            name=f"{name} against PyTorch",
-            phase=step.phase,
-            max_abs_error=error,
-            tolerance=tolerance,
-            passed=error <= tolerance,
-        )
+        return check_of(name, step.phase, differences, self._relative_tolerance)
+
+
+def check_of(
+    name: str, phase: Phase, differences: Sequence[tuple[float, float]], relative: float
+) -> ParityCheck:
+    """One check of several tensors: by how much each differs, and its largest value."""
+    error, scale = (max(numbers) for numbers in zip(*differences, strict=True))
+    tolerance = relative * max(1.0, scale)
+    return ParityCheck(
+        name=f"{name} against PyTorch",
+        phase=phase,
+        max_abs_error=error,
+        tolerance=tolerance,
+        passed=error <= tolerance,
+    )
 
 
 def _token_ids(loaded: LoadedModel) -> torch.Tensor:
@@ -302,16 +318,20 @@ def _step(
     return _Step(phase, tokens, mask[:, new].bool())
 
 
-def _difference(
-    name: str, got: np.ndarray[Any, Any], want: torch.Tensor, real: torch.Tensor
+def difference(
+    name: str, got: np.ndarray[Any, Any], want: torch.Tensor, real: torch.Tensor | None = None
 ) -> tuple[float, float]:
     """The largest absolute error and the witness's largest value, over the real positions.
 
-    ``got`` and ``want`` are ``[batch, positions, ...]``, ``real`` is ``[batch, positions]``.
+    ``got`` and ``want`` are ``[batch, positions, ...]``, ``real`` is ``[batch, positions]``; None
+    where all are.
     """
     if got.shape != tuple(want.shape):
-        raise ExportError(f"{name} has the shape {got.shape}, PyTorch's is {tuple(want.shape)}.")
-    chosen = real.numpy()
+        raise ExportError(
+            f"{name} has the shape {got.shape}, PyTorch's is {tuple(want.shape)}.",
+            code="other-outputs",
+        )
+    chosen: Any = ... if real is None else real.numpy()
     ours, theirs = got[chosen].astype(np.float64), want.double().numpy()[chosen]
     if theirs.size == 0:
         raise ExportError(f"{name} has no values to compare.")
@@ -365,6 +385,106 @@ def require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
         raise ExportError(
             f"{path} does not compute what PyTorch computes: in {worst.phase} {worst.name} is off "
             f"by {worst.max_abs_error:.2e}, more than {worst.tolerance:.2e}.",
-            "Try another --opset or --exporter.",
+            "Try another --opset.",
             code="wrong-results",
         )
+
+
+_SOURCE, _SOURCE_PADDED = 9, 3
+_STEPS = (4, 1, 2)  # tokens of each step
+_PHASES: dict[Graph, Phase] = {ENCODER: "encode", FIRST_STEP: "prefill", NEXT_STEP: "decode"}
+
+
+def check_stacks(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    deletions: Sequence[PlannedDeletion] = (),
+    replacements: Replacements | None = None,
+    provider: str = "cpu",
+    progress: Progress = QUIET,
+) -> list[ParityCheck]:
+    """Compares the graphs on ONNX Runtime with PyTorch."""
+    cut = branch_replacements_of(deletions, replacements, loaded.model)
+    runner = EncoderDecoderRunner(
+        folder, provider=provider, threads=torch.get_num_threads(), brief=True
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if cut:
+            stack.enter_context(branches_replaced(loaded.model, cut))
+        stack.enter_context(runner)
+        stack.enter_context(progress.task("compare with PyTorch"))
+        checks = list(_compared_stacks(loaded, runner))
+    if not deletions:
+        require_passed(checks, folder)
+    return checks
+
+
+def _compared_stacks(loaded: LoadedModel, runner: EncoderDecoderRunner) -> Iterator[ParityCheck]:
+    """The states that the encoder gives, and then what the decoder makes of them, step by step."""
+    model, interface = loaded.model, interface_of_stacks(loaded.model)
+
+    def pytorch(graph: Graph, inputs: Tensors) -> list[torch.Tensor]:
+        wanted = {name: inputs[name] for name in interface.inputs(graph)}
+        tensors: list[torch.Tensor] = StackModule(model, interface, graph)(wanted)
+        return tensors
+
+    def checks(
+        graph: Graph,
+        pairs: Mapping[str, tuple[Array, torch.Tensor]],
+        real: torch.Tensor | None = None,
+    ) -> Iterator[ParityCheck]:
+        groups: dict[str, list[tuple[float, float]]] = {}
+        for name, (got, want) in pairs.items():
+            groups.setdefault(_group(name), []).append(difference(name, got, want, real))
+        for group, items in groups.items():
+            yield check_of(group, _PHASES[graph], items, RELATIVE_TOLERANCE[model.dtype])
+
+    source, real = _source(model)
+    (states,) = pytorch(ENCODER, source)
+    encoded = runner.encode({name: value.numpy() for name, value in source.items()})
+    got = encoded.given["encoder_hidden_states"]
+    yield from checks(ENCODER, {"last_hidden_state": (got, states)}, real)
+    given, past = {"encoder_hidden_states": states}, dict[str, torch.Tensor]()
+    if "attention_mask" in source:
+        given["encoder_attention_mask"] = source["attention_mask"]
+    for number, tokens in enumerate(_ids(model)):
+        graph = NEXT_STEP if number else FIRST_STEP
+        made = pytorch(graph, {"input_ids": tokens, **given, **past})
+        want = dict(zip(interface.outputs(graph), made, strict=True))
+        logits, encoded = runner.step(encoded, tokens.numpy())
+        caches = {_past(name): value for name, value in want.items() if name != "logits"}
+        past |= caches
+        pairs = {n: (value, past[n]) for n, value in encoded.caches.items() if n in caches}
+        yield from checks(graph, {"logits": (logits, want["logits"]), **pairs})
+
+
+def _past(name: str) -> str:
+    return name.replace("present", "past_key_values", 1)
+
+
+def _source(model: Any) -> tuple[Tensors, torch.Tensor | None]:
+    """What the encoder reads, its second row padded, and where that is no padding."""
+    (tokens,) = _ids(model, (_SOURCE,))
+    source = encoder_inputs(model, tokens)
+    if "attention_mask" not in source:
+        return source, None
+    source["attention_mask"][1, _SOURCE - _SOURCE_PADDED :] = 0
+    return source, source["attention_mask"].bool()
+
+
+def _group(name: str) -> str:
+    for side, words in (("decoder", "self-attention"), ("encoder", "cross-attention")):
+        if f".{side}." in name:
+            return f"{words} keys and values"
+    return name
+
+
+def _ids(model: Any, lengths: Sequence[int] = _STEPS) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.vocab_size
+    return [
+        torch.randint(min(6, vocabulary // 2), vocabulary, (_BATCH, length), generator=generator)
+        for length in lengths
+    ]

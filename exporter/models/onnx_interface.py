@@ -118,7 +118,7 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
     if model.config.is_encoder_decoder:
         raise ExportError(
             f"{name} is an encoder-decoder model; PyTorch's exporter is not set up for those here.",
-            "Export it with --exporter optimum.",
+            "Export it with optimum-cli, and cut each graph: depthcut prune.",
             code="encoder-decoder",
         )
     if model.main_input_name == PIXELS:

@@ -21,11 +21,12 @@ from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.errors import PlanError
-from exporter.files import sha256_file, staged_directory
+from exporter.files import sha256_file
 from exporter.heal.healed import heal as heal_plan
-from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import files_of, numbers_of, report_of
-from exporter.pipeline.run import HEALING, Key, Run, file_hash, files_below
+from exporter.heal.healed import heal_stacks
+from exporter.heal.plan_file import files_of, report_of
+from exporter.models.texts.pairs import PAIRS, scored_pairs
+from exporter.pipeline.run import HEALING, Key, Run, file_hash, text_hashes
 from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import SCRATCH, remove_tree
 from graph_passes.files.reading import copy_file
@@ -34,12 +35,16 @@ _PLACE, _FITS = "planning", "healing-fits"
 
 
 def plan_key(run: Run) -> Key:
-    """The scores and what is asked for, or the plan that was given."""
-    budget, given = run.request.drops.budget, run.given_plan
+    """What is asked for, or the plan that was given."""
+    request, budget, given = run.request, run.request.drops.budget, run.given_plan
+    timed = budget is not None and budget.at is not None
     return {
-        "importance": run.ledger.files_hash("score") if given is None else None,
-        "budget": None if budget is None else _budget_key(run, budget),
         "given": None if given is None else given_plan_hash(given),
+        "budget": None if budget is None else asdict(budget),
+        "settings": None if budget is None else asdict(_settings(run, budget)),
+        "provider": request.compare.provider if timed else None,
+        "threads": request.compare.threads if timed else None,
+        "machine": [processor_name(), default_threads(), gpu_name()] if timed else None,
     }
 
 
@@ -53,46 +58,33 @@ def _healing_report(given: LoadedPlan) -> Path | None:
     return None if given.path is None else report_of(given.plan, given.path)
 
 
-def _budget_key(run: Run, budget: Budget) -> Key:
-    """What such a plan depends on, beside the scores."""
-    timed = budget.at is not None
-    return {
-        "budget": asdict(budget),
-        "settings": asdict(_settings(run, budget)),
-        "baseline": run.ledger.files_hash("export") if run.request.plans_on_graph else None,
-        "provider": run.request.compare.provider if timed else None,
-        "threads": run.request.compare.threads if timed else None,
-        "machine": [processor_name(), default_threads(), gpu_name()] if timed else None,
-    }
-
-
-def plan(run: Run) -> tuple[list[Path], None]:
+def plan(run: Run, folder: Path) -> None:
     """Chooses what to drop, or takes the plan that was given, with its replacements."""
-    budget, given = run.request.drops.budget, run.given_plan
+    budget, given, path = run.request.drops.budget, run.given_plan, folder / "plan.json"
     if given is not None:
-        return _taken(run, given), None
-    assert budget is not None
-    return _chosen(run, budget), None
+        _take(run, given, path)
+    else:
+        assert budget is not None
+        _choose(run, budget, path)
 
 
-def _taken(run: Run, given: LoadedPlan) -> list[Path]:
+def _take(run: Run, given: LoadedPlan, path: Path) -> None:
     """A copy of the user's own plan, to the letter, with what stands beside it."""
     assert given.path is not None
     run.progress.say("plan: drop " + given.plan.describe())
-    path = run.ledger.work / "plan.json"
     if is_foreign_plan(given.path):
-        return [given.plan.write(path)]
+        given.plan.write(path)
+        return
     copies = {given.path: path}
     if given.replacements is not None and given.plan.replacements is not None:
         branch_replacements_of(given.plan.deletions, given.replacements, run.choosing.model)
-        copies[given.replacements.path] = run.ledger.work / given.plan.replacements.path
+        copies[given.replacements.path] = path.parent / given.plan.replacements.path
     report = _healing_report(given)
     if report is not None:
         copies[report] = files_of(path)[2]
     for source, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy_file(source, copy, named=source == given.path)
-    return list(copies.values())
 
 
 def check_plan(run: Run, plan: LoadedPlan) -> None:
@@ -117,7 +109,7 @@ def check_plan(run: Run, plan: LoadedPlan) -> None:
         plan.hold_against(run.source_sha256, run.request.source, run.progress)
 
 
-def _chosen(run: Run, budget: Budget) -> list[Path]:
+def _choose(run: Run, budget: Budget, path: Path) -> None:
     """Plans what holds a budget, on the exported baseline where its sizes or times matter.
 
     Costs and damages are kept in the output folder's memory, where an interrupted run finds them.
@@ -143,13 +135,10 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
         progress=run.progress,
     )
-    path = run.ledger.work / "plan.json"
     plan = write_outcome(make(inputs), path, progress=run.progress)
     if budget.only_counts and not settings.weighs_replacements:
         remove_tree(work)  # nothing in it that another plan could use
     run.progress.say("plan: drop " + plan.describe())
-    report = report_of(plan, path)
-    return [path, *numbers_of(plan, path), *([] if report is None else [report])]
 
 
 def _settings(run: Run, budget: Budget) -> PlanSettings:
@@ -173,34 +162,42 @@ def _stopwatch(run: Run, at: RequestShape, graph: Path, work: Path) -> Stopwatch
     )
 
 
-def heal_key(run: Run, wanted: HealOptions) -> Key:
-    """The model, the plan, how it is healed, and the texts."""
+def heal_key(run: Run) -> Key:
+    """How the plan is healed, and on which texts."""
+    wanted, score = run.request.heal, run.request.score
+    assert wanted is not None
+    texts = wanted.calibration or score.calibration
     return {
-        "model": run.source_sha256,
         "load": vars(run.request.choosing),
-        "plan": run.ledger.files_hash("plan"),
         "options": asdict(wanted),
-        "texts": [file_hash(text) for text in (*wanted.calibration, wanted.check_text)],
-        "versions": run.versions,
+        "texts": text_hashes(run, texts, "calibration"),
+        "other": file_hash(wanted.check_text),
+        "samples": score.samples if run.is_encoder_decoder else None,
     }
 
 
-def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
+def heal(run: Run, folder: Path) -> None:
     """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
-    folder, chosen = run.ledger.work / HEALING, run.chosen_plan
+    wanted, chosen = run.request.heal, run.chosen_plan
+    assert wanted is not None
     work = run.request.out / FOLDER / _FITS  # outlives an interrupted run
-    healed = heal_plan(
-        run.choosing,
-        chosen.plan,
-        wanted,
-        made_from={"plan": chosen.sha256 or ""},
-        allow_all=run.request.allow_empty,
-        work=work,
-        progress=run.progress,
-    )
-    with staged_directory(folder) as stage:
-        healed.write(stage)
+    if run.is_encoder_decoder:
+        score = run.request.score
+        samples = -(-(score.samples or PAIRS) * 5 // 4)  # healing holds a fifth out
+        text = scored_pairs(run.choosing, score.calibration, samples=samples, progress=run.progress)
+        healed = heal_stacks(run.choosing, chosen.plan, text, wanted, run.progress)
+    else:
+        healed = heal_plan(
+            run.choosing,
+            chosen.plan,
+            wanted,
+            made_from={"plan": chosen.sha256 or ""},
+            allow_all=run.request.allow_empty,
+            work=work,
+            progress=run.progress,
+        )
+    (folder / HEALING).mkdir()
+    healed.write(folder / HEALING)
     remove_tree(work)
     report = healed.report
     run.progress.say(f"heal: {healing_words(report.healing, report.reads)}")
-    return files_below(folder), None

@@ -3,131 +3,99 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.base import nouns_of
-from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.artifacts.plan_figures import PlanFigure, kind_of
-from exporter.artifacts.plans import read_plan
+from exporter.artifacts.plan_figures import kind_of
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.options import groups_of, refuse_number
+from exporter.choose.budgets.planner import refuse_more_than_scores
 from exporter.compare.evaluation import questions
-from exporter.compare.intervals import share_interval
-from exporter.compare.kept import decided_on, evaluation_texts, read_source
+from exporter.compare.kept import decided_on, evaluation_texts, read_source, refuse_deciding
+from exporter.compare.sequences import refuse_of_one_graph, refuse_of_other_source
 from exporter.compare.tasks.choosing import refuse_missing_tasks
 from exporter.engines.build.libraries import LIBRARIES, cards_of, load, refuse_unbuildable
-from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
-from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
-from exporter.export.forms.targets import refuse_options
+from exporter.errors import PlanError, UnmetGoalError, UsageError
+from exporter.heal.healed import refuse_other_ways
+from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.loading.sources import classifies_images, encoder_decoder_config
+from exporter.models.loading.sources import classifies_images
 from exporter.models.model_folder import find_model
 from exporter.models.residual_stream import together_in
 from exporter.models.tasks import task_of
+from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.self_text import SAMPLED
-from exporter.models.texts.sources import TextSource
+from exporter.models.texts.sources import PYDOC, Part, TextSource
 from exporter.optional import require
+from exporter.options import is_given, refusal
 from exporter.pipeline.request import EngineRequest, ExportRequest
-from exporter.pipeline.run import ENGINES, HEALING, QUANTIZED, Run
+from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZED, Run
 from exporter.processes import available_bytes
-from exporter.quantize.settings import QuantizeSettings
+from exporter.progress import Progress
 from exporter.report.files import REPORTS
+from exporter.score.options import refuse_idle_of_pairs
 
 _RESULTS: tuple[str, ...] = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
 )  # fmt: skip
-
-
-def refuse_contradictions(request: ExportRequest) -> None:
-    """Refuses options that don't go together, on any machine."""
-    refuse_options(
-        request.target,
-        exporter=request.exporter,
-        opset=request.opset,
-        dtype=request.load.dtype,
-        provider=request.compare.provider,
-        engine=None if request.engines is None else request.engines.backend,
-        cache_length=request.cache_length,
-    )
-    room, needed = request.cache_length, request.compare.longest
-    if room and needed > room:  # a measurement would find out at the end that its text has no room
-        raise UsageError(
-            f"Caches of {room} positions are too short for what is measured: {needed}.",
-            f"Say --cache-length {needed} or more, or measure shorter texts.",
-        )
-    refuse_unstreamable(request)
-    if request.quantize is not None:
-        _refuse_quantization(request, request.quantize)
+_OTHERS = (CHECKPOINT, HEALING, ENGINES, *QUANTIZED.values())
 
 
 def refuse_bad_options(request: ExportRequest) -> None:
     """Refuses what can be told without the model."""
-    refuse_contradictions(request)
+    request.check()
     require("torch", extra="torch")
     check_provider(request.compare.provider)
-    if request.exporter == "optimum":
-        require("optimum.exporters.onnx", extra="optimum")
-    if request.drops.plan is not None:
-        path = request.drops.plan
-        refuse_reserved_replacements(LoadedPlan.read(path).plan, path)
     if request.engines is not None:
-        _refuse_engines(request.engines)
-    if not _reads(encoder_decoder_config, request):
-        _refuse_deciding_text(request)
+        check_engines(request.engines)
     refuse_missing_tasks(request.compare.quality)
     questions(request.compare.quality.prompts)
     for path in request.also:
         find_model(path)
 
 
-def _refuse_engines(wanted: EngineRequest) -> None:
+def check_engines(wanted: EngineRequest) -> None:
+    """Looks whether such engines can be built here."""
     refuse_unbuildable(wanted.backend, wanted.settings.compute_capabilities)
     cards_of(load(LIBRARIES[wanted.backend]), wanted.settings.compute_capabilities)
 
 
-def _refuse_deciding_text(request: ExportRequest) -> None:
+def refuse_deciding_text(run: Run) -> None:
     """Refuses to judge on a text that scores, replacements, weights or the plan rest on."""
-    images = _reads(classifies_images, request)
+    request, paired = run.request, run.is_encoder_decoder
+    heal, quantize = request.heal, request.quantize
+    images = not paired and classifies_images(request.source, **request.load.reading)
     named = dict.fromkeys(request.score.calibration, "what importance would be measured on")
-    heal, quantize, given = request.heal, request.quantize, request.drops.plan
-    if heal is not None:
+    if heal is not None and not paired:
         named |= dict.fromkeys(heal.calibration, "what the replacements would be fitted to")
     if quantize is not None and quantize.needs_calibration:
         named |= dict.fromkeys(quantize.calibration, "what the weights would be fitted to")
-    decided: dict[str, list[TextSource | CalibrationRef]] = {}
+
+    def read(spec: str, part: Part) -> TextSource:
+        if not paired:
+            return read_source(spec, part=part, images=images)
+        pairs = read_pairs(spec, part=part, sound=run.hears)
+        return TextSource(pairs.source, (), pairs.sha256)
+
+    if paired:
+        refuse_of_other_source(request.compare, hears=run.hears)
+        noise = run.hears and request.compare.eval_text == PYDOC
+        if len(named) > 1 or noise or not request.compared:  # told later, or nothing is judged
+            return
+    known: dict[str, list[TextSource | CalibrationRef]] = {}
+    if run.given_plan is not None:
+        known |= {what: [*refs] for what, refs in decided_on(run.given_plan.plan.parts).items()}
     for spec, what in named.items():
-        if spec not in SAMPLED:
-            source = read_source(spec, part="calibration", images=images)
-            decided.setdefault(what, []).append(source)
-    known = {} if given is None else decided_on(read_plan(given).parts)
-    evaluation_texts(request.compare, {**decided, **known}, images=images)
-
-
-def _reads(what: Callable[..., object], request: ExportRequest) -> bool:
-    """Whether the model reads something, such as pairs; a broken one is told where it is opened."""
-    try:
-        return bool(what(request.source, **request.load.reading))
-    except DepthcutError:
-        return False
-
-
-def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:
-    """Refuses what can't be quantised so."""
-    settings.refuse_missing_text()
-    for_engines = request.engines is not None or request.target.startswith("tensorrt")
-    if for_engines and settings.scheme != "int8-qdq":
-        raise UsageError(
-            f"TensorRT's parser takes no graph in {settings.scheme}.",
-            "Say --quantize int8-qdq, with a --calibration text.",
-            code="other-target",
-        )
-    settings.refuse_dtypes([request.load.dtype])
+        if paired or spec not in SAMPLED:
+            known.setdefault(what, []).append(read(spec, "calibration"))
+    if paired:
+        refuse_deciding([read(request.compare.eval_text, "evaluation")], known)
+    else:
+        evaluation_texts(request.compare, known, images=images)
 
 
 def refuse_foreign_goals(run: Run) -> None:
@@ -140,27 +108,6 @@ def refuse_foreign_goals(run: Run) -> None:
     for group, number in groups_of(budget.counts):
         if number > (most := ref.num_layers * (2 if group == "joint" else 1)):
             refuse_number(group, number, most, ref.source)
-
-
-def refuse_lost_caches(run: Run) -> None:
-    """Refuses to take every cache out of a graph whose mask is as long as its caches.
-
-    Who runs it reads that length from a cache; the graph alone doesn't say it.
-    """
-    dropped = {
-        deletion.layer
-        for deletion in run.plan.plan.deletions
-        if deletion.kind in ("attention", "block")
-    }
-    if len(dropped) < run.num_layers:
-        return
-    if read_cache_form(run.ledger.path("baseline") / "model.onnx").mask is not None:
-        raise PlanError(
-            "The plan drops every attention, and with them the caches of fixed length that a graph "
-            f"for {run.request.target} is run by.",
-            "Say --cache-length 0 for caches that grow, or keep an attention.",
-            code="no-caches-left",
-        )
 
 
 def refuse_useless(run: Run) -> None:
@@ -179,6 +126,9 @@ def refuse_useless(run: Run) -> None:
     )
 
 
+_ERRORS = 2.5  # of a share on a few texts, which may stand for a useful one
+
+
 def _ruin(plan: PruningPlan, run: Run) -> str:
     """What a cut costs, in words, where nobody would ship the model; else empty."""
     figure = kind_of(plan.predicted).limited[0]
@@ -188,12 +138,10 @@ def _ruin(plan: PruningPlan, run: Run) -> str:
     several = ""
     if figure.is_share:
         several = nouns_of(type(run.choosing.model).__name__).several
-        texts = plan.judged_on[0].samples if plan.judged_on else 0
-        if not texts or _may_keep(figure, value, texts):
-            return ""
-        # Half as many orders as texts were seen; the model is asked last, as it may be read for it.
-        few = math.ceil(texts / 2)
-        if together_in(run.choosing.model) > 1 and _may_keep(figure, value, few):
+        texts: float = plan.judged_on[0].samples if plan.judged_on else 0
+        if together_in(run.choosing.model) > 1:
+            texts /= 2  # as many orders are seen
+        if not texts or value + _ERRORS * math.sqrt(value * (1 - value) / texts) >= figure.useless:
             return ""
     return figure.useless_words.format(
         value=value,
@@ -203,63 +151,30 @@ def _ruin(plan: PruningPlan, run: Run) -> str:
     )
 
 
-def _may_keep(figure: PlanFigure, same: float, number: int) -> bool:
-    """Whether a share of so many that stay the same may stand for a useful one."""
-    kept = np.arange(number) < round(same * number)
-    interval = share_interval(kept.astype(np.float64), np.ones(number))
-    return interval is None or interval.ci95[1] >= figure.useless
-
-
 def refuse_foreign_results(run: Run) -> None:
-    """Refuses to write over results that are none of ours."""
-    out, ours = run.request.out, not run.ledger.is_new
-    names = () if ours else _RESULTS
-    if run.request.engines is not None:
-        names = (*names, ENGINES)
-    if run.request.quantize is not None:
-        names = (*names, *QUANTIZED.values())
-    for name in names:
-        if (out / name).exists() and not run.ledger.owns(name):
+    """Refuses to write over results that are none of ours, and over ours by a plan's numbers."""
+    request, given = run.request, run.given_plan
+    if given is not None and given.plan.replacements is not None:
+        name = Path(given.plan.replacements.path).parts[0]
+        if name in (*_RESULTS, *_OTHERS, FOLDER):
+            raise PlanError(
+                f"{given.path}: $.replacements.path: {name} is the name of a result in the output "
+                "folder.",
+                "Give the file of replacements another name, in the plan too.",
+                code="same-file",
+            )
+    wanted = (request.checkpoint, request.heal, request.engines, *[request.quantize] * 2)
+    others = (name for name, asks in zip(_OTHERS, wanted, strict=True) if asks)
+    for name in (*_RESULTS, *others):
+        if (request.out / name).exists() and not run.ledger.owns(name):
             raise UsageError(
-                f"{out / name} is there and was not written by depthcut export.",
+                f"{request.out / name} is there and was not written by depthcut export.",
                 "Use another output folder.",
                 code="not-ours",
             )
 
 
-def refuse_reserved_replacements(plan: PruningPlan, path: Path) -> None:
-    """Refuses a plan whose file of replacements would stand where a result is to stand."""
-    name = "" if plan.replacements is None else Path(plan.replacements.path).parts[0]
-    if name in {*_RESULTS, *QUANTIZED.values(), ENGINES, HEALING, FOLDER}:
-        raise PlanError(
-            f"{path}: $.replacements.path: {name} is the name of a result in the output folder.",
-            "Give the file of replacements another name, in the plan too.",
-            code="same-file",
-        )
-
-
 _SESSION_SPARE = 1.2  # what a session takes, by its weights
-_LEAVE_OUT = "leave one of the two out."
-
-
-def refuse_unstreamable(request: ExportRequest) -> None:
-    """Refuses what needs the whole model in memory."""
-    if not request.stream:
-        return
-    budget, search = request.drops.budget, request.search.search
-    for option, item in (
-        ("--heal", request.heal is not None),
-        ("a budget", budget is not None and not budget.only_counts),
-        (f"--search {search}", search not in (None, "one-shot")),
-        ("--exporter optimum", request.exporter == "optimum"),
-    ):
-        if item:
-            raise UsageError(
-                f"{option} needs the whole model in memory, and --stream never has it there.",
-                "Make the plan on a machine that holds the model and give it with --plan, or "
-                + _LEAVE_OUT,
-                code="needs-whole-model",
-            )
 
 
 def refuse_too_large(run: Run) -> None:
@@ -288,3 +203,52 @@ def hollow(loaded: LoadedModel) -> MetaModel:
     """A model that --stream has loaded, without its weights."""
     assert isinstance(loaded, MetaModel)
     return loaded
+
+
+def refuse_of_stacks(request: ExportRequest) -> None:
+    """Refuses what an encoder-decoder can't be exported with, before anything is done."""
+    if request.drops.budget is not None:
+        refuse_more_than_scores(request.drops.budget, request.search)
+    heal, scored = request.heal, request.score
+    lacking = {
+        "target": request.target != "portable",
+        "load.dtype": request.load.dtype == "bfloat16",  # ONNX Runtime's CPU runs none
+        **{name: is_given(request, name) for name in ("pooling", "checkpoint", "also", "server")},
+        **{name: is_given(request, name) for name in ("stream", "quantize", "engines")},
+    }
+    if heal is not None:
+        lacking |= {
+            "heal.check_text": heal.check_text is not None,
+            "heal.calibration": heal.calibration not in ((), scored.calibration),
+            "heal.samples": heal.samples not in (None, scored.samples),
+            **{
+                f"heal.{name}": heal.kind == "auto" and is_given(heal, name)
+                for name in (*TRAINED, "replacements")
+            },
+        }
+    words = "{0} is for models of one graph. An encoder-decoder becomes three, and is healed on "
+    words += "the pairs that it is scored on, without a training."
+    for name in (name for name, is_asked in lacking.items() if is_asked):
+        raise refusal(request, [name], words, "Leave {0} out.", code="one-graph-option")
+    if heal is not None:
+        refuse_other_ways(without_weights(heal))
+    refuse_of_one_graph(request.compare)
+    refuse_idle_of_pairs(scored, "sequence_length", "seed")
+
+
+def settled(request: ExportRequest, progress: Progress) -> ExportRequest:
+    """The request with what export does by itself as it goes with such a model; it says so."""
+    heal = request.heal
+    if heal is not None and heal != (own := without_weights(heal)):
+        progress.say("heal: by biases and linear maps; kept weights stay as they are")
+        heal = own
+    return replace(request, heal=heal, in_stacks=True)
+
+
+def without_weights(heal: HealOptions) -> HealOptions:
+    """The usual ways of healing, with what they do where no kept weight can be changed."""
+    if heal.kind == "auto":
+        return replace(heal, kind="best", replacements="none")
+    if heal.kind == "fold" and heal.replacements != "none":
+        return replace(heal, kind=heal.replacements, replacements="none")
+    return heal

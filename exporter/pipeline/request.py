@@ -15,7 +15,7 @@ from exporter.choose.budgets.budget import DROPPING, OF_SEARCHES, Budget, Search
 from exporter.choose.budgets.settings import PlanSettings, idle_rule, usual_heal
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
-from exporter.export.options import USUAL_ROOM, ExporterName
+from exporter.export.options import USUAL_ROOM
 from exporter.heal.options import HealOptions
 from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.models.texts.self_text import SAMPLED
@@ -54,6 +54,8 @@ QUICK: Mapping[str, Any] = {
     "agreement_prompts": 2,
 }
 """What --quick asks for, unless it is asked for otherwise."""
+OF_TEXTS = ("calibration", "search_tokens", "agreement_prompts")
+"""What of it an encoder-decoder has no use for."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,12 @@ def _goes_by_scores(request: ExportRequest) -> bool:
     return budget is not None and budget.only_counts and not request.search.by_damage
 
 
+def _needs_weights(request: ExportRequest) -> bool:
+    budget, search = request.drops.budget, request.search.search
+    searches = search not in (None, "one-shot") or (budget is not None and not budget.only_counts)
+    return searches or request.heal is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest(Options):
     """Everything that `depthcut export` needs to know."""
@@ -127,12 +135,6 @@ class ExportRequest(Options):
         "decoders need the extra genai.",
         usual="portable; without a number, goal or plan onnxruntime-cpu, with that extra",
     )
-    exporter: ExporterName | None = option(
-        None,
-        "For --target portable: PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
-        usual="torch",
-        config_only=True,
-    )
     opset: Annotated[int, Field(ge=18, le=23), Written("N")] | None = option(
         None, "For --target portable: the ONNX opset, 18 to 23.", usual="20", config_only=True
     )
@@ -151,7 +153,7 @@ class ExportRequest(Options):
     )
     checkpoint: bool = option(
         False,
-        "Also write a Hugging Face checkpoint of the pruned model; candidate/hf/, without the "
+        "Also write a Hugging Face checkpoint of the pruned model; checkpoint/, without the "
         "dropped weights.",
     )
     compared: bool = option(
@@ -212,11 +214,32 @@ class ExportRequest(Options):
         config_only=True,
     )
     refuses_useless: bool = False
-    quick: bool = False
     in_stacks: bool = False
 
     rules = (
         only_with("stream_dir", "stream"),
+        Rule(
+            ("stream",),
+            lambda given: given.stream and _needs_weights(given),
+            "{0} never has the whole model in memory, as healing, a goal and a search want it.",
+            "Make the plan on a machine that holds the model, and give it with --plan.",
+        ),
+        Rule(
+            ("cache_length",),
+            lambda given: bool(given.cache_length) and given.compare.longest > given.cache_length,
+            "{0} is too short for what is measured.",
+            "Say more positions, or measure shorter texts.",
+        ),
+        Rule(
+            ("quantize.scheme", "target"),
+            lambda given: (
+                given.quantize is not None
+                and given.quantize.scheme != "int8-qdq"
+                and (given.engines is not None or given.target.startswith("tensorrt"))
+            ),
+            "TensorRT's parser takes no graph in such a scheme.",
+            "Say {0} int8-qdq, with a --calibration text.",
+        ),
         *(
             excludes("stream", f"load.{danger}", "it reads safetensors a layer at a time")
             for danger in ("trust_remote_code", "allow_pickle")
@@ -262,6 +285,22 @@ class ExportRequest(Options):
             object.__setattr__(self, "quantize", replace(self.quantize, calibration=read))
         if self.drops.budget is not None:
             self.plan_settings.for_budget(self.drops.budget)
+
+    def check(self) -> None:
+        """Refuses what contradicts the target, on any machine."""
+        from exporter.export.forms.targets import refuse_options
+
+        refuse_options(
+            self.target,
+            opset=self.opset,
+            dtype=self.load.dtype,
+            provider=self.compare.provider,
+            engine=None if self.engines is None else self.engines.backend,
+            cache_length=self.cache_length,
+        )
+        if self.quantize is not None:
+            self.quantize.refuse_missing_text()
+            self.quantize.refuse_dtypes([self.load.dtype])
 
     @property
     def plan_settings(self) -> PlanSettings:

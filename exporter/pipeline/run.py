@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,13 @@ from exporter.artifacts import Healing, HealingReport, ImportanceReport, library
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.store import StageLedger
 from exporter.compare.options import QualityOptions
-from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.errors import TextSourceError
 from exporter.files import sha256_file
 from exporter.heal.plan_file import FOLDER_PLAN, report_of
 from exporter.models.changed_weights import change_weights
-from exporter.models.graph_facts import read_facts
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.sources import SourceOptions, encoder_decoder_config, source_sha256
-from exporter.models.model_folder import find_model
-from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.images import read_images
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import PYDOC, Part
@@ -40,12 +36,27 @@ GRAPHS = (*ARMS.values(), *QUANTIZE.values())
 """All of these."""
 QUANTIZED = {"baseline": "baseline-quantized", "candidate": "candidate-quantized"}
 """The folders of their quantised forms."""
-CHECKPOINT = "hf"
-"""The stage that writes the pruned Hugging Face checkpoint, and its folder in the candidate's."""
+CHECKPOINT = "checkpoint"
+"""The stage that writes the pruned Hugging Face checkpoint with its card, and its folder."""
 HEALING = "healing"
 """The stage that heals the plan, and its folder, with the healed plan and its numbers in it."""
 ENGINES = "engines"
 """The stage that builds engines, and its folder, with ``baseline`` and ``candidate`` in it."""
+MODEL = "model"
+"""What stages are made of that no stage has made."""
+Key = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the road whose result is kept, and found again by its key."""
+
+    name: str
+    key: Callable[[Run], Key]
+    make: Callable[[Run, Path], Any]  # writes its results into a folder, and gives notes
+    of: tuple[str, ...] = ()  # the stages that it is made from, as far as they are asked for
+    wanted: Callable[[ExportRequest], bool] = lambda _: True
+    shared: bool = True  # with other folders; what was measured is a folder's own
 
 
 class Run:
@@ -56,7 +67,27 @@ class Run:
         self.progress = progress
         self.versions = {**library_versions(), "python": platform.python_version()}
         self.source_sha256 = source_sha256(request.source, **request.load.reading)
-        self.ledger = StageLedger(request.out, force=request.redo)
+        given = {MODEL: self.source_sha256}
+        self.ledger = StageLedger(request.out, force=request.redo, given=given)
+
+    def finish(self, stage: Stage) -> None:
+        """Makes a stage, or finds that it was made of the same before; says which."""
+        if not stage.wanted(self.request):
+            if stage.name == HEALING:  # nothing here is made of it any more
+                self.ledger.forget(HEALING)
+            return
+
+        def make(folder: Path) -> Any:
+            self.progress.detail(f"{stage.name}: begins")
+            return stage.make(self, folder)
+
+        key = {**stage.key(self), "versions": self.versions}
+        shared = self.request.shared if stage.shared else None
+        how = self.ledger.once(stage.name, key, make, of=stage.of, shared=shared)
+        if how == "reused":
+            self.progress.say(f"{stage.name}: reused, nothing it depends on has changed")
+        elif how == "shared":
+            self.progress.say(f"{stage.name}: shared, it was made from the same before")
 
     @cached_property
     def stacks_config(self) -> dict[str, Any] | None:
@@ -158,78 +189,10 @@ class Run:
         report = None if path is None else report_of(self.plan.plan, path)
         return None if report is None else HealingReport.read(report).healing
 
-    def sources(self) -> dict[str, str]:
-        """One hash for each model: what is made from both depends on them."""
-        return {arm: self.ledger.files_hash(stage) for arm, stage in ARMS.items()}
-
     def built_from(self) -> dict[str, Path]:
         """The folder of each model that engines are built from, quantised if that is asked for."""
         names = {arm: arm for arm in ARMS} if self.request.quantize is None else QUANTIZED
         return {arm: self.ledger.path(folder) for arm, folder in names.items()}
-
-    def forget_others(self, stage: str, graphs: Any) -> None:
-        """Takes what a stage made of other graphs out of the results, where it isn't run now."""
-        if self.ledger.has(stage) and self.ledger.notes(stage) != graphs:
-            self.progress.say(f"{stage}: its results are removed, they were made from other graphs")
-            self.ledger.forget(stage)
-
-
-def files_below(folder: Path) -> list[Path]:
-    """All files of a folder, as a stage hands them to the ledger."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-Key = dict[str, Any]
-
-
-def score_key(run: Run) -> Key:
-    """The model, how it is loaded, the text."""
-    return {
-        "model": run.source_sha256,
-        "load": vars(run.request.choosing),
-        "score": vars(run.request.score),
-        "texts": _text_hashes(run, run.request.score.calibration, "calibration"),
-        "versions": run.versions,
-    }
-
-
-def export_key(run: Run) -> Key:
-    """The model, and how it is written."""
-    return {
-        "model": run.source_sha256,
-        "load": vars(run.request.load),
-        "target": run.request.target,
-        "cache_room": run.request.cache_room,
-        "exporter": run.request.exporter,
-        "opset": run.request.opset,
-        "pooling": run.request.pooling,
-        "versions": run.versions,
-    }
-
-
-def prune_key(run: Run) -> Key:
-    """The exported graph, and the plan."""
-    return {
-        "made_from": run.ledger.hashes("export", "plan", HEALING),
-        "versions": run.versions,
-    }
-
-
-def measure_key(run: Run) -> Key:
-    """Both graphs, what was made of them, the text, and the machine."""
-    longest = longest_text(run.ledger.path("baseline"))
-    compare = run.request.compare.for_texts(longest)
-    return {
-        **({} if longest is None else {"longest_text": longest}),
-        "writes": REPORTS,
-        "made_from": run.ledger.hashes("score", "plan", HEALING, *GRAPHS, ENGINES),
-        "options": vars(compare) | {"prefill_lengths": compare.prompt_lengths},
-        "texts": _text_hashes(run, run.request.compare.texts, "evaluation"),
-        "also": [read_facts(find_model(path).onnx).sha256 for path in run.request.also],
-        "tasks": _question_hashes(run.request.compare.quality),
-        "machine": [processor_name(), default_threads(), gpu_name()],
-        "versions": run.versions,
-    }
 
 
 def request_key(request: ExportRequest, source_sha256: str, plan: str | None) -> Key:
@@ -245,13 +208,13 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
         "asked": result,
         "plan": plan,
         "texts": [file_hash(text) for text in texts],
-        "tasks": _question_hashes(request.compare.quality),
+        "tasks": question_hashes(request.compare.quality),
         "writes": REPORTS,
         "versions": {**library_versions(), "python": platform.python_version()},
     }
 
 
-def _question_hashes(quality: QualityOptions) -> list[str | None]:
+def question_hashes(quality: QualityOptions) -> list[str | None]:
     """Of the user's prompts, and of the tasks' files where they are local."""
     folder, prompts = quality.task_data, quality.prompts
     names = () if folder is None else quality.tasks
@@ -259,7 +222,7 @@ def _question_hashes(quality: QualityOptions) -> list[str | None]:
     return [file_hash(str(file)) for file in files]
 
 
-def _text_hashes(run: Run, specs: Iterable[str], part: Part) -> list[str | None]:
+def text_hashes(run: Run, specs: Iterable[str], part: Part) -> list[str | None]:
     """Of the texts that are files; of an encoder-decoder with the recordings that they name."""
     if not run.is_encoder_decoder:
         return [file_hash(text) for text in specs]

@@ -41,7 +41,7 @@ RESULTS = "results"
 """What of a folder of ours has locks of its own, one a target."""
 
 _NEW, _KEPT = "new", "kept"
-_LEVELS = 4  # a checkpoint stands in <out>/candidate/hf/
+_LEVELS = 4  # an engine stands in <out>/engines/candidate/
 _READER_WAITS_S = 20.0
 
 

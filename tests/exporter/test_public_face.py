@@ -84,7 +84,7 @@ def test_the_page_runs_from_a_model_to_a_verdict(
     assert [entry.replacement for entry in mended.deleted] == ["linear", "linear"]
     with raises(errors.UsageError, "not-ours", "whole"):
         scope["depthcut"].write_onnx(scope["model"], tmp_path / "whole")
-    with raises(errors.UsageError, "decided-by-target"):
+    with raises(errors.UsageError, "options-clash"):
         exporter.write_onnx(scope["model"], tmp_path / "new", target="tensorrt", opset=18)
     names = ("whole/model.onnx", "cut/tokenizer.json", "report/report.html", "healed/plan.json")
     assert all((tmp_path / name).is_file() for name in names)

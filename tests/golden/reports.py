@@ -151,7 +151,7 @@ def _encoders(root: Path, _: VirtualTime) -> BaseModel:
 
 def _stacks(root: Path, _: VirtualTime) -> BaseModel:
     from exporter.cut.surgery import prune_stacks
-    from exporter.export.encoder_decoder import write_stacks
+    from exporter.export.forms.portable import write_stacks
 
     write_stacks(made_loaded("bart"), write_source(root / "whole", "bart"))
     beside = shutil.ignore_patterns("*.onnx*", "*.safetensors")

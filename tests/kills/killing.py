@@ -207,6 +207,10 @@ class _Check:
         for stand in (now, start, result.trees[0]))  # fmt: skip
         if now == old or (now.keys() == new.keys() and self._is_new(now, old, new)):
             return
+        appeared = {name: text for name, text in new.items() if name in now}
+        is_first = self.scenario.in_stages and not any(n.startswith("out/res/") for n in old)
+        if is_first and now.keys() == appeared.keys() and self._is_new(now, {}, appeared):
+            return  # each stage appears as it is finished
         lost = (old.keys() & new.keys()) - now.keys()
         self.outcome.blame("lost", sorted(lost))
         self.outcome.blame("stale", sorted(now.keys() - old.keys() - new.keys()))

@@ -37,6 +37,7 @@ class Scenario:
     apart: Sequence[str] = ()
     growing: Sequence[str] = ()
     may_vary: str = "$"
+    in_stages: bool = False  # each appears as it is finished where nothing was
     inside: Mapping[str, str] = field(default_factory=dict)
     needs: Sequence[str] = ("torch", "onnxruntime")
 
@@ -106,15 +107,15 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "export": Scenario(
         _EXPORT, ("--drop-joint 2", "--drop-mlp 1 --heal bias"), "--drop-attn 1",
-        {**_REPORT, **_inspected("out/res/candidate/model.onnx")}, inside=INSIDE,
+        {**_REPORT, **_inspected("out/res/candidate/model.onnx")}, in_stages=True, inside=INSIDE,
     ),
     "export-with-all": Scenario(
         _EXPORT, ("--drop-attn 1", "--drop-joint 2 --checkpoint --heal bias"),
         "--drop-mlp 1 --checkpoint --heal linear --quantize int8",
         {
             **_REPORT, **_inspected("out/res/candidate-quantized/model.onnx"),
-            **_by(_loads, "out/res/candidate/hf"),
-        }, inside=INSIDE,
+            **_by(_loads, "out/res/checkpoint"),
+        }, in_stages=True, inside=INSIDE,
     ),
     "heal": Scenario(
         "heal in/llama in/plan.json -o out/healed.json --check-text in/other.txt"
@@ -140,7 +141,7 @@ SCENARIOS: dict[str, Scenario] = {
             **_inspected(*(f"{cell}/candidate/model.onnx" for cell in _CELLS)),
         },
         apart=(*(f"{cell}/" for cell in _CELLS), "out/res/plans/attention", "out/res/plans/mlp"),
-        growing=(r"out/res/sweep\.",), inside=NOTES,
+        growing=(r"out/res/sweep\.",), in_stages=True, inside=NOTES,
     ),
     "plan": Scenario(
         _SEARCH, ("--drop-attn 1",), "--drop-joint 2", _PLANNED,

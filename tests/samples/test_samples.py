@@ -311,7 +311,7 @@ def test_the_corpus_is_searched_before_and_after_the_cut(tmp_path: Path) -> None
     accuracy = ComparisonReport.read(out / "report.json").accuracy
     assert accuracy is not None
     assert {task.metric for task in accuracy.tasks} == {"ndcg@10", "recall@10"}
-    assert (out / "candidate" / "hf" / "modules.json").is_file()
+    assert (out / "checkpoint" / "modules.json").is_file()
 
 
 def test_every_question_has_its_answer_among_the_texts() -> None:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.artifacts.plans import MODEL_KEY
-from exporter.errors import ExportError, first_line, pass_on_memory_error
-from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
-from exporter.export.options import ExporterName
-from exporter.files import scratch_folder, telling_full_disk
-from exporter.models.loading.model_class import hub_off
-from exporter.models.loading.model_files import save_checkpoint
-from exporter.optional import require
-from exporter.processes import captured_output
+from exporter.export.onnx_output import MODEL_FILE, save_graph
+from exporter.models.model_folder import GRAPHS, Graph, graph_file
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -94,68 +88,6 @@ def version_of(distribution: str) -> str:
     return f"{distribution} {metadata.version(distribution)}"
 
 
-_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-
-
-def export_with_optimum(
-    loaded: LoadedModel, folder: Path, *, opset: int | None = None, progress: Progress = QUIET
-) -> Path:
-    """Exports a model to ``model.onnx`` and its weights' file in ``folder``.
-
-    A decoder is exported with its cache, prefill and decode in one graph without branches.
-    """
-    require("optimum.exporters.onnx", extra="optimum")
-    with scratch_folder("optimum") as place, captured_output(progress):
-        checkpoint, out = place / "checkpoint", place / "onnx"
-        with progress.task("export to ONNX with optimum"):
-            with telling_full_disk(place.parent), hub_off():
-                save_checkpoint(loaded, checkpoint)
-                _run_optimum(loaded, checkpoint, out, opset)
-            return save_onnx(_only_graph(out), folder)
-
-
-def _run_optimum(loaded: LoadedModel, checkpoint: Path, out: Path, opset: int | None) -> None:
-    try:
-        require("optimum.exporters.onnx", extra="optimum").main_export(
-            str(checkpoint),
-            output=out,
-            task=_task(loaded),
-            opset=opset,
-            dtype=_DTYPES[str(loaded.model.dtype).removeprefix("torch.")],
-            do_validation=False,
-            local_files_only=True,
-        )
-    # optimum runs the model's own code and has no error class of its own.
-    except Exception as error:
-        pass_on_memory_error(error)
-        raise ExportError(
-            f"optimum can't export {loaded.ref.architecture}: {first_line(error)}.",
-            "Try --exporter torch; -v shows optimum's whole account.",
-            code="exporter-failed",
-        ) from error
-
-
-def _task(loaded: LoadedModel) -> str:
-    if loaded.model.can_generate():
-        return "text-generation-with-past"
-    tasks = require("optimum.exporters.tasks", extra="optimum").TasksManager
-    task: str = tasks.infer_task_from_model(loaded.model)
-    return task
-
-
-def _only_graph(folder: Path) -> ir.Model:
-    if not (folder / MODEL_FILE).is_file():
-        text = ", ".join(sorted(path.name for path in folder.glob("*.onnx"))) or "nothing"
-        raise ExportError(
-            f"optimum wrote {text} where one {MODEL_FILE} was expected.",
-            "Models of several graphs can be cut one by one with depthcut prune.",
-        )
-    model = ir.load(folder / MODEL_FILE)
-    # Notes of this machine's paths; scopes are in the nodes' names.
-    ClearMetadataAndDocStringPass()(model)
-    return model
-
-
 PORTABLE_OPSET = 20
 """The widest reach; 18 gives the same graph."""
 FUSED_OPSET = 23
@@ -163,19 +95,49 @@ FUSED_OPSET = 23
 
 
 def write_portable(
-    loaded: LoadedModel,
-    folder: Path,
-    progress: Progress = QUIET,
-    *,
-    exporter: ExporterName | None = None,  # None: PyTorch's
-    opset: int | None = None,  # None: PORTABLE_OPSET for PyTorch's, its own choice for optimum's
+    loaded: LoadedModel, folder: Path, progress: Progress = QUIET, *, opset: int | None = None
 ) -> WrittenForm:
-    """Exports a model with PyTorch's exporter, or optimum's."""
-    if exporter == "optimum":
-        export_with_optimum(loaded, folder, opset=opset, progress=progress)
-        return WrittenForm(version_of("optimum-onnx"))
+    """Exports a model with PyTorch's exporter."""
     from exporter.export.torch_export import export_onnx
 
     chosen = opset or PORTABLE_OPSET
     export_onnx(loaded, folder, opset=chosen, progress=progress)
     return WrittenForm(f"{version_of('torch')}, opset {chosen}")
+
+
+def write_stacks(
+    loaded: LoadedModel, folder: Path, *, opset: int | None = None, progress: Progress = QUIET
+) -> FormRecord:
+    """Exports an encoder-decoder as the three graphs that optimum's runtime loads.
+
+    The two graphs of the decoder hold its weights each, as optimum's do.
+    """
+    from exporter.export.torch_export import Traced, export_traced
+    from exporter.models.encoder_decoder_interface import (
+        Examples,
+        StackModule,
+        interface_of_stacks,
+    )
+
+    interface, chosen = interface_of_stacks(loaded.model), opset or PORTABLE_OPSET
+    examples = Examples(loaded.model, interface)
+    written = WrittenForm(f"{version_of('torch')}, opset {chosen}")
+
+    def traced(graph: Graph) -> Traced:
+        names = interface.inputs(graph)
+        example, axes = examples.of(graph), examples.dimensions(graph)
+        return Traced(
+            StackModule(loaded.model, interface, graph),
+            {"inputs": {name: example[name] for name in names}},
+            names,
+            interface.outputs(graph),
+            {"inputs": {name: axes[name] for name in names}},
+        )
+
+    records = []
+    for graph in GRAPHS:
+        target = graph_file(folder, graph)
+        export_traced(loaded, partial(traced, graph), target, opset=chosen, progress=progress)
+        records.append(note_form(folder, written, "portable", loaded.ref.sha256, name=target.name))
+    progress.say(form_in_words(records[0]))
+    return records[0]

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from exporter.artifacts import FormRecord, Target
 from exporter.engines.build.libraries import Backend
 from exporter.errors import UsageError
-from exporter.export.forms.portable import WrittenForm, form_in_words, note_form, write_portable
+from exporter.export.forms.portable import (
+    WrittenForm,
+    form_in_words,
+    note_form,
+    write_portable,
+    write_stacks,
+)
 from exporter.export.onnx_output import MODEL_FILE, add_pooling, pooling_for
-from exporter.export.options import ExporterName
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -74,7 +79,6 @@ TARGETS: Mapping[Target, TargetForm] = {
 def refuse_options(
     target: Target,
     *,
-    exporter: str | None,
     opset: int | None,
     dtype: str,
     provider: str,
@@ -85,33 +89,25 @@ def refuse_options(
     form, name = TARGETS[target], f"--target {target}"
     fixed = [other for other, item in TARGETS.items() if item.fixed_caches]
     builders = [other for other, item in TARGETS.items() if engine in item.engines]
-    decides = f"{name} decides exporter and opset itself; {{}} contradicts it."
     rules = (
-        ("decided-by-target",
-         exporter is not None and not form.plain, decides.format(f"--exporter {exporter}"),
-         "Leave --exporter out, or take --target portable."),
-        ("decided-by-target",
-         opset is not None and not form.plain, decides.format(f"--opset {opset}"),
+        (opset is not None and not form.plain,
+         f"{name} decides the opset itself; --opset {opset} contradicts it.",
          "Leave --opset out, or take --target portable."),
-        ("no-fixed-caches",
-         cache_length is not None and not form.fixed_caches,
+        (cache_length is not None and not form.fixed_caches,
          f"The caches of {name} have no fixed length.",
          f"Leave --cache-length out, or take --target {' or '.join(fixed)}."),
-        ("no-form-in-dtype",
-         dtype not in form.dtypes, f"{name} has no form in {dtype}.",
+        (dtype not in form.dtypes, f"{name} has no form in {dtype}.",
          f"Say --dtype {' or '.join(form.dtypes)}."),
-        ("other-provider",
-         form.provider not in (None, provider),
+        (form.provider not in (None, provider),
          f"{name} is measured on {form.provider}, not on {provider}.",
          f"Say --provider {form.provider}."),
-        ("other-engine",
-         engine is not None and engine not in form.engines,
+        (engine is not None and engine not in form.engines,
          f"{engine} builds no engines of a graph for {target}.",
          f"Say --target {' or '.join(builders)}, or leave --engine out."),
     )  # fmt: skip
-    for code, broken, message, hint in rules:
+    for broken, message, hint in rules:
         if broken:
-            raise UsageError(message, hint, code=code)
+            raise UsageError(message, hint, code="options-clash")
 
 
 def write_form(
@@ -119,15 +115,14 @@ def write_form(
     folder: Path,
     *,
     target: Target = "portable",
-    exporter: ExporterName | None = None,  # None for PyTorch's
-    opset: int | None = None,  # for `portable` alone; None for the exporter's usual one
+    opset: int | None = None,  # for `portable` alone; None: 20
     room: int | None = None,  # 0 lets them grow, None takes the usual number
     pooling: bool = False,
     progress: Progress = QUIET,
 ) -> tuple[Path, FormRecord]:
     """Exports a model in the form of a target."""
     form, pools = TARGETS[target], pooling_for(loaded) if pooling else None
-    options: dict[str, Any] = {"exporter": exporter, "opset": opset} if form.plain else {}
+    options: dict[str, Any] = {"opset": opset} if form.plain else {}
     options |= {"room": room} if form.fixed_caches else {}
     written = form.write(loaded, folder, progress, **options)
     if pools is not None:
@@ -142,7 +137,6 @@ def write_onnx(
     folder: Path | str,
     *,
     target: Target = "portable",
-    exporter: ExporterName | None = None,
     opset: int | None = None,
     room: int | None = None,
     pooling: bool = False,
@@ -157,8 +151,7 @@ def write_onnx(
         model: What :func:`exporter.load_model` gives.
         folder: A new or empty folder.
         target: The runtime that the graph is written for, in the form that is fastest there.
-        exporter: For ``portable``: ``torch`` or ``optimum``; None: PyTorch's.
-        opset: For ``portable``: 18 to 23; None: the exporter's usual one.
+        opset: For ``portable``: 18 to 23; None: 20.
         room: For ``tensorrt`` and ``tensorrt-rtx``: the caches' length in tokens; 0: they grow.
         pooling: Encoders: the graph also pools and normalises, and gives an embedding a text.
         progress: Hears of each step.
@@ -185,7 +178,7 @@ def write_onnx(
     folder = Path(folder)
     provider, dtype = TARGETS[target].provider or "cpu", str(model.model.dtype)
     refuse_options(
-        target, exporter=exporter, opset=opset, dtype=dtype.removeprefix("torch."),
+        target, opset=opset, dtype=dtype.removeprefix("torch."),
         provider=provider, engine=None, cache_length=room,
     )  # fmt: skip
     if folder.exists() and any(folder.iterdir()):
@@ -194,15 +187,21 @@ def write_onnx(
             "Name a new folder.",
             code="not-ours",
         )
+    in_stacks = model.ref.encoder_layers is not None
     with staged_directory(folder) as stage:
-        file, _ = write_form(
-            model, stage, target=target, exporter=exporter, opset=opset, room=room,
-            pooling=pooling, progress=progress,
-        )  # fmt: skip
+        file = stage / MODEL_FILE
+        if in_stacks:
+            write_stacks(model, stage, opset=opset, progress=progress)
+        else:
+            write_form(
+                model, stage, target=target, opset=opset, room=room,
+                pooling=pooling, progress=progress,
+            )  # fmt: skip
         save_pretrained_files(model, stage)
         checks = check_export(model, file, provider=provider, progress=progress)
         copy_sentence_files(model.path, stage)
-        if reads_images(model.model):
+        if in_stacks or reads_images(model.model):
             copy_processor_files(model.path, stage)
-        write_graph_use(file)
+        if not in_stacks:
+            write_graph_use(file)
     return checks

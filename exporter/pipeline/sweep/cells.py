@@ -25,7 +25,7 @@ from exporter.options import build
 from exporter.pipeline.planning import given_plan_hash
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import ARMS, QUANTIZED, request_key
-from exporter.pipeline.sweep.schema import ModelEntry, PrecisionEntry, Sweep, SweepFile, Told
+from exporter.pipeline.sweep.schema import Entry, Sweep, SweepFile, Values
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.registry import DEFAULT
 
@@ -75,8 +75,8 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
     for model, plan, precision in product(file.models, file.plans, file.precisions):
         names = (model.label, plan.label, precision.label)
         folder = "/".join((CELLS, *names))
-        own = {key: value for key, value in precision.told.items() if key != "calibration"}
-        options = place.options({**_common(file), **plan.told, **own})
+        own = {key: value for key, value in precision.values.items() if key != "calibration"}
+        options = place.options({**file.common, **plan.values, **own})
         on_demand = options.get("metric", (DEFAULT,))[0] in _BLOCKS_ON_DEMAND
         if plan.drop:
             options["plan"] = out / PLANS / f"{plan.label}.json"
@@ -85,8 +85,8 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
             {
                 **options,
                 **vars(dangers),
-                "source": place.model(model),
-                "revision": model.revision,
+                "source": place.model(model.values["source"]),
+                "revision": model.values["revision"],
                 "output": out / folder,
                 "blocks": options.get("blocks", False)
                 or (on_demand and bool(options.get("drop_block"))),
@@ -100,17 +100,13 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
         )
         if request.quantize is not None:
             request.quantize.refuse_missing_text()
-        yield Cell(*names, folder, request, plan.drop, file.keep == "models")
-
-
-def _common(file: SweepFile) -> Told:
-    return {**file.export, **file.scoring, **file.shapes, **file.measuring}
+        yield Cell(*names, folder, request, plan.drop, file.keeps_models)
 
 
 def _quantize(
-    settings: QuantizeSettings | None, precision: PrecisionEntry, place: _NamedPlaces
+    settings: QuantizeSettings | None, precision: Entry, place: _NamedPlaces
 ) -> QuantizeSettings | None:
-    own = precision.told.get("calibration")
+    own = precision.values.get("calibration")
     if settings is None or own is None:
         return settings
     return replace(settings, calibration=tuple(map(place.text, own)))
@@ -129,10 +125,10 @@ class _NamedPlaces:
         plain = Path(os.path.normpath(path))
         return path if path.exists() and not (plain.exists() and plain.samefile(path)) else plain
 
-    def options(self, told: Told) -> Told:
+    def options(self, values: Values) -> Values:
         """Values of options, with what names a file or a folder as its path."""
-        result = dict(told)
-        for key, value in told.items():
+        result = dict(values)
+        for key, value in values.items():
             if value is None:
                 continue
             if key in _TEXTS:
@@ -156,14 +152,14 @@ class _NamedPlaces:
             )
         return path
 
-    def model(self, entry: ModelEntry) -> str:
+    def model(self, source: str) -> str:
         """A model's path, or its hub id."""
-        path = self.path(entry.source)
+        path = self.path(source)
         if path.exists():
             return str(path)
-        if _HUB_ID.fullmatch(entry.source) and not Path(entry.source).exists():
-            return entry.source
-        return str(self.existing(entry.source, "model"))
+        if _HUB_ID.fullmatch(source) and not Path(source).exists():
+            return source
+        return str(self.existing(source, "model"))
 
 
 def plan_text(cell: Cell) -> str | None:

@@ -24,7 +24,7 @@ from exporter.artifacts import (
     SweepShape,
 )
 from exporter.artifacts.figures import FIGURES
-from exporter.errors import FULL_DISK, DepthcutError, SweepError, first_line
+from exporter.errors import FULL_DISK, SweepError, plain_words
 from exporter.files import sha256_file, telling_full_disk
 from exporter.models.loading.checked_folder import Dangers
 from exporter.pipeline.road import export_model
@@ -124,32 +124,20 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
     result = missing(cell, job.key)
     try:
         with telling_full_disk(cell.request.out):
-            _refuse_changed(cell, job)
+            if cell_key(cell, source_hashes()(cell)) != job.key:
+                raise SweepError(  # no result may stand under the hash of what it wasn't made from
+                    "The model, the plan, a text or a library has changed since the sweep began.",
+                    "Run the sweep again; it takes what is there then.",
+                    code="input-changed",
+                )
             report = export_model(cell.request, progress)
             result = _done(result, cell, report)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        result = failed(result, f"{error.strerror or error}{where}.", error)
-    except DepthcutError as error:
-        result = failed(result, error.message, error, error.hint)
-    except MemoryError as error:
-        result = failed(result, "The memory ran out.", error)
     except Exception as error:  # other cells may well go on
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise
         progress.detail(traceback.format_exc())
-        result = failed(result, f"Unexpected: {first_line(error)}.", error)
+        result = failed(result, error)
     return result.model_copy(update={"seconds": time.monotonic() - begin})
-
-
-def _refuse_changed(cell: Cell, job: Job) -> None:
-    """A result must not stand under the hash of what it wasn't made from."""
-    if cell_key(cell, source_hashes()(cell)) != job.key:
-        raise SweepError(
-            "The model, the plan, a text or a library has changed since the sweep began.",
-            "Run the sweep again; it takes what is there then.",
-            code="input-changed",
-        )
 
 
 def missing(cell: Cell, key: str) -> SweepCell:
@@ -164,12 +152,11 @@ def missing(cell: Cell, key: str) -> SweepCell:
     )
 
 
-def failed(
-    found: SweepCell, message: str, error: BaseException, hint: str | None = None
-) -> SweepCell:
+def failed(cell: SweepCell, error: BaseException) -> SweepCell:
     """The cell with what kept it from a result."""
-    failure = SweepFailure(error=type(error).__name__, message=message, hint=hint or None)
-    return found.model_copy(update={"status": "failed", "failure": failure})
+    hint = getattr(error, "hint", None) or None
+    failure = SweepFailure(error=type(error).__name__, message=plain_words(error), hint=hint)
+    return cell.model_copy(update={"status": "failed", "failure": failure})
 
 
 def _done(value: SweepCell, cell: Cell, report: ComparisonReport) -> SweepCell:
@@ -221,6 +208,5 @@ def run_in_child(job: Job, verbosity: int = _SILENT) -> SweepCell:
             return SweepCell.model_validate(word["cell"])
         raise OSError(word["errno"], os.strerror(word["errno"]), word["full"])
     end = f"was killed: {signal.strsignal(-code)}" if code < 0 else f"ended with exit code {code}"
-    hint = "Its memory may have run out." if code == -signal.SIGKILL else None
-    error = SweepError(f"The cell's process {end}.")
-    return failed(missing(job.cell(), job.key), error.message, error, hint)
+    hint = "Its memory may have run out." if code == -signal.SIGKILL else ""
+    return failed(missing(job.cell(), job.key), SweepError(f"The cell's process {end}.", hint))

@@ -133,7 +133,7 @@ def _known(out: Path, cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
         try:
             key = cell_key(cell, sha256(cell))
         except DepthcutError as error:
-            result.append(failed(missing(cell, ""), error.message, error, error.hint))
+            result.append(failed(missing(cell, ""), error))
             continue
         kept = earlier.get(cell.folder)
         same = not force and is_kept(cell, key, kept)

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
-
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    create_model,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from typing import Any, get_args
 
 from exporter.artifacts import json_path
 from exporter.artifacts.plans import parse_drops
@@ -30,21 +17,19 @@ from exporter.compare.options import CompareOptions
 from exporter.errors import DepthcutError, OptionError, SweepError
 from exporter.files import sha256_bytes
 from exporter.heal.options import HealOptions
-from exporter.option_types import Dtype, mistake
+from exporter.option_types import Dtype
 from exporter.options import Options, build, leaves
 from exporter.pipeline.request import ExportRequest
 from exporter.quantize.settings import QuantizeSettings, Scheme
 from exporter.score.options import ScoreOptions
 
-Text = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitespace=True)]
-
 DTYPES: dict[str, Dtype] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions of both models in float, and how PyTorch calls them."""
 _FOREIGN = re.compile(r"[^A-Za-z0-9._+-]+")
 
-
-Told = dict[str, Any]
+Values = dict[str, Any]
 """Values of options of ``depthcut export`` by their keys."""
+_At = tuple[str | int, ...]
 
 COUNTS = {
     "drop_attn": "attention",
@@ -62,223 +47,44 @@ def _keys(schema: type[Options], *without: str) -> tuple[str, ...]:
 
 SCORING = _keys(ScoreOptions)
 SHAPES = ("prefill", "decode_past", "batch", "generate")
-MEASURING = _keys(CompareOptions, *SHAPES)
-EXPORT = ("target", "exporter", "opset", "cache_length", "checkpoint")
+_SECTIONS = {
+    "export": ("target", "opset", "cache_length", "checkpoint"),
+    "scoring": SCORING,
+    "shapes": SHAPES,
+    "measuring": _keys(CompareOptions, *SHAPES),
+}
 CHOICE = ("metric", *_keys(SearchOptions))
 PLAN = ("plan", *COUNTS, *CHOICE, *_keys(HealOptions, *SCORING, "for"))
 PRECISION = ("dtype", *_keys(QuantizeSettings, "gguf"))
+_KEEP = ("models", "reports")
 
 
-@functools.cache
-def _model(keys: tuple[str, ...]) -> type[BaseModel]:
-    """Reads these options as a configuration file's are read."""
-    fields: dict[str, Any] = {
-        key: (Annotated[_OPTIONS[key].type, BeforeValidator(_OPTIONS[key].from_yaml)], None)
-        for key in keys
-    }
-    return create_model("Keys", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+class _MistakeError(Exception):
+    """What is wrong in the file, and where."""
+
+    def __init__(self, at: _At, words: str) -> None:
+        super().__init__(words)
+        self.at = at
 
 
-def _read(given: Any, keys: tuple[str, ...]) -> Told:
-    model = _model(keys).model_validate(given)
-    return {key: getattr(model, key) for key in keys if key in model.model_fields_set}
+@dataclass(frozen=True)
+class Entry:
+    """One line of an axis: its name, as a folder may be called too, and what it says."""
+
+    label: str
+    values: Values
+    drop: tuple[str, ...] = ()  # a plan by hand
 
 
-def _split(given: Any, own: Collection[str], keys: tuple[str, ...]) -> Any:
-    """An entry with its options among themselves."""
-    if not isinstance(given, dict):
-        return given
-    values = {key: value for key, value in given.items() if key not in own}
-    return {**{key: given[key] for key in own if key in given}, "told": _read(values, keys)}
-
-
-def _check(value: Told) -> None:
-    """Tells as a mistake what `depthcut export` would refuse."""
-    try:
-        build(ExportRequest, {"source": "MODEL", "output": Path("OUT"), **value})
-    except DepthcutError as error:
-        if isinstance(error, OptionError):
-            error.say(error.keys)
-        raise ValueError(str(error)) from error
-
-
-def _section(keys: tuple[str, ...]) -> BeforeValidator:
-    def read(given: Any) -> Told:
-        result = _read(given, keys)
-        _check({"drop_joint": 1, **result})
-        return result
-
-    return BeforeValidator(read)
-
-
-class Entry(BaseModel):
-    """A part of the file; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NamedEntry(Entry):
-    """One line of an axis of the sweep."""
-
-    name: Text | None = None  # None takes a name from what it says
-
-    @property
-    def label(self) -> str:
-        """Its name, as a folder may be called too."""
-        return _FOREIGN.sub("-", self.name or self.described()).strip("-.")[:80] or "unnamed"
-
-    def described(self) -> str:
-        """What it says, briefly."""
-        raise NotImplementedError
-
-
-class ModelEntry(NamedEntry):
-    """A model: a folder, a GGUF file, or a hub id with its revision."""
-
-    source: Text
-    revision: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, given: Any) -> Any:
-        return {"source": given} if isinstance(given, str) else given
-
-    def described(self) -> str:
-        """The file's or folder's name."""
-        return posixpath.normpath(self.source).rpartition("/")[2].removesuffix(".gguf")
-
-
-class KeyedEntry(NamedEntry):
-    """An entry that says options of ``depthcut export``."""
-
-    told: Told = Field(default_factory=dict)
-
-
-class PlanEntry(KeyedEntry):
-    """What is dropped: a plan's file, sublayers by hand, or numbers; exactly one of them."""
-
-    drop: tuple[Text, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            given = {"plan" if given.strip().endswith(".json") else "drop": given}
-        if isinstance(given, dict) and isinstance(given.get("drop"), str):
-            given = {**given, "drop": given["drop"].split()}
-        return _split(given, ("name", "drop"), PLAN)
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        counted = any(self.told.get(key) for key in COUNTS)
-        if ("plan" in self.told) + bool(self.drop) + counted != 1:
-            raise ValueError(
-                "say what to drop in one way: a plan, drop such as attention:25,26, or a number: "
-                + ", ".join(COUNTS)
-            )
-        _refuse_unreadable(self.drop)
-        idle = [key for key in self.told if key in CHOICE]
-        if idle and not counted:
-            raise ValueError(f"{idle[0]} says how numbers are chosen, and no number is given")
-        _check({"plan": Path("plan.json"), **self.told} if self.drop else self.told)
-        return self
-
-    def described(self) -> str:
-        """``attention8-cosine``, ``attention-3-4``, the file's name; what is put in follows."""
-        result = self.told
-        if result.get("heal", "none") == "none":
-            return self._what()
-        return f"{self._what()}+{result['heal']}"
-
-    def _what(self) -> str:
-        if "plan" in self.told:
-            return str(self.told["plan"].name).removesuffix(".json")
-        if self.drop:
-            return "_".join(self.drop)
-        numbers = [f"{COUNTS[key]}{self.told[key]}" for key in COUNTS if self.told.get(key)]
-        chosen = (self.told.get(key) for key in ("search", "objective"))
-        return "-".join([*numbers, *self.told.get("metric", ()), *filter(None, chosen)])
-
-
-def _refuse_unreadable(drops: Sequence[str]) -> None:
-    """Tells what is no drop as what pydantic takes for a mistake."""
-    try:
-        parse_drops(drops) if drops else None
-    except DepthcutError as error:
-        raise ValueError(str(error)) from error
-
-
-class PrecisionEntry(KeyedEntry):
-    """In what both models are compared: in float, or quantised after the cut."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            if given not in (*DTYPES, *get_args(Scheme)):
-                known = ", ".join((*DTYPES, *get_args(Scheme)))
-                raise ValueError(f"{given!r} is no precision; there are {known}")
-            given = {"dtype": DTYPES[given]} if given in DTYPES else {"quantize": given}
-        return _split(given, ("name",), PRECISION)
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if "calibration" in self.told and "quantize" not in self.told:
-            raise ValueError("calibration is for quantize")
-        _check({"drop_joint": 1, **self.told})
-        return self
-
-    def described(self) -> str:
-        """``fp16``, ``int4``, ``int4-hqq``."""
-        result = self.told
-        scheme, block = result.get("quantize"), result.get("block_size")
-        dtype = next(
-            name for name, long in DTYPES.items() if long == result.get("dtype", "float32")
-        )
-        shown = None if scheme and dtype == "fp32" else dtype
-        words = (scheme, result.get("quantize_method"), block and f"block{block}", shown)
-        return "-".join(filter(None, words))
-
-
-class SweepFile(Entry):
+@dataclass(frozen=True)
+class SweepFile:
     """The whole file: three axes, and what all cells have in common."""
 
-    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
-    plans: Annotated[tuple[PlanEntry, ...], Field(min_length=1)]
-    precisions: Annotated[tuple[PrecisionEntry, ...], Field(min_length=1)] = (PrecisionEntry(),)
-    shapes: Annotated[Told, _section(SHAPES)] = Field(default_factory=dict)
-    scoring: Annotated[Told, _section(SCORING)] = Field(default_factory=dict)
-    measuring: Annotated[Told, _section(MEASURING)] = Field(default_factory=dict)
-    export: Annotated[Told, _section(EXPORT)] = Field(default_factory=dict)
-    keep: Literal["models", "reports"] = "models"
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        axes: dict[str, Sequence[NamedEntry]] = {
-            "models": self.models,
-            "plans": self.plans,
-            "precisions": self.precisions,
-        }
-        for axis, entries in axes.items():
-            for first, second in _alike(entries):
-                raise ValueError(
-                    f"{axis}[{first}] and {axis}[{second}] are both called "
-                    f"{entries[second].label}; give one a name of its own"
-                )
-        return self
-
-
-def _alike(entries: Sequence[NamedEntry]) -> Iterator[tuple[int, int]]:
-    seen: dict[str, int] = {}
-    for index, entry in enumerate(entries):
-        name = entry.label.casefold()  # some file systems tell no case
-        if name in seen:
-            yield seen[name], index
-        seen.setdefault(name, index)
-
-
-_MOST_TOLD = 5
-_HINT = "What may stand there: exporter/docs/sweeps.md."
+    models: tuple[Entry, ...]
+    plans: tuple[Entry, ...]
+    precisions: tuple[Entry, ...]
+    common: Values
+    keeps_models: bool
 
 
 @dataclass(frozen=True)
@@ -305,27 +111,150 @@ def parse_sweep(text: str, path: Path) -> Sweep:
     return _validated(parse_yaml(text, path, SweepError))
 
 
-def _validated(yaml_file: YamlFile) -> Sweep:
+def _validated(file: YamlFile) -> Sweep:
     try:
-        return Sweep(yaml_file.path, yaml_file.text, SweepFile.model_validate(yaml_file.data))
-    except ValidationError as error:
-        raise SweepError("\n".join(_mistakes(error, yaml_file)), _HINT) from error
+        return Sweep(file.path, file.text, _whole(file.data))
+    except _MistakeError as error:
+        raise SweepError(
+            f"{file.place(*error.at)}: {json_path(error.at)}: {error}.",
+            "What may stand there: exporter/docs/sweeps.md.",
+        ) from error
 
 
-def _mistakes(error: ValidationError, file: YamlFile) -> Iterator[str]:
-    details = _deepest(error.errors(include_url=False))
-    for one in details[:_MOST_TOLD]:
-        words = mistake(one)
-        yield f"{file.place(*one['loc'])}: {json_path(one['loc'])}: {words}."
-    if len(details) > _MOST_TOLD:
-        yield f"And {len(details) - _MOST_TOLD} more."
+def _whole(data: Any) -> SweepFile:
+    given = _mapping(data, (), (*_AXES, *_SECTIONS, "keep"))
+    axes = {axis: _axis(axis, given.get(axis, usual)) for axis, (_, usual) in _AXES.items()}
+    common: Values = {}
+    for name, keys in _SECTIONS.items():
+        values = _values(given.get(name, {}), (name,), keys)
+        _check({"drop_joint": 1, **values}, (name,))
+        common |= values
+    keep = given.get("keep", _KEEP[0])
+    if keep not in _KEEP:
+        raise _MistakeError(("keep",), f"{keep!r}: it should be {' or '.join(_KEEP)}")
+    return SweepFile(**axes, common=common, keeps_models=keep == _KEEP[0])
 
 
-def _deepest(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Without what is only said because something within is wrong."""
-    places = [one["loc"] for one in details]
-    return [
-        one
-        for one in details
-        if not any(len(p) > len(one["loc"]) and p[: len(one["loc"])] == one["loc"] for p in places)
-    ]
+def _axis(axis: str, given: Any) -> tuple[Entry, ...]:
+    if not isinstance(given, list) or not given:
+        raise _MistakeError((axis,), "a list of one entry or more is expected here")
+    entries: list[Entry] = []
+    for number, item in enumerate(given):
+        entry = _AXES[axis][0](item, (axis, number))
+        name = _text(item, "name", (axis, number)) if isinstance(item, dict) else None
+        label = _FOREIGN.sub("-", name or entry.label).strip("-.")[:80] or "unnamed"
+        for first, other in enumerate(entries):
+            if other.label.casefold() == label.casefold():  # some file systems tell no case
+                words = f"{axis}[{first}] and {axis}[{number}] are both called {label}"
+                raise _MistakeError((axis, number), f"{words}; give one a name of its own")
+        entries.append(Entry(label, entry.values, entry.drop))
+    return tuple(entries)
+
+
+def _mapping(given: Any, at: _At, known: Collection[str]) -> Mapping[str, Any]:
+    if not isinstance(given, dict):
+        raise _MistakeError(at, "keys and their values are expected here")
+    for key in given:
+        if key not in known:
+            raise _MistakeError((*at, str(key)), "this key is not known here")
+    return given
+
+
+def _text(given: Mapping[str, Any], key: str, at: _At) -> str | None:
+    text = given.get(key)
+    if text is not None and not (isinstance(text, str) and text.strip()):
+        raise _MistakeError((*at, key), f"{text!r}: a text is expected here")
+    return None if text is None else text.strip()
+
+
+def _values(given: Any, at: _At, keys: Collection[str], own: Collection[str] = ()) -> Values:
+    """The options of a mapping, read as a configuration file's are."""
+    results: Values = {}
+    for key, value in _mapping(given, at, (*own, *keys)).items():
+        if key not in own:
+            try:
+                results[key] = _OPTIONS[key].read(value, strict=True)
+            except ValueError as error:
+                raise _MistakeError((*at, key), str(error).rstrip(".")) from error
+    return results
+
+
+def _check(values: Values, at: _At) -> None:
+    """Tells as a mistake what `depthcut export` would refuse."""
+    try:
+        build(ExportRequest, {"source": "MODEL", "output": Path("OUT"), **values})
+    except DepthcutError as error:
+        if isinstance(error, OptionError):
+            error.say(error.keys)
+        raise _MistakeError(at, str(error).rstrip(".")) from error
+
+
+def _model(item: Any, at: _At) -> Entry:
+    """A folder, a GGUF file, or a hub id with its revision."""
+    given = {"source": item} if isinstance(item, str) else item
+    _mapping(given, at, ("source", "revision", "name"))
+    source, revision = (_text(given, key, at) for key in ("source", "revision"))
+    if source is None:
+        raise _MistakeError(at, "source, the model, is missing")
+    name = posixpath.normpath(source).rpartition("/")[2].removesuffix(".gguf")
+    return Entry(name, {"source": source, "revision": revision})
+
+
+def _plan(item: Any, at: _At) -> Entry:
+    """A plan's file, sublayers by hand, or numbers; exactly one of them."""
+    if isinstance(item, str):
+        item = {"plan" if item.strip().endswith(".json") else "drop": item}
+    values = _values(item, at, PLAN, ("name", "drop"))
+    drop = item.get("drop", ())
+    if not isinstance(drop, str | list | tuple):
+        raise _MistakeError((*at, "drop"), f"{drop!r}: a text is expected here")
+    drop = tuple(drop.split() if isinstance(drop, str) else map(str, drop))
+    counted = any(values.get(key) for key in COUNTS)
+    if ("plan" in values) + bool(drop) + counted != 1:
+        words = "say what to drop in one way: a plan, drop such as attention:25,26, or a number: "
+        raise _MistakeError(at, words + ", ".join(COUNTS))
+    try:
+        parse_drops(drop) if drop else None
+    except DepthcutError as error:
+        raise _MistakeError(at, str(error).rstrip(".")) from error
+    for key in (key for key in values if key in CHOICE and not counted):
+        raise _MistakeError(at, f"{key} says how numbers are chosen, and no number is given")
+    _check({"plan": Path("plan.json"), **values} if drop else values, at)
+    healed = values.get("heal", "none")
+    return Entry(_what(values, drop) + (f"+{healed}" if healed != "none" else ""), values, drop)
+
+
+def _what(values: Values, drop: tuple[str, ...]) -> str:
+    """``attention8-cosine``, ``attention-3-4``, or the file's name."""
+    if "plan" in values:
+        return str(values["plan"].name).removesuffix(".json")
+    if drop:
+        return "_".join(drop)
+    numbers = [f"{COUNTS[key]}{values[key]}" for key in COUNTS if values.get(key)]
+    chosen = (values.get(key) for key in ("search", "objective"))
+    return "-".join([*numbers, *values.get("metric", ()), *filter(None, chosen)])
+
+
+def _precision(item: Any, at: _At) -> Entry:
+    """In float, or quantised after the cut: ``fp16``, ``int4``, ``int4-hqq``."""
+    if isinstance(item, str):
+        if item not in (known := (*DTYPES, *get_args(Scheme))):
+            raise _MistakeError(at, f"{item!r}: it is no precision; there are {', '.join(known)}")
+        item = {"dtype": DTYPES[item]} if item in DTYPES else {"quantize": item}
+    values = _values(item, at, PRECISION, ("name",))
+    if "calibration" in values and "quantize" not in values:
+        raise _MistakeError(at, "calibration is for quantize")
+    _check({"drop_joint": 1, **values}, at)
+    scheme, block = values.get("quantize"), values.get("block_size")
+    dtype = next(name for name, long in DTYPES.items() if long == values.get("dtype", "float32"))
+    shown = None if scheme and dtype == "fp32" else dtype
+    words = (scheme, values.get("quantize_method"), block and f"block{block}", shown)
+    return Entry("-".join(filter(None, words)), values)
+
+
+_AXES: Mapping[str, tuple[Callable[[Any, _At], Entry], Any]] = {
+    "models": (_model, None),
+    "plans": (_plan, None),
+    "precisions": (_precision, ["fp32"]),
+}
+"""How an entry of each is read, and what stands there where nothing does."""

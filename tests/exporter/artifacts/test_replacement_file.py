@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -270,15 +271,21 @@ def test_a_block_takes_the_numbers_of_its_sublayers(source: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["report.json", "baseline/numbers.safetensors", "healing"])
-def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str) -> None:
-    from exporter.pipeline.refusals import refuse_reserved_replacements
+def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str, tmp_path: Path) -> None:
+    from exporter.pipeline.refusals import refuse_foreign_results
+    from exporter.pipeline.request import DropRequest, ExportRequest
 
-    known = ReplacementsRef(path=name, sha256="0" * 64)
-    plan = PruningPlan(deletions=DELETIONS, replacements=known)
+    def run(path: str) -> Any:
+        known = ReplacementsRef(path=path, sha256="0" * 64)
+        plan = PruningPlan(deletions=DELETIONS, replacements=known)
+        drops = DropRequest(plan=Path("plan.json"))
+        request = ExportRequest(source="m", out=tmp_path, drops=drops)
+        given = SimpleNamespace(plan=plan, path="plan.json")
+        return SimpleNamespace(request=request, given_plan=given)
+
     with raises(PlanError, "same-file", "$.replacements.path", name.partition("/")[0]):
-        refuse_reserved_replacements(plan, Path("plan.json"))
-    other = known.model_copy(update={"path": "numbers/baseline.safetensors"})
-    refuse_reserved_replacements(plan.model_copy(update={"replacements": other}), Path("plan.json"))
+        refuse_foreign_results(run(name))
+    refuse_foreign_results(run("numbers/baseline.safetensors"))
 
 
 def test_numbers_that_are_a_circle_of_links_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 from exporter.artifacts import PerplexityPair
 from exporter.artifacts.store import StageLedger, Store, in_turn, locked
 from exporter.errors import TargetInUseError, UnsafeInputError, UsageError
+from graph_passes.files.hashing import sha256_bytes
 from tests.present import present
 
 ABOUT = {"model": "m", "text": [1, 2]}
@@ -58,7 +60,7 @@ def test_what_is_not_finite_comes_back_as_it_was(path: Path, value: float) -> No
     assert repr(Store(path, ABOUT).find("a")) == repr({"kl": [value]})
     root = path.parent
     (root / "work").mkdir()
-    StageLedger(root).record("scored", {}, [], {"kl": value})
+    StageLedger(root).once("scored", {}, lambda _: {"kl": value})
     assert repr(StageLedger(root).notes("scored")) == repr({"kl": value})
 
 
@@ -167,27 +169,39 @@ def result(tmp_path: Path) -> Path:
     return tmp_path / "importance.json"
 
 
-def finish(ledger: StageLedger, text: str) -> Path:
-    ledger.work.mkdir(parents=True, exist_ok=True)
-    path = ledger.work / "importance.json"
-    path.write_text(text, encoding="utf-8")
-    ledger.record("score", KEY, [path], notes=[1])
-    return path
+def finish(ledger: StageLedger, text: str, key: Any = KEY, **how: Any) -> str:
+    def make(folder: Path) -> list[int]:
+        (folder / "importance.json").write_text(text, encoding="utf-8")
+        return [1]
+
+    return ledger.once("score", key, make, **how)
+
+
+def is_valid(root: Path, key: Any = KEY, **how: Any) -> bool:
+    """Whether a later run would find the stage; it changes nothing."""
+
+    def make(folder: Path) -> None:
+        raise LookupError
+
+    try:
+        return StageLedger(root, **how).once("score", key, make) == "reused"
+    except LookupError:
+        return False
 
 
 def test_the_same_key_and_files_are_valid_in_a_later_run(result: Path) -> None:
+    assert is_valid(result.parent, dict(reversed(KEY.items())))
     later = StageLedger(result.parent)
-    assert later.valid("score", dict(reversed(KEY.items())))
     assert later.notes("score") == [1]
     assert not later.is_new
-    assert not later.valid("score", {**KEY, "samples": 21})
-    assert not StageLedger(result.parent, force=True).valid("score", KEY)
+    assert not is_valid(result.parent, {**KEY, "samples": 21})
+    assert not is_valid(result.parent, force=True)
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_result_that_is_not_as_it_was_is_not_valid(result: Path, damage: str) -> None:
     result.write_text("{ }", encoding="utf-8") if damage == "changed" else result.unlink()
-    assert not StageLedger(result.parent).valid("score", KEY)
+    assert not is_valid(result.parent)
 
 
 @pytest.mark.parametrize("text", [
@@ -200,22 +214,79 @@ def test_a_result_that_is_not_as_it_was_is_not_valid(result: Path, damage: str) 
 ])  # fmt: skip
 def test_a_broken_memory_is_no_memory(result: Path, text: str) -> None:
     (result.parent / ".depthcut" / "stages.json").write_text(text, encoding="utf-8")
-    assert not StageLedger(result.parent).valid("score", KEY)
+    assert not is_valid(result.parent)
     assert not StageLedger(result.parent).is_new
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_new_results_appear_only_when_published(result: Path, force: bool) -> None:
-    ledger = StageLedger(result.parent, force=force)
-    new = finish(ledger, '["new"]')
-    assert ledger.valid("score", KEY)
+def test_results_of_another_request_stand_until_all_new_ones_are_there(
+    result: Path, force: bool
+) -> None:
+    root, first = result.parent, StageLedger(result.parent)
+    assert finish(first, "") == "reused"
+    first.once("plan", KEY, lambda folder: (folder / "plan.json").write_text("{}"))
+    ledger = StageLedger(root, force=force)
+    assert finish(ledger, '["new"]', KEY if force else {}) == "made"
+    assert finish(ledger, "", KEY if force else {}) == "reused"
     assert result.read_text() == "{}"
-    assert ledger.path("importance.json") == new
-    assert StageLedger(result.parent).valid("score", KEY)
+    new = ledger.path("importance.json")
+    assert new.read_text() == '["new"]'
+    assert ledger.final(new) == result
+    assert ledger.path("plan.json") == root / "plan.json"
     ledger.publish()
     assert result.read_text() == '["new"]'
-    assert not ledger.work.exists()
-    assert StageLedger(result.parent).valid("score", KEY)
+    assert not (root / ".depthcut" / "work").exists()
+    assert is_valid(root, KEY if force else {})
+
+
+def test_each_stage_of_a_new_folder_appears_at_once(tmp_path: Path) -> None:
+    ledger = StageLedger(tmp_path)
+    for name in ("a", "b"):
+        ledger.once(name, KEY, lambda folder, name=name: (folder / name).write_text(name))
+        assert (tmp_path / name).read_text() == name
+    later = StageLedger(tmp_path)
+    assert later.once("a", KEY, pytest.fail) == "reused"
+    later.once("b", {}, lambda folder: (folder / "b").write_text("other"), of=["a"])
+    assert (tmp_path / "b").read_text() == "other"  # all that is there is of this request
+
+
+def test_what_was_made_of_others_goes_and_what_is_of_the_same_stays(tmp_path: Path) -> None:
+    def walked(whole: str, cut: str, model: str = "m", *, ends: bool = True) -> set[str]:
+        ledger = StageLedger(tmp_path, given={"model": model})
+        for name, text, of in (("whole", whole, ["model"]), ("cut", cut, ["whole"])):
+            ledger.once(name, {"": text}, lambda f, n=name, t=text: (f / n).write_text(t), of=of)
+        if ends:
+            for name, of in (("engines", ["cut"]), ("score", ["model"]), ("report", ["engines"])):
+                ledger.once(name, {}, lambda f, n=name: (f / n).write_text(whole + cut), of=of)
+        ledger.publish()
+        return {path.name for path in tmp_path.iterdir()} - {".depthcut"}
+
+    every = {"whole", "cut", "engines", "score", "report"}
+    assert walked("1", "1") == every
+    assert walked("1", "1", ends=False) == every
+    assert walked("1", "2", ends=False) == {"whole", "cut", "score"}
+    assert walked("1", "2") == every
+    assert walked("1", "2", "other", ends=False) == every - {"score"}
+
+
+def test_what_an_earlier_version_left_is_made_anew(tmp_path: Path) -> None:
+    """Its entries don't say what they were made from."""
+    stages = {"score": {"key": "k", "files": {}, "value": None}}
+    stages |= {"hf": {"key": "k", "files": {"candidate/hf/w": sha256_bytes(b"")}, "value": None}}
+    (tmp_path / "candidate" / "hf").mkdir(parents=True)
+    (tmp_path / "candidate" / "hf" / "w").touch()
+    (tmp_path / ".depthcut").mkdir()
+    published = {"candidate/hf/w": sha256_bytes(b"")}
+    text = json.dumps({"stages": stages, "published": published})
+    (tmp_path / ".depthcut" / "stages.json").write_text(text)
+    for name in ("importance.json", "healing/importance.json"):  # of an interrupted run
+        (tmp_path / ".depthcut" / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".depthcut" / "work" / name).touch()
+    ledger = StageLedger(tmp_path)
+    assert finish(ledger, "{}") == "made"
+    assert ledger.path("importance.json").read_text() == "{}"
+    assert ledger.publish() == ["hf"]
+    assert {path.name for path in tmp_path.iterdir()} == {".depthcut", "importance.json"}
 
 
 def elsewhere(work: Callable[[], Any]) -> Any:
@@ -252,7 +323,7 @@ def test_what_a_failed_run_finished_stays(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         fails()
-    assert StageLedger(tmp_path / "out").valid("score", KEY)
+    assert is_valid(tmp_path / "out")
 
 
 def test_turns_wait_for_one_another_and_not_for_a_run(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress, TaskLines
 from exporter.cli.export import ExportCall
 from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
-from exporter.pipeline import road
+from exporter.pipeline import stages
 from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
 from tests.made_reports import full_importance
@@ -460,6 +460,7 @@ def test_a_report_is_kept_out_of_a_models_folder(
         (["score", "model", "--quick"], "of export."),
         (["prune", "model", "--search", "greedy"], "of export, plan"),
         (["prune", "model", "--no-such-option"], "No such option"),
+        (["exprot", "model"], "Did you mean 'export'"),
         (["gpu-session", "out"], "make gpu"),
         (["refit", "m.engine", "m.onnx", "-o", "new"], "depthcut build"),
         (["check-engine", "model"], "depthcut build"),
@@ -515,15 +516,14 @@ def test_limits_on_quality_take_the_same_form_as_no_limits(
 def test_a_form_that_is_not_the_fastest_is_told(
     monkeypatch: pytest.MonkeyPatch, target: str, installed: str | None, is_told: bool
 ) -> None:
-    monkeypatch.setattr(road, "find_spec", lambda _: installed)
-    monkeypatch.setattr(road.keys, "score_key", lambda _: {})
-    for name in ("refuse_foreign_goals", "_stage"):
-        monkeypatch.setattr(road, name, lambda *_: None)
+    monkeypatch.setattr(stages, "find_spec", lambda _: installed)
+    monkeypatch.setattr(stages, "refuse_foreign_goals", lambda _: None)
+    made = SimpleNamespace(write=lambda _: None)
+    monkeypatch.setattr(stages, "score", lambda *_, **__: made)
     heard = Heard()
-    request = SimpleNamespace(target=target, scored=True, stream=False)
-    ledger = SimpleNamespace(valid=lambda *_: False)
-    run: Any = SimpleNamespace(request=request, ledger=ledger, progress=heard)
-    road._score(run)
+    request = SimpleNamespace(target=target, stream=False, score=None)
+    run: Any = SimpleNamespace(request=request, choosing=None, progress=heard)
+    stages.score_sublayers(run, Path())
     assert any("--target onnxruntime-cpu" in line for line in heard.lines) == is_told
 
 

@@ -57,7 +57,7 @@ CUTS: dict[str, list[tuple[int, Any]]] = {
 def models(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A translator of random weights, whole and cut, each in a folder of its name."""
     from exporter.cut.surgery import prune_stacks
-    from exporter.export.encoder_decoder import write_stacks
+    from exporter.export.forms.portable import write_stacks
 
     place = tmp_path_factory.mktemp("models")
     write_stacks(made_loaded("bart"), write_source(place / "whole", "bart"))

@@ -29,7 +29,7 @@ from exporter.pipeline import refusals, stages
 from exporter.pipeline import stages as engines
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.road import export_model, write_models
-from exporter.pipeline.run import QUANTIZE, _question_hashes
+from exporter.pipeline.run import QUANTIZE, question_hashes
 from exporter.quantize.settings import QuantizeSettings
 from exporter.report.words import named_arms
 from exporter.score.options import ScoreOptions
@@ -206,7 +206,7 @@ def test_a_failed_check_keeps_the_earlier_candidate(
     with raises(errors.VerificationError, "wrong-results", "logits", "1.00e+00"):
         _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert _contents(again) == before
-    assert not (again / ".depthcut" / "work" / "candidate").exists()
+    assert not any((again / ".depthcut").rglob("candidate"))
 
 
 def test_a_run_that_failed_late_is_taken_up_again(
@@ -270,11 +270,11 @@ def test_what_can_not_work_fails_before_any_work(
 def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
     quality = QualityOptions(tasks=("a",), task_data=tmp_path)
     (tmp_path / "a.jsonl").write_text("{}")
-    before = _question_hashes(quality)
-    assert _question_hashes(quality) == before
+    before = question_hashes(quality)
+    assert question_hashes(quality) == before
     (tmp_path / "a.jsonl").write_text("{ }")
-    assert _question_hashes(quality) != before
-    assert _question_hashes(QualityOptions(tasks=("a",))) == []
+    assert question_hashes(quality) != before
+    assert question_hashes(QualityOptions(tasks=("a",))) == []
 
 
 def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
@@ -364,9 +364,8 @@ def test_ctrl_c_leaves_finished_stages_and_no_half_ones(checkpoint: Path, tmp_pa
     assert ran.returncode == 130, ran.stderr
     assert "export to ONNX" in ran.stderr, "it was in the export"
     assert "Traceback" not in ran.stderr
-    assert {path.name for path in out.iterdir()} == {".depthcut"}
-    work = out / ".depthcut" / "work"
-    assert {path.name for path in work.iterdir()} == {"importance.json", "plan.json"}
+    assert {path.name for path in out.iterdir()} == {".depthcut", "importance.json", "plan.json"}
+    assert [path.name for path in (out / ".depthcut").iterdir()] == ["stages.json"]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -391,7 +390,7 @@ def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return [(path, decoder_record(["prefill", "decode"])) for path in paths]
 
     monkeypatch.setattr(engines, "build_engines", build_engines)
-    monkeypatch.setattr(refusals, "_refuse_engines", lambda _: None)
+    monkeypatch.setattr(refusals, "check_engines", lambda _: None)
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
     return made
 

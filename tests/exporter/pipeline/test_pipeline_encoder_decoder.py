@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from exporter.artifacts import ImportanceReport, PlanParts, PruneReport, PruningPlan
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory, SearchOptions
+from exporter.cli.export import export
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare as compare_folders
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
@@ -30,8 +30,8 @@ from exporter.heal.options import HealOptions
 from exporter.models.decoding_rules import DecodingRules
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.sources import SourceOptions
-from exporter.pipeline import run as keys
-from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
+from exporter.pipeline import stages as keys
+from exporter.pipeline.refusals import refuse_of_stacks
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.road import export_model, write_models
 from exporter.pipeline.run import Run
@@ -39,7 +39,7 @@ from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.options import ScoreOptions
 from tests.raising import raises
-from tests.reading import leaves_of
+from tests.reading import in_file, leaves_of
 from tests.tiny_models import made_loaded, write_recordings, write_sound, write_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
@@ -294,7 +294,7 @@ HEEDED = {
     "load.allow_any_model_type",
 }  # fmt: skip
 """What `export` of an encoder-decoder heeds; what its comparison does has a table of its own."""
-NO_OPTIONS = {"refuses_useless", "quick", "in_stacks"}
+NO_OPTIONS = {"refuses_useless", "in_stacks"}
 BY_RULES = {
     "heal.server",  # as server
     "heal.seed", "heal.sequence_length",  # as those of scores
@@ -314,7 +314,6 @@ def heal(**changes: Any) -> dict[str, Any]:
 
 LESS: dict[str, Callable[[], dict[str, Any]]] = {
     "target": lambda: {"target": "onnxruntime-cpu"},
-    "exporter": lambda: {"exporter": "optimum"},
     "pooling": lambda: {"pooling": True},
     "checkpoint": lambda: {"checkpoint": True},
     "also": lambda: {"also": (Path("other"),)},
@@ -360,24 +359,18 @@ def test_every_option_is_heeded_or_refused() -> None:
 def test_an_option_without_effect_is_refused(name: str) -> None:
     codes = {"one-graph-option", "numbers-only"}
     with pytest.raises(DepthcutError) as caught:
-        refuse_unfit(request_for(Path("m"), Path("out"), **LESS[name]()))
+        refuse_of_stacks(request_for(Path("m"), Path("out"), **LESS[name]()))
     assert caught.value.code in codes
 
 
-def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
-    results: dict[str, Any] = {
-        "compare": compare(quality=QualityOptions(agreement_prompts=2)),
-        "search": SearchOptions("greedy", tokens=512),
-    }
-    request = request_for(Path("m"), Path("out"), **results)
-    refuse_unfit(without_presets(replace(request, quick=True)))
-    with raises(PlanError, "numbers-only"):
-        refuse_unfit(without_presets(request))
+def test_a_first_look_asks_for_nothing_that_is_refused(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "bart")
+    words = [str(source), "-o", "out", "--drop-joint", "2", "--quick"]
+    call = export.read(words)
+    refuse_of_stacks(call.request)
+    assert call.request.score.samples == 8
     with raises(UsageError, "one-graph-option", "agreement_prompts"):
-        refuse_unfit(without_presets(replace(request, search=SearchOptions("greedy"))))
-    changed = replace(results["compare"], quality=QualityOptions(agreement_prompts=3))
-    with raises(UsageError, "one-graph-option", "agreement_prompts"):
-        refuse_unfit(without_presets(replace(request, quick=True, compare=changed)))
+        refuse_of_stacks(export.read(in_file(tmp_path, [*words, "agreement_prompts: 3"])).request)
 
 
 @pytest.mark.parametrize("family", ["whisper", "bart"])
@@ -400,8 +393,7 @@ def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
     }
     with raises(ComparisonError, "same-text"):
         export_model(request_for(source, tmp_path / "out", **result))
-    assert not (tmp_path / "out" / "importance.json").exists()
-    assert not (tmp_path / "out" / ".depthcut" / "work" / "importance.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Path) -> None:

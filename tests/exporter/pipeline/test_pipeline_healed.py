@@ -32,8 +32,10 @@ from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import report_of, write_healed_plan
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.pipeline.refusals import refuse_bad_options
+from exporter.pipeline.refusals import refuse_deciding_text
 from exporter.pipeline.request import DropRequest
+from exporter.pipeline.run import Run
+from exporter.progress import QUIET
 from graph_passes.files.storage import load_model
 from graph_passes.replacements import array_of
 from tests.made_reports import full_report
@@ -219,7 +221,7 @@ def test_what_a_plan_rests_on_is_not_judged_on(checkpoint: Path, tmp_path: Path,
         drops = DropRequest(plan=plan)
         request = _request(checkpoint, tmp_path / "out", drops=drops, compare=judged)
         with raises(ComparisonError, "same-text", "text.txt") if refused else nullcontext():
-            refuse_bad_options(request)
+            refuse_deciding_text(Run(request, QUIET))
 
 
 IDS = np.arange(3, 11, dtype=np.int64)[None]
@@ -278,10 +280,10 @@ def test_candidate_and_checkpoint_are_the_bare_cut_with_other_weights(
     assert all(check.passed for check in checks)
     import torch
 
-    card = (distilled[0] / "candidate" / "hf" / "README.md").read_text()
+    card = (distilled[0] / "checkpoint" / "README.md").read_text()
     plan = PruningPlan.read(distilled[0] / "healing" / "plan.json")
     assert tells(card, plan.changed_weights)
-    loaded = load_pruned(distilled[0] / "candidate" / "hf")
+    loaded = load_pruned(distilled[0] / "checkpoint")
     with torch.inference_mode():
         wanted = loaded.model(torch.from_numpy(IDS)).logits.numpy()
     assert np.allclose(logits(distilled[0] / "candidate"), wanted, atol=1e-4)
@@ -349,7 +351,7 @@ def test_transformers_loads_the_checkpoint_without_our_code(folded: Any, tmp_pat
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = shutil.copytree(folded[0] / "candidate" / "hf", tmp_path / "hf")
+    folder = shutil.copytree(folded[0] / "checkpoint", tmp_path / "hf")
     config = json.loads((folder / "config.json").read_text())
     config.pop("depthcut", None)
     (folder / "config.json").write_text(json.dumps(config))

@@ -27,8 +27,8 @@ from exporter.models.loading.model_source import load_model
 from exporter.models.texts.images import ImageReader, read_images
 from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.pipeline.road import export_model
-from exporter.pipeline.run import Run, measure_key
-from exporter.pipeline.stages import _ranges
+from exporter.pipeline.run import Run
+from exporter.pipeline.stages import _ranges, measure_key
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.options import ScoreOptions
@@ -167,7 +167,7 @@ def test_a_classifier_keeps_its_head_and_its_labels(
     assert accuracy.kl_divergence > 0
     assert accuracy.kl_interval.ci95[0] > 0
     assert 0 <= accuracy.top1_agreement <= 1
-    for folder in (out / "baseline", out / "candidate", out / "candidate" / "hf"):
+    for folder in (out / "baseline", out / "candidate", out / "checkpoint"):
         config = json.loads((folder / "config.json").read_text())
         assert config["id2label"] == {str(number): name for number, name in labels.items()}
         assert config["architectures"] == [f"Bert{head}"]
@@ -288,7 +288,7 @@ def test_the_checkpoint_is_the_cut_model(noisy: tuple[Path, Any]) -> None:
     import torch
 
     place, report = noisy
-    folder = place / "out" / "candidate" / "hf"
+    folder = place / "out" / "checkpoint"
     assert (folder / "preprocessor_config.json").is_file()
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     whole: Any = load_model(str(place / "source")).model

@@ -123,7 +123,8 @@ def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
             _walk(request)
         assert refused.value.code.endswith("nothing-within-limits")
     assert (out / "plan.json").read_bytes() == before
-    assert {path.name for path in (tmp_path / "other").iterdir()} == {".depthcut"}
+    there = {path.name for path in (tmp_path / "other").iterdir()}
+    assert there == {".depthcut", "importance.json", "baseline"}
 
 
 def test_without_a_number_the_cut_is_trained_checked_and_compared(
@@ -165,7 +166,7 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     plan.write_text(json.dumps({"drop_attn_list": [1], "drop_mlp_list": [], "x": 1}))
     request = _request(checkpoint, folder / "out", drops=DropRequest(plan=plan))
     _walk(request)
-    assert not (folder / "out" / "candidate" / "hf").exists()
+    assert not (folder / "out" / "checkpoint").exists()
     _, heard = _walk(replace(request, checkpoint=True))
     return folder / "out", plan, heard
 
@@ -173,14 +174,14 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_candidate_keeps_its_graph_and_gains_the_checkpoint(walked: Any) -> None:
     out, _, heard = walked
     assert heard.reused == [*FORMER, "measure"]
-    assert {*names_in(out / "candidate")} >= {*BEFORE, "hf"}
-    assert {*names_in(out / "candidate" / "hf")} >= {
+    assert {*names_in(out / "candidate")} >= BEFORE
+    assert {*names_in(out / "checkpoint")} >= {
         "README.md",
         "config.json",
         "model.safetensors",
     }
     assert not (out / ".depthcut" / "work").exists()
-    assert load_pruned(out / "candidate" / "hf").tokenizer is not None
+    assert load_pruned(out / "checkpoint").tokenizer is not None
     lines = [line for line in heard.lines if "candidate against the checkpoint" in line]
     assert len(lines) == 4
     assert all("holds" in line for line in lines)
@@ -193,7 +194,7 @@ def test_the_plan_is_written_in_our_words_and_the_card_tells_what_was_measured(
     written = json.loads((out / "plan.json").read_text())
     assert [(d["kind"], d["layer"]) for d in written["deletions"]] == [("attention", 1)]
     assert written["kind"] == "pruning_plan"
-    card = (out / "candidate" / "hf" / "README.md").read_text()
+    card = (out / "checkpoint" / "README.md").read_text()
     report = json.loads((out / "report.json").read_text())
     assert f"{report['accuracy']['perplexity']['candidate']:.4g}" in card
     assert report["environment"]["processor"] in card
@@ -207,12 +208,12 @@ def test_nothing_is_written_twice(walked: Any, checkpoint: Path, tmp_path: Path)
     out = Path(shutil.copytree(walked[0], tmp_path / "out"))
     drops = DropRequest(plan=walked[1])
     _, heard = _walk(replace(_request(checkpoint, out, drops=drops), checkpoint=True))
-    assert heard.reused == [*FORMER, "hf", "measure", "card"]
+    assert heard.reused == [*FORMER, "measure", "checkpoint"]
     (out / "candidate" / "model.onnx").unlink()
     _, heard = _walk(replace(_request(checkpoint, out, drops=drops), checkpoint=True))
     assert "prune" not in heard.reused
-    assert {*names_in(out / "candidate")} >= {*BEFORE, "hf"}
-    assert names_in(out / "candidate" / "hf") == names_in(walked[0] / "candidate" / "hf")
+    assert heard.reused[-1] == "checkpoint"
+    assert {*names_in(out / "candidate")} >= BEFORE
 
 
 def test_another_plan_takes_the_old_checkpoint_away(
@@ -223,7 +224,7 @@ def test_another_plan_takes_the_old_checkpoint_away(
     request = _request(checkpoint, out, drops=DropRequest(Budget(block=1)))
     _, heard = _walk(replace(request, checkpoint=True))
     assert heard.reused == ["score", "export"]
-    config = json.loads((out / "candidate" / "hf" / "config.json").read_text())
+    config = json.loads((out / "checkpoint" / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
     assert "depthcut" not in config
 
@@ -263,12 +264,6 @@ def test_everything_goes_and_equals_pytorch_and_the_oracle(
     assert (out / "plan.json").read_bytes() == before
 
 
-def test_caches_of_fixed_length_do_not_all_go(checkpoint: Path, tmp_path: Path) -> None:
-    drops = DropRequest(Budget(attention=3))
-    with raises(PlanError, "no-caches-left", "tensorrt-rtx", "--cache-length 0"):
-        _walk(_request(checkpoint, tmp_path / "out", target="tensorrt-rtx", drops=drops))
-
-
 SHORT = ("--samples", "4", "--sequence-length", "16", "batch_size: 2", "--drop-attn", "1")
 
 
@@ -298,13 +293,16 @@ def test_it_writes_both_models_and_no_report(streamed: Any) -> None:
     assert code == 0, stderr
     assert "million parameters, not compared" in stdout
     names = {path.name for path in out.iterdir()}
-    assert (out / "candidate" / "hf" / "README.md").is_file()
+    assert (out / "checkpoint" / "README.md").is_file()
     for checked in (
         "candidate against the checkpoint", "baseline against PyTorch",
         "candidate against PyTorch with the same modules skipped",
     ):  # fmt: skip
         assert f"{checked}, decode, logits: holds" in stderr
-    assert names == {name for name in RESULTS if not name.startswith("report")} | {".depthcut"}
+    assert names == {name for name in RESULTS if not name.startswith("report")} | {
+        ".depthcut",
+        "checkpoint",
+    }
     for arm in ("baseline", "candidate"):
         assert {*names_in(out / arm)} >= SHIPPED
     assert len(ImportanceReport.read(out / "importance.json").scores) == 3 * 3
@@ -314,9 +312,8 @@ def test_it_writes_both_models_and_no_report(streamed: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "told"),
     [
-        ({"heal": HealOptions()}, "needs-whole-model", ("--heal",)),
-        ({"search": SearchOptions(search="greedy")}, "needs-whole-model", ("--search greedy",)),
-        ({"exporter": "optimum"}, "needs-whole-model", ("--exporter optimum",)),
+        ({"heal": HealOptions()}, "options-clash", ("stream",)),
+        ({"search": SearchOptions(search="greedy")}, "options-clash", ("stream",)),
         ({"load": SourceOptions(trust_remote_code=True)}, "options-clash", ("load.",)),
     ],
 )

@@ -21,7 +21,6 @@ from exporter.choose.costs.weighing import sizes
 from exporter.cli.export import export
 from exporter.errors import DepthcutError
 from exporter.heal.options import HealOptions
-from exporter.pipeline import run as keys
 from exporter.pipeline.run import Run
 from exporter.progress import Quiet
 
@@ -65,8 +64,8 @@ class Road:
         write_llama_folder(self.model)
         self._folder, self._calls = folder, count()
         self._planned(self._requested(["--drop-attn", "1"]))
-        work = self.out / ".depthcut" / "work"
-        self.scores, self.graph = work / "importance.json", work / "baseline" / "model.onnx"
+        self.scores = self.out / "importance.json"
+        self.graph = self.out / "baseline" / "model.onnx"
 
     def plan(self, asked: list[str]) -> Path | None:
         """The plan of `depthcut plan`; None where it is refused."""
@@ -99,12 +98,14 @@ class Road:
             return None
 
     def _planned(self, request: Any) -> Path:
-        from exporter.pipeline import road, stages
+        from exporter.pipeline import road
 
         with locked(request.out):
             run = Run(request, Quiet())
-            road._stage(run, "score", keys.score_key(run), stages.score_sublayers)
-            road._plan_and_export(run)
+            for stage in road.order(run):
+                if stage.name == "prune":
+                    break
+                run.finish(stage)
             return run.plan.path
 
 

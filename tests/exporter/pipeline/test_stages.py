@@ -28,15 +28,15 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.models.loading.sources import SourceOptions
-from exporter.pipeline import quantizing, refusals
+from exporter.pipeline import refusals, road
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
-from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
+from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run
 from exporter.pipeline.sweep.run import tidy
 from exporter.progress import Quiet
 from exporter.quantize.quantize import RoundingDifference
 from exporter.quantize.settings import QuantizeSettings
 from tests.raising import raises
-from tests.reading import lines_of, run_lines
+from tests.reading import Heard, lines_of, run_lines
 from tests.text_graphs import write_tiny_lm, write_tokenizer
 
 EIGHT = QuantizeSettings(scheme="int8")
@@ -59,13 +59,16 @@ def exported(tmp_path: Path) -> Path:
     """An output folder with both models, as the stages before leave it."""
     out = tmp_path / "out"
     run = run_in(out)
-    for arm, stage in {"baseline": "export", "candidate": "prune"}.items():
-        folder = run.ledger.work / arm
-        write_tiny_lm(folder, layers=(0, 1) if arm == "baseline" else (1,))
+
+    def make(place: Path, arm: str, layers: tuple[int, ...]) -> None:
+        folder = place / arm
+        write_tiny_lm(folder, layers=layers)
         write_tokenizer(folder)
         (folder / "config.json").write_text("{}")
         (folder / "genai_config.json").write_text("{}")
-        run.ledger.record(stage, {}, files_below(folder))
+
+    run.ledger.once("export", {}, partial(make, arm="baseline", layers=(0, 1)))
+    run.ledger.once("prune", {}, partial(make, arm="candidate", layers=(1,)))
     run.ledger.publish()
     return out
 
@@ -89,20 +92,27 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettin
     return results
 
 
+def used(run: Run) -> Run:
+    """As after the stages before; what is as it was is reused."""
+    for stage in ARMS.values():
+        run.ledger.once(stage, {}, pytest.fail)
+    return run
+
+
 def quantize(run: Run, settings: QuantizeSettings) -> list[str]:
     """How the stages of both models were finished."""
-
-    def finish(arm: str) -> str:
-        make = partial(quantizing.quantize, run, arm, settings)
-        return run.ledger.once(QUANTIZE[arm], quantizing.quantize_key(run, arm, settings), make)
-
-    return list(map(finish, QUANTIZE))
+    run.request, heard = replace(run.request, quantize=settings), Heard()
+    run.progress, names = heard, list(QUANTIZE.values())
+    for stage in road.order(run):
+        if stage.name in names:
+            run.finish(stage)
+    return ["reused" if name in heard.reused else "made" for name in names]
 
 
 def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
     exported: Path, quantised: list[tuple[str, QuantizeSettings]]
 ) -> None:
-    run = run_in(exported)
+    run = used(run_in(exported))
     quantize(run, EIGHT)
     run.ledger.publish()
     assert quantised == [("baseline", EIGHT), ("candidate", EIGHT)]
@@ -112,7 +122,10 @@ def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
         lines = lines_of((exported / folder / "USE.md").read_text())["ONNX Runtime"]
         assert run_lines(lines, exported / folder)[0]
         assert {"model.onnx", "tokenizer.json", "config.json", "genai_config.json"} <= names
-        assert run.ledger.notes(QUANTIZE[arm]) == run.sources()[arm]
+
+
+def other_candidate(folder: Path) -> None:
+    write_tiny_lm(folder / "candidate", layers=(0,))
 
 
 def test_it_is_stale_when_graphs_settings_or_text_are_others(
@@ -121,7 +134,7 @@ def test_it_is_stale_when_graphs_settings_or_text_are_others(
     text = tmp_path / "text.txt"
     text.write_text("one")
     settings = replace(EIGHT, calibration=(str(text),))
-    run = run_in(exported)
+    run = used(run_in(exported))
     made, reused = ["made", "made"], ["reused", "reused"]
     assert quantize(run, settings) == made
     assert quantize(run, settings) == reused
@@ -129,7 +142,7 @@ def test_it_is_stale_when_graphs_settings_or_text_are_others(
     assert quantize(run, settings) == made
     text.write_text("two")
     assert quantize(run, settings) == made
-    run.ledger.record("prune", {}, [run.ledger.work / "candidate-quantized/config.json"])
+    run.ledger.once("prune", {"other": 1}, other_candidate)
     assert quantize(run, settings) == ["reused", "made"]  # the baseline is as it was
 
 
@@ -142,7 +155,7 @@ def test_what_fails_halfway_leaves_the_results_as_they_were(
     before = sorted(exported.rglob("*"))
     monkeypatch.setattr("exporter.pipeline.quantizing.quantize_file", broken)
     with pytest.raises(DepthcutError):
-        quantize(run_in(exported), EIGHT)
+        quantize(used(run_in(exported)), EIGHT)
     kept = [path for path in exported.rglob("*") if ".depthcut" not in str(path)]
     assert sorted(kept) == [path for path in before if ".depthcut" not in str(path)]
 
@@ -150,17 +163,16 @@ def test_what_fails_halfway_leaves_the_results_as_they_were(
 def test_a_run_that_quantises_nothing_keeps_only_what_is_of_its_graphs(
     exported: Path, quantised: list[tuple[str, QuantizeSettings]]
 ) -> None:
-    run = run_in(exported)
+    run = used(run_in(exported))
     quantize(run, EIGHT)
     run.ledger.publish()
     folders = [exported / folder for folder in QUANTIZED.values()]
     for changed in (False, True):
-        later = run_in(exported, quantize=None)
+        later = used(run_in(exported, quantize=None))
         if changed:
-            later.ledger.record("prune", {}, [])
-        for arm, stage in QUANTIZE.items():
-            later.forget_others(stage, later.sources()[arm])
-        later.ledger.publish()
+            later.ledger.once("prune", {"other": 1}, other_candidate)
+        gone = later.ledger.publish()
+        assert gone == ["quantize-candidate"] * changed
         kept = [True, not changed]  # the baseline is the same
         assert [folder.is_dir() for folder in folders] == kept
         assert [StageLedger(exported).has(stage) for stage in QUANTIZE.values()] == kept
@@ -184,8 +196,8 @@ def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "code", "named"),
     [
-        ({"engines": EngineRequest("tensorrt-rtx")}, UsageError, "other-target", "int8"),
-        ({"target": "tensorrt"}, UsageError, "other-target", "int8-qdq"),
+        ({"engines": EngineRequest("tensorrt-rtx")}, OptionError, "options-clash", "quantize"),
+        ({"target": "tensorrt"}, OptionError, "options-clash", "quantize"),
         ({"quantize": QuantizeSettings("int8-qdq")}, UsageError, "no-calibration", "calibration"),
         ({"target": "tensorrt", "quantize": QDQ, "load": SourceOptions(dtype="bfloat16")},
          QuantizationError, "wrong-dtype", "bfloat16"),
@@ -199,7 +211,7 @@ def test_what_can_not_be_quantised_is_refused_before_any_work(
     code: str,
     named: str,
 ) -> None:
-    monkeypatch.setattr("exporter.pipeline.refusals._refuse_engines", lambda _: None)
+    monkeypatch.setattr("exporter.pipeline.refusals.check_engines", lambda _: None)
     monkeypatch.setattr(
         "exporter.export.forms.targets.refuse_options", lambda *_, **__: None, raising=False
     )
@@ -214,25 +226,28 @@ def test_engines_are_built_from_what_was_quantised(
     exported: Path, settings: QuantizeSettings | None
 ) -> None:
     run = run_in(exported, quantize=settings)
-    for arm in QUANTIZED.values():
-        (run.ledger.work / arm).mkdir(parents=True, exist_ok=True)
     names = {arm: folder.name for arm, folder in run.built_from().items()}
     assert names == (QUANTIZED if settings else {arm: arm for arm in QUANTIZED})
 
 
-@pytest.mark.usefixtures("with_torch")
-def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(tmp_path: Path) -> None:
+def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: ExportRequest) -> None:
+        run = run_in(tmp_path)
+        run.request, run.__dict__["stacks_config"] = request, None
+        refusals.refuse_deciding_text(run)
+
+    monkeypatch.setattr(refusals, "classifies_images", lambda *_, **__: False)
     text = tmp_path / "text.txt"
     text.write_text("the value of the list is a string\n" * 20)
     request = run_in(tmp_path).request
     judged = replace(request.compare, eval_text=str(text))
     fitted = QuantizeSettings("int8-qdq", calibration=(str(text),))
-    refusals.refuse_bad_options(replace(request, quantize=fitted))
+    refuse(replace(request, quantize=fitted))
     with raises(ComparisonError, "same-text"):
-        refusals.refuse_bad_options(replace(request, quantize=fitted, compare=judged))
-    refusals.refuse_bad_options(
-        replace(request, quantize=replace(fitted, scheme="int8"), compare=judged)
-    )
+        refuse(replace(request, quantize=fitted, compare=judged))
+    refuse(replace(request, quantize=replace(fitted, scheme="int8"), compare=judged))
 
 
 def asked(*options: str) -> QuantizeSettings | None:
@@ -279,27 +294,28 @@ KEY = {"model": "m", "dtype": "float32"}
 class Maker:
     """Makes a stage of a folder and a file, and counts."""
 
-    def __init__(self, work: Path, text: str = "weights") -> None:
-        self.work, self.text, self.calls = work, text, 0
+    def __init__(self, text: str = "weights") -> None:
+        self.text, self.calls = text, 0
 
-    def __call__(self) -> tuple[list[Path], list[str]]:
+    def __call__(self, folder: Path) -> list[str]:
         self.calls += 1
-        (self.work / "baseline" / "sub").mkdir(parents=True, exist_ok=True)
-        files = [self.work / "baseline" / "sub" / "w.bin", self.work / "note.json"]
-        for file in files:
-            file.write_text(self.text)
-        return files, [self.text]
+        (folder / "baseline" / "sub").mkdir(parents=True)
+        for name in FILES:
+            (folder / name).write_text(self.text)
+        return [self.text]
+
+
+FILES = ("baseline/sub/w.bin", "note.json")
 
 
 def walk(folder: Path, root: Path, key: Any = KEY, text: str = "weights") -> tuple[Maker, Path]:
-    ledger = StageLedger(folder, force=True)
-    make = Maker(ledger.work, text)
-    how = ledger.once("export", key, make, root)
+    ledger, make = StageLedger(folder, force=True), Maker(text)
+    how = ledger.once("export", key, make, shared=root)
     assert how == ("made" if make.calls else "shared")
-    files = [ledger.work / name for name in ("baseline/sub/w.bin", "note.json")]
+    files = [ledger.path(name) for name in FILES]
     assert {path.read_text() for path in files} == {ledger.notes("export")[0]}
-    assert ledger.valid("export", key)
-    return make, ledger.work
+    assert ledger.once("export", key, pytest.fail) == "reused"
+    return make, folder
 
 
 def test_a_stage_is_made_once_for_a_key(tmp_path: Path) -> None:
@@ -323,9 +339,9 @@ def test_what_was_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     if damage == "entry":
         (place / ".depthcut" / "stages.json").write_text("{")
     else:
-        (place / ".depthcut" / "work" / "note.json").unlink()
+        (place / ".depthcut" / "work" / "export" / "note.json").unlink()
     if damage == "file":
-        (place / ".depthcut" / "work" / "note.json").write_text("other")
+        (place / ".depthcut" / "work" / "export" / "note.json").write_text("other")
     again, _ = walk(tmp_path / "b", root)
     assert again.calls == 1
     assert walk(tmp_path / "c", root)[0].calls == 0
@@ -349,9 +365,8 @@ def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
     root = tmp_path / ".depthcut" / "shared"
     walk(tmp_path / "a", root)
     _, work = walk(tmp_path / "b", root, {"model": "gone"}, "other")
-    for path in work.rglob("*"):
-        if path.is_file():
-            path.unlink()
+    for name in FILES:
+        (work / name).unlink()
     tidy(root)
     assert len(list(root.glob("export-*"))) == 1
     assert walk(tmp_path / "c", root)[0].calls == 0
@@ -359,11 +374,12 @@ def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_fails_is_nobody_s(tmp_path: Path) -> None:
-    def fail() -> tuple[list[Path], None]:
+    def fail(folder: Path) -> None:
         raise ValueError("no")
 
+    shared = tmp_path / ".depthcut" / "shared"
     with pytest.raises(ValueError, match="no"):
-        StageLedger(tmp_path).once("export", KEY, fail, tmp_path / ".depthcut" / "shared")
+        StageLedger(tmp_path).once("export", KEY, fail, shared=shared)
     assert walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")[0].calls == 1
 
 
