@@ -37,6 +37,7 @@ class SublayerSize:
     linear_weight_bytes: int
     takes_linear: bool = True
     caches: tuple[CacheSize, ...] = ()
+    operators: int = 0  # nodes of its graph; 0 where there is none
 
     def reach(self, context: int) -> int:
         """How many positions an attention looks at; a recurrent one at none."""
@@ -59,8 +60,12 @@ class Work(NamedTuple):
 
     multiplications: float  # by weights
     pair_multiplications: float  # of attentions, between positions
-    weight_bytes: float
+    weight_bytes: float  # with the start of each operator, which takes as long as some bytes
     cache_bytes: float
+
+
+_OPERATOR_BYTES = 80_000
+"""Weights that are read while an operator is started, on the machine that docs/costs.md names."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +177,10 @@ class GraphSizes:
         )
         numbers = sum(size.parameters for size in every)
         numbers -= sum(self.saved_parameters(name, how) for name, how in cut.items())
+        started = _OPERATOR_BYTES * sum(size.operators for size in [*left, self.rest])
         return Work(
             float(tokens * numbers),
             tokens * math.fsum(pairs),
-            float(sum(size.weight_bytes for size in every) - sum(saved)),
+            float(sum(size.weight_bytes for size in every) - sum(saved) + started),
             float(sum(size.kv_bytes(context, cell.batch) for size in [*left, self.rest])),
         )

@@ -94,7 +94,8 @@ def _rest(
     weights = [value for value in read if is_weight(value)]
     held = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
     count = sum(map(parameters, weights))
-    return SublayerSize(count, count, held, held, caches=caches)
+    others = _operators(node for node in model.graph if node not in inside)
+    return SublayerSize(count, count, held, held, caches=caches, operators=others)
 
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
@@ -112,8 +113,13 @@ def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[SublayerRef, Su
         linear_weight_bytes=_weight_bytes(linear),
         takes_linear=takes_linear,
         caches=tuple(_cache_size(value, windows) for value in site.caches),
+        operators=_operators(site.dying),
     )
     return site.ref, size
+
+
+def _operators(nodes: Iterable[ir.Node]) -> int:
+    return sum(node.op_type not in ("Constant", "Identity", "Shape") for node in nodes)
 
 
 def _parameters(dying: Set[ir.Node]) -> int:

@@ -207,7 +207,16 @@ def test_what_a_run_multiplies_is_counted(spec: TinySpec) -> None:
     work, cut = (result.work(Shape("prefill", 2, 8), c) for c in ({}, {(0, "mlp"): "none"}))
     own = result[0, "mlp"]
     assert work.multiplications - cut.multiplications == 16 * own.parameters
-    assert work.weight_bytes - cut.weight_bytes == own.weight_bytes
+    assert work.weight_bytes - cut.weight_bytes > own.weight_bytes  # its operators aren't started
+    attention = result.work(Shape("prefill", 2, 8), {(0, "attention"): "none"})
+    started = [
+        part - own_bytes
+        for part, own_bytes in (
+            (work.weight_bytes - cut.weight_bytes, own.weight_bytes),
+            (work.weight_bytes - attention.weight_bytes, result[0, "attention"].weight_bytes),
+        )
+    ]
+    assert started[1] / started[0] == result[0, "attention"].operators / own.operators
     assert result.rest.parameters % HIDDEN == 0
     assert result.rest.parameters > 0  # what makes the answers
     longer = result.work(Shape("prefill", 2, 16))
