@@ -38,7 +38,14 @@ from exporter.choose.budgets.units import Goal, Unit, goals_of, unit_to_use_up
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.weighing import module_sizes
-from exporter.errors import BackendError, ComparisonError, CostError, PlanError, UsageError
+from exporter.errors import (
+    BackendError,
+    CalibrationError,
+    ComparisonError,
+    CostError,
+    PlanError,
+    UsageError,
+)
 from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
@@ -47,6 +54,7 @@ from exporter.models.residual_stream import together_in
 from exporter.models.tasks import Task, Tokens, meter_here, task_of
 from exporter.models.texts.calibration import CalibrationText, specs_of, text_of_report
 from exporter.models.texts.pairs import scored_pairs
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, SublayerRef
 
@@ -81,12 +89,7 @@ class PlanInputs:
         self.given_sizes, self.stopwatch, self._given_costs = sizes, stopwatch, costs
         self._load, self._cache_dir = load, cache_dir
         self.allow_all = self.settings.allow_all and budget.only_counts
-        self._refuse_missing()
-
-    def _refuse_missing(self) -> None:
-        """Refuses a budget for which something isn't given: a graph, or the request's costs."""
-        budget, costs = self.budget, self._given_costs
-        untimed = budget.at is not None and self.stopwatch is None and costs is None
+        untimed = budget.at is not None and stopwatch is None and costs is None
         if untimed or (budget.fits is not None and self.given_sizes is None):
             raise UsageError(
                 "Times of requests and sizes of caches are those of the exported graph.",
@@ -193,10 +196,15 @@ class PlanInputs:
             used = [self.text, *([] if further is None else [further])]
             rest = judging_text(judges, self.loaded, used, self._cache_dir)
             return TextParts(self.text, *judges.parted(rest))
-        if self.budget.floors and not self.settings.limits_healed(self.budget):
-            parts.refuse_short("an interval, by which floors are held", 2)
-        elif self.settings.weighs_replacements:
-            parts.refuse_short("replacements")
+        holds_limits = self.budget.floors and not self.settings.limits_healed(self.budget)
+        # An interval takes two, replacements are checked on one.
+        if parts.held_out < (2 if holds_limits else self.settings.weighs_replacements):
+            raise CalibrationError(
+                f"Of {self.text.ref.source} {counted(parts.held_out, 'sample')} would check the "
+                "plan, which is too few.",
+                "Score on a longer text or with more --samples, or ask for a shorter "
+                "--sequence-length when scoring.",
+            )
         return parts
 
     @cached_property

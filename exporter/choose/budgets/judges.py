@@ -13,7 +13,7 @@ from exporter.artifacts.base import Nouns, nouns_of
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.compare.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
-from exporter.errors import CalibrationError, PlanError
+from exporter.errors import PlanError
 from exporter.heal.texts import text_beyond
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
@@ -42,16 +42,10 @@ class TextParts:
             return "searched"
         return "checked" if self.reported is self.checked else "unseen"
 
-    def refuse_short(self, what_for: str, samples: int = 1) -> None:
-        """Refuses a text of which too little is held out."""
-        count = 0 if self.checked is self.searched else len(self.checked.input_ids)
-        if count < samples:
-            raise CalibrationError(
-                f"Of {self.searched.ref.source} {count} samples are held out for checks, too "
-                f"few for {what_for}.",
-                "Score on a longer text or with more --samples, or ask for a shorter "
-                "--sequence-length when scoring.",
-            )
+    @property
+    def held_out(self) -> int:
+        """Samples that aren't searched on, and that checks can use."""
+        return 0 if self.checked is self.searched else len(self.checked.input_ids)
 
 
 def parted(text: CalibrationText, held_out: float = HELD_OUT, together: int = 1) -> TextParts:
