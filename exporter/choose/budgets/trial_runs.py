@@ -520,11 +520,13 @@ def _end_early(inputs: PlanInputs, limits: QualityLimits, reached: Candidate) ->
     candidate, damage = reached
     goals, dropped = inputs.goals, PruningPlan(deletions=candidate.deletions).describe()
     lead = f"With {words_of(goals)}" if goals else "Nothing is worth cutting:"
+    reach = _in_reach(inputs, lambda cost: cost * LEAST_SHARE) if goals else ""
+    figures = held_figures(damage)
     raise UnmetGoalError(
         f"{lead} too much quality is lost to be healed: without {dropped}, "
-        f"{limits.outcome(held_figures(damage))} before healing, which has never left less than "
+        f"{limits.outcome(figures)} before healing, which has never left less than "
         f"{LEAST_SHARE:.0%} of a cut's cost.",
-        f"{_in_reach(inputs, lambda cost: cost * LEAST_SHARE) if goals else ''}Allow more damage.",
+        f"{reach}{limits.allowing(figures)}healing would need less.",
         code="goals-beyond-limits" if goals else "nothing-within-limits",
     )
 
