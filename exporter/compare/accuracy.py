@@ -120,42 +120,31 @@ def refuse_no_grid(comparison: Comparison) -> None:
 
     What a graph doesn't note of itself can't be held against it.
     """
-    arms = comparison.arms
+    arms, broken = comparison.arms, dict[str, bool]()
     if FLOAT_BASELINE not in arms:
         return
-    for name in (FLOAT_BASELINE, FLOAT_CANDIDATE):
-        if record := arms[name].quantization:
-            raise ComparisonError(
-                f"The {name} {arms[name].folder.onnx} is quantised ({record.scheme}).",
-                "Give the model that it was quantised from.",
-                code="baseline-quantized",
-            )
     for name, of in zip(comparison.pair, (FLOAT_BASELINE, FLOAT_CANDIDATE), strict=True):
         quantized, original = arms[name], arms[of]
-        if quantized.facts.sha256 == original.facts.sha256:
-            raise ComparisonError(
-                f"The {name} {quantized.folder.onnx} and its float form are the same file.",
-                "Name the quantised models first, and what they were quantised from behind "
-                "--float.",
-                code="same-file",
-            )
-        if quantized.plan() != original.plan():
-            raise ComparisonError(
-                f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} "
-                "lack different sublayers, by their own metadata.",
-                "Give the model that it was quantised from.",
-                code="other-sublayers",
-            )
+        file, record = original.folder.onnx, original.quantization
+        same = quantized.facts.sha256 == original.facts.sha256
+        broken |= {
+            f"The {of} {file} is quantised ({record and record.scheme})": record is not None,
+            f"The {name} {quantized.folder.onnx} and its float form are the same file": same,
+            f"The {name} {quantized.folder.onnx} and its float form {file} lack different "
+            "sublayers, by their own metadata": quantized.plan() != original.plan(),
+        }
     records = [arms[name].quantization for name in comparison.pair]
     for field in _ALIKE if all(records) else ():
         first, second = (getattr(record, field) for record in records)
-        if first != second:
-            raise ComparisonError(
-                f"The baseline and the candidate are quantised in different ways: {field} is "
-                f"{first} and {second}.",
-                "Quantise both alike, or leave --float out.",
-                code="quantized-differently",
-            )
+        words = f"The baseline and the candidate differ in how they are quantised: {field}"
+        broken[f"{words} is {first} and {second}"] = first != second
+    if words := next((words for words, differs in broken.items() if differs), ""):
+        raise ComparisonError(
+            f"{words}.",
+            "Quantise both alike, name these first, and behind --float what they were quantised "
+            "from.",
+            code="no-grid",
+        )
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _alike(answers: dict[str, Array]) -> dict[str, Array]:
         raise ComparisonError(
             f"The arms' answers have the shapes {shapes}.",
             "Compare two forms of the same model.",
-            code="other-answers",
+            code="other-model",
         )
     return answers
 
@@ -341,7 +341,7 @@ class Pictures(Distributed):
                 f"{folder.onnx} reads images, and no config.json beside it names a class that ends "
                 "with ForImageClassification.",
                 "Put the model's config.json and preprocessor_config.json next to it.",
-                code="no-image-config",
+                code="config-missing",
             )
         return cls(texts, folder) if isinstance(texts, Images) else None
 
@@ -442,7 +442,7 @@ class Embeddings(Answers):
                 f"The evaluation text gives {len(drawn.ids)} texts to embed; {FEWEST_TEXTS} are "
                 "needed.",
                 "Name a longer text with --eval-text.",
-                code="too-few-texts",
+                code="text-too-short",
             )
         words, texts = f"embeddings of {len(drawn.ids)} texts from", len(drawn.ids)
         super().__init__(words, drawn.source, drawn.sha256, texts, drawn.documents)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,7 @@ from exporter.artifacts import (
     QuantizationRecord,
     Record,
 )
+from exporter.artifacts.latency import Shape
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.subjects import RunnerArm, loaded
 from exporter.engines.runners.base import Runner
@@ -38,6 +39,8 @@ from graph_passes.files.reading import parse_json
 from graph_passes.plan_record import PLAN_KEY
 
 _R = TypeVar("_R", bound=Record)
+LeaveOut = Callable[[str], None]
+"""Is told in words what can't be timed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class ComparedArm:
     pruned: bool | None = None  # None: as its file says
     quantized: bool | None = None
     encoder_layers: int | None = None
+    cells: Callable[[CompareOptions, LeaveOut], tuple[list[Shape], list[Shape]]] | None = None
     timed_on: str = ""  # a hash of what its runs read, where that isn't made of numbers alone
 
     @property
@@ -243,30 +247,45 @@ class Comparison:
             raise ComparisonError(
                 f"{folder.onnx} doesn't say how many tokens its vocabulary has.",
                 "Put the model's own config.json next to it, which has vocab_size.",
-                code="no-vocabulary",
+                code="config-missing",
             )
         return number
 
-    def refuse_other_interface(self) -> None:
-        """Refuses arms that don't take and give the same.
+    def refuse_other_models(self, *, running: bool) -> None:
+        """Refuses arms that don't take and give the same, as far as that is known by now."""
+        tables = (arm.facts.vocabulary for arm in self.arms.values())  # a quantised one hides it
+        ours = next(filter(None, tables), None)
+        for name, arm in [*self.arms.items()][1:]:
+            beside, size = name not in self.pair, arm.facts.vocabulary or ours
+            words = f"it knows {size} tokens, not {ours}" if beside and size != ours else ""
+            if not words and (running or not beside):
+                words = self._other_interface(arm, beside, running)
+            if words:
+                is_float = name in (FLOAT_BASELINE, FLOAT_CANDIDATE)
+                title = f"reference {name}" if beside and not is_float else name
+                raise ComparisonError(
+                    f"The {title} and the {self.pair[0]} are of different models: {words}.",
+                    "Compare a model with its own pruned form, the whole one first.",
+                    code="other-model",
+                )
+
+    def _other_interface(self, arm: ComparedArm, beside: bool, running: bool) -> str:
+        """What an arm takes or gives, and the whole model doesn't; empty where nothing.
 
         Those beside the pair may want positions or token types that its graphs make by themselves,
         and another library's may keep their caches in another form.
         """
-        known = {spec.name for spec in self.whole.runner.inputs}
-        for name, arm in [*self.arms.items()][1:]:
-            beside = name not in self.pair
-            more = TOKEN_INPUTS | self.whole.own_caches(arm) if beside else set()
-            title = f"reference {name}" if beside else name
-            refuse_inputs((spec.name for spec in arm.runner.inputs), title, known | more)
-            results = [_results(runner) for runner in (self.whole.runner, arm.runner)]
-            if results[0] != results[1]:
-                raise ComparisonError(
-                    f"The {self.pair[0]} and the {title} have different outputs: "
-                    f"{sorted(results[0])} and {sorted(results[1])}.",
-                    "Compare a model with its own pruned form.",
-                    code="other-outputs",
-                )
+        known, own = (
+            {spec.name for spec in one.runner.inputs} if running else {*one.facts.inputs}
+            for one in (self.whole, arm)
+        )
+        more = TOKEN_INPUTS | self.whole.own_caches(arm) if beside else set()
+        if known and (foreign := own - known - more):
+            return f"it has the inputs {sorted(foreign)}"
+        results = [_results(one.runner) if running else set() for one in (self.whole, arm)]
+        if results[0] != results[1]:
+            return f"their outputs are {sorted(results[0])} and {sorted(results[1])}"
+        return ""
 
 
 def noted_plan(facts: GraphFacts, file: str) -> list[PlannedDeletion]:
@@ -281,17 +300,6 @@ def noted_plan(facts: GraphFacts, file: str) -> list[PlannedDeletion]:
         raise ComparisonError(
             f"{where} is not a list of deletions.", code="broken-plan-record"
         ) from error
-
-
-def refuse_inputs(given: Iterable[str], name: str, known: AbstractSet[str]) -> None:
-    """Refuses inputs that the whole model doesn't have."""
-    foreign = [text for text in given if text not in known]
-    if foreign:
-        raise ComparisonError(
-            f"The {name} has an input {foreign[0]!r} that the baseline doesn't have.",
-            "Compare a model with its own pruned form, the whole one first.",
-            code="other-inputs",
-        )
 
 
 def _noted(kind: type[_R], facts: GraphFacts, key: str) -> _R | None:

@@ -59,7 +59,7 @@ def tokenize(
             f"A sample of {sequence_length} tokens has no room for text: {tokenizer_path} "
             f"begins each with {len(opening)} special tokens.",
             "Evaluate on more tokens (--eval-tokens).",
-            code="no-room-for-text",
+            code="text-too-short",
         )
     windows, documents = pack_tokens(
         tokenizer.plain,

@@ -12,7 +12,7 @@ from exporter.artifacts import CUT, GenerationAgreement, SampleAnswer, SampleAns
 from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.evaluation import EvaluationTokens, Prompts, questions
-from exporter.compare.tasks.choosing import only_for_encoders, refuse_missing_tasks
+from exporter.compare.tasks.choosing import local_tasks, only_for_encoders
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import agreement, continuations, decoder_on, generate
 from exporter.engines.decoding.text_model import TextModel
@@ -195,7 +195,7 @@ def check_questions(comparison: Comparison) -> None:
         raise ComparisonError(
             f"{comparison.whole.folder.onnx} has no output called logits: it can't choose answers.",
             "Encoders have tasks of your own in --task-data.",
-            code="no-logits",
+            code="task-for-another-model",
         )
     if runner.capabilities.shapes == "compiled":
         raise ComparisonError(
@@ -203,4 +203,4 @@ def check_questions(comparison: Comparison) -> None:
             "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
             code="recompiles",
         )
-    refuse_missing_tasks(quality)
+    local_tasks(quality)

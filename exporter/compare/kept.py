@@ -19,7 +19,6 @@ from exporter.files import sha256_file
 from exporter.models.model_folder import holds_stacks
 from exporter.models.sentence_folder import settings_hashes
 from exporter.models.texts.chat_template import ChatTemplate
-from exporter.models.texts.documents import Content
 from exporter.models.texts.images import read_images
 from exporter.models.texts.sources import Part, TextSource, read_texts, refuse_same_text
 
@@ -126,16 +125,17 @@ def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
     return {f"what the plan was {role} on": refs for role, refs in parts.decided.items()}
 
 
-def refuse_noted(judged: TextSource, metadata: Mapping[str, str], arm: str = "candidate") -> None:
-    """Refuses to judge on a text, or a copy, that an arm was made by, as its graph notes."""
-    for role, known in noted_texts(metadata).items():
-        contents = (item.removeprefix(CONTENT) for item in known if item.startswith(CONTENT))
-        if judged.sha256 in known or any(
-            judged.content.is_shared(Content.read(content)) for content in contents
-        ):
-            raise ComparisonError(
-                f"{judged.source} is what the {arm} was {role} on, or shares much of it, as its "
-                "file notes.",
-                "Name another text with --eval-text.",
-                code="same-text",
+def noted_by(arms: Mapping[str, ComparedArm]) -> dict[str, list[CalibrationRef]]:
+    """The texts, or what is known of them, that arms were made by, as their graphs note."""
+    return {
+        f"what the {name} was {role} on, or shares much of it, as its file notes": [
+            CalibrationRef.model_construct(source="", sha256=item, content="")
+            if not item.startswith(CONTENT)
+            else CalibrationRef.model_construct(
+                source="a text", sha256="", content=item.removeprefix(CONTENT)
             )
+            for item in known
+        ]
+        for name, arm in arms.items()
+        for role, known in noted_texts(arm.facts.metadata).items()
+    }

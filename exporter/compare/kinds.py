@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE, EngineFacts
 from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
-from exporter.compare.sequences import open_stack_arm
+from exporter.compare.sequences import JudgedPairs, open_stack_arm
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.engine_set import (
     EngineRecord,
@@ -27,7 +27,7 @@ from exporter.engines.build.engine_set import (
 from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.decoding.verify import believed, refuse_other_source, source_of
-from exporter.engines.runners.base import Array, Runner
+from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner, Turns
 from exporter.engines.tensors import byte_count, numpy_dtype
@@ -42,6 +42,7 @@ from exporter.models.model_folder import (
     names_image_classifier,
     read_config,
 )
+from exporter.models.texts.sources import TextSource
 from exporter.optional import require
 from exporter.progress import Progress
 from graph_passes.plan_record import PLAN_KEY
@@ -242,6 +243,7 @@ def _facts_of(path: Path, record: EngineRecord) -> EngineFacts:
     )
 
 
+_ENGINE = "engine"
 _PREFIXES = ("torch", "torch-compile")
 _FLOATS = (FLOAT_BASELINE, FLOAT_CANDIDATE)
 _TAKEN = ("baseline", "candidate", *_FLOATS)
@@ -259,21 +261,15 @@ class ArmName:
     def of(cls, text: Path | str) -> ArmName:
         """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``."""
         kind, colon, rest = str(text).partition(":")
-        if colon and kind == "times":
-            raise UsageError(
-                "Arms of times: were removed.",
-                "Name the models themselves; depthcut times both in turns.",
-                code="removed-arm",
-            )
         if colon and kind in _PREFIXES:
             return cls(kind, Path(rest))
         backend, path = named_backend(text)
-        return cls(backend or ("engine" if names_engines(path) else ONNX), path)
+        return cls(backend or (_ENGINE if names_engines(path) else ONNX), path)
 
     @property
     def prefix(self) -> str:
         """What is written before its path."""
-        return "" if self.kind in ("engine", ONNX) else f"{self.kind}:"
+        return "" if self.kind in (_ENGINE, ONNX) else f"{self.kind}:"
 
     @property
     def is_torch(self) -> bool:
@@ -289,28 +285,22 @@ class ArmName:
         return f"{self.prefix}{self.path}"
 
 
-def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, ArmName]:
-    """What the two arms are."""
-    first, second = ArmName.of(baseline), ArmName.of(candidate)
-    if (first.kind, first.in_stacks) != (second.kind, second.in_stacks):
-        raise ComparisonError(
-            f"{first} and {second} are of different kinds: the difference in speed would not "
-            "be the effect of the cut.",
-            "Compare two of a kind, and name the third as a --reference.",
-            code="different-kinds",
-        )
-    return first, second
-
-
-def refuse_beside_stacks(names: Iterable[ArmName]) -> None:
-    """Refuses arms that are no encoder-decoders on ONNX Runtime, beside one that is."""
-    for name in names:
-        if not name.in_stacks or name.kind != ONNX:
+def same_kind(
+    baseline: Path | str, candidate: Path | str, others: Sequence[Path | str] = ()
+) -> tuple[ArmName, ArmName]:
+    """What the two arms are; none stands beside an encoder-decoder but others of its kind."""
+    first, second, *further = map(ArmName.of, [baseline, candidate, *others])
+    for name in [second, *(further if first.in_stacks else ())]:
+        runs = first.in_stacks and name.kind != ONNX
+        if runs or (first.kind, first.in_stacks) != (name.kind, name.in_stacks):
             raise ComparisonError(
-                f"{name} is no folder of an encoder-decoder's graphs on ONNX Runtime.",
-                "Compare folders that depthcut export has written.",
+                f"{first} and {name} are of different kinds: the difference in speed would not "
+                "be the effect of the cut.",
+                "Compare two of a kind, and name the third as a --reference; an encoder-decoder's "
+                "folder only with other such folders that depthcut export has written.",
                 code="different-kinds",
             )
+    return first, second
 
 
 def reads_images(name: ArmName) -> bool:
@@ -330,11 +320,11 @@ def open_arms(
     onnx: tuple[Path, Path] | None = None,
     floats: tuple[Path | str, Path | str] | None = None,
     further: Sequence[Path | str] = (),
-    example: Mapping[str, Array] | None = None,  # what an encoder-decoder's encoder reads
+    judged_on: Sequence[TextSource] = (),
 ) -> dict[str, ComparedArm]:
     """Finds the files of all arms, the pair's first; their runners are not entered yet."""
-    open_ = partial(_open, options=options, threads=threads, example=example)
-    engines = pair[0].kind == "engine"
+    opening = _Opening(options, threads, judged_on)
+    engines = pair[0].kind == _ENGINE
     if onnx is not None and not engines:
         raise UsageError(
             "--engine-onnx is for engines, and these are not engines.",
@@ -344,35 +334,45 @@ def open_arms(
         paths = [name.path for name in pair]
         sides = _open_engine_pair(paths, options, threads=threads, onnx=onnx)
     else:
-        sides = [open_(name) for name in pair]
+        sides = [opening.arm(name) for name in pair]
     quantized = True if floats else None
     arms = {
         title: replace(side, pruned=title == "candidate", quantized=quantized)
         for title, side in zip(("baseline", "candidate"), sides, strict=True)
     }
     for title, name in zip(_FLOATS, same_kind(*floats) if floats else (), strict=False):
-        arm = open_(name)
-        arms[title] = replace(arm, pruned=title == FLOAT_CANDIDATE, quantized=False)
+        arms[title] = replace(opening.arm(name), pruned=title == FLOAT_CANDIDATE, quantized=False)
     names = [ArmName.of(text) for text in further]
     precision = arms.get(FLOAT_BASELINE, arms["baseline"]).facts.precision
     for title, name in zip(_titles(names), names, strict=True):
-        arms[title] = open_(name, precision=precision)
-    _refuse_other_vocabularies(arms)
+        arms[title] = replace(opening, precision=precision).arm(name)
     return arms
 
 
-def _open(
-    name: ArmName,
-    options: CompareOptions,
-    threads: int,
-    example: Mapping[str, Array] | None,
-    precision: str | None = None,
-) -> ComparedArm:
-    if example is not None:
-        return open_stack_arm(name.path, options, threads=threads, example=example)
-    if name.kind == "engine":
-        problem = ask_driver().problem
-        if problem:
+@dataclass(frozen=True)
+class _Opening:
+    """How arms are opened."""
+
+    options: CompareOptions
+    threads: int
+    judged_on: Sequence[TextSource]
+    precision: str | None = None  # None: as its files have it
+
+    def arm(self, name: ArmName) -> ComparedArm:
+        """One of any kind."""
+        if name.in_stacks:
+            return self._stacks(name)
+        own = {_ENGINE: self._engine, **dict.fromkeys(_PREFIXES, self._torch)}
+        return own.get(name.kind, self._file)(name)
+
+    def _stacks(self, name: ArmName) -> ComparedArm:
+        (pairs,) = self.judged_on
+        assert isinstance(pairs, JudgedPairs)
+        example = pairs.example()
+        return open_stack_arm(name.path, self.options, threads=self.threads, example=example)
+
+    def _engine(self, name: ArmName) -> ComparedArm:
+        if problem := ask_driver().problem:
             raise ComparisonError(
                 f"The reference {name.path} can't be timed here: {problem}.",
                 "Leave it out; of the two that are compared, engines are described without a GPU "
@@ -380,31 +380,20 @@ def _open(
                 code="engine-not-runnable",
             )
         builds = find_builds(name.path)
-        return _arm(builds, _onnx_of(builds[0], None), problem, options, threads)
-    if name.is_torch:
+        return _arm(builds, _onnx_of(builds[0], None), "", self.options, self.threads)
+
+    def _torch(self, name: ArmName) -> ComparedArm:
         return open_torch_arm(
             name.path,
             compiled=name.kind == "torch-compile",
-            provider=options.provider,
-            threads=threads,
-            precision=precision,
+            provider=self.options.provider,
+            threads=self.threads,
+            precision=self.precision,
         )
-    arm = open_file_arm(name.path, options, threads=threads, backend=name.kind)
-    return replace(arm, prefix=name.prefix)
 
-
-def _refuse_other_vocabularies(arms: Mapping[str, ComparedArm]) -> None:
-    """Refuses arms beside the pair that are of other models; a quantised one may hide its table."""
-    sizes = {name: arm.facts.vocabulary for name, arm in arms.items() if arm.facts.vocabulary}
-    whole, ours = next(iter(sizes.items()), ("", 0))
-    for name in [*arms][2:]:
-        if sizes.get(name, ours) != ours:
-            raise ComparisonError(
-                f"The {name if name in _FLOATS else f'reference {name}'} knows {sizes[name]} "
-                f"tokens, the {whole} {ours}: they are of different models.",
-                f"Give the model that the {whole} was exported from.",
-                code="other-vocabulary",
-            )
+    def _file(self, name: ArmName) -> ComparedArm:
+        arm = open_file_arm(name.path, self.options, threads=self.threads, backend=name.kind)
+        return replace(arm, prefix=name.prefix)
 
 
 def _titles(names: Sequence[ArmName]) -> list[str]:

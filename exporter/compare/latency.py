@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Environment, LatencyRow, MachineState
-from exporter.artifacts.base import IMAGES, RECORDINGS
+from exporter.artifacts.base import IMAGES
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import (
     Builds,
@@ -29,7 +28,6 @@ from exporter.compare.timing.subjects import (
     loaded,
 )
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.decoding.generate import own_decoder
 from exporter.engines.environment import (
     GpuWatch,
@@ -41,7 +39,6 @@ from exporter.engines.environment import (
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.tensors import has_cache, random_tokens, whole_phase
 from exporter.errors import BackendError, ComparisonError, DisturbedMachineError
-from exporter.models.decoding_rules import target_positions
 from exporter.processes import cpu_times, other_cpu_share
 from exporter.report.sections.arms import machine_remarks
 
@@ -198,96 +195,18 @@ def _decoder_arms(comparison: Comparison, batch: int) -> dict[str, DecoderArm]:
             comparison.leave_out(f"generate: left out for {name}, which {arm.runner.backend} runs")
         else:
             raise ComparisonError(
-                f"Whole generations by {arm.runner.backend} aren't timed.", "Leave --generate out."
+                f"Whole generations by {arm.runner.backend} aren't timed.",
+                "Leave --generate out.",
+                code="nothing-to-time",
             )
     return decoder_arms
 
 
 def cells_of(comparison: Comparison) -> tuple[list[Shape], list[Shape]]:
     """What is timed: single runs, and whole generations."""
-    if not isinstance(comparison.whole.runner, EncoderDecoderRunner):
-        return shapes_of(comparison), generations_of(comparison)
-    cells = Cells.of(comparison.whole, comparison.options)
-    for words in cells.shortened():
-        comparison.leave_out(words)
-    return cells.runs(), cells.generations()
-
-
-@dataclass(frozen=True)
-class Cells:
-    """What is timed: each graph at each batch, and whole generations.
-
-    A cache is never longer than the decoder reaches, nor a text than its encoder does.
-    """
-
-    options: CompareOptions
-    prompt: int  # tokens that begin a target
-    longest: int | None  # positions that the decoder knows; None where there is no limit
-    frames: int | None  # of a recording, which all have one length; None of a text
-
-    @classmethod
-    def of(cls, arm: ComparedArm, options: CompareOptions) -> Cells:
-        """Those of an arm."""
-        runner = arm.runner
-        assert isinstance(runner, EncoderDecoderRunner)
-        features = runner.example.get("input_features")
-        frames = None if features is None else features.shape[-1]
-        longest = target_positions(arm.folder.config)
-        return cls(options, len(runner.rules.prompt), longest, frames)
-
-    def runs(self) -> list[Shape]:
-        """Single runs, graph by graph of each batch."""
-        most = None if self.longest is None else self.longest - 1
-        lengths = _up_to(self.options.prompt_lengths, self.longest)
-        pasts, cells = _up_to(self.options.decode_past_lengths, most), list[Shape]()
-        for batch in self.options.batches:
-            if self.frames is not None:
-                cells.append(Shape("encode", batch, self.frames, counts=RECORDINGS.parts))
-            else:
-                cells += [Shape("encode", batch, length) for length in lengths]
-            cells.append(Shape("prefill", batch, self.prompt))
-            cells += [Shape("decode", batch, 1, past) for past in pasts]
-        return cells
-
-    def generations(self) -> list[Shape]:
-        """By the source's tokens, of a recording by the prompt's, and by new tokens."""
-        cells = [cell for batch in self.options.batches for cell in self._generations(batch)]
-        return [cell for cell in cells if not self._is_too_long(cell)]
-
-    def shortened(self) -> Iterator[str]:
-        """In words, what is asked for and the model doesn't reach."""
-        longest = self.longest
-        if longest is None:
-            return
-        for past in self.options.decode_past_lengths:
-            if past > longest - 1:
-                yield f"decode: a cache of {longest - 1} for {past}, the decoder ends there"
-        for length in self.options.prompt_lengths if self.frames is None else ():
-            if length > longest:
-                yield f"encode: {longest} tokens for {length}, the encoder ends there"
-        for cell in self._generations(1):
-            if self._is_too_long(cell):
-                yield f"{cell}: left out, the decoder ends at {longest} positions"
-
-    def _generations(self, batch: int) -> list[Shape]:
-        return [
-            Shape(
-                "prefill",
-                batch,
-                self.prompt if self.frames is not None else source,
-                new_tokens=new,
-            )
-            for source, new in self.options.timing.generate
-        ]
-
-    def _is_too_long(self, cell: Shape) -> bool:
-        source = 0 if self.frames is not None else cell.sequence_length
-        reached = max(source, self.prompt + cell.new_tokens)
-        return self.longest is not None and reached > self.longest
-
-
-def _up_to(lengths: tuple[int, ...], most: int | None) -> list[int]:
-    return sorted({length if most is None else min(length, most) for length in lengths})
+    if (own := comparison.whole.cells) is not None:
+        return own(comparison.options, comparison.leave_out)
+    return shapes_of(comparison), generations_of(comparison)
 
 
 def shapes_of(comparison: Comparison) -> list[Shape]:
@@ -331,7 +250,7 @@ def generations_of(comparison: Comparison) -> list[Shape]:
         raise ComparisonError(
             f"Whole generations by {LlamaCppRunner.backend} are timed for one text at a time.",
             "Take --batch 1, or leave --generate out.",
-            code="one-text-at-a-time",
+            code="nothing-to-time",
         )
     return result
 
@@ -351,6 +270,6 @@ def _within_reach(comparison: Comparison, cells: list[Shape]) -> list[Shape]:
         raise ComparisonError(
             f"The model ends at {longest} positions: no shape is left to time.",
             "Ask for shorter prompts and caches.",
-            code="no-shape-left",
+            code="nothing-to-time",
         )
     return fitting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Accuracy, GenerationAgreement, TaskResult
+from exporter.artifacts.base import RECORDINGS
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.stacks import Stacks
 from exporter.compare.answers import Distributed, Pair
-from exporter.compare.arms import ComparedArm, Comparison, noted_plan
+from exporter.compare.arms import ComparedArm, Comparison, LeaveOut, noted_plan
 from exporter.compare.intervals import difference_interval
 from exporter.compare.options import CompareOptions
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
@@ -24,6 +26,7 @@ from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
 from exporter.models.ablation.damage import Floats
+from exporter.models.decoding_rules import target_positions
 from exporter.models.graph_facts import GraphFacts, read_facts
 from exporter.models.model_folder import (
     ENCODER,
@@ -252,6 +255,83 @@ def _edits(
     return words, edits
 
 
+@dataclass(frozen=True)
+class Cells:
+    """What is timed: each graph at each batch, and whole generations.
+
+    A cache is never longer than the decoder reaches, nor a text than its encoder does.
+    """
+
+    options: CompareOptions
+    prompt: int  # tokens that begin a target
+    longest: int | None  # positions that the decoder knows; None where there is no limit
+    frames: int | None  # of a recording, which all have one length; None of a text
+
+    @classmethod
+    def of(
+        cls, runner: EncoderDecoderRunner, config: dict[str, Any], options: CompareOptions
+    ) -> Cells:
+        """Those of an arm."""
+        features = runner.example.get("input_features")
+        frames = None if features is None else features.shape[-1]
+        longest = target_positions(config)
+        return cls(options, len(runner.rules.prompt), longest, frames)
+
+    def runs(self) -> list[Shape]:
+        """Single runs, graph by graph of each batch."""
+        most = None if self.longest is None else self.longest - 1
+        lengths = _up_to(self.options.prompt_lengths, self.longest)
+        pasts, cells = _up_to(self.options.decode_past_lengths, most), list[Shape]()
+        for batch in self.options.batches:
+            if self.frames is not None:
+                cells.append(Shape("encode", batch, self.frames, counts=RECORDINGS.parts))
+            else:
+                cells += [Shape("encode", batch, length) for length in lengths]
+            cells.append(Shape("prefill", batch, self.prompt))
+            cells += [Shape("decode", batch, 1, past) for past in pasts]
+        return cells
+
+    def generations(self) -> list[Shape]:
+        """By the source's tokens, of a recording by the prompt's, and by new tokens."""
+        cells = [cell for batch in self.options.batches for cell in self._generations(batch)]
+        return [cell for cell in cells if not self._is_too_long(cell)]
+
+    def shortened(self) -> Iterator[str]:
+        """In words, what is asked for and the model doesn't reach."""
+        longest = self.longest
+        if longest is None:
+            return
+        for past in self.options.decode_past_lengths:
+            if past > longest - 1:
+                yield f"decode: a cache of {longest - 1} for {past}, the decoder ends there"
+        for length in self.options.prompt_lengths if self.frames is None else ():
+            if length > longest:
+                yield f"encode: {longest} tokens for {length}, the encoder ends there"
+        for cell in self._generations(1):
+            if self._is_too_long(cell):
+                yield f"{cell}: left out, the decoder ends at {longest} positions"
+
+    def _generations(self, batch: int) -> list[Shape]:
+        return [
+            Shape(
+                "prefill",
+                batch,
+                self.prompt if self.frames is not None else source,
+                new_tokens=new,
+            )
+            for source, new in self.options.timing.generate
+        ]
+
+    def _is_too_long(self, cell: Shape) -> bool:
+        source = 0 if self.frames is not None else cell.sequence_length
+        reached = max(source, self.prompt + cell.new_tokens)
+        return self.longest is not None and reached > self.longest
+
+
+def _up_to(lengths: tuple[int, ...], most: int | None) -> list[int]:
+    return sorted({length if most is None else min(length, most) for length in lengths})
+
+
 def open_stack_arm(
     path: Path, options: CompareOptions, *, threads: int, example: Mapping[str, Array]
 ) -> ComparedArm:
@@ -260,8 +340,21 @@ def open_stack_arm(
     config = read_config(path)
     stacks = Stacks.of(SimpleNamespace(**config))
     folder = ModelFolder.beside(path, path, {**config, "num_hidden_layers": stacks.layers})
-    facts, own = _facts(path, stacks), stacks.encoder
-    return ComparedArm((runner,), folder, facts, timed_on=hash_of(example), encoder_layers=own)
+
+    def cells(asked: CompareOptions, leave_out: LeaveOut) -> tuple[list[Shape], list[Shape]]:
+        timed = Cells.of(runner, folder.config, asked)
+        for words in timed.shortened():
+            leave_out(words)
+        return timed.runs(), timed.generations()
+
+    return ComparedArm(
+        (runner,),
+        folder,
+        _facts(path, stacks),
+        cells=cells,
+        timed_on=hash_of(example),
+        encoder_layers=stacks.encoder,
+    )
 
 
 def hash_of(example: Mapping[str, Array]) -> str:
@@ -314,32 +407,22 @@ OF_ONE_GRAPH = (
 """Options of comparing that have no effect on an encoder-decoder."""
 
 
-def refuse_of_one_graph(options: CompareOptions) -> None:
-    """Refuses options that an encoder-decoder isn't judged by."""
-    words = "{0} is for models of one graph; an encoder-decoder is judged on pairs alone."
-    for name in OF_ONE_GRAPH:
-        if is_given(options, name):
-            raise refusal(options, [name], words, "Leave {0} out.", code="one-graph-option")
-
-
-def refuse_of_other_source(options: CompareOptions, *, hears: bool) -> None:
-    """Refuses lengths of sources where these are recordings, which have one length."""
-    broken = {
-        "prefill_lengths": is_given(options, "prefill_lengths"),
-        "timing.generate": any(source != 1 for source, _ in options.timing.generate),
-    }
-    words = "{0} names lengths of texts, and the model reads recordings, which have one length."
-    for name, is_broken in broken.items():
-        if hears and is_broken:
-            hint = "Leave {0} out; a recording's is 1, such as 1x32."
-            raise refusal(options, [name], words, hint, code="no-source-length")
+def refuse_unread(options: CompareOptions, *, hears: bool = False) -> None:
+    """Refuses options without effect on an encoder-decoder, or on one that hears."""
+    unread = {name: is_given(options, name) for name in OF_ONE_GRAPH}
+    if hears:
+        unread["prefill_lengths"] = is_given(options, "prefill_lengths")
+        unread["timing.generate"] = any(source != 1 for source, _ in options.timing.generate)
+    for name in (name for name, given in unread.items() if given):
+        words = "{0} has no effect here: an encoder-decoder is judged on pairs alone, and the "
+        words += "recordings that it may read have one length, 1."
+        raise refusal(options, [name], words, "Leave {0} out.", code="one-graph-option")
 
 
 def pairs_to_judge(folder: Path, options: CompareOptions, progress: Progress) -> JudgedPairs:
     """The evaluation text as pairs, or noise where none is named that the model reads."""
-    refuse_of_one_graph(options)
     reader, named = PairReader.beside(folder), options.eval_text
-    refuse_of_other_source(options, hears=reader.hears)
+    refuse_unread(options, hears=reader.hears)
     if named == PYDOC and (reader.hears or reader.tokenizer is None):
         progress.say("accuracy: on noise, since --eval-text names nothing that the model reads")
         named = RANDOM

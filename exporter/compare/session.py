@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -26,19 +26,18 @@ from exporter.compare.accuracy import (
     refuse_no_grid,
 )
 from exporter.compare.agreement import LOGITS
-from exporter.compare.arms import ComparedArm, Comparison, refuse_inputs
+from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.kept import (
     decided_on,
     evaluation_texts,
+    noted_by,
     open_store,
     refuse_deciding,
-    refuse_noted,
 )
 from exporter.compare.kinds import (
     ArmName,
     open_arms,
     reads_images,
-    refuse_beside_stacks,
     same_kind,
 )
 from exporter.compare.latency import time_all
@@ -146,19 +145,10 @@ def compare(
         ComparisonError: The two can't be compared, or one gives no finite numbers.
         BackendError: A runtime is missing, or can't run a model.
     """
-    names = same_kind(baseline, candidate)
+    names = same_kind(baseline, candidate, [*also, *references, *(floats or ())])
     options, parts = options or CompareOptions(), parts or PlanParts()
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
-    decided, texts = scored | decided_on(parts), list[TextSource]()
-    example = None
-    if names[0].in_stacks:
-        further = map(ArmName.of, [*also, *references, *(floats or ())])
-        refuse_beside_stacks([*names, *further])
-        pairs = pairs_to_judge(names[0].path, options, progress)
-        texts, example = [pairs], pairs.example()
-        refuse_deciding(texts, decided)
-    else:
-        texts += evaluation_texts(options, decided, images=any(map(reads_images, names)))
+    texts = _texts(names, options, scored | decided_on(parts), progress)
     arms = open_arms(
         names,
         options,
@@ -166,23 +156,33 @@ def compare(
         onnx=onnx,
         floats=floats,
         further=[*also, *references],
-        example=example,
+        judged_on=texts,
     )
     comparison = _opened(arms, options, {*[*arms][len(arms) - len(references) :]}, progress)
-    for text in texts:
-        for name, arm in comparison.judged.items():
-            refuse_noted(text, arm.facts.metadata, name)
-    if comparison.runs:
-        measured, checks = _measured(comparison, texts, resume)
-    else:
-        measured, checks = _described(comparison), []
+    refuse_deciding(texts, noted_by(comparison.judged))
+    measure = _measured if comparison.runs else _described
+    measured = measure(comparison, texts, resume)
     result = {
         "plan": list(plan) or comparison.dropped(),
         "calibration": calibration,
         "parts": parts,
-        "parity": [*parity, *checks],
+        "parity": [*parity, *measured.parity],
     }
     return measured.model_copy(update=result)
+
+
+def _texts(
+    names: Sequence[ArmName],
+    options: CompareOptions,
+    decided: Mapping[str, Iterable[TextSource | CalibrationRef]],
+    progress: Progress,
+) -> list[TextSource]:
+    """What the arms are judged on, which is nothing that anything was decided by."""
+    if not names[0].in_stacks:
+        return evaluation_texts(options, decided, images=any(map(reads_images, names)))
+    texts: list[TextSource] = [pairs_to_judge(names[0].path, options, progress)]
+    refuse_deciding(texts, decided)
+    return texts
 
 
 def _opened(
@@ -198,8 +198,7 @@ def _opened(
     if arms["baseline"].facts.sha256 == arms["candidate"].facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
     refuse_no_grid(comparison)
-    if known := set(arms["baseline"].facts.inputs):  # before anything is loaded
-        refuse_inputs(arms["candidate"].facts.inputs, "candidate", known)
+    comparison.refuse_other_models(running=False)
     return comparison
 
 
@@ -218,34 +217,35 @@ def _for_texts(
     return compare_options
 
 
-def _described(comparison: Comparison) -> ComparisonReport:
+def _described(comparison: Comparison, *_: object) -> ComparisonReport:
     """The report of arms that can't run here."""
     reasons = (arm.not_run for arm in comparison.arms.values())
     comparison.progress.say(f"compare: {next(filter(None, reasons), None)}")
-    threads = comparison.options.threads or default_threads()
-    return _report(comparison, environment(threads=threads, gpu=False), [], AccuracyResult())
+    machine = environment(threads=comparison.options.threads or default_threads(), gpu=False)
+    return _report(comparison, machine, [], [], AccuracyResult())
 
 
 def _measured(
     comparison: Comparison, texts: Sequence[TextSource], resume: Path | None
-) -> tuple[ComparisonReport, list[ParityCheck]]:
-    """The report of arms that run here, and the checks against their witnesses."""
+) -> ComparisonReport:
+    """The report of arms that run here, and are checked against their witnesses."""
     store = open_store(comparison, resume)
     machine = environment(threads=comparison.whole.runner.threads, gpu=comparison.on_gpu)
     with comparison.running():
-        comparison.refuse_other_interface()
+        comparison.refuse_other_models(running=True)
         sides = (comparison.arms[name].runner for name in comparison.pair)
         tell_notes((runner.capabilities for runner in sides), comparison.progress)
         checks = witness_checks(comparison)
         with comparison.judging() as judges:
             answers = measure_accuracy(judges, *texts, store=store)
         timed = time_all(comparison, store)
-        return _report(comparison, timed.seen_on(machine), timed.rows, answers), checks
+        return _report(comparison, timed.seen_on(machine), checks, timed.rows, answers)
 
 
 def _report(
     comparison: Comparison,
     machine: Environment,
+    checks: Sequence[ParityCheck],
     rows: Sequence[LatencyRow],
     answers: AccuracyResult,
 ) -> ComparisonReport:
@@ -256,7 +256,7 @@ def _report(
         made_from=parents,
         environment=machine,
         arms=comparison.records(),
-        parity=[],
+        parity=list(checks),
         latency=list(rows),
         left_out=list(comparison.left_out),
         accuracy=answers.accuracy,

@@ -14,8 +14,8 @@ from exporter.choose.budgets.options import groups_of, refuse_number
 from exporter.choose.budgets.planner import refuse_more_than_scores
 from exporter.compare.evaluation import questions
 from exporter.compare.kept import decided_on, evaluation_texts, read_source, refuse_deciding
-from exporter.compare.sequences import refuse_of_one_graph, refuse_of_other_source
-from exporter.compare.tasks.choosing import refuse_missing_tasks
+from exporter.compare.sequences import refuse_unread
+from exporter.compare.tasks.choosing import local_tasks
 from exporter.engines.build.libraries import LIBRARIES, cards_of, load, refuse_unbuildable
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import PlanError, UnmetGoalError, UsageError
@@ -52,7 +52,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     check_provider(request.compare.provider)
     if request.engines is not None:
         check_engines(request.engines)
-    refuse_missing_tasks(request.compare.quality)
+    local_tasks(request.compare.quality)
     questions(request.compare.quality.prompts)
     for path in request.also:
         find_model(path)
@@ -82,7 +82,7 @@ def refuse_deciding_text(run: Run) -> None:
         return TextSource(pairs.source, (), pairs.sha256)
 
     if paired:
-        refuse_of_other_source(request.compare, hears=run.hears)
+        refuse_unread(request.compare, hears=run.hears)
         noise = run.hears and request.compare.eval_text == PYDOC
         if len(named) > 1 or noise or not request.compared:  # told later, or nothing is judged
             return
@@ -232,7 +232,7 @@ def refuse_of_stacks(request: ExportRequest) -> None:
         raise refusal(request, [name], words, "Leave {0} out.", code="one-graph-option")
     if heal is not None:
         refuse_other_ways(without_weights(heal))
-    refuse_of_one_graph(request.compare)
+    refuse_unread(request.compare)
     refuse_idle_of_pairs(scored, "sequence_length", "seed")
 
 

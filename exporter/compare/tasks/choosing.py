@@ -41,19 +41,6 @@ from exporter.optional import require
 from exporter.progress import QUIET, Progress
 
 
-def refuse_missing_tasks(asked: TaskOptions) -> None:
-    """Refuses tasks that aren't there."""
-    for name in asked.tasks:
-        if name.startswith("mteb:"):
-            raise TaskError(
-                f"{name}: the tasks of mteb were removed.",
-                "Write its pairs, queries or classes as JSON lines, for --task-data DIR.",
-                code="removed-task",
-            )
-    if asked.tasks and local_tasks(asked) is None:
-        require("lm_eval", extra="eval")
-
-
 def task_versions(asked: TaskOptions) -> list[str]:
     """What items and scores depend on: their files' hashes, or lm-eval's version."""
     if not asked.tasks:
@@ -63,8 +50,10 @@ def task_versions(asked: TaskOptions) -> list[str]:
 
 
 def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
-    """The files' items; None where lm-eval has them."""
+    """The files' items; None where lm-eval has them, or nothing is asked for."""
     if asked.task_data is None:
+        if asked.tasks:
+            require("lm_eval", extra="eval")
         return None
     files = [read_task_file(asked.task_data, name) for name in asked.tasks]
     limit = asked.task_limit
@@ -73,7 +62,7 @@ def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
 
 def only_for_encoders(asked: TaskOptions) -> bool:
     """Whether no task chooses among answers, which takes logits of next tokens."""
-    files = local_tasks(asked)
+    files = local_tasks(asked) if asked.task_data is not None else None
     return files is not None and all(isinstance(file, EncoderTask) for file in files)
 
 
@@ -131,7 +120,7 @@ def _chooser(
         raise ComparisonError(
             f"{folder.onnx} has no output called logits, so it can't choose answers.",
             "Leave this task out.",
-            code="no-logits",
+            code="task-for-another-model",
         )
     text_model = task_texts(folder)
     return LikelihoodScorer.of(runner, folder, vocabulary=vocabulary), text_model

@@ -9,12 +9,13 @@ its influence on it, whose spread is that of the figure (the delta method).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy import stats
 
 from exporter.compare.agreement import (
@@ -25,7 +26,7 @@ from exporter.compare.agreement import (
     embedding_output,
     unit_length,
 )
-from exporter.compare.tasks.items import TaskFile, TaskScores, text_in, texts_in
+from exporter.compare.tasks.items import FORMAT_HINT, TaskFile, TaskScores, Text, Texts, broken
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.ablation.damage import Floats
@@ -70,7 +71,7 @@ class TaskEncoder:
             raise ComparisonError(
                 f"{self._folder.onnx} gives no embeddings, so it can't compare texts.",
                 "Leave this task out, or name a sentence encoder.",
-                code="no-embeddings",
+                code="task-for-another-model",
             )
         prompt, vectors = self._prompts.of(*prompts), list[Floats]()
         with self._progress.task("embeddings", total=len(texts), unit="texts") as task:
@@ -87,7 +88,7 @@ class TaskEncoder:
             raise ComparisonError(
                 f"{self._folder.onnx} doesn't give each text one class.",
                 "Leave this task out, or name a classifier of texts.",
-                code="no-classes",
+                code="task-for-another-model",
             )
         rows = []
         with self._progress.task("classes", total=len(texts), unit="texts") as task:
@@ -201,7 +202,7 @@ def reranked(encoder: TaskEncoder, pairs: Sequence[tuple[str, str]]) -> Floats:
         raise ComparisonError(
             f"The model has {likely.shape[1]} classes, of which none is known to be the yes.",
             "Rank with a reranker: one logit, or two of which the second is the yes.",
-            code="no-reranker",
+            code="task-for-another-model",
         )
     # The log-probability of a sure yes is 0 within rounding, and many were alike.
     yes: Floats = likely[:, 1] - likely[:, 0]
@@ -285,113 +286,78 @@ def f1_influences(said: NDArray[np.int64], right: NDArray[np.int64]) -> Floats:
     return mean
 
 
-RETRIEVAL_HINT = (
-    'Each line is {"id": NAME, "text": TEXT} or {"query": TEXT, "relevant": [NAME, ...]}.'
-)
-RANKING_HINT = 'Each line is {"query": TEXT, "passages": [TEXT, ...], "relevant": [PLACE, ...]}.'
-PAIR_HINT = 'Each line is {"sentence1": TEXT, "sentence2": TEXT, "score": NUMBER}.'
-LABEL_HINT = 'Each line is {"text": TEXT, "label": NAME or NUMBER}, or has a pair of sentences.'
-
-_SIDES = ("sentence1", "sentence2")
-Records = Iterable[tuple[str, dict[str, Any]]]
-"""Where each line is, and its object."""
+_RETRIEVAL = 'Each line is {"id": NAME, "text": TEXT} or {"query": TEXT, "relevant": [NAME, ...]}.'
+_RANKING = 'Each line is {"query": TEXT, "passages": [TEXT, ...], "relevant": [PLACE, ...]}.'
+_PAIRS = 'Each line is {"sentence1": TEXT, "sentence2": TEXT, "score": NUMBER}.'
+_LABELS = 'Each line is {"text": TEXT, "label": NAME or NUMBER}, or has a pair of sentences.'
+_Some = Field(min_length=1)
+_ASKED = {"query": Text, "relevant": Annotated[list[Text], _Some]}
+_RANKED = {"query": Text, "passages": Texts, "relevant": Annotated[list[int], _Some]}
+_PAIR = {"sentence1": Text, "sentence2": Text}
+_SCORED = {**_PAIR, "score": Annotated[float, Field(allow_inf_nan=False)]}
 
 
 def encoder_task(file: TaskFile, limit: int | None) -> EncoderTask | None:
     """The items of a file; None where its first line is for another kind of model."""
-    [(_, first)] = file.records(1)
+    [(_, first)] = file.records(lambda _: {}, FORMAT_HINT, 1)
     corpus: Sequence[str] = ()
     items: Sequence[Any]
     if "passages" in first:
-        items, metrics = [_ranked_query(*record) for record in file.records(limit)], _ranked
+        metrics, hint = _ranked, _RANKING
+        items = []
+        for at, line in file.records(lambda _: _RANKED, hint, limit):
+            passages = line["passages"]
+            places = {place: place for place in range(len(passages))}
+            items.append(Query(line["query"], _relevant(at, line, places, hint), passages))
     elif "id" in first or "relevant" in first:
-        metrics = _retrieved
-        corpus, items = _corpus_and_queries(file.records(), limit)
+        metrics, hint = _retrieved, _RETRIEVAL
+        corpus, items = _corpus_and_queries(file, limit)
     elif "label" in first:
-        items, metrics = [_labelled(*record) for record in file.records(limit)], _classified
-    elif any(side in first for side in _SIDES):
-        items, metrics = [_scored(*record) for record in file.records(limit)], _alike
+        metrics, hint = _classified, _LABELS
+        lines = file.records(_labelled, hint, limit)
+        items = [Judged(_texts(line), line["label"]) for _, line in lines]
+    elif _PAIR.keys() & first:
+        metrics, hint = _alike, _PAIRS
+        lines = file.records(lambda _: _SCORED, hint, limit)
+        items = [Judged(_texts(line), line["score"]) for _, line in lines]
         if len({pair.right for pair in items}) < 2:
-            raise TaskError(
-                f"{file.source}: all pairs have the same score, so there is no order.",
-                PAIR_HINT,
-                code="one-score",
-            )
+            raise broken(f"{file.source}: all scores are the same, so there is no order.", hint)
     else:
         return None
     if not items:
-        raise TaskError(f"{file.source} holds no query.", RETRIEVAL_HINT, code="no-items")
+        raise broken(f"{file.source} holds no query.", hint)
     return EncoderTask(file.name, file.source, file.sha256, items, metrics, corpus)
 
 
-def _corpus_and_queries(records: Records, limit: int | None) -> tuple[list[str], list[Query]]:
-    corpus, asking = dict[str, str](), []
-    for where, record in records:
-        if "query" in record:
-            asking.append((where, record))
-            continue
-        name = text_in(record, "id", where, RETRIEVAL_HINT)
-        if name in corpus:
-            raise TaskError(
-                f"{where}: the passage {name!r} is there twice.", RETRIEVAL_HINT, code="named-twice"
-            )
-        corpus[name] = text_in(record, "text", where, RETRIEVAL_HINT)
+def _labelled(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"label": str | int, **(_PAIR if _PAIR.keys() & line else {"text": Text})}
+
+
+def _texts(line: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(line[key] for key in (_PAIR if _PAIR.keys() & line else ("text",)))
+
+
+def _corpus_and_queries(file: TaskFile, limit: int | None) -> tuple[list[str], list[Query]]:
+    lines = file.records(
+        lambda line: _ASKED if "query" in line else {"id": Text, "text": Text}, _RETRIEVAL
+    )
+    corpus = dict[str, str]()
+    for where, line in lines:
+        if "query" not in line and line["id"] in corpus:
+            raise broken(f"{where}: the passage {line['id']!r} is there twice.", _RETRIEVAL)
+        corpus |= {line["id"]: line["text"]} if "query" not in line else {}
+    asking = [(where, line) for where, line in lines if "query" in line][:limit]
     places = {name: place for place, name in enumerate(corpus)}
-    queries = []
-    for where, record in asking[:limit]:
-        text = text_in(record, "query", where, RETRIEVAL_HINT)
-        queries.append(Query(text, _relevant(where, record, places, RETRIEVAL_HINT)))
+    queries = [Query(line["query"], _relevant(at, line, places, _RETRIEVAL)) for at, line in asking]
     return [*corpus.values()], queries
 
 
-def _ranked_query(where: str, record: Mapping[str, Any]) -> Query:
-    query = text_in(record, "query", where, RANKING_HINT)
-    passages = texts_in(record, "passages", where, RANKING_HINT)
-    places = {place: place for place in range(len(passages))}
-    return Query(query, _relevant(where, record, places, RANKING_HINT), passages)
-
-
 def _relevant(
-    where: str, record: Mapping[str, Any], places: Mapping[Any, int], hint: str
+    where: str, line: Mapping[str, Any], places: Mapping[Any, int], hint: str
 ) -> frozenset[int]:
     """The places of passages by what a line calls them: names, or places themselves."""
-    value = record.get("relevant")
-    names: list[Any] = value if isinstance(value, list) and value else [None]
-    kind = type(next(iter(places), None))
-    missing = [name for name in names if type(name) is not kind or name not in places]
+    missing = [name for name in line["relevant"] if name not in places]
     if missing:
-        raise TaskError(
-            f'{where}: "relevant" names {missing[0]!r}, which is none of {len(places)} passages.',
-            hint,
-            code="passage-missing",
-        )
-    return frozenset(places[name] for name in names)
-
-
-def _scored(where: str, record: Mapping[str, Any]) -> Judged:
-    score = record.get("score")
-    pair = _pair(where, record)
-    if not isinstance(score, int | float) or isinstance(score, bool) or score != score:
-        raise TaskError(f'{where}: "score" is {score!r}, no number.', PAIR_HINT, code="no-score")
-    return Judged(pair, float(score))
-
-
-def _pair(where: str, record: Mapping[str, Any]) -> tuple[str, str]:
-    sides = [key for key in _SIDES if str(record.get(key) or "").strip()]
-    if len(sides) < 2:
-        raise TaskError(
-            f"{where}: a pair needs both sentence1 and sentence2; it has {sides or 'neither'}.",
-            PAIR_HINT,
-            code="one-sided",
-        )
-    first, second = (text_in(record, key, where, PAIR_HINT) for key in sides)
-    return first, second
-
-
-def _labelled(where: str, record: Mapping[str, Any]) -> Judged:
-    label = record.get("label")
-    if not isinstance(label, str | int) or isinstance(label, bool):
-        raise TaskError(f'{where}: "label" is {label!r}.', LABEL_HINT, code="no-label")
-    if any(side in record for side in _SIDES):
-        return Judged(_pair(where, record), label)
-    return Judged((text_in(record, "text", where, LABEL_HINT),), label)
+        words = f'"relevant" names {missing[0]!r}, which is none of {len(places)} passages'
+        raise broken(f"{where}: {words}.", hint)
+    return frozenset(places[name] for name in line["relevant"])

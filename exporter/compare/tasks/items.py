@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from exporter.artifacts import TaskResult
 from exporter.compare.intervals import difference_interval
@@ -31,6 +39,11 @@ FORMAT_HINT = (
     '{"context_options": [TEXT, ...], "continuation": TEXT, "gold": NUMBER}.'
 )
 _ASKS = ("Question:", "Passage:")
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
+Texts = Annotated[list[Text], Field(min_length=2)]
+SchemaOf = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""The types of a line's fields, by what it has."""
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 @dataclass(frozen=True)
@@ -62,29 +75,57 @@ class TaskFile:
     sha256: str
     lines: tuple[tuple[str, str], ...]  # where each is, and its text; one at least, none blank
 
-    def records(self, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
+    def records(
+        self, schema_of: SchemaOf, hint: str, limit: int | None = None
+    ) -> list[tuple[str, dict[str, Any]]]:
         """Where each line is, and its object; of the first that many, or of all."""
-        return [(where, _record(line, where)) for where, line in self.lines[:limit]]
+        return [(at, _record(at, line, schema_of, hint)) for at, line in self.lines[:limit]]
+
+
+def broken(message: str, hint: str) -> TaskError:
+    """The error for a file that holds no such task."""
+    return TaskError(message, hint, code="broken-task-file")
+
+
+def _record(where: str, line: str, schema_of: SchemaOf, hint: str) -> dict[str, Any]:
+    try:
+        record = parse_json(line, "it")
+    except (ValueError, UnsafeInputError) as error:
+        raise broken(f"{where}: not valid JSON ({first_line(error)}).", hint) from None
+    if not isinstance(record, dict):
+        raise broken(f"{where}: no JSON object.", hint)
+    for key, kind in schema_of(record).items():
+        try:
+            _adapter(kind).validate_python(record.get(key), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            words = f'"{key}" is {record.get(key)!r:.80}: {first["msg"]}'
+            raise broken(f"{where}: {words}.", hint) from None
+    return record
 
 
 def read_task_file(folder: Path, name: str) -> TaskFile:
     """Reads ``NAME.jsonl``."""
-    path = folder / f"{name}.jsonl"
-    _refuse_unknown(folder, name)
+    path, known = folder / f"{name}.jsonl", sorted(file.stem for file in folder.glob("*.jsonl"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise TaskError(
+            f"{folder} has no task {name!r}.{f' Did you mean {near[0]}?' if near else ''}",
+            f"It has: {', '.join(known)}." if known else "Name a folder of NAME.jsonl files.",
+            code="unknown-task",
+        )
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(
-            f"{path} can't be read: {error}.", FORMAT_HINT, code="unreadable"
-        ) from error
+        raise broken(f"{path} can't be read: {error}.", FORMAT_HINT) from error
     lines = tuple(
         (f"{path}, line {number}", line)
         for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     )
     if not lines:
-        raise TaskError(f"{path} holds no item.", FORMAT_HINT, code="no-items")
+        raise broken(f"{path} holds no item.", FORMAT_HINT)
     return TaskFile(name, path.name, sha256_bytes(content), lines)
 
 
@@ -99,56 +140,27 @@ def choice_task(file: TaskFile, limit: int | None) -> TaskItems:
     There is an ``acc_norm`` where choices of unlike length are compared: not where one
     continuation follows several texts.
     """
-    items = tuple(_item(record, where) for where, record in file.records(limit))
+    items = tuple(
+        _item(record, where) for where, record in file.records(_schema, FORMAT_HINT, limit)
+    )
     one_context = all(len({context for context, _ in item.pairs}) == 1 for item in items)
     metrics = ("acc", "acc_norm") if one_context else ("acc",)
     return TaskItems(file.name, file.source, items, metrics, file.sha256)
 
 
-def known_tasks(folder: Path) -> list[str]:
-    """The names of a folder's tasks."""
-    if not folder.is_dir():
-        raise TaskError(
-            f"{folder} is no folder.", "Name one that holds NAME.jsonl files.", code="no-folder"
-        )
-    return sorted(path.stem for path in folder.glob("*.jsonl"))
-
-
-def _refuse_unknown(folder: Path, name: str) -> None:
-    known = known_tasks(folder)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        text = f" Did you mean {near[0]}?" if near else ""
-        raise TaskError(
-            f"{folder} has no task {name!r}.{text}",
-            f"It has: {', '.join(known)}." if known else "It holds no NAME.jsonl file.",
-            code="unknown-task",
-        )
-
-
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = parse_json(line, "it")
-    except (ValueError, UnsafeInputError) as error:
-        raise TaskError(
-            f"{where}: not valid JSON ({first_line(error)}).", FORMAT_HINT, code="not-json"
-        ) from None
-    if not isinstance(record, dict):
-        raise TaskError(f"{where}: no JSON object.", FORMAT_HINT, code="not-an-object")
-    return record
+def _schema(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "context_options" in record:
+        return {"context_options": Texts, "continuation": Text, "gold": int}
+    return {"query": Text, "choices": Texts, "gold": int}
 
 
 def _item(record: dict[str, Any], where: str) -> Item:
     several = "context_options" in record
-    choices = texts_in(record, "context_options" if several else "choices", where)
-    common = text_in(record, "continuation" if several else "query", where)
-    gold = record.get("gold")
-    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-        raise TaskError(
-            f'{where}: "gold" is {gold!r}, which is none of the {len(choices)} choices.',
-            FORMAT_HINT,
-            code="gold-out-of-range",
-        )
+    choices = record["context_options" if several else "choices"]
+    common, gold = record["continuation" if several else "query"], record["gold"]
+    if not 0 <= gold < len(choices):
+        words = f'"gold" is {gold}, which is none of the {len(choices)} choices'
+        raise broken(f"{where}: {words}.", FORMAT_HINT)
     if several:
         pairs = tuple((choice, f" {common}") for choice in choices)
     else:
@@ -159,27 +171,6 @@ def _item(record: dict[str, Any], where: str) -> Item:
 def _prompt(query: str) -> str:
     """As lm-eval's templates: a question is closed by a line ``Answer:``, other text is not."""
     return f"{query.rstrip()}\nAnswer:" if query.startswith(_ASKS) else query
-
-
-def texts_in(record: Mapping[str, Any], key: str, where: str, hint: str = FORMAT_HINT) -> list[str]:
-    """Two or more texts of a line."""
-    values = record.get(key)
-    if not isinstance(values, list) or len(values) < 2:
-        raise TaskError(
-            f'{where}: "{key}" is no list of two or more texts.', hint, code="too-few-texts"
-        )
-    return [_checked(value, key, where, hint) for value in values]
-
-
-def text_in(record: Mapping[str, Any], key: str, where: str, hint: str = FORMAT_HINT) -> str:
-    """A text of a line."""
-    return _checked(record.get(key), key, where, hint)
-
-
-def _checked(value: Any, key: str, where: str, hint: str = FORMAT_HINT) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TaskError(f'{where}: "{key}" holds no text.', hint, code="empty-text")
-    return value
 
 
 _Kept = Annotated[

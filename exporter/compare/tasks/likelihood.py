@@ -329,7 +329,7 @@ def task_texts(folder: ModelFolder) -> TextModel:
         raise TaskError(
             f"The config next to {folder.onnx} has neither a begin nor an end token.",
             "Copy the model's config.json there.",
-            code="no-opening-token",
+            code="config-missing",
         )
     return replace(TextModel.of(folder.onnx, folder.tokenizer), prefix_id=first)
 

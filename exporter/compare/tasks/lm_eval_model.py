@@ -108,7 +108,13 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return names
 
     def _continue(self, decoder: Decoder, context: str, how: dict[str, Any]) -> str:
-        _refuse_drawing(how)
+        draws = how.get("do_sample") and float(how.get("temperature", 1.0)) > 0
+        if draws or int(how.get("num_beams", 1)) > 1:
+            raise TaskError(
+                "The task draws tokens (do_sample) or asks for several beams (num_beams); "
+                "depthcut's model in lm-eval is greedy.",
+                code="not-greedy",
+            )
         until = how.get("until") or []
         ends = [until] if isinstance(until, str) else list(until)
         room = int(how.get("max_gen_toks", self.max_gen_toks))
@@ -168,15 +174,6 @@ class PathLM(RunnerLM):
 
 def _total(likelihoods: Sequence[Likelihood] | itertools.islice[Likelihood]) -> float:
     return sum(likelihood.log_likelihood for likelihood in likelihoods)
-
-
-def _refuse_drawing(how: dict[str, Any]) -> None:
-    if how.get("do_sample") and float(how.get("temperature", 1.0)) > 0:
-        text = "The task draws tokens (do_sample); depthcut's model in lm-eval is greedy."
-        raise TaskError(text, code="not-greedy")
-    if int(how.get("num_beams", 1)) > 1:
-        text = "The task asks for several beams (num_beams); depthcut's model in lm-eval is greedy."
-        raise TaskError(text, code="not-greedy")
 
 
 def _before(text: str, ends: list[str]) -> str:

@@ -354,7 +354,7 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
             [one.run({"input_ids": ids[None]})["last_hidden_state"][0].mean(0) for ids in texts]
             for one in runners
         ]
-    with raises(ComparisonError, "too-few-texts", 2):
+    with raises(ComparisonError, "text-too-short", 2):
         Embeddings(EvaluationTokens(texts[:2], "t", "0"))
     unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
     assert result.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)

@@ -146,7 +146,7 @@ def test_a_begin_token_opens_each_sample(judged: tuple[Path, Path]) -> None:
 
 def test_opening_tokens_that_fill_a_sample_are_refused(judged: tuple[Path, Path]) -> None:
     with_opening(judged[0], "[BOS] [SEP] $A", BOS=20, SEP=19)
-    with raises(ComparisonError, "no-room-for-text", 2, "--eval-tokens") as caught:
+    with raises(ComparisonError, "text-too-short", 2, "--eval-tokens") as caught:
         compare(*judged, quick(eval_tokens=2))
     assert "--eval-tokens" in caught.value.hint
     assert accuracy_of(*judged, options=quick(eval_tokens=3)).tokens == 3
@@ -304,7 +304,7 @@ def test_shapes_beyond_the_model_s_positions_are_left_out_aloud(arms: tuple[Path
     assert report.command == []  # Python's own is no command of ours
     assert report.accuracy is not None
     config.write_text('{"max_position_embeddings": 3}')
-    with raises(ComparisonError, "no-shape-left"):
+    with raises(ComparisonError, "nothing-to-time"):
         compare(*arms, OPTIONS)
 
 
@@ -326,11 +326,11 @@ def test_arms_of_other_interfaces_are_refused(
     broken = language_model(tmp_path / "nan", scale=float("nan"))
     with monkeypatch.context() as nothing_runs:
         nothing_runs.delattr("exporter.compare.session.witness_checks")
-        with raises(ComparisonError, "other-inputs", "candidate", "'past_key_values.0.key'"):
+        with raises(ComparisonError, "other-model", "candidate", "'past_key_values.0.key'"):
             compare(judged[1], whole, QUICK)
-    with raises(ComparisonError, "other-outputs", "'scores'"):
+    with raises(ComparisonError, "other-model", "'scores'"):
         compare(whole, write_tiny_lm(tmp_path / "other", output="scores"), QUICK)
-    with raises(ComparisonError, "other-answers"):
+    with raises(ComparisonError, "other-model"):
         compare(whole, write_tiny_lm(tmp_path / "larger", vocabulary=40), QUICK)
     for pair, name in (((whole, broken), "candidate"), ((broken, whole), "baseline")):
         with raises(ComparisonError, "not-finite", name, "sample 0"):
@@ -414,10 +414,10 @@ def test_a_reference_may_want_token_types_that_the_baseline_does_without(
     other = write_tiny_lm(tmp_path / "other", extra_input="token_type_ids")
     report = compare(*arms, QUICK, references=[other])
     assert "other" in report.arms.references
-    with raises(ComparisonError, "other-inputs", "candidate", "'token_type_ids'"):
+    with raises(ComparisonError, "other-model", "candidate", "'token_type_ids'"):
         compare(arms[0], other, QUICK)
     strange = write_tiny_lm(tmp_path / "strange", extra_input="pixel_values")
-    with raises(ComparisonError, "other-inputs", "reference strange", "'pixel_values'"):
+    with raises(ComparisonError, "other-model", "reference strange", "'pixel_values'"):
         compare(*arms, QUICK, references=[strange])
 
 

@@ -19,9 +19,9 @@ from exporter.artifacts.stacks import Stacks
 from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.intervals import difference_interval
 from exporter.compare.kept import open_store
-from exporter.compare.latency import Cells
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.sequences import (
+    Cells,
     JudgedPairs,
     Normalizer,
     Sequences,

@@ -155,7 +155,7 @@ def test_tokens_that_both_rule_out_count_nothing() -> None:
 @pytest.mark.parametrize(
     ("sizes", "ids", "told"),
     [
-        ((VOCABULARY, 40), tokens(), ("other-answers", 40)),
+        ((VOCABULARY, 40), tokens(), ("other-model", 40)),
         ((10, 10), tokens(), ("token-out-of-range", 10)),
         ((VOCABULARY, VOCABULARY), np.zeros((0, 4), np.int64), ("no-tokens",)),
     ],
@@ -285,7 +285,7 @@ def test_rerankers_are_compared_by_the_order_of_texts(bias: float) -> None:
 
 def test_answers_that_can_t_be_compared() -> None:
     wider = [np.pad(logit, ((0, 0), (0, 1))) for logit in LOGITS]
-    with raises(ComparisonError, "other-answers", 3, 4):
+    with raises(ComparisonError, "other-model", 3, 4):
         of_classes(LOGITS, wider)
     with raises(ComparisonError, "no-tokens"):
         of_classes([], [])

@@ -178,7 +178,7 @@ def test_what_is_no_pair_or_no_reference_is_refused(
     small, nothing = checkpoint(tmp_path, vocab_size=96), tmp_path / "nothing"
     for candidate, references, code, named in (
         (f"torch:{folder}", [], "different-kinds", ()),
-        (onnx, [f"torch:{small}"], "other-vocabulary", (96, 128)),
+        (onnx, [f"torch:{small}"], "other-model", (96, 128)),
         (onnx, [f"torch:{nothing}"], "file-missing", ("nothing",)),
     ):
         with raises(ComparisonError, code, *named):

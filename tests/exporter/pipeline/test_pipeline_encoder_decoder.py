@@ -266,11 +266,11 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"drops": DropRequest(Budget(joint=7))}, PlanError, "too-many"),
         ({"drops": DropRequest(Budget(cross_attention=3))}, PlanError, "too-many"),
         # Recordings have one length.
-        ({"compare": compare(prefill_lengths=(8,))}, UsageError, "no-source-length"),
+        ({"compare": compare(prefill_lengths=(8,))}, UsageError, "one-graph-option"),
         (
             {"compare": compare(timing=TimingOptions(generate=((2, 4),)))},
             UsageError,
-            "no-source-length",
+            "one-graph-option",
         ),
     ],
 )

@@ -409,7 +409,7 @@ def test_what_an_image_model_can_not_be_judged_on_is_refused(
     ("name", "kind", "code"),
     [
         ("preprocessor_config.json", errors.ModelSourceError, "no-processor"),
-        ("config.json", errors.ComparisonError, "no-image-config"),
+        ("config.json", errors.ComparisonError, "config-missing"),
     ],
 )
 def test_what_a_folder_lacks_is_told(
