@@ -87,7 +87,7 @@ class _Commands(click.Group):
         """A command by its name; one that isn't there is answered with what is meant or new."""
         if instead := REMOVED_COMMANDS.get(args[0]):
             raise click.UsageError(f"{args[0]} was removed. Use {instead}.", ctx)
-        if not args[0].startswith("-") and args[0] not in self.list_commands():
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise NoSuchCommand(args[0], possibilities=self.list_commands(), ctx=ctx)
         return super().resolve_command(ctx, args)
 
