@@ -65,7 +65,7 @@ class Work(NamedTuple):
 
 
 _OPERATOR_BYTES = 80_000
-"""Weights that are read while an operator is started, on the machine that docs/costs.md names."""
+"""Weights that are read while an operator is started, by steps of SmolLM2-135M on an AMD EPYC."""
 
 
 @dataclass(frozen=True)
