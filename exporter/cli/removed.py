@@ -46,7 +46,6 @@ _OPTIONS = (
     ("build compare costs evaluate export generate", "--device", "CUDA_VISIBLE_DEVICES"),
     ("build", "--hardware-compatibility, --version-compatible", "trtexec for such an engine"),
     ("verify-engine", "--tolerance", "no option: the tolerance follows from the precision"),
-    ("verify-engine", "-o, --output", "polygraphy run ENGINE --onnxrt MODEL, NVIDIA's own tool"),
     ("build export", "--cache-reads", "--logits all for an engine that reads all of its caches"),
     ("build", "--tf32, --timing-cache", "trtexec for such an engine"),
     ("generate", "--seed, --temperature, --top-k, --top-p", "the server that you deploy to"),

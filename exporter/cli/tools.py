@@ -25,6 +25,13 @@ class VerifyEngineCall(Options):
 
     engine_file: InputPath = argument("ENGINE")
     model: OnnxFile = argument("MODEL")
+    output: OutputPath | None = option(
+        None,
+        "Write inputs and outputs of the run that is furthest off here, for Polygraphy.",
+        "-o",
+        "--output",
+        metavar="FOLDER",
+    )
     threads: Count | None = option(None, "CPU threads of ONNX Runtime.", usual="all cores")
 
 
@@ -40,13 +47,14 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
     from exporter.engines.build.engine_set import find_builds
     from exporter.engines.decoding.verify import verify_engines
 
-    results = [
-        result
-        for engines in find_builds(call.engine_file)
-        for result in verify_engines(engines, call.model, threads=call.threads, progress=progress)[
-            1
-        ]
-    ]
+    results: list[Difference] = []
+    for number, engines in enumerate(find_builds(call.engine_file), 1):
+        folder = call.output
+        if folder is not None and number > 1:
+            folder = folder.with_name(f"{folder.name}-{number}")
+        results += verify_engines(
+            engines, call.model, folder=folder, threads=call.threads, progress=progress
+        )[1]
     worst: dict[str, Difference] = {}
     for result in results:
         if result.run not in worst or not result.error <= worst[result.run].error:

@@ -70,6 +70,7 @@ _DISTRIBUTIONS = (
     ("llama-cpp-python", "llama-cpp", "arms that llama.cpp runs: llama.cpp:FILE"),
     ("ray", "cluster", "scores and searches on several machines"),
     ("cuda-bindings", "rtx", "running engines"),
+    ("polygraphy", "rtx", "depthcut verify-engine -o"),
 )
 _ENGINES = {
     "tensorrt-rtx": "engines, built without a GPU too",

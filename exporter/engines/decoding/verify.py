@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.engines.tensors import TensorSpec, byte_count, make_inputs, random_tokens
 from exporter.errors import DepthcutError, EngineError
-from exporter.files import sha256_file, sha256_files
+from exporter.files import sha256_file, sha256_files, staged_directory
 from exporter.models.graph_facts import CACHE_INPUT, read_facts
+from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from graph_passes.files import storage
 
@@ -105,23 +107,34 @@ def refuse_other_source(onnx: Path, engines: EngineSet) -> None:
 
 
 def verify_engines(
-    engines: EngineSet, onnx: Path, *, threads: int | None = None, progress: Progress = QUIET
+    engines: EngineSet,
+    onnx: Path,
+    *,
+    folder: Path | None = None,
+    threads: int | None = None,
+    progress: Progress = QUIET,
 ) -> tuple[EngineSet, list[Difference]]:
     """Holds each output of engines against ONNX Runtime's on the same inputs; puts it on record.
 
     Each profile runs at a batch of 1 and at its usual one: a prompt; steps at several fills of the
     caches with garbage behind the fill, each followed by one that reads what it wrote; and texts,
-    whose caches stay on the card.
+    whose caches stay on the card. ``folder`` takes the run that is furthest off, for Polygraphy.
     """
+    if folder is not None:
+        require("polygraphy", extra="gpu")
     refuse_other_source(onnx, engines)
     fresh = replace(
         engines, records=tuple(r.model_copy(update={"check": None}) for r in engines.records)
     )
     tolerance = TOLERANCES.get(engines.records[0].precision.partition("-")[0], TOLERANCES["bf16"])
     reference = OnnxRuntimeRunner(onnx, threads=threads or default_threads(), brief=True)
+    furthest = _Furthest()
     with progress.task("check against ONNX Runtime"), reference, TensorRtRunner(fresh) as runner:
-        held = _Held(fresh, runner, reference, read_facts(onnx).vocabulary or 2, tolerance)
+        vocabulary = read_facts(onnx).vocabulary or 2
+        held = _Held(fresh, runner, reference, vocabulary, tolerance, furthest)
         results = [*held.phases(), *held.texts()]
+    if folder is not None:
+        furthest.write(folder)
     return _recorded(engines, results), results
 
 
@@ -146,6 +159,39 @@ def _recorded(engines: EngineSet, results: Sequence[Difference]) -> EngineSet:
     return replace(engines, records=records)
 
 
+@dataclass
+class _Furthest:
+    """The run that is furthest off: its inputs, and the outputs of both sides."""
+
+    error: float = -1.0
+    arrays: dict[str, dict[str, Array]] = field(default_factory=dict)
+
+    def hold(self, error: float, *arrays: dict[str, Array]) -> None:
+        """Takes a run that is further off than the one that it has."""
+        if error > self.error:
+            self.error = error
+            self.arrays = dict(zip(("inputs", "engine", "onnxruntime"), arrays, strict=True))
+
+    def write(self, folder: Path) -> None:
+        """In the form that ``polygraphy run`` loads, which has float32 in bfloat16's place."""
+        from polygraphy.comparator import RunResults
+        from polygraphy.json import save_json
+
+        plain = {
+            name: {
+                key: np.ascontiguousarray(array, np.float32 if array.dtype.kind == "V" else None)
+                for key, array in arrays.items()
+            }
+            for name, arrays in self.arrays.items()
+        }
+        with staged_directory(folder) as stage, contextlib.redirect_stdout(sys.stderr):
+            save_json([plain.pop("inputs")], str(stage / "inputs.json"))
+            for name, outputs in plain.items():
+                results = RunResults()
+                results.add([outputs], runner_name=name)
+                results.save(str(stage / f"{name}.json"))
+
+
 @dataclass(frozen=True)
 class _Held:
     """Engines beside ONNX Runtime, both loaded."""
@@ -155,6 +201,7 @@ class _Held:
     reference: Runner
     vocabulary: int
     tolerance: float
+    furthest: _Furthest
 
     def phases(self) -> Iterator[Difference]:
         """Each profile at two batches and several fills."""
@@ -207,13 +254,16 @@ class _Held:
                 for runner, own in zip((self.runner, self.reference), given, strict=True)
             ]
             where = f"{at}, step {step + 1}" if step else str(at)
-            for name in names:
-                got, wanted = (side[name] for side in sides)
-                if name not in pairs.values():
-                    yield self._difference(where, name, got, wanted)
-                    continue
-                for part in (slice(0, at.past_length), slice(at.past_length, at.total_length)):
-                    yield self._difference(where, name, got[:, :, part], wanted[:, :, part])
+            parts = (slice(0, at.past_length), slice(at.past_length, at.total_length))
+            held = [
+                self._difference(where, name, *(side[name][:, :, part] for side in sides))
+                if name in pairs.values()
+                else self._difference(where, name, *(side[name] for side in sides))
+                for name in names
+                for part in (parts if name in pairs.values() else parts[:1])
+            ]
+            self.furthest.hold(max(item.error for item in held), {**inputs, **given[1]}, *sides)
+            yield from held
             given = [{past: side[new] for past, new in pairs.items()} for side in sides]
 
     def _inputs(self, shape: Shape) -> dict[str, Array]:

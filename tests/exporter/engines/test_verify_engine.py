@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,12 +48,15 @@ def llama(folder: Path, dtype: ir.DataType, size: int) -> Path:
     return write_llama(folder / "model.onnx", shape, noise=0.02, room=16)
 
 
-def checked(onnx: Path, **facts: Any) -> tuple[EngineSet, list[verify.Difference]]:
+def checked(
+    onnx: Path, *, folder: Path | None = None, **facts: Any
+) -> tuple[EngineSet, list[verify.Difference]]:
     """Engines for each phase on the stand-in, and how far they are off."""
     for phase in ("prefill", "decode"):
         write_engine(onnx, onnx.with_name(f"m-{phase}.engine"), [phase], RANGES, kernels=1, **facts)
     with stand_in() as machine:
-        result = verify.verify_engines(find_engines(onnx.parent), onnx, threads=1)
+        engines = find_engines(onnx.parent)
+        result = verify.verify_engines(engines, onnx, folder=folder, threads=1)
         assert machine.left_over == {}
     return result
 
@@ -180,6 +186,25 @@ def test_an_engine_that_differs_is_refused_until_it_is_checked_anew(
         sound = decoder_engine(tmp_path)
         assert run(["verify-engine", str(sound), str(onnx)]) == 0
         open_decoder(sound)
+
+
+@pytest.mark.parametrize(("side", "agrees"), [("onnxruntime", True), ("engine", False)])
+def test_polygraphy_goes_on_from_the_run_that_is_furthest_off(
+    side: str, agrees: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("polygraphy")
+    if importlib.util.find_spec("torch"):  # Polygraphy imports it, which crashes beside a stand-in
+        importlib.import_module("torch")
+    onnx = llama(tmp_path, ir.DataType.FLOAT, 16)
+    checked(onnx, folder=tmp_path / "differs", fault="heads")
+    files = [tmp_path / "differs" / f"{name}.json" for name in ("inputs", side)]
+    main = "import sys; from polygraphy.tools import main; sys.exit(main())"
+    arguments = ["run", onnx, "--onnxrt", "--load-inputs", files[0], "--load-outputs", files[1]]
+    result = subprocess.run(
+        [sys.executable, "-c", main, *map(str, arguments)], capture_output=True, check=False
+    )
+    assert (result.returncode == 0) == agrees, result.stderr
+    assert b"FAILED" in result.stdout or agrees
 
 
 def test_no_number_is_an_infinite_difference_that_is_kept(tmp_path: Path) -> None:
