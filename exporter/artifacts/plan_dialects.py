@@ -84,41 +84,37 @@ def foreign_deletions(content: Any, where: str) -> list[PlannedDeletion] | None:
     """What a parsed config, or a bare list of blocks, drops; None where it is in no dialect."""
     if isinstance(content, list):
         content = {_BLOCKS: content}
-    read: dict[str, list[PlannedDeletion]] = {}
+    read: list[tuple[str, list[PlannedDeletion]]] = []
     for part in nested_configs(content):
         try:
-            read |= _dialects(_Config.model_validate(part), part.get("layer_types"))
+            read += _dialects(_Config.model_validate(part), part.get("layer_types"))
         except ValidationError as error:
             first = error.errors()[0]
             problem = f"{json_path(first['loc'])}: {first['msg']}, not {first['input']!r:.60}"
             raise PlanError(f"{where}: {problem}.", _HINT) from error
         except ValueError as error:
             raise PlanError(f"{where}: {error}.", _HINT) from error
-    dropping = {name: deletions for name, deletions in read.items() if deletions}
-    places = [{ref for d in ds for ref in d.sublayers} for ds in dropping.values()]
+    dropping = [(name, deletions) for name, deletions in read if deletions]
+    places = [{ref for d in deletions for ref in d.sublayers} for _, deletions in dropping]
     if any(place != places[0] for place in places):
+        names = " and for ".join(dict.fromkeys(name for name, _ in dropping))
         raise PlanError(
-            f"{where}: its entries for {' and for '.join(dropping)} drop different sublayers.",
+            f"{where}: its entries for {names} drop different sublayers.",
             "Remove one of the two from a copy of the file, and use the copy.",
         )
-    return next(iter(dropping.values()), [] if read else None)
+    return dropping[0][1] if dropping else ([] if read else None)
 
 
-def _dialects(config: _Config, types: Any) -> dict[str, list[PlannedDeletion]]:
-    """What a config drops, by the dialect that says so."""
+def _dialects(config: _Config, types: Any) -> Iterator[tuple[str, list[PlannedDeletion]]]:
+    """What a config drops, with the dialect that says so."""
     lists = [(getattr(config, key), kind) for key, kind in _LISTS.items()]
-    read: dict[str, list[PlannedDeletion]] = {}
     if own := config.depthcut or config.depthcut_origin:
-        read["depthcut"] = [PlannedDeletion(**dict(deletion)) for deletion in own.deletions]
+        yield "depthcut", [PlannedDeletion(**dict(deletion)) for deletion in own.deletions]
     if any(layers is not None for layers, _ in lists):
-        read["LLM-Drop"] = [
-            PlannedDeletion(layer=layer, kind=kind)
-            for layers, kind in lists
-            for layer in layers or ()
-        ]
+        listed = [(layer, kind) for layers, kind in lists for layer in layers or ()]
+        yield "LLM-Drop", [PlannedDeletion(layer=layer, kind=kind) for layer, kind in listed]
     if config.block_configs is not None:
-        read["Puzzletron"] = _of_blocks(config.block_configs, types)
-    return read
+        yield "Puzzletron", _of_blocks(config.block_configs, types)
 
 
 def _of_blocks(blocks: Sequence[_Block], types: Any) -> list[PlannedDeletion]:

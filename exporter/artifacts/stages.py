@@ -99,9 +99,10 @@ _Scores = Annotated[list[Score], Field(max_length=8 * MOST_LAYERS)]
 
 def _by_metric(further: Any) -> Any:
     """Files of earlier versions have a list."""
-    if isinstance(further, list) and all(isinstance(item, dict) for item in further):
-        return {item.get("metric"): item.get("scores") for item in further}
-    return further
+    try:
+        return {item["metric"]: item["scores"] for item in further}
+    except (TypeError, KeyError):
+        return further
 
 
 class ImportanceReport(Artifact):

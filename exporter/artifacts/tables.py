@@ -169,7 +169,8 @@ class SweepCell(Record):
     @classmethod
     def _of_earlier_versions(cls, content: Any) -> Any:
         """Their results are read anew from the cell's report."""
-        if isinstance(content, dict) and "against_float" in (content.get("result") or {}):
+        result = content.get("result") if isinstance(content, dict) else None
+        if isinstance(result, dict) and "against_float" in result:
             return {**content, "status": "missing", "result": None}
         return content
 

@@ -23,6 +23,7 @@ from exporter.artifacts import (
     PruningPlan,
     SampleAnswer,
     SweepCell,
+    SweepReport,
 )
 from exporter.artifacts.base import FILE_KINDS, IMAGES, RECORDINGS, TEXTS, Nouns, Record, nouns_of
 from exporter.artifacts.servers import (
@@ -286,6 +287,7 @@ _ESTIMATE = {"value": 0.1, "ci95": [0.0, 0.2]}
 _ROW = gate_row().model_dump()
 _CORNER = {"arm": "candidate", "pruned": True, "quantized": True}
 _RESULT = {"against_float": None, "perplexity": None}
+_CELL = made_cell("m", "a", "fp32").model_dump()
 
 
 @pytest.mark.parametrize(
@@ -299,8 +301,7 @@ _RESULT = {"against_float": None, "perplexity": None}
                   "other_log_perplexity_increase": _ESTIMATE},
          {**_CORNER, "figures": {"perplexity": 20.0, "other_perplexity": 30.0},
           "rises": {"perplexity": _ESTIMATE, "other_perplexity": _ESTIMATE}}),
-        (SweepCell, {**made_cell("m", "a", "fp32").model_dump(), "status": "done",
-                     "result": _RESULT}, made_cell("m", "a", "fp32").model_dump()),
+        (SweepCell, {**_CELL, "status": "done", "result": _RESULT}, _CELL),
         (SampleAnswer, {"prompt": "a", "baseline": {"text": "b", "ended": True},
                         "candidate": {"text": "c", "ended": False}},
          {"prompt": "a", "baseline": "b", "candidate": "c …"}),
@@ -315,6 +316,25 @@ def test_records_of_earlier_versions_are_read(
     assert record.model_validate(earlier) == record.model_validate(now)
     with pytest.raises(ValidationError, match="new_key"):
         record.model_validate({**earlier, "new_key": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken", "place"),
+    [
+        (SweepReport, {"cells": [_CELL | {"result": 5}]}, "$.cells[0].result"),
+        (ImportanceReport, {"further": [{"metric": ["kl"], "scores": []}]}, "$.further"),
+        (ImportanceReport, {"further": 5}, "$.further"),
+    ],
+)
+def test_a_broken_file_of_an_earlier_version_is_named_with_the_place(
+    tmp_path: Path, kind: type[SweepReport | ImportanceReport], broken: dict[str, Any], place: str
+) -> None:
+    sweep = {"source": "s", "text": "", "models": [], "plans": [], "precisions": [], "cells": []}
+    sound = importance_of({"mlp": [0.1]}) if kind is ImportanceReport else SweepReport(**sweep)
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(json.loads(sound.to_json()) | broken))
+    with raises(ArtifactError, "", path, place):
+        kind.read(path)
 
 
 def test_scores_by_further_metrics_of_earlier_versions_are_read() -> None:

@@ -390,12 +390,24 @@ def test_what_the_base_said_is_not_said_of_the_checkpoint() -> None:
     assert config == {**own, "drop_attn_list": [2], "drop_mlp_list": []}
 
 
-def test_dialects_in_one_file_must_agree(tmp_path: Path) -> None:
-    content = {"drop_attn_list": [1], **deci((HEADS, FFN), (NO_OP, FFN), (HEADS, FFN))}
-    assert drops(tmp_path, content) == [("attention", 1)]
-    content["drop_attn_list"] = [2]
-    with raises(PlanError, "", "LLM-Drop", "Puzzletron"):
-        drops(tmp_path, content)
+@pytest.mark.parametrize(
+    ("other", "dialects"),
+    [
+        (deci((HEADS, FFN), (NO_OP, FFN), (HEADS, FFN)), ["LLM-Drop", "Puzzletron"]),
+        ({"text_config": {"drop_attn_list": [1], "drop_mlp_list": []}}, ["LLM-Drop"]),
+    ],
+)
+def test_dialects_and_parts_of_one_file_must_agree(
+    tmp_path: Path, other: dict[str, Any], dialects: list[str]
+) -> None:
+    assert drops(tmp_path, {"drop_attn_list": [1], **other}) == [("attention", 1)]
+    with raises(PlanError, "", *dialects):
+        drops(tmp_path, {"drop_attn_list": [2], **other})
+
+
+def test_a_part_that_drops_nothing_takes_nothing_back(tmp_path: Path) -> None:
+    nothing = {"text_config": {"drop_attn_list": [], "drop_mlp_list": []}}
+    assert drops(tmp_path, {"drop_attn_list": [3], **nothing}) == [("attention", 3)]
 
 
 @pytest.mark.parametrize("name", ["depthcut", "depthcut_origin"])
