@@ -18,7 +18,7 @@ class CacheSize:
 
     per_token: float = 0.0
     fixed: float = 0.0
-    # positions that are kept at most, where the graph keeps a window alone
+    # positions at most, of a window or of a buffer, whose bytes are fixed; a state has none
     window: int | None = None
 
     def bytes(self, context: int) -> float:
@@ -41,9 +41,9 @@ class SublayerSize:
 
     def reach(self, context: int) -> int:
         """How many positions an attention looks at; a recurrent one at none."""
-        growing = [cache for cache in self.caches if cache.per_token]
-        windows = [context if cache.window is None else cache.window for cache in growing]
-        return 0 if self.caches and not growing else min([context, *windows])
+        keys = [cache for cache in self.caches if cache.per_token or cache.window is not None]
+        windows = [cache.window for cache in keys if cache.window is not None]
+        return 0 if self.caches and not keys else min([context, *windows])
 
     def kv_bytes(self, context: int, batch: int = 1) -> int:
         """What its cache takes for ``batch`` sequences of ``context`` tokens."""
@@ -64,10 +64,6 @@ class Work(NamedTuple):
     cache_bytes: float
 
 
-_OPERATOR_BYTES = 80_000
-"""Weights that are read while an operator is started, by steps of SmolLM2-135M on an AMD EPYC."""
-
-
 @dataclass(frozen=True)
 class GraphSizes:
     """A graph's sublayers and the rest of it.
@@ -82,6 +78,7 @@ class GraphSizes:
     rest: SublayerSize = SublayerSize(0, 0, 0, 0)  # what is multiplied, and cached, beside them
     hidden: int | None = None  # width of the residual stream; None where the graph doesn't tell
     number_bytes: int = 4
+    operator_bytes: int = 0  # weights that are read while an operator is started
     longest: int | None = None  # positions that the graph can hold; None where it sets no limit
     longest_text: int | None = None  # None where nothing says so
     name: str = field(default="the graph", compare=False)
@@ -125,19 +122,18 @@ class GraphSizes:
         removed = own.linear_parameters if replacement == "linear" else own.parameters
         return removed - self.replacement_parameters(replacement)
 
-    def saved_bytes(
-        self,
-        name: SublayerRef,
-        replacement: Replacement = "none",
-        *,
-        context: int = 0,
-        batch: int = 1,
-    ) -> int:
-        """How many bytes the weights, and the caches of so many tokens, lose."""
+    def saved_weight_bytes(self, name: SublayerRef, replacement: Replacement = "none") -> int:
+        """How many bytes the weights lose; below 0 where a replacement is the larger one."""
         own = self[name]
         removed = own.linear_weight_bytes if replacement == "linear" else own.weight_bytes
-        added = self.number_bytes * self.replacement_parameters(replacement)
-        return removed - added + own.kv_bytes(context, batch)
+        return removed - self.number_bytes * self.replacement_parameters(replacement)
+
+    def saved_bytes(
+        self, name: SublayerRef, replacement: Replacement = "none", *, context: int, batch: int
+    ) -> int:
+        """How many bytes the weights, and the caches of so many tokens, lose."""
+        kept = self[name].kv_bytes(context, batch)
+        return self.saved_weight_bytes(name, replacement) + kept
 
     def total_parameters(self, choices: Mapping[Any, Replacement] | None = None) -> int:
         """Parameters that are left, at most."""
@@ -168,7 +164,7 @@ class GraphSizes:
         """What is left of a run's work where some sublayers are cut."""
         tokens, context, cut = cell.batch * cell.sequence_length, cell.total_length, choices or {}
         every = [*self.sublayers.values(), self.rest]
-        saved = [self.saved_bytes(name, how) for name, how in cut.items()]
+        saved = [self.saved_weight_bytes(name, how) for name, how in cut.items()]
         left = [size for name, size in self.sublayers.items() if name not in cut]
         pairs = (
             size.parameters / (2 * (self.hidden or 1)) * size.reach(context)
@@ -177,7 +173,7 @@ class GraphSizes:
         )
         numbers = sum(size.parameters for size in every)
         numbers -= sum(self.saved_parameters(name, how) for name, how in cut.items())
-        started = _OPERATOR_BYTES * sum(size.operators for size in [*left, self.rest])
+        started = self.operator_bytes * sum(size.operators for size in [*left, self.rest])
         return Work(
             float(tokens * numbers),
             tokens * math.fsum(pairs),

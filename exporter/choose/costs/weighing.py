@@ -142,12 +142,14 @@ def _cache_size(value: ir.Value, windows: Mapping[str, int]) -> CacheSize:
     if value.shape is None or value.dtype is None:
         return CacheSize()
     dims = [dim if isinstance(dim, int) else None for dim in value.shape][1:]
-    if len(dims) == len(("heads", "length", "head size")):
+    name, has_length = value.name or "", len(dims) == len(("heads", "length", "head size"))
+    if has_length:
         dims = [dims[0] or head_count(value), dims[1], dims[2] or head_size(value)]
     bytes_each = math.prod(dim for dim in dims if dim is not None) * value.dtype.itemsize
     if None not in dims:
-        return CacheSize(fixed=bytes_each)
-    return CacheSize(per_token=bytes_each, window=windows.get(value.name or ""))
+        room = dims[1] if has_length and CACHE_INPUT.fullmatch(name) else None
+        return CacheSize(fixed=bytes_each, window=room)
+    return CacheSize(per_token=bytes_each, window=windows.get(name))
 
 
 def _stream_form(sites: Iterable[FoundSite]) -> tuple[ir.DataType | None, int | None]:

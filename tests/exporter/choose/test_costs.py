@@ -15,13 +15,14 @@ from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.costs import measuring
 from exporter.choose.costs.cost_runners import CostRunner
-from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize, Work
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import CostSettings, fitted_rates, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.compare.timing.subjects import Probe
 from exporter.errors import CostError, SurgeryError, UsageError
+from graph_passes.types import Replacement, SublayerRef
 from tests.made_tables import made_table
 from tests.raising import raises
 from tests.virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
@@ -108,12 +109,18 @@ SIZES = GraphSizes(
     },
     200_000, 800_000, rest=SublayerSize(50_000, 0, 200_000, 0), hidden=32, longest=64,
 )  # fmt: skip
-RATES = Work(2e-5, 9e-5, 3e-6, 7e-6)
-"""Milliseconds of the made machine: a multiplication between positions takes longer than others."""
 
 
 def true_ms(cell: Shape, cut: Mapping[Any, Any] | None = None) -> float:
-    return sum(n * ms for n, ms in zip(SIZES.work(cell, cut), RATES, strict=True))
+    """On the made machine: a multiplication between positions takes longer than others."""
+    tokens, context, cut = cell.batch * cell.sequence_length, cell.total_length, cut or {}
+    gone = [kind for _, kind in cut]
+    attentions, mlps = LAYERS - gone.count("attention"), LAYERS - gone.count("mlp")
+    added = sum({"none": 0, "bias": 32, "linear": 32 * 33}[how] for how in cut.values())
+    numbers = 50_000 + 4000 * attentions + 9000 * mlps + added
+    pairs = tokens * context * 62.5 * attentions  # 4 matrices of 4000 numbers are 31.25 wide
+    kept = cell.batch * context * 512 * attentions
+    return 2e-5 * tokens * numbers + 9e-5 * pairs + 3e-6 * 4 * numbers + 7e-6 * kept
 
 
 def request_ms(cut: Mapping[Any, Any] | None = None) -> float:
@@ -304,8 +311,41 @@ def test_what_cannot_be_replaced_has_no_cost_so() -> None:
         assert {how for one in table.sublayers for how in one.saved_ms} == hows
 
 
-def test_a_windowed_attention_looks_no_further() -> None:
-    windowed = SublayerSize(9, 9, 9, 9, caches=(CacheSize(8.0, window=16),))
-    assert [windowed.reach(n) for n in (4, 100)] == [4, 16]
-    assert SublayerSize(9, 9, 9, 9, caches=(CacheSize(fixed=64),)).reach(100) == 0
+KEPT = CacheSize(per_token=10.0)
+ATTENTION, MLP = SublayerRef(0, "attention"), SublayerRef(0, "mlp")
+
+
+@pytest.mark.parametrize(
+    ("cache", "cell", "cut", "work"),
+    [  # of 16 tokens, 8 a sequence; a step is one token of each of 2 sequences after 7
+        (KEPT, "prefill", {}, (36_800, 5120, 9200 + 700, 160)),
+        (KEPT, "prefill", {ATTENTION: "none"}, (24_000, 0, 6000 + 400, 0)),
+        (KEPT, "prefill", {ATTENTION: "linear"}, (25_760, 0, 6440 + 400, 0)),
+        (KEPT, "prefill", {MLP: "none"}, (20_800, 5120, 5200 + 500, 160)),
+        (KEPT, "prefill", {MLP: "bias"}, (20_960, 5120, 5240 + 500, 160)),
+        (KEPT, "decode", {}, (4600, 640, 9200 + 700, 160)),
+        (CacheSize(10.0, window=6), "prefill", {}, (36_800, 3840, 9900, 120)),
+        (CacheSize(10.0, window=6), "decode", {ATTENTION: "none"}, (3000, 0, 6400, 0)),
+        (CacheSize(fixed=640, window=64), "prefill", {}, (36_800, 5120, 9900, 1280)),
+        (CacheSize(fixed=640, window=64), "decode", {}, (4600, 640, 9900, 1280)),
+        (CacheSize(fixed=640, window=64), "decode", {ATTENTION: "none"}, (3000, 0, 6400, 0)),
+        (CacheSize(fixed=640), "prefill", {}, (36_800, 0, 9900, 1280)),  # a state
+        (CacheSize(fixed=640), "prefill", {ATTENTION: "none"}, (24_000, 0, 6400, 0)),
+    ],
+)
+def test_what_a_run_does_is_counted(
+    cache: CacheSize, cell: Any, cut: dict[SublayerRef, Replacement], work: tuple[int, ...]
+) -> None:
+    shape = Shape(cell, 2, 8) if cell == "prefill" else Shape(cell, 2, 1, 7)
+    result = GraphSizes(
+        {
+            ATTENTION: SublayerSize(800, 800, 3200, 3200, caches=(cache,), operators=3),
+            MLP: SublayerSize(1000, 1000, 4000, 4000, operators=2),
+        },
+        2300, 9200, SublayerSize(500, 500, 2000, 2000, operators=2), 10, operator_bytes=100,
+    ).work(shape, cut)  # fmt: skip
+    assert result == work
+
+
+def test_an_attention_without_a_cache_looks_everywhere() -> None:
     assert SublayerSize(9, 9, 9, 9).reach(100) == 100

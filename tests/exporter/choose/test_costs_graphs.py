@@ -12,7 +12,7 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.costs.cost_runners import engine_runner, ranges_for
+from exporter.choose.costs.cost_runners import engine_runner, graph_runner, ranges_for
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import (
     CostSettings,
@@ -34,7 +34,7 @@ from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import Deletion, SublayerRef
 from tests.made_tables import made_table
 from tests.raising import raises
-from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, tiny_model
+from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, VOCABULARY, TinySpec, tiny_model
 
 pytest.importorskip("onnxruntime")
 
@@ -134,8 +134,15 @@ def test_a_window_bounds_what_is_kept_and_a_buffer_fixes_it() -> None:
     for value in model.graph.inputs:
         if value.name in names:
             value.shape = ir.Shape(["batch", HEADS, 64, HEAD_DIM])
-    fixed = weigh(model, {})[1, "attention"]
+    result = weigh(model, {})
+    fixed = result[1, "attention"]
     assert fixed.kv_bytes(1) == fixed.kv_bytes(64) == 64 * per_token
+    assert [fixed.reach(n) for n in (1, 64)] == [1, 64]
+    step = Shape("decode", 2, 1, 15)
+    saved = result.work(step).pair_multiplications
+    saved -= result.work(step, {(1, "attention"): "none"}).pair_multiplications
+    # Queries by keys, and their weights by values; beside the matrices, a norm and a bias count.
+    assert saved == pytest.approx(2 * 16 * 2 * HEADS * HEAD_DIM, rel=0.1)
 
 
 def test_what_is_not_there_has_no_size() -> None:
@@ -207,20 +214,11 @@ def test_what_a_run_multiplies_is_counted(spec: TinySpec) -> None:
     work, cut = (result.work(Shape("prefill", 2, 8), c) for c in ({}, {(0, "mlp"): "none"}))
     own = result[0, "mlp"]
     assert work.multiplications - cut.multiplications == 16 * own.parameters
-    assert work.weight_bytes - cut.weight_bytes > own.weight_bytes  # its operators aren't started
-    attention = result.work(Shape("prefill", 2, 8), {(0, "attention"): "none"})
-    started = [
-        part - own_bytes
-        for part, own_bytes in (
-            (work.weight_bytes - cut.weight_bytes, own.weight_bytes),
-            (work.weight_bytes - attention.weight_bytes, result[0, "attention"].weight_bytes),
-        )
-    ]
-    assert started[1] / started[0] == result[0, "attention"].operators / own.operators
-    assert result.rest.parameters % HIDDEN == 0
-    assert result.rest.parameters > 0  # what makes the answers
-    longer = result.work(Shape("prefill", 2, 16))
-    assert longer.pair_multiplications == 4 * work.pair_multiplications > 0
+    assert work.weight_bytes - cut.weight_bytes == own.weight_bytes
+    assert result.rest.parameters == HIDDEN * VOCABULARY  # what makes the answers
+    # Each query by each key, and its weight by the value; a norm and a bias count beside matrices.
+    pairs = 2 * 8 * 8 * 2 * HEADS * HEAD_DIM * 3
+    assert work.pair_multiplications == pytest.approx(pairs, rel=0.1)
     step = result.work(Shape("decode", 2, 1, 15))
     assert step.cache_bytes == 2 * sum(size.kv_bytes(16) for size in result.sublayers.values())
     without = result.work(Shape("decode", 2, 1, 15), {(0, "attention"): "none"})
@@ -280,6 +278,21 @@ def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
     assert sorted(name for name, _, _ in built) == ["model.onnx", *["model.variant.onnx"] * 2]
     assert [path.exists() for name, path, _ in built if "variant" in name] == [False, False]
     assert all(ranges.batch == Span(2, 2, 2) for _, _, ranges in built)
+
+
+def test_starts_of_operators_count_on_onnx_runtime_s_cpu_alone(
+    tmp_path: Path, built: list[tuple[str, Path, Any]]
+) -> None:
+    onnx = tmp_path / "model.onnx"
+    ir.save(tiny_model(), onnx)
+    runners = [graph_runner(onnx, tmp_path), engine_runner(onnx, tmp_path, RequestShape(1, 4, 1))]
+    step, cut = Shape("decode", 1, 1, 3), {SublayerRef(0, "mlp"): "none"}
+    bytes_saved = [
+        runner.sizes.work(step).weight_bytes - runner.sizes.work(step, cut).weight_bytes
+        for runner in runners
+    ]
+    # A norm, two products and what lies between them.
+    assert bytes_saved == [4 * 272 + 80_000 * 4, 4 * 272]
 
 
 def test_an_engine_serves_the_request_and_no_more() -> None:
