@@ -361,13 +361,18 @@ class PairReader:
     def _features(self, pairs: Sequence[Pair], progress: Progress) -> Sources:
         extractor, rate = self.extractor, int(self.extractor.sampling_rate)
         longest = float(extractor.chunk_length)
-        sounds = [read_sound(Path(pair.source), rate, longest) for pair in pairs]
-        if others := sorted({file_rate for _, file_rate in sounds} - {rate}):
+        parts, lengths, rates = list[Samples](), list[int](), set[int]()
+        for pair in pairs:  # one by one: a spectrum is much larger than what is made of it
+            samples, file_rate = read_sound(Path(pair.source), rate, longest)
+            made = extractor(samples, sampling_rate=rate, return_tensors="np")
+            parts.append(np.asarray(made["input_features"], np.float32))
+            lengths.append(len(samples))
+            rates.add(file_rate)
+        if others := sorted(rates - {rate}):
             text = ", ".join(f"{other:,} Hz" for other in others)
             progress.say(f"audio: resampled from {text} to {rate:,} Hz")
-        made = extractor([one for one, _ in sounds], sampling_rate=rate, return_tensors="np")
-        features = np.asarray(made["input_features"], np.float32)
-        ends = -np.array([len(one) for one, _ in sounds]) // (2 * int(extractor.hop_length))
+        features = np.concatenate(parts)
+        ends = -np.array(lengths) // (2 * int(extractor.hop_length))
         mask = np.arange(features.shape[-1] // 2) < -ends[:, None]
         return Sources({"input_features": features}, mask)
 

@@ -349,6 +349,23 @@ def test_odd_settings_of_a_feature_extractor_are_refused(
         assert reader.extractor
 
 
+@pytest.mark.torch
+def test_recordings_take_no_more_memory_than_the_longest_window_of_one(tmp_path: Path) -> None:
+    widest = {"hop_length": 1 << 11, "n_fft": 1 << 11, "sampling_rate": 1 << 13, "chunk_length": 64}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(FEATURES | widest))
+    spec = str(write_recordings(tmp_path / "sounds", 0))
+    config = {"num_mel_bins": 8, "max_source_positions": 128}
+    reader = PairReader("m", tmp_path, config, DecodingRules.of({}, WHISPER), None)
+    pairs, peaks = read_pairs(spec, part="evaluation", sound=True), []
+    reader.sources(pairs, 1, part="evaluation")  # imports, and the extractor's filters
+    for number in (1, 4):
+        tracemalloc.start()
+        assert len(reader.sources(pairs, number, part="evaluation").mask) == number
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
 class Words:
     """A tokenizer of one token a word."""
 
