@@ -91,13 +91,13 @@ def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
     for path in (folder / name for name in _CONFIGS):
         if path.name == CONFIG or path.exists():
             content = config if path.name == CONFIG else read_object(path)
-            refuse_entries(content, path, dangers)
+            refuse_entries(content, path, dangers, of_model=path.name == CONFIG)
     return config
 
 
-def refuse_entries(content: Any, path: Path, dangers: Dangers) -> None:
+def refuse_entries(content: Any, path: Path, dangers: Dangers, *, of_model: bool = True) -> None:
     """Refuses what makes transformers load, fetch or run something else, or never end."""
-    of_model, brings = path.name not in _CONFIGS[1:], "auto_map" in content
+    brings = "auto_map" in content
     any_type = dangers.allow_any_model_type or (dangers.trust_remote_code and brings)
     kind: type[ModelSourceError]
     for where, key, value in _entries(content):

@@ -163,6 +163,7 @@ def read_index(index: Path) -> dict[str, str]:
         places = read_json(index, limit=TABLE_BYTES)["weight_map"]
         names = sorted(set(places.values()))
         outside = [name for name in names if Path(name).name != name]
+        gone = [name for name in names if not (index.parent / name).is_file()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = f"{index} can't be read, or its weight_map names no file for a tensor"
         raise unreadable(f"{text}: {first_line(error)}") from error
@@ -172,9 +173,8 @@ def read_index(index: Path) -> dict[str, str]:
             AGAIN,
             code="outside-folder",
         )
-    for name in names:
-        if not (index.parent / name).is_file():
-            raise unreadable(f"{index} names {name}, which is not there")
+    if gone:
+        raise unreadable(f"{index} names {gone[0]}, which is not there")
     return dict(places)
 
 

@@ -14,7 +14,7 @@ from exporter.errors import ModelSourceError, first_line
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.checkpoint_shards import CheckpointShards, TensorEntry
 from exporter.models.loading.model_class import auto_class, quiet_transformers, refuse_far_larger
-from exporter.models.loading.model_source import LoadedModel, load_folder
+from exporter.models.loading.model_source import LoadedModel, check_dtype, load_folder
 from exporter.models.loading.sources import resolve_source
 from exporter.optional import require
 
@@ -63,6 +63,7 @@ def load_meta(
     allow_any_model_type: bool = False,
 ) -> MetaModel:
     """Loads a model without reading its weights."""
+    check_dtype(dtype)
     dangers = Dangers(allow_any_model_type=allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))
     if path.is_file():

@@ -127,6 +127,13 @@ DTYPES = ("float32", "float16", "bfloat16")
 """What a model's weights may become when it is loaded."""
 
 
+def check_dtype(dtype: str) -> None:
+    """Refuses what weights can't become."""
+    if dtype not in DTYPES:
+        types = " or ".join(DTYPES)
+        raise ModelSourceError(f"No {dtype!r} is loaded.", f"Use {types}.", code="option-value")
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to be scored or exported."""
@@ -174,6 +181,7 @@ def load_model(
     Raises:
         ModelSourceError: There is no such model, it can't be read, or it wants what isn't allowed.
     """
+    check_dtype(dtype)
     source = str(source)
     dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))
@@ -293,8 +301,7 @@ def load_gguf(
             (folder / path.name).symlink_to(path.resolve())
             place = {"gguf_file": path.name, "local_files_only": True}
             config = transformers.AutoConfig.from_pretrained(folder, **place)
-            kind = {"model_type": config.model_type}
-            refuse_entries(kind, path.resolve(), dangers or Dangers())
+            refuse_entries({"model_type": config.model_type}, path, dangers or Dangers())
             model, info = auto_class(config, trust_remote_code=False).from_pretrained(
                 folder, **place, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )

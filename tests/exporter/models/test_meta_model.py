@@ -202,6 +202,8 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
          "load-failed", "nothing"),
         ({}, {"gguf": True}, ModelSourceError, "quantized", "m.gguf"),
         ({}, {"old": "4.57.1"}, ModelSourceError, "", "4.57.1"),
+        *[({}, {"dtype": name}, ModelSourceError, "option-value", name)
+          for name in ("auto", "float64", "int8", "foo")],
     ],
 )  # fmt: skip
 def test_what_can_not_be_streamed(
@@ -214,8 +216,9 @@ def test_what_can_not_be_streamed(
         path = TinyGguf.llama().write(tmp_path / "m.gguf")
     if old := options.pop("old", ""):
         monkeypatch.setattr("transformers.__version__", old)
-    with raises(kind, code, named):
-        load_meta(str(path), **options)
+    for load in (load_meta, load_model) if "dtype" in options else (load_meta,):
+        with raises(kind, code, named):
+            load(str(path), **options)
 
 
 _TOKENS = ["<s>", "</s>", *"abcdefghijkl", "ab", "cd"]
@@ -292,6 +295,17 @@ def test_a_load_is_bit_equal_to_a_plain_one_and_parses_once(
     tables.clear()
     assert _told(path) == plain
     assert (len(headers), len(tables)) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "generation_config.json"])
+def test_a_gguf_file_s_type_is_looked_at_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("exporter.models.loading.checked_folder.REVIEWED", {"qwen2"})
+    (tmp_path / "linked.gguf").symlink_to(_tiny_gguf(tmp_path / name))
+    for path in (tmp_path / name, tmp_path / "linked.gguf"):
+        with raises(UnsafeModelError, "", path, "llama"):
+            model_source.load_gguf(path, "float32")
 
 
 def test_nothing_is_kept_for_the_next_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

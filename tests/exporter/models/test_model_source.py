@@ -68,6 +68,7 @@ def _indexed(places: Any) -> dict[str, Any]:
          "b.safetensors"),
         ("", _indexed([1]), "unreadable", "index.json"),
         ("", _indexed({"a": 1}), "unreadable", "index.json"),
+        ("", _indexed({"a": "x" * 300}), "unreadable", "index.json"),
         ("", _indexed(None), "unreadable", "index.json"),
         ("m.onnx", {"m.onnx": "something"}, "no-model", "depthcut prune"),
         ("m.bin", {"m.bin": "something"}, "no-model", "GGUF file"),
