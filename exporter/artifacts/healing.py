@@ -59,6 +59,14 @@ class HealedText(Record):
         cost = figure.loss(self.figures[figure.key].dropped)
         return self.gain / cost if cost > 0 else None
 
+    @property
+    def gain_words(self) -> str:
+        """What is taken back, how sure that is, and its share: ``+0.500 nats ± 0.010 (83 %)``."""
+        error, share = self.gain_std_error, self.gained_share
+        sure = "" if error is None else f" ± {error:.{self.kind.gain_digits}f}"
+        back = "" if share is None else f" ({100 * share:.0f} %)"
+        return f"{self.kind.figures[0].gained(self.gain)}{sure}{back}"
+
 
 class HealedBranch(Record):
     """What took one branch's place.

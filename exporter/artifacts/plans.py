@@ -154,6 +154,12 @@ def plan_cut(
             "Ask for at least one sublayer or block.",
             code="nothing-asked",
         )
+    if joint and any(budget[kind] for kind in JOINT_KINDS):
+        raise PlanError(
+            "A joint number already covers attentions and MLPs.",
+            "Ask for a joint number, or for one of each kind.",
+            code="dropped-twice",
+        )
     chosen = [
         *_lowest(report, ("attention",), attention),
         *_lowest(report, ("cross_attention",), cross_attention),

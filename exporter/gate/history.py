@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import stats
 
@@ -141,7 +142,7 @@ def _is_cut_off(line: bytes) -> bool:
 FEWEST = 8
 """Fewer runs say nothing of a trend."""
 WINDOW = 30
-_ERROR = 0.002  # by which noise alone is called drift: 1 of 400 histories of three shapes
+_ERROR = 0.01  # how often independent noise alone may be called drift, of all shapes together
 _FEWEST_REPEATS = 4
 
 
@@ -189,8 +190,11 @@ def _curves(entries: Sequence[HistoryEntry]) -> dict[str, _Runs]:
 def _drift(subject: str, runs: _Runs, error: float) -> Drift | None:
     if len(runs) < FEWEST:
         return None
-    slope, _, low, _ = stats.theilslopes([value for value, _ in runs], alpha=1 - 2 * error)
-    if not low > 0:
+    values, order = np.array([value for value, _ in runs]), np.arange(len(runs))
+    slope = stats.theilslopes(values, order).slope
+    noise = math.sqrt(_variance_inflation(values - slope * order))
+    p_value = stats.kendalltau(order, values, alternative="greater").pvalue
+    if not stats.norm.isf(p_value) / noise > stats.norm.isf(error):
         return None
     return Drift(
         subject=subject,
@@ -200,6 +204,15 @@ def _drift(subject: str, runs: _Runs, error: float) -> Drift | None:
         first=_run_name(runs[0][1]),
         last=_run_name(runs[-1][1]),
     )
+
+
+def _variance_inflation(rest: NDArray[np.float64]) -> float:
+    """How much more the sum of runs that resemble their neighbours varies than of independent."""
+    centred = rest - rest.mean()
+    power = float(centred @ centred)
+    kept = float(centred[1:] @ centred[:-1]) / power if power else 0.0
+    kept = min(max(kept, 0.0), 0.9)
+    return (1 + kept) / (1 - kept)
 
 
 def _run_name(entry: HistoryEntry) -> str:

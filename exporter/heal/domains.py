@@ -135,21 +135,16 @@ def predicted_by(healing: Healing) -> dict[str, float]:
 
 def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
     """What a reader must know before trusting the gain: it is nothing somewhere, or elsewhere."""
-    shares = [text.gain if text.gained_share is None else text.gained_share for text in texts]
-    weak = [
-        text.text.source
-        for text, share in zip(texts, shares, strict=True)
-        if not _is_sure(text, share) or share < _ALIKE * max(shares)
-    ]
-    words = []
-    for text, share in zip(texts, shares, strict=True):
-        error = 0.0 if text.gain_std_error is None else text.gain_std_error
-        words.append(f"{100 * share:.0f} % on {text.text.source} ({text.gain:+.3f} ± {error:.3f})")
+    best = max((text.gained_share or 0.0 for text in texts), default=0.0)
+    weak = [text.text.source for text in texts if not _is_sure(text, _ALIKE * best)]
     warnings = []
     if weak:
+        words = ", ".join(
+            f"on {text.text.source} {text.gain_words}{_further(text)}" for text in texts
+        )
         warnings.append(
             f"Healing gained little, or nothing sure, on {' and '.join(weak)}; of what dropping "
-            f"costs it gives back {', '.join(words)}. Measure on more {read.much} (--samples), or "
+            f"costs it gives back {words}. Measure on more {read.much} (--samples), or "
             f"calibrate on {read.much} as in the intended use, or on a mixture."
         )
     if "other" not in {text.role for text in texts}:
@@ -158,8 +153,16 @@ def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
     return warnings
 
 
-def _is_sure(text: HealedText, share: float) -> bool:
+def _is_sure(text: HealedText, least: float) -> bool:
     """Whether a gain is beyond its noise; the answers may not be further from the whole model's."""
+    share, error = text.gained_share, text.gain_std_error or 0.0
+    is_enough = share is None or share >= max(_LEAST_SHARE, least)
+    return is_enough and text.gain > _STD_ERRORS * error and not _further(text)
+
+
+def _further(text: HealedText) -> str:
+    """That the answers are further from the whole model's than unhealed; empty where not."""
     kl = text.figures.get("kl")
-    nearer = kl is None or kl.healed <= kl.dropped
-    return nearer and share >= _LEAST_SHARE and text.gain > _STD_ERRORS * (text.gain_std_error or 0)
+    if kl is None or kl.healed <= kl.dropped:
+        return ""
+    return f", while the KL divergence rises from {kl.dropped:.3g} to {kl.healed:.3g} nats"

@@ -77,17 +77,14 @@ def healing_grid(healing: Healing, caption: str = "In PyTorch", read: Nouns = TE
 
 def _rows(measured: HealedText) -> Iterator[list[str]]:
     """A row a figure; the first one's last cell is the gain, how sure it is, and its share."""
-    name, kind = f"{measured.text.source}, {_ROLES[measured.role]}", measured.kind
-    for figure in kind.figures:
+    name = f"{measured.text.source}, {_ROLES[measured.role]}"
+    for figure in measured.kind.figures:
         if (value := measured.figures.get(figure.key)) is None:
             continue
         before, after = value.dropped, value.healed
         change = figure.gained(figure.loss(before) - figure.loss(after))
         if name:
-            error, share = measured.gain_std_error, measured.gained_share
-            sure = "" if error is None else f" ± {error:.{kind.gain_digits}f}"
-            back = "" if share is None else f" ({100 * share:.0f} %)"
-            change = f"{figure.gained(measured.gain)}{sure}{back}"
+            change = measured.gain_words
         cells = [
             figure.row(figure.unchanged),
             *(

@@ -106,7 +106,7 @@ def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], nu
         ({"attention": 6}, ("too-many", 6, 5)),
         ({"block": 6}, ("too-many", 6, 5)),
         ({"joint": 11}, ("too-many", 11, 10)),
-        ({"attention": 1, "joint": 1}, ("dropped-twice",)),
+        *(({kind: 1, "joint": 1}, ("dropped-twice", "joint")) for kind in ("attention", "mlp")),
         ({"attention": 3, "block": 1}, ("dropped-twice", "attention 3")),
     ],
 )

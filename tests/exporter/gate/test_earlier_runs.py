@@ -282,6 +282,7 @@ def test_half_a_percent_a_week_is_told_though_no_step_fails(seed: int) -> None:
         (0.0, 0.0, 4),  # the test alone: 8 of 1000 were counted
         (0.0, 0.03, 0),  # with the demanded size: 0 of 1000
         (0.5, 0.03, 3),  # neighbours resemble one another: 9 of 1000
+        (0.7, 0.03, 6),  # 27 of 1000; 63 where they count as independent
     ],
 )
 def test_noise_alone_is_hardly_ever_called_drift(kept: float, least: float, most: int) -> None:

@@ -49,6 +49,7 @@ from tests.made_tables import (
     made_sweep,
 )
 from tests.present import present
+from tests.raising import tells
 from tests.reading import Page
 
 # All models, and how each graph is written.
@@ -179,6 +180,10 @@ OWN, OTHER = "calibration text", "other text"
         # A text may become likelier by chance while the answers are further from the whole model's.
         ((0.6, 0.1), (0.5, 0.2, 0.01, 0.8), OTHER),
         ((0.6, 0.1), (0.5, 0.2, 0.01, 0.4), ""),
+        # Where dropping cost nothing there is no share that could be less than the other's.
+        ((0.6, 0.1), (-0.01, -0.05), ""),
+        ((-0.01, -0.05), (0.6, 0.1), ""),
+        ((-0.01, -0.05), (0.6, 0.61), OTHER),
     ],
 )
 def test_a_text_on_which_healing_gained_little_is_warned_of(
@@ -186,6 +191,23 @@ def test_a_text_on_which_healing_gained_little_is_warned_of(
 ) -> None:
     result = warnings_of([healed("calibration", *own), healed("other", *other)])
     assert [f" on {weak}; " in warning for warning in result] == [True] * bool(weak)
+
+
+@pytest.mark.parametrize(
+    ("other", "named", "unnamed"),
+    [
+        # The gain alone doesn't show what is wrong.
+        ((0.5, 0.1, 0.01, 0.8), ("+0.400 nats", "(80 %)", "KL", 0.5, 0.8), ()),
+        ((0.5, 0.49), ("+0.010 nats", "(2 %)"), ("KL",)),
+        ((-0.01, -0.01), ("+0.000 nats",), ("KL", "(0 %)")),
+    ],
+)
+def test_a_warning_has_the_gain_with_its_unit_and_why_it_is_none(
+    other: Any, named: tuple[Any, ...], unnamed: tuple[str, ...]
+) -> None:
+    (warning,) = warnings_of([healed("calibration", 0.6, 0.1), healed("other", *other)])
+    assert all(tells(warning, item) for item in ("+0.500 nats", "(83 %)", *named))
+    assert not any(item in warning for item in unnamed)
 
 
 def test_one_domain_alone_is_warned_of() -> None:
