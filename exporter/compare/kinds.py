@@ -44,7 +44,7 @@ from exporter.models.model_folder import (
 )
 from exporter.models.texts.sources import TextSource
 from exporter.optional import require
-from exporter.progress import Progress
+from exporter.progress import QUIET, Progress
 from graph_passes.plan_record import PLAN_KEY
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _open_engine_pair(
     *,
     threads: int,
     onnx: tuple[Path, Path] | None,
+    progress: Progress,
 ) -> list[ComparedArm]:
     """Reads the records of both arms' engines, and finds the ONNX files behind them."""
     builds = [find_builds(path) for path in paths]
@@ -71,7 +72,7 @@ def _open_engine_pair(
     given = onnx or (None, None)
     sources = [_onnx_of(build[0], path) for build, path in zip(builds, given, strict=True)]
     builds = [
-        [believed(build, source) for build in same]
+        [believed(build, source, progress) for build in same]
         for same, source in zip(builds, sources, strict=True)
     ]
     problem = ask_driver().problem
@@ -321,9 +322,10 @@ def open_arms(
     floats: tuple[Path | str, Path | str] | None = None,
     further: Sequence[Path | str] = (),
     judged_on: Sequence[TextSource] = (),
+    progress: Progress = QUIET,
 ) -> dict[str, ComparedArm]:
     """Finds the files of all arms, the pair's first; their runners are not entered yet."""
-    opening = _Opening(options, threads, judged_on)
+    opening = _Opening(options, threads, judged_on, progress)
     engines = pair[0].kind == _ENGINE
     if onnx is not None and not engines:
         raise UsageError(
@@ -332,7 +334,7 @@ def open_arms(
         )
     if engines:
         paths = [name.path for name in pair]
-        sides = _open_engine_pair(paths, options, threads=threads, onnx=onnx)
+        sides = _open_engine_pair(paths, options, threads=threads, onnx=onnx, progress=progress)
     else:
         sides = [opening.arm(name) for name in pair]
     quantized = True if floats else None
@@ -356,6 +358,7 @@ class _Opening:
     options: CompareOptions
     threads: int
     judged_on: Sequence[TextSource]
+    progress: Progress
     precision: str | None = None  # None: as its files have it
 
     def arm(self, name: ArmName) -> ComparedArm:
@@ -380,7 +383,9 @@ class _Opening:
                 code="engine-not-runnable",
             )
         builds = find_builds(name.path)
-        return _arm(builds, _onnx_of(builds[0], None), "", self.options, self.threads)
+        source = _onnx_of(builds[0], None)
+        builds = [believed(build, source, self.progress) for build in builds]
+        return _arm(builds, source, "", self.options, self.threads)
 
     def _torch(self, name: ArmName) -> ComparedArm:
         return open_torch_arm(

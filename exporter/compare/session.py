@@ -157,6 +157,7 @@ def compare(
         floats=floats,
         further=[*also, *references],
         judged_on=texts,
+        progress=progress,
     )
     comparison = _opened(arms, options, {*[*arms][len(arms) - len(references) :]}, progress)
     refuse_deciding(texts, noted_by(comparison.judged))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.engine_set import EngineTensor, Reads, sidecar_path
+from exporter.engines.build.engine_set import EngineRecord, EngineTensor, Reads, sidecar_path
 from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.tensors import numpy_dtype
@@ -72,6 +73,15 @@ def write_engine(
     return engine
 
 
+def altered(engine: Path, **facts: Any) -> Path:
+    """The same engine with other facts, and a record that knows it."""
+    engine.write_text(json.dumps({**json.loads(engine.read_text()), **facts}))
+    changes = {"engine_sha256": sha256_file(engine), "engine_bytes": engine.stat().st_size}
+    known = EngineRecord.read(sidecar_path(engine))
+    known.model_copy(update={**changes, "check": None}).write(sidecar_path(engine))
+    return engine
+
+
 def _attention(onnx: Path, phases: Sequence[str]) -> Reads | None:
     """What the builder makes of caches of fixed length, in an engine for one phase or for both."""
     if not GraphEnds.of(onnx).aliases:
@@ -103,6 +113,11 @@ class GraphEnds:
     @classmethod
     def of(cls, onnx: Path) -> GraphEnds:
         """Those of a graph; what a TensorScatter writes is aliased with what it writes into."""
+        return cls._read(onnx, onnx.stat().st_mtime_ns)
+
+    @classmethod
+    @cache
+    def _read(cls, onnx: Path, _changed: int) -> GraphEnds:
         ends = [
             {spec.name: (numpy_dtype(spec.dtype.name), spec.shape) for spec in specs}
             for specs in (graph_inputs(onnx), graph_outputs(onnx))

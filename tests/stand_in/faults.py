@@ -9,21 +9,24 @@ import numpy as np
 
 from exporter.engines.runners.base import Array, Runner
 
-Fault = Literal["", "room", "more", "less", "stale", "heads"]
+Fault = Literal["", "room", "more", "less", "stale", "heads", "mask"]
 FAULTS: dict[Fault, str] = {
     "room": "a step attends all of the room",
     "more": "it attends one position more than is filled",
     "less": "it misses the last one that was filled",
     "stale": "it leaves the caches as they were",
     "heads": "it reads the heads of the caches in another order",
+    "mask": "a prompt or an encoder takes padding for text",
 }
 
 
 def computed(graph: Runner, fault: Fault, noise: float, feed: Mapping[str, Any]) -> dict[str, Any]:
     """What such an engine gives: a graph's outputs with a fault, and with noise like rounding."""
+    if fault == "mask" and feed["input_ids"].shape[1] > 1:
+        feed = {**feed, "attention_mask": _without_padding(feed)}
     outputs = graph.run(feed)
     if (
-        fault
+        fault not in ("", "mask")
         and feed["input_ids"].shape[1] == 1
         and feed["attention_mask"].sum() > len(feed["input_ids"])
     ):
@@ -36,6 +39,15 @@ def computed(graph: Runner, fault: Fault, noise: float, feed: Mapping[str, Any])
             off[:, :, : -feed["input_ids"].shape[1]] = 0
         outputs[name] = (array + off).astype(array.dtype)
     return outputs
+
+
+def _without_padding(feed: Mapping[str, Any]) -> Array:
+    """A mask that is full up to a text's end, or up to its own where there is no cache."""
+    mask: Array = feed["attention_mask"]
+    ends = mask.shape[1] - mask[:, ::-1].argmax(axis=1)
+    if not any(name.startswith("past") for name in feed):
+        ends[:] = mask.shape[1]
+    return (np.arange(mask.shape[1]) < ends[:, None]).astype(mask.dtype)
 
 
 def _wrong(

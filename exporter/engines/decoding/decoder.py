@@ -13,7 +13,7 @@ from exporter.engines.runners.base import Capabilities, Runner
 from exporter.errors import BackendError
 from exporter.models.graph_facts import CACHE_INPUT
 
-LOGITS = "logits"
+LOGITS, LOGITS_AXES = "logits", 3
 IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 """The inputs that follow from the tokens."""
 

@@ -144,16 +144,17 @@ def open_decoder(
     progress: Progress = QUIET,
 ) -> Decoder:
     """A decoder for a model, not yet loaded."""
-    runner = open_model(model, provider=provider, threads=threads, progress=progress)[1]
-    if not isinstance(runner, TensorRtRunner):
-        return RunnerDecoder(runner, context=context, loads=True)
-    if context is not None:
+    backend, path = named_backend(model)
+    if context is not None and backend is None and names_engines(path):
         raise UsageError(
             "How long a text may be is built into an engine.",
             "Leave --cache-length out.",
             code="unsupported-option",
         )
-    return TensorRtDecoder(runner.engines)
+    runner = open_model(model, provider=provider, threads=threads, progress=progress)[1]
+    if isinstance(runner, TensorRtRunner):
+        return TensorRtDecoder(runner.engines)
+    return RunnerDecoder(runner, context=context, loads=True)
 
 
 def open_model(

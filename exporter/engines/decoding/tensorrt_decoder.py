@@ -18,6 +18,7 @@ from exporter.engines.build.session import ReadyProfile, Session
 from exporter.engines.decoding.decoder import (
     IDS,
     LOGITS,
+    LOGITS_AXES,
     MASK,
     POSITIONS,
     Decoder,
@@ -30,7 +31,6 @@ from exporter.errors import BackendError
 from exporter.models.graph_facts import CACHE_INPUT
 
 _BATCH, _SEQUENCE, _PAST = 0, 1, 2
-_LOGITS_AXES = 3
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
@@ -154,7 +154,7 @@ def plan_cache(engines: EngineSet, *, batch: int | None = None, begins: bool = T
         tensor.name: tensor for tensor in engines.inputs if CACHE_INPUT.fullmatch(tensor.name)
     }
     outputs = {output.name: len(output.shape) for output in engines.outputs}
-    if not caches or outputs.get(LOGITS) != _LOGITS_AXES:
+    if not caches or outputs.get(LOGITS) != LOGITS_AXES:
         raise no_decoder(engines.name)
     decode = _slot(engines, "decode")
     prefill = _slot(engines, "prefill") if begins else decode

@@ -6,17 +6,24 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from exporter.artifacts import EngineCheck
 from exporter.artifacts.latency import Shape
-from exporter.engines.build.engine_set import EngineSet, Slot, refuse_wrong, sidecar_path
+from exporter.engines.build.engine_set import (
+    EngineRecord,
+    EngineSet,
+    Slot,
+    refuse_wrong,
+    sidecar_path,
+)
 from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.settings import End
-from exporter.engines.decoding.decoder import LOGITS, cache_pairs
+from exporter.engines.decoding.decoder import LOGITS, LOGITS_AXES, cache_pairs
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.environment import default_threads
@@ -25,7 +32,7 @@ from exporter.engines.runners.cache_form import IDS, MASK
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.engines.tensors import TensorSpec, byte_count, make_inputs, random_tokens
-from exporter.errors import DepthcutError, EngineError
+from exporter.errors import DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files, staged_directory
 from exporter.models.graph_facts import CACHE_INPUT, read_facts
 from exporter.optional import require
@@ -39,7 +46,9 @@ Rounding takes a quarter of it at most: that is what ONNX Runtime's own runs in 
 """
 _MOST_TOKENS = 64  # of a prompt: a longer one shows no more, and takes the CPU long
 _MOST_CACHE_BYTES = 1 << 28  # a batch is made smaller until its caches take no more
+_UNCHECKED: dict[tuple[str, ...], str] = {}  # by card, source and engines: why not, so far
 _GARBAGE = 30.0  # how much larger the values are that lie behind what is filled
+_SIDES = ("inputs", "engine", "onnxruntime")
 _STEPS, _TEXT_STEPS = 2, 5  # the second step of a text is captured as a graph, where graphs are
 
 
@@ -66,16 +75,24 @@ def believed(engines: EngineSet, onnx: Path | None = None, progress: Progress = 
     card = _this_card()
     if card and any(r.check is None or r.check.card != card for r in engines.records):
         source = onnx or source_of(engines)
-        reason = "the ONNX file that they were built from is not beside them"
-        if source is not None:
+        key = (card, str(source), *(record.engine_sha256 for record in engines.records))
+        reason = _UNCHECKED.get(key) if source else "the ONNX file behind them is not beside them"
+        if source is not None and reason is None:
             try:
-                engines, reason = verify_engines(engines, source, progress=progress)[0], ""
-            except DepthcutError as error:
-                reason = error.message
-        if reason:
+                engines = verify_engines(engines, source, progress=progress)[0]
+            except (DepthcutError, OSError) as error:
+                reason = _UNCHECKED[key] = str(error)
+        if reason is not None:
             progress.say(f"{engines.name}: not checked against ONNX Runtime: {reason}")
+            engines = replace(engines, records=tuple(_of_card(r, card) for r in engines.records))
     refuse_wrong(engines.records)
     return engines
+
+
+def _of_card(record: EngineRecord, card: str) -> EngineRecord:
+    """Without a check that was passed on another card, which says nothing of this one."""
+    stays = record.check is None or record.check.card == card or not record.check.passed
+    return record if stays else record.model_copy(update={"check": None})
 
 
 def source_of(engines: EngineSet) -> Path | None:
@@ -83,12 +100,15 @@ def source_of(engines: EngineSet) -> Path | None:
     folder = engines.paths[0].absolute().parent
     # depthcut export has engines/baseline beside baseline/model.onnx.
     places = dict.fromkeys((folder, folder.parent, folder.parent.parent / folder.name))
-    files = [file for place in places for file in sorted(place.glob("*.onnx"))]
-    return next((file for file in files if is_source(file, engines)), None)
+    files = [file for place in places for file in place.glob("*.onnx") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.name != "model.onnx"):
+        with contextlib.suppress(DepthcutError, OSError):  # what can't be read isn't it
+            if _is_source(file, engines):
+                return file
+    return None
 
 
-def is_source(onnx: Path, engines: EngineSet) -> bool:
-    """Whether engines were built from a file."""
+def _is_source(onnx: Path, engines: EngineSet) -> bool:
     made_from = engines.records[0].made_from
     if sha256_file(onnx) != made_from.get("model"):
         return False
@@ -98,7 +118,7 @@ def is_source(onnx: Path, engines: EngineSet) -> bool:
 
 def refuse_other_source(onnx: Path, engines: EngineSet) -> None:
     """Refuses a file that engines were not built from."""
-    if not is_source(onnx, engines):
+    if not _is_source(onnx, engines):
         raise EngineError(
             f"{engines.name} was not built from {onnx}: their hashes differ.",
             "Name the ONNX file that was given to depthcut build, or build the engine again.",
@@ -119,23 +139,47 @@ def verify_engines(
     Each profile runs at a batch of 1 and at its usual one: a prompt; steps at several fills of the
     caches with garbage behind the fill, each followed by one that reads what it wrote; and texts,
     whose caches stay on the card. ``folder`` takes the run that is furthest off, for Polygraphy.
+    A check that breaks off after a difference is one that failed.
     """
     if folder is not None:
         require("polygraphy", extra="gpu")
+        _refuse_in_use(folder)
     refuse_other_source(onnx, engines)
     fresh = replace(
         engines, records=tuple(r.model_copy(update={"check": None}) for r in engines.records)
     )
     tolerance = TOLERANCES.get(engines.records[0].precision.partition("-")[0], TOLERANCES["bf16"])
     reference = OnnxRuntimeRunner(onnx, threads=threads or default_threads(), brief=True)
-    furthest = _Furthest()
-    with progress.task("check against ONNX Runtime"), reference, TensorRtRunner(fresh) as runner:
-        vocabulary = read_facts(onnx).vocabulary or 2
-        held = _Held(fresh, runner, reference, vocabulary, tolerance, furthest)
-        results = [*held.phases(), *held.texts()]
-    if folder is not None:
+    furthest = None if folder is None else _Furthest()
+    results: list[Difference] = []
+    try:
+        with (
+            progress.task("check against ONNX Runtime"),
+            reference,
+            TensorRtRunner(fresh) as runner,
+        ):
+            vocabulary = read_facts(onnx).vocabulary or 2
+            held = _Held(fresh, runner, reference, vocabulary, tolerance, furthest)
+            for result in chain(held.phases(), held.texts()):
+                results.append(result)
+    except DepthcutError:
+        if all(result.passed for result in results):
+            raise
+    engines = _recorded(engines, results)
+    if folder is not None and furthest is not None:
         furthest.write(folder)
-    return _recorded(engines, results), results
+    return engines, results
+
+
+def _refuse_in_use(folder: Path) -> None:
+    """Refuses a folder with something else in it: it is exchanged as a whole."""
+    own = {f"{name}.json" for name in _SIDES}
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= own):
+        raise UsageError(
+            f"{folder} holds other files, which would be replaced.",
+            "Name a folder that does not exist.",
+            code="not-ours",
+        )
 
 
 def _this_card() -> str:
@@ -170,7 +214,7 @@ class _Furthest:
         """Takes a run that is further off than the one that it has."""
         if error > self.error:
             self.error = error
-            self.arrays = dict(zip(("inputs", "engine", "onnxruntime"), arrays, strict=True))
+            self.arrays = dict(zip(_SIDES, arrays, strict=True))
 
     def write(self, folder: Path) -> None:
         """In the form that ``polygraphy run`` loads, which has float32 in bfloat16's place."""
@@ -201,7 +245,7 @@ class _Held:
     reference: Runner
     vocabulary: int
     tolerance: float
-    furthest: _Furthest
+    furthest: _Furthest | None  # of first steps: later ones have caches of each side's own
 
     def phases(self) -> Iterator[Difference]:
         """Each profile at two batches and several fills."""
@@ -221,16 +265,19 @@ class _Held:
 
     def _fills(self, slot: Slot) -> Span:
         """What may be filled before a run of a profile."""
-        caches = [*self._caches()]
+        caches = self._caches()
         if slot.profile.phase != "decode" or not caches:
             return Span(0, 0, 0)
+        name, spec = next(iter(caches.items()))
+        if isinstance(room := spec.shape[2], int):
+            return Span(1, max(1, room // 2), max(1, room - 1))
         ends: tuple[End, ...] = ("low", "usual", "high")
-        low, usual, high = (self.engines.shapes(slot, end)[caches[0]][2] for end in ends)
-        return (
-            Span(1, low // 2, low - 1)
-            if low == high
-            else Span(*(max(1, n) for n in (low, usual, high)))
-        )
+        low, usual, high = (self.engines.shapes(slot, end)[name][2] for end in ends)
+        return Span(*(max(min(1, high), size) for size in (low, usual, high)))
+
+    def _reads_room(self) -> bool:
+        """Whether prompts are run with padding before their tokens."""
+        return all(record.attention == "room" for record in self.engines.records)
 
     def _most_rows(self, positions: int) -> int:
         row = 0
@@ -262,7 +309,8 @@ class _Held:
                 for name in names
                 for part in (parts if name in pairs.values() else parts[:1])
             ]
-            self.furthest.hold(max(item.error for item in held), {**inputs, **given[1]}, *sides)
+            if self.furthest is not None and not step:
+                self.furthest.hold(max(item.error for item in held), inputs, *sides)
             yield from held
             given = [{past: side[new] for past, new in pairs.items()} for side in sides]
 
@@ -270,8 +318,12 @@ class _Held:
         """Random ones; behind what is filled of caches of fixed length lies what must not count."""
         tokens, rng = random_tokens(shape, self.vocabulary), np.random.default_rng(1)
         inputs = make_inputs(self.runner.inputs, shape, tokens)
-        if shape.phase == "encode" and MASK in inputs:  # a text that is shorter than the others
-            inputs[MASK][1:, -(-shape.sequence_length // 2) :] = 0
+        if MASK in inputs and shape.phase != "decode":  # a text that is shorter than the others
+            half = shape.sequence_length // 2
+            if shape.phase == "encode":
+                inputs[MASK][-1, shape.sequence_length - half :] = 0
+            elif self._reads_room():  # each query sees itself at least, padding too
+                inputs[MASK][-1, :half] = 0
         for name, spec in self._caches().items():
             room, filled = spec.shape[2], inputs[name]
             if not isinstance(room, int):
@@ -287,7 +339,8 @@ class _Held:
     def texts(self) -> Iterator[Difference]:
         """Steps behind a prompt, on caches that stay on the card and hold an older text."""
         phases = {slot.profile.phase for slot in self.engines.slots}
-        if phases != {"prefill", "decode"}:
+        ends = {output.name: len(output.shape) for output in self.engines.outputs}
+        if phases != {"prefill", "decode"} or ends.get(LOGITS) != LOGITS_AXES:
             return
         own, other = TensorRtDecoder(self.engines, on=self.runner), RunnerDecoder(self.reference)
         plan = own.plan
@@ -299,15 +352,15 @@ class _Held:
         most = max(plan.batch.low, self._most_rows(prompt + steps))
         with own, other:
             for rows in sorted({plan.batch.low, min(plan.batch.usual, most)}):
-                tokens = random_tokens(Shape("prefill", rows, plan.prompt.high), self.vocabulary)
-                own.prefill(tokens[:, : prompt + steps])
+                tokens = random_tokens(Shape("prefill", rows, prompt + steps), self.vocabulary)
+                own.prefill(tokens[:, : plan.prompt.high])
                 sides = [
                     d.prefill(tokens[:, :prompt], context=prompt + steps) for d in (own, other)
                 ]
                 where = f"a text of {prompt}, batch {rows}"
                 yield self._difference(where, LOGITS, *sides)
                 for step in range(steps):
-                    token = tokens[:, step : step + 1]
+                    token = tokens[:, prompt + step : prompt + step + 1]
                     sides = [decoder.step(token) for decoder in (own, other)]
                     yield self._difference(f"{where}, step {step + 1}", LOGITS, *sides)
 
