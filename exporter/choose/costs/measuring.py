@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy.optimize import nnls
 
 from exporter.artifacts import Environment, PlannedDeletion, library_versions
@@ -91,6 +92,12 @@ def measure_on(runner: CostRunner, settings: CostSettings, progress: Progress = 
             f"{at.longest}.",
             "Ask for a shorter prompt or fewer new tokens.",
             code="context-too-long",
+        )
+    if settings.variants and runner.cut is None:
+        raise UsageError(
+            f"No variants of {sizes.name} can be made, which --time-budget times.",
+            "Name the exported ONNX graph, or leave --time-budget out.",
+            code="no-variants",
         )
     cells = at.cells(cached=sizes.has_cache)
     if settings.threads is not None:
@@ -237,12 +244,7 @@ def _variants(
     progress: Progress,
 ) -> list[Variant]:
     """Times variants: of each size of sublayers about half are cut, evenly spread."""
-    if runner.cut is None:
-        raise UsageError(
-            f"No variants of {runner.sizes.name} can be made, which --time-budget times.",
-            "Name the exported ONNX graph, or leave --time-budget out.",
-            code="no-variants",
-        )
+    assert runner.cut is not None
     groups: dict[tuple[object, ...], list[SublayerRef]] = defaultdict(list)
     for name in sorted(runner.sizes.sublayers):
         groups[_alike(runner.sizes, name)].append(name)
@@ -268,18 +270,14 @@ def _variants(
                 progress.say(f"costs: {plan.plan.describe()} can't be timed: {error.message}")
                 continue
             estimate = of_rows(rows, counts)
+            low, high = ends = estimate.saved_ci95
             results.append(
-                Variant(
-                    sublayers=chosen,
-                    saved_ms=estimate.saved_ms,
-                    std_error_ms=estimate.std_error_ms,
-                    rows=rows,
-                )
+                Variant(sublayers=chosen, saved_ms=estimate.saved_ms, ci95_ms=ends, rows=rows)
             )
             unused = "" if results[-1].is_resolved else ": within its noise, so it is not used"
             progress.say(
-                f"costs: without {plan.plan.describe()}: {estimate.saved_ms:.3g} ± "
-                f"{estimate.std_error_ms:.1g} ms of {estimate.baseline_ms:.4g}{unused}"
+                f"costs: without {plan.plan.describe()}: {estimate.saved_ms:.3g} "
+                f"[{low:.3g}, {high:.3g}] ms of {estimate.baseline_ms:.4g}{unused}"
             )
             task.advance()
     return results
@@ -317,6 +315,10 @@ def _usable(settings: CostSettings, runner: CostRunner, progress: Progress) -> C
     try:
         table = CostTable.read(kept)
     except ArtifactError as error:
+        written_before = isinstance(error.__cause__, ValidationError) and error.code != "wrong-kind"
+        if settings.may_replace and written_before:  # a table of costs, as another version has it
+            progress.say(f"costs: {kept} is another version's, so all is measured again")
+            return None
         raise CostError(
             f"{kept} is there already and is no table of costs: {error.message}",
             "Remove it, or name another file for the costs.",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from exporter.artifacts import Artifact, Environment, LatencyRow, Record
+from exporter.artifacts import FEWEST_ROUNDS, Artifact, Environment, LatencyRow, Record
 from exporter.artifacts.base import Layer
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.errors import CostError
@@ -29,17 +29,17 @@ class SublayerCost(Record):
 
 
 class Variant(Record):
-    """Sublayers that were cut together, what that saved as measured, and the raw times."""
+    """Sublayers that were cut together, what that saved, between which ends, and the raw times."""
 
     sublayers: list[SublayerRef]
     saved_ms: float
-    std_error_ms: float = Field(ge=0)
-    rows: list[LatencyRow] = Field(default_factory=list)
+    ci95_ms: tuple[float, float]
+    rows: list[LatencyRow] = Field(min_length=1)
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the saving stands out of its noise."""
-        return self.saved_ms > 2 * self.std_error_ms
+        """Whether enough rounds show that something is saved."""
+        return self.ci95_ms[0] > 0 and min(row.rounds for row in self.rows) >= FEWEST_ROUNDS
 
 
 class CostTable(Artifact):

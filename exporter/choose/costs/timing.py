@@ -54,6 +54,12 @@ class RequestEstimate:
         return self.baseline_ms - self.variant_ms
 
     @property
+    def saved_ci95(self) -> tuple[float, float]:
+        """The ends of its 95 % interval."""
+        low, high = self.speedup.ci95
+        return self.baseline_ms * (1 - 1 / low), self.baseline_ms * (1 - 1 / high)
+
+    @property
     def speedup(self) -> Speedup:
         """How many times faster the variant is, with a 95 % interval."""
         ratio = math.log(self.baseline_ms / self.variant_ms)

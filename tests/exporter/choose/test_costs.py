@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
+from exporter.artifacts import FEWEST_ROUNDS
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.costs import measuring
@@ -19,7 +22,7 @@ from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSiz
 from exporter.choose.costs.measuring import CostSettings, fitted_rates, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.timing import Effort, RequestEstimate
 from exporter.compare.timing.subjects import Probe
 from exporter.errors import CostError, SurgeryError, UsageError
 from graph_passes.types import Replacement, SublayerRef
@@ -180,7 +183,7 @@ def measured(bench: VirtualBench, seconds: float = 2.0, **changes: Any) -> CostT
     return measure_on(cast("CostRunner", bench), CostSettings(**options))
 
 
-def timed(bench: VirtualBench, seconds: float = 60.0, rounds: int | None = 2) -> Effort:
+def timed(bench: VirtualBench, seconds: float = 60.0, rounds: int = FEWEST_ROUNDS) -> Effort:
     return Effort(seconds=seconds, rounds=rounds, clock=bench.time, seed=0)
 
 
@@ -256,6 +259,24 @@ def test_a_variant_within_its_noise_is_not_used() -> None:
     assert table.sublayers == plain.sublayers
 
 
+@pytest.mark.parametrize(
+    ("rounds", "is_used"), [(FEWEST_ROUNDS, True), (FEWEST_ROUNDS - 1, False), (2, False)]
+)
+def test_few_rounds_prove_nothing(rounds: int, is_used: bool) -> None:
+    bench = VirtualBench(extra=1.5)
+    table = measured(bench, variants=timed(bench, rounds=rounds))
+    assert [variant.is_resolved for variant in table.variants] == [is_used, is_used]
+    assert (table.sublayers != measured(VirtualBench()).sublayers) == is_used
+
+
+def test_an_interval_has_the_degrees_of_freedom_of_what_was_timed() -> None:
+    # By hand: t at 97.5 % is 12.706 with 1 degree of freedom, 1.96 with a million.
+    for degrees, times in ((1.0, 12.706), (1e6, 1.96)):
+        low, high = RequestEstimate(100.0, 90.0, 4.5, degrees).saved_ci95
+        ends = (100 - 90 * math.exp(times * 0.05), 100 - 90 * math.exp(-times * 0.05))
+        assert (low, high) == pytest.approx(ends, abs=0.002)
+
+
 def test_a_variant_that_cannot_be_cut_is_left_out() -> None:
     bench = VirtualBench(refused="mlp", extra=1.5)
     table, plain = measured(bench, variants=timed(bench)), measured(VirtualBench())
@@ -295,6 +316,39 @@ def test_costs_under_other_conditions_are_measured_anew(
     table = measured(bench, kept=kept, **options)
     assert bench.loaded == [[]]
     assert CostTable.read(kept) == table
+
+
+def test_costs_that_another_version_wrote_are_measured_anew_unless_they_were_named(
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path / "costs.json"
+    table = json.loads(measured(VirtualBench(), kept=kept).to_json())
+    earlier = {name: part for name, part in table.items() if name not in ("sublayers", "rates")}
+    kept.write_text(json.dumps({**earlier, "groups": []}))
+    with raises(CostError, "not-ours", kept):
+        measured(VirtualBench(), kept=kept, may_replace=False)
+    bench = VirtualBench()
+    assert measured(bench, kept=kept) == CostTable.read(kept)
+    assert bench.loaded == [[]]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1, "kind": "pruning_plan"}'])
+def test_what_is_no_table_of_costs_is_never_replaced(tmp_path: Path, text: str) -> None:
+    kept = tmp_path / "costs.json"
+    kept.write_text(text)
+    with raises(CostError, "not-ours", kept):
+        measured(VirtualBench(), kept=kept)
+    assert kept.read_text() == text
+
+
+def test_variants_that_cannot_be_made_are_refused_before_anything_runs() -> None:
+    bench = VirtualBench()
+    with (
+        patch.object(bench, "cut", None),
+        raises(UsageError, "no-variants"),
+    ):
+        measured(bench, variants=timed(bench))
+    assert bench.loaded == []
 
 
 def test_threads_are_the_cores_unless_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
