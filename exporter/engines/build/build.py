@@ -33,6 +33,7 @@ from exporter.engines.build.profiles import (
     read_source,
     refuse_too_large,
     refuse_unknown_axes,
+    refuse_unlike,
 )
 from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile
 from exporter.engines.tensors import TensorSpec
@@ -71,7 +72,7 @@ def adapt(model: ir.Model, settings: BuildSettings, phases: Collection[Phase]) -
         attention = "new" if alone and PromptAlonePass()(model).modified else "room"
     logits: Logits | None = None
     if any(value.name == "logits" for value in model.graph.outputs):
-        logits = "all" if settings.logits == "all" or "encode" in phases else "last"
+        logits = settings.kept(phases)
     # A decode step has one position: there is nothing to keep from it.
     cut = logits == "last" and "prefill" in phases
     if cut and not LogitsToKeepPass(1)(model).modified:
@@ -147,6 +148,7 @@ def build_engines(
     refuse_unbuildable(backend, settings.compute_capabilities)
     source = read_source(onnx)
     numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
+    refuse_unlike(source.inputs, profiles or ())
     groups = [list(profiles)] if profiles else _groups(source.inputs, phases, ranges, split=split)
     whole = sum(map(len, groups)) == len(phases_of(source.inputs))
     named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)

@@ -103,7 +103,7 @@ class EngineRecord(Artifact):
             return options | {"nv_multi_profile_enable": several, "nv_runtime_cache_path": folder}
         for what in ("engine", "timing"):
             options |= {f"trt_{what}_cache_enable": "1", f"trt_{what}_cache_path": folder}
-        halves = {"fp16", "bf16"} & {self.precision}
+        halves = {"fp16", "bf16"} & {self.precision.partition("-")[0]}
         return options | {f"trt_{half}_enable": "1" for half in halves}
 
 

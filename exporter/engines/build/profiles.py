@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
@@ -14,7 +15,7 @@ from pydantic import AfterValidator
 from exporter import options
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.libraries import EngineLibrary, ask_driver
-from exporter.engines.build.settings import BuildSettings, Phase, Profile, ShapeRange
+from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile, ShapeRange
 from exporter.engines.tensors import TensorSpec, byte_count, bytes_in_words, plan_buffers
 from exporter.errors import OUT_OF_MEMORY, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
@@ -237,6 +238,19 @@ def read_source(path: Path) -> EngineSource:
     )
 
 
+def refuse_unlike(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> None:
+    """Refuses profiles that leave an input without a shape of its own rank."""
+    for item, given in itertools.product(inputs, profiles):
+        span = given.shapes.get(item.name)
+        for shape in (span.low, span.usual, span.high) if span else (item.shape,):
+            if len(shape) != len(item.shape) or not all(isinstance(size, int) for size in shape):
+                raise EngineError(
+                    f"The {given.phase} profile has no shape for {item.name!r}, {item.shape}.",
+                    "Give each free input its smallest, usual and largest shape.",
+                    code="no-profile-fits",
+                )
+
+
 def refuse_too_large(
     onnx: Path,
     source: EngineSource,
@@ -256,23 +270,29 @@ def refuse_too_large(
     card, cards = driver.devices[0], settings.compute_capabilities
     if cards and card.compute_capability not in cards:
         return
-    free = card.memory_bytes
+    free, word = card.memory_bytes, ""
     if not library.builds_without_gpu:
         with suppress(DepthcutError), closing(Cuda(library.extra)) as cuda:
-            free = cuda.free_bytes()[0]
+            free, word = cuda.free_bytes()[0], " free"
     # TensorRT-RTX gives each profile weights of its own.
     copies = sum(len(group) if library.compiles_on_card else 1 for group in groups)
-    profiles = [item for group in groups for item in group]
     weights = source.weight_bytes * copies
-    tensors = sum(plan_buffers([_buffers(source, item, settings) for item in profiles]).values())
+    profiles = [item for group in groups for item in group]
+    logits = settings.kept([item.phase for item in profiles])
+    plan = plan_buffers(_buffers(source, item, logits) for item in profiles)
+    tensors = sum(plan.values())
     if weights + tensors <= free:
         return
-    batch = max(span.high[0] for item in profiles for span in item.shapes.values())
-    rows = max(0, free - weights) * batch // tensors
+    ends = (*source.inputs, *source.outputs)
+    in_rows = {item.name for item in ends if item.shape and not isinstance(item.shape[0], int)}
+    highest = [(name, span.high) for item in profiles for name, span in item.shapes.items()]
+    batch = max((high[0] for name, high in highest if name in in_rows), default=0)
+    grows = sum(size for name, size in plan.items() if name in in_rows)
+    rows = max(0, free - weights - tensors + grows) * batch // max(1, grows)
     raise EngineError(
-        f"An engine of {onnx} takes {bytes_in_words(weights)} of weights and "
+        f"What is built of {onnx} takes {bytes_in_words(weights)} of weights and "
         f"{bytes_in_words(tensors)} of inputs, outputs and caches at its largest shapes; "
-        f"{card.name} has {bytes_in_words(free)}.",
+        f"{card.name} has {bytes_in_words(free)}{word}.",
         f"Build with --batch-range up to {rows}, or for shorter texts."
         if rows
         else "Build for one phase, for shorter texts, or from a graph with fewer weights.",
@@ -280,7 +300,7 @@ def refuse_too_large(
     )
 
 
-def _buffers(source: EngineSource, profile: Profile, settings: BuildSettings) -> dict[str, int]:
+def _buffers(source: EngineSource, profile: Profile, logits: Logits) -> dict[str, int]:
     """The bytes of inputs and outputs at a profile's largest shapes.
 
     Caches of fixed length are updated in place.
@@ -294,7 +314,7 @@ def _buffers(source: EngineSource, profile: Profile, settings: BuildSettings) ->
         if len(item.shape) == _CACHE_AXES and has_fixed_caches(source.inputs):
             continue
         shape = [d if isinstance(d, int) else sizes.get(d, longest) for d in item.shape]
-        if item.name == "logits" and settings.logits == "last":
+        if item.name == "logits" and logits == "last":
             shape[1:-1] = [1]
         shapes[item.name] = tuple(shape)
     tensors = (item for item in (*source.inputs, *source.outputs) if item.name in shapes)

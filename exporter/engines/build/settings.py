@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -116,3 +116,7 @@ class BuildSettings(Options):
         "measures of accuracy need them; with all, a prompt may have a past and padding.",
         rare=True,
     )
+
+    def kept(self, phases: Collection[Phase]) -> Logits:
+        """The positions that an engine for some phases gives logits of."""
+        return "all" if "encode" in phases else self.logits

@@ -147,6 +147,14 @@ def test_onnx_runtime_is_told_the_profiles_of_an_engine(
     assert options == wanted | others
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32-int8", "fp16-int4", "bf16-fp8"])
+def test_onnx_runtime_may_take_the_floats_of_the_graph(precision: str) -> None:
+    record = decoder_record(PHASES, backend="tensorrt").model_copy(update={"precision": precision})
+    options, main = record.provider_options(Path("c")), precision.split("-")[0]
+    halves = {f"trt_{half}_enable" for half in ("fp16", "bf16") if half == main}
+    assert {key for key in options if key in ("trt_fp16_enable", "trt_bf16_enable")} == halves
+
+
 def builds(folder: Path, numbers: tuple[str, ...] = ("-b1", "-b2"), **last: Any) -> Path:
     """Builds of a split model, the last of which may be another."""
     for number in numbers:
