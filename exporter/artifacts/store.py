@@ -31,9 +31,20 @@ _T = TypeVar("_T")
 _FIRST = '{"name": '
 
 
+_ENGINE_RECORDS = (".engine.json", ".plan.json")
+
+
 def key_hash(made_from: Any) -> str:
     """The hash of everything that an entry was made from; JSON, but for what ``str`` tells."""
     return sha256_bytes(json.dumps(made_from, sort_keys=True, default=str).encode())
+
+
+def _content_hash(path: Path) -> str:
+    """A file's hash; of an engine's record without the check, which is made anew on each card."""
+    if path.name.endswith(_ENGINE_RECORDS):
+        with contextlib.suppress(UnsafeInputError, ValueError, TypeError):  # another JSON file
+            return key_hash({**read_json(path, limit=TABLE_BYTES), "check": None})
+    return sha256_file(path)
 
 
 def is_name(name: str) -> bool:
@@ -71,13 +82,13 @@ class StoreEntry(BaseModel):
         parents: dict[str, str] | None = None,
     ) -> StoreEntry:
         """What was finished just now, with files below a folder."""
-        names = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+        names = {path.relative_to(folder).as_posix(): _content_hash(path) for path in files}
         return cls(key=key, files=names, value=value, parents=parents)
 
     def holds(self, key: str, path_of: Callable[[str], Path]) -> bool:
         """The rule: whether it was made from the same, and its files are as they were."""
         return self.key == key and all(
-            path.is_file() and sha256_file(path) == sha256
+            path.is_file() and _content_hash(path) == sha256
             for path, sha256 in ((path_of(name), sha256) for name, sha256 in self.files.items())
         )
 
@@ -438,7 +449,7 @@ class StageLedger:
         path = self._root / name
         inside = real(path.parent).is_relative_to(real(self._root))
         plain = path.is_file() and not path.is_symlink()
-        return inside and plain and sha256_file(path) == self._published.get(name)
+        return inside and plain and _content_hash(path) == self._published.get(name)
 
     def _foreign(self, name: str, new: Path) -> Iterator[tuple[Path, Path]]:
         """What isn't ours in a folder that is replaced: where it is after that, and where now."""

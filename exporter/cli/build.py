@@ -125,5 +125,6 @@ def package(call: PackageCall, progress: ConsoleProgress) -> None:
         device=call.device,
         instances=call.instances,
         max_batch=call.max_batch,
+        progress=progress,
     )
     print_result({"path": place}, progress.as_json, place)

@@ -20,6 +20,7 @@ from exporter.engines.build.profiles import graph_inputs, graph_outputs
 from exporter.errors import PackagingError, UsageError
 from exporter.files import staged_directory
 from exporter.models.graph_facts import CACHE_INPUT
+from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
 from graph_passes.files.storage import data_files, load_model
 
@@ -46,7 +47,7 @@ _TYPES = {
 
 def package_triton(
     source: Path, repository: Path, *, name: str | None = None, device: Device = "gpu",
-    instances: int = 1, max_batch: int = MAX_BATCH,
+    instances: int = 1, max_batch: int = MAX_BATCH, progress: Progress = QUIET,
 ) -> Path:  # fmt: skip
     """Puts a model into a Triton model repository, for the TensorRT or ONNX Runtime backend."""
     source = _file_of(source)
@@ -71,7 +72,7 @@ def package_triton(
         if source.suffix == ".onnx":
             lines, group = _onnx_model(source, version, max_batch), f"KIND_{device.upper()}"
         else:
-            lines, group = _engine_model(source, version)
+            lines, group = _engine_model(source, version, device, progress)
         lines = [f"name: {_quoted(name)}", *lines]
         lines.append(f"instance_group {{ count: {instances} kind: {group} }}")
         (stage / _CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -130,7 +131,9 @@ def _free_first(*ends: Sequence[EngineTensor]) -> bool:
     return all(tensor.shape[:1] == (-1,) for tensors in ends for tensor in tensors)
 
 
-def _engine_model(source: Path, version: Path) -> tuple[list[str], str]:
+def _engine_model(
+    source: Path, version: Path, device: Device, progress: Progress
+) -> tuple[list[str], str]:
     """Copies an engine and its record; gives the lines of its config, and where it runs."""
     record = read_sidecar(source)
     _refuse_decoder(source, record.inputs)
@@ -140,13 +143,20 @@ def _engine_model(source: Path, version: Path) -> tuple[list[str], str]:
             "Package the ONNX file, or build on the card that serves: depthcut build --engine "
             "tensorrt.",
         )
+    if device == "cpu":
+        raise PackagingError("An engine runs on a GPU only.", "Leave --device cpu out.")
     refuse_wrong([record])
+    if (check := record.check) is None:
+        progress.say(f"{source.name}: not checked against ONNX Runtime")
     copy_file(source, version / "model.plan", named=True)
     copy_file(sidecar_path(source), version / "model.plan.json")
     sizes, ends = _batches(record), (record.inputs, record.outputs)
     notes = {
         "depthcut.profiles": ",".join(entry.phase for entry in record.profiles),
         "depthcut.engine_sha256": record.engine_sha256,
+        "depthcut.check": "not checked"
+        if check is None
+        else f"off by {check.error:.2g}, {check.card}",
     }
     lines = [
         *_config_lines("tensorrt", "model.plan", *ends, max(sizes, default=0), sizes),

@@ -6,6 +6,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from exporter.artifacts import EngineCheck
 from exporter.cli import run
 from exporter.engines.build.engine_set import EngineTensor
 from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
@@ -108,6 +109,23 @@ def test_an_engine_of_tensorrt_is_a_plan_with_its_profiles(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("check", "noted"),
+    [
+        (None, "not checked"),
+        (EngineCheck(card="a card", worst="x", error=0.01, tolerance=0.5), "off by 0.01, a card"),
+    ],
+)
+def test_a_package_says_whether_its_engine_was_checked(
+    check: EngineCheck | None, noted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = written(tmp_path, **TENSORRT, check=check)
+    assert run(["package", str(engine), "--triton", str(tmp_path / "repo"), "--name", "m"]) == 0
+    assert ("not checked" in capsys.readouterr().err) == (check is None)
+    text = (tmp_path / "repo" / "m" / "config.pbtxt").read_text()
+    assert f'"depthcut.check" value {{ string_value: "{noted}" }}' in text
+
+
+@pytest.mark.parametrize(
     ("profiles", "batch", "preferred"),
     [
         ([encode(1, 4, 4)], 4, "[ 4 ]"),
@@ -130,6 +148,7 @@ def test_an_engine_s_batches_are_those_of_its_profile(
     ("built", "options", "word"),
     [
         ({}, {}, "no backend"),
+        (TENSORRT, {"device": "cpu"}, "GPU"),
         *((None, {"name": name}, "name") for name in BAD_NAMES),
     ],
 )

@@ -36,19 +36,12 @@ Allocation = enum.Enum(
 EngineValidity = enum.Enum("EngineValidity", "VALID SUBOPTIMAL INVALID")
 Diagnostics = enum.IntFlag("EngineInvalidityDiagnostics", "VERSION_MISMATCH UNSUPPORTED_CC")
 EngineStat = enum.Enum("EngineStat", "TOTAL_WEIGHTS_SIZE STRIPPED_WEIGHTS_SIZE")
-Mode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
-Format = enum.Enum("TensorFormat", "LINEAR HWC CHW16")
-Type = enum.Enum("DataType", "float32 float16 int32 int64 int8 uint8 bool bfloat16")
 
 
 class ILogger:
     """What hears; users write ``log``."""
 
     Severity = Severity
-
-
-class Allocator:
-    """``IOutputAllocator``: users write ``reallocate_output_async`` and ``notify_shape``."""
 
 
 @dataclass(frozen=True)
@@ -111,20 +104,8 @@ class ICudaEngine:
     def get_tensor_name(self, number: int) -> str:
         return self.names[number]
 
-    def get_tensor_mode(self, name: str) -> Mode:
-        return Mode.INPUT if name in self.ends.inputs else Mode.OUTPUT
-
-    def get_tensor_dtype(self, name: str) -> Type:
-        return Type[self.ends.tensors[name][0].name]
-
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(d if isinstance(d, int) else -1 for d in self.ends.tensors[name][1])
-
-    def get_tensor_format(self, name: str, profile: int) -> Format:
-        return Format.LINEAR
-
-    def is_shape_inference_io(self, name: str) -> bool:
-        return False
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return self.ends.aliases.get(name)
@@ -282,20 +263,6 @@ class IExecutionContext:
             return self.engine.ends.output_shape(name, shapes)
         return shapes.get(name, tuple(-1 for _ in self.engine.get_tensor_shape(name)))
 
-    def get_tensor_address(self, name: str) -> int:
-        return self._addresses.get(name, 0)
-
-    def set_output_allocator(self, name: str, allocator: Any) -> bool:
-        """TensorRT asks when it runs; here the inputs are told already."""
-        shape = self.get_tensor_shape(name)
-        if min(shape, default=0) < 0:  # an inner tensor's, which names don't tell
-            feed = self._feed(self._all_shapes, self._addresses)
-            shape = self.engine.graph.run(feed)[name].shape
-        size = max(1, byte_count(self.engine.ends.tensors[name][0], shape))
-        address = allocator.reallocate_output_async(name, 0, size, ALIGNED, 0)
-        allocator.notify_shape(name, shape)
-        return self.set_tensor_address(name, address)
-
     def execute_async_v3(self, stream: int) -> bool:
         """Puts a run on the stream: the shapes and the addresses are those of now."""
         machine, on = self._machine, self._machine.streams[stream]
@@ -394,12 +361,12 @@ class IExecutionContext:
 
 def module_of(machine: Machine, library: str) -> SimpleNamespace:
     """``tensorrt`` or ``tensorrt_rtx``."""
-    name, enums = library.replace("-", "_"), [Allocation, EngineStat, Mode, Format]
+    name, enums = library.replace("-", "_"), [Allocation, EngineStat]
     if library == "tensorrt-rtx":
         enums += [CudaGraphStrategy, EngineValidity, Diagnostics, Kernels]
     return SimpleNamespace(
         __name__=name, __spec__=ModuleSpec(name, None), __version__=VERSIONS[library],
         ILogger=ILogger, Runtime=partial(Runtime, machine), ICudaEngine=ICudaEngine,
-        IExecutionContext=IExecutionContext, IOutputAllocator=Allocator,
-        **{item.__name__: item for item in enums}, **{item.name: item for item in Type},
+        IExecutionContext=IExecutionContext,
+        **{item.__name__: item for item in enums},
     )  # fmt: skip

@@ -288,7 +288,9 @@ def holds_engines_alone(folder: Path) -> bool:
 
 def names_engines(path: Path) -> bool:
     """Whether a path names an engine, or a folder of engines alone."""
-    return holds_engines_alone(path) if path.is_dir() else path.suffix in SUFFIXES
+    if path.is_dir():
+        return holds_engines_alone(path)
+    return path.suffix in SUFFIXES or (path.suffix != ".onnx" and sidecar_path(path).is_file())
 
 
 def find_engines(path: Path | Sequence[Path]) -> EngineSet:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from exporter.artifacts import PerplexityPair
+from exporter.artifacts import EngineCheck, PerplexityPair
 from exporter.artifacts.store import StageLedger, Store, in_turn, locked
+from exporter.engines.build.engine_set import EngineRecord
 from exporter.errors import TargetInUseError, UnsafeInputError, UsageError
 from graph_passes.files.hashing import sha256_bytes
+from tests.engine_support import written
 from tests.present import present
 
 ABOUT = {"model": "m", "text": [1, 2]}
@@ -52,6 +54,33 @@ def test_under_another_key_it_is_stale_until_its_name_is_kept_again(path: Path) 
     assert not other.is_stale("a")
     assert Store(path, ABOUT).find("a") is None
     assert len(path.read_text().splitlines()) == 1
+
+
+CHECK = EngineCheck(card="a card", worst="x", error=0.1, tolerance=0.5)
+
+
+@pytest.mark.parametrize(("change", "how"), [
+    ({"check": CHECK}, "reused"), ({"precision": "fp32"}, "made"), (None, "made"),
+])  # fmt: skip
+def test_engines_stay_finished_when_they_are_checked_on_another_card(
+    change: dict[str, Any] | None, how: str, tmp_path: Path
+) -> None:
+    def make(folder: Path) -> None:
+        (folder / "engines").mkdir()
+        written(folder / "engines")
+
+    first = StageLedger(tmp_path)
+    assert first.once("engines", KEY, make) == "made"
+    first.publish()
+    path = tmp_path / "engines" / "m.engine.json"
+    if change is None:
+        path.write_text("[1]")
+    else:
+        EngineRecord.read(path).model_copy(update=change).write(path)
+    later = StageLedger(tmp_path)
+    assert later.once("engines", KEY, make) == how
+    later.publish()
+    assert (EngineRecord.read(path).check == CHECK) == (how == "reused")
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

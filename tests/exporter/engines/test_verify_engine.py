@@ -24,6 +24,7 @@ from exporter.engines.build.engine_set import EngineRecord, EngineSet, find_engi
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.decoding import verify
 from exporter.engines.decoding.generate import open_decoder, open_model
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.packaging import package_triton
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, EngineError, UsageError
@@ -302,6 +303,12 @@ def test_what_stands_beside_engines_and_is_no_graph_is_passed_over(tmp_path: Pat
     (engine.parent / "broken.onnx").write_bytes(b"no graph")
     os.mkfifo(engine.parent / "pipe.onnx")
     assert verify.source_of(find_engines(engine)) == moved
+
+
+def test_an_engine_of_any_name_with_a_record_is_opened(tmp_path: Path) -> None:
+    onnx = decoder_onnx(tmp_path, in_place=True)
+    engine = write_engine(onnx, tmp_path / "m.trt", ["prefill", "decode"], DECODER)
+    assert isinstance(open_decoder(engine), TensorRtDecoder)
 
 
 def test_a_length_that_an_engine_fixes_is_refused_before_it_is_checked(tmp_path: Path) -> None:
