@@ -68,9 +68,9 @@ class DepthInt8(Record):
 class DepthsReport(Artifact):
     """depths.json: Attention Drop, MLP Drop, Block Drop and Joint Layer Drop side by side.
 
-    ``way`` and ``number`` name the recommended cell; ``reported`` is what that costs on a text that
-    chose nothing. ``looks`` counts the figures that one is chosen by. ``int8`` has the whole model
-    first; without it ``no_int8`` says why.
+    ``way`` and ``number`` name the recommended cell; ``reported`` is what that costs on
+    ``reported_text``, which chose nothing. ``looks`` counts the figures that one is chosen by.
+    ``int8`` has the whole model first, also on that text; without it ``no_int8`` says why.
     """
 
     kind: Literal["depths_report"] = "depths_report"

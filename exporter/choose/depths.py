@@ -403,20 +403,22 @@ class _Study:
             too_much = f"it takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
             return {"no_int8": too_much}
         request = None if self.costs is None else self.costs.at
-        on = [str(request), processor_name(), default_threads()]
+        text = self.other_half or self.judge.text
+        on = [str(request), processor_name(), default_threads(), text.ids_sha256]
         cut = {} if best is None else self.cuts[best.way, best.number]
         self.progress.say("depths: in int8 on ONNX Runtime")
-        rows = partial(self._rows_in_int8, best, request)
+        rows = partial(self._rows_in_int8, best, request, text)
         try:
-            return {"int8": self._store("int8.jsonl", on=on).once(_name(cut), _INT8, rows)}
+            result = self._store("int8.jsonl", on=on).once(_name(cut), _INT8, rows)
         except DepthcutError as error:
             self.progress.say(f"depths: nothing in int8: {error.message}")
             return {"no_int8": error.message.rstrip(".")}
+        return {"int8": result, "reported_text": self.other_half and self.other_half.ref}
 
     def _rows_in_int8(
-        self, best: DepthCell | None, request: RequestShape | None
+        self, best: DepthCell | None, request: RequestShape | None, text: CalibrationText
     ) -> list[DepthInt8]:
-        text, ref = self.judge.text, self.judge.text.ref
+        ref = text.ref
         ids = [row[mask] for row, mask in zip(text.input_ids, text.mask, strict=True)]
         read = EvaluationTokens(ids, ref.source, ref.sha256, documents=text.clusters)
         with scratch_folder("depths") as place, self._graphs(place, best) as comparison:

@@ -151,7 +151,7 @@ def solve(sums: Sums, ridge: float) -> LinearMap:
     if int(failed) or (ridge == 0 and _is_singular(factor)):
         raise HealingError(
             f"{sums.tokens} tokens do not settle a linear map of {len(sums.x)} inputs.",
-            "Give more to calibrate on (--samples), or a ridge above 0.",
+            "Give more to calibrate on (--samples).",
             code="too-few-tokens",
         )
     weight = torch.cholesky_solve(xy, factor).T

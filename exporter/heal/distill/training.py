@@ -292,9 +292,9 @@ class Trainer:
         resumed = bool(checks)
         if not resumed:
             with self._student.bare():
-                self._check(0.0)
+                self._check()
             if self._student.is_fitted:
-                self._check(0.0)
+                self._check()
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
             self._student.begin_bare(empties=not resumed)
         begins = min(check.held_out_loss for check in checks if not check.tokens)
@@ -314,7 +314,7 @@ class Trainer:
                 return "diverged"
             made = sum(check.tokens > 0 for check in self._state.checks)
             if done >= 1 or done * self._checks >= made + 1:
-                self._check(loss, began)
+                self._check(began)
                 if self._state.diverges:
                     self._progress.say("heal: the loss only grows; the best state is kept")
                     return "diverged"
@@ -355,7 +355,7 @@ class Trainer:
         self._state.steps += 1
         return float(loss.detach()) if usable else math.nan
 
-    def _check(self, loss: float, began: float | None = None) -> None:
+    def _check(self, began: float | None = None) -> None:
         """Looks at held-out text, and keeps the state if it is the best so far."""
         started = time.monotonic()
         held_out = self._held_out_loss()

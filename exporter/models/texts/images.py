@@ -189,7 +189,7 @@ def _of_row(row: Any, column: str, feature: Any, names: Sequence[str], spec: str
             raise column_missing(spec, column, row)
         refuse_large(image, name)
         kept = io.BytesIO()
-        image.save(kept, "PNG")
+        image.convert("RGB").save(kept, "PNG")
         content = kept.getvalue()
     if isinstance(number, int) and number < 0:
         number = None  # so data sets mark what has no label, such as a test's images

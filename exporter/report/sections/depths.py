@@ -83,7 +83,10 @@ def _int8_row(dropped: str, row: DepthInt8, *, healed: bool = False) -> list[Cel
     return [
         f"{dropped}, in int8",
         f"-{percent(row.bytes_removed)}",
-        or_dash(row.speedup, lambda speedup: f"{speedup.ratio:.2f}x"),
+        or_dash(
+            row.speedup,
+            lambda speedup: "{:.2f}x [{:.2f}, {:.2f}]".format(speedup.ratio, *speedup.ci95),
+        ),
         *(["", rise] if healed else [rise, ""]),
         significant(row.damage.kl, 3),
         percent(row.damage.top1_agreement),
@@ -167,15 +170,17 @@ def _about(report: DepthsReport) -> str:
         )
     if report.request:
         timed = (
-            "Speeds are estimated from variants that "
-            f"{runtime.get(report.backend, report.backend)} ran with {report.threads} threads "
+            "Speeds are foretold by costs that "
+            f"{runtime.get(report.backend, report.backend)} had with {report.threads} threads "
             f"({report.request}); other runtimes differ."
         )
     int8 = f" Nothing was measured in int8: {report.no_int8}." if report.no_int8 else ""
     if report.int8:
+        text = report.reported_text
+        on = "" if text is None else f", accuracy on {text.tokens:,} tokens that chose nothing"
         int8 = (
-            " In int8 (weights of 8 bits), size is that of the file, and speed was measured beside "
-            "the whole model in float, both on ONNX Runtime."
+            f" In int8 (weights of 8 bits), size is that of the file{on}, and speed was measured "
+            "beside the whole model in float, both on ONNX Runtime."
         )
     return (
         f"By how much the perplexity rises on {report.text.tokens:,} tokens of "

@@ -281,8 +281,8 @@ def test_the_answer_comes_first_with_its_reason(tmp_path: Path) -> None:
     assert "There is no product." in text
     cut_next = text.splitlines()[text.splitlines().index(rows[0]) + 1]
     for row, figures in (
-        ("| nothing, in int8 | -70.0 % | 1.90x | +0.5 % [", "0.00100"),
-        ("| 1 attention, in int8 | -70.0 % | 1.90x |  | +1.7 % [", "0.00100"),
+        ("| nothing, in int8 | -70.0 % | 1.90x [1.80, 2.00] | +0.5 % [", "0.00100"),
+        ("| 1 attention, in int8 | -70.0 % | 1.90x [1.80, 2.00] |  | +1.7 % [", "0.00100"),
     ):
         (line,) = (line for line in text.splitlines() if line.startswith(row))
         assert figures in line
