@@ -80,8 +80,8 @@ def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
 
 
 def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
-    """Whether no healing can be expected to bring a bare cut within the limits."""
-    return floors.used_up(figures) * LEAST_SHARE > 1
+    """Whether no healing can be expected to bring a bare cut within the limits, for certain."""
+    return rung_of(0, figures, floors).low * LEAST_SHARE > 1
 
 
 _LOWEST_LIMIT = 0.001

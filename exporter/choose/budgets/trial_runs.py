@@ -453,7 +453,7 @@ def held_after_healing(
         search.refuse_nothing(inputs.used_up)
     usual = inputs.budget.floors == USUAL_FLOORS
     limits = QualityLimits(inputs.floors, nouns_of(loaded.ref.architecture), usual)
-    if is_hopeless(damage_figures(candidates[0][1]), inputs.floors):
+    if heal.time_s is None and is_hopeless(held_figures(candidates[0][1]), inputs.floors):
         _end_early(inputs, limits, candidates[0])
     runs.begin(time.monotonic() - inputs.began)
     ladder = largest_within(candidates, limits, runs, plan_of, inputs.progress)
@@ -503,7 +503,7 @@ def _path(inputs: PlanInputs, unit: Unit, until: float) -> list[Candidate]:
         late = time.monotonic() > until
         if late:
             inputs.progress.say("plan: the search ends here; more time may find larger cuts")
-        return late or is_hopeless(damage_figures(step.damage), inputs.floors)
+        return late or is_hopeless(held_figures(step.damage), inputs.floors)
 
     with inputs.progress.task("search for ever larger cuts"):
         return inputs.search.path(unit, ends)
@@ -524,9 +524,9 @@ def _end_early(inputs: PlanInputs, limits: QualityLimits, reached: Candidate) ->
     figures = held_figures(damage)
     raise UnmetGoalError(
         f"{lead} too much quality is lost to be healed: without {dropped}, "
-        f"{limits.outcome(figures)} before healing, which has never left less than "
+        f"{limits.outcome(figures)} before healing, which is not expected to leave less than "
         f"{LEAST_SHARE:.0%} of a cut's cost.",
-        f"{reach}{limits.allowing(figures)}healing would need less.",
+        f"{reach}{limits.allowing(figures)}healing would need less; with --time it is tried.",
         code="goals-beyond-limits" if goals else "nothing-within-limits",
     )
 

@@ -204,21 +204,22 @@ def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: 
 
 
 @pytest.mark.parametrize(
-    ("limit", "budget", "code", "is_healed"),
+    ("floors", "budget", "code", "time_s"),
     [
-        (1e-9, {"attention": 1}, "goals-beyond-limits", False),
-        (1e-9, {}, "nothing-within-limits", False),
-        (0.5, {"attention": 1}, "", True),
+        (NEVER, {"attention": 1}, "goals-beyond-limits", None),
+        (NEVER, {}, "nothing-within-limits", None),
+        (NEVER, {"attention": 1}, "", 60.0),  # so much is asked for
+        (Floors(0.5), {"attention": 1}, "", None),
     ],
 )
 def test_a_cut_that_no_healing_could_save_is_refused_before_any(
-    planner: Any, monkeypatch: pytest.MonkeyPatch, limit: float, budget: Any, code: str,
-    is_healed: bool,
+    planner: Any, monkeypatch: pytest.MonkeyPatch, floors: Floors, budget: Any, code: str,
+    time_s: float | None,
 ) -> None:  # fmt: skip
-    healing = Mock(side_effect=KeyboardInterrupt)
+    healing, is_healed = Mock(side_effect=KeyboardInterrupt), not code
     monkeypatch.setattr(TrialRuns, "run", healing)
     with pytest.raises(KeyboardInterrupt if is_healed else UnmetGoalError) as caught:
-        planner(Budget(**budget, floors=Floors(limit))).plan()
+        planner(Budget(**budget, floors=floors), **DISTILL | {"time_s": time_s}).plan()
     assert healing.called == is_healed
     assert getattr(caught.value, "code", "") == code
 

@@ -87,7 +87,8 @@ def test_a_cut_holds_by_the_worse_end_of_its_interval() -> None:
     ]
     assert [rung_of(2, *end).holds for end in ends] == [True, False, True, False]
     most = RISE / LEAST_SHARE  # no healing leaves so little
-    rises = [{"log_perplexity_increase": share * most} for share in (1.01, 0.99)]
+    low = "log_perplexity_increase_low"
+    rises = [{"log_perplexity_increase": 2 * most, low: share * most} for share in (1.01, 0.99)]
     assert [is_hopeless(figures, LIMIT) for figures in rises] == [True, False]
 
 
