@@ -465,7 +465,7 @@ def test_a_disturbed_measurement_stops_or_warns_once(
     monkeypatch.setattr(latency, "measure_rows", chunks)
     comparison: Any = SimpleNamespace(
         options=CompareOptions(timing=TimingOptions(on_disturbance=how)), judged=(), timed=dict,
-        whole=SimpleNamespace(runner=SimpleNamespace(threads=1)), on_gpu=False,
+        whole=SimpleNamespace(runner=SimpleNamespace(threads=1), cells=None), on_gpu=False,
         in_turns=False, progress=Heard(),
     )  # fmt: skip
     stops = raises(DisturbedMachineError, "disturbed-machine", "--on-disturbance")
