@@ -251,6 +251,9 @@ def _config(content: dict[str, Any], path: Path, trust_remote_code: bool) -> Any
     auto = require("transformers", extra="torch").AutoConfig
     if trust_remote_code and "auto_map" in content:
         return auto.from_pretrained(path, trust_remote_code=True, local_files_only=True)
+    if content.get("model_type") is None:  # transformers guesses it from the folder's name
+        text, hint = f"{path / CONFIG} names no model_type.", "Take the model's own config.json."
+        raise UnknownArchitectureError(text, hint, code="unknown-family")
     with scratch_folder("config") as folder:
         (folder / CONFIG).write_text(json.dumps(content), encoding="utf-8")
         config = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

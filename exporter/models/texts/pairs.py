@@ -253,7 +253,10 @@ class PairReader:
     @classmethod
     def beside(cls, folder: Path) -> PairReader:
         """That of an exported model."""
-        config, tokenizer = read_object(folder / "config.json"), None
+        path, tokenizer = folder / "config.json", None
+        if not (config := read_object(path)):
+            hint = "Put the model's own there."
+            raise ModelSourceError(f"{path} is empty, or not there.", hint, code="file-missing")
         if any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
             auto = require("transformers", extra="torch").AutoTokenizer
             with quiet_transformers(), hub_off():

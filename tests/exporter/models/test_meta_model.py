@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.errors import ModelSourceError, UnsafeModelError
+from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
 from exporter.models.loading import model_source
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_class import quiet_transformers
@@ -200,6 +200,7 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
         ({"model_type": "nothing"}, {}, UnsafeModelError, "", "'nothing'"),
         ({"model_type": "nothing"}, {"allow_any_model_type": True}, ModelSourceError,
          "load-failed", "nothing"),
+        ({"model_type": None}, {}, UnknownArchitectureError, "unknown-family", "config.json"),
         ({}, {"gguf": True}, ModelSourceError, "quantized", "m.gguf"),
         ({}, {"old": "4.57.1"}, ModelSourceError, "", "4.57.1"),
         *[({}, {"dtype": name}, ModelSourceError, "option-value", name)

@@ -366,6 +366,12 @@ def test_recordings_take_no_more_memory_than_the_longest_window_of_one(tmp_path:
     assert peaks[1] < 1.5 * peaks[0]
 
 
+def test_a_folder_without_a_config_is_said_to_lack_it(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(WHISPER))
+    with raises(ModelSourceError, "file-missing", tmp_path / "config.json"):
+        PairReader.beside(tmp_path)
+
+
 class Words:
     """A tokenizer of one token a word."""
 
