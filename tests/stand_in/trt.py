@@ -7,7 +7,7 @@ import hashlib
 import json
 import weakref
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
@@ -82,6 +82,11 @@ class Runtime:
         return EngineValidity[self._machine.validity], 2
 
 
+@lru_cache(4)
+def _session(onnx: Path, _changed: int) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(onnx, threads=1).__enter__()
+
+
 class ICudaEngine:
     """A loaded engine."""
 
@@ -99,7 +104,8 @@ class ICudaEngine:
     @cached_property
     def graph(self) -> OnnxRuntimeRunner:
         """What computes."""
-        return OnnxRuntimeRunner(Path(self.file.onnx), threads=1).__enter__()
+        onnx = Path(self.file.onnx)
+        return _session(onnx, onnx.stat().st_mtime_ns)
 
     def get_tensor_name(self, number: int) -> str:
         return self.names[number]

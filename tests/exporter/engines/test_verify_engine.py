@@ -227,6 +227,24 @@ def test_a_folder_with_other_files_is_left_as_it_is(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in engine.parent.iterdir()} == before
 
 
+def test_first_steps_are_written_and_only_once_the_result_is_on_record(tmp_path: Path) -> None:
+    engine = altered(decoder_engine(tmp_path / "engines"), fault="stale")
+    held = mock.patch.object(verify._Furthest, "hold", autospec=True)
+    full = mock.patch.object(verify._Furthest, "write", side_effect=OSError("the disk is full"))
+    wrong = pytest.raises(OSError, match="full")
+    with stand_in(), no_polygraphy_needed(), held as hold, full as write, wrong:
+        verify.verify_engines(
+            find_engines(engine), engine.with_name("model.onnx"), folder=tmp_path / "differs"
+        )
+    assert write.called
+    assert not check_of(find_engines(engine)).passed
+    for call in hold.call_args_list:  # random keys, not what an engine has left
+        _, _, inputs, *sides = call.args
+        assert len(sides) == 2
+        caches = [array for name, array in inputs.items() if name.startswith("past")]
+        assert all((array.std(axis=(2, 3)) > 0.5).all() for array in caches if array.size)
+
+
 def no_polygraphy_needed() -> Any:
     """As where Polygraphy is installed."""
     return mock.patch.object(verify, "require")
