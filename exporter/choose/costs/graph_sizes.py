@@ -38,6 +38,15 @@ class SublayerSize:
     takes_linear: bool = True
     caches: tuple[CacheSize, ...] = ()
     operators: int = 0  # nodes of its graph; 0 where there is none
+    expert_parameters: int = 0  # of which each token takes the share `chosen`
+    chosen: float = 1.0
+
+    def used(self, tokens: int) -> tuple[float, float]:
+        """Parameters that multiply a token, and bytes of weights that so many read at most."""
+        held = self.weight_bytes * self.expert_parameters / max(1, self.parameters)
+        unread = held * (1 - min(1.0, tokens * self.chosen))
+        idle = self.expert_parameters * (1 - self.chosen)
+        return self.parameters - idle, self.weight_bytes - unread
 
     def reach(self, context: int) -> int:
         """How many positions an attention looks at; a recurrent one at none."""
@@ -163,20 +172,22 @@ class GraphSizes:
     def work(self, cell: Shape, choices: Mapping[Any, Replacement] | None = None) -> Work:
         """What is left of a run's work where some sublayers are cut."""
         tokens, context, cut = cell.batch * cell.sequence_length, cell.total_length, choices or {}
-        every = [*self.sublayers.values(), self.rest]
-        saved = [self.saved_weight_bytes(name, how) for name, how in cut.items()]
         left = [size for name, size in self.sublayers.items() if name not in cut]
+        used = [size.used(tokens) for size in [*left, self.rest]]
+        for name, how in cut.items():
+            own, saved = self[name], self.saved_weight_bytes(name, how)
+            used.append(
+                (own.parameters - self.saved_parameters(name, how), own.weight_bytes - saved)
+            )
         pairs = (
             size.parameters / (2 * (self.hidden or 1)) * size.reach(context)
             for name, size in self.sublayers.items()
             if name[1] == "attention" and name not in cut
         )
-        numbers = sum(size.parameters for size in every)
-        numbers -= sum(self.saved_parameters(name, how) for name, how in cut.items())
         started = self.operator_bytes * sum(size.operators for size in [*left, self.rest])
         return Work(
-            float(tokens * numbers),
+            tokens * math.fsum(numbers for numbers, _ in used),
             tokens * math.fsum(pairs),
-            float(sum(size.weight_bytes for size in every) - sum(saved) + started),
+            math.fsum(held for _, held in used) + started,
             float(sum(size.kv_bytes(context, cell.batch) for size in [*left, self.rest])),
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -35,8 +35,33 @@ if TYPE_CHECKING:
 def sizes(onnx: Path) -> GraphSizes:
     """Weighs every sublayer of an ONNX file."""
     windows = read_cache_form(onnx).windows
-    result = weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
-    return replace(result, longest_text=sentence_folder.longest_text(find_model(onnx).home))
+    folder = find_model(onnx)
+    experts = _experts(folder.config)
+    result = weigh(load_model(onnx), windows, experts, name=str(onnx), longest=longest_text(onnx))
+    return replace(result, longest_text=sentence_folder.longest_text(folder.home))
+
+
+class _Experts(NamedTuple):
+    """Experts of a layer, and the share of them that each token takes."""
+
+    number: int = 0
+    chosen: float = 1.0
+
+    def are(self, name: str | None, shape: Sequence[object]) -> bool:
+        """Whether a weight is of experts, apart or all in one."""
+        packed = len(shape) == len(("expert", "rows", "columns")) and shape[0] == self.number
+        return packed or "experts" in (name or "").split(".")
+
+
+def _experts(config: Mapping[str, Any]) -> _Experts:
+    text = config.get("text_config")
+    read = text if isinstance(text, dict) else config
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    number = next((n for n in map(read.get, names) if isinstance(n, int) and n > 0), 0)
+    chosen = read.get("num_experts_per_tok")
+    if not number or not isinstance(chosen, int):
+        return _Experts()
+    return _Experts(number, min(max(chosen, 1) / number, 1.0))
 
 
 def longest_text(onnx: Path) -> int | None:
@@ -54,6 +79,7 @@ def longest_text(onnx: Path) -> int | None:
 def weigh(
     model: ir.Model,
     windows: Mapping[str, int],
+    experts: _Experts | None = None,
     *,
     name: str = "the graph",
     longest: int | None = None,
@@ -70,7 +96,7 @@ def weigh(
     rest = [value for value in others if CACHE_INPUT.fullmatch(value.name or "")]
     dtype, hidden = _stream_form(sites)
     return GraphSizes(
-        sublayers=dict(_sized(site, windows) for site in sites),
+        sublayers=dict(_sized(site, windows, experts or _Experts()) for site in sites),
         parameters=whole.parameters,
         weight_bytes=whole.bytes,
         rest=_rest(model, sites, tuple(_cache_size(value, windows) for value in rest)),
@@ -103,9 +129,13 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
     return _origin(node.inputs[0]) if node and node.op_type in _WRAPPING else value
 
 
-def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[SublayerRef, SublayerSize]:
+def _sized(
+    site: FoundSite, windows: Mapping[str, int], experts: _Experts
+) -> tuple[SublayerRef, SublayerSize]:
     takes_linear = not isinstance(site.branch_input, str)
     linear = spare_input(site).dying if takes_linear else site.dying
+    own = _own_weights(site.dying)
+    routed = [value for value in own if experts.are(value.name, tuple(value.shape or ()))]
     size = SublayerSize(
         parameters=_parameters(site.dying),
         linear_parameters=_parameters(linear),
@@ -114,6 +144,8 @@ def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[SublayerRef, Su
         takes_linear=takes_linear,
         caches=tuple(_cache_size(value, windows) for value in site.caches),
         operators=_operators(site.dying),
+        expert_parameters=sum(map(parameters, routed)),
+        chosen=experts.chosen,
     )
     return site.ref, size
 
@@ -130,10 +162,13 @@ def _constants(nodes: Iterable[ir.Node]) -> list[ir.TensorProtocol]:
     return [tensor for node in nodes if (tensor := constant_weight(node)) is not None]
 
 
-def _weight_bytes(dying: Set[ir.Node]) -> int:
+def _own_weights(dying: Set[ir.Node]) -> list[ir.Value]:
     read = {value for node in dying for value in node.inputs if value is not None}
-    own = (v for v in read if is_weight(v) and all(user in dying for user in v.consumers()))
-    tensors = [value.const_value for value in own]
+    return [v for v in read if is_weight(v) and all(user in dying for user in v.consumers())]
+
+
+def _weight_bytes(dying: Set[ir.Node]) -> int:
+    tensors = [value.const_value for value in _own_weights(dying)]
     return sum(t.nbytes for t in [*tensors, *_constants(dying)] if t is not None)
 
 
@@ -173,6 +208,7 @@ def module_sizes(loaded: LoadedModel) -> GraphSizes:
     owners = {module.number: module.layer for module in layer_modules(model)}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     everything, config = list(model.parameters()), model.config.get_text_config()
+    experts, names = _experts(config.to_dict()), {id(p): n for n, p in model.named_parameters()}
     head = model.get_output_embeddings()
     read = [] if head is None else [head.weight]
 
@@ -182,7 +218,10 @@ def module_sizes(loaded: LoadedModel) -> GraphSizes:
         own = [c for c in children if any(m is s for m in c.modules() for s in inside)]
         alone = [p for child in own for p in child.parameters() if uses[id(p)] == 1]
         count, held = sum(p.numel() for p in alone), sum(p.nbytes for p in alone)
-        return SublayerSize(count, count, held, held)
+        routed = sum(p.numel() for p in alone if experts.are(names[id(p)], p.shape))
+        return SublayerSize(
+            count, count, held, held, expert_parameters=routed, chosen=experts.chosen
+        )
 
     count, held = sum(p.numel() for p in read), sum(p.nbytes for p in read)
     return GraphSizes(

@@ -401,5 +401,23 @@ def test_what_a_run_does_is_counted(
     assert result == work
 
 
+@pytest.mark.parametrize(
+    ("cell", "work"),
+    [  # a token takes 1 of 4 experts, which have 800 of 1000 numbers: 200 + 200
+        (Shape("decode", 1, 1, 7), (500 + 400, 2000 + 800 + 3200 / 4)),
+        (Shape("decode", 2, 1, 7), (2 * 900, 2000 + 800 + 3200 / 2)),
+        (Shape("prefill", 2, 8), (16 * 900, 2000 + 800 + 3200)),
+    ],
+)
+def test_experts_that_no_token_takes_are_neither_multiplied_nor_read(
+    cell: Shape, work: tuple[float, float]
+) -> None:
+    mlp = SublayerSize(1000, 1000, 4000, 4000, expert_parameters=800, chosen=0.25)
+    sizes = GraphSizes({MLP: mlp}, 1500, 6000, SublayerSize(500, 500, 2000, 2000), 10)
+    result, cut = sizes.work(cell), sizes.work(cell, {MLP: "none"})
+    assert (result.multiplications, result.weight_bytes) == work
+    assert cut[:3:2] == (500 * cell.batch * cell.sequence_length, 2000)
+
+
 def test_an_attention_without_a_cache_looks_everywhere() -> None:
     assert SublayerSize(9, 9, 9, 9).reach(100) == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from exporter.engines.build.profiles import Span
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CostError
 from graph_passes.finding.weights import is_weight
+from graph_passes.locate import survey
 from graph_passes.pipeline import graph_size, prune_graph
 from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import Deletion, SublayerRef
@@ -184,6 +186,30 @@ def test_a_graph_s_folder_says_where_its_users_cut_texts(
     assert result.total_bytes(context=64) > result.total_bytes(context=63)
     with raises(CostError, "context-too-long", 64, 65):
         result.total_bytes(context=65)
+
+
+@pytest.mark.parametrize(
+    ("config", "multiplied"),
+    [
+        ({"num_local_experts": 4, "num_experts_per_tok": 1}, 16 + 256 / 4),
+        ({"text_config": {"num_experts": 4, "num_experts_per_tok": 2}}, 16 + 256 / 2),
+        ({"num_local_experts": 4, "num_experts_per_tok": 9}, 272),
+        ({"num_local_experts": 0, "num_experts_per_tok": "2"}, 272),
+        ({}, 272),
+    ],
+)
+def test_a_config_says_how_many_experts_a_token_takes(
+    tmp_path: Path, config: dict[str, Any], multiplied: float
+) -> None:
+    model = tiny_model(TinySpec(layers=2))
+    for site in survey(model).sites:
+        for value in {value for node in site.dying for value in node.inputs if value}:
+            if site.ref == (0, "mlp") and is_weight(value) and len(value.shape or ()) == 2:
+                value.name = f"mlp.experts.{value.name}"
+    ir.save(model, tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = sizes(tmp_path / "model.onnx")
+    assert [result[n, "mlp"].used(1)[0] for n in (0, 1)] == [multiplied, 272]
 
 
 def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from exporter.choose.costs.cost_runners import torch_runner
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import module_sizes
 from exporter.errors import UsageError
 from tests.raising import raises
 from tests.tiny_models import family_loaded
@@ -26,6 +27,13 @@ def test_costs_are_foretold_by_runs_of_the_loaded_model(family: str) -> None:
     attention = runner.sizes[0, "attention"]
     assert attention.kv_bytes(8) == 8 * attention.kv_bytes(1) > 0
     assert runner.sizes.rest.parameters > 0  # what makes the answers
+
+
+def test_of_experts_those_count_that_a_token_takes() -> None:
+    experts, router = 4 * (256 * 96 + 96 * 128), 4 * 96  # 2 of 4 are taken
+    own = module_sizes(family_loaded("mixtral"))[1, "mlp"]
+    assert own.used(1) == (experts / 2 + router, 4 * (experts / 2 + router))
+    assert own.used(2) == (experts / 2 + router, 4 * (experts + router))
 
 
 def test_variants_of_a_loaded_model_are_refused() -> None:
