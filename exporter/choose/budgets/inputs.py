@@ -109,14 +109,15 @@ class PlanInputs:
     def costs(self) -> CostTable | None:
         """What sublayers cost; None where no time is asked for.
 
-        A time that only orders sublayers may be missing: parameters are counted then.
+        A time that only orders sublayers may be missing, unless a file of costs was named:
+        parameters are counted then.
         """
         if self._given_costs is not None or self.stopwatch is None:
             return self._given_costs
         try:
             return self.stopwatch.costs()
         except (BackendError, ComparisonError, CostError) as error:
-            if self.budget.target_speedup is not None:
+            if self.budget.target_speedup is not None or not self.stopwatch.may_replace:
                 raise
             self.progress.say(f"plan: parameters are counted instead of time: {error.message}")
             self.stopwatch = None

@@ -159,6 +159,9 @@ def test_parameters_are_counted_where_no_request_can_be_timed(planner: Any) -> N
     assert "speedup" not in plan.predicted
     with raises(CostError, "no-input"):
         planner(Budget(target_speedup=1.1, at=AT), stopwatch=broken).plan()
+    broken.may_replace = False  # the file was named
+    with raises(CostError, "no-input"):
+        planner(Budget(floors=Floors(0.5), at=AT), stopwatch=broken).plan()
 
 
 def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(
