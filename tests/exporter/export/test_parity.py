@@ -204,7 +204,7 @@ def test_an_export_of_an_unknown_architecture_can_be_checked(
         raise UnknownArchitectureError("not known")
 
     monkeypatch.delitem(FAMILIES, "llama")
-    monkeypatch.setattr("exporter.models.architectures._discover", unknown)
+    monkeypatch.setattr("exporter.models.architectures.candidate_layers", unknown)
     assert all(check.passed for check in check_export(loaded, exported))
     with pytest.raises(UnknownArchitectureError):
         check_export(loaded, exported, deletions=[deletion(0, "mlp")])

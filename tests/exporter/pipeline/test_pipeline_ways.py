@@ -6,10 +6,9 @@ import contextlib
 import io
 import json
 import shutil
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from test_pipeline import RESULTS, SHIPPED, _request, _walk
@@ -33,6 +32,7 @@ from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.request import DropRequest
 from exporter.pipeline.road import export_model, write_models
+from graph_passes.types import Replacement
 from tests.made_tables import make_times
 from tests.raising import raises
 from tests.reading import in_file, names_in
@@ -52,7 +52,7 @@ def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> A
 @pytest.fixture
 def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
-    return make_times(monkeypatch, defaultdict(lambda: 10.0), str(AT))
+    return make_times(monkeypatch, dict.fromkeys(get_args(Replacement), 10.0), str(AT))
 
 
 @pytest.mark.long
