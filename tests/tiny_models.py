@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -216,28 +215,6 @@ def export_onnx(loaded: Any, folder: Path, **options: Any) -> Path:
     from exporter.export import torch_export
 
     return torch_export.export_onnx(loaded, folder, **options)
-
-
-def export_with_optimum(loaded: Any, folder: Path) -> Path:
-    """The file that optimum makes of a model, a decoder's with its cache."""
-    import onnx_ir as ir
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-    from optimum.exporters.onnx import main_export
-    from optimum.exporters.tasks import TasksManager
-
-    from exporter.export.onnx_output import save_onnx
-    from exporter.models.loading.model_files import save_checkpoint
-
-    task = "text-generation-with-past"
-    if not loaded.model.can_generate():
-        task = TasksManager.infer_task_from_model(loaded.model)
-    with tempfile.TemporaryDirectory() as place:
-        source, out = Path(place) / "checkpoint", Path(place) / "onnx"
-        save_checkpoint(loaded, source)
-        main_export(str(source), output=out, task=task, dtype="fp32", do_validation=False)
-        model = ir.load(out / "model.onnx")
-        ClearMetadataAndDocStringPass()(model)
-        return save_onnx(model, folder)
 
 
 def check_export(loaded: Any, onnx: Path, **options: Any) -> list[ParityCheck]:

@@ -63,7 +63,6 @@ _OPTIONS = (
     ("plan export", "--objective tasks", "the objective kl"),
     ("plan export", "--search-items, --judged-items, --search-seed", "--objective kl"),
     ("plan", "--ray, --ray-workers", "score --metric kl --ray, whose scores plan takes"),
-    ("export", "--exporter", "optimum-cli export onnx, whose graph depthcut prune cuts"),
     ("report", "--format", "-o FILE.md, which is written as Markdown"),
     ("export quantize", "--quantize mixed", _HQQ),
     (

@@ -62,7 +62,7 @@ _DISTRIBUTIONS = (
     ("torch", "torch", "scoring and export"),
     ("transformers", "torch", "loading models"),
     ("gguf", "gguf", "GGUF files"),
-    ("optimum-onnx", "optimum", "ORTModel, which runs exported folders"),
+    ("optimum-onnx", "optimum", "exporter: optimum; ORTModel"),
     ("onnxruntime-genai", "genai", "decoders with fused attention: --target onnxruntime-cpu"),
     ("datasets", "datasets", "texts from the Hugging Face hub"),
     ("lm-eval", "eval", "tasks with right answers"),

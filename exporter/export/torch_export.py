@@ -353,6 +353,6 @@ def _export_error(model: PreTrainedModel, opset: int, error: Exception) -> Expor
     return ExportError(
         f"PyTorch's exporter can't export {type(model).__name__} at opset {opset}: "
         f"{first_line(root)}.",
-        "Try another --opset; -v shows the exporter's whole account.",
+        "Try another opset or exporter: optimum; -v shows the exporter's whole account.",
         code="exporter-failed",
     )

@@ -212,6 +212,7 @@ def refuse_of_stacks(request: ExportRequest) -> None:
     heal, scored = request.heal, request.score
     lacking = {
         "target": request.target != "portable",
+        "exporter": request.exporter == "optimum",
         "load.dtype": request.load.dtype == "bfloat16",  # ONNX Runtime's CPU runs none
         **{name: is_given(request, name) for name in ("pooling", "checkpoint", "also", "server")},
         **{name: is_given(request, name) for name in ("stream", "quantize", "engines")},

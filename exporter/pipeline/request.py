@@ -15,7 +15,7 @@ from exporter.choose.budgets.budget import DROPPING, OF_SEARCHES, Budget, Search
 from exporter.choose.budgets.settings import PlanSettings, idle_rule, usual_heal
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
-from exporter.export.options import USUAL_ROOM
+from exporter.export.options import USUAL_ROOM, ExporterName
 from exporter.heal.options import HealOptions
 from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.models.texts.self_text import SAMPLED
@@ -135,6 +135,12 @@ class ExportRequest(Options):
         "decoders need the extra genai.",
         usual="portable; without a number, goal or plan onnxruntime-cpu, with that extra",
     )
+    exporter: ExporterName | None = option(
+        None,
+        "For --target portable: PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
+        usual="torch",
+        config_only=True,
+    )
     opset: Annotated[int, Field(ge=18, le=23), Written("N")] | None = option(
         None, "For --target portable: the ONNX opset, 18 to 23.", usual="20", config_only=True
     )
@@ -225,6 +231,12 @@ class ExportRequest(Options):
             "Make the plan on a machine that holds the model, and give it with --plan.",
         ),
         Rule(
+            ("stream", "exporter"),
+            lambda given: given.stream and given.exporter == "optimum",
+            "{0} never has the whole model in memory, as optimum wants it.",
+            "Say {1} torch.",
+        ),
+        Rule(
             ("cache_length",),
             lambda given: bool(given.cache_length) and given.compare.longest > given.cache_length,
             "{0} is too short for what is measured.",
@@ -292,6 +304,7 @@ class ExportRequest(Options):
 
         refuse_options(
             self.target,
+            exporter=self.exporter,
             opset=self.opset,
             dtype=self.load.dtype,
             provider=self.compare.provider,

@@ -176,6 +176,7 @@ def _form(run: Run) -> dict[str, Any]:
     request = run.request
     return {
         "target": request.target,
+        "exporter": request.exporter,
         "opset": request.opset,
         "room": request.cache_room if TARGETS[request.target].fixed_caches else None,
         "pooling": request.pooling,
@@ -200,7 +201,7 @@ def judge(run: Run, what: str, checks: list[ParityCheck]) -> None:
         raise VerificationError(
             f"{what}: {failed[0].name} differs by {failed[0].max_abs_error:.2e}, "
             f"more than {failed[0].tolerance:.2e}. The result is not kept.",
-            "Try another --opset.",
+            "Try another opset or exporter.",
             code="wrong-results",
         )
 

@@ -87,7 +87,7 @@ def transformers_exporter(folder: Path, layers: int) -> Path:
 
 def optimum(folder: Path, layers: int, *, family: str) -> Path:
     """optimum's exporter."""
-    from tests.tiny_models import export_with_optimum
+    from exporter.export.forms.portable import export_with_optimum
 
     return export_with_optimum(loaded(family, layers), folder)
 

@@ -448,6 +448,27 @@ def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
 
 
+@pytest.mark.optimum
+def test_optimum_on_a_full_disk(tmp_path: Path) -> None:
+    code = """
+from tests.tiny_models import family_loaded
+from exporter.export.forms.portable import export_with_optimum
+from exporter.files import scratch_folder
+
+loaded = family_loaded("llama")
+size = sum(p.numel() * 4 for p in loaded.model.parameters())
+limited(lambda: export_with_optimum(loaded, folder), size // 2)
+# The checkpoint fits; optimum's graph does not, which carries its operators as well.
+limited(lambda: export_with_optimum(loaded, folder), size + 10_000)
+with scratch_folder("test") as place:
+    print(place.parent)
+"""
+    *result, place = told_by(code, tmp_path)
+    one_line = f"{errno.EFBIG}|File too large|{place}"
+    assert result == [f"{one_line}|OSError", f"{one_line}|ExportError"]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("error", "full"),
     [

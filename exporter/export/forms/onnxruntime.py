@@ -67,7 +67,7 @@ def write_decoder(
         return replace(written, remark=remark or None)
     raise ExportError(
         f"{loaded.ref.architecture} can't be written for ONNX Runtime: {tries.reasons[-1]}.",
-        "Try --target portable; -v shows the exporters' whole account.",
+        "Try --target portable, with exporter: optimum; -v shows the exporters' whole account.",
         code="no-exporter",
     )
 

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.artifacts.plans import MODEL_KEY
-from exporter.export.onnx_output import MODEL_FILE, save_graph
+from exporter.errors import ExportError, first_line, pass_on_memory_error
+from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
+from exporter.export.options import ExporterName
+from exporter.files import scratch_folder, telling_full_disk
+from exporter.models.loading.model_class import hub_off
+from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.model_folder import GRAPHS, Graph, graph_file
+from exporter.optional import require
+from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -94,10 +102,52 @@ FUSED_OPSET = 23
 """Has Attention, RMSNormalization and RotaryEmbedding."""
 
 
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def export_with_optimum(
+    loaded: LoadedModel, folder: Path, *, opset: int | None = None, progress: Progress = QUIET
+) -> Path:
+    """Exports a model with optimum; a decoder with its cache."""
+    optimum = require("optimum.exporters.onnx", extra="optimum")
+    manager = require("optimum.exporters.tasks", extra="optimum").TasksManager
+    with scratch_folder("optimum") as place, captured_output(progress):
+        with telling_full_disk(place.parent), hub_off():
+            save_checkpoint(loaded, place / "checkpoint")
+            try:
+                task = "text-generation-with-past"
+                if not loaded.model.can_generate():
+                    task = manager.infer_task_from_model(loaded.model)
+                optimum.main_export(
+                    str(place / "checkpoint"), output=place / "onnx", task=task, opset=opset,
+                    dtype=_DTYPES[str(loaded.model.dtype).removeprefix("torch.")],
+                    do_validation=False, local_files_only=True,
+                )  # fmt: skip
+                model = ir.load(place / "onnx" / MODEL_FILE)
+            # optimum runs the model's own code and has no error class of its own.
+            except Exception as error:
+                pass_on_memory_error(error)
+                raise ExportError(
+                    f"optimum can't export {loaded.ref.architecture}: {first_line(error)}.",
+                    "Try exporter: torch; -v shows optimum's whole account.",
+                    code="exporter-failed",
+                ) from error
+        ClearMetadataAndDocStringPass()(model)  # paths of this machine
+        return save_onnx(model, folder)
+
+
 def write_portable(
-    loaded: LoadedModel, folder: Path, progress: Progress = QUIET, *, opset: int | None = None
+    loaded: LoadedModel,
+    folder: Path,
+    progress: Progress = QUIET,
+    *,
+    exporter: ExporterName | None = None,
+    opset: int | None = None,
 ) -> WrittenForm:
-    """Exports a model with PyTorch's exporter."""
+    """Exports a model with PyTorch's exporter, or optimum's."""
+    if exporter == "optimum":
+        export_with_optimum(loaded, folder, opset=opset, progress=progress)
+        return WrittenForm(version_of("optimum-onnx"))
     from exporter.export.torch_export import export_onnx
 
     chosen = opset or PORTABLE_OPSET

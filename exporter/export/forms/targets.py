@@ -19,6 +19,7 @@ from exporter.export.forms.portable import (
     write_stacks,
 )
 from exporter.export.onnx_output import MODEL_FILE, add_pooling, pooling_for
+from exporter.export.options import ExporterName
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ TARGETS: Mapping[Target, TargetForm] = {
 def refuse_options(
     target: Target,
     *,
+    exporter: ExporterName | None,
     opset: int | None,
     dtype: str,
     provider: str,
@@ -90,9 +92,10 @@ def refuse_options(
     fixed = [other for other, item in TARGETS.items() if item.fixed_caches]
     builders = [other for other, item in TARGETS.items() if engine in item.engines]
     rules = (
-        (opset is not None and not form.plain,
-         f"{name} decides the opset itself; --opset {opset} contradicts it.",
-         "Leave --opset out, or take --target portable."),
+        *((value is not None and not form.plain,
+           f"{name} decides the {key} itself; {key}: {value} contradicts it.",
+           f"Leave {key} out, or take --target portable.")
+          for key, value in (("exporter", exporter), ("opset", opset))),
         (cache_length is not None and not form.fixed_caches,
          f"The caches of {name} have no fixed length.",
          f"Leave --cache-length out, or take --target {' or '.join(fixed)}."),
@@ -115,14 +118,15 @@ def write_form(
     folder: Path,
     *,
     target: Target = "portable",
-    opset: int | None = None,  # for `portable` alone; None: 20
+    exporter: ExporterName | None = None,  # None for PyTorch's
+    opset: int | None = None,  # for `portable` alone; None for the exporter's usual one
     room: int | None = None,  # 0 lets them grow, None takes the usual number
     pooling: bool = False,
     progress: Progress = QUIET,
 ) -> tuple[Path, FormRecord]:
     """Exports a model in the form of a target."""
     form, pools = TARGETS[target], pooling_for(loaded) if pooling else None
-    options: dict[str, Any] = {"opset": opset} if form.plain else {}
+    options: dict[str, Any] = {"exporter": exporter, "opset": opset} if form.plain else {}
     options |= {"room": room} if form.fixed_caches else {}
     written = form.write(loaded, folder, progress, **options)
     if pools is not None:
@@ -137,6 +141,7 @@ def write_onnx(
     folder: Path | str,
     *,
     target: Target = "portable",
+    exporter: ExporterName | None = None,
     opset: int | None = None,
     room: int | None = None,
     pooling: bool = False,
@@ -151,7 +156,8 @@ def write_onnx(
         model: What :func:`exporter.load_model` gives.
         folder: A new or empty folder.
         target: The runtime that the graph is written for, in the form that is fastest there.
-        opset: For ``portable``: 18 to 23; None: 20.
+        exporter: For ``portable``: ``torch`` or ``optimum``; None: PyTorch's.
+        opset: For ``portable``: 18 to 23; None: the exporter's usual one.
         room: For ``tensorrt`` and ``tensorrt-rtx``: the caches' length in tokens; 0: they grow.
         pooling: Encoders: the graph also pools and normalises, and gives an embedding a text.
         progress: Hears of each step.
@@ -178,7 +184,7 @@ def write_onnx(
     folder = Path(folder)
     provider, dtype = TARGETS[target].provider or "cpu", str(model.model.dtype)
     refuse_options(
-        target, opset=opset, dtype=dtype.removeprefix("torch."),
+        target, exporter=exporter, opset=opset, dtype=dtype.removeprefix("torch."),
         provider=provider, engine=None, cache_length=room,
     )  # fmt: skip
     if folder.exists() and any(folder.iterdir()):
@@ -194,7 +200,7 @@ def write_onnx(
             write_stacks(model, stage, opset=opset, progress=progress)
         else:
             write_form(
-                model, stage, target=target, opset=opset, room=room,
+                model, stage, target=target, exporter=exporter, opset=opset, room=room,
                 pooling=pooling, progress=progress,
             )  # fmt: skip
         save_pretrained_files(model, stage)

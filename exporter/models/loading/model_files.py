@@ -44,7 +44,7 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
 
 
 def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
-    """Writes the model with its weights as safetensors."""
+    """Writes the model with its weights as safetensors, as optimum's exporter wants it."""
     with quiet_transformers(), telling_full_disk(folder):
         loaded.model.save_pretrained(folder)
     save_pretrained_files(loaded, folder)

@@ -48,7 +48,7 @@ def _keys(schema: type[Options], *without: str) -> tuple[str, ...]:
 SCORING = _keys(ScoreOptions)
 SHAPES = ("prefill", "decode_past", "batch", "generate")
 _SECTIONS = {
-    "export": ("target", "opset", "cache_length", "checkpoint"),
+    "export": ("target", "exporter", "opset", "cache_length", "checkpoint"),
     "scoring": SCORING,
     "shapes": SHAPES,
     "measuring": _keys(CompareOptions, *SHAPES),

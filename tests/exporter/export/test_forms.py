@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -14,11 +15,12 @@ from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.cli import cli, run
 from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.runners.cache_form import read_cache_form
-from exporter.errors import ExportError, UsageError
+from exporter.errors import ExportError, MissingDependencyError, UsageError
 from exporter.export import onnx_output
 from exporter.export.forms.genai import require_windows, windowed_layers
 from exporter.export.forms.portable import (
     WrittenForm,
+    export_with_optimum,
     form_in_words,
     note_form,
 )
@@ -35,7 +37,7 @@ from tests.reading import data_of, in_file, names_in
 from tests.tiny_models import check_export
 
 USUAL: dict[str, Any] = {
-    "opset": None, "dtype": "float32", "provider": "cpu", "engine": None,
+    "exporter": None, "opset": None, "dtype": "float32", "provider": "cpu", "engine": None,
 }  # fmt: skip
 
 
@@ -43,7 +45,7 @@ USUAL: dict[str, Any] = {
     ("target", "changes"),
     [
         ("portable", {}),
-        ("portable", {"opset": 18, "engine": "tensorrt-rtx"}),
+        ("portable", {"exporter": "optimum", "opset": 18, "engine": "tensorrt-rtx"}),
         ("portable", {"dtype": "bfloat16", "provider": "cuda"}),
         ("onnxruntime-cpu", {}),
         ("onnxruntime-cuda", {"dtype": "float16", "provider": "cuda"}),
@@ -58,7 +60,8 @@ def test_what_fits_is_taken(target: Target, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("target", "changes", "code", "field"),
     [
-        ("tensorrt", {"opset": 20}, "options-clash", "--opset 20"),
+        ("onnxruntime-cpu", {"exporter": "torch"}, "options-clash", "exporter: torch"),
+        ("tensorrt", {"opset": 20}, "options-clash", "opset: 20"),
         ("onnxruntime-cpu", {"dtype": "float16"}, "options-clash", "float16"),
         ("onnxruntime-cuda", {"provider": "cuda"}, "options-clash", "float32"),
         ("onnxruntime-cuda", {"dtype": "float16"}, "options-clash", "--provider cuda"),
@@ -263,3 +266,13 @@ def test_a_failure_while_saving_leaves_the_earlier_model(
         save_onnx(model(2.0), tmp_path)
     assert names_in(tmp_path) == ["model.onnx", "model.onnx.*.data"]
     assert stored(tmp_path) == 1.0
+
+
+def test_without_optimum_the_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
+    nothing: Any = None
+    with pytest.raises(MissingDependencyError) as caught:
+        export_with_optimum(nothing, tmp_path)
+    assert "depthcut[optimum]" in caught.value.hint

@@ -17,6 +17,7 @@ from exporter.cut.surgery import prune_file, prune_stacks
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.usage import write_graph_use
 from exporter.errors import ExportError
+from exporter.export.forms.portable import export_with_optimum
 from exporter.export.onnx_output import add_pooling
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.sentence_folder import read_pooling
@@ -31,7 +32,6 @@ from tests.text_graphs import write_tokenizer
 from tests.tiny_models import (
     check_export,
     export_onnx,
-    export_with_optimum,
     family_loaded,
     made_loaded,
     write_sentence_files,
@@ -107,6 +107,14 @@ def test_pytorchs_exporter_runs_beside_transformers_4_57(tmp_path: Path) -> None
     loaded = family_loaded("llama")
     checks = check_export(loaded, export_onnx(loaded, tmp_path))
     assert all(check.passed and check.max_abs_error < 1e-5 for check in checks)
+
+
+def test_what_optimum_cannot_export_is_one_clear_error(tmp_path: Path) -> None:
+    loaded = family_loaded("mamba")
+    with raises(ExportError, "exporter-failed", "MambaForCausalLM") as caught:
+        export_with_optimum(loaded, tmp_path)
+    assert "\n" not in caught.value.message
+    assert not list(tmp_path.iterdir())
 
 
 PLAN = [

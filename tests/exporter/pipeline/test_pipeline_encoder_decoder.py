@@ -314,6 +314,7 @@ def heal(**changes: Any) -> dict[str, Any]:
 
 LESS: dict[str, Callable[[], dict[str, Any]]] = {
     "target": lambda: {"target": "onnxruntime-cpu"},
+    "exporter": lambda: {"exporter": "optimum"},
     "pooling": lambda: {"pooling": True},
     "checkpoint": lambda: {"checkpoint": True},
     "also": lambda: {"also": (Path("other"),)},

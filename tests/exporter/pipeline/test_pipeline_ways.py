@@ -314,6 +314,7 @@ def test_it_writes_both_models_and_no_report(streamed: Any) -> None:
     [
         ({"heal": HealOptions()}, "options-clash", ("stream",)),
         ({"search": SearchOptions(search="greedy")}, "options-clash", ("stream",)),
+        ({"exporter": "optimum"}, "options-clash", ("stream", "exporter")),
         ({"load": SourceOptions(trust_remote_code=True)}, "options-clash", ("load.",)),
     ],
 )
