@@ -136,7 +136,7 @@ def check_file(path: Path, folder: Path | None = None, *, limit: int | None = No
     _refuse_elsewhere(path, Path(os.path.realpath(path)), folder or path.parent)
     try:
         status = _stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     _refuse_special(path, status)
     if limit is not None and status.st_size > limit:

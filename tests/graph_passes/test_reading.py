@@ -111,6 +111,9 @@ def test_what_is_not_there_is_the_callers_matter(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_bytes(folder / "none")
     check_file(folder / "none")
+    beside_a_file = folder / "weights.gguf"
+    beside_a_file.write_bytes(b"GGUF")
+    check_file(beside_a_file / "tokenizer.json")  # a model that is one file has nothing below it
 
 
 def test_a_file_is_looked_at_again_once_it_is_open(
