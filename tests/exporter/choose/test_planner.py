@@ -201,8 +201,8 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
     real, deciding = CutMeter.measure_many, True
 
     def hear(self: Any, *given: Any, **more: Any) -> Any:
-        for item in self._asked.values():
-            read[deciding] |= {row.tobytes() for row in item.batch.ids}
+        for batch in self._batches.values():
+            read[deciding] |= {row.tobytes() for row in batch.ids}
         return real(self, *given, **more)
 
     monkeypatch.setattr(CutMeter, "measure_many", hear)
