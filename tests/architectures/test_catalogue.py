@@ -77,9 +77,14 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+SLOW = ("qwen2_moe", "swin", "wav2vec2")
+"""What takes ten seconds or more: `make test-long`, and `make architectures`."""
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.long] if n in TWO_GRAPHS else []) for n in ROWS]
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] if n in (*TWO_GRAPHS, *SLOW) else []) for n in ROWS],
 )
 def test_cuts_of_an_architecture_equal_pytorch(name: str, tmp_path: Path) -> None:
     (entry,) = [entry for entry in CATALOGUE if entry.name == name]

@@ -211,7 +211,8 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     assert [cell.speedup for cell in again.cells] == pytest.approx([1.25, 1 / 0.6, 5.0])
 
 
-@pytest.mark.parametrize("text", ["pydoc", pytest.param("docstrings", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("text", ["pydoc", "docstrings"])
 def test_the_command_that_is_printed_judges_on_other_text(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], text: str,
@@ -294,7 +295,7 @@ def graph(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_form(loaded, tmp_path_factory.mktemp("graph"))[0]
 
 
-@pytest.mark.parametrize("most", [1e6, 1e-9])
+@pytest.mark.parametrize("most", [pytest.param(1e6, marks=pytest.mark.long), 1e-9])
 def test_int8_stands_beside_the_whole_and_the_recommended_cut(
     measured: Any, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float
 ) -> None:
