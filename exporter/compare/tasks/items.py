@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,11 +24,10 @@ from exporter.artifacts import TaskResult
 from exporter.compare.intervals import difference_interval
 from exporter.errors import (
     ComparisonError,
-    DepthcutError,
     TaskError,
     UnsafeInputError,
+    blaming,
     first_line,
-    pass_on_memory_error,
 )
 from exporter.files import sha256_bytes
 from exporter.models.ablation.damage import Floats
@@ -215,19 +214,6 @@ def _result(baseline: TaskScores, candidate: TaskScores, metric: str) -> TaskRes
     )
 
 
-@contextmanager
-def failing_as_task(what: str, hint: str) -> Iterator[None]:
-    """Runs lm-eval; what it raises becomes an error of the task.
-
-    Data sets, templates, tasks and the hub raise classes of their own. Our own errors pass, and so
-    does a want of memory.
-    """
-    try:
-        yield
-    except DepthcutError:
-        raise
-    except Exception as error:
-        pass_on_memory_error(error)
-        raise TaskError(
-            f"lm-eval can't score {what}: {first_line(error)}.", hint, code="lm-eval-failed"
-        ) from error
+def failing_as_task(what: str, hint: str) -> AbstractContextManager[None]:
+    """Runs lm-eval; data sets, templates, tasks and the hub raise classes of their own."""
+    return blaming(f"lm-eval can't score {what}", hint, TaskError, "lm-eval-failed")
