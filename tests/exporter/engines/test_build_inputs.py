@@ -20,7 +20,6 @@ from exporter.engines.build.logs import Obstacle, no_engine
 from exporter.engines.build.profiles import (
     Ranges,
     Span,
-    fitting,
     graph_inputs,
     phases_of,
     profile,
@@ -32,8 +31,6 @@ from exporter.errors import EngineError, OptionError, UsageError, VerificationEr
 from exporter.progress import QUIET
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.grouped import GroupedAttentionPass
-from tests.benchmarks.bench_engines import PAGE as builds
-from tests.benchmarks.bench_engines import SUBJECTS
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, saved, tiny_model
@@ -189,23 +186,6 @@ def test_where_nobody_asked_a_library_that_fails_is_no_failure(
 PAGE = Path(__file__).parents[3] / "exporter" / "engines" / "build" / "docs" / "builds.md"
 
 
-def test_the_page_has_every_model_and_each_cut_saves_in_proportion() -> None:
-    """Each attention that was cut took the same number of layers with it."""
-    rows = builds.read(PAGE.read_text(encoding="utf-8"))
-    assert [*rows] == [subject.key for subject in SUBJECTS]
-    for both in rows.values():
-        whole, cut = (dict(zip(builds.columns[4:], row[4:], strict=True)) for row in both)
-        assert {whole.pop("alike"), cut.pop("alike")} == {"yes"}
-        gone = {name: float(whole[name]) - float(cut[name]) for name in whole}
-        assert all(float(arm["rest s"]) < float(arm["builder s"]) for arm in (whole, cut))
-        assert float(whole["attentions cut"]) == 0 > gone["attentions cut"]
-        for name in ("network layers", "real layers"):
-            assert gone[name] > 0
-            assert gone[name] % gone["attentions cut"] == 0
-        # About the weights of what was cut; kernels go too.
-        assert gone["engine MB"] == pytest.approx(gone["ONNX MB"], rel=0.4)
-
-
 INT64, FLOAT = np.dtype(np.int64), np.dtype(np.float32)
 IDS = TensorSpec("input_ids", INT64, ("batch", "seq"))
 MASK = TensorSpec("attention_mask", INT64, ("batch", "total"))
@@ -273,11 +253,6 @@ def test_a_range_for_an_axis_that_is_not_there_is_refused(
         return
     with raises(UsageError, code, *named):
         refuse_unknown_axes(inputs, Ranges(**ranges))
-
-
-def test_an_encoder_has_no_context() -> None:
-    assert fitting(ENCODER, Ranges(**GIVEN)) == Ranges(prompt=Span(1, 8, 16))
-    assert fitting(DECODER, Ranges(**GIVEN)) == Ranges(**GIVEN)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "3:2:1", "1:2:3:4", "-1:0:1"])

@@ -21,7 +21,7 @@ from exporter.engines.decoding.runner_decoder import (
 )
 from exporter.engines.runners import onnxruntime as prefill_chunks
 from exporter.engines.runners.base import Capabilities, Runner
-from exporter.engines.runners.cache_form import needs_packing, read_cache_form, run_packed
+from exporter.engines.runners.cache_form import read_cache_form, run_packed
 from exporter.engines.runners.onnxruntime import CHUNK_TOKENS, OnnxRuntimeRunner, chunks, in_chunks
 from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError
@@ -75,16 +75,6 @@ def test_the_logits_are_those_of_a_cache_that_grows(
         result = logits(decoder, rows)
         assert apart(result, wanted) <= 1e-4
         assert apart(logits(decoder, rows), wanted) <= 1e-4  # what is left over is dead
-
-
-def test_a_step_reads_the_buffer(tmp_path: Path) -> None:
-    with open_decoder(fused(tmp_path), threads=1) as decoder:
-        wanted = logits(decoder, 1)
-        decoder.prefill(PROMPTS[:1], context=ROOM)
-        assert isinstance(decoder.cache, SharedCache)
-        for value in decoder.cache.buffers.values():
-            value.update_inplace(np.zeros(value.shape(), np.float32))
-        assert apart(decoder.step(STEPS[0, :1, None]), wanted[1]) > 1e-2
 
 
 def test_nothing_is_copied_between_steps(tmp_path: Path) -> None:
@@ -305,23 +295,6 @@ def test_a_generation_is_the_same(tmp_path: Path) -> None:
             assert apart(item, cache) <= 1e-5
 
 
-def test_chunks_that_forget_the_former_ones_differ(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = chunked(tmp_path)
-    _, wanted, _ = generated(path, PROMPT)
-    run = SharedCache.run
-
-    def forgetful(self: SharedCache, tokens: Any, total: int) -> Any:
-        if tokens["input_ids"].shape[1] > 1:
-            for value in self.buffers.values():
-                value.update_inplace(np.zeros(value.shape(), np.float32))
-        return run(self, tokens, total)
-
-    monkeypatch.setattr(SharedCache, "run", forgetful)
-    assert apart(generated(path, PROMPT)[1], wanted) > 1e-2
-
-
 def timed(path: Path, shape: Shape, ids: Any) -> list[Any]:
     """The bindings of a timed call, which was called once more."""
     with bindings() as bound, OnnxRuntimeRunner(path, threads=1) as runner:
@@ -357,14 +330,6 @@ def test_what_has_no_two_chunks_or_several_rows_runs_whole(
     shape: Shape, ids: Any, tmp_path: Path
 ) -> None:
     assert len(timed(chunked(tmp_path), shape, ids)) == 1
-
-
-def test_several_rows_generate_the_same(tmp_path: Path) -> None:
-    path = chunked(tmp_path)
-    lengths, logits, _ = generated(path, ROWS)
-    _, wanted, _ = generated(path, PROMPT)
-    assert lengths == [11]
-    assert apart(logits[:, :1], wanted) <= 1e-5
 
 
 def test_forms_whose_prompts_run_whole(tmp_path: Path) -> None:
@@ -468,37 +433,6 @@ def test_a_padded_row_gives_what_it_gives_alone(packed: Path, mask: str, steps: 
         if mask not in ("none", "right"):  # what is behind is not seen anyway
             other, _ = in_steps(runner, TEXTS, np.ones_like(masks), steps)
             assert np.abs(other - result)[masks.astype(bool)].max() > 1e-2
-
-
-def test_the_runtime_alone_misreads_them(packed: Path) -> None:
-    """Or refuses: why the runner helps."""
-    masks = np.array(MASKS["left"])
-    with OnnxRuntimeRunner(packed, threads=1) as runner:
-        inputs = make_inputs(runner.inputs, Shape("prefill", 3, 8), TEXTS)
-        inputs["attention_mask"] = masks.astype(np.int32)
-        right = runner.run(inputs, ["logits"])["logits"]
-        wrong = runner._run(inputs, ["logits"])["logits"]
-        assert np.abs(right - wrong)[masks.astype(bool)].max() > 1e-2
-        inputs = make_inputs(runner.inputs, Shape("prefill", 3, 4, 4), TEXTS[:, 4:])
-        runner.run(inputs)
-        with raises(BackendError, "run-failed", "batch_size"):
-            runner._run(inputs, ["logits"])
-
-
-@pytest.mark.parametrize(
-    ("new", "mask", "needed"),
-    [
-        (8, [[1] * 8] * 2, False),
-        (1, [[1] * 8] * 2, False),
-        (3, [[1] * 8], False),
-        (3, [[1] * 8] * 2, True),
-        (1, [[1] * 8, [0] + [1] * 7], True),
-    ],
-)
-def test_only_what_is_misread_is_moved(new: int, mask: list[list[int]], needed: bool) -> None:
-    call = {"input_ids": np.zeros((len(mask), new)), "attention_mask": np.array(mask)}
-    assert needs_packing(call) is needed
-    assert not needs_packing({"pixel_values": np.zeros((1, 3))})
 
 
 def test_what_does_not_fit_together_is_refused(packed: Path) -> None:

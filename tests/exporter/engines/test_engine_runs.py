@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from exporter.engines.build.session import Session, cache_path
 from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import decoder_on, open_decoder
-from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder, plan_cache
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder, plan_cache
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
 from exporter.engines.tensors import make_inputs, random_tokens
@@ -88,43 +87,6 @@ def test_what_is_timed_is_what_generate_runs(backend: str, in_place: bool, tmp_p
             assert mode(machine.runs[-1]) == timed
     assert timed[1] == in_place
     assert not in_place or (1, True, False) in trial
-
-
-def test_a_step_like_the_one_before_reckons_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counter: Counter[str] = Counter()
-    for name in ("shapes", "offsets"):
-        real = getattr(CachePlan, name)
-
-        def counted(self: Any, *given: Any, name: str = name, real: Any = real) -> Any:
-            counter[name] += 1
-            return real(self, *given)
-
-        monkeypatch.setattr(CachePlan, name, counted)
-    engine = decoder_engine(tmp_path)
-    with stand_in(), TensorRtDecoder(find_engines(engine)) as decoder:
-        stepped(decoder, 2)
-        counter.clear()
-        for _ in range(3):
-            decoder.step(np.array([[1], [2]]))
-    assert counter == {}
-
-
-@PLACES
-def test_what_a_step_tells_the_library_is_known(in_place: bool, tmp_path: Path) -> None:
-    """Nothing in place; a cache that grows has a new shape and two new addresses."""
-    engines = find_engines(decoder_engine(tmp_path, in_place=in_place))
-    caches = [item for item in engines.inputs if "past" in item.name]
-    with stand_in() as machine, TensorRtDecoder(engines, trial=False) as decoder:
-        stepped(decoder, 2)
-        before = dict(machine.calls)
-        decoder.step(np.array([[1], [2]]))
-        calls = [
-            machine.calls[name] - before[name] for name in ("set_input_shape", "set_tensor_address")
-        ]
-    assert len(caches) == 4
-    assert calls == ([0, 0] if in_place else [len(caches) + 1, 2 * len(caches)])  # and the mask's
 
 
 def test_kernels_are_compiled_once_for_an_engine_a_card_and_a_driver(tmp_path: Path) -> None:

@@ -29,13 +29,12 @@ from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import (
     CachePlan,
-    DeviceCache,
     TensorRtDecoder,
     plan_cache,
 )
 from exporter.engines.runners.cache_form import padded_before
 from exporter.engines.runners.tensorrt import checked_input, open_engine, refuse_untold
-from exporter.engines.tensors import TensorSpec, numpy_dtype, out_of_memory, plan_buffers
+from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import ArtifactError, BackendError, EngineError, UnsafeInputError, UsageError
 from tests.engine_support import CACHE, CARD, decoder_record, record, written, written_as
 from tests.raising import raises
@@ -174,14 +173,6 @@ def test_an_engine_for_each_phase_is_one_set(tmp_path: Path) -> None:
     assert find_engines(paths).paths == tuple(paths)  # named one by one
 
 
-def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
-    path = written_as(tmp_path / "m.engine", phases=PHASES)
-    slot = find_engines(path).slots[1]
-    assert (slot.engine, slot.number, slot.profile.phase) == (0, 1, "decode")
-    assert find_engines(path).shapes(slot, "high")["past_key_values.0.key"] == (2, 2, 8, 4)
-    assert find_engines(path).shapes(slot, "low")["input_ids"] == (1, 1)
-
-
 @pytest.mark.parametrize(
     ("files", "code", "named"),
     [
@@ -282,14 +273,6 @@ def test_what_no_profile_holds_is_refused(
         choose_profile("m", PROFILES, shapes)
 
 
-def test_one_buffer_serves_every_profile() -> None:
-    plan = plan_buffers([{"a": 100, "b": 0}, {"a": 300, "c": 256}])
-    assert plan == {"a": 512, "b": 256, "c": 256}
-    error = out_of_memory("present.3.key", 2_500_000_000, 1_200_000, 80_000_000_000)
-    for name in ("present.3.key", "2.50 GB", "1.20 MB", "80.00 GB"):
-        assert name in error.message
-
-
 def test_types_have_numpy_s_names_and_inputs_take_them() -> None:
     names = ("float", "half", "bf16", "int64", "bool")
     result = [str(numpy_dtype(name)) for name in names]
@@ -334,21 +317,6 @@ def plan(**changes: Any) -> CachePlan:
     return plan_cache(EngineSet((Path("m.engine"),), (made,)))
 
 
-def test_the_plan_follows_from_the_record() -> None:
-    result = plan()
-    assert (result.prefill.number, result.decode.number) == (0, 1)
-    assert result.pairs == dict(zip(CACHE, ("present.0.key", "present.0.value"), strict=True))
-    spans = (result.batch, result.prompt, result.context)
-    assert list(map(str, spans)) == ["1:1:2", "1:4:6", "1:4:8"]
-    # 2 sequences, 2 heads, 8 + 1 positions, 4 numbers of 2 bytes, rounded up to 256
-    assert result.cache_bytes == dict.fromkeys(CACHE, 512)
-    assert result.total_bytes == 2 * 2 * 512
-    assert result.shapes(2, 1, 5) == call(2, 1, 5)
-    assert not result.prefill.profile.outside(result.shapes(2, 6, 0))
-    assert not any(result.decode.profile.outside(result.shapes(2, 1, past)) for past in (6, 7, 8))
-    assert result.decode.profile.outside(result.shapes(2, 1, 9))
-
-
 def grouped(prefill: int, decode: int) -> CachePlan:
     """Engines whose phases take different batches at most."""
     result = plan()
@@ -378,29 +346,6 @@ def test_what_the_profiles_do_not_hold_is_refused(
         return
     with raises(BackendError, code, *fields):
         made.refuse_unfit(*call)
-
-
-def test_prompts_run_in_groups_that_begin_where_their_sequences_do() -> None:
-    result = grouped(2, 5)
-    rows = [(group.start, group.stop) for group in result.groups(5)]
-    assert rows == [(0, 1), (1, 3), (3, 5)]
-    assert len(grouped(5, 5).groups(5)) == 1
-    # 3 sequences of 2 heads, 4 positions, 4 numbers of 2 bytes
-    assert result.offsets(3, 4) == dict.fromkeys(CACHE, 3 * 64)
-    banks = DeviceCache(result.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
-    bound = banks.bindings(result.offsets(3, 4))
-    assert (bound[CACHE[0]], bound["present.0.key"]) == (0, 1192)
-
-
-def test_what_a_step_writes_is_the_next_one_s_past() -> None:
-    pairs = {"past.k": "present.k", "past.v": "present.v"}
-    banks = DeviceCache(pairs, {"past.k": 1, "past.v": 2}, {"past.k": 3, "past.v": 4})
-    for _ in range(3):
-        before = banks.bindings()
-        assert len(set(before.values())) == 4  # nothing is read where it is written
-        banks.swap()
-        after = banks.bindings()
-        assert all(after[past] == before[present] for past, present in pairs.items())
 
 
 INPUTS, OUTPUTS = decoder_record(PHASES).inputs, decoder_record(PHASES).outputs

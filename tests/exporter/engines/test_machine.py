@@ -19,17 +19,14 @@ from exporter.engines.environment import (
     default_threads,
     doubt,
     gpu_name,
-    gpu_settings,
     processor_name,
     quota,
     throttled_in,
 )
 from exporter.engines.runners import base
 from exporter.engines.runners.base import HUGE_PAGE_BYTES, move_to_huge_pages, private_regions
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.report.sections.arms import machine_remarks
 from tests.stand_in.installed import stand_in
-from tests.text_graphs import write_tiny_lm
 
 Tell = Callable[[dict[str, str]], None]
 
@@ -128,29 +125,6 @@ def test_looks_in_a_row_are_doubted_and_single_ones_are_not(
     assert bool(doubt(seen)) == doubtful
 
 
-@pytest.mark.parametrize(
-    ("seen", "count"),
-    [
-        (states(3), 0),
-        (states(3, quota_cpus=2.0, steal_share=0.01), 0),
-        ([*states(3, quota_cpus=2.0), *states(1, quota_cpus=4.0)], 1),
-        ([*states(3), *states(1, quota_cpus=1.0)], 2),  # it changed, and is less than the threads
-        (states(3, steal_share=0.1), 1),
-        (states(3, quota_waiting_share=0.1), 1),
-    ],
-)
-def test_the_reader_is_told_what_matters(seen: list[MachineState], count: int) -> None:
-    assert len(machine_remarks(seen, 2)) == count
-
-
-def test_the_record_speaks_of_this_machine() -> None:
-    result = environment.environment(threads=3, gpu=False)
-    assert (result.threads, result.gpu) == (3, None)
-    assert result.cpu_count >= 1
-    assert result.memory_bytes > 2**28
-    assert result.processor
-
-
 CORES = "\n\n".join(
     f"processor\t: {number}\nmodel name\t: Test CPU 3000\nphysical id\t: 0\ncore id\t\t: {core}"
     for number, core in enumerate([0, 1, 0, 1])
@@ -221,13 +195,6 @@ def test_throttling_is_read(line: str, throttled: bool | None) -> None:
     assert throttled_in(line) is throttled
 
 
-def test_settings_that_the_tool_does_not_know_are_left_out(tool: Callable[[str], None]) -> None:
-    knows = {"power.limit": "300.00", "ecc.mode.current": "Enabled", "persistence_mode": "[N/A]"}
-    cases = " ".join(f"--query-gpu={name}) echo '{know}';;" for name, know in knows.items())
-    tool(f'case "$1" in {cases} *) exit 2;; esac')
-    assert gpu_settings() == {"power.limit": "300.00", "ecc.mode.current": "Enabled"}
-
-
 def test_the_gpu_is_looked_at_while_it_works(tool: Callable[[str], None]) -> None:
     lines = ["0x0, 90", "0x0, 0", "0x20, 95", "0x0, 90"]
     looked = "".join(f"{line}\\n" for line in lines)
@@ -266,27 +233,3 @@ def test_whole_pages_of_large_private_regions_are_moved_and_stay_what_they_were(
         moved = move_to_huge_pages()
         assert moved % HUGE_PAGE_BYTES == 0
         assert memory[:] == content
-
-
-@pytest.mark.parametrize(
-    "setting",
-    ["always madvise [never]", "[always] madvise never", None, "always [madvise] never"],
-)
-def test_nothing_is_asked_where_the_kernel_has_decided_or_tells_no_regions(
-    setting: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if setting is not None:
-        (tmp_path / "enabled").write_text(setting)
-    monkeypatch.setattr(base, "_ENABLED", tmp_path / "enabled")
-    monkeypatch.setattr(base, "_MAPS", tmp_path / "is missing")
-    assert move_to_huge_pages() == 0
-
-
-@pytest.mark.parametrize("brief", [False, True])
-def test_a_runner_says_how_much_was_moved_and_one_for_a_few_runs_moves_nothing(
-    brief: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("exporter.engines.runners.onnxruntime.move_to_huge_pages", lambda: 7)
-    model = write_tiny_lm(tmp_path) / "model.onnx"
-    with OnnxRuntimeRunner(model, threads=1, brief=brief) as runner:
-        assert runner.capabilities.huge_page_bytes == (0 if brief else 7)

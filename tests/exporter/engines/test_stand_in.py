@@ -13,11 +13,9 @@ import pytest
 from exporter.artifacts.latency import Shape
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import byte_count, make_inputs, random_tokens
-from tests.gpu.engine_models import skip_unserved
 from tests.stand_in import trt
 from tests.stand_in.cuda import CudaRuntime, cudaError_t
 from tests.stand_in.decoders import decoder_engine
-from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine, RuleError
 
 OK = cudaError_t.cudaSuccess
@@ -210,18 +208,3 @@ def test_it_has_no_name_that_the_real_libraries_lack() -> None:
     assert [name for name in names if not hasattr(runtime, name)] == []
     for item in cudaError_t:
         assert int(getattr(runtime.cudaError_t, item.name)) == item.value
-
-
-@pytest.mark.parametrize(
-    ("backend", "card", "runs"),
-    [("tensorrt-rtx", "sm89", True), ("tensorrt-rtx", "sm90", False), ("tensorrt", "sm90", True)],
-)
-def test_what_no_library_has_for_a_card_is_skipped_on_it(
-    backend: Any, card: str, runs: bool
-) -> None:
-    with stand_in(capability=card):
-        if runs:
-            skip_unserved(backend)
-            return
-        with pytest.raises(pytest.skip.Exception):
-            skip_unserved(backend)
