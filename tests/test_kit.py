@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.export.forms.tensorrt import rewrite_decoder
 from tests.exports_once import ExportsOnce, key_of
 from tests.llama_shaped import LlamaShape, write_llama
 from tests.tiny_graphs import tiny_model
@@ -55,16 +54,6 @@ def test_positions_and_attention_in_every_form_compute_the_same(
     assert np.abs(result[0]).max() > 0.1
     for item in result[1:]:
         np.testing.assert_allclose(item, result[0], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("positions", [False, True])
-def test_only_with_positions_its_caches_can_lie_in_place(positions: bool, tmp_path: Path) -> None:
-    shape = replace(SHAPE, fused_attention=True, positions=positions)
-    model = ir.load(write_llama(tmp_path / "m.onnx", shape))
-    _, passes, remark = rewrite_decoder(model, 64)
-    assert (passes, remark is None) == (
-        (("CacheInPlacePass(64)",), True) if positions else ((), False)
-    )
 
 
 OPTIONS = {"opset_version": 20, "input_names": ["x"], "optimize": False}

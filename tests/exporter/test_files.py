@@ -20,16 +20,14 @@ from exporter.errors import ExportError, UsageError
 from exporter.files import (
     refuse_overwriting,
     scratch_folder,
-    sha256_file,
     sha256_files,
     staged_directory,
     telling_full_disk,
     write_private,
     write_text,
-    write_texts,
 )
 from exporter.models.loading.model_files import save_pretrained_files
-from graph_passes.files import hashing, record
+from graph_passes.files import hashing
 from tests.raising import raises
 from tests.reading import names_in
 from tests.tiny_models import tiny_loaded, tiny_tokenizer
@@ -53,22 +51,6 @@ def test_a_written_file_replaces_and_leaves_nothing_beside(
     assert _names(path.parent) == ["report.json"]
 
 
-def test_a_failed_write_keeps_the_older_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "report.json"
-    write_text(path, "old")
-
-    def disk_full(_handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OSError, match="Errno 28"):
-        write_text(path, "new")
-    assert path.read_text(encoding="utf-8") == "old"
-    assert _names(tmp_path) == ["report.json"]
-
-
 def test_written_files_follow_the_umask_and_replace_no_folder(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
@@ -84,63 +66,6 @@ def test_written_files_follow_the_umask_and_replace_no_folder(tmp_path: Path) ->
         write_text(tmp_path / "report.json", "{}")
     assert error.value.filename == str(tmp_path / "report.json")
     assert _names(tmp_path) == ["a.json", "b", "report.json"]
-
-
-@pytest.mark.parametrize("end", [None, RuntimeError, KeyboardInterrupt])
-def test_a_staged_folder_replaces_the_older_one_wholly_or_not_at_all(
-    tmp_path: Path, end: type[BaseException] | None
-) -> None:
-    final = tmp_path / "baseline"
-    with staged_directory(final) as stage:
-        (stage / "old").touch()
-        assert not final.exists()
-    assert _names(final) == ["old"]
-
-    def replaced() -> None:
-        with staged_directory(final) as stage:
-            (stage / "new").touch()
-            if end is not None:
-                raise end
-
-    if end is None:
-        replaced()
-    else:
-        with pytest.raises(end):
-            replaced()
-    assert _names(final) == ["new" if end is None else "old"]
-    assert _names(tmp_path) == ["baseline"]
-
-
-def test_hashes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
-    both = sha256_files([tmp_path / "a"], tmp_path)
-    (tmp_path / "a").replace(tmp_path / "b")
-    assert sha256_files([tmp_path / "b"], tmp_path) != both
-
-
-def test_texts_appear_together_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = [tmp_path / name for name in ("one.json", "two.md")]
-    write_texts(dict.fromkeys(names, "old"))
-    put, done = record.put, []
-
-    def fails(staged: Path, final: Path) -> None:
-        if done:
-            raise KeyboardInterrupt
-        put(staged, final)
-        done.append(final)
-
-    monkeypatch.setattr(record, "put", fails)
-    with pytest.raises(KeyboardInterrupt):
-        write_texts(dict.fromkeys(names, "new"))
-    assert done == names[:1]
-    assert [path.read_text() for path in names] == ["old", "old"]
-    monkeypatch.setattr(record, "put", put)
-    write_texts(dict.fromkeys(names, "new"))
-    assert [path.read_text() for path in names] == ["new", "new"]
-    assert _names(tmp_path) == ["one.json", "two.md"]
 
 
 @pytest.mark.parametrize("write", [write_text, write_private])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -21,13 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter import processes
-from exporter.errors import ExportError, MissingDependencyError, first_line, pass_on_memory_error
+from exporter.errors import ExportError, MissingDependencyError, pass_on_memory_error
 from exporter.optional import require
 from exporter.printable import (
     Pieces,
-    PrintableOutput,
-    are,
-    counted,
     json_text,
     one_line,
     printable,
@@ -35,21 +30,8 @@ from exporter.printable import (
     printable_output,
     raw_output,
 )
-from exporter.processes import CpuTimes, child_command, cpu_times, other_cpu_share
+from exporter.processes import CpuTimes, cpu_times, other_cpu_share
 from tests.raising import raises
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (ValueError("\n one thing.\nand another"), "one thing"),
-        (ValueError("as follows:"), "as follows"),
-        (ValueError(" "), "ValueError"),
-        (KeyError("a"), "'a'"),
-    ],
-)
-def test_the_first_line(error: Exception, told: str) -> None:
-    assert first_line(error) == told
 
 
 @pytest.mark.parametrize(
@@ -211,31 +193,6 @@ def test_what_libraries_print_passes_it(capsys: pytest.CaptureFixture[str]) -> N
     assert printed.err == ":\\x3aerror::x\n\r 10%\r 20%\r:\\x3aerror::x"
 
 
-def test_a_stream_that_nobody_wrapped_is_its_own_raw_one() -> None:
-    stream = io.StringIO()
-    assert raw_output(stream) is stream
-    with contextlib.suppress(TypeError):
-        PrintableOutput(stream).write(b"bytes")  # type: ignore[arg-type]
-    assert stream.getvalue() == ""
-
-
-@pytest.mark.parametrize(
-    ("number", "words", "said"),
-    [
-        (0, ("block",), "0 blocks"),
-        (1, ("block",), "1 block"),
-        (2, ("block",), "2 blocks"),
-        (1.0, ("block",), "1 block"),
-        (1, ("branch", "branches"), "1 branch"),
-        (3, ("branch", "branches"), "3 branches"),
-        (1_234_567, ("token",), "1234567 tokens"),
-    ],
-)
-def test_words_go_with_the_number(number: float, words: tuple[str, ...], said: str) -> None:
-    assert counted(number, *words) == said
-    assert [are(count) for count in (0, 1, 2)] == ["are", "is", "are"]
-
-
 _WORKER = """
 import os, sys, time
 from exporter.processes import end_with_parent
@@ -306,18 +263,6 @@ def test_a_child_whose_parent_was_killed_before_does_no_work(
     assert (tmp_path / "writing").exists()
 
 
-def test_the_command_tells_whose_child_it_is() -> None:
-    assert child_command(["-P", "-m", "m"]) == [sys.executable, "-P", "-m", "m", str(os.getpid())]
-
-
-def test_a_child_of_the_parent_that_it_was_told_of_goes_on() -> None:
-    script = "import os, sys; from exporter.processes import end_with_parent;"
-    script += "end_with_parent(int(sys.argv[1])); sys.exit(7)"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    ran = subprocess.run(child_command(["-c", script]), env=env, check=False)
-    assert ran.returncode == 7
-
-
 NOW = CpuTimes(total=1.0, busy=1.0, own=1.0)
 BEFORE = CpuTimes(total=100.0, busy=50.0, own=10.0)
 
@@ -360,19 +305,6 @@ def test_the_kernel_s_line_is_read_by_its_columns(
     monkeypatch.setattr(os, "sysconf", lambda _: 10)
     times = cpu_times()
     assert read == (None if times is None else (times.total, times.busy))
-
-
-def test_a_busy_neighbour_is_seen() -> None:
-    before = cpu_times()
-    if before is None:
-        pytest.skip("the kernel tells no CPU times")
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
-        time.sleep(0.5)
-        after = cpu_times()
-        neighbour.kill()
-    share = other_cpu_share(before, after)
-    assert share is not None
-    assert share > 0.05 / (os.cpu_count() or 1)
 
 
 def test_free_memory_is_below_what_the_machine_has_and_a_containers_limit_counts(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ import pytest
 import exporter.cli as command_line
 from exporter.artifacts import CheckReport, LatencyRow
 from exporter.errors import UsageError
-from exporter.gate.gate import BaselineMatch, check
+from exporter.gate.gate import check
 from exporter.gate.history import append, entry_of, read_baselines
 from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
-from tests.made_reports import arms_of, gate_report, gate_row
+from tests.made_reports import gate_report, gate_row
 from tests.raising import ends_in
 from tests.reading import in_file
 
@@ -188,39 +187,6 @@ def test_the_history_may_lie_beside_the_baselines(run: Run, tmp_path: Path) -> N
     assert run(SAME, *calls, "--update-baseline").code == 0
     assert run(SLOW, *calls).code == 1
     assert {path.suffix for path in kept.glob("[!.]*")} == {".json", ".jsonl"}
-
-
-def test_the_table_says_what_and_why_and_fits(run: Run, baseline: Path) -> None:
-    out = run(SLOW, "--baseline", baseline, *TIME).out
-    for words in (
-        "prefill 128: time", "+10.0 %", "at most +3.0 %", "Regression: 1 regression.",
-        "relative to the unpruned arm",
-    ):  # fmt: skip
-        assert words in out
-    assert "at least 1.200x" in run(FAST, "--min-speedup", "1.2").out
-    out = run(SAME, "--baseline", baseline).out
-    assert re.search(r"^files: size +1\.0 MB +1\.0 MB ", out, re.MULTILINE)
-    assert re.search(r"^KV cache per token: memory +4,096 B ", out, re.MULTILINE)
-    assert max(map(len, out.split("\n\n")[1].splitlines())) <= 100
-
-
-def test_the_judged_models_are_named(run: Run, tmp_path: Path, baseline: Path) -> None:
-    summary = tmp_path / "summary.md"
-    out = run(SAME, "--baseline", baseline, *TIME, "--comment", summary).out
-    for text in (out, summary.read_text()):
-        for words in ("base/model.onnx", "cand/model.onnx", "earlier report:"):
-            assert words in text
-    alone = run(SAME, *TIME).out
-    assert "cand/model.onnx" in alone
-    assert "earlier report:" not in alone
-
-
-def test_the_earlier_report_s_candidate_is_told_apart() -> None:
-    old = gate_report(arms=arms_of("then"))
-    result = check(gate_report(), Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
-    assert (result.models["candidate"], result.models["earlier"]) == (
-        "cand/model.onnx", "then/model.onnx",
-    )  # fmt: skip
 
 
 def test_json_is_the_whole_check_and_nothing_else(run: Run, tmp_path: Path, baseline: Path) -> None:

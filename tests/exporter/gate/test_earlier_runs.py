@@ -107,18 +107,6 @@ def test_a_shape_that_is_new_and_accepted_is_held_to_the_least_speedup() -> None
     assert [one.verdict for one in result.checks] == ["within_limit", "regressed"]
 
 
-def test_another_block_size_is_another_scheme() -> None:
-    def key(**changes: Any) -> Any:
-        record = EIGHT.model_copy(update=changes)
-        return key_of(gate_report(arms=both("cand", quantization=record)))
-
-    assert key(bits={"8": 6}) == key()  # how many there were
-    (result,) = differences(key(block_size=64), key())
-    assert (result.baseline, result.report) == (
-        "int8 (rtn, blocks of 64)", "int8 (rtn, blocks of 32)"
-    )  # fmt: skip
-
-
 def test_a_key_without_form_and_quantisation_hashes_as_before() -> None:
     key = key_of(gate_report())
     result = key.model_dump(exclude={"shapes", "text", "versions", "form", "quantization"})
@@ -224,23 +212,6 @@ def entries(values: np.ndarray) -> list[HistoryEntry]:
         )
         for run, row in enumerate(np.atleast_2d(values.T).T)
     ]
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("cand/model.onnx", "cand"),
-        ("work/build-a/candidate/model.onnx", "build-a"),
-        ("build-a/candidate/onnx/model_q4.onnx", "build-a"),
-        ("build-a/engines/candidate", "build-a"),
-        ("work/whisper-a", "whisper-a"),
-        ("model.onnx", "model.onnx"),
-    ],
-)
-def test_a_comment_is_named_by_the_folder_of_its_own(path: str, name: str) -> None:
-    report = gate_report(arms=arms_of("cand", path=path))
-    _, title, *_ = comment(check(report, Limits(max_kl=1)), report).splitlines()
-    assert title.endswith(f": {name}")
 
 
 def test_two_cuts_of_one_model_have_a_comment_each() -> None:

@@ -122,12 +122,6 @@ def test_a_figure_gets_the_word_that_its_interval_allows(row: int) -> None:
         assert "relative to the unpruned arm" in result.notes[0]
 
 
-@pytest.mark.parametrize(("floor", "count"), [(0.05, 1), (0.03, 0), (0.01, 0)])
-def test_a_noise_floor_above_its_limit_is_told(floor: float, count: int) -> None:
-    result = against(gate_report(), gate_report(), Limits(max_slowdown=0.03, noise_floor=floor))
-    assert len([note for note in result.notes if "noise_floor" in note]) == count
-
-
 def test_the_measured_noise_of_both_sessions_counts() -> None:
     old, new = (gate_report([gate_row(candidate_ms=ms, noise=1.05)]) for ms in (80.0, 84.8))
     (one,) = against(new, old, SLOWDOWN).checks
@@ -149,18 +143,6 @@ def test_an_interval_is_the_one_that_a_verdict_rests_on_and_one_of_95_percent() 
         (wanted,) = against(gate_report([new]), old, limits).checks
         (result,) = against(gate_report([one_look]), old, limits).checks
         assert result.ci95 == wanted.ci95
-
-
-@pytest.mark.parametrize(
-    ("once", "often"), [({"loads": 1}, {"loads": 6}), ({"builds": 1}, {"builds": 3})]
-)
-def test_arms_that_were_loaded_once_are_told(once: dict[str, int], often: dict[str, int]) -> None:
-    for limits in (SLOWDOWN, Limits(min_speedup=1.1)):
-        for old, new, item in ((once, often, True), (often, once, True), (often, often, False)):
-            rows = gate_row(**old), gate_row(candidate_ms=81.0, **new)
-            (one,) = against(gate_report([rows[1]]), gate_report([rows[0]]), limits).checks
-            item = item and (limits is SLOWDOWN or new is once)  # a speedup is one session's
-            assert ("loaded once" in one.reason) == item
 
 
 def test_all_defaults_against_a_baseline() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-from rich.console import Console
 
 from exporter.artifacts import (
     Accuracy,
@@ -17,7 +15,6 @@ from exporter.artifacts import (
     Arms,
     CalibrationRef,
     ComparisonReport,
-    EmbeddingAgreement,
     Interval,
     JudgedText,
     LatencyRow,
@@ -26,16 +23,13 @@ from exporter.artifacts import (
     PlannedDeletion,
     PlanParts,
     Speedup,
-    TaskResult,
 )
 from exporter.cli.results import print_comparison
-from exporter.printable import milliseconds, relative_change, significant
-from exporter.report.terminal import comparison_grids, drawn_table
+from exporter.printable import significant
 from tests.made_reports import (
     as_markdown,
     as_text,
     full_report,
-    gate_arm,
     gate_report,
     gate_row,
     made_environment,
@@ -105,62 +99,6 @@ def of(report: ComparisonReport, **accuracy: Any) -> ComparisonReport:
     return report.model_copy(update={"accuracy": changed})
 
 
-def test_an_encoder_s_figures_are_told_and_no_divergence_is_explained(
-    report: ComparisonReport,
-) -> None:
-    embeddings = EmbeddingAgreement(
-        cosine=0.9812, lowest_cosine=0.9415, rank_agreement=0.9673,
-        cosine_interval=Interval(value=0.9812, ci95=(0.9786, 0.9838)),
-    )  # fmt: skip
-    encoder = Accuracy(
-        text_source="wiki", text_sha256="e" * 64, tokens=8192, perplexity=None,
-        kl_divergence=None, top1_agreement=None, embeddings=embeddings,
-    )  # fmt: skip
-    judged = report.model_copy(update={"accuracy": encoder})
-    page = as_markdown(judged).partition("\n## Accuracy\n")[2]
-    for text in (as_text(judged), page):
-        assert all(figure in text for figure in ("0.9812", "0.9415", "0.9673"))
-        assert ("[0.9786, 0.9838]" in text) == (text == page)  # a terminal has no room for them
-    for item, with_divergence in ((judged, False), (report, True)):
-        assert ("KL divergence is" in as_markdown(item)) == with_divergence
-
-
-@pytest.mark.parametrize(
-    ("compared", "same", "counted"),
-    [("classes", "top-1 class", "8,192 answers"), ("order", "order of two", "8,192 comparisons")],
-)
-def test_classes_and_orders_are_not_called_tokens(
-    report: ComparisonReport, compared: Any, same: str, counted: str
-) -> None:
-    judged = of(report, compared=compared, perplexity=None)
-    assert f"same {same}" in as_text(judged)
-    assert f"same {same}" not in as_text(report)
-    accuracy = as_markdown(judged).partition("\n## Accuracy\n")[2].partition("\n## ")[0]
-    assert counted in accuracy
-    assert "no perplexity" in accuracy
-
-
-def test_tasks_are_told_beside_the_perplexity(report: ComparisonReport) -> None:
-    scores = [
-        TaskResult(
-            task="mine", metric=metric, items=100, baseline=before, candidate=before + change,
-            difference=Interval(value=change, ci95=(change - 0.01, change)),
-            higher_is_better=metric != "perplexity",
-        )
-        for metric, before, change in (
-            ("acc", 0.8123, -0.0009), ("perplexity", 12.5, 3), ("spearman", 0.85, 0.02)
-        )
-    ]  # fmt: skip
-    text = " ".join(as_text(of(report, tasks=scores)).split())
-    for words in (
-        "mine, acc 81.23 % 81.14 % -0.09 [-1.09, -0.09]",
-        "mine, perplexity 12.50 15.50 +3.00 [+2.99, +3.00]",
-        "mine, spearman 0.8500 0.8700 +0.0200 [+0.0100, +0.0200]",
-    ):
-        assert words in text
-    assert "mine, " not in as_text(report)
-
-
 def test_all_parts_are_there_and_the_verdict_comes_first(report: ComparisonReport) -> None:
     text = as_markdown(report)
     head = text.split("## Latency")[0]
@@ -185,14 +123,6 @@ def test_all_parts_are_there_and_the_verdict_comes_first(report: ComparisonRepor
         "| other processes while timing | 3 % of all CPU time |",
     ):
         assert words in text
-
-
-def test_the_layers_of_an_encoder_and_of_its_decoder_are_told_apart() -> None:
-    plan = [PlannedDeletion(layer=7, kind="mlp")]
-    arms = Arms(baseline=gate_arm("base", encoder_layers=6), candidate=gate_arm("cand"))
-    text = as_markdown(gate_report(plan=plan, arms=arms))
-    assert "Layers 0 to 5 are the encoder's, those from 6 on the decoder's." in text
-    assert "encoder" not in as_markdown(gate_report(plan=plan))
 
 
 def test_every_table_is_one_to_a_reader_of_markdown(report: ComparisonReport) -> None:
@@ -284,24 +214,6 @@ def test_what_a_reader_must_know_is_told_where_it_is_so(
     assert ("## Parity" in text) == (name != "nothing known")
 
 
-def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonReport) -> None:
-    out = io.StringIO()
-    Console(file=out, width=80).print(drawn_table(comparison_grids(report)[0]))
-    plain = as_text(report)
-    for words in (
-        "prefill 512, ms", "decode at 512, ms", "113", "1.13x [1.11, 1.15]", "faster",
-        "inconclusive", "26.60", "41.40", "+55.6 %", "0.631", "60.9 %", "542.6", "134.52",
-        "-26.7 %", "46,080",
-    ):  # fmt: skip
-        assert words in out.getvalue(), words
-        assert words in plain, words
-    sizes = plain.splitlines()[-4:]
-    assert {
-        line.index(change) + len(change)
-        for line, change in zip(sizes, ("+0.0 %", "+0.0 %", "-21.0 %", "-26.7 %"), strict=True)
-    } == {len(sizes[0])}
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
     report: ComparisonReport,
@@ -348,13 +260,6 @@ def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
 )
 def test_numbers_have_significant_digits(value: float, digits: int, text: str) -> None:
     assert significant(value, digits) == text
-
-
-def test_changes_have_a_sign_and_no_division_by_zero() -> None:
-    assert relative_change(100, 73.3) == "-26.7 %"
-    assert relative_change(0, 5) == ""
-    assert relative_change(1, 1e6) == "x 1,000,000"
-    assert milliseconds(0.0123) == "0.0123"
 
 
 @pytest.mark.parametrize(
