@@ -19,12 +19,10 @@ from exporter.compare.answers import Embeddings
 from exporter.compare.evaluation import EvaluationTokens, questions
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
-from exporter.compare.tasks.likelihood import task_texts
 from exporter.engines.decoding.generate import agreement, continuations, generate, open_decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.errors import BackendError, ComparisonError, TextSourceError, UsageError
-from exporter.models.model_folder import ModelFolder
+from exporter.errors import BackendError, ComparisonError, TextSourceError
 from graph_passes import save_model
 from tests.compared import accuracy_of, encoder, encoders, language_model, language_models
 from tests.made_reports import as_markdown, as_page, as_text
@@ -163,12 +161,6 @@ def test_without_a_tokenizer_one_line_says_so(tmp_path: Path) -> None:
     assert "Sample answers" not in as_text(report)
 
 
-def test_nobody_has_to_ask(tmp_path: Path) -> None:
-    report = compare(*language_models(tmp_path), options(answer_tokens=0))
-    assert present(report.accuracy).answers is None
-    assert "What the models say" not in as_markdown(report)
-
-
 def test_a_tokenizer_of_another_model_s_template_is_left_out(tmp_path: Path) -> None:
     folders = language_models(tmp_path, {"chat_template.jinja": "beyond"})
     for folder in folders:
@@ -280,20 +272,6 @@ def test_generation_beyond_what_a_runner_holds_is_left_out(
     accuracy = accuracy_of(*language_models(tmp_path), options=SHORT)
     assert (accuracy.generation is not None) == generates
     assert accuracy.top1_agreement is not None
-
-
-@pytest.mark.parametrize("wrong", [{"agreement_prompts": -1}, {"agreement_tokens": 0}])
-def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        QualityOptions(**wrong)
-
-
-def test_the_codec_reads_the_folder_s_tokenizer(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
-    folder = ModelFolder(tmp_path / "model.onnx", tmp_path / "tokenizer.json", {"bos_token_id": 3})
-    codec = task_texts(folder)
-    assert (codec.prefix_id, codec.stop_ids) == (3, {7, 8})
 
 
 class Compiled(OnnxRuntimeRunner):

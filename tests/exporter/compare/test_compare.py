@@ -89,13 +89,6 @@ def test_the_report_has_all_parts_and_survives_the_disk(
     assert ComparisonReport.read(report.write(tmp_path / "report.json")) == report
 
 
-def test_a_model_against_itself_differs_in_nothing(judged: tuple[Path, Path]) -> None:
-    report = compare(judged[0], judged[0] / "model.onnx", OPTIONS)
-    accuracy = present(report.accuracy)
-    assert (accuracy.kl_divergence, accuracy.top1_agreement) == (0.0, 1.0)
-    assert report.plan == []
-
-
 def test_without_a_tokenizer_there_is_no_perplexity_and_the_report_says_so(
     judged: tuple[Path, Path],
 ) -> None:
@@ -275,14 +268,6 @@ def test_an_encoder_is_timed_at_the_length_of_its_users_texts(
     report = compare(*folders, options, progress=heard)
     assert [row.sequence_length for row in report.latency] == lengths
     assert any("sentence_bert_config.json" in line for line in heard.lines) is told
-
-
-@pytest.mark.parametrize(
-    ("empty", "phase"), [("prefill_lengths", "decode"), ("decode_past_lengths", "prefill")]
-)
-def test_one_kind_of_length_is_enough(arms: tuple[Path, Path], empty: str, phase: str) -> None:
-    report = compare(*arms, replace(OPTIONS, **{empty: ()}))
-    assert {row.phase for row in report.latency} == {phase}
 
 
 @pytest.mark.parametrize(("architecture", "causal"), [("GPT2LMHeadModel", True), ("Bert", False)])

@@ -188,13 +188,6 @@ def test_what_is_no_chunk_is_measured_again(tmp_path: Path, spoilt: dict[str, An
 ONE_ARM = Chunk(np.ones((1, 1, 2, 1)), 1, settled=True, clock="host", planned=2, reloaded=False)
 
 
-def test_launches_stay_with_their_arm_where_arms_are_loaded_in_turns() -> None:
-    graph = replace(ONE_ARM, launches=("CUDA graph",))
-    assert joined([ONE_ARM, graph]).launches == ("", "CUDA graph")
-    assert joined([graph, ONE_ARM]).launches == ("CUDA graph", "")
-    assert joined([ONE_ARM, ONE_ARM]).launches == ()
-
-
 def test_a_row_says_of_each_arm_how_it_was_launched() -> None:
     row = MeasuredRow(
         Shape("prefill", 1, 4, 0), ["a", "b"], builds=1, reloaded=False, threshold=0.02, planned=2,

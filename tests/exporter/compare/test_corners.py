@@ -22,7 +22,6 @@ from tests.compared import (
     EIGHT,
     QUICK,
     accuracy_of,
-    encoder,
     four_models,
     noted,
     quantized,
@@ -109,21 +108,6 @@ def test_every_arm_reads_the_text_once(
     assert sorted(read) == sorted(4 * list(four))  # 64 tokens are four samples
 
 
-def test_all_four_are_loaded_anew(four: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[str] = []
-    enter = OnnxRuntimeRunner.__enter__
-
-    def heard(self: OnnxRuntimeRunner) -> OnnxRuntimeRunner:
-        loaded.append(Path(self.model).parent.name)
-        return enter(self)
-
-    monkeypatch.setattr(OnnxRuntimeRunner, "__enter__", heard)
-    result = together(four, references=[write_tiny_lm(four["whole"].parent / "other")])
-    assert result.latency[0].loads > 1
-    assert {loaded.count(name) for name in four} == {loaded.count("whole")}
-    assert loaded.count("whole") > loaded.count("other") == 1
-
-
 @pytest.mark.parametrize(
     ("baseline", "floats", "fields"),
     [
@@ -161,20 +145,6 @@ def test_arms_that_are_quantised_otherwise_are_refused(
         together({**four, "cut-q": other})
     quantized(other, bits={"8": 9})  # the cut one has other products
     assert len(together({**four, "cut-q": other}).corners) == 4
-
-
-@pytest.mark.usefixtures("no_timing")
-def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
-    noises = {"whole": 0.0, "cut": 0.2, "whole-q": 0.1, "cut-q": 0.3}
-    folders = {name: encoder(tmp_path / name, noise=noise) for name, noise in noises.items()}
-    options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=6)
-    cosines = [
-        corner.figures.get("embedding_cosine") for corner in together(folders, options).corners
-    ]
-    assert cosines[0] is None
-    assert all(cosine is not None and 0 < cosine < 1 for cosine in cosines[1:])
-    alone = accuracy_of(folders["whole"], folders["cut-q"], options=options)
-    assert cosines[3] == present(alone.embeddings).cosine
 
 
 def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) -> None:

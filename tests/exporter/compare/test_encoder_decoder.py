@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -17,7 +16,6 @@ from exporter.artifacts import ComparisonReport, PlannedDeletion
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.stacks import Stacks
 from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.intervals import difference_interval
 from exporter.compare.kept import open_store
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.sequences import (
@@ -310,32 +308,6 @@ def test_times_count_for_the_source_that_they_were_taken_on(
 # Word error rates, and the interval of their difference.
 
 
-def test_an_interval_holds_the_difference_and_narrows_with_items() -> None:
-    rng = np.random.default_rng(0)
-
-    def width(items: int) -> float:
-        words = rng.integers(5, 20, items).astype(np.float64)
-        baseline = rng.binomial(words.astype(int), 0.1).astype(np.float64)
-        candidate = rng.binomial(words.astype(int), 0.2).astype(np.float64)
-        interval = difference_interval(baseline, candidate, words)
-        low, high = interval.ci95
-        assert low < interval.value < high
-        assert interval.value == pytest.approx((candidate - baseline).sum() / words.sum())
-        return high - low
-
-    assert width(400) < width(20) / 2
-
-
-@pytest.mark.parametrize(("items", "edits"), [(1, 0), (1, 2), (5, 0), (5, 1)])
-def test_recordings_that_differ_alike_leave_as_much_doubt_as_they_are_few(
-    items: int, edits: int
-) -> None:
-    words, none = np.full(items, 4.0), np.zeros(items)
-    interval = difference_interval(none, none + edits, words)
-    assert interval == difference_interval(none, none + edits / 4)
-    assert interval.ci95[0] < 0 < interval.ci95[1]
-
-
 def test_without_jiwer_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jiwer", None)
     with raises(MissingDependencyError, "", "speech"):
@@ -435,29 +407,6 @@ def judged(reader: PairReader, pairs: Any = None) -> tuple[Any, list[list[int]]]
     arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
     kind, pair = Sequences(JudgedPairs.of(pairs or noise, reader), text), (*arms,)
     return kind.hold(arms, [pair])[pair], [arm.most for arm in arms.values()]
-
-
-def hashes(file: Path, *pairs: tuple[str, str | None]) -> tuple[str, str]:
-    """Of the sources, and of what a report says was asked."""
-    lines = [json.dumps({"source": source, "target": target}) for source, target in pairs]
-    file.write_text("\n".join(lines))
-    read = read_pairs(str(file), part="evaluation", sound=False)
-    pairs_alone = replace(read, pairs=())  # what is asked of these arms doesn't matter
-    return read.sha256, judged(speech_reader(), pairs_alone)[0].text_sha256
-
-
-def test_the_same_question_is_the_same_sources_with_the_same_targets_in_order(
-    tmp_path: Path,
-) -> None:
-    file = tmp_path / "pairs.jsonl"
-    sources, asked = hashes(file, ("a", "x"), ("b", "y"))
-    assert hashes(tmp_path / "again.jsonl", ("a", "x"), ("b", "y")) == (sources, asked)
-    for others in (
-        [("a", "x"), ("b", "z")], [("b", "y"), ("a", "x")], [("a", None), ("b", None)],
-    ):  # fmt: skip
-        same, other = hashes(file, *others)
-        assert same == sources
-        assert other != asked
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from exporter.compare.arms import Comparison
 from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import encoding
-from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
+from exporter.compare.tasks.choosing import local_tasks, score_tasks
 from exporter.compare.tasks.encoding import (
     EncoderTask,
     correlation_influences,
@@ -318,12 +318,6 @@ def test_a_limit_is_one_of_queries_and_not_of_passages(tmp_path: Path) -> None:
     [task] = local_tasks(task_of(tmp_path, *queries, *PASSAGES, limit=2)) or []
     assert isinstance(task, EncoderTask)
     assert (len(task.corpus), len(task.items)) == (2, 2)
-
-
-def test_which_tasks_take_no_logits(tmp_path: Path) -> None:
-    assert only_for_encoders(task_of(tmp_path, {"text": "a", "label": 1}))
-    assert not only_for_encoders(task_of(tmp_path, CHOICES))
-    assert not only_for_encoders(TaskOptions(tasks=("arc_easy",)))
 
 
 def macro(said: Any, right: Any) -> float:

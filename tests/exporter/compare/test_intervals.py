@@ -55,15 +55,6 @@ def test_equal_samples_without_skew_give_student_s_interval() -> None:
     assert interval.ci95 == pytest.approx((want.low, want.high), rel=1e-9)
 
 
-@pytest.mark.parametrize("samples", [3, 16])
-def test_the_truth_lies_inside_about_95_times_in_100(samples: int) -> None:
-    rng = np.random.default_rng(1)
-    counts = rng.integers(50, 500, (400, samples)).astype(float)
-    sums = counts * rng.normal(0.2, 0.05, (400, samples))
-    intervals = [present(mean_interval(*pair)).ci95 for pair in zip(sums, counts, strict=True)]
-    assert 0.90 < np.mean([low < 0.2 < high for low, high in intervals]) < 0.99
-
-
 _RUNS, _WINDOWS, _TOKENS = 300, 8, 512
 _MEAN_KL, _MEAN_RISE, _LEFT = 0.15, 0.05, 0.4
 
@@ -339,12 +330,6 @@ def test_what_hits_both_turns_of_a_round_counts_once() -> None:
     assert estimate(twice).std_error == pytest.approx(estimate(once).std_error, rel=0.02)
 
 
-def test_turns_are_equal_parts_of_a_round() -> None:
-    baseline, candidate = np.array([[1.0, 1.0, 4.0, 4.0]]), np.array([[1.0, 1.0, 2.0, 2.0]])
-    result = log_ratios(baseline, candidate, turns=2)
-    np.testing.assert_allclose(result, [[0, np.log(2)]], rtol=0, atol=1e-15)
-
-
 def spoilt(value: float) -> Milliseconds:
     times = np.ones((3, 2))
     times[1, 1] = value
@@ -395,16 +380,6 @@ def test_verdict_goes_by_where_the_whole_interval_lies(
     interval: tuple[float, float], word: str
 ) -> None:
     assert verdict_of_interval(interval, ROUNDS) == word
-
-
-def test_summary_keeps_the_order_of_the_samples_and_they_come_back_as_rounds() -> None:
-    times = np.array([[5.0, 1.0], [3.0, 11.0]])
-    samples = summarize(times)
-    assert samples.samples_ms == [5.0, 1.0, 3.0, 11.0]
-    assert samples.median_ms == 4.0
-    assert samples.p95_ms == pytest.approx(10.1, abs=1e-9)
-    assert samples.p99_ms == pytest.approx(10.82, abs=1e-9)
-    np.testing.assert_array_equal(as_rounds(samples, 2), times)
 
 
 # On a busy machine and on recorded steps.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import math
 from collections import Counter
@@ -31,9 +30,7 @@ from exporter.compare.timing.statistics import (
 from exporter.compare.timing.subjects import (
     CallProbe,
     RunnerArm,
-    little_garbage,
     loaded,
-    no_garbage_collection,
     one_clock,
     warm_up,
 )
@@ -154,15 +151,6 @@ def test_warm_up_ends_when_all_arms_have_settled_or_its_time_is_up(
     assert clock.now_ns / 1e9 < max(seconds + 0.6, 5.2 * fewest)
 
 
-def test_garbage_collection_is_off_in_the_block_and_on_again() -> None:
-    with no_garbage_collection():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-    with pytest.raises(KeyboardInterrupt), no_garbage_collection():
-        raise KeyboardInterrupt
-    assert gc.isenabled()
-
-
 @pytest.mark.parametrize(
     ("factor", "word"), [(1.0, "same"), (1.05, "slower"), (0.9, "faster"), (1.012, "slower")]
 )
@@ -173,17 +161,6 @@ def test_on_a_quiet_machine_a_look_is_enough(factor: float, word: str) -> None:
     assert row.loads == 6
     assert row.speedup.ratio == pytest.approx(1 / factor, rel=1e-6)
     assert row.rounds % row.loads == 0
-
-
-def test_what_was_there_before_is_not_looked_through_again() -> None:
-    gc.unfreeze()
-    with little_garbage():
-        assert gc.get_freeze_count() > 0
-        with little_garbage():
-            pass
-        assert gc.get_freeze_count() > 0  # the outer one's
-    assert gc.get_freeze_count() == 0
-    gc.freeze()  # as conftest.py has it
 
 
 def test_a_budget_too_short_for_a_verdict_is_said() -> None:
@@ -233,14 +210,6 @@ def test_several_builds_share_the_rounds_that_were_asked_for(rounds: int, builds
     assert (row.rounds, row.builds, row.loads) == (rounds, min(builds, rounds), 1)
     for times, expected in zip(by_build, [20.0, 22.0, 20.0], strict=False):
         np.testing.assert_allclose(times, expected, rtol=1e-9)
-
-
-def test_builds_take_turns_and_their_rounds_stand_together() -> None:
-    row, by_build = with_builds(3, TimingBudget(seconds=9))
-    assert (row.builds, row.loads, row.stopped) == (3, 1, "budget")
-    for times, expected in zip(by_build, [20.0, 22.0, 20.0], strict=True):
-        np.testing.assert_allclose(times, expected, rtol=1e-9)
-    assert row.verdict == "inconclusive"  # of three builds one is slower: that is no difference yet
 
 
 LOADS: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
@@ -307,21 +276,6 @@ def test_arms_that_stay_loaded_are_bound_once_but_for_another_cell(
         assert [arm.calls for arm in arms.values()] == [warm_up_calls + 12] * 2
 
 
-def test_references_are_timed_in_the_same_rounds() -> None:
-    time, arms = virtual_pair(Quiet(), slowdown=0.5, call_ms=30)
-    arms["torch"] = VirtualArm(time, 60.0, Quiet())
-    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=6), clock=time)
-    assert row.references["torch"].median_ms == 60.0
-    assert len(row.references["torch"].samples_ms) == len(row.baseline.samples_ms) == 12
-
-
-def test_the_noise_floor_is_the_baseline_against_itself() -> None:
-    rng = np.random.default_rng(0)
-    times = 10 * np.exp(0.05 * rng.standard_normal((100, 2)))
-    assert 1.005 < noise_floor(times) < 1.03
-    assert noise_floor(np.full((10, 4), 3.0)) == 1.0
-
-
 def test_equal_arms_differ_by_more_than_the_noise_floor_in_hardly_any_session() -> None:
     rng = np.random.default_rng(1)
     beyond = 0
@@ -357,21 +311,6 @@ class Kept:
         self.chunks = dict([*self.chunks.items()][:3])
 
 
-def test_what_was_kept_is_not_timed_again() -> None:
-    memory = Kept()
-    time, arms = virtual_pair(BusyMachine(3))
-    options: dict[str, Any] = {"store": memory, "clock": time}
-    first = measure_rows(arms, [VirtualCell()], TimingBudget(), **options)
-    spent = time.now_ns
-    assert measure_rows(arms, [VirtualCell()], TimingBudget(), **options) == first
-    assert time.now_ns == spent
-    memory.cut_short()
-    (again,) = measure_rows(arms, [VirtualCell()], TimingBudget(), **options)
-    kept = 3 * again.rounds // again.loads * 2
-    assert again.baseline.samples_ms[:kept] == first[0].baseline.samples_ms[:kept]
-    assert again.baseline.samples_ms[kept:] != first[0].baseline.samples_ms[kept:]
-
-
 @pytest.mark.parametrize("reload", [True, False])
 def test_a_row_that_goes_on_loads_its_arms_as_it_began(reload: bool) -> None:
     memory, loads = Kept(), 16 if reload else 1
@@ -380,21 +319,6 @@ def test_a_row_that_goes_on_loads_its_arms_as_it_began(reload: bool) -> None:
     # As if loading had got faster or slower.
     again = timed(TimingBudget(rounds=32, reload=not reload), store=memory)
     assert (again.loads, again.rounds) == (loads, 32)
-
-
-@pytest.mark.parametrize(
-    "shape", [Shape("prefill", 1, 7), Shape("decode", 2, 1, 5)], ids=["prefill", "decode"]
-)
-def test_a_real_row_with_a_candidate_of_fewer_caches(arms: tuple[Path, Path], shape: Shape) -> None:
-    first, second = (OnnxRuntimeRunner(folder / "model.onnx", threads=1) for folder in arms)
-    with first, second:
-        pair = {"a": RunnerArm([first], 32), "b": RunnerArm([second], 32)}
-        (row,) = measure_rows(pair, [shape], TimingBudget(rounds=6, warmup_seconds=0.5))
-    assert (row.phase, row.batch) == (shape.phase, shape.batch)
-    assert (row.sequence_length, row.past_length) == (shape.sequence_length, shape.past_length)
-    assert (row.rounds, row.loads, row.clock) == (6, 6, "host")
-    assert len(row.baseline.samples_ms) == len(row.candidate.samples_ms)
-    assert min(row.baseline.samples_ms) > 0
 
 
 def test_inputs_have_positions_after_the_cache_and_a_full_mask(tmp_path: Path) -> None:
@@ -407,15 +331,6 @@ def test_inputs_have_positions_after_the_cache_and_a_full_mask(tmp_path: Path) -
     assert inputs["past_key_values.0.key"].shape == (2, 2, 5, 4)
     assert inputs["past_key_values.0.key"].std() > 0.5
     assert inputs["input_ids"].max() < 32
-
-
-def test_an_input_of_unknown_meaning_is_refused(tmp_path: Path) -> None:
-    model, shape = write_tiny_lm(tmp_path, extra_input="pixel_values"), Shape("prefill", 1, 3)
-    with (
-        OnnxRuntimeRunner(model / "model.onnx", threads=1) as runner,
-        raises(ComparisonError, "unknown-input", "'pixel_values'"),
-    ):
-        make_inputs(runner.inputs, shape, random_tokens(shape, 32))
 
 
 class CountedRunner(OnnxRuntimeRunner):
@@ -452,17 +367,6 @@ def test_one_build_of_each_arm_is_loaded_at_a_time(three: ComparedArm) -> None:
     assert row.builds == 3
     assert CountedRunner.most == 1
     assert all(CountedRunner.loads[id(runner)] for runner in three.builds)
-    assert not CountedRunner.entered
-
-
-def test_whichever_build_is_loaded_when_it_fails_is_left(three: ComparedArm) -> None:
-    def fail() -> None:
-        with loaded([three.builds], QUIET):
-            RunnerArm(three.builds, 32).use_build(1)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
     assert not CountedRunner.entered
 
 

@@ -16,15 +16,12 @@ from exporter.artifacts.latency import Shape
 from exporter.compare.agreement import class_rows
 from exporter.compare.answers import Classes, Tokens, label_numbers, label_scores
 from exporter.compare.evaluation import EvaluationTokens, random_ids
-from exporter.compare.kept import read_source
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.compare.tasks.items import compare_scores
 from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec, make_inputs
 from exporter.errors import ComparisonError
-from exporter.models.texts.images import Images
 from graph_passes import Deletion, prune_graph, save_model
 from tests.present import present
 from tests.raising import raises
@@ -314,17 +311,6 @@ def test_shares_of_right_images_among_one_and_five() -> None:
         label_scores(few, np.array([0, 6, 1]), "made")
 
 
-def test_the_difference_is_paired() -> None:
-    said, right = log_probabilities(40, 9), RNG.integers(0, 9, 40)
-    one = label_scores(said, right, "made")
-    [top1, top5] = compare_scores(one, one)
-    assert top1.difference.value == top5.difference.value == 0
-    other = label_scores(log_probabilities(40, 9), right, "made")
-    [top1, _] = compare_scores(one, other)
-    assert top1.difference.value == pytest.approx(top1.candidate - top1.baseline)
-    assert top1.difference.ci95[0] < top1.difference.value < top1.difference.ci95[1]
-
-
 def test_the_five_likeliest_classes_are_held_against_each_other() -> None:
     first, second = log_probabilities(6, 8), log_probabilities(6, 8)
     fives = [[set(np.argsort(-row[0])[:5]) for row in arm] for arm in (first, second)]
@@ -357,13 +343,6 @@ def test_a_name_of_two_classes_counts_for_neither_and_their_numbers_do() -> None
 @pytest.mark.parametrize("told", [None, ["cat"], "cat", {"LABEL_0": "cat"}, {"-1": "cat"}])
 def test_what_names_no_classes_by_number_gives_none(told: Any) -> None:
     assert label_numbers({"id2label": told}) == {}
-
-
-def test_the_usual_text_stands_for_noise() -> None:
-    source = read_source("pydoc", part="evaluation", images=True)
-    assert isinstance(source, Images)
-    assert source.is_random
-    assert not isinstance(read_source("pydoc", part="evaluation", images=False), Images)
 
 
 def test_images_have_no_second_text(tmp_path: Path) -> None:

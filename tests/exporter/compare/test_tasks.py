@@ -19,14 +19,10 @@ from exporter.cli import run
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import choosing as lm_eval_tasks
 from exporter.compare.tasks.choosing import score_tasks
-from exporter.compare.tasks.items import TaskScores, compare_scores, failing_as_task, read_task
+from exporter.compare.tasks.items import failing_as_task, read_task
 from exporter.compare.tasks.likelihood import (
     ContinuationRequest,
     LikelihoodScorer,
-    TokenRow,
-    batches,
-    groups,
-    opening_of,
     task_texts,
 )
 from exporter.engines.runners.base import Array
@@ -143,15 +139,6 @@ def test_what_all_begin_with_runs_once_and_so_do_the_same_tokens(
     assert LikelihoodScorer(counting, 64, VOCABULARY).score([]) == []
 
 
-def test_an_opening_that_saves_little_is_none() -> None:
-    def row(*tokens: int) -> TokenRow:
-        return TokenRow(tokens, tokens[-1:])
-
-    assert opening_of([row(1, 2, 3, 4), row(1, 2, 5, 6)]) == (1, 2)
-    assert opening_of([row(1, *range(20)), row(1, 30)]) == ()
-    assert opening_of([row(1, 2)]) == ()
-
-
 def test_too_long_requests_lose_their_start(runner: OnnxRuntimeRunner) -> None:
     long = ContinuationRequest(tuple([1, 2, 3, 4, 5] * 4), (6, 7))
     result = LikelihoodScorer(runner, 8, VOCABULARY).score([long])[0]
@@ -175,18 +162,6 @@ def test_what_has_no_likelihood_is_refused(
         LikelihoodScorer(runner, longest, VOCABULARY).score(
             [ContinuationRequest(context, continuation)]
         )
-
-
-def test_rows_are_grouped_only_where_that_saves(tmp_path: Path) -> None:
-    def row(text: str, targets: int) -> TokenRow:
-        tokens = tuple(map(ord, text))
-        return TokenRow(tokens, tokens[-targets:])
-
-    rows = [row("question a: yes", 3), row("quartz", 2), row("question a: no", 2)]
-    result = groups(rows, share=True)
-    assert {group.members: group.shared for group in result} == {(2, 0): 12, (1,): 0}
-    assert [group.shared for group in groups(rows, share=False)] == [0, 0, 0]
-    assert [len(batch) for batch in batches(result, rows, most_rows=8, most_tokens=99)] == [1, 1]
 
 
 ITEMS = [
@@ -266,18 +241,6 @@ def test_compare_scores_both_arms_on_the_same_items(tmp_path: Path) -> None:
     assert first.difference.value == pytest.approx(first.candidate - first.baseline, abs=1e-12)
     assert first.difference.ci95[0] < first.difference.value < first.difference.ci95[1]
     assert "50 items" in first.source
-
-
-@pytest.mark.parametrize("higher", [True, False])
-def test_the_better_side_of_a_metric_is_told(higher: bool) -> None:
-    lower = frozenset() if higher else frozenset({"wrong"})
-    first, second = (
-        TaskScores("words", "here", {"wrong": np.array(values, np.float64)}, lower)
-        for values in ([0, 1, 1, 0], [1, 0, 0, 0])
-    )
-    (result,) = compare_scores(first, second)
-    assert result.higher_is_better == higher
-    assert result.difference.value == -0.25
 
 
 def test_lm_eval_s_directions_are_kept_and_its_log_likelihoods_are_losses() -> None:
@@ -380,13 +343,6 @@ def test_a_librarys_own_error_is_one_of_the_task() -> None:
         failing_as_task("arc_easy", ""),
     ):
         raise RuntimeError("no route\nto the hub")
-
-
-@pytest.mark.parametrize("error", [UsageError("ours", code="ours"), KeyboardInterrupt()])
-def test_other_errors_pass_as_they_are(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, failing_as_task("arc_easy", ""):
-        raise error
-    assert caught.value is error
 
 
 def test_the_extra_is_named(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.errors import UnknownArchitectureError
 from exporter.models.architectures import layer_modules, sublayers
 from exporter.models.families import FAMILIES
 from exporter.models.residual_stream import probe, silenced, tapped
@@ -137,46 +137,3 @@ def test_skipping_an_attention_keeps_the_residual(model_type: str) -> None:
     assert states[0].entering.abs().max() > 0.01
     assert (states[0].leaving - states[0].output).abs().max() <= 1e-5
     assert (skipped_logits - _run(model)).abs().max() > 1e-3
-
-
-def test_skipping_in_a_post_norm_layer_keeps_the_norm() -> None:
-    model = tiny_model("bert")
-    part = layer_modules(model)[1]
-    states: list[Any] = []
-    with skipped(model, [(1, "block")]), tapped([part], states.append):
-        _run(model)
-    norms = part.layer.attention.output.LayerNorm, part.layer.output.LayerNorm
-    expected = norms[1](norms[0](states[0].entering))
-    assert (expected - states[0].output).abs().max() <= 1e-5
-
-
-def test_skipping_leaves_no_hook_behind_an_exception() -> None:
-    model = tiny_model("llama")
-    before = _run(model)
-    counted = []
-
-    def interrupted() -> None:
-        with skipped(model, [(0, "block")]):
-            counted.append(hook_count(model))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert counted == [2]
-    assert hook_count(model) == 0
-    assert _run(model).equal(before)
-
-
-@pytest.mark.parametrize(
-    ("deletion", "code", "named"),
-    [
-        ((3, "attention"), "layer-missing", (3, 0, 2)),
-        ((-1, "mlp"), "layer-missing", (-1,)),
-        ((0, "mixer"), "sublayer-missing", ("mixer", 0)),
-    ],
-)
-def test_skipping_what_is_not_there(deletion: Any, code: str, named: Any) -> None:
-    model = tiny_model("llama")
-    with raises(PlanError, code, *named), skipped(model, [deletion]):
-        pass
-    assert hook_count(model) == 0

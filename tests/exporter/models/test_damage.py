@@ -465,11 +465,6 @@ def test_each_kind_of_answers_keeps_the_contract_of_a_comparison(
             assert check.reason.endswith(figure.needs)
 
 
-def test_embeddings_of_a_model_of_tokens_are_measured_on_demand() -> None:
-    damage = Embeddings(tiny_model("llama")).meter(_IDS, _MASK).measure(_CUT)
-    assert type(damage) is EmbeddingDamage
-
-
 # deberta-v2's relative positions and esm's dropout of tokens are not of interest here.
 _ENCODERS = ("bert", "roberta", "electra", "mpnet", "distilbert", "modernbert", "llama", "gpt2")
 

@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
-from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import inspect_file, prune_file
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -20,11 +18,11 @@ from exporter.errors import DepthcutError, OnnxFileError, SurgeryError, UsageErr
 from exporter.models.genai_config import GenaiConfig, rewritten
 from exporter.models.graph_facts import read_facts
 from graph_passes import ResidualSite
-from graph_passes.files import record, storage
-from graph_passes.files.storage import data_files, load_model, runtime_form, save_model
+from graph_passes.files import storage
+from graph_passes.files.storage import data_files, load_model, save_model
 from tests.raising import raises
-from tests.reading import data_of, in_file
-from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
+from tests.reading import data_of
+from tests.tiny_graphs import TinySpec, tiny_model
 from tests.tiny_models import into_cache
 
 PLAN, MLP = ([PlannedDeletion(layer=n, kind=k)] for n, k in ((1, "attention"), (0, "mlp")))
@@ -91,34 +89,11 @@ def test_the_config_follows_the_decoder_and_all_else_stays(source: Path, tmp_pat
     assert source.with_name("genai_config.json").read_bytes() == before
 
 
-def test_what_a_terminal_acts_on_is_escaped_in_what_is_written() -> None:
-    name = "\x9b31m\u2028\u202e"
-    config = GenaiConfig(Path("genai_config.json"), with_decoder(name=name))
-    text = rewritten(config, "cut.onnx", CACHES, GONE, DENSE)
-    assert text.isascii()
-    assert json.loads(text)["model"]["decoder"]["name"] == name
-
-
 def test_a_config_of_another_file_is_left_alone(source: Path, tmp_path: Path) -> None:
     rewrite_source(source, json.dumps(with_decoder(filename="other.onnx")))
     assert not cut(source, tmp_path / "o" / "cut.onnx").exists()
     rewrite_source(source, "{")
     assert not cut(source, tmp_path / "o" / "c.onnx", genai_config="none").exists()
-
-
-def test_beside_the_source_the_config_has_a_name_of_its_own(
-    source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = source.with_name("genai_config.json").read_bytes()
-    target = source.with_name("cut.onnx")
-    arguments = ["prune", str(source), "-o", str(target), "--drop", "attention:1"]
-    assert run([*arguments, "--verify", "none"]) == 0
-    said = capsys.readouterr().err
-    assert "cut.onnx.genai_config.json" in said
-    assert "tokenizer.json" in said
-    written = json.loads(target.with_name("cut.onnx.genai_config.json").read_text())
-    assert written["model"]["decoder"]["filename"] == "cut.onnx"
-    assert source.with_name("genai_config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("role", ["result", "report"])
@@ -133,20 +108,6 @@ def test_the_sources_config_is_not_overwritten(source: Path, role: str) -> None:
     assert not source.with_name("cut.onnx").exists()
 
 
-@pytest.mark.parametrize("copied", [True, False])
-def test_the_command_line_says_what_else_the_runtime_needs(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], copied: bool
-) -> None:
-    arguments = ["prune", str(source), "-o", str(tmp_path / "o" / "cut.onnx"), "--drop", "mlp:1"]
-    assert run([*arguments, *in_file(tmp_path, ["--verify", "none", f"copy: {copied}"])]) == 0
-    said = capsys.readouterr().err
-    assert "genai_config.json" in said
-    assert ("tokenizer.json" in said) is not copied
-    assert "USE.md" not in said
-    assert (str(source.parent) in said) is not copied
-    assert (tmp_path / "o" / "tokenizer.json").exists() is copied
-
-
 def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
     source: Path, tmp_path: Path
 ) -> None:
@@ -159,22 +120,6 @@ def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
     assert target.with_name("genai_config.json").read_bytes() == before
     config = json.loads(target.with_name("other.onnx.genai_config.json").read_text())
     assert config["model"]["decoder"]["filename"] == "other.onnx"
-
-
-def test_the_config_appears_with_the_result_or_not_at_all(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "o" / "cut.onnx"
-    cut(source, target)
-    before = {path.name: path.read_bytes() for path in target.parent.iterdir()}
-
-    def fails(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(record, "sync_folders", fails)  # after the last move
-    with pytest.raises(OnnxFileError):
-        cut(source, target, MLP)
-    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize(("content", "code", "named"), [
@@ -346,28 +291,3 @@ def test_only_a_caches_layout_counts(cached: Path, tmp_path: Path, name: str) ->
         (moved / "blobs").symlink_to(tmp_path / "elsewhere")
     with raises(OnnxFileError, "outside-folder"):
         load_model(moved / cached.relative_to(repository))
-
-
-def test_the_runner_takes_a_model_in_a_cache(cached: Path, plain: Path) -> None:
-    feed = tiny_feed(tiny_model(TinySpec(tied=True)), seq=4)
-    results = []
-    for path in (cached, plain):
-        with OnnxRuntimeRunner(path, threads=1) as runner:
-            results.append(runner.run(feed, ["logits"])["logits"])
-    np.testing.assert_array_equal(results[0], results[1])
-
-
-def test_the_runtime_gets_the_model_as_it_is_or_with_its_locations_resolved(
-    plain: Path, cached: Path
-) -> None:
-    model = load_model(plain)
-    data, folder = runtime_form(model, plain.parent)
-    assert folder == plain.parent
-    assert data == ir.to_proto(model).SerializeToString(deterministic=True)
-    model = load_model(cached)
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    data, folder = runtime_form(model, cached.parent)
-    assert folder == (cached.parents[3] / "blobs").resolve()
-    assert data_of(cached).name.encode() not in data
-    after = [value.const_value for value in model.graph.initializers.values()]
-    assert all(a is b for a, b in zip(tensors, after, strict=True))

@@ -22,7 +22,6 @@ from exporter.errors import (
     TextSourceError,
     UnsafeInputError,
 )
-from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts import sources
 from exporter.models.texts.calibration import calibration_text, mixed_text
@@ -324,25 +323,6 @@ def test_images_become_what_the_model_takes(
     assert (pixels.shape, pixels.dtype) == ((2, 3, 16, 16), np.float32)
     assert np.array_equal(pixels, np.stack(whole).astype(np.float32))
     assert not np.array_equal(pixels[0], pixels[1])
-
-
-@pytest.mark.torch
-def test_pixels_are_resized_and_normalised_and_null_leaves_a_setting_alone(
-    reader: ImageReader, tmp_path: Path
-) -> None:
-    pillow = pytest.importorskip("PIL.Image")
-    image, path = write_image(tmp_path / "a.png", 0), tmp_path / "preprocessor_config.json"
-    small = np.asarray(pillow.open(image).resize((16, 16), 2), np.float32)
-    expected = (small / 255 - 0.5) / 0.5
-    pixels = reader.pixels([Picture(str(image))])
-    assert pixels[0] == pytest.approx(expected.transpose(2, 0, 1), abs=1e-5)
-    nulls = dict.fromkeys(("do_center_crop", "crop_size", "do_pad", "device"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), **nulls}))
-    again = ImageReader("model", tmp_path, CONFIG)
-    assert np.array_equal(again.pixels([Picture(str(image))]), pixels)
-    text = of_pixels(pixels, 5, "made", "0")
-    ids, mask = text.input_ids.astype("<i8").tobytes(), text.mask.tobytes()
-    assert text.ids_sha256 == sha256_bytes(ids + mask + pixels.tobytes() + mask)
 
 
 @pytest.mark.torch

@@ -12,7 +12,7 @@ import pytest
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.loading.model_source import load_model
 from exporter.models.tasks import meter_here
-from exporter.models.texts.calibration import CalibrationText, calibration_text, joined, samples_of
+from exporter.models.texts.calibration import CalibrationText, calibration_text, joined
 from tests.reading import Heard
 from tests.text_graphs import WORDS
 from tests.tiny_models import write_bert_tokenizer, write_encoder
@@ -151,10 +151,3 @@ def test_other_parts_keep_the_types(reranker: Any, text: str, tmp_path: Path) ->
     assert np.array_equal(first.types, result.types)
     assert not second.types.any() if second.types is not None else True
     assert first.ids_sha256 == result.ids_sha256
-
-
-def test_as_many_tokens_are_taken_again(reranker: Any, text: str) -> None:
-    few = _samples(reranker, text, samples=2)
-    again = _samples(reranker, text, samples=samples_of(few.ref))
-    assert again.ids_sha256 == few.ids_sha256
-    assert len(few.input_ids) < 24

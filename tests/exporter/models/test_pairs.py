@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from exporter.errors import CalibrationError, ModelSourceError, TextSourceError
-from exporter.models.decoding_rules import DecodingRules, greedy, target_positions
+from exporter.models.decoding_rules import DecodingRules, greedy
 from exporter.models.texts.pairs import (
     LARGEST_BYTES,
     Pair,
@@ -193,12 +193,6 @@ def test_the_first_pairs_are_of_the_whole_list(tmp_path: Path, form: str) -> Non
     assert all(pair.target in (None, pair.source) for pair in drawn)
 
 
-def test_noise_is_another_for_each_part() -> None:
-    parts = [read_pairs("random", part=part, sound=True) for part in ("calibration", "evaluation")]
-    assert all(pairs.is_random and not pairs.has_targets for pairs in parts)
-    assert parts[0].sha256 != parts[1].sha256
-
-
 @pytest.mark.parametrize(
     ("lines", "sound", "code"),
     [
@@ -366,12 +360,6 @@ def test_recordings_take_no_more_memory_than_the_longest_window_of_one(tmp_path:
     assert peaks[1] < 1.5 * peaks[0]
 
 
-def test_a_folder_without_a_config_is_said_to_lack_it(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps(WHISPER))
-    with raises(ModelSourceError, "file-missing", tmp_path / "config.json"):
-        PairReader.beside(tmp_path)
-
-
 class Words:
     """A tokenizer of one token a word."""
 
@@ -401,20 +389,6 @@ def test_a_model_s_own_targets_are_made_of_few_sources_at_once() -> None:
     text = paired_text(reader, noise, generate, number=10)
     assert given == [4, 4, 2]
     assert text.mask.sum(axis=1).tolist() == [5] * 4 + [6] * 4 + [7] * 2
-
-
-def test_answers_are_as_many_and_as_long_as_is_asked() -> None:
-    reader = reader_with({"max_position_embeddings": 40})
-    pairs = Pairs("p", tuple(Pair("a", "one two three") for _ in range(9)), "0" * 64)
-    count = len(reader.targets(pairs, 1)[0])
-    assert [reader.within(pairs, most) for most in (1, 3 * count - 1, 3 * count, 100 * count)] == [
-        1, 2, 3, 9,
-    ]  # fmt: skip
-    prompt = len(DecodingRules.of({}, WHISPER).prompt)
-    sizes = {"max_target_positions": 448}
-    speech = reader_with({"num_mel_bins": 2, **sizes})
-    assert (speech.new_tokens(), speech.answer_tokens) == (128 - prompt, 448 - prompt)
-    assert reader_with(sizes).answer_tokens == 128 - prompt
 
 
 def test_the_likeliest_token_that_may_come_is_taken_until_each_has_ended() -> None:
@@ -514,43 +488,6 @@ def test_what_configs_say_of_generation_is_taken_or_named() -> None:
     assert DecodingRules.of(config, {"eos_token_id": 2}).no_repeat == 0
     rules = DecodingRules.of({}, BEGIN | {"bad_words_ids": [[2], [5]]})
     assert rules.never_in_row == ((5,),), "a word that ends a target is not forbidden"
-
-
-@pytest.mark.parametrize(
-    ("config", "most"),
-    [
-        ({"n_positions": 512, "relative_attention_num_buckets": 32}, None),
-        ({"n_positions": 512}, 512),
-        ({"max_target_positions": 448, "n_positions": 512}, 448),
-        ({}, None),
-    ],
-)
-def test_relative_positions_have_no_end(config: dict[str, Any], most: int | None) -> None:
-    assert target_positions(config) == most
-
-
-@pytest.mark.parametrize(
-    ("told", "answer"),
-    [
-        ({"forced_eos_token_id": 2, "max_new_tokens": 3}, [1, 4, 4, 2]),
-        ({"forced_eos_token_id": [5, 99], "max_length": 4}, [1, 4, 4, 5]),
-        ({"forced_eos_token_id": 2, "max_new_tokens": 9}, [1, 4, 4, 4]),
-        ({"forced_eos_token_id": 2}, [1, 4, 4, 4]),  # no length is named
-        ({"max_new_tokens": 3}, [1, 4, 4, 4]),
-        # Beyond the vocabulary.
-        (
-            {"bad_words_ids": [[99]], "suppress_tokens": [99], "repetition_penalty": 2.0},
-            [1, 4, 4, 4],
-        ),
-    ],
-)
-def test_a_forced_end_comes_where_the_longest_target_ends(
-    told: dict[str, Any], answer: list[int]
-) -> None:
-    def step(state: int, tokens: Any) -> tuple[Any, int]:
-        return np.eye(6, dtype=np.float32)[[4]], state
-
-    assert greedy(step, 0, DecodingRules.of({}, BEGIN | told), 1, 3).tolist() == [answer]
 
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "▁w1", "▁w2"]
