@@ -25,22 +25,18 @@ from exporter.artifacts import (
     SweepCell,
     SweepReport,
 )
-from exporter.artifacts.base import FILE_KINDS, IMAGES, RECORDINGS, TEXTS, Nouns, Record, nouns_of
+from exporter.artifacts.base import FILE_KINDS, Record
 from exporter.artifacts.servers import (
     SERVERS,
-    STAYS,
-    is_plain,
     other_arithmetic,
     refuse_unheld,
-    serving_rows,
     where_served,
 )
 from exporter.artifacts.yaml_file import parse_yaml
 from exporter.errors import ArtifactError, PlanError, UnsafeInputError
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
-from exporter.report.words import read_by, shape_words, short_shape
-from tests.made_reports import gate_report, gate_row, importance_of
+from tests.made_reports import gate_row, importance_of
 from tests.made_tables import made_cell
 from tests.raising import raises
 from tests.tiny_models import planned
@@ -59,12 +55,6 @@ def test_what_a_terminal_acts_on_is_escaped_in_what_is_written(tmp_path: Path) -
     path = plan.write(tmp_path / "plan.json")
     assert path.read_text("utf-8").isascii()
     assert PruningPlan.read(path).budget == plan.budget
-
-
-def test_a_file_says_first_what_it_is() -> None:
-    keys = list(json.loads(plan_json()))
-    assert keys[:2] == ["schema_version", "kind"]
-    assert {"made_from", "versions", "command"} < set(keys)
 
 
 @given(
@@ -136,38 +126,6 @@ def test_what_the_user_names_may_be_a_link_and_what_is_found_may_not(tmp_path: P
         PruningPlan.read(link, named=False)
 
 
-def test_describe_groups_by_kind_in_the_order_of_choice() -> None:
-    chosen = [(25, "attention"), (3, "mlp"), (7, "attention")]
-    plan = PruningPlan(deletions=[PlannedDeletion(layer=n, kind=k) for n, k in chosen])
-    assert plan.describe() == "attention 25, 7; mlp 3"
-
-
-@pytest.mark.parametrize(
-    ("architecture", "read"),
-    [
-        ("ViTForImageClassification", IMAGES),
-        ("DeiTForImageClassificationWithTeacher", IMAGES),
-        ("WhisperForConditionalGeneration", RECORDINGS),
-        ("T5ForConditionalGeneration", TEXTS),
-        ("BertForSequenceClassification", TEXTS),
-    ],
-)
-def test_a_models_class_says_what_it_reads(architecture: str, read: Nouns) -> None:
-    assert nouns_of(architecture) == read
-
-
-@pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])
-def test_a_rows_length_is_called_what_it_counts(read: Nouns) -> None:
-    row = gate_row(100, phase="encode", counts=read.parts)
-    result, short = shape_words(row), short_shape(row)
-    assert ("tokens" in result) is (read == TEXTS)
-    assert ("patches" in result) is (read == IMAGES)
-    # A recording has one length, which is no number that anyone gave.
-    assert ("100" in result) is ("100" in short) is (read != RECORDINGS)
-    assert ("recording" in result) is ("recording" in short) is (read == RECORDINGS)
-    assert read_by(gate_report([row, gate_row(4)])) == read
-
-
 @pytest.mark.parametrize(
     ("written", "value"),
     [("3e-4", 3e-4), ("-1E3", -1e3), ("2.e+1", 20.0), ("2.5e-1", 0.25), ("'3e-4'", "3e-4"),
@@ -208,38 +166,11 @@ def test_where_a_plan_can_be_served(plan: Any, holding: set[str]) -> None:
             refuse_unheld([server], plan)
 
 
-def test_a_plain_cut_is_told_from_others() -> None:
-    assert is_plain(planned(("block", 0, "none")))
-    assert not is_plain(planned(("block", 0, "none"), ("mlp", 1, "none")))
-    assert not is_plain(planned(("block", 0, "bias")))
-
-
 def test_layers_that_can_not_be_left_out() -> None:
     """A folder whose layers keep their numbers holds a block as two gaps."""
     with raises(PlanError, "replacement-unheld", "attention 0", "vllm"):
         refuse_unheld(["vllm"], planned(("block", 0, "none")), plain=False)
     refuse_unheld(["vllm"], planned(("block", 1, "none")), plain=False)
-
-
-def test_a_row_tells_what_may_become_of_each_sublayer() -> None:
-    rows = {row.runtime: row for row in serving_rows()}
-    assert set(rows) == ALL
-    assert rows["vllm"].first == STAYS != rows["vllm"].attention
-    assert rows["mlx"].first == rows["vllm"].attention
-    assert rows["onnxruntime"].mlp == rows["onnxruntime"].first
-    assert "bias" in rows["onnxruntime"].mlp
-    assert all(row.problem is None for row in rows.values())
-
-
-def test_a_row_says_why_a_plan_does_not_go_there() -> None:
-    plan = planned(("attention", 3, "none"))
-    assert {row.runtime for row in serving_rows("", plan) if row.problem == ""} == ALL
-    alien = {row.runtime: row for row in serving_rows("its type is qwen3", plan)}
-    assert {name for name, row in alien.items() if row.problem == ""} == GRAPHS
-    assert "qwen3" in (alien["vllm"].problem or "")
-    assert alien["vllm"].attention == STAYS
-    blocks = serving_rows("its type is qwen3", planned(("block", 3, "none")))
-    assert {row.runtime for row in blocks if row.problem == ""} == ALL
 
 
 @pytest.mark.parametrize(

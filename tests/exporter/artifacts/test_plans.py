@@ -198,23 +198,6 @@ def test_both_ways_of_writing_depths_are_read() -> None:
         Stacks.of(SimpleNamespace(num_hidden_layers=5))
 
 
-def test_a_block_of_the_decoder_has_its_cross_attention() -> None:
-    assert [ref.kind for ref in STACKS.named(1, "block")] == ["attention", "mlp"]
-    kinds = [ref.kind for ref in STACKS.named(2, "block")]
-    assert kinds == ["attention", "cross_attention", "mlp"]
-    assert STACKS.named(4, "cross_attention") == [SublayerRef(4, "cross_attention")]
-
-
-@pytest.mark.parametrize(
-    ("layer", "kind", "code"),
-    [(5, "mlp", "layer-missing"), (1, "cross_attention", "sublayer-missing"),
-     (3, "mixer", "sublayer-missing")],
-)  # fmt: skip
-def test_what_a_model_does_not_have_is_refused(layer: int, kind: str, code: str) -> None:
-    with raises(PlanError, code, layer):
-        STACKS.named(layer, kind)
-
-
 def test_each_graph_gets_its_own_numbers() -> None:
     plan = plan_of(("mlp", 1), ("attention", 2), ("block", 4)).deletions
     assert STACKS.within(plan, "encoder") == [drop("mlp", 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter
 from exporter.artifacts import EngineCheck, PerplexityPair
 from exporter.artifacts.store import StageLedger, Store, in_turn, locked
 from exporter.engines.build.engine_set import EngineRecord
-from exporter.errors import TargetInUseError, UnsafeInputError, UsageError
+from exporter.errors import UnsafeInputError, UsageError
 from graph_passes.files.hashing import sha256_bytes
 from tests.engine_support import written
 from tests.present import present
@@ -153,13 +152,6 @@ def test_another_file_is_left_alone(path: Path, text: str, kind: type[Exception]
     assert path.read_text() == before
 
 
-def test_a_store_without_a_file_lasts_as_long_as_its_call() -> None:
-    store = Store(None, ABOUT)
-    store.keep("a", 1)
-    assert store.find("a") == 1
-    assert Store(None, ABOUT).find("a") is None
-
-
 def test_what_is_found_once_is_not_made_again(path: Path) -> None:
     made: list[int] = []
     met: list[int] = []
@@ -180,11 +172,6 @@ def test_what_is_found_once_is_not_made_again(path: Path) -> None:
     infinite = PerplexityPair(baseline=2.0, candidate=math.inf)
     for make in (lambda: infinite, pytest.fail):
         assert Store(path, ABOUT).once("b", TypeAdapter(PerplexityPair), make) == infinite
-
-
-def test_nothing_that_is_empty_is_kept(path: Path) -> None:
-    assert Store(path, ABOUT).once("a", TypeAdapter(list[int]), list) == []
-    assert not path.exists()
 
 
 # The stages of an output folder.
@@ -316,32 +303,6 @@ def test_what_an_earlier_version_left_is_made_anew(tmp_path: Path) -> None:
     assert ledger.path("importance.json").read_text() == "{}"
     assert ledger.publish() == ["hf"]
     assert {path.name for path in tmp_path.iterdir()} == {".depthcut", "importance.json"}
-
-
-def elsewhere(work: Callable[[], Any]) -> Any:
-    """Runs something in another thread, to which a lock of this one is another's."""
-    with ThreadPoolExecutor(1) as jobs:
-        return jobs.submit(work).result(timeout=60)
-
-
-def enter(root: Path) -> None:
-    with locked(root):
-        pass
-
-
-def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(TargetInUseError):
-        elsewhere(lambda: enter(tmp_path))
-    elsewhere(lambda: enter(tmp_path))
-
-
-def test_a_run_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), locked(tmp_path / "new" / "out"):
-        raise RuntimeError
-    assert not any(tmp_path.iterdir())
-    with locked(tmp_path / "new"):
-        (tmp_path / "new" / "report.json").touch()
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]
 
 
 def test_what_a_failed_run_finished_stays(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -11,10 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -28,11 +24,9 @@ from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress, TaskLines
 from exporter.cli.export import ExportCall
 from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
-from exporter.pipeline import stages
-from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
 from tests.made_reports import full_importance
-from tests.reading import Heard, in_file
+from tests.reading import in_file
 from tests.tiny_gguf import TinyGguf
 from tests.tiny_graphs import TinySpec, tiny_model
 
@@ -59,26 +53,6 @@ def test_the_commands_stand_in_order_and_none_is_missing_or_cut_short(
     assert listed == command_line.cli.list_commands()
     assert listed[:3] == ["export", "sweep", "score"]
     assert "..." not in part
-
-
-@pytest.mark.parametrize("command", ["export", "compare", "build", "check"])
-def test_every_option_stands_under_one_heading(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    assert command_line.run([command, "--help-all"]) == 0
-    printed = capsys.readouterr().out
-    headings = re.findall(r"^[A-Z].*:$", printed, re.MULTILINE)
-    assert len(headings) == len(set(headings)) >= 3
-    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", printed, re.MULTILINE)
-    result = command_line.cli.get_command(None, command)
-    assert result is not None
-    context = click.Context(result, help_option_names=["-h", "--help"])
-    options = [param for param in result.get_params(context) if isinstance(param, click.Option)]
-    long = [param.opts[-2 if len(param.opts) > 2 else -1] for param in options if not param.hidden]
-    assert sorted(listed) == sorted(long)
-    assert max(map(len, printed.splitlines())) <= 100
-    assert re.search(r"PROMPTX|INTEGER|x>=", printed) is None
 
 
 def test_options_of_every_command_are_explained_once_and_named_in_each_help(
@@ -270,25 +244,6 @@ def test_progress_off_a_terminal_is_a_plain_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "search ...\n"
 
 
-def test_a_bar_is_gone_once_its_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", screen := Terminal())
-    progress = ConsoleProgress()
-    with progress.task("count", 3) as task:
-        task.advance(3)
-        with contextlib.suppress(PlanError), progress.task("part", 2):
-            raise PlanError("no.")
-    bars, done, rest = screen.getvalue().partition("count: done in")
-    assert "0/3" in bars
-    assert done
-    assert "/3" not in rest
-    assert "part: done" not in bars
-
-
 def test_a_long_task_begins_with_a_line_where_no_terminal_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -303,30 +258,7 @@ def test_a_long_task_begins_with_a_line_where_no_terminal_is(
     assert "load: done in" in log.getvalue()
 
 
-@pytest.mark.parametrize("sizes", [(255_600_000, 700_000), (1_400_000,) * 200, (10**9,)])
-def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
-    result = list[str]()
-    lines = TaskLines(result.append, lambda: 1e9 * len(result))
-
-    class Logged(Quiet):
-        @contextmanager
-        def task(
-            self, description: str, total: int | None = None, unit: str = ""
-        ) -> Iterator[Task]:
-            yield lines.begin(description, total, unit)
-
-    with ByteCount.large(Logged(), "write", sum(sizes)) as count:
-        for size in sizes:
-            count.add(size)
-        result.append("")
-        lines.tick()
-        lines.tick()
-    total = round(sum(sizes) / 1e6)
-    assert result[-1].startswith(f"write: {total} of {total} MB, after ")
-
-
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("verbosity", [0, -1])
+@pytest.mark.parametrize(("sent", "verbosity"), [(signal.SIGTERM, 0), (signal.SIGINT, -1)])
 def test_interrupt_from_outside_is_130(
     tmp_path: Path, sent: signal.Signals, verbosity: int
 ) -> None:
@@ -507,24 +439,6 @@ def test_limits_on_quality_take_the_same_form_as_no_limits(
     assert _target(*options) == target
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     assert _target(*options) == "portable"
-
-
-@pytest.mark.parametrize(
-    ("target", "installed", "is_told"),
-    [("portable", None, True), ("portable", "", True), ("onnxruntime-cpu", None, False)],
-)
-def test_a_form_that_is_not_the_fastest_is_told(
-    monkeypatch: pytest.MonkeyPatch, target: str, installed: str | None, is_told: bool
-) -> None:
-    monkeypatch.setattr(stages, "find_spec", lambda _: installed)
-    monkeypatch.setattr(stages, "refuse_foreign_goals", lambda _: None)
-    made = SimpleNamespace(write=lambda _: None)
-    monkeypatch.setattr(stages, "score", lambda *_, **__: made)
-    heard = Heard()
-    request = SimpleNamespace(target=target, stream=False, score=None)
-    run: Any = SimpleNamespace(request=request, choosing=None, progress=heard)
-    stages.score_sublayers(run, Path())
-    assert any("--target onnxruntime-cpu" in line for line in heard.lines) == is_told
 
 
 ON_GRAPHS = {"onnxruntime", "openvino", "tensorrt"}

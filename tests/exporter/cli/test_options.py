@@ -17,7 +17,6 @@ from exporter.cli.command import SchemaCommand, plain_values
 from exporter.cli.console import ConsoleProgress
 from exporter.compare.options import Generations
 from exporter.errors import OptionError, PlanError, UsageError
-from exporter.gate.limits import Limits
 from exporter.options import (
     Options,
     Rule,
@@ -357,11 +356,6 @@ def test_true_is_no_number(name: str) -> None:
         type_.read((True,) if name == "Lengths" else True)
 
 
-def test_a_limit_is_no_switch() -> None:
-    with raises(OptionError, "option-value", "max_slowdown"):
-        Limits(max_slowdown=True)
-
-
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
@@ -452,16 +446,6 @@ def test_an_option_means_the_same_in_every_command() -> None:
                 assert result == first, f"--{key} of {name} and of {command.name}"
 
 
-@pytest.mark.parametrize("text", ["1.2x", "1.2"])
-def test_a_speedup_stands_in_a_file_as_on_the_command_line(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("{}")
-    words = ["plan", str(tmp_path / "file"), *in_file(tmp_path, [f"faster: {text}"])]
-    assert command_line.run([*words, "--show-config"]) == 0
-    assert "faster: 1.2\n" in capsys.readouterr().out
-
-
 def test_a_share_above_one_is_read_again_as_it_was_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -479,7 +463,7 @@ def test_a_share_above_one_is_read_again_as_it_was_meant(
 
 
 @pytest.mark.parametrize("word", ["0", "all", "1.5"])
-@pytest.mark.parametrize("command", ["compare", "export", "evaluate", "generate"])
+@pytest.mark.parametrize("command", ["compare", "generate"])
 def test_threads_are_a_number_or_auto(
     command: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

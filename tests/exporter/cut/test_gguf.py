@@ -444,15 +444,6 @@ def test_what_is_no_gguf_file(tmp_path: Path, data: bytes, code: str) -> None:
         read_model(path)
 
 
-@pytest.mark.parametrize("kind", [13, 200, 9])
-def test_values_of_unknown_types(tmp_path: Path, kind: int) -> None:
-    data = TinyGguf.llama().data()
-    at = data.index(b"general.name") + len("general.name")
-    (tmp_path / "s.gguf").write_bytes(data[:at] + struct.pack("<I", kind) + data[at + 4 :])
-    with pytest.raises(GgufFileError):
-        read_model(tmp_path / "s.gguf")
-
-
 def with_length(path: Path, key: str, skipped: int, length: int) -> Path:
     """A file in which a string, or an array, is said to be so long."""
     data = TinyGguf.llama().data()

@@ -112,15 +112,6 @@ def test_shared_weights_and_renumbered_caches_are_verified_too(source: Path, tar
     assert report.kv_renumbering["present.2.value"] == "present.1.value"
 
 
-@pytest.mark.parametrize("spec", [
-    TinySpec(form="post_norm", cache=False), TinySpec(form="parallel"), TinySpec(fused=True),
-    TinySpec(mask_in_branch=True, past_from=2),
-])  # fmt: skip
-def test_other_forms_are_verified_too(spec: TinySpec, tmp_path: Path, target: Path) -> None:
-    report = prune_file(saved(tiny_model(spec), tmp_path), target, PLAN)
-    assert report.verification.runs == (2 if spec.cache else 1)
-
-
 def test_outputs_that_are_lost_are_caught(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,19 +157,6 @@ def test_places_that_are_taken_or_none_are_refused(
     assert contents(tmp_path) == before
     assert not (tmp_path / "o").exists()
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("plan", [
-    [PlannedDeletion(layer=9, kind="mlp")],
-    [PlannedDeletion(layer=n, kind="block") for n in range(3)],
-    [],
-])  # fmt: skip
-def test_a_plan_that_does_not_fit_leaves_no_trace(
-    source: Path, target: Path, plan: list[PlannedDeletion]
-) -> None:
-    with pytest.raises(SurgeryError):
-        prune_file(source, target, plan)
-    assert not target.parent.exists()
 
 
 @pytest.mark.parametrize("moment", ["write_files", "verify_candidate", "place"])
@@ -298,47 +276,6 @@ def test_a_failed_move_brings_all_back_from_two_file_systems(
         with pytest.raises(KeyboardInterrupt):
             cut(source, target, PLAN[:1], weights=weights, report_path=report_path)
         assert contents(tmp_path) == before
-
-
-def test_one_failing_step_back_does_not_stop_the_others(
-    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cut(source, target)
-    before = contents(target.parent)
-    exchange, taken_back = exchanging._exchange, record.take_back
-
-    def fails(staged: Path, final: Path) -> None:
-        if final.name == target.name:
-            raise OSError(errno.EIO, "Input/output error")
-        exchange(staged, final)
-
-    def fails_once(staged: Path, final: Path, **options: Any) -> None:
-        taken_back(staged, final, **options)
-        if final.name == "prune.json":
-            raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(exchanging, "_exchange", fails)
-    monkeypatch.setattr(record, "take_back", fails_once)
-    with raises(OnnxFileError, "write-failed", "Input/output error"):
-        cut(source, target, PLAN[:1])
-    assert contents(target.parent) == before
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_failure_while_folders_are_made_leaves_none(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    mkdir = Path.mkdir
-
-    def interrupted(self: Path, *arguments: Any, **options: Any) -> None:
-        mkdir(self, *arguments, **options)
-        if self.name == "new" and ".depthcut" in self.parts:
-            raise error
-
-    monkeypatch.setattr(Path, "mkdir", interrupted)
-    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OnnxFileError):
-        cut(source, tmp_path / "new" / "deep" / "m.onnx")
-    assert not (tmp_path / "new").exists()
 
 
 def test_a_second_cut_in_a_folder_has_a_report_of_its_own(source: Path, tmp_path: Path) -> None:

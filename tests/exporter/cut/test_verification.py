@@ -28,10 +28,9 @@ from exporter.cut.surgery import prune_file
 from exporter.cut.verify import compare_run, judge, with_exact_products
 from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.sessions import WidenedCopy, has_bfloat16, in_float32
+from exporter.engines.runners.sessions import has_bfloat16, in_float32
 from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, TooLittleMemoryError, VerificationError
-from exporter.option_types import size
 from exporter.report.sections.verdict import notices
 from exporter.report.terminal import comparison_title
 from graph_passes import ReplacementTensors, SublayerRef, testing
@@ -402,14 +401,6 @@ def test_the_command_takes_a_limit(
     assert "limit of 0.001 MB" in verification.method
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("8GB", 8 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2 << 30), ("0", 0), ("1.5k", 1500)],
-)
-def test_sizes_are_read(text: str, count: int) -> None:
-    assert size(text) == count
-
-
 NARROW = ir.DataType.BFLOAT16
 
 
@@ -432,15 +423,6 @@ def in_bfloat16(model: ir.Model) -> ir.Model:
 def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
     return saved(in_bfloat16(tiny_model(TinySpec())), tmp_path / "narrow")
-
-
-@pytest.mark.parametrize("beside", [True, False])
-def test_the_copy_stands_where_it_was_asked_for_and_goes(narrow: Path, beside: bool) -> None:
-    with WidenedCopy(narrow, beside=beside) as copy:
-        assert copy.is_file()
-        assert (copy.parent.parent == narrow.parent) is beside
-        place = copy.parent
-    assert not place.exists()
 
 
 TWO = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="mlp")]
@@ -508,20 +490,6 @@ def test_the_copy_in_float32_leaves_the_model_as_it_was(narrow: Path) -> None:
         np.testing.assert_array_equal(
             tensor.numpy(), value.const_value.numpy().astype(tensor.dtype.numpy())
         )
-
-
-def test_the_weights_count_in_float32_at_both_settings(
-    narrow: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verifying, "_OWN_BYTES", 0)
-    model = load_model(narrow)
-    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value]
-    total = sum(4 * tensor.size for tensor in weights if tensor.dtype == NARROW)
-    assert verifying._needed_by_the_thrifty(weights) > total
-    assert verifying._needed_in_full(weights) > 2 * total
-    wide = saved(tiny_model(), narrow.parent, "wide.onnx")
-    plain = [v.const_value for v in load_model(wide).graph.initializers.values() if v.const_value]
-    assert verifying._needed_by_the_thrifty(plain) < total
 
 
 def feed(runner: OnnxRuntimeRunner) -> dict[str, Any]:
