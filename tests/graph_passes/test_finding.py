@@ -442,9 +442,9 @@ def test_sublayers_are_told_by_their_operators(
     builder: type[_Builder], spec: TinySpec, expected: list[tuple[int, str]], runs: bool
 ) -> None:
     model = builder(spec, 0).build()
-    assert kinds(model) == expected
-    assert len(find_sites(model)) == len(expected)
-    for deletion in all_deletions(model):
+    sites = find_sites(model)
+    assert [(site.layer, site.kind) for site in sites] == expected
+    for deletion in all_deletions(model) if runs or expected == usual() else ():
         if runs:
             assert oracle_error(model, [deletion]) <= 1e-6
         elif expected == usual():

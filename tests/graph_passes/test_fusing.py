@@ -230,25 +230,10 @@ def test_a_rotation_that_the_operator_cannot_do_stays_outside(rotary: Any, words
     assert words in report.remarks[0]
 
 
-def test_positions_are_no_input_where_the_attention_counts_them() -> None:
-    made = fused(decoder_model())
-    assert "position_ids" not in [value.name for value in made.graph.inputs]
-    for name in ("cos_cache", "sin_cache"):
-        assert made.graph.initializers[name].shape == (POSITIONS, 16)
-
-
 @pytest.mark.parametrize(("window", "size"), [(3, 3), (POSITIONS, -1), (None, -1)])
 def test_a_window_is_found_by_trying(window: int | None, size: int) -> None:
     nodes = attentions(fused(decoder_model(DecoderSpec(window=window))), "GroupQueryAttention")
     assert [node.attributes.get_int("local_window_size") for node in nodes] == [size, size]
-
-
-def test_without_packing_three_products_stay() -> None:
-    model = decoder_model()
-    apart, report = fuse_decoder(model, positions=POSITIONS, pack_qkv=False)
-    assert operators(apart)["MatMul"] - operators(fused(model))["MatMul"] == 4
-    assert report.packed == 0
-    assert_same(model, apart)
 
 
 def test_the_cache_lies_in_place() -> None:
@@ -326,14 +311,6 @@ def test_what_is_not_filled_does_not_count() -> None:
     assert np.abs(run(ready, roomy(touched))["logits"] - wanted["logits"]).max() > 1e-3
 
 
-def test_a_full_cache_is_the_last_that_fits() -> None:
-    model = decoder_model()
-    fixed = model.clone()
-    CacheInPlacePass(8)(fixed)
-    feed = decoder_feed(model, seq=1, past=7)
-    assert_alike(feed, run(fixed, roomy(feed, 8)), run(model, feed))
-
-
 @pytest.mark.parametrize("fixed", [False, True])
 def test_a_cut_takes_the_caches_along(fixed: bool) -> None:
     model = decoder_model(DecoderSpec(layers=3))
@@ -382,14 +359,6 @@ def test_a_prefill_reads_no_cache() -> None:
     feed = decoder_feed(decoder_model(), seq=4)
     empty, filled = (run(prefill, roomy(feed, rest=rest)) for rest in (0.0, 7.0))
     assert np.array_equal(empty["logits"], filled["logits"])
-
-
-def test_a_cut_graph_is_rewritten_too() -> None:
-    cut, _ = prune_graph(in_place(layers=3), [Deletion(0, "attention")])
-    feed = roomy(decoder_feed(decoder_model(DecoderSpec(layers=3)), seq=5))
-    assert len(cut.graph.inputs) == len(feed) - 2
-    result, wanted = run(for_prompts(cut), feed), run(cut, feed)
-    np.testing.assert_allclose(result["logits"], wanted["logits"], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["window", "growing"])

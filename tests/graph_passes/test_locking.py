@@ -25,7 +25,7 @@ from graph_passes.files import locking
 from graph_passes.files.exchange import identity
 from graph_passes.files.locking import held, is_free
 from graph_passes.files.placing import finish_interrupted, home_of, staging, working
-from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
+from graph_passes.files.record import RECORD
 from tests.killed import contents, owned_by_another, pending, rests
 
 REPOSITORY = Path(locking.__file__).parents[2]
@@ -113,17 +113,6 @@ def test_a_block_within_a_block_is_the_same_writers(tmp_path: Path) -> None:
         assert kept.exists()
         assert not is_free(home_of(target))
     elsewhere(lambda: enter(target))
-    assert rests(tmp_path) == []
-
-
-def test_only_the_target_itself_is_held(tmp_path: Path) -> None:
-    """What another process makes for another target of the folder is not cleared away."""
-    with staging(tmp_path / "one") as one:
-        (one.folder / "half").write_text("half")
-        write(tmp_path / "m", "new")
-        assert (one.folder / "half").exists()
-        with pytest.raises(TargetInUseError):
-            elsewhere(lambda: enter(tmp_path / "one", wait_s=0))
     assert rests(tmp_path) == []
 
 
@@ -320,20 +309,6 @@ def finish(tmp_path: Path, *, refused: bool = True) -> None:
         assert contents(tmp_path) == before
     else:
         finish_interrupted(tmp_path / "out" / "m")
-
-
-def test_what_is_written_is_read(home: Path, tmp_path: Path) -> None:
-    root, report = home.parents[2], tmp_path / "reports" / "r"
-    several = ChangeRecord(
-        [Change(home / "new" / "m", root / "m", NUMBERS, None),
-         Change(home / "new" / "below" / "n", root / "below" / "n", [1], [2])],
-        [Removal(root / "gone", NUMBERS), Removal(root / "never", None)],
-    )  # fmt: skip
-    other = ChangeRecord([Change(home_of(report) / "new" / "r", report, NUMBERS, NUMBERS)], [])
-    for written in (several, other):  # the other's folder is named from the root on
-        written.write(home)
-        assert read_record(home) == written
-    assert sorted(path.name for path in home.iterdir()) == ["changing.json", "new"]
 
 
 def test_a_true_record_is_carried_out(home: Path, tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ def test_names_without_a_number_are_not_renumbered() -> None:
 # Nothing dead, nothing private
 
 
-@pytest.mark.parametrize("version", [4, 7, 8, 9, 10, 11, 12, 13])
+@pytest.mark.parametrize("version", [4, 10, 13])
 def test_the_ir_version_stays_and_the_runtime_takes_it(version: int) -> None:
     model = tiny("pre_norm")
     model.ir_version = version
@@ -438,7 +438,8 @@ def test_two_processes_write_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the seed of Python's hashes and the places of objects in memory."""
-    for name in SPECS:
+    names = [*SPECS][::3]
+    for name in names:
         save_model(tiny(name), tmp_path / "source" / f"{name}.onnx")
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     written = []
@@ -454,7 +455,7 @@ def test_two_processes_write_the_same_bytes(
             subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=folder, check=True)
         files = [path for path in folder.rglob("*") if path.is_file()]
         written.append({str(p.relative_to(folder)): p.read_bytes() for p in files})
-    assert len([name for name in written[0] if not name.endswith("USE.md")]) == 2 * len(SPECS)
+    assert len([name for name in written[0] if not name.endswith("USE.md")]) == 2 * len(names)
     assert written[0] == written[1]
 
 

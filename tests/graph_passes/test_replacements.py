@@ -155,33 +155,6 @@ def test_an_input_of_another_type_is_cast() -> None:
     assert oracle_error(model, deletions, numbers(model, deletions)) <= TOLERANCE
 
 
-def test_in_an_old_graph_new_weights_are_inputs_as_all_are() -> None:
-    model = tiny("pre_norm")
-    model.ir_version = 3
-    model.graph.inputs.extend(model.graph.initializers.values())
-    deletions = plan(("attention", 1, "linear"), ("mlp", 2, "bias"))
-    assert oracle_error(model, deletions, numbers(model, deletions)) <= TOLERANCE
-    pruned, _, _ = with_numbers(model, deletions)
-    assert set(pruned.graph.initializers) <= {value.name for value in pruned.graph.inputs}
-    again = prune_graph(pruned, plan(("mlp", 0, "none")))[1]
-    assert [(entry.kind, entry.layer) for entry in again.deleted] == [("mlp", 0)]
-
-
-def test_a_shape_is_not_declared_without_its_type() -> None:
-    """A linear map keeps the norm before it, of which something may ask for the shape."""
-    model = tiny("unannotated")
-    norm = next(v for v in model.graph.all_nodes() if v.op_type == "LayerNormalization").outputs[0]
-    shape = ir.node("Shape", [norm], name="shape")
-    shape.outputs[0].name, shape.outputs[0].type = "shape", ir.TensorType(ir.DataType.INT64)
-    model.graph.append(shape)
-    model.graph.outputs.append(shape.outputs[0])
-    deletions = plan(("attention", 0, "linear"))
-    pruned, _ = prune_graph(model, deletions, replacements=numbers(model, deletions))
-    values = {value.name: value for node in pruned.graph for value in node.outputs}
-    assert values[norm.name].shape is not None
-    assert [v.name for v in values.values() if v.shape is not None and v.type is None] == []
-
-
 @pytest.mark.parametrize("name", ["pre_norm", "norm_after", "parallel", "genai", "bert"])
 def test_the_oracle_catches_other_numbers(name: str) -> None:
     model = tiny(name)
