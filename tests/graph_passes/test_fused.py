@@ -13,7 +13,7 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.cut.surgery import prune_file
-from graph_passes import Deletion, SublayerRef, SurgeryError, prune_graph, save_model
+from graph_passes import Deletion, SublayerRef, prune_graph, save_model
 from graph_passes.finding.shapes import head_size
 from graph_passes.pipeline import graph_size
 from graph_passes.testing import masked_model
@@ -36,7 +36,6 @@ from tests.graph_passes.graph_support import (
     usual,
     value_of,
 )
-from tests.raising import raises
 
 # A plain norm and a fused one round differently. The largest logit is about 0.7.
 TOLERANCE = 1e-6
@@ -51,30 +50,6 @@ def skip_norms(model: ir.Model) -> list[ir.Node]:
 def first_of_gpt2(name: str, deletion: Deletion) -> bool:
     """The norm of GPT-2's embedding is fused as well, and can't be another's."""
     return FUSED[name].form == "gpt2" and deletion == Deletion(0, "attention")
-
-
-@pytest.mark.parametrize("name", [name for name in FUSED if "int4" not in name])
-def test_a_shape_is_inferred_before_sums_are_taken_apart(name: str) -> None:
-    """The logits depend on a branch's mere shape."""
-    model = tiny(name, layers=2)
-    site = next(site for site in sites_of(model) if site.kind == "mlp")
-    branch, head = value_of(model, site.branches[0]), model.graph.outputs[0].producer()
-    assert head is not None
-    shape = ir.node("Shape", [branch])
-    sizes = ir.node("Cast", shape.outputs, {"to": ir.DataType.FLOAT})
-    size = ir.node("ReduceSum", sizes.outputs, {"keepdims": 0})
-    scaled = ir.node("Mul", [head.inputs[0], size.outputs[0]])
-    model.graph.insert_before(head, [shape, sizes, size, scaled])
-    head.replace_input_with(0, scaled.outputs[0])
-    with raises(SurgeryError, "still-computed", "mlp 0", "Shape"):
-        prune_graph(model, [Deletion(0, "mlp")])
-    inner, weight = branch.producer().inputs  # type: ignore[union-attr]
-    assert inner is not None
-    assert weight is not None
-    assert weight.shape is not None
-    inner.type = ir.TensorType(ir.DataType.FLOAT)
-    inner.shape = ir.Shape(["batch", "seq", weight.shape[0]])
-    assert oracle_error(model, [Deletion(0, "mlp")]) < TOLERANCE
 
 
 # What stays fused

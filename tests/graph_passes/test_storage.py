@@ -17,7 +17,7 @@ from graph_passes import Deletion, OnnxFileError, prune_graph
 from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
 from graph_passes.files import storage, weight_file
 from graph_passes.files.hashing import sha256_file
-from graph_passes.files.storage import Weights, data_files, load_model, save_model
+from graph_passes.files.storage import data_files, load_model, save_model
 from graph_passes.files.weight_file import WeightWriter, read_bytes
 from tests.graph_passes.graph_support import feeds, largest_difference, run, session, text, tiny
 from tests.raising import raises
@@ -80,17 +80,6 @@ def test_share_points_into_the_original_of_the_same_folder(saved: Path, tmp_path
     with raises(OnnxFileError, "other-folder"):
         save_model(pruned, tmp_path / "elsewhere" / "pruned.onnx", "share")
     assert not (tmp_path / "elsewhere").exists()
-
-
-@pytest.mark.parametrize("weights", ["compact", "share"])
-def test_the_same_bytes_every_time(saved: Path, weights: Weights) -> None:
-    results = []
-    for name in ("one", "two"):
-        target = saved.parent / f"{name}.onnx"
-        save_model(prune_graph(load_model(saved), PLAN)[0], target, weights)
-        graph = target.read_bytes().replace(f"{name}.onnx".encode(), b"xxx.onnx")
-        results.append((graph, [file.read_bytes() for file in all_data_of(target)]))
-    assert results[0] == results[1]
 
 
 def test_a_result_never_overwrites_the_weights_it_comes_from(saved: Path) -> None:
@@ -335,15 +324,6 @@ def test_a_large_weight_stands_in_a_page_as_in_its_source(
     offsets = written(tmp_path, [stored(source, 5, 100, "small"), *large])
     assert offsets[0] == 0
     assert [offset % PAGE for offset in offsets[1:]] == [within_page] * 2
-
-
-def test_small_weights_stand_close_together_and_those_in_memory_are_written_too(
-    source: Path, tmp_path: Path
-) -> None:
-    array = np.frombuffer(noise(LARGE + 1, 1), np.uint8)
-    tensors = [stored(source, 100 * i, 100, str(i)) for i in range(4)]
-    offsets = written(tmp_path, [*tensors, ir.tensor(array, name="m")])
-    assert offsets == [0, 128, 256, 384, PAGE]
 
 
 def test_whole_pages_are_copied_apart_from_the_rest(

@@ -219,28 +219,6 @@ assert len(count) == 2
     models.run(body).assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "ini", "given", "budget_s"),
-    [
-        (("--depthcut-time-budget=7",), "", "", 7.0),
-        ((), "depthcut_time_budget = 8", "", 8.0),
-        (("--depthcut-time-budget=7",), "depthcut_time_budget = 8", "", 7.0),
-        (("--depthcut-time-budget=7",), "", "time_budget=9", 9.0),
-    ],
-)
-def test_the_time_budget_is_the_call_s_the_command_line_s_or_the_file_s(
-    models: Inner, arguments: tuple[str, ...], ini: str, given: str, budget_s: float
-) -> None:
-    models.pytester.makeini(f"[pytest]\n{ini}\n")
-    models.report(gate_row())
-    body = f"""
-count = request.getfixturevalue("count")
-depthcut.compare("base", "cand", {given})
-assert count[0][2].timing.time_budget_s == {budget_s}
-"""
-    models.run(body, *arguments).assert_outcomes(passed=1)
-
-
 def test_workers_beside_it_and_unknown_options_are_told(models: Inner) -> None:
     models.report(gate_row())
     body = """

@@ -19,11 +19,10 @@ from exporter.compare.answers import Embeddings
 from exporter.compare.evaluation import EvaluationTokens, questions
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
-from exporter.engines.decoding.generate import agreement, continuations, generate, open_decoder
+from exporter.engines.decoding.generate import agreement, continuations
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, TextSourceError
-from graph_passes import save_model
 from tests.compared import accuracy_of, encoder, encoders, language_model, language_models
 from tests.made_reports import as_markdown, as_page, as_text
 from tests.present import present
@@ -31,7 +30,6 @@ from tests.raising import ends_in, raises
 from tests.reading import Heard, in_file
 from tests.stand_in.decoders import Scripted
 from tests.text_graphs import WORDS, write_tokenizer
-from tests.tiny_graphs import TinySpec, tiny_model
 
 pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.usefixtures("no_timing")
@@ -242,22 +240,6 @@ def test_texts_agree_up_to_the_first_other_token(batch_size: int | None) -> None
     assert first.batches == {None: [3], 1: [1, 1, 1], 2: [2, 1]}[batch_size]
     texts = (continuations(arm, PROMPTS, new_tokens=3) for arm in (first, second))
     assert agreement(*texts).exact_match == pytest.approx(1 / 3, abs=1e-12)
-
-
-def test_a_runner_s_decoder_says_what_the_backend_s_own_says(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    save_model(tiny_model(TinySpec(layers=2)), path)
-    with open_decoder(path, threads=1) as decoder:
-        wanted = generate(decoder, [3, 1, 4], new_tokens=9).token_ids
-    with OnnxRuntimeRunner(path, threads=1) as runner, RunnerDecoder(runner) as decoder:
-        for _ in range(2):
-            assert generate(decoder, [3, 1, 4], new_tokens=9).token_ids == wanted
-    save_model(tiny_model(TinySpec(cache=False)), tmp_path / "encoder.onnx")
-    with (
-        OnnxRuntimeRunner(tmp_path / "encoder.onnx", threads=1) as runner,
-        raises(BackendError, "no-kv-cache"),
-    ):
-        RunnerDecoder(runner).__enter__()
 
 
 @pytest.mark.parametrize(("longest_cache", "generates"), [(126, False), (127, True)])

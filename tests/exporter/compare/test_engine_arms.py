@@ -234,14 +234,6 @@ def test_only_one_of_an_arm_s_runners_is_on_the_device() -> None:
     assert heard[:6] == ["+whole", "+cut", "-cut", "+cut's judge", "-cut's judge", "+cut"]
 
 
-def test_arms_that_give_enough_are_judged_as_they_are() -> None:
-    heard: list[str] = []
-    comparison = Comparison({name: arm(name, heard, judged=False) for name in "ab"})
-    with comparison.judging() as judges:
-        assert judges is comparison
-    assert heard == []
-
-
 @pytest.mark.parametrize(
     ("facts", "enough"),
     [

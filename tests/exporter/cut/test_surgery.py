@@ -190,23 +190,6 @@ def test_a_source_named_like_the_targets_data_stays(
     assert len(data_files(load_model(tmp_path / "x.onnx"))) == 1
 
 
-def test_the_report_and_the_weights_each_have_a_file(
-    source: Path, target: Path, tmp_path: Path
-) -> None:
-    """A report may have any name: that of the weights says what is in them."""
-    report_path = target.with_name("m.onnx.data")
-    for plan in (PLAN, PLAN[:1]):
-        report = cut(source, target, plan, report_path=report_path)
-        assert PruneReport.read(report_path) == report
-        assert names_in(target.parent) == [*NAMES, "m.onnx.data"]
-    call = ["prune", str(source), "-o", str(tmp_path / "c" / "m.onnx"), "--drop", "mlp:1"]
-    for _ in range(2):
-        report_path = tmp_path / "reports" / "cut.json"
-        assert command_line.run([*call, "--verify", "none", "--report", str(report_path)]) == 0
-        assert PruneReport.read(report_path).target == "m.onnx"
-        assert names_in(tmp_path / "c") == NAMES
-
-
 def test_data_that_another_model_shares_stays(source: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "o" / "b.onnx", tmp_path / "o" / "c.onnx"
     cut(source, first, PLAN[:1])

@@ -15,7 +15,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-import exporter.cli as command_line
 import graph_passes
 from exporter.artifacts import PlannedDeletion, PruneReport, Verification
 from exporter.artifacts.latency import Shape
@@ -40,7 +39,7 @@ from tests import tiny_graphs
 from tests.engine_support import SHORT
 from tests.llama_shaped import LlamaShape, write_llama
 from tests.raising import raises
-from tests.reading import data_of, in_file
+from tests.reading import data_of
 from tests.tiny_graphs import TinySpec, saved, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
@@ -384,21 +383,6 @@ def test_the_cheaper_setting_keeps_weights_out_of_memory(tmp_path: Path) -> None
     in_full, thrifty = taken
     assert in_full - thrifty > 0.6 * size
     assert thrifty < 0.7 * size  # what is imported on the way takes 45 MB
-
-
-def test_the_command_takes_a_limit(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = tmp_path / "o" / "m.onnx"
-    call = ["prune", str(source), "-o", str(target), "--drop", "mlp:1"]
-    for text in ("", "GB", "-1GB", "8 elephants", "1e9"):
-        assert command_line.run([*call, *in_file(tmp_path, [f"verify_limit: {text!r}"])]) == 2
-    assert command_line.run([*call, *in_file(tmp_path, ["verify_limit: 1 KB"])]) == 0
-    out, err = capsys.readouterr()
-    assert "verifying at a cheaper setting" in err
-    assert "oracle at the cheaper setting, max error" in out + err
-    verification = PruneReport.read(target.with_name("prune.json")).verification
-    assert "limit of 0.001 MB" in verification.method
 
 
 NARROW = ir.DataType.BFLOAT16

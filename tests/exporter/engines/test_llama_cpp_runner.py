@@ -21,7 +21,7 @@ from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
 from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import BackendError, GgufFileError, MissingDependencyError
 from exporter.models.gguf_model_files import gguf_facts, gguf_folder
-from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of, llama_library, said
+from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp
 from tests.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits
@@ -239,18 +239,6 @@ def test_without_llama_cpp(monkeypatch: pytest.MonkeyPatch, whole: Path) -> None
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with raises(MissingDependencyError, "", "llama_cpp", "depthcut[llama-cpp]"):
         LlamaCppRunner(whole, threads=1).__enter__()
-
-
-def test_a_failure_is_told_by_its_own_error(stand_in: LlamaCpp, whole: Path) -> None:
-    """Neither by a warning, nor by what was told of an earlier call."""
-    llama_library()
-    stand_in._log(3, b"a warning", None)
-    assert "a warning" in said()
-    stand_in._log(4, b"an error", None)
-    assert "an error" in said()
-    with LlamaCppRunner(whole, threads=1) as runner:
-        runner.run(call([[1, 2]]))
-        assert not said()
 
 
 def test_tokens_that_end_a_turn_end_a_text(tmp_path: Path) -> None:

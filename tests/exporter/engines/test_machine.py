@@ -83,21 +83,6 @@ def test_a_look_tells_what_was_taken_since_the_last(
     assert watch.look() == {"quota_cpus": 0.5, "quota_waiting_share": 0, "steal_share": None}
 
 
-@pytest.mark.parametrize(
-    "later",
-    [
-        {"group/cpu.stat": "throttled_usec 10"},  # the group was made anew
-        {"own": "0::/a", "group/a/cpu.max": "50000 100000",
-         "group/a/cpu.stat": "throttled_usec 9000000"},  # a stricter group counts for itself
-    ],
-)  # fmt: skip
-def test_counts_that_have_no_beginning_are_not_told(tell: Tell, later: dict[str, str]) -> None:
-    tell({"group/cpu.max": "100000 100000", "group/cpu.stat": "throttled_usec 100"})
-    watch = MachineWatch(2)
-    tell(later)
-    assert watch.look()["quota_waiting_share"] is None
-
-
 def states(count: int, **fields: float | bool | None) -> list[MachineState]:
     return [MachineState().model_copy(update=fields) for _ in range(count)]
 

@@ -66,18 +66,6 @@ def test_it_takes_and_gives_what_the_onnx_file_does(exported: Any, family: str) 
                 np.testing.assert_allclose(got[name], value, rtol=0, atol=TOLERANCE)
 
 
-def test_its_memory_is_moved_to_huge_pages_as_onnx_runtimes_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from exporter.engines.runners import pytorch
-
-    runner = torch_runner(family_loaded("llama"))
-    monkeypatch.setattr(pytorch, "move_to_huge_pages", lambda: 7)
-    assert runner.capabilities.huge_page_bytes == 0
-    with runner:
-        assert runner.capabilities.huge_page_bytes == 7
-
-
 def test_a_bound_call_runs_the_model_and_threads_are_given_back() -> None:
     import torch
 

@@ -20,7 +20,6 @@ from exporter.models.texts.pairs import (
     PairReader,
     Pairs,
     _own_targets,
-    paired_text,
     read_pairs,
     read_sound,
 )
@@ -376,19 +375,6 @@ def test_noise_is_no_larger_than_any_model_reads(told: Any) -> None:
     reader = reader_with({"num_mel_bins": 80, "max_source_positions": told})
     with raises(ModelSourceError, "odd-setting"):
         reader.sources(read_pairs("random", part="evaluation", sound=True), 1, part="evaluation")
-
-
-def test_a_model_s_own_targets_are_made_of_few_sources_at_once() -> None:
-    reader, given = reader_with({"num_mel_bins": 2, "max_source_positions": 3}), []
-
-    def generate(sources: Any) -> Any:
-        given.append(len(sources["input_features"]))
-        return np.full((given[-1], 4 + len(given)), 7)
-
-    noise = read_pairs("random", part="evaluation", sound=True)
-    text = paired_text(reader, noise, generate, number=10)
-    assert given == [4, 4, 2]
-    assert text.mask.sum(axis=1).tolist() == [5] * 4 + [6] * 4 + [7] * 2
 
 
 def test_the_likeliest_token_that_may_come_is_taken_until_each_has_ended() -> None:

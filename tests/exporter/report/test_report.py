@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +22,9 @@ from exporter.artifacts import (
     PlanParts,
     Speedup,
 )
-from exporter.cli.results import print_comparison
 from exporter.printable import significant
 from tests.made_reports import (
     as_markdown,
-    as_text,
     full_report,
     gate_report,
     gate_row,
@@ -212,29 +208,6 @@ def test_what_a_reader_must_know_is_told_where_it_is_so(
     assert ("erplexity goes" in text) == (name not in ("no perplexity", "nothing known"))
     assert "whole-arm:" not in text
     assert ("## Parity" in text) == (name != "nothing known")
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
-    report: ComparisonReport,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    terminal: bool,
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    print_comparison(report, tmp_path, as_json=False)
-    printed = capsys.readouterr().out
-    assert (as_text(report) in printed) != terminal
-    assert ("───" in printed) == terminal
-    assert "1.13x [1.11, 1.15]" in printed
-    assert printed.endswith(f"Report: {tmp_path / 'report.html'}\n")
-    assert as_text(report).startswith("Dropped ")
-    arms = report.arms.model_copy(update={"references": {"torch": report.arms.baseline}})
-    more = report.model_copy(update={"arms": arms, "plan": []})
-    assert as_text(more).startswith("No deletions on record.\nonnxruntime, ")
-    print_comparison(more, tmp_path, as_json=False)
-    assert "report.html (with more than the table: references)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
