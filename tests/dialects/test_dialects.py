@@ -20,7 +20,8 @@ from tests.dialects.registry import BY_NAME, DIALECTS, Dialect, Workshop
 
 TEXT = (Path(__file__).parents[2] / "graph_passes" / "docs" / "dialects.md").read_text()
 _TRACED = (f"torch dynamo, llama, {form}" for form in ("opset 20", "opset 24", "bf16"))
-LONG = {name: ["long"] for name in (*_TRACED, "dynamic int8, llama", "QDQ int8, llama")}
+_OTHERS = ("transformers OnnxExporter, llama", "dynamic int8, llama", "QDQ int8, llama")
+LONG = {name: ["long"] for name in (*_TRACED, *_OTHERS)}
 """Traced again by tests of the export itself, or quantised alike by those of graph_passes."""
 FEW = 2  # layers; the table has more, and they are alike
 TESTED = [

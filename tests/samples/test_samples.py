@@ -70,6 +70,7 @@ def test_the_demo_judges_on_sixteen_windows(config: str) -> None:
 
 @pytest.mark.torch
 @pytest.mark.genai
+@pytest.mark.long
 @pytest.mark.usefixtures("exports_once")
 def test_the_demo_puts_both_cuts_of_one_size_in_one_table(tmp_path: Path) -> None:
     write_llama_folder(tmp_path / "model")
@@ -294,6 +295,7 @@ def test_a_folder_is_written_for_vllm_which_keeps_the_first_attention(
 
 
 @pytest.mark.torch
+@pytest.mark.long
 @pytest.mark.usefixtures("exports_once")
 def test_the_corpus_is_searched_before_and_after_the_cut(tmp_path: Path) -> None:
     model, out = tmp_path / "model", tmp_path / "out"
@@ -322,6 +324,7 @@ def test_every_question_has_its_answer_among_the_texts() -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.long
 @pytest.mark.usefixtures("exports_once")
 def test_whisper_is_cut_and_transcribes(tmp_path: Path) -> None:
     pytest.importorskip("jiwer")

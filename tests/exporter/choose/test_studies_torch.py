@@ -357,13 +357,13 @@ def test_an_interrupted_measurement_goes_on(
             raise KeyboardInterrupt
         return measure(self, cut, others, progress)
 
-    monkeypatch.setattr(CutMeter, "measure_many", counted)
-    monkeypatch.setattr(meters, "_AT_ONCE", 1)
-    with pytest.raises(KeyboardInterrupt):
-        measured(kept=tmp_path, **asked)
-    again = measured(kept=tmp_path, **asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(CutMeter, "measure_many", counted)
+        patch.setattr(meters, "_AT_ONCE", 1)
+        with pytest.raises(KeyboardInterrupt):
+            measured(kept=tmp_path, **asked)
+        again = measured(kept=tmp_path, **asked)
     assert result == [[["attention"]], [["mlp"]], [["mlp"]]]
-    monkeypatch.undo()
     fresh = measured(**asked)
     # A batch's whole model is run once more where others are known: the same sums.
     for one, other in zip(again.cells, fresh.cells, strict=True):

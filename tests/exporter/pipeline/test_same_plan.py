@@ -142,7 +142,7 @@ def _numbers(path: Path) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=14, deadline=None, derandomize=True, database=None,
+    max_examples=7, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(*map(st.sampled_from, (ASKED, SEARCHES, HEALS, OTHERS)))
