@@ -16,7 +16,11 @@ import pytest
 _LARGEST_BYTES = 8 * 2**20
 _PLAIN = (bool, int, float, str, tuple, type(None))
 # Where a model was loaded from, how it began, and how it samples: nothing of that is traced.
-_UNSEEN = ("name_or_path", "_name_or_path", "initializer_range", "generation_config")
+_UNSEEN = (
+    *("name_or_path", "_name_or_path", "initializer_range", "generation_config"),
+    # What loading adds to a model that was made, of which modules and weights tell the same.
+    *("_use_kernels", "architectures", "dtype", "model_type", "transformers_version"),
+)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 

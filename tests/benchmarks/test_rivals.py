@@ -12,9 +12,8 @@ from exporter.choose.budgets.meters import searched_meter
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
-from tests.benchmarks.bench_rivals import _command, _parser
 from tests.benchmarks.rivals.choosing import shortgpt
-from tests.benchmarks.rivals.measuring import really_cut, speedup, structure
+from tests.benchmarks.rivals.measuring import really_cut, speedup
 from tests.benchmarks.rivals.methods import METHODS
 from tests.benchmarks.rivals.patching import (
     Moments,
@@ -32,7 +31,6 @@ from tests.benchmarks.rivals.work import (
     Workplace,
     between_layers,
     layer_states,
-    least_turning_span,
     span_distances,
 )
 from tests.tiny_models import hook_count, tiny_loaded
@@ -109,17 +107,6 @@ def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace
     assert _blocks(METHODS["blocks", "SLEB"](work, 2)) == sorted([first, second])
 
 
-@pytest.mark.parametrize("dropped", [1, 2, 4])
-def test_searches_and_scores_of_sublayers_drop_so_many_of_each_kind(
-    dropped: int, work: Workplace
-) -> None:
-    for unit in ("blocks", "attentions"):
-        for name in ("BlockPruner", "cosine", "ours"):
-            kinds = [kind for _, kind in METHODS[unit, name](work, dropped).cut]
-            assert kinds.count("attention") == dropped
-            assert kinds.count("mlp") == (dropped if unit == "blocks" else 0)
-
-
 def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace) -> None:
     """Prune&Comp folds it into the embedding and the products that write to the stream."""
     import torch
@@ -162,11 +149,6 @@ def test_a_rotation_is_orthonormal_with_entries_of_one_size(size: int) -> None:
     array = rotation_of(size)
     np.testing.assert_allclose(array @ array.T, np.eye(size), atol=1e-12)
     np.testing.assert_allclose(np.abs(array), size**-0.5)
-
-
-def test_a_size_without_a_rotation_is_refused() -> None:
-    with pytest.raises(ValueError, match="20"):
-        rotation_of(20)
 
 
 def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> None:
@@ -274,27 +256,3 @@ def test_what_is_timed_computes_the_cut_model(work: Workplace) -> None:
     torch.testing.assert_close(timed, expected)
     low, high = speedup(work.model, candidate, 2).ci95
     assert 0 < low <= high
-
-
-def test_models_are_of_one_structure_where_they_take_the_same_time(work: Workplace) -> None:
-    plain = {structure(method(work, 2)) for method in (shortgpt, prune_and_comp, replace_me)}
-    assert plain == {"2 attention, 2 mlp"}
-    others = {structure(linear_patch(work, 2)), structure(nbl(work, 2)), structure(nbl(work, 1))}
-    assert len(others | plain) == 4
-
-
-def test_the_last_layer_may_be_kept(work: Workplace) -> None:
-    weak = _weakened(LAYERS - 1, 1e-4)
-    assert least_turning_span(weak.model, work.text, 1) == LAYERS - 1
-    number = least_turning_span(weak.model, work.text, 1, last=False)
-    distances = span_distances(weak.model, work.text, 1)
-    assert number == 1 + int(distances[1:-1].argmin()) < LAYERS - 1
-
-
-def test_a_page_names_the_call_that_makes_it(tmp_path: Path) -> None:
-    texts = ["--calibrate", str(tmp_path / "texts" / "a"), "--keep", str(tmp_path)]
-    usual = _command(_parser().parse_args(texts))
-    assert usual == "DEPTHCUT_TEXTS=texts make rivals"
-    other = _command(_parser().parse_args([*texts, "--rounds", "7"]))
-    assert other == f"{usual} RIVALS='--rounds 7'"
-    assert str(tmp_path) not in usual + other

@@ -19,7 +19,7 @@ PAGES = ROOT / "exporter" / "docs"
 RUN = [ROOT / "README.md", *(PAGES / f"{name}.md" for name in ("exporting", "shipping", "reports"))]
 """Pages whose commands are run, one page after the other, in one folder, as the demo leaves it."""
 
-LAYERS = 6
+LAYERS = 4
 QUICK: dict[str, Any] = {
     "samples": 8, "sequence_length": 16, "batch_size": 8, "eval_tokens": 64,
     "eval_sequence_length": 16, "prefill": [8], "decode_past": [8], "rounds": 2, "threads": 1,

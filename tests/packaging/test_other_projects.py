@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -108,15 +107,6 @@ def test_one_with_code_is_enough_and_a_folder_without_hides_nothing(
     code, result = outcome(project, "test_gate.py")
     assert (code, "1 passed" in result) == (int(bool(left)), not left)
     assert all(f"The package {name} at" in result for name in left)
-
-
-def test_a_module_in_one_file_hides_it_too(project: Path) -> None:
-    for name in ("exporter", "graph_passes"):
-        shutil.rmtree(project / name)
-    (project / "exporter.py").write_text("")
-    code, result = outcome(project, "test_gate.py")
-    assert code == 1
-    assert f"The package exporter at {project / 'exporter.py'} hides" in result
 
 
 def test_the_command_says_so_too(project: Path, site: Path | None) -> None:

@@ -104,17 +104,6 @@ def test_the_comment_has_the_limits_and_the_baseline(tmp_path: Path) -> None:
     assert lines[1 : 1 + len(alone)] == alone
 
 
-def test_a_call_shows_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
-    left = [tmp_path / "results" / name for name in ("comment.md", "baseline.xml", "baseline.md")]
-    assert gate(tmp_path, gate_row()) == 0
-    for path in left:
-        path.write_text("earlier")
-    (tmp_path / "results" / "mine.txt").touch()
-    assert gate(tmp_path, gate_row()) == 0
-    assert all(not path.exists() or path.read_text() != "earlier" for path in left)
-    assert (tmp_path / "results" / "mine.txt").exists()
-
-
 def test_github_s_summary_has_each_check_once(tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
@@ -229,15 +218,6 @@ def test_a_comment_is_written_over_the_one_of_the_same_model(
     assert place in written
     assert f"body@{file}" in written or f"body=@{file}" in written
     assert not (tmp_path / "run").exists()
-
-
-def test_what_is_no_comment_is_not_written(tmp_path: Path) -> None:
-    log, file = stub(tmp_path, "gh"), tmp_path / "comment.md"
-    file.write_text("# anything\n")
-    env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **HOSTS["gh"]}
-    done = subprocess.run(["sh", SAMPLE / "comment.sh", file], env=env, check=False)
-    assert done.returncode == 2
-    assert not log.exists()
 
 
 def test_what_comments_runs_nothing_of_the_request_s_and_nothing_else_may_write() -> None:
@@ -494,15 +474,6 @@ def test_github_s_pull_request_accepts_nothing_and_gets_its_comment(checkout: Pa
     assert noted[0].startswith("gh run download 5 --name depthcut-report")
     assert "--method POST repos/o/r/issues/7/comments" in noted[-1]
     assert "body=@report/results/build/comment.md" in noted[-1]
-
-
-def test_a_target_without_the_script_gets_no_comment_and_no_failure(checkout: Path) -> None:
-    jobs, values = workflow("github.yml")["jobs"], github_values(checkout, main=False)
-    run_job(checkout, jobs["gate"], values)
-    (checkout / "ci" / "comment.sh").unlink()
-    codes, noted = run_job(checkout, jobs["comment"], values)
-    assert codes == {"Comment": 0}
-    assert len(noted) == 1
 
 
 def test_the_action_runs_for_several_reports(checkout: Path) -> None:

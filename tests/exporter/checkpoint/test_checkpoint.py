@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from exporter.artifacts import CalibrationRef, ImportanceReport, JudgedText, PruningPlan
+from exporter.artifacts import CalibrationRef, JudgedText, PruningPlan
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.plans import read_plan
 from exporter.checkpoint.model_card import CardSources, model_card
@@ -30,7 +30,6 @@ from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
 from tests.made_reports import full_importance, full_report
-from tests.made_tables import FIRST, write_scores
 from tests.raising import ends_in, raises, tells
 from tests.reading import Heard, lines_of, run_lines
 from tests.text_graphs import write_llama_folder
@@ -43,7 +42,6 @@ from tests.tiny_models import (
     ids_of,
     planned,
     random_replacements,
-    tiny_loaded,
 )
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
@@ -126,17 +124,6 @@ def test_transformers_refuses_gaps_and_our_loader_does_not(family: str, tmp_path
     assert sum(held.values()) == sum(whole.values()) - gone
     assert facts.before.bytes - facts.after.bytes == gone > 0
     assert not facts.plain
-
-
-def test_without_its_empty_weights_it_would_be_filled_at_random(tmp_path: Path) -> None:
-    """Why they are there: transformers loads such a folder and only logs what was missing."""
-    from safetensors.torch import load_file, save_file
-
-    _, wanted = written(tmp_path, GAPS)
-    path = tmp_path / "model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(path).items() if tensor.numel()}
-    save_file(kept, path, metadata={"format": "pt"})
-    assert not answer(plain(tmp_path)).equal(wanted)
 
 
 def test_the_config_says_it_in_others_words(tmp_path: Path) -> None:
@@ -302,18 +289,6 @@ def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
     assert report.environment.processor in text
 
 
-def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
-    facts, _ = written(tmp_path / "hf", BLOCK)
-    path = write_scores(tmp_path / "s.json", FIRST)
-    scores, lowest = ImportanceReport.read(path), "cosine, the lowest first (arXiv 2406.15786), on"
-    counted = PruningPlan(deletions=BLOCK, budget={"block": 1})
-    assert lowest in model_card(facts, CardSources(counted, scores))
-    searched = PruningPlan(deletions=BLOCK, budget={"block": 1, "search": "greedy"})
-    card = model_card(facts, CardSources(searched, scores))
-    assert "Importance: cosine, on" in card
-    assert lowest not in card
-
-
 def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> None:
     def text(source: str, **more: Any) -> CalibrationRef:
         result = {"samples": 3, "sequence_length": 4, "tokens": 1200, "sha256": "0" * 64, **more}
@@ -381,12 +356,6 @@ def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
     with raises(UsageError, "overwrites-input"):
         write_checkpoint(base, PruningPlan(deletions=BLOCK), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
-
-
-def test_a_plan_for_another_model_writes_nothing(tmp_path: Path) -> None:
-    with raises(PlanError, "layer-missing", 9):
-        written(tmp_path / "hf", planned(("mlp", 9, "none")))
-    assert not (tmp_path / "hf").exists()
 
 
 HEALED = planned(("attention", 0, "linear"), ("mlp", 1, "bias"), ("mlp", 2, "none"))
@@ -461,17 +430,6 @@ def test_what_no_module_reads_is_not_carried_on(plan: Any, tmp_path: Path) -> No
     save_file({**load_file(path), **old}, path, metadata={"format": "pt"})
     both(tmp_path, base, plan)
     assert tensors(tmp_path / "streamed") == tensors(tmp_path / "memory")
-
-
-def test_a_head_that_counts_the_layers_keeps_them(tmp_path: Path) -> None:
-    save_checkpoint(tiny_loaded("esm"), tmp_path / "base")
-    heard = Heard()
-    memory, streamed = both(tmp_path, tmp_path / "base", BLOCK, heard=heard)
-    assert streamed == memory
-    assert streamed.kept is None
-    lines = [line for line in heard.lines if "not with fewer layers" in line]
-    assert len(lines) == 2
-    assert not any(str(tmp_path) in line for line in lines)
 
 
 def test_it_is_written_in_the_models_own_dtype_or_another(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.damage import SIMILARITY, ClassDamage, Damage, EmbeddingDamage
 from exporter.models.texts.calibration import CalibrationText, calibration_text, mixed_text
-from exporter.progress import Quiet
 from exporter.score.options import ScoreOptions
 from exporter.score.scoring import score
 from tests.exporter.made_plans import made_planner
@@ -44,7 +42,6 @@ from exporter.models.tasks import EmbeddingReference  # noqa: E402
 LIMIT, FEWEST = 0.9, 36
 FLOORS = Floors(top1_agreement=LIMIT)
 ENOUGH: dict[str, Any] = {"judging": 2 * FEWEST, "fewest": FEWEST}
-PASSAGES: dict[str, Any] = {"passages": True, "sequence_length": 16}
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +134,6 @@ def test_more_images_never_refuse_what_fewer_heal(
     assert bool(texts.again) is again
 
 
-@pytest.mark.parametrize(("each", "holds"), [(25, False), (26, True)])
-def test_of_each_text_that_heals_some_are_fitted_on_and_choose(
-    images: Any, each: int, holds: bool, tmp_path: Path
-) -> None:
-    specs = [str(write_images(tmp_path / str(n), each, seed=100 * n)) for n in range(2)]
-    runs = TrialRuns(images, folding(*specs), FLOORS, tmp_path / FOLDER)
-    texts = healing_texts(images, folding(*specs), **ENOUGH)
-    assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
-    if holds:
-        assert len(runs.judging.input_ids) >= FEWEST
-        return
-    with raises(PlanError, "too-few-to-show", "--heal-calibration"):
-        _ = runs.texts
-
-
 def test_no_more_images_are_asked_for_than_are_ever_read(
     images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,39 +185,6 @@ def test_what_judges_is_none_of_what_was_used(images: Any, tmp_path: Path) -> No
     parts = [used, text_behind(images, used)]
     sizes = [len(text_beyond(images, parts[:n], 99).input_ids) for n in (2, 1)]
     assert sizes == [43 - 16, 43 - 8 + 16 - 8]
-
-
-@pytest.mark.parametrize(("paragraphs", "said"), [(150, "stretches"), (3, "one document"), (0, "")])
-def test_texts_that_have_too_few_documents_are_told_of(
-    paragraphs: int, said: str, tmp_path: Path
-) -> None:
-    class Heard(Quiet):
-        def say(self, message: str) -> None:
-            lines.append(message)
-
-        detail = say
-
-    lines, spec = list[str](), paragraphs_of(tmp_path, paragraphs or 150)
-    if not paragraphs:
-        parts = Path(spec).read_text().split("\n\n")
-        spec = str(tmp_path / "lines.jsonl")
-        Path(spec).write_text("\n".join(json.dumps({"text": part}) for part in parts))
-    text = calibration_text(classifier(3), spec, samples=4, progress=Heard(), **PASSAGES)
-    assert [said in line for line in lines if "document" in line] == [True] * bool(said)
-    assert len(set(text.documents)) > 1 or paragraphs == 3
-
-
-@pytest.mark.parametrize(("other", "shares"), [(12, None), (140, [30, 30])])
-def test_longer_texts_judge_in_place_of_shorter_ones(
-    other: int, shares: list[int] | None, tmp_path: Path
-) -> None:
-    loaded, specs = classifier(3), [paragraphs_of(tmp_path, n) for n in (150, other)]
-    used = mixed_text(loaded, specs, samples=8, **PASSAGES)
-    result = text_beyond(loaded, [used], 60)
-    assert len(result.input_ids) == 60
-    counts = [len(item.input_ids) for item in result.apart]
-    assert counts == shares or (shares is None and counts[0] > 30 > counts[1])
-    assert len(text_beyond(loaded, [used], 9999).input_ids) < 9999
 
 
 def test_as_many_are_counted_as_the_search_holds_out() -> None:

@@ -265,18 +265,6 @@ def test_a_plan_on_a_mixture_tells_of_each_text_apart(
     assert all(f"{item.text.source} " in result.words() for item in apart)
 
 
-def test_a_search_takes_as_much_of_each_text_that_is_named(
-    planner: Any, report: Any, words: str
-) -> None:
-    made = _reading(planner(Budget(attention=1), heal="bias", calibration=(words, "self")))
-    result = made.plan()
-    assert [ref.samples for ref in made.text.parts] == [report.calibration.samples] * 2
-    roles = result.plan.roles
-    assert all(len(refs) == 2 for refs in roles.values())
-    assert len({ref.ids_sha256 for refs in roles.values() for ref in refs}) == 8
-    assert len(result.healing.healing.calibration) == 2
-
-
 @pytest.mark.parametrize(("count", "is_short"), [(2600, False), (300, True)])
 def test_of_a_short_text_the_samples_that_are_searched_on_are_fitted_on_and_that_is_said(
     planner: Any, heard: Heard, tmp_path: Path, count: int, is_short: bool
@@ -316,20 +304,6 @@ def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
     searched = QualityCheck(meter_here(made.loaded, made.texts.searched))
     healed, dropped = (searched.damage_of(item.branch_replacements).kl for item in (result, bare))
     assert healed < dropped
-
-
-def test_all_of_several_budgets_hold(planner: Any) -> None:
-    budget = Budget(target_speedup=1.1, at=AT, parameters=0.25, attention=1)
-    plan = planner(budget, "bias", stopwatch=MadeStopwatch()).plan().plan
-    assert plan.predicted["parameters"] <= 0.75 * plan.predicted["parameters_before"]
-    assert plan.predicted["speedup"] >= 1.1
-    assert sum(d.kind == "attention" for d in plan.deletions) >= 1
-
-
-def test_blocks_go_whole(planner: Any) -> None:
-    result = planner(Budget(block=1), heal="bias").plan()
-    assert [(d.kind, d.replacement) for d in result.plan.deletions] == [("block", "bias")]
-    assert len(result.branch_replacements) == 2
 
 
 def _short(made: Any, report: Any, samples: int) -> Any:

@@ -222,14 +222,6 @@ def test_two_goals_hold_together() -> None:
     assert alone.gain(attentions) < 2, "the second goal asks for nothing here"
 
 
-def test_no_plan_names_a_sublayer_twice_or_everything() -> None:
-    search, *_, unit = made_search(3, Floors(perplexity_increase="100000000%"))
-    assert len(names_in(search.solve([], unit).options)) == len(NAMES) - 1
-    for step, _ in search.path(unit, lambda _: False):
-        names = names_in(step.options)
-        assert len(names) == len(set(names)) < len(NAMES)
-
-
 def test_an_unreachable_goal_says_what_is_reachable() -> None:
     search, *_, options, unit = made_search(4)
     gains = [unit.of([option]) for option in options if option.replacement == "none"]
@@ -376,13 +368,6 @@ def test_each_greedy_step_is_the_best_there_is_and_is_told(seed: int) -> None:
         assert step.damage.kl == pytest.approx(values[names[-1]])
     assert [step.gain for step in steps] == [1, 2, 3, 4]
     assert all(str(step.option) in line for step, line in zip(steps, lines, strict=True))
-
-
-def test_the_objective_decides() -> None:
-    meter = made_meter(0, rise=-1.0)
-    lowest, highest = (end(NAMES, key=meter.alone.__getitem__) for end in (min, max))
-    assert chosen(meter, goal=1) == [lowest]
-    assert chosen(meter, goal=1, objective="perplexity") == [highest]
 
 
 @settings(max_examples=20)

@@ -70,7 +70,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("run") / "checkpoint-1000"
-    tiny_model("llama").save_pretrained(folder)
+    # Traced as the folder of the tests of the road.
+    form = {"max_position_embeddings": 128, "pad_token_id": None}
+    tiny_model("llama", **form).save_pretrained(folder)
     write_tokenizer(folder)
     PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(folder)
     return folder

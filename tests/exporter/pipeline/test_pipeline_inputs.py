@@ -152,7 +152,10 @@ def test_what_can_t_be_pooled_is_refused_before_it_is_scored(
     assert not (tmp_path / "out" / "importance.json").exists()
 
 
-@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize(
+    "head",
+    ["ForSequenceClassification", pytest.param("ForTokenClassification", marks=pytest.mark.long)],
+)
 def test_a_classifier_keeps_its_head_and_its_labels(
     exports_once: None, tmp_path: Path, head: str
 ) -> None:

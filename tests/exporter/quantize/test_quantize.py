@@ -273,18 +273,6 @@ def test_usual_blocks_are_taken(tied: Path, tmp_path: Path, block: int) -> None:
     assert (result.record.embedding_bits is None) == bool(left)
 
 
-def test_only_the_products_of_weights_are_found(tied: Path) -> None:
-    products = find_products(load_model(tied))
-    assert [(p.name, p.depth, p.width, p.head) for p in products.products] == [
-        ("up_node", WIDTH, INNER, False),
-        ("down_node", INNER, WIDTH, False),
-        ("head_node", WIDTH, VOCABULARY, True),
-    ]
-    assert products.table is not None
-    assert products.table.reads_same(products.products[-1])
-    assert not products.table.reads_same(products.products[0])
-
-
 def test_weights_that_were_rounded_before_are_kept() -> None:
     rng = np.random.default_rng(0)
     steps = rng.integers(0, 16, (6, 3, 32)).astype(np.float32)
@@ -368,19 +356,3 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
         y = runner.run({"x": x})["y"]
     wanted = x @ (meant(made["one"]) + meant(made["two"])).T
     np.testing.assert_allclose(y, wanted, rtol=0, atol=limit * np.abs(wanted).max())
-
-
-def test_whole_offsets_need_no_further_rows(tmp_path: Path) -> None:
-    quants, scales, offsets = random_blocks(4, 1)
-    whole = np.clip(np.round(offsets), 0, 15)
-    blocks, copies = with_whole_zero_points(Blocks(quants, scales, whole, 4), 4)
-    assert copies == 0
-    model = load_model(written(TWO_READERS, tmp_path / "model.onnx"))
-    weight = find_products(model).products[0].weight
-    middle = Blocks(quants, scales, np.full_like(whole, 8), 4)
-    with WeightWriter(tmp_path / "packed.data") as writer:
-        store = PackedWeights(model, writer)
-        assert store.store(blocks, weight).zeros is not None
-        stored = store.store(with_whole_zero_points(middle, 4)[0], weight)
-    assert stored.zeros is None
-    assert stored.quants.dtype == ir.DataType.UINT8

@@ -209,6 +209,7 @@ def test_silence_is_told_at_once() -> None:
         _refuse_silence("127.0.0.1:1")
 
 
+@pytest.mark.long
 def test_a_sweep_s_cell_runs_on_a_worker_and_comes_back(pool: Any, tmp_path: Path) -> None:
     # Refused before PyTorch is loaded: a failure is a cell's result, like any other.
     text = "models: [m]\nplans: [mlp:1, mlp:2]\n"

@@ -18,7 +18,6 @@ from exporter.errors import (
     OptionError,
     ScoringError,
     UnknownArchitectureError,
-    UsageError,
 )
 from exporter.models.residual_stream import LayerStates, first_tensor
 from exporter.progress import Quiet
@@ -227,32 +226,6 @@ def test_padding_does_not_count() -> None:
         assert max(abs(whole[name] - v) for name, v in _table(together, metric).items()) > 1e-4
 
 
-def test_the_last_real_token_is_the_last() -> None:
-    loaded, ids = tiny_loaded("gpt_neox"), random_text(1, 7).input_ids
-    right = made_text(np.pad(ids, ((0, 0), (0, 5))), np.arange(12)[None] < 7)
-    alone = _table(score_on(loaded, made_text(ids), metrics=["angular-last"]), "angular-last")
-    result = _table(score_on(loaded, right, metrics=["angular-last"]), "angular-last")
-    assert result == pytest.approx(alone, abs=1e-6)  # float32 rounding
-    unmasked = _table(
-        score_on(loaded, made_text(right.input_ids), metrics=["angular-last"]), "angular-last"
-    )
-    assert unmasked != pytest.approx(alone, abs=1e-3)
-    all_tokens = _table(score_on(loaded, right, metrics=["angular"]), "angular")
-    assert all_tokens != pytest.approx(alone, abs=1e-3)
-
-
-def test_a_branch_that_adds_nothing_is_redundant_by_all_that_look() -> None:
-    loaded = tiny_loaded("llama")
-    with torch.no_grad():
-        loaded.model.model.layers[1].self_attn.o_proj.weight.zero_()
-    report = score_on(loaded, random_text(), metrics=TEXT)
-    for metric in TEXT:
-        table = _table(report, metric)
-        # float32 rounding; a cosine of 1 minus that is an angle of its root.
-        assert table[1, "attention"] == pytest.approx(0, abs=2e-6 if metric in ANSWERS else 1e-9)
-        assert min(abs(table[0, "attention"]), abs(table[2, "attention"])) > 1e-3
-
-
 def test_depth_drops_the_deepest_first() -> None:
     table = _table(score_on(tiny_loaded("llama"), random_text(), metrics=["depth"]), "depth")
     assert table == {(layer, kind): 2.0 - layer for layer in range(3) for kind in KINDS}
@@ -391,27 +364,3 @@ def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
     assert len(report.scores) == 9
     path = report.write(tmp_path / "importance.json")
     assert ImportanceReport.read(path) == report
-
-
-@pytest.mark.parametrize("metric", ["relative-l2", "kl"])
-def test_activations_that_are_not_finite_are_named(metric: str) -> None:
-    loaded, text = tiny_loaded("llama"), random_text(5)
-    text.input_ids[text.input_ids == 63] = 62
-    text.input_ids[3, 4] = 63
-    with torch.no_grad():
-        loaded.model.model.embed_tokens.weight[63] = float("inf")
-    with raises(ScoringError, "not-finite", "attention", 0, 3):
-        score_on(loaded, text, metrics=[metric], batch_size=2)
-    assert hook_count(loaded.model) == 0
-
-
-def test_a_token_more_is_enough_to_be_scored() -> None:
-    loaded, padded = tiny_loaded("llama"), _text("padding")
-    padded.mask[1, 2] = True
-    assert score_on(loaded, padded).scores
-    short = made_text(random_text(3).input_ids[:, :2])
-    assert score_on(loaded, short, metrics=ANSWERS).scores
-    with pytest.raises(UsageError):
-        score_on(loaded, short, metrics=[])
-    _with(loaded.model, "nan")  # the stream is finite
-    assert score_on(loaded, short, metrics=["cosine"]).scores

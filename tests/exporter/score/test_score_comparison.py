@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from exporter.artifacts import (
     ScoreComparison,
 )
 from exporter.errors import ScoringError, UsageError
-from exporter.report.files import page as render
-from exporter.report.files import scores_document
 from exporter.score.comparison import compare_files
 from tests.made_tables import FIRST, SECOND, THIRD, scores_of, training, write_scores
 from tests.raising import ends_in, raises
@@ -185,31 +182,6 @@ def test_a_training_is_one_table_of_pairs_and_one_of_layers(
     assert f"| 2 | {FIRST[2]:.3f} | {SECOND[2]:.3f} | {THIRD[2]:.3f} |" in text
     assert command_line.run([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "score_comparison"
-
-
-def test_a_page_shades_scores_by_their_rank_among_all_files(tmp_path: Path) -> None:
-    files = [
-        write_scores(tmp_path / f"{n}.json", values, samples=n)
-        for n, values in ((4, FIRST), (8, SECOND), (16, THIRD))
-    ]
-    text = render(scores_document(compare_files(files)))
-    cells = re.findall(r'class="right shade(\d)">([^<]+)<', text)
-    attentions = cells[: len([*FIRST, *SECOND, *THIRD])]
-    assert len(cells) == 2 * len(attentions)  # and MLPs
-    in_order = [int(shade) for shade, _ in sorted(attentions, key=lambda cell: float(cell[1]))]
-    assert in_order == sorted(in_order)
-    assert {*in_order} == {0, 1, 2, 3, 4, 5}
-
-
-def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:
-    name = "<b>&\"'"
-    files = [
-        write_scores(tmp_path / f"{name}{n}.json", values, text=f"{name}.txt", samples=n)
-        for n, values in ((4, FIRST), (8, SECOND), (16, THIRD))
-    ]
-    text = render(scores_document(compare_files(files)))
-    assert "<b>" not in text
-    assert "&lt;b&gt;" in text
 
 
 def test_a_plan_by_another_metric(tmp_path: Path, path: Path) -> None:

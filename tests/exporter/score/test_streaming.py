@@ -264,24 +264,6 @@ def test_the_next_layer_is_read_meanwhile_and_no_other(
     expect_empty(meta)
 
 
-def test_an_interruption_does_not_wait_for_what_is_read_ahead(
-    llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    meta, fetch = load_meta(llama), ShardedWeights.fetch
-    ends: queue.Queue[bool] = queue.Queue()
-
-    def slow(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
-        if prefix == "model.layers.1":
-            ends.put(stop.wait(60))  # a disk that gives nothing
-        return fetch(self, prefix, stop)
-
-    monkeypatch.setattr(ShardedWeights, "fetch", slow)
-    with contextlib.closing(filled_in_turn(meta, LAYERS[:2])) as turns:
-        assert next(turns) == 0
-    assert ends.get_nowait(), "it was told to stop, and heard it"
-    expect_empty(meta)
-
-
 @pytest.fixture
 def call(llama: str, tmp_path: Path) -> Any:
     def made(name: str, *options: str) -> int:
