@@ -5,9 +5,7 @@ from __future__ import annotations
 from exporter.artifacts.accuracy import (
     CUT,
     Accuracy,
-    EmbeddingAgreement,
     EvaluationReport,
-    GenerationAgreement,
     Interval,
     PerplexityPair,
     SampleAnswer,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from exporter.artifacts.base import Artifact, Count, Length, Record
 
@@ -45,15 +44,6 @@ class SampleLosses(Record):
     candidate: list[float]
 
 
-class GenerationAgreement(Record):
-    """Greedy continuations of the same prompts by both arms, and the share that is the same."""
-
-    gone = frozenset({"new_tokens"})
-
-    prompts: Count
-    exact_match: float
-
-
 class TaskResult(Record):
     """A task's score of both arms on the same items.
 
@@ -69,23 +59,6 @@ class TaskResult(Record):
     difference: Interval
     source: str = ""
     higher_is_better: bool = True
-
-
-class EmbeddingAgreement(Record):
-    """Encoders: both arms' sentence embeddings of the same texts.
-
-    ``cosine`` is the mean over texts of the two arms' cosine, its interval Student's t over texts;
-    ``rank_agreement`` Spearman's correlation of all pairs' similarities in one arm with those in
-    the other, its interval a jackknife's over texts.
-    """
-
-    gone = frozenset({"texts"})
-
-    cosine: float
-    lowest_cosine: float
-    rank_agreement: float
-    cosine_interval: Interval | None = None
-    rank_interval: Interval | None = None
 
 
 CUT = " …"
@@ -125,13 +98,28 @@ class SampleAnswers(Record):
     left_out: str = ""
 
 
-Compared = Literal["tokens", "classes", "order"]
-"""Whose distributions a comparison held against each other."""
+Compared = Literal["tokens", "classes", "order", "images", "embeddings"]
+"""What a comparison held against each other: distributions, of images over classes, or vectors."""
+_PLACES_BEFORE = {
+    "log_perplexity_increase": ("intervals", "perplexity"),
+    "kl_interval": ("intervals", "kl_divergence"),
+    "top5_agreement": ("figures", "top5_agreement"),
+    "top1_interval": ("intervals", "top1_agreement"),
+    "embeddings.cosine": ("figures", "embedding_cosine"),
+    "embeddings.cosine_interval": ("intervals", "embedding_cosine"),
+    "embeddings.lowest_cosine": ("figures", "lowest_cosine"),
+    "embeddings.rank_agreement": ("figures", "rank_agreement"),
+    "embeddings.rank_interval": ("intervals", "rank_agreement"),
+    "generation.exact_match": ("figures", "exact_match"),
+}
+"""Where files of earlier versions have figures, and where they are now."""
 
 
 class Accuracy(Record):
     """How far the candidate's predictions are from the baseline's.
 
+    ``figures`` has those without a field of their own, by their keys; ``intervals`` those of all,
+    of what both arms have of the change of its logarithm. ``prompts`` were continued by both.
     ``other`` is of text of another domain that both models read, too.
     """
 
@@ -141,28 +129,41 @@ class Accuracy(Record):
     perplexity: PerplexityPair | None
     kl_divergence: float | None = None
     top1_agreement: float | None = None
-    images: Count | None = None
     compared: Compared = "tokens"
-    log_perplexity_increase: Interval | None = None
-    kl_interval: Interval | None = None
-    top1_interval: Interval | None = None
+    figures: dict[str, float] = Field(default_factory=dict)
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    prompts: Count | None = None
     sample_losses: SampleLosses | None = None
-    top5_agreement: float | None = None
-    generation: GenerationAgreement | None = None
     tasks: list[TaskResult] = Field(default_factory=list, max_length=1_000)
-    embeddings: EmbeddingAgreement | None = None
     other: Accuracy | None = None
     answers: SampleAnswers | None = None
 
-    @property
-    def text_name(self) -> str:
-        """Short: of a file without its folder."""
-        return Path(self.text_source).name
-
-    @property
-    def top5_of_images(self) -> float | None:
-        """The share of images whose five likeliest classes both arms agree on."""
-        return None if self.images is None else self.top5_agreement
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, content: Any) -> Any:
+        """They have a field for each figure and each interval."""
+        if not isinstance(content, dict):
+            return content
+        now = dict(content)
+        groups = {key: now.pop(key, None) for key in ("embeddings", "generation")}
+        before = {
+            f"{group}.{name}": value
+            for group, part in groups.items()
+            for name, value in (part.items() if isinstance(part, dict) else ())
+        } | {key: now.pop(key) for key in _PLACES_BEFORE if key in now}
+        if now.pop("images", None) is None:
+            before.pop("top5_agreement", None)
+        else:
+            now["compared"] = "images"
+        if "embeddings.cosine" in before:
+            now["compared"] = "embeddings"
+        places: dict[str, dict[str, Any]] = {}
+        for path, (group, key) in _PLACES_BEFORE.items():
+            if before.get(path) is not None:
+                places.setdefault(group, {})[key] = before[path]
+        if (prompts := before.get("generation.prompts")) is not None:
+            now["prompts"] = prompts
+        return {**places, **now}
 
 
 class TaskScore(Record):

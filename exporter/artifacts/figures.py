@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
 from exporter.option_types import Amount, Share
-from exporter.options import Options, dataclass, option, value_at
+from exporter.options import Options, dataclass, option
 from exporter.printable import counted, milliseconds, percent, relative_change, significant
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ class AnswerWords(NamedTuple):
 
     same: str  # what both arms have in common where they agree
     counted: str  # what the number of an evaluation text's tokens counts
+    compared: str
 
 
 ANSWERS: Mapping[Compared, AnswerWords] = {
-    "tokens": AnswerWords("top-1 token", "tokens"),
-    "classes": AnswerWords("top-1 class", "answers"),
-    "order": AnswerWords("order of two texts", "comparisons of two texts"),
+    "tokens": AnswerWords("top-1 token", "tokens", "tokens"),
+    "classes": AnswerWords("top-1 class", "answers", "answers"),
+    "order": AnswerWords("order of two texts", *("comparisons of two texts",) * 2),
+    "images": AnswerWords("top-1 class", "images", "answers"),
+    "embeddings": AnswerWords("embedding", "tokens", "embeddings"),
 }
 
 
@@ -82,6 +86,13 @@ class Reading(NamedTuple):
     def subject(self) -> str:
         """What it is of."""
         return self.place.subject.format(self.item)
+
+
+def _at(item: Any, path: str) -> Any:
+    """What stands there; None where nothing does."""
+    for name in path.split("."):
+        item = item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
+    return item
 
 
 def _change(ratio: float) -> str:
@@ -139,22 +150,18 @@ class Figure:
         if self.stands_in == "tasks":
             items = [] if accuracy is None else accuracy.tasks
         for item, place in product(items, self.places):
-            if (value := value_at(item, place.value)) is not None:
-                before = value_at(item, place.before) if place.before else None
-                interval = value_at(item, place.interval) if place.interval else None
-                yield Reading(place, item, value, before, interval)
+            if (value := _at(item, place.value)) is not None:
+                yield Reading(
+                    place, item, value, _at(item, place.before), _at(item, place.interval)
+                )
 
     def words(self, name: str, accuracy: Accuracy | None) -> str:
         """One of its names, of what an accuracy has."""
-        kind: Compared = "tokens"
-        other = prompts = None
-        if accuracy is not None:
-            kind = "classes" if accuracy.images is not None else accuracy.compared
-            other, prompts = accuracy.other, accuracy.generation
+        other = accuracy and accuracy.other
         return name.format(
-            same=ANSWERS[kind].same,
-            other=f"on {other.text_name}" if other else "second text",
-            prompts=counted(prompts.prompts, "prompt") if prompts else "",
+            same=ANSWERS[accuracy.compared if accuracy else "tokens"].same,
+            other=f"on {Path(other.text_source).name}" if other else "second text",
+            prompts=counted(accuracy.prompts or 0, "prompt") if accuracy else "",
         )
 
     @property
@@ -208,7 +215,7 @@ FIGURES = (
         Limit("max_perplexity_increase", NotNegative, "Limit for the rise of the perplexity.",
               0.01),
         (Place("perplexity.candidate", "evaluation text", "perplexity.baseline",
-               "log_perplexity_increase", "accuracy: perplexity"),),
+               "intervals.perplexity", "accuracy: perplexity"),),
         row_name="perplexity", brief="perplexity", column="perplexity",
         narrowed_by=_TEXT,
         sentence="perplexity goes from {before} to {value} ({change})",
@@ -219,14 +226,14 @@ FIGURES = (
     Figure(
         "other_perplexity",
         places=(Place("other.perplexity.candidate", "", "other.perplexity.baseline",
-                      "other.log_perplexity_increase"),),
+                      "other.intervals.perplexity"),),
         row_name="{other}", column="{other}",
     ),
     Figure(
         "kl_divergence",
         Limit("max_kl", _Nats, "Limit for the KL divergence from the unpruned model.",
               look={"metavar": "NATS"}),
-        (Place("kl_divergence", interval="kl_interval", ci="accuracy: kl-divergence"),),
+        (Place("kl_divergence", interval="intervals.kl_divergence", ci="accuracy: kl-divergence"),),
         name="KL divergence", row_name="KL divergence, nats", brief="KL, nats",
         column="KL divergence, nats",
         note="KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
@@ -239,38 +246,39 @@ FIGURES = (
         "top1_agreement",
         Limit("min_top1_agreement", _Part,
               "Minimum share of positions at which both models have the same top-1 token."),
-        (Place("top1_agreement", interval="top1_interval", ci="accuracy: top1-agreement"),),
+        (Place("top1_agreement", interval="intervals.top1_agreement",
+               ci="accuracy: top1-agreement"),),
         name="same top-1 token", row_name="same {same}", column="same {same}",
         ci_unit="%", ci_factor=100, higher_is_better=True,
         judged=percent, amount=percent, row=percent, needs=_DISTRIBUTIONS, **_OF_THE_CUT,
     ),
     Figure(
-        "top5_agreement", places=(Place("top5_of_images"),), row_name="same of top-5 classes",
-        row=percent,
+        "top5_agreement", places=(Place("figures.top5_agreement"),),
+        row_name="same of top-5 classes", row=percent,
     ),
     Figure(
-        "exact_match", places=(Place("generation.exact_match"),),
+        "exact_match", places=(Place("figures.exact_match"),),
         row_name="same continuation of {prompts}", column="same continuation", row=percent,
     ),
     Figure(
         "embedding_cosine",
         Limit("min_embedding_cosine", _Part,
               "Encoders: minimum cosine with the unpruned model's embeddings."),
-        (Place("embeddings.cosine", interval="embeddings.cosine_interval",
+        (Place("figures.embedding_cosine", interval="intervals.embedding_cosine",
                ci="accuracy: embedding-cosine"),),
         name="cosine of embeddings", row_name="cosine of embeddings, mean",
         column="cosine of embeddings", sentence="its embeddings keep a mean cosine of {value}",
         **_EMBEDDED,
     ),
     Figure(
-        "lowest_cosine", places=(Place("embeddings.lowest_cosine"),),
+        "lowest_cosine", places=(Place("figures.lowest_cosine"),),
         row_name="cosine of embeddings, lowest", row=_cosine,
     ),
     Figure(
         "rank_agreement",
         Limit("min_rank_agreement", _Part, f"{_RANKS} in the unpruned model.",
               look={"config_only": True}),
-        (Place("embeddings.rank_agreement", interval="embeddings.rank_interval",
+        (Place("figures.rank_agreement", interval="intervals.rank_agreement",
                ci="accuracy: rank-agreement"),),
         name="ranking of pairs, Spearman", row_name="same ranking of pairs, Spearman",
         may_be_nan=True, **_EMBEDDED,

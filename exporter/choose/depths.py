@@ -498,7 +498,7 @@ def _damage_of(accuracy: Accuracy) -> DepthDamage:
     assert top1 is not None
     return DepthDamage(
         perplexity_ratio=pair.candidate / pair.baseline,
-        perplexity_ratio_ci95=_ratios(accuracy.log_perplexity_increase),
+        perplexity_ratio_ci95=_ratios(accuracy.intervals.get("perplexity")),
         kl=kl,
         top1_agreement=top1,
     )

@@ -12,7 +12,6 @@ from scipy import stats
 
 from exporter.artifacts import (
     Accuracy,
-    EmbeddingAgreement,
     Interval,
     PerplexityPair,
     SampleLosses,
@@ -164,21 +163,20 @@ def accuracy_of(by_sample: Floats, source: str, sha256: str, clusters: Clusters 
     samples = dict(zip(COLUMNS, by_sample, strict=True))
     with np.errstate(invalid="ignore"):  # infinite losses give no interval
         increase = samples["candidate_loss"] - samples["baseline_loss"]
+    divergence_ends = mean_interval(samples["kl"], samples["positions"], clusters, positive=True)
+    intervals = {
+        "perplexity": mean_interval(increase, samples["predicted"], clusters),
+        "kl_divergence": clipped(divergence_ends, 0.0, math.inf),
+        "top1_agreement": share_interval(samples["top1"], samples["positions"], clusters),
+    }
     return Accuracy(
         text_source=source,
         text_sha256=sha256,
         tokens=int(count),
         perplexity=_perplexity(totals),
-        log_perplexity_increase=mean_interval(increase, samples["predicted"], clusters),
         kl_divergence=float(totals["kl"] / count),
-        kl_interval=clipped(
-            mean_interval(samples["kl"], samples["positions"], clusters, positive=True),
-            0.0,
-            math.inf,
-        ),
         top1_agreement=float(totals["top1"] / count),
-        top1_interval=share_interval(samples["top1"], samples["positions"], clusters),
-        top5_agreement=float(totals["top5"] / count),
+        intervals={key: one for key, one in intervals.items() if one is not None},
         sample_losses=_losses(samples, clusters),
     )
 
@@ -205,21 +203,29 @@ def _perplexity(totals: dict[str, np.float64]) -> PerplexityPair | None:
 
 def compare_embeddings(
     baseline: Floats, candidate: Floats, clusters: Clusters = None
-) -> EmbeddingAgreement:
-    """How near two arms' embeddings of the same texts are.
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """How near two arms' embeddings of the same texts are: figures and intervals by their keys.
+
+    Spearman's correlation is of all pairs' similarities in one arm with those in the other, its
+    interval a jackknife's over texts.
 
     baseline: of length 1, `[texts, size]`.
     """
     cosines = (baseline * candidate).sum(axis=1)
     similarities = baseline @ baseline.T, candidate @ candidate.T
     ranking = _rank_agreement(*similarities, np.arange(len(baseline)))
-    return EmbeddingAgreement(
-        cosine=float(cosines.mean()),
-        lowest_cosine=float(cosines.min()),
-        rank_agreement=ranking,
-        rank_interval=_rank_interval(*similarities, ranking, clusters),
-        cosine_interval=clipped(mean_interval(cosines, np.ones_like(cosines), clusters), -1.0, 1.0),
-    )
+    figures = {
+        "embedding_cosine": float(cosines.mean()),
+        "lowest_cosine": float(cosines.min()),
+        "rank_agreement": ranking,
+    }
+    intervals = {
+        "embedding_cosine": clipped(
+            mean_interval(cosines, np.ones_like(cosines), clusters), -1.0, 1.0
+        ),
+        "rank_agreement": _rank_interval(*similarities, ranking, clusters),
+    }
+    return figures, {key: one for key, one in intervals.items() if one is not None}
 
 
 def _rank_agreement(first: Floats, second: Floats, texts: NDArray[np.intp]) -> float:

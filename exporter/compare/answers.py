@@ -175,6 +175,10 @@ class Distributed(Answers):
             arms[name] = Distributions(answer[rows].astype(np.float64), targets, what)
         return [figures(arms[first], arms[second]).sum(axis=1) for first, second in pairs]
 
+    def _share(self, column: str, pair: Pair) -> float:
+        positions, hits = (self._sums[pair][COLUMNS.index(n)].sum() for n in ("positions", column))
+        return float(hits / positions)
+
     def accuracy(self, pair: Pair) -> Accuracy:
         """Divergence and agreement, and where there are targets a perplexity."""
         sums = self._sums.get(pair, np.zeros((len(COLUMNS), 0)))
@@ -238,10 +242,8 @@ class Tokens(Distributed):
             there = other.hold(runners, pairs, comparison.progress)
         generated = generation_agreements(comparison, self.drawn)
         for pair, accuracy in judgement.items():
-            more: dict[str, Any] = {"generation": generated.get(pair)}
-            if pair in there:
-                more["other"] = there[pair]
-            judgement[pair] = accuracy.model_copy(update=more)
+            more = {"other": there[pair]} if pair in there else {}
+            judgement[pair] = accuracy.model_copy(update=generated.get(pair, {}) | more)
         said = {"answers": sample_answers(comparison)}
         return {
             **judgement, comparison.pair: judgement[comparison.pair].model_copy(update=said)
@@ -270,7 +272,6 @@ class Classes(Distributed):
         words = f"classes of {len(drawn.ids)} {'texts' if drawn.types is None else 'pairs'} from"
         super().__init__(words, drawn.source, drawn.sha256, texts, documents)
         self._drawn, self._separate, self._orders = drawn, separate, orders
-        self._width = 0
 
     @classmethod
     def of(cls, comparison: Comparison, texts: TextSource) -> Self | None:
@@ -298,20 +299,12 @@ class Classes(Distributed):
         types = None if self._drawn.types is None else self._drawn.types[text]
         what = f"The {name}'s logits of text {text}"
         ids = self._drawn.ids[text]
-        rows = class_rows(runner, ids, what, types=types, separate=self._separate)
-        self._width = rows.shape[1]
-        return rows
+        return class_rows(runner, ids, what, types=types, separate=self._separate)
 
     def accuracy(self, pair: Pair) -> Accuracy:
-        """Of few classes without the five likeliest."""
+        """Of classes, or of the order of two texts."""
         compared = {"compared": "order" if self._orders else "classes"}
-        return without_five(super().accuracy(pair), self._width).model_copy(update=compared)
-
-
-def without_five(accuracy: Accuracy, classes: int) -> Accuracy:
-    """Five of five classes or fewer tell nothing."""
-    none = {"top5_agreement": None} if classes <= _FIVE else {}
-    return accuracy.model_copy(update=none)
+        return super().accuracy(pair).model_copy(update=compared)
 
 
 class Pictures(Distributed):
@@ -366,10 +359,11 @@ class Pictures(Distributed):
         return self._read[1]
 
     def accuracy(self, pair: Pair) -> Accuracy:
-        """Of few classes without the five likeliest."""
-        classes = self._rows[pair[0]][0].shape[1]
-        known = {"images": self.samples, "compared": "classes"}
-        return without_five(super().accuracy(pair), classes).model_copy(update=known)
+        """Of more than five classes with the share of the five likeliest that is the same."""
+        more: dict[str, Any] = {"compared": "images"}
+        if self._rows[pair[0]][0].shape[1] > _FIVE:
+            more["figures"] = {"top5_agreement": self._share("top5", pair)}
+        return super().accuracy(pair).model_copy(update=more)
 
     def tasks(self, comparison: Comparison) -> list[TaskResult]:
         """Both arms against the labels."""
@@ -473,12 +467,15 @@ class Embeddings(Answers):
     def accuracy(self, pair: Pair) -> Accuracy:
         """Cosines, and the ranking of pairs of texts."""
         first, second = (np.stack(self._vectors[name]) for name in pair)
+        figures, intervals = compare_embeddings(first, second, self.documents)
         return Accuracy(
             text_source=self.source,
             text_sha256=self.sha256,
             tokens=sum(map(len, self._drawn.ids)),
             perplexity=None,
-            embeddings=compare_embeddings(first, second, self.documents),
+            compared="embeddings",
+            figures=figures,
+            intervals=intervals,
         )
 
 

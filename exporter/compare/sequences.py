@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Accuracy, GenerationAgreement, TaskResult
+from exporter.artifacts import Accuracy, TaskResult
 from exporter.artifacts.base import RECORDINGS
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.stacks import Stacks
@@ -158,8 +158,8 @@ class Sequences(Distributed):
     def accuracy(self, pair: Pair) -> Accuracy:
         """With the share of answers that are the same."""
         same = [one == other for one, other in zip(*(self._said[n] for n in pair), strict=True)]
-        generation = GenerationAgreement(prompts=len(same), exact_match=float(np.mean(same)))
-        return super().accuracy(pair).model_copy(update={"generation": generation})
+        more = {"prompts": len(same), "figures": {"exact_match": float(np.mean(same))}}
+        return super().accuracy(pair).model_copy(update=more)
 
     def tasks(self, comparison: Comparison) -> list[TaskResult]:
         """The word error rate of recordings whose words are known."""

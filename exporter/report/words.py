@@ -76,7 +76,7 @@ def dropped_briefly(plan: Sequence[PlannedDeletion]) -> str:
 
 def read_by(report: ComparisonReport) -> Nouns:
     """What the models of a report read, as far as it tells."""
-    if report.accuracy is not None and report.accuracy.images is not None:
+    if report.accuracy is not None and report.accuracy.compared == "images":
         return IMAGES
     timed = {row.counts for row in report.latency}
     return next((nouns for nouns in (IMAGES, RECORDINGS) if nouns.parts in timed), TEXTS)

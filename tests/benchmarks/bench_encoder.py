@@ -100,7 +100,7 @@ class _Judge:
         cut = branch_replacements_of(plan.plan.deletions, plan.replacements, model)
         with branches_replaced(model, cut):
             vectors, gains = self._answers(model)
-        agreement, ones = compare_embeddings(self._whole[0], vectors), np.ones(len(gains))
+        (near, _), ones = compare_embeddings(self._whole[0], vectors), np.ones(len(gains))
         cosines = (self._whole[0] * vectors).sum(axis=1)
         mean = mean_interval(cosines, np.ones_like(cosines), clusters=self._drawn.documents)
         change = mean_interval(gains - self._whole[1], ones, clusters=self._topics)
@@ -108,8 +108,8 @@ class _Judge:
         assert change is not None
         print_row(
             path.name, plan.plan.describe(),
-            "{:.3f} [{:.3f}, {:.3f}]".format(agreement.cosine, *mean.ci95),
-            f"{agreement.lowest_cosine:.3f}", f"{agreement.rank_agreement:.3f}",
+            "{:.3f} [{:.3f}, {:.3f}]".format(near["embedding_cosine"], *mean.ci95),
+            f"{near['lowest_cosine']:.3f}", f"{near['rank_agreement']:.3f}",
             f"{gains.mean():.3f}", "{:+.3f} [{:+.3f}, {:+.3f}]".format(change.value, *change.ci95),
         )  # fmt: skip
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import GenerationAgreement
 from exporter.engines.build.engine_set import (
     find_builds,
     names_engines,
@@ -112,12 +111,6 @@ def continuations(
     stops = np.isin(tokens, list(stop_ids))
     after = np.cumsum(stops, axis=1) - stops > 0
     return np.where(after, _END, tokens)
-
-
-def agreement(baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> GenerationAgreement:
-    """Which of two arms' texts are the same, ``[prompts, new_tokens]`` each."""
-    same = (baseline == candidate).all(axis=1)
-    return GenerationAgreement(prompts=len(same), exact_match=float(same.mean()))
 
 
 def _tokens(

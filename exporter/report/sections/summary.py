@@ -158,7 +158,6 @@ IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "
     "likeliest, top5 of those whose class is among the five likeliest."
 )
-_IMAGES = ("images", "images")
 _INTERVALS = "In brackets: the 95 % interval over documents or samples, both models on the same."
 
 
@@ -179,9 +178,10 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
 
 
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
-    kind, of = ("text", ANSWERS[accuracy.compared].counted) if accuracy.images is None else _IMAGES
+    words = ANSWERS[accuracy.compared]
+    kind = "images" if accuracy.compared == "images" else "text"
     yield Note(
-        f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {of} "
+        f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {words.counted} "
         f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
     )
     yield from other_part(report.parts, accuracy.text_source)
@@ -190,11 +190,10 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             f"The second text: {other.text_source}, {other.tokens:,} tokens "
             f"(SHA-256 `{other.text_sha256[:12]}`)."
         )
-    compared = "embeddings" if accuracy.embeddings else ANSWERS[accuracy.compared].counted
     measured = {figure.key for figure in FIGURES if any(figure.readings(accuracy))}
     for figure in FIGURES:
         if figure.missing and figure.key not in measured:
-            yield Note(figure.missing.format(compared))
+            yield Note(figure.missing.format(words.compared))
     if (text := report.calibration) is None:
         yield Note(f"Which {kind} importance was measured on is not on record here.")
     else:
@@ -221,5 +220,5 @@ def _tasks(report: ComparisonReport, accuracy: Accuracy) -> Section | None:
     )
     sources = dict.fromkeys(f"{task.task}: {task.source}" for task in tasks if task.source)
     notes = [Note(f"{'; '.join(sources)}.", lead="Items from:")] if sources else []
-    first = [] if accuracy.images is None else [Note(IMAGES_NOTE)]
+    first = [Note(IMAGES_NOTE)] if accuracy.compared == "images" else []
     return Section("tasks", "Tasks", [*first, grid, note, *notes])

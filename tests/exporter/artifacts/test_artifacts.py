@@ -14,6 +14,7 @@ from pydantic import ValidationError
 import exporter
 from exporter.artifacts import (
     SCHEMA_VERSION,
+    Accuracy,
     Corner,
     HealedBranch,
     ImportanceReport,
@@ -218,6 +219,7 @@ _ESTIMATE = {"value": 0.1, "ci95": [0.0, 0.2]}
 _ROW = gate_row().model_dump()
 _CORNER = {"arm": "candidate", "pruned": True, "quantized": True}
 _RESULT = {"against_float": None, "perplexity": None}
+_ON_TEXT = {"text_source": "t", "text_sha256": "0", "tokens": 9, "perplexity": None}
 _CELL = made_cell("m", "a", "fp32").model_dump()
 
 
@@ -232,6 +234,19 @@ _CELL = made_cell("m", "a", "fp32").model_dump()
                   "other_log_perplexity_increase": _ESTIMATE},
          {**_CORNER, "figures": {"perplexity": 20.0, "other_perplexity": 30.0},
           "rises": {"perplexity": _ESTIMATE, "other_perplexity": _ESTIMATE}}),
+        (Accuracy, {**_ON_TEXT, "top5_agreement": 0.9, "images": None, "kl_interval": _ESTIMATE,
+                    "log_perplexity_increase": _ESTIMATE, "top1_interval": None,
+                    "generation": {"prompts": 8, "exact_match": 0.5, "new_tokens": 64},
+                    "embeddings": None},
+         {**_ON_TEXT, "prompts": 8, "figures": {"exact_match": 0.5},
+          "intervals": {"kl_divergence": _ESTIMATE, "perplexity": _ESTIMATE}}),
+        (Accuracy, {**_ON_TEXT, "top5_agreement": 0.9, "images": 64, "compared": "classes"},
+         {**_ON_TEXT, "compared": "images", "figures": {"top5_agreement": 0.9}}),
+        (Accuracy, {**_ON_TEXT, "embeddings": {
+            "cosine": 0.9, "lowest_cosine": 0.8, "rank_agreement": 0.7, "texts": 64,
+            "cosine_interval": _ESTIMATE, "rank_interval": None}},
+         {**_ON_TEXT, "compared": "embeddings", "intervals": {"embedding_cosine": _ESTIMATE},
+          "figures": {"embedding_cosine": 0.9, "lowest_cosine": 0.8, "rank_agreement": 0.7}}),
         (SweepCell, {**_CELL, "status": "done", "result": _RESULT}, _CELL),
         (SampleAnswer, {"prompt": "a", "baseline": {"text": "b", "ended": True},
                         "candidate": {"text": "c", "ended": False}},

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from exporter.artifacts import ComparisonReport, EmbeddingAgreement, Interval, TaskResult
+from exporter.artifacts import ComparisonReport, Interval, TaskResult
 from exporter.gate.gate import check
 from exporter.gate.limits import Limits
 from tests.made_reports import gate_accuracy, gate_report, gate_row, narrow
@@ -94,11 +94,9 @@ def task(name: str) -> TaskResult:
 def test_what_holds_passes_and_what_doesn_t_fails_with_the_numbers(
     inner: Inner, limits: str, told: str
 ) -> None:
-    near = EmbeddingAgreement(
-        cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9,
-        cosine_interval=narrow(0.95), rank_interval=narrow(0.9),
-    )  # fmt: skip
-    accuracy = gate_accuracy(tasks=[task("arc")], embeddings=near)
+    near = {"embedding_cosine": 0.95, "lowest_cosine": 0.9, "rank_agreement": 0.9}
+    accuracy = gate_accuracy(tasks=[task("arc")], figures=near)
+    accuracy.intervals.update({key: narrow(value) for key, value in near.items()})
     inner.report(SLOW if told else gate_row(), accuracy=accuracy)
     result = inner.run(f'depthcut.report("report.json").assert_limits({limits})')
     result.assert_outcomes(**{"failed" if told else "passed": 1})

@@ -19,7 +19,7 @@ from exporter.compare.answers import Embeddings
 from exporter.compare.evaluation import EvaluationTokens, questions
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
-from exporter.engines.decoding.generate import agreement, continuations
+from exporter.engines.decoding.generate import continuations
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, TextSourceError
@@ -180,7 +180,7 @@ def test_the_command_shows_them_in_every_form(
     assert run([*call, *in_file(tmp_path, keys)]) == 0
     report = ComparisonReport.read(tmp_path / "out" / "report.json")
     accuracy = present(report.accuracy)
-    assert present(accuracy.generation).prompts == 1
+    assert accuracy.prompts == 1
     (result,) = present(accuracy.answers).answers
     words = result.candidate.removesuffix(CUT).split()
     assert 0 < len(words) <= 3
@@ -234,12 +234,14 @@ def test_texts_agree_up_to_the_first_other_token(batch_size: int | None) -> None
         continuations(arm, PROMPTS, new_tokens=3, stop_ids={9}, batch_size=batch_size)
         for arm in (first, second)
     )
-    result = agreement(*texts)
-    assert result.exact_match == pytest.approx(2 / 3, abs=1e-12)  # after the 9 nothing counts
-    assert result.prompts == 3
+    first_texts, second_texts = texts
+    same = (first_texts == second_texts).all(axis=1)
+    assert same.tolist() == [True, False, True]  # after the 9 nothing counts
     assert first.batches == {None: [3], 1: [1, 1, 1], 2: [2, 1]}[batch_size]
-    texts = (continuations(arm, PROMPTS, new_tokens=3) for arm in (first, second))
-    assert agreement(*texts).exact_match == pytest.approx(1 / 3, abs=1e-12)
+    first_texts, second_texts = (
+        continuations(arm, PROMPTS, new_tokens=3) for arm in (first, second)
+    )
+    assert (first_texts == second_texts).all(axis=1).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(("longest_cache", "generates"), [(126, False), (127, True)])
@@ -252,7 +254,7 @@ def test_generation_beyond_what_a_runner_holds_is_left_out(
 
     monkeypatch.setattr(RunnerDecoder, "refuse_unfit", refuse)
     accuracy = accuracy_of(*language_models(tmp_path), options=SHORT)
-    assert (accuracy.generation is not None) == generates
+    assert (accuracy.prompts is not None) == generates
     assert accuracy.top1_agreement is not None
 
 
@@ -271,7 +273,7 @@ def test_what_would_be_compiled_for_each_length_is_not_asked(
     arms = language_models(tmp_path)
     accuracy = accuracy_of(*arms, options=SHORT)
     assert accuracy.kl_divergence is not None
-    assert accuracy.generation is None
+    assert accuracy.prompts is None
     (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
     tasks = QualityOptions(tasks=("mine",), task_data=tmp_path)
     with raises(ComparisonError, "recompiles") as caught:
@@ -291,12 +293,11 @@ def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
     accuracy = accuracy_of(first, second, options=SHORT)
     assert accuracy.text_source.startswith("pydoc (evaluation half")
     assert (accuracy.perplexity, accuracy.kl_divergence) == (None, None)
-    embeddings = present(accuracy.embeddings)
-    assert 0 < embeddings.lowest_cosine < embeddings.cosine < 1
-    assert 0 < embeddings.rank_agreement < 1
-    same = present(accuracy_of(first, first, options=SHORT).embeddings)
-    assert same.lowest_cosine == pytest.approx(1, abs=1e-12)
-    assert same.rank_agreement == pytest.approx(1, abs=1e-12)
+    near = accuracy.figures
+    assert 0 < near["lowest_cosine"] < near["embedding_cosine"] < 1
+    assert 0 < near["rank_agreement"] < 1
+    same = accuracy_of(first, first, options=SHORT).figures
+    assert same == dict.fromkeys(near, pytest.approx(1, abs=1e-12))
 
 
 def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
         ]
         pair: Any = dict(zip(PAIR, runners, strict=True))
         held = Embeddings(EvaluationTokens(texts, "t", "0")).hold(pair, [PAIR])
-        result = present(held[PAIR].embeddings)
+        result = held[PAIR]
         arms = [
             [one.run({"input_ids": ids[None]})["last_hidden_state"][0].mean(0) for ids in texts]
             for one in runners
@@ -317,10 +318,13 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
     with raises(ComparisonError, "text-too-short", 2):
         Embeddings(EvaluationTokens(texts[:2], "t", "0"))
     unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
-    assert result.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
+    assert result.figures["embedding_cosine"] == pytest.approx(
+        (unit[0] * unit[1]).sum(1).mean(), rel=1e-5
+    )
     pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]
-    assert result.rank_agreement == pytest.approx(stats.spearmanr(*pairs).statistic, rel=1e-9)
-    assert present(result.rank_interval).value == result.rank_agreement
+    ranking = result.figures["rank_agreement"]
+    assert ranking == pytest.approx(stats.spearmanr(*pairs).statistic, rel=1e-9)
+    assert result.intervals["rank_agreement"].value == ranking
 
 
 def test_the_interval_of_the_ranking_holds_that_of_other_texts_of_the_kind() -> None:
@@ -328,9 +332,9 @@ def test_the_interval_of_the_ranking_holds_that_of_other_texts_of_the_kind() -> 
     first = rng.standard_normal((400, 8))
     second = first + 0.5 * rng.standard_normal(first.shape)
     unit = [item / np.linalg.norm(item, axis=1, keepdims=True) for item in (first, second)]
-    wanted = compare_embeddings(*(item[:200] for item in unit)).rank_agreement
+    wanted = compare_embeddings(*(item[:200] for item in unit))[0]["rank_agreement"]
     intervals = [
-        present(compare_embeddings(*(item[n : n + 20] for item in unit)).rank_interval).ci95
+        compare_embeddings(*(item[n : n + 20] for item in unit))[1]["rank_agreement"].ci95
         for n in range(200, 400, 20)
     ]
     assert sum(low <= wanted <= high for low, high in intervals) >= 8

@@ -298,9 +298,9 @@ def test_a_candidate_without_any_attention_left_is_measured_but_continues_no_tex
 ) -> None:
     bare, heard = write_tiny_lm(tmp_path / "bare", layers=()), Heard()
     report = compare(judged[0], bare, OPTIONS, progress=heard)
-    assert present(report.accuracy).generation is None
+    assert present(report.accuracy).prompts is None
     assert [row.phase for row in report.latency] == ["prefill", "prefill", "decode"]
-    assert accuracy_of(*judged, options=OPTIONS, progress=heard).generation is not None
+    assert accuracy_of(*judged, options=OPTIONS, progress=heard).prompts is not None
     assert sum(line.startswith("generation: left out") for line in heard.lines) == 1
 
 
@@ -421,7 +421,7 @@ def test_a_backend_is_a_runner_and_a_row(
     assert min(row.baseline.samples_ms) > 0
     theirs, accuracy = present(usual.accuracy), present(ours.accuracy)
     assert accuracy.kl_divergence == pytest.approx(theirs.kl_divergence, rel=1e-3)
-    assert present(accuracy.generation).exact_match == present(theirs.generation).exact_match
+    assert accuracy.figures["exact_match"] == theirs.figures["exact_match"]
     assert list(usual.arms.references) == ["reference:baseline"]
     with raises(ComparisonError, "different-kinds"):
         compare(named[0], judged[1], QUICK)

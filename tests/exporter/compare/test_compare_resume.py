@@ -128,7 +128,7 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     assert kept == ["accuracy"]
     fresh = accuracy_of(*judged, options=options)
     assert fresh.tasks
-    assert fresh.generation is not None
+    assert fresh.prompts is not None
     assert present(fresh.answers).answers
     for name in (
         "answers.Answers.hold", "answers.generation_agreements", "answers.sample_answers",

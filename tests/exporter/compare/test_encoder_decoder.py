@@ -123,8 +123,7 @@ def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.torch
 def test_sources_without_targets_are_as_many_as_tokens_are_asked_for(models: Path) -> None:
     few, every = (
-        present(present(compared(models, eval_tokens=tokens).accuracy).generation).prompts
-        for tokens in (90, 8192)
+        present(compared(models, eval_tokens=tokens).accuracy).prompts for tokens in (90, 8192)
     )
     assert 0 < few < every == 9
 

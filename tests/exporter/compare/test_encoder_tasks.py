@@ -224,9 +224,8 @@ def test_as_many_texts_judge_a_classifier_as_a_limit_near_to_1_takes(
     source = TextSource("t", tuple(texts), "0" * 64, tuple((pair,) for pair in pairs * 2))
     accuracy = measure_accuracy(comparison, source).accuracy
     assert accuracy is not None
-    assert accuracy.top1_interval is not None
     assert accuracy.tokens == answers
-    assert accuracy.top1_interval.ci95[0] > 0.98
+    assert accuracy.intervals["top1_agreement"].ci95[0] > 0.98
 
 
 @pytest.mark.parametrize("label", ["fine", 2, -1])

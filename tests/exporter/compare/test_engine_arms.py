@@ -348,7 +348,7 @@ def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
     assert {row.clock for row in apart.latency} == {"device", "host"}
     first, second = (present(one.accuracy) for one in (report, apart))
     assert first.kl_divergence == second.kl_divergence
-    assert first.generation == second.generation
+    assert first.figures == second.figures
     with raises(DepthcutError, "out-of-memory", "batch"):  # one doesn't fit alone
         run_on_card(on_card, memory_bytes=WEIGHTS)
 

@@ -13,7 +13,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from exporter.artifacts import Accuracy
 from exporter.artifacts.latency import Shape
-from exporter.compare.agreement import class_rows
+from exporter.compare.agreement import COLUMNS, NO_TARGETS, class_rows
+from exporter.compare.agreement import figures as all_figures
 from exporter.compare.answers import Classes, Tokens, label_numbers, label_scores
 from exporter.compare.evaluation import EvaluationTokens, random_ids
 from exporter.compare.options import CompareOptions
@@ -22,6 +23,7 @@ from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec, make_inputs
 from exporter.errors import ComparisonError
+from exporter.models.ablation.damage import Distributions
 from graph_passes import Deletion, prune_graph, save_model
 from tests.present import present
 from tests.raising import raises
@@ -166,11 +168,15 @@ def test_other_vocabularies_and_no_tokens_are_refused(
 
 def test_five_likeliest_tokens_are_sets() -> None:
     first, second, ids = table(0), table(0) + table(1) / 2, tokens(samples=4, length=11)
-    accuracy = judged(first, second, ids)
+    arms = (
+        Distributions(log_softmax(arm[ids].reshape(-1, VOCABULARY), -1), NO_TARGETS, "arm")
+        for arm in (first, second)
+    )
+    differences = dict(zip(COLUMNS, all_figures(*arms), strict=True))
     best = [np.argsort(-arm[ids], axis=-1)[..., :5] for arm in (first, second)]
     shared = [len(set(a) & set(b)) / 5 for a, b in zip(*(b.reshape(-1, 5) for b in best))]  # noqa: B905
-    assert accuracy.top5_agreement == pytest.approx(np.mean(shared), rel=1e-12)
-    assert accuracy.top1_agreement < accuracy.top5_agreement < 1
+    assert differences["top5"] == pytest.approx(shared, rel=1e-12)
+    assert differences["top1"].mean() < np.mean(shared) < 1
 
 
 def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
@@ -178,11 +184,11 @@ def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
     ids = (np.arange(11) + np.arange(4)[:, None]) % VOCABULARY
     arms = peaked, peaked / 2 + table(1) / 50
     increase, back = (
-        present(judged(*pair, ids).log_perplexity_increase).ci95 for pair in (arms, arms[::-1])
+        judged(*pair, ids).intervals["perplexity"].ci95 for pair in (arms, arms[::-1])
     )
     assert increase[0] > 0 > back[1]
     alone = judged(*arms, ids[:1])
-    assert (alone.log_perplexity_increase, alone.kl_interval) == (None, None)
+    assert not alone.intervals
 
 
 def test_each_token_is_predicted_from_what_stands_before_it_in_its_sample(tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_each_token_is_predicted_from_what_stands_before_it_in_its_sample(tmp_pa
     targets = samples[:, 1:, None]
     losses = [-np.take_along_axis(log[:, :-1], targets, axis=2).mean() for log in logs]
     assert np.log(figures(accuracy)[:2]) == pytest.approx(losses, rel=1e-5)
-    increase = present(accuracy.log_perplexity_increase).value
+    increase = accuracy.intervals["perplexity"].value
     assert increase == pytest.approx(losses[1] - losses[0], rel=1e-3)
     kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
     assert (accuracy.tokens, accuracy.kl_divergence) == (48, pytest.approx(kl, rel=1e-4))
@@ -256,7 +262,7 @@ def test_divergence_and_agreement_over_the_rows_of_all_texts() -> None:
     assert accuracy.kl_divergence == pytest.approx(kl.mean())
     assert accuracy.top1_agreement == pytest.approx((whole.argmax(1) == cut.argmax(1)).mean())
     assert accuracy.tokens == 7
-    low, high = present(accuracy.kl_interval).ci95
+    low, high = accuracy.intervals["kl_divergence"].ci95
     assert low <= present(accuracy.kl_divergence) <= high
     same = of_classes(LOGITS, LOGITS)
     assert (same.kl_divergence, same.top1_agreement) == (0, 1)
@@ -309,15 +315,6 @@ def test_shares_of_right_images_among_one_and_five() -> None:
     assert set(label_scores(few, np.zeros(3, np.int64), "made").metrics) == {"top1"}
     with raises(ComparisonError, "labels-mismatch", 6, 5):
         label_scores(few, np.array([0, 6, 1]), "made")
-
-
-def test_the_five_likeliest_classes_are_held_against_each_other() -> None:
-    first, second = log_probabilities(6, 8), log_probabilities(6, 8)
-    fives = [[set(np.argsort(-row[0])[:5]) for row in arm] for arm in (first, second)]
-    shared = [len(one & two) / 5 for one, two in zip(*fives, strict=True)]
-    assert of_classes(first, second).top5_agreement == pytest.approx(np.mean(shared))
-    few = of_classes(*([item[:, :5] for item in arm] for arm in (first, second)))
-    assert few.top5_agreement is None
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_llama_cpp_is_an_arm(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_p
     accuracy = present(report.accuracy)
     assert accuracy.perplexity is not None
     assert present(accuracy.kl_divergence) > 0
-    assert accuracy.generation is not None
+    assert accuracy.prompts is not None
     assert key_of(report).backend == "llama.cpp"
     assert not stand_in.alive
 

@@ -17,7 +17,6 @@ from exporter.artifacts import (
     Arms,
     CheckReport,
     ComparisonReport,
-    EmbeddingAgreement,
     EngineCheck,
     Interval,
     PerplexityPair,
@@ -65,10 +64,10 @@ def judged(candidate: float = 20.0, arm: str = "cand", **figures: Any) -> Compar
 
 def embedded(cosine: float, ranks: float, reach: float | None = 0.001) -> dict[str, Any]:
     interval = None if reach is None or math.isnan(cosine) else narrow(cosine, reach)
-    agreement = EmbeddingAgreement(
-        cosine=cosine, lowest_cosine=0.9, rank_agreement=ranks, cosine_interval=interval,
-        rank_interval=None if math.isnan(ranks) else narrow(ranks),
-    )  # fmt: skip
+    agreement = {
+        "cosine": cosine, "lowest_cosine": 0.9, "rank_agreement": ranks,
+        "cosine_interval": interval, "rank_interval": None if math.isnan(ranks) else narrow(ranks),
+    }  # fmt: skip
     return {"embeddings": agreement}
 
 
@@ -322,17 +321,18 @@ SPOILT: list[tuple[ComparisonReport, tuple[Any, ...]]] = [
     (judged(perplexity=PerplexityPair(baseline=math.inf, candidate=math.inf)),
      ("unsound", "$.accuracy.perplexity.baseline")),
     *((judged(**changes), ("unsound", f"$.accuracy.{path}")) for changes, path in (
-        (embedded(math.nan, 1.0), "embeddings.cosine"),
-        ({"kl_interval": Interval(value=0.1, ci95=(math.nan, 0.2))}, "kl_interval.ci95[0]"),
+        (embedded(math.nan, 1.0), "figures.embedding_cosine"),
+        ({"kl_interval": Interval(value=0.1, ci95=(math.nan, 0.2))},
+         "intervals.kl_divergence.ci95[0]"),
         ({"tasks": [task(0.5, math.nan, 0.0)]}, "tasks[0].difference.ci95[0]"),
         ({"top1_agreement": math.nan}, "top1_agreement"),
     )),
     *((judged(**changes), ("unsound", f"$.accuracy.{path}")) for changes, path in (
-        ({"kl_interval": narrow(0.1)}, "kl_interval.value"),
-        ({"top1_agreement": 0.9}, "top1_interval.value"),
-        ({"log_perplexity_increase": narrow(0.0)}, "log_perplexity_increase.value"),
+        ({"kl_interval": narrow(0.1)}, "intervals.kl_divergence.value"),
+        ({"top1_agreement": 0.9}, "intervals.top1_agreement.value"),
+        ({"log_perplexity_increase": narrow(0.0)}, "intervals.perplexity.value"),
         ({"candidate": math.inf, "log_perplexity_increase": narrow(0.1)},
-         "log_perplexity_increase.value"),
+         "intervals.perplexity.value"),
         ({"tasks": [task(0.5, -0.2, 0.0).model_copy(update={"candidate": 0.6})]}, "tasks[0]"),
         ({"sample_losses": SampleLosses(tokens=[9], baseline=[9.0], candidate=[9.0])},
          "perplexity.baseline"),
@@ -424,10 +424,8 @@ def without(report: ComparisonReport, figure: Named) -> ComparisonReport:
         ("nodes", "graph"): {"nodes": 0},
     }
     gone: dict[str, dict[str, Any]] = {
-        "kl_divergence": {"kl_divergence": None, "kl_interval": None},
-        "top1_agreement": {"top1_agreement": None, "top1_interval": None},
-        "embedding_cosine": {"embeddings": None},
-        "rank_agreement": {"embeddings": None},
+        "embedding_cosine": {"figures": {}},
+        "rank_agreement": {"figures": {}},
         "task": {"tasks": []},
     }
     if quantity in ("time", "speedup"):

@@ -157,7 +157,7 @@ def test_each_graph_and_a_generation_are_timed_and_judged(whisper: tuple[Path, A
     assert accuracy.kl_divergence > 0
     assert 0 <= accuracy.top1_agreement < 1
     assert accuracy.perplexity.baseline > 1
-    assert accuracy.generation.prompts == 4
+    assert accuracy.prompts == 4
     errors = accuracy.tasks[0]
     assert (errors.metric, errors.items, errors.higher_is_better) == ("wer", 4, False)
     assert errors.difference.ci95[0] <= errors.difference.value <= errors.difference.ci95[1]

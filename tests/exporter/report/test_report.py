@@ -157,7 +157,7 @@ REMARKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "shortened": ({"left_out": ["a cache of 7 for 9"]}, ["**Not timed as asked:** a cache of 7"]),
     "intervals": (
         {"accuracy": ACCURACY.model_copy(
-            update={"kl_interval": Interval(value=0.631, ci95=(0.6, 0.7))}
+            update={"intervals": {"kl_divergence": Interval(value=0.631, ci95=(0.6, 0.7))}}
         )},
         ["In brackets: the 95 % interval"],
     ),

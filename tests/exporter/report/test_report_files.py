@@ -56,7 +56,8 @@ def bare(report: ComparisonReport) -> ComparisonReport:
 def with_perplexity(candidate: float, increase: Any, **more: Any) -> ComparisonReport:
     report = full_report()
     pair = PerplexityPair(baseline=16.0, candidate=candidate)
-    update = {"perplexity": pair, "log_perplexity_increase": increase, **more}
+    intervals = {} if increase is None else {"perplexity": increase}
+    update = {"perplexity": pair, "intervals": intervals, **more}
     accuracy = present(report.accuracy).model_copy(update=update)
     return report.model_copy(update={"accuracy": accuracy})
 
