@@ -16,60 +16,17 @@ from exporter.cut.options import CutOptions
 from exporter.engines.usage import stage_graph_use
 from exporter.errors import ArtifactError, SurgeryError, UsageError
 from exporter.files import refuse_overwriting, sha256_file, sha256_files
-from exporter.models.genai_config import (
-    CONFIG_FILE,
-    GenaiConfig,
-    companions,
-    config_target,
-    find_config,
-    rewritten,
-)
+from exporter.models.genai_config import CONFIG_FILE, GenaiConfig, config_target, find_config
 from exporter.models.sentence_folder import stage_companions
 from graph_passes.files import storage
 from graph_passes.files.kinds import ONNX, refuse_foreign
 from graph_passes.files.locations import real
-from graph_passes.types import PassReport
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 REPORT = "prune.json"
 _ELSEWHERE = "Name another file for the report (--report), or write the result to another folder."
-
-
-@dataclass(frozen=True)
-class GenaiResult:
-    """The config of onnxruntime-genai beside the source, and where the new one goes."""
-
-    config: GenaiConfig
-    target: Path
-    model: Path
-
-    @classmethod
-    def beside(cls, source: Path, target: Path) -> GenaiResult | None:
-        """Looks for a config that names the source; None where there is none."""
-        config = find_config(source)
-        return None if config is None else cls(config, config_target(source, target), target)
-
-    def text(self, original: ir.Model, passed: PassReport) -> str:
-        """The new config, for a cut that is done."""
-        names = [value.name or "" for value in original.graph.inputs]
-        gone = [name for entry in passed.deleted for name in entry.inputs_removed]
-        return rewritten(self.config, self.model.name, names, gone, passed.kv_renumbering)
-
-    def advice(self, own: Sequence[Path]) -> str:
-        """What is still to do before onnxruntime-genai runs the result."""
-        needed = companions(self.config, [*own, self.target])
-        if self.target.name != CONFIG_FILE:
-            others = ", ".join(needed)
-            more = f" beside copies of {others}" if others else ""
-            return (
-                f"onnxruntime-genai: {self.target.name} is the result's config; move it with the "
-                f"result to a folder of its own, as {CONFIG_FILE}{more}"
-            )
-        others = ", ".join(name for name in needed if not self.target.with_name(name).exists())
-        more = f"; it also needs {others} from {self.config.path.parent}" if others else ""
-        return f"onnxruntime-genai: {CONFIG_FILE} is rewritten for the result{more}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +38,7 @@ class PruneFiles:
     target: Path
     weights: Literal["compact", "share"]
     report: Path
-    genai: GenaiResult | None
+    genai: GenaiConfig | None  # beside the source; None: there is none, or it is left alone
     companions: bool = True
 
     @classmethod
@@ -97,7 +54,7 @@ class PruneFiles:
                     code="is-a-folder",
                 )
         report = options.report_path or _own_report(target)
-        genai = GenaiResult.beside(source, target) if options.genai_config == "rewrite" else None
+        genai = find_config(source) if options.genai_config == "rewrite" else None
         data = tuple(storage.data_files(model))
         files = cls(source, data, target, options.weights, report, genai, options.companions)
         files._refuse_overwriting(plan)
@@ -110,6 +67,22 @@ class PruneFiles:
     def all(self) -> list[Path]:
         """Every file but the config of onnxruntime-genai."""
         return [self.source, *self.data, self.target, self.report]
+
+    @property
+    def genai_target(self) -> Path | None:
+        """Where onnxruntime-genai's config of the result goes; None where it gets none."""
+        return config_target(self.source, self.target) if self.genai else None
+
+    @property
+    def genai_advice(self) -> str:
+        """What is still to do before onnxruntime-genai runs the result."""
+        config = self.genai_target
+        if config is None or config.name == CONFIG_FILE:
+            return f"onnxruntime-genai: {CONFIG_FILE} is rewritten for the result"
+        return (
+            f"onnxruntime-genai: {config.name} is the result's config; copy it with the result and "
+            f"its tokenizer to a folder of their own, as {CONFIG_FILE}"
+        )
 
     @property
     def stale_reports(self) -> list[Path]:
@@ -132,9 +105,9 @@ class PruneFiles:
         return [(staged, final) for staged, final in moves if final not in self.all]
 
     def _refuse_overwriting(self, plan: LoadedPlan) -> None:
-        targets = [self.target, self.report, *([self.genai.target] if self.genai else [])]
+        targets = [self.target, self.report, *filter(None, [self.genai_target])]
         sources = [self.source, *self.data, *plan.inputs]
-        sources += [self.genai.config.path] if self.genai else []
+        sources += [self.genai.path] if self.genai else []
         for target in targets:
             refuse_overwriting(target, sources)
         for one, other in itertools.combinations(targets, 2):

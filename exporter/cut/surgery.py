@@ -31,6 +31,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.prune_files import PruneFiles, SourceHashes
 from exporter.cut.verify import PrunedFile, UncutGraph, thrifty_because, verify_candidate
 from exporter.errors import MissingDependencyError, PlanError
+from exporter.models.genai_config import rewritten
 from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
 from exporter.optional import require
 from exporter.progress import QUIET, ByteCount, Progress
@@ -201,8 +202,8 @@ def _recount_form(pruned: ir.Model) -> None:
 
 def _publish(cut: _Cut) -> PruneReport:
     """Writes everything aside, has it verified, and puts it in its place, all or nothing."""
-    files, target, genai = cut.files, cut.files.target, cut.files.genai
-    config = genai.text(cut.model, cut.passed) if genai else ""
+    files, target, config = cut.files, cut.files.target, cut.files.genai_target
+    text = _genai_config(cut)
     try:
         with staging(target) as staged, _report_stage(files, staged) as report_stage:
             stage = staged.folder
@@ -212,10 +213,9 @@ def _publish(cut: _Cut) -> PruneReport:
             report = cut.report(graph, files.source.parent if files.shares_data else stage)
             moves = files.stage_companions(stage)
             moves += [(file, target.parent / file.name) for file in data]
-            if genai:
-                config_file = stage / genai.target.name
-                config_file.write_text(config, encoding="utf-8")
-                moves.append((config_file, genai.target))
+            if config is not None:
+                (stage / config.name).write_text(text, encoding="utf-8")
+                moves.append((stage / config.name, config))
             moves += files.stage_use(stage)
             moves.append((report.write(report_stage / files.report.name), files.report))
             moves.append((graph, target))
@@ -223,9 +223,18 @@ def _publish(cut: _Cut) -> PruneReport:
             staged.place(moves, [*stale, *files.stale_reports])
     except OSError as error:
         raise storage.write_error(target, error) from error
-    if genai:
-        cut.progress.say(genai.advice(files.all))
+    if config is not None:
+        cut.progress.say(files.genai_advice)
     return report
+
+
+def _genai_config(cut: _Cut) -> str:
+    """onnxruntime-genai's config for the result; empty where the source has none."""
+    if cut.files.genai is None:
+        return ""
+    names = [value.name or "" for value in cut.model.graph.inputs]
+    gone = [name for entry in cut.passed.deleted for name in entry.inputs_removed]
+    return rewritten(cut.files.genai, cut.files.target.name, names, gone, cut.passed.kv_renumbering)
 
 
 @contextlib.contextmanager

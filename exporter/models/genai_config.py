@@ -23,8 +23,6 @@ _DEFAULT_FORMATS = {
     "past_key_names": "past_key_values.%d.key",
     "past_value_names": "past_key_values.%d.value",
 }
-_NOT_READ = re.compile(r"\.onnx($|\.)|^(prune|genai_config)\.json$|\.md$")
-"""Files that the runtime does not look for by themselves."""
 _LAYERS = ("layers", "layer_ids")
 """What lists of layers' numbers are called."""
 
@@ -69,16 +67,11 @@ def find_config(source: Path) -> GenaiConfig | None:
 
 
 def config_target(source: Path, target: Path) -> Path:
-    """Where the new config goes: beside the result, under the runtime's name if that is free.
-
-    In the source's own folder that name is the source's; elsewhere another model may have it.
-    """
-    own, usual = target.with_name(f"{target.name}.{CONFIG_FILE}"), target.with_name(CONFIG_FILE)
-    if source.parent.resolve() == target.parent.resolve():
-        return own
-    names = {name for _, name in _file_names(_read(usual))} if usual.exists() else set()
-    taken = target.name not in names and any((usual.parent / name).exists() for name in names)
-    return own if taken else usual
+    """Where the new config goes: under the runtime's name, unless another model has that there."""
+    usual = target.with_name(CONFIG_FILE)
+    named = {name for _, name in _file_names(_read(usual))} if usual.exists() else {target.name}
+    free = source.parent.resolve() != target.parent.resolve() and target.name in named
+    return usual if free else target.with_name(f"{target.name}.{CONFIG_FILE}")
 
 
 def rewritten(
@@ -115,19 +108,6 @@ def rewritten(
         decoder.clear()
         decoder |= moved
     return json_text(content, indent=4)
-
-
-def companions(config: GenaiConfig, own: Iterable[Path]) -> list[str]:
-    """What else of the config's folder the runtime may need, tokenizer files for one."""
-    folder = config.path.parent
-    skipped = {path.name for path in own}
-    named = {name for _, name in _file_names(config.content)}
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and path.name not in skipped and not path.name.startswith(".")
-        if path.name in named or not _NOT_READ.search(path.name)
-    )
 
 
 def _layers(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from exporter.artifacts import PruningPlan
+from exporter.artifacts.base import nouns_of
 from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plan_figures import kind_of
 from exporter.artifacts.plans import is_foreign_plan, validate_plan
 from exporter.artifacts.servers import refuse_unheld
 from exporter.artifacts.store import FOLDER, key_hash
@@ -20,11 +24,12 @@ from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.engines.environment import default_threads, gpu_name, processor_name
-from exporter.errors import PlanError
+from exporter.errors import PlanError, UnmetGoalError
 from exporter.files import sha256_file
 from exporter.heal.healed import heal as heal_plan
 from exporter.heal.healed import heal_stacks
 from exporter.heal.plan_file import files_of, report_of
+from exporter.models.residual_stream import together_in
 from exporter.models.texts.pairs import PAIRS, scored_pairs
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, text_hashes
 from exporter.report.sections.healing import healing_words
@@ -201,3 +206,44 @@ def heal(run: Run, folder: Path) -> None:
     remove_tree(work)
     report = healed.report
     run.progress.say(f"heal: {healing_words(report.healing, report.reads)}")
+
+
+def refuse_useless(run: Run) -> None:
+    """Refuses a cut that ruins the model, where that was measured and no limit was asked for."""
+    budget, plan = run.request.drops.budget, run.plan.plan
+    if not run.request.refuses_useless or budget is None or budget.floors:
+        return
+    if not (lost := _ruin(plan, run)):
+        return
+    raise UnmetGoalError(
+        f"Without {plan.describe()} the model is useless: {lost}, on text of "
+        f"{', '.join(text.source for text in plan.judged_on[:1]) or 'the search'}.",
+        "Ask for less; without a number or a goal the largest cut is found that costs next to "
+        "nothing, or --allow-damage goes on.",
+        code="useless",
+    )
+
+
+_ERRORS = 2.5  # of a share on a few texts, which may stand for a useful one
+
+
+def _ruin(plan: PruningPlan, run: Run) -> str:
+    """What a cut costs, in words, where nobody would ship the model; else empty."""
+    figure = kind_of(plan.predicted).limited[0]
+    value = plan.predicted.get(figure.key)
+    if value is None or figure.loss(value) <= figure.loss(figure.useless):
+        return ""
+    several = ""
+    if figure.is_share:
+        several = nouns_of(type(run.choosing.model).__name__).several
+        texts: float = plan.judged_on[0].samples if plan.judged_on else 0
+        if together_in(run.choosing.model) > 1:
+            texts /= 2  # as many orders are seen
+        if not texts or value + _ERRORS * math.sqrt(value * (1 - value) / texts) >= figure.useless:
+            return ""
+    return figure.useless_words.format(
+        value=value,
+        factor=1 + figure.held(value),
+        limit=figure.useless,
+        several=several,
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from exporter.choose.budgets.settings import PlanSettings, idle_rule, usual_heal
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.options import USUAL_ROOM, ExporterName
-from exporter.heal.options import HealOptions
+from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.models.texts.self_text import SAMPLED
 from exporter.option_types import (
@@ -35,6 +36,7 @@ from exporter.options import (
     argument,
     dataclass,
     excludes,
+    is_given,
     only_with,
     option,
     part,
@@ -111,6 +113,30 @@ def _needs_weights(request: ExportRequest) -> bool:
     budget, search = request.drops.budget, request.search.search
     searches = search not in (None, "one-shot") or (budget is not None and not budget.only_counts)
     return searches or request.heal is not None
+
+
+def _of_one_graph(name: str, given: Callable[[ExportRequest], bool] | None = None) -> Rule:
+    """A rule: an encoder-decoder is not exported with it."""
+    is_said = given or partial(is_given, name=name)
+    return Rule(
+        (name,),
+        lambda request: request.in_stacks and is_said(request),
+        "{0} is for models of one graph. An encoder-decoder becomes three, and is healed on the "
+        "pairs that it is scored on, without a training.",
+        "Leave {0} out.",
+        "one-graph-option",
+    )
+
+
+def _trains(name: str, request: ExportRequest) -> bool:
+    heal = request.heal
+    return heal is not None and heal.kind == "auto" and is_given(heal, name)
+
+
+def _heals_otherwise(name: str, request: ExportRequest) -> bool:
+    """Whether healing is to take other texts than scoring."""
+    usual = getattr(request.score, name)
+    return is_given(request, f"heal.{name}") and value_at(request, f"heal.{name}") != usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +249,19 @@ class ExportRequest(Options):
     in_stacks: bool = False
 
     rules = (
+        *map(_of_one_graph, ("target", "pooling", "checkpoint", "also", "server", "stream")),
+        *map(_of_one_graph, ("quantize", "engines", "heal.check_text")),
+        _of_one_graph("exporter", lambda given: given.exporter == "optimum"),
+        # ONNX Runtime's CPU runs none.
+        _of_one_graph("load.dtype", lambda given: given.load.dtype == "bfloat16"),
+        *(
+            _of_one_graph(f"heal.{name}", partial(_heals_otherwise, name))
+            for name in ("calibration", "samples")
+        ),
+        *(
+            _of_one_graph(f"heal.{name}", partial(_trains, name))
+            for name in (*TRAINED, "replacements")
+        ),
         only_with("stream_dir", "stream"),
         Rule(
             ("stream",),

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from exporter.artifacts import ComparisonReport, PruneReport
-from exporter.artifacts.store import locked
+from exporter.artifacts import CalibrationRef, ComparisonReport, PruneReport
+from exporter.artifacts.store import FOLDER, locked
 from exporter.checkpoint.pruned_model import refuse_tokenless
 from exporter.checkpoint.streamed import layers_of
+from exporter.choose.budgets.planner import refuse_more_than_scores
+from exporter.compare.evaluation import questions
+from exporter.compare.kept import decided_on, evaluation_texts, read_source, refuse_deciding
+from exporter.compare.sequences import refuse_unread
+from exporter.compare.tasks.choosing import local_tasks
+from exporter.engines.build.libraries import LIBRARIES, cards_of, load, refuse_unbuildable
+from exporter.engines.runners.sessions import check_provider
+from exporter.errors import PlanError, UsageError
 from exporter.export.onnx_output import pooling_for
+from exporter.heal.healed import refuse_other_ways
+from exporter.models.loading.sources import classifies_images
+from exporter.models.model_folder import find_model
+from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.self_text import SAMPLED
+from exporter.models.texts.sources import PYDOC, Part, TextSource
+from exporter.optional import require
 from exporter.pipeline import planning, stages
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
-from exporter.pipeline.refusals import (
-    refuse_bad_options,
-    refuse_deciding_text,
-    refuse_foreign_results,
-    refuse_of_stacks,
-    refuse_too_large,
-    refuse_useless,
-    settled,
-)
-from exporter.pipeline.request import ExportRequest
+from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import (
     ARMS,
     CHECKPOINT,
@@ -30,10 +37,13 @@ from exporter.pipeline.run import (
     HEALING,
     MODEL,
     QUANTIZE,
+    QUANTIZED,
     Run,
     Stage,
 )
 from exporter.progress import QUIET, Progress
+from exporter.report.files import REPORTS
+from exporter.score.options import refuse_idle_of_pairs
 
 _SCORE = Stage(
     "score", stages.score_key, stages.score_sublayers, (MODEL,), lambda request: request.scored
@@ -119,7 +129,7 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
 
 
 def _walk(request: ExportRequest, progress: Progress) -> None:
-    refuse_bad_options(request)
+    check_request(request)
     with locked(request.out):
         run = _started(request, progress)
         for stage in order(run):
@@ -129,7 +139,7 @@ def _walk(request: ExportRequest, progress: Progress) -> None:
             if stage is _PLAN and run.given_plan is None:
                 planning.check_plan(run, run.chosen_plan)
             elif stage is _HEAL:
-                refuse_useless(run)
+                planning.refuse_useless(run)
             elif stage is _PRUNE:
                 run.free_model()  # before anything is built or timed
         for name in run.ledger.publish():
@@ -146,12 +156,10 @@ def order(run: Run) -> tuple[Stage, ...]:
 def _started(request: ExportRequest, progress: Progress) -> Run:
     run = Run(request, progress)
     if run.is_encoder_decoder:
-        refuse_of_stacks(request)
-        run = Run(settled(request, progress), progress)
+        run = Run(in_stacks(request, progress), progress)
     refuse_deciding_text(run)
     run.request = with_method(run.request, progress)
     refuse_foreign_results(run)
-    refuse_too_large(run)
     if request.checkpoint and not run.ledger.has(CHECKPOINT):
         refuse_tokenless(run.choosing.model)
         if request.stream:
@@ -159,3 +167,104 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
     if request.pooling and not run.ledger.has("export"):
         pooling_for(run.choosing)
     return run
+
+
+def check_request(request: ExportRequest) -> None:
+    """Looks whether this machine can do it, as far as that can be told without the model."""
+    request.check()
+    require("torch", extra="torch")
+    check_provider(request.compare.provider)
+    if request.engines is not None:
+        check_engines(request.engines)
+    local_tasks(request.compare.quality)
+    questions(request.compare.quality.prompts)
+    for path in request.also:
+        find_model(path)
+
+
+def check_engines(wanted: EngineRequest) -> None:
+    """Looks whether such engines can be built here."""
+    refuse_unbuildable(wanted.backend, wanted.settings.compute_capabilities)
+    cards_of(load(LIBRARIES[wanted.backend]), wanted.settings.compute_capabilities)
+
+
+def in_stacks(request: ExportRequest, progress: Progress) -> ExportRequest:
+    """The request for an encoder-decoder, where no kept weight is changed; it says so."""
+    request = replace(request, in_stacks=True)
+    if request.drops.budget is not None:
+        refuse_more_than_scores(request.drops.budget, request.search)
+    heal = request.heal
+    if heal is not None and heal.kind == "auto":
+        heal = replace(heal, kind="best", replacements="none")
+    elif heal is not None and heal.kind == "fold" and heal.replacements != "none":
+        heal = replace(heal, kind=heal.replacements, replacements="none")
+    if heal is not None:
+        refuse_other_ways(heal)
+    refuse_unread(request.compare)
+    refuse_idle_of_pairs(request.score, "sequence_length", "seed")
+    if heal != request.heal:
+        progress.say("heal: by biases and linear maps; kept weights stay as they are")
+    return replace(request, heal=heal)
+
+
+def refuse_deciding_text(run: Run) -> None:
+    """Refuses to judge on a text that scores, replacements, weights or the plan rest on."""
+    request, paired = run.request, run.is_encoder_decoder
+    heal, quantize = request.heal, request.quantize
+    images = not paired and classifies_images(request.source, **request.load.reading)
+    named = dict.fromkeys(request.score.calibration, "what importance would be measured on")
+    if heal is not None and not paired:
+        named |= dict.fromkeys(heal.calibration, "what the replacements would be fitted to")
+    if quantize is not None and quantize.needs_calibration:
+        named |= dict.fromkeys(quantize.calibration, "what the weights would be fitted to")
+
+    def read(spec: str, part: Part) -> TextSource:
+        if not paired:
+            return read_source(spec, part=part, images=images)
+        pairs = read_pairs(spec, part=part, sound=run.hears)
+        return TextSource(pairs.source, (), pairs.sha256)
+
+    if paired:
+        refuse_unread(request.compare, hears=run.hears)
+        noise = run.hears and request.compare.eval_text == PYDOC
+        if len(named) > 1 or noise or not request.compared:  # told later, or nothing is judged
+            return
+    known: dict[str, list[TextSource | CalibrationRef]] = {}
+    if run.given_plan is not None:
+        known |= {what: [*refs] for what, refs in decided_on(run.given_plan.plan.parts).items()}
+    for spec, what in named.items():
+        if paired or spec not in SAMPLED:
+            known.setdefault(what, []).append(read(spec, "calibration"))
+    if paired:
+        refuse_deciding([read(request.compare.eval_text, "evaluation")], known)
+    else:
+        evaluation_texts(request.compare, known, images=images)
+
+
+_RESULTS: tuple[str, ...] = (
+    "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
+)  # fmt: skip
+_OTHERS = (CHECKPOINT, HEALING, ENGINES, *QUANTIZED.values())
+
+
+def refuse_foreign_results(run: Run) -> None:
+    """Refuses to write over results that are none of ours, and over ours by a plan's numbers."""
+    request, given = run.request, run.given_plan
+    if given is not None and given.plan.replacements is not None:
+        name = Path(given.plan.replacements.path).parts[0]
+        if name in (*_RESULTS, *_OTHERS, FOLDER):
+            raise PlanError(
+                f"{given.path}: $.replacements.path: {name} is the name of a result in the output "
+                "folder.",
+                "Give the file of replacements another name, in the plan too.",
+                code="same-file",
+            )
+    wanted = (request.checkpoint, request.heal, request.engines, *[request.quantize] * 2)
+    others = (name for name, asks in zip(_OTHERS, wanted, strict=True) if asks)
+    for name in (*_RESULTS, *others):
+        if (request.out / name).exists() and not run.ledger.owns(name):
+            raise UsageError(
+                f"{request.out / name} is there and was not written by depthcut export.",
+                "Use another output folder.",
+                code="not-ours",
+            )

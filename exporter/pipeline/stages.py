@@ -14,6 +14,8 @@ from exporter.artifacts.stacks import Stacks
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import load_pruned
 from exporter.checkpoint.write import write_checkpoint
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.options import groups_of, refuse_number
 from exporter.compare.kept import forget
 from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
@@ -33,8 +35,8 @@ from exporter.models.graph_facts import read_facts
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.model_folder import GRAPHS, find_model
 from exporter.models.sentence_folder import longest_text
+from exporter.models.tasks import task_of
 from exporter.pipeline.quantizing import WRITTEN_ANEW
-from exporter.pipeline.refusals import hollow, refuse_foreign_goals
 from exporter.pipeline.run import (
     ARMS,
     CHECKPOINT,
@@ -68,10 +70,10 @@ def score_sublayers(run: Run, folder: Path) -> None:
     """Measures how redundant each sublayer is."""
     request = run.request
     if request.stream:
-        model, stream_dir = hollow(run.choosing), request.stream_dir
+        model, stream_dir = run.choosing, request.stream_dir
         report = score(model, request.score, stream_dir=stream_dir, progress=run.progress)
     else:
-        refuse_foreign_goals(run)
+        check_goals(request.drops.budget, run.choosing)
         if request.target == "portable":
             missing = find_spec("onnxruntime_genai") is None
             genai = " (with the extra genai)" if missing else ""
@@ -81,6 +83,16 @@ def score_sublayers(run: Run, folder: Path) -> None:
             )
         report = score(run.choosing, request.score, progress=run.progress)
     report.write(folder / "importance.json")
+
+
+def check_goals(budget: Budget | None, loaded: LoadedModel) -> None:
+    """Holds goals against the model before it is scored."""
+    if budget is None:
+        return
+    budget.floors.of_task(task_of(loaded.model))
+    for group, number in groups_of(budget.counts):
+        if number > (most := loaded.ref.num_layers * (2 if group == "joint" else 1)):
+            refuse_number(group, number, most, loaded.ref.source)
 
 
 def export_key(run: Run) -> Key:

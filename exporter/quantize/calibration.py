@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import make_inputs, whole_phase
 from exporter.errors import CalibrationError, QuantizationError, first_line
@@ -23,15 +22,9 @@ from exporter.models.model_folder import ModelFolder
 from exporter.models.residual_stream import ranks_pairs
 from exporter.models.texts.calibration import CalibrationText, joined, refuse_same
 from exporter.models.texts.images import ImageReader, of_pixels, read_images
-from exporter.models.texts.passages import (
-    LONGEST_PAIR,
-    drawn_pairs,
-    pack_pairs,
-    pack_tokens,
-    pairs_to_read,
-)
+from exporter.models.texts.passages import LONGEST_PAIR, Form, pairs_to_read, sampled
 from exporter.models.texts.samples import Batch
-from exporter.models.texts.sources import TextSource, read_texts
+from exporter.models.texts.sources import read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
@@ -39,7 +32,6 @@ from exporter.quantize.products import Product, Products, Quantised, find_produc
 from graph_passes.files.storage import load_model, write_files
 
 _SAMPLES, _LENGTH = 32, 512
-_LEAST_LENGTH = 16
 _TOKENIZER = "tokenizer.json"
 
 
@@ -64,27 +56,25 @@ def calibration_beside(
             code="no-tokenizer",
         )
     length = min(_LENGTH, folder.longest_sequence or _LENGTH)
-    texts = [read_texts(spec, part="calibration") for spec in specs]
     ranks = ranks_pairs(classes, folder.config.get("problem_type"))
-    of_pairs = [
-        classes is not None and pairs_to_read(text, scores_pairs=ranks, progress=progress)
-        for text in texts
-    ]
-    single = [text for text, paired in zip(texts, of_pairs, strict=True) if not paired]
-    most = math.ceil(_SAMPLES / len(texts))
-    packed = iter(_single_texts(TextModel.of(folder.onnx), single, length, most))
-    samples = [
-        _paired(folder, text, most * length) if paired else next(packed)
-        for text, paired in zip(texts, of_pairs, strict=True)
-    ]
-    for sample in samples:
+    tokenizer, samples = tokenizer_in(folder.tokenizer), list[CalibrationText]()
+    for spec in specs:
+        text, longest = read_texts(spec, part="calibration"), length
+        form: Form = "windows"
+        if classes is not None and pairs_to_read(text, scores_pairs=ranks, progress=progress):
+            form, longest = "pairs", min(LONGEST_PAIR, length)
+        most, units = length * math.ceil(_SAMPLES / len(specs)), text.units(longest)
+        sample = sampled(form, tokenizer, text, units, tokens=most, longest=longest)
+        padding = folder.config.get("pad_token_id")
+        if isinstance(padding, int):
+            sample = replace(sample, input_ids=np.where(sample.mask, sample.input_ids, padding))
         if sample.ref.tokens < length:
             raise CalibrationError(
-                f"{sample.ref.source} is too short to calibrate on: it gives fewer than "
-                f"{length} tokens.",
+                f"{spec} is too short to calibrate on: it gives fewer than {length} tokens.",
                 "Name a longer text, or take a scheme that needs none: --quantize int8.",
                 code="text-too-short",
             )
+        samples.append(sample)
     refuse_same(samples)
     return joined(samples)
 
@@ -99,37 +89,6 @@ def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText
         samples.append(of_pixels(pixels, folder.patches, images.source, images.sha256))
     refuse_same(samples)
     return joined(samples)
-
-
-def _paired(folder: ModelFolder, text: TextSource, tokens: int) -> CalibrationText:
-    """Pairs as a model's users have them encoded, padded at the end as its config says."""
-    assert folder.tokenizer is not None
-    longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
-    drawn = drawn_pairs(text, text.units(longest))
-    tokenizer = tokenizer_in(folder.tokenizer)
-    packed = pack_pairs(tokenizer, text, drawn, longest=longest, tokens=tokens)
-    padding = folder.config.get("pad_token_id")
-    if isinstance(padding, int):
-        packed = replace(packed, input_ids=np.where(packed.mask, packed.input_ids, padding))
-    return packed
-
-
-def _single_texts(
-    tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
-) -> list[CalibrationText]:
-    """Samples of each text, all of one length; short ones where one text is shorter than one."""
-    packed = []
-    for text in texts:
-        ids, documents = pack_tokens(
-            tokenizer.encode, text.units(length), sequence_length=length, max_samples=most
-        )
-        if not len(ids) and length > _LEAST_LENGTH:
-            shorter = most * length // _LEAST_LENGTH
-            return _single_texts(tokenizer, texts, _LEAST_LENGTH, shorter)
-        content = text.content.written()
-        sample = CalibrationText.unpadded(ids, text.source, text.sha256, documents, content)
-        packed.append(sample)
-    return packed
 
 
 def _feed(runner: OnnxRuntimeRunner, batch: Batch) -> dict[str, Any]:

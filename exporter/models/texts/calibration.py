@@ -24,19 +24,15 @@ from exporter.models.texts.images import image_samples, reads_images
 from exporter.models.texts.passages import (
     LONGEST_PAIR,
     LONGEST_PASSAGE,
-    drawn_pairs,
-    drawn_paragraphs,
-    pack_pairs,
-    pack_passages,
-    pack_tokens,
+    Form,
     pairs_to_read,
-    with_ends,
+    sampled,
 )
 from exporter.models.texts.samples import CalibrationText as CalibrationText
 from exporter.models.texts.samples import Sources
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, RANDOM, Part, TextSource, read_texts
-from exporter.models.texts.tokenizer import TextTokenizer, tokenizer_of
+from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
 
 DEFAULT_TOKENS = 10_000
@@ -84,23 +80,24 @@ def calibration_text(
         label = f"{spec} (text sampled by the model, seed {seed})"
         text = CalibrationText.unpadded(ids, label, sha256_bytes(ids.astype("<i8").tobytes()))
     else:
-        texts = read_texts(spec, part=part)
+        texts, longest = read_texts(spec, part=part), length
+        form: Form = "windows"
         if _reads_pairs(loaded, texts, progress):
-            pack, longest = _pairs, min(length, LONGEST_PAIR)
+            form, longest = "pairs", min(length, LONGEST_PAIR)
         elif passages:
-            pack, longest = _paragraphs, min(length, LONGEST_PASSAGE)
-        else:
-            pack, longest = _packed, length
+            form, longest = "paragraphs", min(length, LONGEST_PASSAGE)
         units = _units(texts, longest, apart_from, progress)
         with quiet_transformers():
-            text = pack(tokenizer_of(loaded), texts, units, wanted * length, longest)
+            text = sampled(
+                form, tokenizer_of(loaded), texts, units, tokens=wanted * length, longest=longest
+            )
         if not len(text.input_ids) and any(units.parts):
             raise CalibrationError(
                 f"{texts.source} gives fewer tokens than one sample takes ({longest}).",
                 "Give a longer text, or ask for a shorter --sequence-length.",
                 code="too-few-tokens",
             )
-        if pack is not _packed:
+        if form != "windows":
             check_text(loaded, text.input_ids, text.mask)
             return text
     check_text(loaded, text.input_ids, text.mask)
@@ -176,54 +173,11 @@ def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
     return length
 
 
-def _packed(
-    tokenizer: TextTokenizer, texts: TextSource, units: Units, tokens: int, longest: int
-) -> CalibrationText:
-    """Packs a text into samples that begin and end as the tokenizer would have them."""
-    before, after = tokenizer.ends
-    body, documents = pack_tokens(
-        tokenizer.plain,
-        units,
-        sequence_length=_inner_length(longest, len(before) + len(after)),
-        max_samples=tokens // longest,
-        separator_id=None if after else tokenizer.end_id,
-    )
-    ids = with_ends(before, body, after)
-    content = texts.content.written()
-    return CalibrationText.unpadded(ids, texts.source, texts.sha256, documents, content)
-
-
-def _pairs(
-    tokenizer: TextTokenizer, texts: TextSource, units: Units, tokens: int, longest: int
-) -> CalibrationText:
-    _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
-    drawn = drawn_pairs(texts, units)
-    return pack_pairs(tokenizer, texts, drawn, longest=longest, tokens=tokens)
-
-
-def _paragraphs(
-    tokenizer: TextTokenizer, texts: TextSource, units: Units, tokens: int, longest: int
-) -> CalibrationText:
-    _inner_length(longest, sum(map(len, tokenizer.ends)))
-    drawn = drawn_paragraphs(units)
-    return pack_passages(tokenizer, texts, drawn, longest=longest, tokens=tokens)
-
-
 def _reads_pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> bool:
     """Whether it reads pairs: those of a file, if it gives texts classes; a reranker always."""
     if not classifies_texts(loaded.model):
         return False
     return bool(pairs_to_read(texts, scores_pairs=scores_pairs(loaded.model), progress=progress))
-
-
-def _inner_length(length: int, ends: int) -> int:
-    if length <= ends:
-        raise CalibrationError(
-            f"Samples of {length} tokens hold no text: the tokenizer puts {ends} tokens around it.",
-            f"Ask for a --sequence-length of {ends + 1} or more, such as 512.",
-            code="length-out-of-range",
-        )
-    return length - ends
 
 
 class Reading(TypedDict, total=False):

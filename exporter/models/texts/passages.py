@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.errors import CalibrationError
 from exporter.models.texts.documents import Unit, Units, normalised_paragraphs
 from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import TextPair, TextSource
@@ -121,41 +122,53 @@ def cut_to(tokenizer: TextTokenizer, text: str, longest: int) -> list[int]:
     return [*before, *tokenizer.plain(text)[: longest - len(before) - len(after)], *after]
 
 
-def pack_passages(
-    tokenizer: TextTokenizer,
-    texts: TextSource,
-    drawn: Iterable[tuple[int, str]],
-    *,
+Form = Literal["windows", "paragraphs", "pairs"]
+"""Windows over a whole text, all of them full; or its paragraphs or pairs, padded."""
+
+
+def sampled(
+    form: Form, tokenizer: TextTokenizer, texts: TextSource, units: Units, *, tokens: int,
     longest: int,
-    tokens: int,
-) -> CalibrationText:
-    """Paragraphs in the order given, each with the tokens that the tokenizer adds to a text."""
-    rows = (
-        (unit, ids, None)
-        for unit, paragraph in drawn
-        for ids in _pieces(tokenizer, paragraph, longest)
-    )
-    return _first_rows(texts, rows, tokens, longest)
+) -> CalibrationText:  # fmt: skip
+    """Samples with the tokenizer's own tokens, as many as have so many, or all there are."""
+    before, after = tokenizer.ends
+    ends = 1 + len(tokenizer.pair("a", "a", longest)[0]) if form == "pairs" else len(before + after)
+    if longest <= ends:
+        raise CalibrationError(
+            f"Samples of {longest} tokens hold no text: the tokenizer puts {ends} tokens around "
+            "it.",
+            f"Ask for a --sequence-length of {ends + 1} or more, such as 512.",
+            code="length-out-of-range",
+        )
+    if form == "windows":
+        windows, documents = pack_tokens(
+            tokenizer.plain,
+            units,
+            sequence_length=longest - ends,
+            max_samples=tokens // longest,
+            separator_id=None if after else tokenizer.end_id,
+        )
+        ids, content = with_ends(before, windows, after), texts.content.written()
+        return CalibrationText.unpadded(ids, texts.source, texts.sha256, documents, content)
+    rows: Iterable[Row]
+    if form == "pairs":
+        drawn = drawn_pairs(texts, units)
+        rows = ((unit, *tokenizer.pair(*pair, longest)) for unit, pair in drawn)
+    else:
+        rows = (
+            (unit, ids, None)
+            for unit, paragraph in drawn_paragraphs(units)
+            for ids in _pieces(tokenizer, paragraph, longest)
+        )
+    return first_rows(texts, rows, tokens, longest)
 
 
-def pack_pairs(
-    tokenizer: TextTokenizer,
-    texts: TextSource,
-    drawn: Iterable[tuple[int, TextPair]],
-    *,
-    longest: int,
-    tokens: int,
-) -> CalibrationText:
-    """Pairs in the order given, each as one text with the tokens that the tokenizer adds."""
-    rows = ((unit, *tokenizer.pair(*pair, longest)) for unit, pair in drawn)
-    return _first_rows(texts, rows, tokens, longest)
+Row = tuple[int, Sequence[int], Sequence[int] | None]
+"""A sample's unit, its tokens, and of which text of a pair each is."""
 
 
-def _first_rows(
-    texts: TextSource,
-    rows: Iterable[tuple[int, Sequence[int], Sequence[int] | None]],
-    tokens: int,
-    longest: int,
+def first_rows(
+    texts: TextSource, rows: Iterable[Row], tokens: int, longest: int
 ) -> CalibrationText:
     """The first of some samples, as many as have the wanted tokens, or all there are."""
     kept = []

@@ -230,8 +230,8 @@ def test_a_plan_without_a_file_replaces_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["report.json", "baseline/numbers.safetensors", "healing"])
 def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str, tmp_path: Path) -> None:
-    from exporter.pipeline.refusals import refuse_foreign_results
     from exporter.pipeline.request import DropRequest, ExportRequest
+    from exporter.pipeline.road import refuse_foreign_results
 
     def run(path: str) -> Any:
         known = ReplacementsRef(path=path, sha256="0" * 64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from exporter.models.loading.model_source import load_model
 from exporter.models.tasks import TEXTS_TOGETHER, Classes, Embeddings, Tokens
 from exporter.models.texts.calibration import text_of_report
 from exporter.models.texts.sources import read_texts
-from exporter.pipeline.refusals import refuse_foreign_goals
+from exporter.pipeline.stages import check_goals
 from exporter.score.options import ScoreOptions
 from exporter.score.scoring import score
 from tests.exporter.made_plans import Planner, made_planner, names_of
@@ -244,13 +243,11 @@ def test_an_export_refuses_such_limits_before_it_scores_and_so_does_a_plan(
     report: ImportanceReport, tmp_path: Path, family: str, floors: Floors, code: str, field: str
 ) -> None:
     loaded, budget = tiny_loaded(family, tiny_tokenizer()), Budget(floors=floors)
-    request = SimpleNamespace(drops=SimpleNamespace(budget=budget))
-    run: Any = SimpleNamespace(request=request, choosing=loaded)
     if not code:
-        refuse_foreign_goals(run)
+        check_goals(budget, loaded)
         return
     with raises(PlanError, code, field):
-        refuse_foreign_goals(run)
+        check_goals(budget, loaded)
     its = report.model_copy(update={"model": loaded.ref})
     with raises(PlanError, code, field):
         made_planner(loaded, its, tmp_path, budget).plan()

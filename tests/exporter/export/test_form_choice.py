@@ -17,8 +17,8 @@ from exporter.export.forms import onnxruntime as choice
 from exporter.export.forms.portable import WrittenForm
 from exporter.export.onnx_output import save_onnx
 from exporter.models.loading.sources import SourceOptions
-from exporter.pipeline.refusals import refuse_bad_options
 from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.pipeline.road import check_request
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
 from tests.reading import Heard, names_in
@@ -152,7 +152,7 @@ def test_a_provider_that_is_not_there_is_refused_before_any_work(tmp_path: Path)
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with raises(BackendError, "provider-missing", "CUDAExecutionProvider"):
-            refuse_bad_options(request)
+            check_request(request)
     with raises(UsageError, "options-clash", "cuda"):
-        refuse_bad_options(ExportRequest(**{**vars(request), "compare": CompareOptions()}))
+        check_request(ExportRequest(**{**vars(request), "compare": CompareOptions()}))
     assert not (tmp_path / "out").exists()

@@ -31,11 +31,11 @@ from exporter.models.texts.documents import Content, Units
 from exporter.models.texts.passages import (
     drawn_pairs,
     drawn_paragraphs,
-    pack_pairs,
-    pack_passages,
+    first_rows,
     pack_tokens,
     pairs_of,
     paragraphs,
+    sampled,
 )
 from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
 from exporter.models.texts.tokenizer import TextTokenizer, tokenizer_in
@@ -339,8 +339,8 @@ TOKENIZER = TextTokenizer(_encode)
 
 
 def _packed(*documents: str, longest: int, tokens: int) -> CalibrationText:
-    drawn = drawn_paragraphs(Units.of(documents, longest))
-    return pack_passages(TOKENIZER, _source(*documents), drawn, longest=longest, tokens=tokens)
+    source, units = _source(*documents), Units.of(documents, longest)
+    return sampled("paragraphs", TOKENIZER, source, units, tokens=tokens, longest=longest)
 
 
 def test_short_lines_are_paragraphs_where_there_are_no_others() -> None:
@@ -516,13 +516,9 @@ def test_packed_pairs_tell_which_text_a_token_is_of(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     write_bert_tokenizer(tmp_path)
     first, second = " ".join(WORDS[:2]), " ".join(WORDS[2:10])
-    packed = pack_pairs(
-        tokenizer_in(tmp_path / "tokenizer.json"),
-        _source(first),
-        enumerate([(first, second), (first, first), (first, first)]),
-        longest=8,
-        tokens=9,
-    )
+    pair = tokenizer_in(tmp_path / "tokenizer.json").pair
+    rows = [(n, *pair(first, other, 8)) for n, other in enumerate([second, first, first])]
+    packed = first_rows(_source(first), rows, tokens=9, longest=8)
     ids, mask, types = packed.input_ids, packed.mask, packed.types
     assert types is not None
     assert ids[0].tolist() == [21, 1, 2, 22, 3, 4, 5, 22]  # the longer text has lost its end

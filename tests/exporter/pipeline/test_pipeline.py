@@ -25,7 +25,7 @@ from exporter.engines.build.settings import BuildSettings
 from exporter.files import sha256_file, sha256_files
 from exporter.models.graph_facts import read_facts
 from exporter.models.loading.sources import SourceOptions
-from exporter.pipeline import refusals, stages
+from exporter.pipeline import road, stages
 from exporter.pipeline import stages as engines
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.road import export_model, write_models
@@ -390,7 +390,7 @@ def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return [(path, decoder_record(["prefill", "decode"])) for path in paths]
 
     monkeypatch.setattr(engines, "build_engines", build_engines)
-    monkeypatch.setattr(refusals, "check_engines", lambda _: None)
+    monkeypatch.setattr(road, "check_engines", lambda _: None)
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
     return made
 

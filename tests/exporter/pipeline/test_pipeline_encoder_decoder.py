@@ -31,9 +31,8 @@ from exporter.models.decoding_rules import DecodingRules
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline import stages as keys
-from exporter.pipeline.refusals import refuse_of_stacks
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
-from exporter.pipeline.road import export_model, write_models
+from exporter.pipeline.road import export_model, in_stacks, write_models
 from exporter.pipeline.run import Run
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
@@ -360,7 +359,7 @@ def test_every_option_is_heeded_or_refused() -> None:
 def test_an_option_without_effect_is_refused(name: str) -> None:
     codes = {"one-graph-option", "numbers-only"}
     with pytest.raises(DepthcutError) as caught:
-        refuse_of_stacks(request_for(Path("m"), Path("out"), **LESS[name]()))
+        in_stacks(request_for(Path("m"), Path("out"), **LESS[name]()), QUIET)
     assert caught.value.code in codes
 
 
@@ -368,10 +367,10 @@ def test_a_first_look_asks_for_nothing_that_is_refused(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", "bart")
     words = [str(source), "-o", "out", "--drop-joint", "2", "--quick"]
     call = export.read(words)
-    refuse_of_stacks(call.request)
+    in_stacks(call.request, QUIET)
     assert call.request.score.samples == 8
     with raises(UsageError, "one-graph-option", "agreement_prompts"):
-        refuse_of_stacks(export.read(in_file(tmp_path, [*words, "agreement_prompts: 3"])).request)
+        in_stacks(export.read(in_file(tmp_path, [*words, "agreement_prompts: 3"])).request, QUIET)
 
 
 @pytest.mark.parametrize("family", ["whisper", "bart"])

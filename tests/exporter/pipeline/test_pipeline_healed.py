@@ -32,8 +32,8 @@ from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import report_of, write_healed_plan
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.pipeline.refusals import refuse_deciding_text
 from exporter.pipeline.request import DropRequest
+from exporter.pipeline.road import refuse_deciding_text
 from exporter.pipeline.run import Run
 from exporter.progress import QUIET
 from graph_passes.files.storage import load_model

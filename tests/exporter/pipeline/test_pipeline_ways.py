@@ -326,20 +326,6 @@ def test_what_needs_the_whole_model_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [((), ("1e-05 GB", "--no-measure")), (("--no-measure", "--dtype", "bfloat16"), ("float32",))],
-)
-def test_what_the_memory_does_not_hold_is_refused_at_once(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, named: Any
-) -> None:
-    monkeypatch.setattr("exporter.pipeline.refusals.available_bytes", lambda: 10_000)
-    code, _, stderr = run(checkpoint, tmp_path / "out", *options)
-    assert code == 2
-    assert all(word in stderr for word in named)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.long
 def test_a_report_of_other_models_goes(streamed: Any, checkpoint: Path) -> None:
     """The last one: it changes the folder."""

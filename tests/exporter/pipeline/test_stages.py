@@ -28,7 +28,7 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.models.loading.sources import SourceOptions
-from exporter.pipeline import refusals, road
+from exporter.pipeline import planning, road
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run
 from exporter.pipeline.sweep.run import tidy
@@ -180,16 +180,16 @@ def test_a_run_that_quantises_nothing_keeps_only_what_is_of_its_graphs(
 
 def test_folders_that_someone_else_made_are_left_alone(exported: Path) -> None:
     run = run_in(exported)
-    refusals.refuse_foreign_results(run)
+    road.refuse_foreign_results(run)
     (exported / "candidate-quantized").mkdir()
     with raises(UsageError, "not-ours", "candidate-quantized"):
-        refusals.refuse_foreign_results(run)
-    refusals.refuse_foreign_results(run_in(exported, quantize=None))
+        road.refuse_foreign_results(run)
+    road.refuse_foreign_results(run_in(exported, quantize=None))
 
 
 @pytest.fixture
 def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.pipeline.refusals.require", lambda *_, **__: None)
+    monkeypatch.setattr("exporter.pipeline.road.require", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("with_torch")
@@ -211,14 +211,14 @@ def test_what_can_not_be_quantised_is_refused_before_any_work(
     code: str,
     named: str,
 ) -> None:
-    monkeypatch.setattr("exporter.pipeline.refusals.check_engines", lambda _: None)
+    monkeypatch.setattr("exporter.pipeline.road.check_engines", lambda _: None)
     monkeypatch.setattr(
         "exporter.export.forms.targets.refuse_options", lambda *_, **__: None, raising=False
     )
     request = run_in(tmp_path).request
-    refusals.refuse_bad_options(request)
+    road.check_request(request)
     with raises(kind, code, named):
-        refusals.refuse_bad_options(replace(request, **changes))
+        road.check_request(replace(request, **changes))
 
 
 @pytest.mark.parametrize("settings", [None, QDQ])
@@ -236,9 +236,9 @@ def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(
     def refuse(request: ExportRequest) -> None:
         run = run_in(tmp_path)
         run.request, run.__dict__["stacks_config"] = request, None
-        refusals.refuse_deciding_text(run)
+        road.refuse_deciding_text(run)
 
-    monkeypatch.setattr(refusals, "classifies_images", lambda *_, **__: False)
+    monkeypatch.setattr(road, "classifies_images", lambda *_, **__: False)
     text = tmp_path / "text.txt"
     text.write_text("the value of the list is a string\n" * 20)
     request = run_in(tmp_path).request
@@ -455,7 +455,7 @@ def test_a_cut_that_ruins_the_model_is_refused_unless_it_is_asked_for(
     asked: Any, words: tuple[object, ...] | None
 ) -> None:
     if words is None:
-        refusals.refuse_useless(asked)
+        planning.refuse_useless(asked)
         return
     with raises(UnmetGoalError, "useless", *words):
-        refusals.refuse_useless(asked)
+        planning.refuse_useless(asked)
