@@ -167,8 +167,13 @@ def tensors_of(path: Path) -> dict[str, bytes]:
 def _numbers(file: GgufFile) -> dict[str, Floats]:
     floats = {}
     for tensor in file.tensors:
-        dtype = {0: np.float32, 1: np.float16}[tensor.kind]
-        flat = np.frombuffer(bytes_of(tensor), dtype)
+        if tensor.kind == 8:  # Q8_0: a scale and 32 steps of it
+            blocks = np.frombuffer(bytes_of(tensor), np.uint8).reshape(-1, 34)
+            scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+            flat = (scales * blocks[:, 2:].view(np.int8)).reshape(-1)
+        else:
+            dtype = {0: np.float32, 1: np.float16}[tensor.kind]
+            flat = np.frombuffer(bytes_of(tensor), dtype)
         floats[tensor.name] = flat.reshape(tensor.shape[::-1]).astype(np.float64)
     return floats
 

@@ -24,7 +24,6 @@ from exporter.cut.gguf_layers import (
 )
 from exporter.cut.gguf_writing import (
     Head,
-    MapType,
     Piece,
     map_piece,
     piece_of,
@@ -55,9 +54,6 @@ from graph_passes.types import DeletionKind, SublayerRef
 class GgufOptions(Options):
     """How a GGUF file is cut."""
 
-    map_type: MapType = option(
-        "Q8_0", "Type of the linear maps that take the places of attentions.", config_only=True
-    )
     shard_bytes: Size | None = option(
         None,
         "Write shards with at most this many bytes of tensors each: NAME-00001-of-00003.gguf.",
@@ -104,7 +100,7 @@ def cut_gguf(
         source: The GGUF file, or one of its shards.
         target: The cut file; shards are numbered behind its name.
         plan: What is dropped, with its numbers.
-        options: Of maps and shards.
+        options: Of shards.
         progress: Hears of each step.
 
     Raises:
@@ -119,7 +115,7 @@ def cut_gguf(
     model = read_model(source)
     _check_plan(model, plan, progress)
     layers = layers_left(plan.plan.deletions, layers_of(model))
-    entries, pieces = _result(model, layers, plan, options)
+    entries, pieces = _result(model, layers, plan)
     noted = [*entries, text_entry(PLAN_KEY, _record(plan))]
     head = Head(model.files[0].version, [entry for entry in noted if entry.key not in SPLIT_KEYS])
     parts = in_shards(pieces, options.shard_bytes)
@@ -162,7 +158,7 @@ def _check_plan(model: GgufModel, plan: LoadedPlan, progress: Progress) -> None:
 
 
 def _result(
-    model: GgufModel, layers: Sequence[Layer], plan: LoadedPlan, options: GgufOptions
+    model: GgufModel, layers: Sequence[Layer], plan: LoadedPlan
 ) -> tuple[list[Entry], list[Piece]]:
     """The metadata and the tensors of the result; nothing is written yet."""
     if all(layer.whole for layer in layers):
@@ -171,7 +167,7 @@ def _result(
             check_heads(model, layers)
         return own_entries(model, layers), list(_whole_layers(model, layers))
     check_deci(model, layers)
-    return deci_entries(model, layers), list(_deci_tensors(model, layers, plan, options))
+    return deci_entries(model, layers), list(_deci_tensors(model, layers, plan))
 
 
 def _whole_layers(model: GgufModel, layers: Sequence[Layer]) -> Iterator[Piece]:
@@ -184,9 +180,7 @@ def _whole_layers(model: GgufModel, layers: Sequence[Layer]) -> Iterator[Piece]:
             yield piece_of(tensor).renamed(f"blk.{numbers[place[0]]}.{place[1]}")
 
 
-def _deci_tensors(
-    model: GgufModel, layers: Sequence[Layer], plan: LoadedPlan, options: GgufOptions
-) -> Iterator[Piece]:
+def _deci_tensors(model: GgufModel, layers: Sequence[Layer], plan: LoadedPlan) -> Iterator[Piece]:
     """What is copied, and behind the norm of a layer's part what takes that part's place."""
     hidden = model.whole(HIDDEN)
     left = {layer.number: (place, layer) for place, layer in enumerate(layers)}
@@ -203,7 +197,7 @@ def _deci_tensors(
             yield piece_of(tensor).renamed(prefix + at[1])
         if at[1] == _NORM_OF_MAP and layer.attention == "linear":
             ref = SublayerRef(layer.number, "attention")
-            yield map_piece(prefix + _MAP, plan, ref, hidden, options.map_type)
+            yield map_piece(prefix + _MAP, plan, ref, hidden)
         if at[1] == _NORM_OF_MLP and layer.mlp is not None:
             yield from zero_mlp(prefix, hidden)
 

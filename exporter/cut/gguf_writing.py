@@ -6,14 +6,14 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cut.gguf_deci import ZERO_WIDTH
-from exporter.errors import PlanError, SurgeryError
+from exporter.errors import PlanError
 from exporter.models.gguf_header import (
     ALIGNMENT_KEY,
     BLOCK_TYPES,
@@ -24,7 +24,6 @@ from exporter.models.gguf_header import (
     Tensor,
 )
 from exporter.models.gguf_model_files import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NUMBER, SPLIT_TENSORS
-from exporter.optional import require
 from graph_passes.files.reading import opened
 from graph_passes.replacements import array_of
 from graph_passes.types import SublayerRef
@@ -133,14 +132,10 @@ def _named(name: str) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-MapType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
-"""The types that a map can be written in; the quantised ones by the package gguf."""
-
-_FLOATS = {"F32": np.float32, "F16": np.float16}
 _HEAL = "Heal the plan for llama.cpp: depthcut heal --for llama.cpp."
 
 
-def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int, kind: MapType) -> Piece:
+def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int) -> Piece:
     """A plan's linear map for a sublayer, as the tensor of a product."""
     given = plan.tensors.get(ref)
     if given is None or given.weight is None:
@@ -159,7 +154,7 @@ def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int, kind: 
             "The plan is for another model: plan and heal this one.",
             code="wrong-shape",
         )
-    data = _blocks(matrix, kind, name)
+    kind, data = _blocks(matrix, name)
     return made_piece(name, (hidden, hidden), NUMBERS[kind], data)
 
 
@@ -177,23 +172,21 @@ def zero_mlp(prefix: str, hidden: int) -> list[Piece]:
     ]
 
 
-def _blocks(matrix: NDArray[np.float32], kind: MapType, name: str) -> bytes:
-    block = BLOCK_TYPES[NUMBERS[kind]].block
-    if matrix.shape[1] % block:
-        raise SurgeryError(
-            f"{name} has rows of {matrix.shape[1]} numbers, no multiple of {kind}'s {block}.",
-            "Write the maps in another type: --map-type F16.",
-            code="replacement-unheld",
-        )
-    if kind in _FLOATS:
-        with np.errstate(over="ignore"):  # told below
-            data: NDArray[Any] = matrix.astype(_FLOATS[kind])
-    else:
-        gguf = require("gguf", extra="gguf")
-        data = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType[kind])
-    if not np.isfinite(matrix).all() or (kind == "F16" and not np.isfinite(data).all()):
+def _blocks(matrix: NDArray[np.float32], name: str) -> tuple[str, bytes]:
+    """A matrix in Q8_0, or where its rows are no whole blocks in F16; and which of them."""
+    size = BLOCK_TYPES[NUMBERS["Q8_0"]].block
+    in_blocks = matrix.shape[1] % size == 0
+    blocks = matrix.reshape(-1, size) if in_blocks else matrix
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # told below
+        halves = (scales if in_blocks else matrix).astype(np.float16)
+        steps = np.nan_to_num(np.rint(blocks / scales)).astype(np.int8)
+    if not np.isfinite(halves).all():
         raise PlanError(
-            f"{name} holds numbers that are not finite in {kind}.", "Fit it again.",
+            f"{name} holds numbers that are not finite, or too large for float16.",
+            "Fit it again.",
             code="not-finite",
-        )  # fmt: skip
-    return np.ascontiguousarray(data).tobytes()
+        )
+    if not in_blocks:
+        return "F16", halves.tobytes()
+    return "Q8_0", np.hstack([halves.view(np.uint8), steps.view(np.uint8)]).tobytes()
