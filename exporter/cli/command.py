@@ -155,7 +155,7 @@ class SchemaCommand(click.Command, Generic[_S]):
             general.hidden = True  # `depthcut --help` explains them
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does it; the error says of another command's option what it is."""
+        """As click does it; the error says of a key of --config files what it is."""
         words = [part for word in args for part in word.split("=", 1 if word[:1] == "-" else 0)]
         for text in (*words, *map(" ".join, itertools.pairwise(words))):
             if instead := replaced(self.name, text):
@@ -164,17 +164,13 @@ class SchemaCommand(click.Command, Generic[_S]):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             name = error.option_name
-            if key := self.keys.get(name):
-                value = [*words, "…"][words.index(name) + 1]
-                if self.leaves[key].is_flag:
-                    value = str(name not in self._made[key].secondary_opts).lower()
-                text = f"{name} is a key of --config files: put `{key}: {value}` into a file, and "
-                text += "give it as --config FILE.yaml."
-            elif others := _commands_with(name, ctx):
-                text = f"{name} is not an option of {self.name}, but of {', '.join(others)}."
-            else:
+            if (key := self.keys.get(name)) is None:
                 raise
-            raise click.UsageError(text, ctx) from None
+            value = [*words, "…"][words.index(name) + 1]
+            if self.leaves[key].is_flag:
+                value = str(name not in self._made[key].secondary_opts).lower()
+            text = f"{name} is a key of --config files: put `{key}: {value}` into a file, and "
+            raise click.UsageError(f"{text}give it as --config FILE.yaml.", ctx) from None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own options, and those of every command, which its help names in one line."""
@@ -309,12 +305,3 @@ def brief(leaf: Leaf) -> tuple[str, str]:
     value = "" if leaf.is_flag else f" {leaf.look.metavar or leaf.written.metavar or 'NAME'}"
     short = [name for name in leaf.names if len(name) == len("-o")]
     return ", ".join([*short, flag(leaf.key)]) + value, words.rstrip(".")
-
-
-def _commands_with(option: str, ctx: click.Context) -> list[str]:
-    """The commands beside this one that have an option, by name."""
-    group = ctx.parent.command if ctx.parent else None
-    if not isinstance(group, click.Group):
-        return []
-    beside = {name: group.get_command(ctx, name) for name in group.list_commands(ctx)}
-    return [n for n, c in beside.items() if c and any(option in p.opts for p in c.params)]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from exporter.artifacts.servers import SERVERS, ServingRow, serving_rows
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.results import print_result, print_serving, table_lines
+from exporter.compare.timing.subjects import no_garbage_collection
 from exporter.cut.options import CutOptions
 from exporter.option_types import Engine, InputFile, OnnxFile, OutputFile, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, option, part, required
@@ -24,20 +23,6 @@ from graph_passes.types import Refusal, ResidualSite
 if TYPE_CHECKING:
     from exporter.artifacts.loaded_plan import LoadedPlan
     from exporter.quantize.quantize import QuantizationResult
-
-
-@contextlib.contextmanager
-def _collecting_rarely() -> Iterator[None]:
-    """For what works on a graph: a million objects, of which hardly any is garbage.
-
-    Python looks for garbage after every 700 new ones, which took a sixth of such a command's time.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(1_000_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ class PruneCall(Options):
 
 
 @command(PruneCall)
-@_collecting_rarely()
+@no_garbage_collection()  # a graph is a million objects, of which hardly any is garbage
 def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     """Cut sublayers out of MODEL, an ONNX file or a folder with one. Needs no PyTorch.
 
@@ -261,7 +246,7 @@ class QuantizeCall(Options):
 
 
 @command(QuantizeCall)
-@_collecting_rarely()
+@no_garbage_collection()  # a graph is a million objects, of which hardly any is garbage
 def quantize(call: QuantizeCall, progress: ConsoleProgress) -> None:
     """Quantise the weights of MODEL, an ONNX file or a folder with one.
 

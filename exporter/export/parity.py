@@ -133,7 +133,6 @@ def check_export(
         cut = branch_replacements_of(deletions, replacements, loaded.model) if deletions else {}
         file, widened = stack.enter_context(_runnable(loaded, onnx_path))
         interface = interface_without_weights(loaded.model)
-        _refuse_uncheckable(interface)
         opened = stack.enter_context(_runner(loaded, file, provider, progress))
         runner = opened if layers is None else RenumberedCaches(opened, layers)
         if isinstance(loaded, MetaModel):
@@ -365,16 +364,6 @@ def _require_interface(
     if caches != set(kept):
         odd = sorted(caches ^ set(kept))
         raise ExportError(f"{path}: the inputs are not the model's; first {odd[0]}.")
-
-
-def _refuse_uncheckable(interface: OnnxInterface) -> None:
-    if interface.dtype not in RELATIVE_TOLERANCE:
-        dtype = str(interface.dtype).removeprefix("torch.")
-        raise ExportError(
-            f"A {dtype} graph can't be checked: there is no tolerance for it.",
-            "Export in float32, float16 or bfloat16.",
-            code="no-tolerance",
-        )
 
 
 def require_passed(checks: Sequence[ParityCheck], path: Path) -> None:

@@ -170,7 +170,6 @@ def export_onnx(
     traced without them, and each weight is read when it is written: the files are the same, and one
     or two weights are in memory.
     """
-    _refuse_opset(opset)
     return export_traced(
         loaded,
         lambda: _traced(loaded.model),
@@ -200,7 +199,12 @@ def export_traced(
     progress: Progress = QUIET,
 ) -> Path:
     """Exports one graph of a model; see :func:`export_onnx`."""
-    _refuse_opset(opset)
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Opset {opset} is not supported.",
+            f"Use {OPSETS.start} to {OPSETS.stop - 1}.",
+            code="opset-out-of-range",
+        )
     with progress.task(f"export to ONNX, opset {opset}", total=3, unit="steps") as task:
         # A trace makes millions of objects that stay; each collection would look through all.
         with captured_output(progress), torch.no_grad(), no_garbage_collection():
@@ -216,15 +220,6 @@ def export_traced(
         task.advance()
     progress.detail(f"export: {len(model.graph)} nodes, opset {opset}")
     return path
-
-
-def _refuse_opset(opset: int) -> None:
-    if opset not in OPSETS:
-        raise ExportError(
-            f"Opset {opset} is not supported.",
-            f"Use {OPSETS.start} to {OPSETS.stop - 1}.",
-            code="opset-out-of-range",
-        )
 
 
 def _traced(model: PreTrainedModel) -> Traced:

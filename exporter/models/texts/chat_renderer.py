@@ -87,7 +87,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Answers, loopcontrols]
     )
     made.filters["tojson"] = _json
-    made.globals.update(namespace=_Names, raise_exception=_refuse, strftime_now=_now)
+    made.globals.update(namespace=_Names, raise_exception=_fail, strftime_now=_now)
     return made
 
 
@@ -95,7 +95,7 @@ def _json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **how)
 
 
-def _refuse(message: str) -> None:
+def _fail(message: str) -> None:
     raise TemplateError(message)
 
 

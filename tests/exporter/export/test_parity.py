@@ -191,12 +191,6 @@ def test_a_weight_that_differs_in_bfloat16_is_noticed(narrow: tuple[Any, Path]) 
         check_export(other, narrow[1])
 
 
-def test_a_type_without_a_tolerance_is_refused_with_what_to_do(exported: Path) -> None:
-    with raises(ExportError, "no-tolerance", "float64") as caught:
-        check_export(family_loaded("llama", dtype="float64"), exported)
-    assert "float32" in caught.value.hint
-
-
 def test_an_export_of_an_unknown_architecture_can_be_checked(
     loaded: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
