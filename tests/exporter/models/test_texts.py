@@ -30,7 +30,6 @@ from exporter.models.texts.calibration import (
 from exporter.models.texts.documents import Content, Units
 from exporter.models.texts.passages import (
     drawn_pairs,
-    drawn_paragraphs,
     first_rows,
     pack_tokens,
     pairs_of,
