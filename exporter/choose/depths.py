@@ -31,7 +31,7 @@ from exporter.artifacts.plan_figures import Increase
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import DROPPING
-from exporter.choose.budgets.limits import LEAST_SHARE
+from exporter.choose.budgets.limits import least_share
 from exporter.choose.budgets.meters import RememberingMeter
 from exporter.choose.budgets.options import refuse_another_model
 from exporter.choose.costs.cost_runners import cut_for_a_while, torch_runner
@@ -335,7 +335,10 @@ class _Study:
         """What folded weights leave of each cut's damage, or why they leave all."""
         store = self._store("healed.jsonl")
         for place, cut in self.cuts.items():
-            if bare[place].perplexity_ratio ** LEAST_SHARE > 1 + self.options.most_increase:
+            if (
+                bare[place].perplexity_ratio ** least_share(trains=False)
+                > 1 + self.options.most_increase
+            ):
                 yield {"not_healed": _TOO_FAR}
                 continue
             self.progress.say(f"depths: {place[0]} at {place[1]}, healed by folded weights")

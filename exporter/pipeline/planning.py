@@ -32,11 +32,14 @@ from exporter.heal.plan_file import files_of, report_of
 from exporter.models.residual_stream import together_in
 from exporter.models.texts.pairs import PAIRS, scored_pairs
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, text_hashes
+from exporter.processes import available_bytes
 from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import SCRATCH, remove_tree
 from graph_passes.files.reading import copy_file
 
 _PLACE, _FITS = "planning", "healing-fits"
+_BESIDE = 2
+"""Times a graph's weights in memory while it is timed, beside the model in PyTorch."""
 
 
 def plan_key(run: Run) -> Key:
@@ -126,7 +129,8 @@ def _choose(run: Run, budget: Budget, path: Path) -> None:
         weighed = sizes(graph)
         budget = on_graph(budget, weighed, run.progress)
         if budget.at is not None:
-            run.free_model()  # costs are measured first, and want the machine for themselves
+            if (available_bytes() or 0) < _BESIDE * weighed.weight_bytes:
+                run.free_model()  # costs are measured first
             stopwatch = _stopwatch(run, budget.at, graph, work)
     settings = _settings(run, budget)
     inputs = PlanInputs(

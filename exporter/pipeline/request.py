@@ -49,14 +49,16 @@ from exporter.score.options import ScoreOptions
 QUICK: Mapping[str, Any] = {
     "calibration": ("pydoc",),
     "samples": 8,
+    "sequence_length": 256,
     "search_tokens": 512,
     "shortlist": 8,
     "time_budget": 10.0,
     "eval_tokens": 2048,
     "agreement_prompts": 2,
+    "check_text": "none",
 }
 """What --quick asks for, unless it is asked for otherwise."""
-OF_TEXTS = ("calibration", "search_tokens", "agreement_prompts")
+OF_TEXTS = ("calibration", "sequence_length", "search_tokens", "agreement_prompts", "check_text")
 """What of it an encoder-decoder has no use for."""
 
 

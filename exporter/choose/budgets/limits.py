@@ -15,8 +15,12 @@ from exporter.heal.domains import ends_95
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, Clusters
 
-LEAST_SHARE = 0.08
-"""No healing is expected to leave less than this share of a cut's cost."""
+_LEAST_TRAINED, _LEAST_FITTED = 0.08, 0.15
+
+
+def least_share(trains: bool) -> float:
+    """The least share of a cut's cost that healing, with or without training, may leave."""
+    return _LEAST_TRAINED if trains else _LEAST_FITTED
 
 
 def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, float]:
@@ -79,9 +83,9 @@ def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
     return Rung(number, *map(floors.used_up, (figures, worse, better)))
 
 
-def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
-    """Whether no healing can be expected to bring a bare cut within the limits, for certain."""
-    return rung_of(0, figures, floors).low * LEAST_SHARE > 1
+def is_hopeless(figures: Mapping[str, float], floors: Floors, share: float) -> bool:
+    """Whether healing that leaves such a share can't bring a bare cut within the limits."""
+    return rung_of(0, figures, floors).low * share > 1
 
 
 _LOWEST_LIMIT = 0.001

@@ -27,13 +27,13 @@ from exporter.choose.budgets.figures import Outcome, elsewhere, size_figures
 from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.judges import Judges
 from exporter.choose.budgets.limits import (
-    LEAST_SHARE,
     QualityLimits,
     Rung,
     damage_figures,
     ends_of,
     held_figures,
     is_hopeless,
+    least_share,
     rung_of,
 )
 from exporter.choose.budgets.options import PlanCandidate, Step
@@ -453,7 +453,7 @@ def held_after_healing(
         search.refuse_nothing(inputs.used_up)
     usual = inputs.budget.floors == USUAL_FLOORS
     limits = QualityLimits(inputs.floors, nouns_of(loaded.ref.architecture), usual)
-    if heal.time_s is None and is_hopeless(held_figures(candidates[0][1]), inputs.floors):
+    if heal.time_s is None and _is_hopeless(inputs, candidates[0][1]):
         _end_early(inputs, limits, candidates[0])
     runs.begin(time.monotonic() - inputs.began)
     ladder = largest_within(candidates, limits, runs, plan_of, inputs.progress)
@@ -488,7 +488,9 @@ def ever_larger(inputs: PlanInputs) -> list[Candidate]:
     """
     assert inputs.settings.heal is not None
     search, unit, floors = inputs.search, inputs.used_up, inputs.floors
-    path = _path(inputs, unit, inputs.began + time_of(inputs.settings.heal) / 2)
+    heal = inputs.settings.heal
+    until = inputs.began + time_of(heal) / 2 if heal.trains else time.monotonic() + SEARCH_S
+    path = _path(inputs, unit, until)
     if not path:
         smallest = search.smallest(unit)
         path = [(smallest, search.damage(smallest))]
@@ -503,10 +505,19 @@ def _path(inputs: PlanInputs, unit: Unit, until: float) -> list[Candidate]:
         late = time.monotonic() > until
         if late:
             inputs.progress.say("plan: the search ends here; more time may find larger cuts")
-        return late or is_hopeless(held_figures(step.damage), inputs.floors)
+        return late or _is_hopeless(inputs, step.damage)
 
     with inputs.progress.task("search for ever larger cuts"):
         return inputs.search.path(unit, ends)
+
+
+def _is_hopeless(inputs: PlanInputs, damage: AnyDamage) -> bool:
+    return is_hopeless(held_figures(damage), inputs.floors, _least_share(inputs))
+
+
+def _least_share(inputs: PlanInputs) -> float:
+    heal = inputs.settings.heal
+    return least_share(heal is not None and heal.trains)
 
 
 def _remaining(inputs: PlanInputs, reached: Candidate, rung: Rung) -> Callable[[float], float]:
@@ -520,13 +531,16 @@ def _end_early(inputs: PlanInputs, limits: QualityLimits, reached: Candidate) ->
     candidate, damage = reached
     goals, dropped = inputs.goals, PruningPlan(deletions=candidate.deletions).describe()
     lead = f"With {words_of(goals)}" if goals else "Nothing is worth cutting:"
-    reach = _in_reach(inputs, lambda cost: cost * LEAST_SHARE) if goals else ""
-    figures = held_figures(damage)
+    reach = _in_reach(inputs, lambda cost: cost * _least_share(inputs)) if goals else ""
+    figures, heal = held_figures(damage), inputs.settings.heal
+    more = "a training may leave less: --heal distill, or without --quick."
+    if heal is not None and heal.trains:
+        more = "healing would need less; with --time it is tried."
     raise UnmetGoalError(
         f"{lead} too much quality is lost to be healed: without {dropped}, "
         f"{limits.outcome(figures)} before healing, which is not expected to leave less than "
-        f"{LEAST_SHARE:.0%} of a cut's cost.",
-        f"{reach}{limits.allowing(figures)}healing would need less; with --time it is tried.",
+        f"{_least_share(inputs):.0%} of a cut's cost.",
+        f"{reach}{limits.allowing(figures)}{more}",
         code="goals-beyond-limits" if goals else "nothing-within-limits",
     )
 

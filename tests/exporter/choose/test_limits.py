@@ -14,11 +14,11 @@ from exporter.artifacts import DepthCell, DepthDamage, PlannedDeletion, Speedup,
 from exporter.artifacts.plan_figures import LIMITED
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.limits import (
-    LEAST_SHARE,
     QualityLimits,
     Rung,
     held_figures,
     is_hopeless,
+    least_share,
     rung_of,
 )
 from exporter.choose.budgets.options import Option, PlanCandidate
@@ -86,10 +86,15 @@ def test_a_cut_holds_by_the_worse_end_of_its_interval() -> None:
         *(({"cosine": 0.99, LOW: low}, floors) for low in (0.981, 0.979)),
     ]
     assert [rung_of(2, *end).holds for end in ends] == [True, False, True, False]
-    most = RISE / LEAST_SHARE  # no healing leaves so little
-    low = "log_perplexity_increase_low"
-    rises = [{"log_perplexity_increase": 2 * most, low: share * most} for share in (1.01, 0.99)]
-    assert [is_hopeless(figures, LIMIT) for figures in rises] == [True, False]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_cut_is_hopeless_by_the_better_end_of_what_healing_may_leave(trains: bool) -> None:
+    share = least_share(trains)
+    most, low = RISE / share, "log_perplexity_increase_low"
+    rises = [{"log_perplexity_increase": 2 * most, low: part * most} for part in (1.01, 0.99)]
+    assert [is_hopeless(figures, LIMIT, share) for figures in rises] == [True, False]
+    assert least_share(trains=True) < least_share(trains=False)
 
 
 @pytest.mark.parametrize("share", [0.9, 1.0])
