@@ -160,5 +160,7 @@ def _left(
             new = line.startswith("made")
             is_rest = ".depthcut" in line and (not new or command.stages or beside in earlier)
             is_rest |= command.stages and f"{line}/.depthcut" in lines  # its folder
+            # A finished stage's result appears at once; a refusal behind it leaves it there.
+            is_rest |= new and command.stages
             if not is_rest and (not command.stages or ended.code == REFUSED):
                 yield f"left: {line}"

@@ -59,6 +59,8 @@ from graph_passes.types import Replacement
 SHARES = {"distill": 0.25, "fold": 0.4, "best": 0.5}
 """What is expected to remain of a bare cut's cost after each kind of healing."""
 TRIALS = 3
+_FITTED_S = 60.0
+"""For the search for cuts that nothing is trained for."""
 _LEAST = 1e-6
 _CAUTION = 0.1
 """After each cut that failed the next has to leave so much more room: few may be tried."""
@@ -489,7 +491,7 @@ def ever_larger(inputs: PlanInputs) -> list[Candidate]:
     assert inputs.settings.heal is not None
     search, unit, floors = inputs.search, inputs.used_up, inputs.floors
     heal = inputs.settings.heal
-    until = inputs.began + time_of(heal) / 2 if heal.trains else time.monotonic() + SEARCH_S
+    until = inputs.began + time_of(heal) / 2 if heal.trains else time.monotonic() + _FITTED_S
     path = _path(inputs, unit, until)
     if not path:
         smallest = search.smallest(unit)
