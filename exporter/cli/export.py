@@ -23,6 +23,7 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison, print_result, print_serving, table_lines
 from exporter.errors import DepthcutError, OptionError
+from exporter.heal.options import NO_TEXT
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.sources import SourceOptions, encoder_decoder_config
 from exporter.option_types import InputFile, OutputFolder
@@ -153,7 +154,7 @@ class ExportCall(Options):
             usual["search"] = "auto"
         if heal is None and quick:
             # Where a model has no weight that can be folded into, as BERT, maps take the places.
-            return {**usual, "heal": "fold", "replacements": "linear"}
+            return {**usual, "heal": "fold", "replacements": "linear", "check_text": NO_TEXT}
         return {**usual, "heal": "auto"}
 
 

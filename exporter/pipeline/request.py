@@ -55,10 +55,9 @@ QUICK: Mapping[str, Any] = {
     "time_budget": 10.0,
     "eval_tokens": 2048,
     "agreement_prompts": 2,
-    "check_text": "none",
 }
 """What --quick asks for, unless it is asked for otherwise."""
-OF_TEXTS = ("calibration", "sequence_length", "search_tokens", "agreement_prompts", "check_text")
+OF_TEXTS = ("calibration", "sequence_length", "search_tokens", "agreement_prompts")
 """What of it an encoder-decoder has no use for."""
 
 

@@ -429,8 +429,12 @@ def test_a_first_look_folds_and_where_nothing_can_be_folded_fits_maps() -> None:
     export = command_line.cli.get_command(None, "export")
     assert isinstance(export, SchemaCommand)
     call = ["model", "-o", "out", "--quick"]
-    quick, result = (export.read([*call, *more]).request.heal for more in ([], ["--heal", "best"]))
-    assert (quick.kind, quick.replacements) == ("fold", "linear")
+    quick, result, bare = (
+        export.read([*call, *more]).request.heal
+        for more in ([], ["--heal", "best"], ["--heal", "none", "--drop-attn", "1"])
+    )
+    assert (quick.kind, quick.replacements, quick.check_text) == ("fold", "linear", "none")
+    assert bare is None
     assert (result.kind, result.replacements) == ("best", "none")
 
 
