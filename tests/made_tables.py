@@ -28,8 +28,7 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable, SublayerCost
+from exporter.choose.costs.table import CostTable, RequestShape, SublayerCost
 from graph_passes.types import Replacement
 from tests.made_reports import made_environment
 

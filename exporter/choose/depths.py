@@ -34,11 +34,16 @@ from exporter.choose.budgets.budget import DROPPING
 from exporter.choose.budgets.limits import least_share
 from exporter.choose.budgets.meters import RememberingMeter
 from exporter.choose.budgets.options import refuse_another_model
-from exporter.choose.costs.cost_runners import cut_for_a_while, torch_runner
-from exporter.choose.costs.measuring import CostSettings, measure_on
-from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
-from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort, of_rows, time_request
+from exporter.choose.costs.measuring import (
+    CostSettings,
+    Effort,
+    cut_for_a_while,
+    measure_on,
+    of_rows,
+    time_request,
+    torch_runner,
+)
+from exporter.choose.costs.table import CostTable, RequestShape, RequestShapeOption
 from exporter.choose.costs.weighing import module_sizes
 from exporter.compare.answers import Tokens as TokenAnswers
 from exporter.compare.arms import Comparison
@@ -302,7 +307,7 @@ class _Study:
         """What cutting sublayers saves of a request; None where that can't be timed."""
         if self.given_costs is not None:
             return self.given_costs
-        settings = CostSettings(self.options.at, kept=self._place("costs.json"))
+        settings = CostSettings(self.options.at, kept=self._place("costs.jsonl"))
         try:
             return measure_on(torch_runner(self.loaded), settings, self.progress)
         except (BackendError, CostError) as error:
@@ -452,7 +457,7 @@ class _Study:
             graphs["cut"], values = place / "cut.onnx", self._values(best)
             healed, plan = place / "healed", LoadedPlan.of(best.deletions)
             source = self._graph(healed, values) if values else graph
-            with cut_for_a_while(source, place, lambda _: plan) as cut:
+            with cut_for_a_while(source, place, plan) as cut:
                 quantize_file(cut, graphs["cut"], settings, progress=self.progress)
         options, threads = CompareOptions(), default_threads()
         arms = {

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
-from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.table import CostTable, RequestShape, RequestShapeOption
 from exporter.choose.depths import DepthOptions
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
@@ -155,11 +154,12 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
     runs; or openvino:DIR. It is run at a few lengths, and the times are shared out by what each
     sublayer multiplies and reads. With --time-budget variants of it, each with half of the
     sublayers of one kind and size cut, are timed in turns with the whole one; they are used where
-    the saving stands out of the noise. A table that is already in the output file is kept.
+    the saving stands out of the noise.
     """
-    from exporter.choose.costs.measuring import CostSettings, measure_costs
-    from exporter.choose.costs.timing import Effort
+    from exporter.choose.costs.measuring import CostSettings, Effort, measure_costs
+    from exporter.compare.kinds import ArmName
 
+    refuse_overwriting(call.output, [ArmName.of(call.model).path], "cost_table")
     with working(call.output):
         table = measure_costs(
             call.model,
@@ -167,12 +167,12 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
                 call.at,
                 call.run.threads,
                 variants=None if call.time_budget_s is None else Effort(call.time_budget_s),
-                kept=call.output,
             ),
             provider=call.run.provider,
             engine=call.engine,
             progress=progress,
         )
+        table.write(call.output)
     words = f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Cutting a sublayer saves, in"
     print_result(table, progress.as_json, f"{words} ms:", *table_lines(*_saved(table)), call.output)
 

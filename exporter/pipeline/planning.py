@@ -14,14 +14,11 @@ from exporter.artifacts.plans import is_foreign_plan, validate_plan
 from exporter.artifacts.servers import refuse_unheld
 from exporter.artifacts.store import FOLDER, key_hash
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import COSTS, PlanInputs
+from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.planner import make, write_outcome
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.budgets.units import on_graph
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.weighing import sizes
+from exporter.choose.budgets.target_speedup import timed_on
+from exporter.choose.costs.measuring import Effort
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.errors import PlanError, UnmetGoalError
@@ -34,7 +31,7 @@ from exporter.models.texts.pairs import PAIRS, scored_pairs
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, text_hashes
 from exporter.processes import available_bytes
 from exporter.report.sections.healing import healing_words
-from graph_passes.files.placing import SCRATCH, remove_tree
+from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import copy_file
 
 _PLACE, _FITS = "planning", "healing-fits"
@@ -125,13 +122,13 @@ def _choose(run: Run, budget: Budget, path: Path) -> None:
     work = run.request.out / FOLDER / _PLACE
     weighed = stopwatch = None
     if run.request.plans_on_graph:
-        graph = run.ledger.path("baseline") / "model.onnx"
-        weighed = sizes(graph)
-        budget = on_graph(budget, weighed, run.progress)
-        if budget.at is not None:
-            if (available_bytes() or 0) < _BESIDE * weighed.weight_bytes:
-                run.free_model()  # costs are measured first
-            stopwatch = _stopwatch(run, budget.at, graph, work)
+        graph, compare = run.ledger.path("baseline") / "model.onnx", run.request.compare
+        effort = Effort(seconds=2 * compare.timing.time_budget_s, rounds=compare.rounds)
+        on = compare.provider, compare.threads
+        budget, weighed, stopwatch = timed_on(graph, budget, work, on, effort, run.progress)
+        beside = _BESIDE * weighed.weight_bytes
+        if stopwatch is not None and (available_bytes() or 0) < beside:
+            run.free_model()  # costs are measured first
     settings = _settings(run, budget)
     inputs = PlanInputs(
         run.importance,
@@ -155,20 +152,6 @@ def _settings(run: Run, budget: Budget) -> PlanSettings:
     settings = run.request.plan_settings.for_budget(budget)
     by_plan = settings.weighs_replacements or settings.limits_healed(budget)
     return replace(settings, heal=settings.heal if by_plan else None)
-
-
-def _stopwatch(run: Run, at: RequestShape, graph: Path, work: Path) -> Stopwatch:
-    compare = run.request.compare
-    return Stopwatch(
-        graph,
-        at,
-        work / COSTS,
-        work / SCRATCH,
-        provider=compare.provider,
-        threads=compare.threads,
-        candidates=Effort(seconds=2 * compare.timing.time_budget_s, rounds=compare.rounds),
-        progress=run.progress,
-    )
 
 
 def heal_key(run: Run) -> Key:

@@ -23,10 +23,8 @@ from exporter.artifacts import PlannedDeletion, Speedup
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.options import Option, PlanCandidate
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.costs.measuring import CostSettings, measure_costs
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.measuring import CostSettings, Effort, measure_costs
+from exporter.choose.costs.table import CostTable, RequestShape
 from exporter.compare import latency
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
@@ -193,12 +191,11 @@ class Found(BaseModel):
 def _candidate(root: Path, time: VirtualTime) -> BaseModel:
     effort = Effort(rounds=6, clock=time, seed=0)
     watch = Stopwatch(
-        _graph(root), AT, root / "costs.json", root / "work", threads=1,
-        candidates=effort,
+        _graph(root), AT, root / "work", threads=1, candidates=effort,
     )  # fmt: skip
     cut = PlanCandidate(tuple(Option((SublayerRef(n, "mlp"),)) for n in (1, 2)))
     table = watch.costs()
-    speedup, left = watch.speedup(cut), [*(root / "work").iterdir()]
+    speedup, left = watch.speedup(cut), [*(root / "work" / "scratch").iterdir()]
     return Found(table=table, speedup=speedup, left=list(map(str, left)))
 
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.figures import options_of
 from exporter.artifacts.plan_figures import LIMITED, PlanFigure
-from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
+from exporter.choose.costs.table import RequestShape, RequestShapeOption
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.damage import Objective
 from exporter.option_types import (

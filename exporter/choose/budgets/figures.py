@@ -11,8 +11,8 @@ from exporter.artifacts.plan_figures import kind_of
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.budgets.options import PlanCandidate
-from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.weighing import GraphSizes
 from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain

@@ -35,9 +35,8 @@ from exporter.choose.budgets.options import (
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import Goal, Unit, goals_of, unit_to_use_up
-from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.weighing import module_sizes
+from exporter.choose.costs.weighing import GraphSizes, module_sizes
 from exporter.errors import (
     BackendError,
     CalibrationError,
@@ -58,9 +57,8 @@ from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, SublayerRef
 
-COSTS = "costs.json"
-"""In a planner's folder: times of sublayers. Each file there says what it is about."""
 DAMAGES, _CHECKS = "damages.jsonl", "checks.jsonl"
+"""In a planner's folder. Each file there says what it is about."""
 _SEEN_FIRST = 32
 """Of the texts or images that a limit is held on: a bad cut need not be run on all of them."""
 
@@ -109,15 +107,14 @@ class PlanInputs:
     def costs(self) -> CostTable | None:
         """What sublayers cost; None where no time is asked for.
 
-        A time that only orders sublayers may be missing, unless a file of costs was named:
-        parameters are counted then.
+        A time that only orders sublayers may be missing: parameters are counted then.
         """
         if self._given_costs is not None or self.stopwatch is None:
             return self._given_costs
         try:
             return self.stopwatch.costs()
         except (BackendError, ComparisonError, CostError) as error:
-            if self.budget.target_speedup is not None or not self.stopwatch.may_replace:
+            if self.budget.target_speedup is not None:
                 raise
             self.progress.say(f"plan: parameters are counted instead of time: {error.message}")
             self.stopwatch = None

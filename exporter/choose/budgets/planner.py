@@ -19,17 +19,16 @@ from exporter.choose.budgets.figures import (
     size_figures,
 )
 from exporter.choose.budgets.greedy import greedy_in_stacks, settled_for_stacks
-from exporter.choose.budgets.inputs import COSTS, DAMAGES, PlanInputs
+from exporter.choose.budgets.inputs import DAMAGES, PlanInputs
 from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.budgets.meters import searched_meter
 from exporter.choose.budgets.options import PlanCandidate, refuse_counts, refuse_number
 from exporter.choose.budgets.settings import PlanRequest
-from exporter.choose.budgets.target_speedup import Stopwatch, reach_speedup
+from exporter.choose.budgets.target_speedup import reach_speedup, timed_on
 from exporter.choose.budgets.trial_runs import held_after_healing
-from exporter.choose.budgets.units import Goal, on_graph, words_of
+from exporter.choose.budgets.units import Goal, words_of
+from exporter.choose.costs.measuring import Effort
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.weighing import sizes
 from exporter.errors import ModelSourceError, PlanError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.heal.healed import heal
@@ -39,7 +38,7 @@ from exporter.models.loading.model_class import hub_off
 from exporter.models.loading.model_source import TOO_LARGE, load_model
 from exporter.options import is_given
 from exporter.progress import QUIET, Progress
-from graph_passes.files.placing import SCRATCH, working
+from graph_passes.files.placing import working
 from graph_passes.types import BLOCK_KINDS
 
 
@@ -302,13 +301,10 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
     texts, model = request.settings.calibration, request.model
     inputs = [request.importance, *map(Path, filter(None, (*texts, model)))]
     inputs += [request.onnx] if request.onnx is not None else []
-    places = {request.output: "pruning_plan", request.costs: "cost_table"}
-    for written, kind in places.items():
-        if written is not None:
-            refuse_overwriting(written, inputs, kind)
+    inputs += [request.costs] if request.costs is not None else []
+    refuse_overwriting(request.output, inputs, "pruning_plan")
     if request.settings.heal is None and request.budget.only_counts:
         return  # a bare plan is one file
-    inputs += [request.costs] if request.costs is not None else []
     folder = Path(model or report.model.source)
     read = [path for path in inputs if model is None or path != Path(model)]
     refuse_places(request.output, read, folder)
@@ -317,23 +313,11 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
 def _inputs(
     request: PlanRequest, report: ImportanceReport, work: Path, progress: Progress
 ) -> PlanInputs:
-    weighed, budget, stopwatch = None, request.budget, None
+    budget, weighed, stopwatch = request.budget, None, None
     if request.onnx is not None:
-        weighed = sizes(request.onnx)
-        budget = on_graph(budget, weighed, progress)
-        if budget.at is not None:
-            stopwatch = Stopwatch(
-                request.onnx,
-                budget.at,
-                request.costs or work / COSTS,
-                work / SCRATCH,
-                provider=request.run.provider,
-                threads=request.run.threads,
-                may_replace=request.costs is None,  # a file that was named is nobody's memory
-                candidates=Effort(seconds=2 * request.time_budget_s),
-                progress=progress,
-            )
-    known = request.costs if stopwatch is None else None
+        run, effort = request.run, Effort(seconds=2 * request.time_budget_s)
+        on = run.provider, run.threads
+        budget, weighed, stopwatch = timed_on(request.onnx, budget, work, on, effort, progress)
     return PlanInputs(
         report,
         lambda: _model(request, report.model.source, progress),
@@ -342,7 +326,7 @@ def _inputs(
         work=work,
         sizes=weighed,
         stopwatch=stopwatch,
-        costs=None if known is None else CostTable.read(known),
+        costs=request.costs and CostTable.read(request.costs),
         importance_sha256=sha256_file(request.importance),
         progress=progress,
     )

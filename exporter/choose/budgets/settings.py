@@ -168,10 +168,9 @@ class PlanRequest(Options):
         metavar="GRAPH",
         section=SPEED,
     )
-    costs: OutputPath | None = option(
+    costs: InputFile | None = option(
         None,
-        "File for the costs of sublayers; they are reused for the same graph, "
-        "request and machine. Without --onnx they predict the speed, and nothing is measured.",
+        "Costs of sublayers, of depthcut costs; without --onnx no speed is measured beside them.",
         metavar="FILE",
         section=SPEED,
         config_only=True,

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.options import PlanCandidate
-from exporter.choose.costs.cost_runners import CostRunner, graph_runner
-from exporter.choose.costs.measuring import CostSettings, measure_on
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
+from exporter.choose.budgets.units import on_graph
+from exporter.choose.costs.measuring import (
+    CostRunner,
+    CostSettings,
+    Effort,
+    RequestEstimate,
+    graph_runner,
+    measure_on,
+    of_rows,
+    time_request,
+)
+from exporter.choose.costs.table import CostTable, RequestShape
+from exporter.choose.costs.weighing import GraphSizes, sizes
 from exporter.engines.environment import default_threads
 from exporter.errors import PlanError, UnmetGoalError
 from exporter.heal.plan_file import write_healed_plan
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
+from graph_passes.files.placing import SCRATCH
 
 ROUNDS = 4
 """Candidates that are measured at most."""
@@ -124,45 +136,53 @@ class Stopwatch:
 
     onnx: Path
     at: RequestShape
-    kept: Path
-    folder: Path  # takes candidates for a while
+    work: Path  # keeps the costs, and takes candidates for a while
     provider: str = "cpu"
     threads: int | None = None  # None takes all physical cores
-    may_replace: bool = True
     candidates: Effort = field(default_factory=lambda: Effort(seconds=120.0))
     progress: Progress = QUIET
 
     @cached_property
     def _runner(self) -> CostRunner:
-        return graph_runner(self.onnx, self.folder, self.provider)
+        return graph_runner(self.onnx, self.work / SCRATCH, self.provider)
 
     def costs(self) -> CostTable:
         """What each sublayer's removal saves, for every replacement."""
-        self.kept.parent.mkdir(parents=True, exist_ok=True)
-        settings = CostSettings(
-            self.at,
-            self.threads,
-            kept=self.kept,
-            may_replace=self.may_replace,
-            clock=self.candidates.clock,
-        )
+        kept, clock = self.work / "costs.jsonl", self.candidates.clock
+        settings = CostSettings(self.at, self.threads, kept=kept, clock=clock)
         return measure_on(self._runner, settings, self.progress)
 
     def speedup(self, candidate: PlanCandidate) -> Speedup:
         """How much faster the finished candidate answers."""
-        cells = self.at.cells(cached=self._runner.sizes.has_cache)
-        self._runner.threads = self.threads or default_threads()
+        runner, cells = self._runner, self.at.cells(cached=self._runner.sizes.has_cache)
+        runner.threads = self.threads or default_threads()
 
         def is_narrow(estimate: RequestEstimate) -> bool:
             ratio, (low, high) = estimate.speedup.ratio, estimate.speedup.ci95
             return max(high / ratio, ratio / low) <= 1 + _WIDTH
 
-        def plan(place: Path) -> LoadedPlan:
-            path = place / "candidate-plan.json"
+        assert runner.cut is not None  # graphs are
+        with ExitStack() as stack:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix=".plan.", dir=self.work))
+            path = Path(place) / "plan.json"
             write_healed_plan(path, PruningPlan(deletions=candidate.deletions), candidate.cut)
-            return LoadedPlan.read(path)
-
-        assert self._runner.cut is not None  # graphs are
-        with self._runner.cut(plan) as cut, self._runner.beside({"candidate": cut}) as arms:
+            cut = stack.enter_context(runner.cut(LoadedPlan.read(path)))
+            arms = stack.enter_context(runner.beside({"candidate": cut}))
             rows = time_request(arms, cells, self.candidates, is_narrow, self.progress)
         return of_rows(rows, [count for _, count in cells]).speedup
+
+
+def timed_on(
+    graph: Path,
+    budget: Budget,
+    work: Path,
+    run: tuple[str, int | None],  # provider and threads
+    effort: Effort,
+    progress: Progress = QUIET,
+) -> tuple[Budget, GraphSizes, Stopwatch | None]:
+    """A budget as an exported graph allows it, the graph's sizes, and what times its request."""
+    weighed = sizes(graph)
+    budget, watch = on_graph(budget, weighed, progress), None
+    if budget.at is not None:
+        watch = Stopwatch(graph, budget.at, work, *run, effort, progress)
+    return budget, weighed, watch

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from exporter.choose.budgets.budget import USUAL_CONTEXT, USUAL_REQUEST, Budget, Memory
-from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.weighing import GraphSizes
 from exporter.errors import PlanError
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress

@@ -3,44 +3,296 @@
 from __future__ import annotations
 
 import math
+import secrets
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from scipy.optimize import nnls
 
-from exporter.artifacts import Environment, PlannedDeletion, library_versions
+from exporter.artifacts import (
+    FEWEST_ROUNDS,
+    LatencyRow,
+    PlannedDeletion,
+    Speedup,
+    library_versions,
+)
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.choose.costs.cost_runners import CostRunner, engine_runner, graph_runner, torch_runner
-from exporter.choose.costs.graph_sizes import GraphSizes, Work
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable, SublayerCost, Variant
-from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
-from exporter.compare.kinds import ArmName
-from exporter.compare.timing.subjects import Clock, little_garbage
-from exporter.engines.build.libraries import Backend
+from exporter.artifacts.store import Store
+from exporter.choose.costs.table import CostTable, RequestShape, SublayerCost, Variant
+from exporter.choose.costs.weighing import CacheSize, GraphSizes, Work, module_sizes, sizes
+from exporter.compare.arms import ComparedArm, Comparison
+from exporter.compare.kinds import ArmName, open_file_arm, torch_arm
+from exporter.compare.options import CompareOptions
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.row import MeasuredRow
+from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between, ratios_between
+from exporter.compare.timing.subjects import Clock, TimedArm, little_garbage
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.libraries import Backend, ask_driver
+from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.environment import default_threads, environment
-from exporter.engines.runners.registry import ONNX, RUNNERS
-from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
+from exporter.engines.runners.tensorrt import open_engine
+from exporter.errors import CostError, SurgeryError, UsageError
 from exporter.files import scratch_folder
 from exporter.models.loading.model_source import load_model
-from exporter.models.model_folder import find_onnx
+from exporter.models.model_folder import find_onnx, image_patches, longest_sequence
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from graph_passes.types import Replacement, SublayerRef
 
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+
+_OPERATOR_BYTES = 80_000
+"""A rule of thumb for ONNX Runtime on a CPU; other engines fuse operators, or start them beside."""
+
+
+@dataclass
+class CostRunner:
+    """A model on an engine, beside which cut ones can be loaded."""
+
+    sizes: GraphSizes
+    whole: ComparedArm
+    cut: Callable[[LoadedPlan], AbstractContextManager[Runner]] | None = None  # None: none is made
+    threads: int = 1  # CPU threads that all are given
+
+    @contextmanager
+    def beside(self, runners: Mapping[str, Runner]) -> Iterator[Mapping[str, TimedArm]]:
+        """The whole model and others, all loaded while the block runs."""
+        arms = {"baseline": self.whole.runner, **runners}
+        for runner in arms.values():
+            runner.threads = self.threads
+        comparison = Comparison({n: replace(self.whole, builds=(run,)) for n, run in arms.items()})
+        with comparison.running():
+            yield comparison.timed()
+
+
+def graph_runner(
+    onnx: Path, folder: Path, provider: str = "cpu", runs_on: str = ONNX
+) -> CostRunner:
+    """An ONNX file on ONNX Runtime, or on another backend for such files."""
+    options = CompareOptions(provider=provider)  # type: ignore[arg-type]
+    arm = open_file_arm(onnx, options, threads=1, backend=runs_on)
+    on_cpu = (arm.runner.backend, arm.runner.provider) == ("onnxruntime", "CPUExecutionProvider")
+    weighed = replace(sizes(onnx), operator_bytes=_OPERATOR_BYTES if on_cpu else 0)
+
+    @contextmanager
+    def cut(plan: LoadedPlan) -> Iterator[Runner]:
+        with cut_for_a_while(onnx, folder, plan) as graph:
+            yield open_runner(runs_on, graph, provider=provider, threads=1)
+
+    return CostRunner(weighed, arm, cut)
+
+
+def engine_runner(
+    onnx: Path,
+    folder: Path,
+    at: RequestShape,
+    library: Backend = "tensorrt-rtx",
+    progress: Progress = QUIET,
+) -> CostRunner:
+    """An ONNX file as a TensorRT engine."""
+    problem = ask_driver().problem
+    if problem:
+        raise CostError(
+            f"Engines can't be timed here: {problem}.",
+            "Measure on ONNX Runtime, or on a machine with an NVIDIA GPU.",
+        )
+    on_graphs = graph_runner(onnx, folder)
+
+    def built(graph: Path, target: Path) -> Runner:
+        target.mkdir(parents=True, exist_ok=True)
+        ranges = fitting(graph_inputs(graph), ranges_for(at))
+        engines = build_engines(graph, target, ranges=ranges, backend=library, progress=progress)
+        return open_engine([path for path, _ in engines])
+
+    @contextmanager
+    def cut(plan: LoadedPlan) -> Iterator[Runner]:
+        with cut_for_a_while(onnx, folder, plan) as graph:
+            yield built(graph, graph.parent / "engines")
+
+    whole = replace(on_graphs.whole, builds=(built(onnx, folder / "whole"),))
+    return CostRunner(replace(on_graphs.sizes, operator_bytes=0), whole, cut)
+
+
+def torch_runner(loaded: LoadedModel, device: str = "cpu", *, compiled: bool = False) -> CostRunner:
+    """A loaded model on PyTorch."""
+    from exporter.engines.runners.pytorch import TorchRunner
+    from exporter.models.onnx_interface import interface_of
+
+    model: Any = loaded.model
+    interface, config = interface_of(model), model.config.get_text_config().to_dict()
+    weighed = module_sizes(loaded)
+    own = dict(weighed.sublayers)
+    for slot in interface.cache:
+        name = SublayerRef(slot.layer, "attention")
+        per_token = (slot.heads * size * interface.dtype.itemsize for _, size in slot.parts)
+        own[name] = replace(own[name], caches=tuple(map(CacheSize, per_token)))
+    longest = longest_sequence(config) if interface.image is None else image_patches(config)
+    running = TorchRunner(model, interface=interface, compiled=compiled, provider=device, threads=1)
+    whole = torch_arm(loaded, loaded.path, running, "torch:")
+    return CostRunner(replace(weighed, sublayers=own, longest=longest), whole)
+
+
+@contextmanager
+def cut_for_a_while(onnx: Path, folder: Path, plan: LoadedPlan) -> Iterator[Path]:
+    """Cuts a graph into a folder of its own, which is gone after the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".costs.", dir=folder) as name:
+        target = Path(name) / f"{onnx.stem}.variant.onnx"
+        options = CutOptions(
+            verify="none", weights="compact", companions=False, genai_config="none"
+        )
+        prune_file(onnx, target, plan, options)
+        yield target
+
+
+def ranges_for(at: RequestShape) -> Ranges:
+    """What an engine must serve for a request."""
+    last = max(at.prompt, at.longest - 1)
+    return Ranges(
+        batch=Span(at.batch, at.batch, at.batch),
+        prompt=Span(1, at.prompt, at.prompt),
+        context=Span(1, (at.prompt + last) // 2, last),
+    )
+
+
+@dataclass(frozen=True)
+class RequestEstimate:
+    """Both arms' time of a request.
+
+    The baseline's counts as known: what the two arms' rounds have in common, a busy machine for
+    one, slows both, and it is the ratios that are measured.
+    """
+
+    baseline_ms: float
+    variant_ms: float
+    std_error_ms: float
+    degrees: float
+
+    @classmethod
+    def of(
+        cls,
+        counts: Sequence[float],
+        baselines_ms: Sequence[float],
+        ratios: Sequence[SpeedupEstimate],
+    ) -> RequestEstimate:
+        """Sums up cells that were timed apart; degrees of freedom by Welch and Satterthwaite."""
+        before = [count * ms for count, ms in zip(counts, baselines_ms, strict=True)]
+        after = [ms * math.exp(-r.log_ratio) for ms, r in zip(before, ratios, strict=True)]
+        squares = [(ms * r.std_error) ** 2 for ms, r in zip(after, ratios, strict=True)]
+        variance = sum(squares)
+        lost = sum(v**2 / r.degrees for v, r in zip(squares, ratios, strict=True) if v)
+        degrees = variance**2 / lost if lost else min(ratio.degrees for ratio in ratios)
+        return cls(sum(before), sum(after), math.sqrt(variance), degrees)
+
+    @property
+    def saved_ms(self) -> float:
+        """What the variant takes less."""
+        return self.baseline_ms - self.variant_ms
+
+    @property
+    def saved_ci95(self) -> tuple[float, float]:
+        """The ends of its 95 % interval."""
+        low, high = self.speedup.ci95
+        return self.baseline_ms * (1 - 1 / low), self.baseline_ms * (1 - 1 / high)
+
+    @property
+    def speedup(self) -> Speedup:
+        """How many times faster the variant is, with a 95 % interval."""
+        ratio = math.log(self.baseline_ms / self.variant_ms)
+        return SpeedupEstimate(ratio, self.std_error_ms / self.variant_ms, self.degrees).speedup()
+
+
+def of_rows(
+    rows: Sequence[LatencyRow],
+    counts: Sequence[float],
+    arm: str = "candidate",
+) -> RequestEstimate:
+    """What saved rows say of an arm."""
+    known = [row.baseline.median_ms for row in rows]
+    return RequestEstimate.of(counts, known, [_ratio(row, arm) for row in rows])
+
+
+def _ratio(row: LatencyRow, arm: str) -> SpeedupEstimate:
+    estimate = estimate_between(row, second=arm)
+    if row.rounds >= FEWEST_ROUNDS:
+        return estimate
+    # What is trimmed of so few may be all of their spread: two rounds would look certain.
+    spread = float(ratios_between(row, second=arm).std(ddof=1))
+    error = max(estimate.std_error, spread / math.sqrt(row.rounds))
+    return SpeedupEstimate(estimate.log_ratio, error, min(max(estimate.degrees, 1), row.rounds - 1))
+
+
+_WARM_UP_SECONDS = 10.0
+_RELOADED_SECONDS = 20.0  # with less time loading anew would leave none for rounds
+_FEWEST_PARTS = 6  # between loads: an interval of fewer says nothing
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a request is timed."""
+
+    seconds: float = 60.0
+    rounds: int | None = None
+    reload: bool = True
+    clock: Clock = time.perf_counter_ns
+    seed: int = field(default_factory=lambda: secrets.randbits(32))
+
+
+def time_request(
+    arms: Mapping[str, TimedArm],
+    cells: Sequence[tuple[Shape, float]],
+    effort: Effort,
+    known: Callable[[RequestEstimate], bool],
+    progress: Progress = QUIET,
+) -> list[LatencyRow]:
+    """Times all cells of a request."""
+    counts = [count for _, count in cells]
+
+    def enough(rows: Sequence[MeasuredRow]) -> bool:
+        if any(len(row.chunks) < _FEWEST_PARTS for row in rows):
+            return False
+        medians = [float(np.median(row.times()[0])) for row in rows]
+        return known(RequestEstimate.of(counts, medians, [row.estimate() for row in rows]))
+
+    seconds = effort.seconds / len(cells)
+    sampling = TimingBudget(
+        seconds=seconds,
+        wall_seconds=None if effort.rounds is not None else effort.seconds,
+        rounds=effort.rounds,
+        warmup_seconds=min(_WARM_UP_SECONDS, seconds),
+        reload=effort.reload and (effort.rounds is not None or effort.seconds > _RELOADED_SECONDS),
+        seed=effort.seed,
+    )
+    return measure_rows(
+        arms,
+        [shape for shape, _ in cells],
+        sampling,
+        clock=effort.clock,
+        enough=None if effort.rounds is not None else enough,
+        progress=progress,
+    )
+
+
 MODEL = "model"
 """The role of the model's hash in ``made_from``."""
-_MACHINE = ("machine", "processor", "cpu_count", "gpu", "affinity")
+_MACHINE = ("machine", "processor", "cpu_count", "gpu", "affinity", "threads")
+_TABLE = TypeAdapter(CostTable)
 _REPLACEMENTS: tuple[Replacement, ...] = ("none", "bias", "linear")
 _MOST_ROUNDS = 20
 _PRECISION = 0.05
@@ -57,8 +309,7 @@ class CostSettings:
     threads: int | None = None  # CPU threads; None takes all physical cores
     seconds: float = 10.0  # for single runs of the whole model; two of each length at least
     variants: Effort | None = None  # None times no variant; else how long each is timed at most
-    kept: Path | None = None
-    may_replace: bool = True
+    kept: Path | None = None  # where what was foretold is found again; None keeps nothing
     clock: Clock = time.perf_counter_ns
 
 
@@ -99,33 +350,42 @@ def measure_on(runner: CostRunner, settings: CostSettings, progress: Progress = 
             "Name the exported ONNX graph, or leave --time-budget out.",
             code="no-variants",
         )
-    cells = at.cells(cached=sizes.has_cache)
+    cells, whole = at.cells(cached=sizes.has_cache), runner.whole
+    on_gpu = whole.runner.capabilities.device == "gpu"
     if settings.threads is not None:
         runner.threads = settings.threads
-    elif not runner.on_gpu:
+    elif not on_gpu:
         runner.threads = default_threads()
-    earlier = _usable(settings, runner, progress)
-    if earlier is not None and (earlier.variants or settings.variants is None):
-        return earlier
-    runs = _whole_runs(runner, cells, settings, progress)
-    variants = _variants(runner, cells, settings.variants, progress) if settings.variants else []
-    rates = fitted_rates([sizes.work(cell) for cell in runs], list(runs.values()))
-    taken = [count * runs[cell] for cell, count in cells]
-    table = CostTable(
-        made_from={MODEL: runner.sha256},
-        at=at,
-        backend=runner.backend,
-        provider=runner.provider,
-        environment=environment(threads=runner.threads, gpu=runner.on_gpu),
-        baseline_ms=math.fsum(taken),
-        runs={str(cell): ms for cell, ms in runs.items()},
-        rates=rates._asdict(),
-        sublayers=_costs(sizes, rates, cells, taken, variants),
-        variants=variants,
-    )
-    if settings.kept is not None:
-        table.write(settings.kept)
-    return table
+    machine = environment(threads=runner.threads, gpu=on_gpu)
+
+    def foretold() -> CostTable:
+        runs = _whole_runs(runner, cells, settings, progress)
+        efforts = settings.variants
+        variants = _variants(runner, cells, efforts, progress) if efforts else []
+        rates = fitted_rates([sizes.work(cell) for cell in runs], list(runs.values()))
+        taken = [count * runs[cell] for cell, count in cells]
+        return CostTable(
+            made_from={MODEL: whole.facts.sha256},
+            at=at,
+            backend=whole.runner.backend,
+            provider=whole.runner.provider,
+            environment=machine,
+            baseline_ms=math.fsum(taken),
+            runs={str(cell): ms for cell, ms in runs.items()},
+            rates=rates._asdict(),
+            sublayers=_costs(sizes, rates, cells, taken, variants),
+            variants=variants,
+        )
+
+    about = {
+        "model": whole.facts.sha256,
+        "at": str(at),
+        "on": [whole.runner.backend, whole.runner.provider],
+        "variants": settings.variants is not None,
+        "versions": library_versions(),
+        **{name: getattr(machine, name) for name in _MACHINE},
+    }
+    return Store(settings.kept, about).once("costs", _TABLE, foretold)
 
 
 def _costs(
@@ -261,10 +521,7 @@ def _variants(
             deletions = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in chosen]
             plan = LoadedPlan.of(deletions)
             try:
-                with (
-                    runner.cut(partial(_bare, plan)) as cut,
-                    runner.beside({"cut": cut}) as arms,
-                ):
+                with runner.cut(plan) as cut, runner.beside({"cut": cut}) as arms:
                     rows = time_request(arms, cells, effort, known, progress)
             except SurgeryError as error:
                 progress.say(f"costs: {plan.plan.describe()} can't be timed: {error.message}")
@@ -281,71 +538,6 @@ def _variants(
             )
             task.advance()
     return results
-
-
-def _bare(plan: LoadedPlan, _: Path) -> LoadedPlan:
-    return plan
-
-
-def _conditions(
-    sha256: str | None,
-    at: RequestShape,
-    engine: tuple[str, str],
-    machine: Environment,
-    versions: Mapping[str, str],
-) -> dict[str, Any]:
-    """Under what costs are measured; of libraries those that decide how fast a backend is."""
-    backend, in_torch = engine[0], engine[0].startswith(("pytorch", "torch"))
-    libraries = ("torch", "transformers") if in_torch else (backend, f"{backend}-gpu")
-    return {
-        "model": sha256,
-        "request": str(at),
-        **dict(zip(("backend", "provider"), engine, strict=True)),
-        "threads": machine.threads,
-        **{name: getattr(machine, name) for name in _MACHINE},
-        **{name: versions.get(name) for name in libraries},
-    }
-
-
-def _usable(settings: CostSettings, runner: CostRunner, progress: Progress) -> CostTable | None:
-    """What an earlier run has left, where it was measured under the same conditions."""
-    kept = settings.kept
-    if kept is None or not kept.exists():
-        return None
-    try:
-        table = CostTable.read(kept)
-    except ArtifactError as error:
-        written_before = isinstance(error.__cause__, ValidationError) and error.code != "wrong-kind"
-        if settings.may_replace and written_before:  # a table of costs, as another version has it
-            progress.say(f"costs: {kept} is another version's, so all is measured again")
-            return None
-        raise CostError(
-            f"{kept} is there already and is no table of costs: {error.message}",
-            "Remove it, or name another file for the costs.",
-            code="not-ours",
-        ) from error
-    machine = environment(threads=runner.threads, gpu=runner.on_gpu)
-    engine = runner.backend, runner.provider
-    here = _conditions(runner.sha256, settings.at, engine, machine, library_versions())
-    there = _conditions(
-        table.made_from.get(MODEL),
-        table.at,
-        (table.backend, table.provider),
-        table.environment,
-        table.versions,
-    )
-    what = next((name for name, value in here.items() if there.get(name) != value), None)
-    if what is None:
-        return table
-    if not settings.may_replace:
-        raise CostError(
-            f"{kept} was measured under other conditions: {what} {there.get(what)}, and here "
-            f"{here[what]}.",
-            "Measure again: depthcut costs; or ask for what was measured.",
-            code="another-model" if what == "model" else "other-conditions",
-        )
-    progress.say(f"costs: {kept} was measured with another {what}, so all is measured again")
-    return None
 
 
 def _opened(

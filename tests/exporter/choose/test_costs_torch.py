@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.choose.costs.cost_runners import torch_runner
-from exporter.choose.costs.measuring import CostSettings, measure_on
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.measuring import CostSettings, Effort, measure_on, torch_runner
+from exporter.choose.costs.table import RequestShape
 from exporter.choose.costs.weighing import module_sizes
 from exporter.errors import UsageError
 from tests.raising import raises

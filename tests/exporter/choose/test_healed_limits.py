@@ -41,7 +41,7 @@ from exporter.choose.budgets.trial_runs import (  # noqa: E402
     largest_within,
     on_all_samples,
 )
-from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
+from exporter.choose.costs.table import RequestShape  # noqa: E402
 from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402

@@ -14,7 +14,7 @@ from exporter.artifacts import Speedup
 from exporter.choose.budgets import planner as planning
 from exporter.choose.budgets.budget import Budget, Floors, Memory, SearchOptions
 from exporter.choose.budgets.limits import QualityCheck
-from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import RequestShape
 from exporter.errors import (
     CalibrationError,
     CostError,

@@ -38,8 +38,8 @@ from exporter.choose.budgets.units import (
     time_of,
     unit_to_use_up,
 )
-from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
-from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import RequestShape
+from exporter.choose.costs.weighing import CacheSize, GraphSizes, SublayerSize
 from exporter.cli import cli, run
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.export import export

@@ -27,8 +27,8 @@ from exporter.artifacts import (
 )
 from exporter.choose import depths
 from exporter.choose.budgets import meters
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.measuring import Effort
+from exporter.choose.costs.table import RequestShape
 from exporter.compare.options import TaskOptions
 from exporter.errors import (
     CalibrationError,

@@ -12,9 +12,8 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.choose.costs.measuring import CostSettings, measure_costs
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.measuring import CostSettings, Effort, measure_costs
+from exporter.choose.costs.table import RequestShape
 from exporter.cli import run
 from exporter.compare.options import QualityOptions, TimingOptions
 from exporter.compare.session import compare

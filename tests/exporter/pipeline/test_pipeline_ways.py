@@ -17,7 +17,7 @@ from exporter import cli
 from exporter.artifacts import HealingReport, ImportanceReport, PruneReport, PruningPlan
 from exporter.checkpoint.pruned_model import load_pruned
 from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
-from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import RequestShape
 from exporter.cli.export import export
 from exporter.errors import (
     OptionError,
