@@ -28,6 +28,7 @@ _OPTIONS = (
     ("score", "--vary-samples", f"{_COMPARE} (a number of --samples for each)"),
     ("build", "--refittable, --strip-weights", "depthcut build again, with the graph's weights"),
     ("build", "--dim", "trtexec for a graph with other free axes, or fix them in the graph"),
+    ("costs", "--engine", "depthcut build, and costs of the engine"),
     ("costs", "--rank", "full maps, which healing fits"),
     ("costs", "--replacement", "nothing: the table has all replacements"),
     ("heal", "--save-checkpoint", "depthcut checkpoint, with the healed plan"),

@@ -18,7 +18,7 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import SourceOptions
 from exporter.models.tasks import Tokens
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC
-from exporter.option_types import Arm, Duration, Engine, InputFile, OutputFile
+from exporter.option_types import Arm, Duration, InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.printable import significant
 from exporter.score.options import SCORING, MetricName, ScoreOptions
@@ -135,7 +135,6 @@ class CostsCall(Options):
         RequestShape(),
         "The request: one prefill of the prompt, then a decode step for each new token.",
     )
-    engine: Engine | None = option(None, "Build an engine of the graph, and time it on the GPU.")
     run: RunOptions = part(RunOptions())
     time_budget_s: Duration | None = option(
         None,
@@ -151,10 +150,10 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
     """Foretell how much of a request's time each attention and MLP of MODEL takes.
 
     MODEL is an ONNX file or a folder with one; torch:DIR, a Hugging Face folder that PyTorch
-    runs; or openvino:DIR. It is run at a few lengths, and the times are shared out by what each
-    sublayer multiplies and reads. With --time-budget variants of it, each with half of the
-    sublayers of one kind and size cut, are timed in turns with the whole one; they are used where
-    the saving stands out of the noise.
+    runs; openvino:DIR; or an engine beside its ONNX file. It is run at a few lengths, and the
+    times are shared out by what each sublayer multiplies and reads. With --time-budget variants of
+    it, each with half of the sublayers of one kind and size cut, are timed in turns with the whole
+    one; they are used where the saving stands out of the noise.
     """
     from exporter.choose.costs.measuring import CostSettings, Effort, measure_costs
     from exporter.compare.kinds import ArmName
@@ -169,7 +168,6 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
                 variants=None if call.time_budget_s is None else Effort(call.time_budget_s),
             ),
             provider=call.run.provider,
-            engine=call.engine,
             progress=progress,
         )
         table.write(call.output)

@@ -401,6 +401,11 @@ class _Opening:
         return replace(arm, prefix=name.prefix)
 
 
+def open_arm(name: ArmName, options: CompareOptions, progress: Progress = QUIET) -> ComparedArm:
+    """One arm by itself, of any kind that reads no texts."""
+    return _Opening(options, 1, (), progress).arm(name)
+
+
 def _titles(names: Sequence[ArmName]) -> list[str]:
     """What the report calls each: the end of its path, or all of it where that isn't its alone."""
     if len(set(names)) < len(names):

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
-from exporter.artifacts import ImportanceReport
-from exporter.artifacts.stacks import DECODER_KINDS, Stacks
 from exporter.choose.budgets.budget import SearchOptions
 from exporter.choose.budgets.limits import QualityCheck
 from exporter.choose.budgets.meters import Meter, RememberingMeter
@@ -19,11 +15,8 @@ from exporter.choose.budgets.options import (
     Step,
     Stop,
     cut_of_options,
-    groups_of,
     most_sublayers,
-    options_for,
     overlap,
-    refuse_number,
     standing,
     total_gain,
     with_gains,
@@ -34,9 +27,6 @@ from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, Objective
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
-
-if TYPE_CHECKING:
-    from exporter.models.loading.model_source import LoadedModel
 
 FIRST = 3
 """Times the shortlist are measured at the first step."""
@@ -432,63 +422,3 @@ def _refuse_goal(goal: Goal, most: float) -> NoReturn:
         "Ask for less, or let more be dropped: more kinds, fewer protected, no replacements.",
         code="out-of-reach",
     )
-
-
-AFFORDABLE = 150_000_000
-"""Parameters up to which damage is measured where nobody asks for it: minutes on a few cores."""
-
-
-def settled_for_stacks(
-    search: SearchOptions, load: Callable[[], LoadedModel], progress: Progress = QUIET
-) -> SearchOptions:
-    """The search with its method named."""
-    if search.search != "auto":
-        return replace(search, search=search.search or "one-shot")
-    if load().model.num_parameters() > AFFORDABLE:
-        progress.say("plan: chosen by scores; measuring the damage would take too long here")
-        return replace(search, search="one-shot")
-    progress.say("plan: chosen by measured damage, on the pairs that the scores rest on")
-    return replace(search, search="greedy")
-
-
-def greedy_in_stacks(
-    meter: Meter,
-    report: ImportanceReport,
-    stacks: Stacks,
-    counts: Mapping[str, int],
-    protected: Collection[SublayerRef],
-    search: SearchOptions,
-    *,
-    allow_all: bool = False,
-    progress: Progress = QUIET,
-) -> tuple[list[Option], AnyDamage]:
-    """Chooses one by one what adds the least damage, each kind after the other."""
-    prior = {
-        SublayerRef(score.layer, score.kind): score.score
-        for score in report.scores
-        if score.kind in DECODER_KINDS
-    }
-    taken: list[Option] = []
-    for group, number in groups_of(counts):
-        start: BranchReplacements = cut_of_options(taken)
-        options = options_for(group, stacks, {*protected, *start})
-        room = most_sublayers(meter.num_layers, allow_all) - len(start)
-        sizes = accumulate(sorted(len(option.names) for option in options))
-        if number > (left := sum(size <= room for size in sizes)):
-            refuse_number(group, number, left, report.model.source)
-        with progress.task(f"search by damage, {group}"):
-            steps = greedy(
-                meter,
-                options,
-                goal=number,
-                objective="perplexity" if search.kept_small == "perplexity" else "kl",
-                shortlist=search.shortlist or None,
-                prior=prior,
-                start=start,
-                allow_all=allow_all,
-                progress=progress,
-            )
-        if len(steps) < number:
-            refuse_number(group, number, len(steps), report.model.source)
-        taken += [step.option for step in steps]
-    return taken, meter.measure_many(cut_of_options(taken), [])[0]

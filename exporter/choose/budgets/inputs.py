@@ -128,6 +128,12 @@ class PlanInputs:
         refuse_another_model(self.report, loaded)
         return loaded
 
+    @property
+    def stacks(self) -> Stacks:
+        """The layers of the model."""
+        model = self.report.model
+        return Stacks.numbered(model.num_layers, model.encoder_layers)
+
     @cached_property
     def floors(self) -> Floors:
         """The limits that the model can be held to."""
@@ -298,7 +304,9 @@ class PlanInputs:
 
     @property
     def measured_text(self) -> CalibrationText:
-        """As much of what is searched on as each candidate is measured on."""
+        """As much of what is searched on as each candidate is measured on; of pairs all."""
+        if self.stacks.decoder:
+            return self.pairs
         return measured_on(self.texts.searched, self.settings.search.tokens)
 
     @cached_property
@@ -333,7 +341,7 @@ class PlanInputs:
     def protected(self) -> frozenset[SublayerRef]:
         """Sublayers that stay; a runtime needs some, unless only whole blocks go."""
         model, server, kept = self.report.model, self.settings.server, self.settings.search.protect
-        named = protected_names(kept, Stacks.numbered(model.num_layers, model.encoder_layers))
+        named = protected_names(kept, self.stacks)
         if server is None or set(self.budget.counts) == {"block"}:
             return named
         every = (SublayerRef(n, kind) for n in range(model.num_layers) for kind in BLOCK_KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
@@ -210,14 +211,14 @@ def refuse_counts(
     allow_all: bool,
 ) -> None:
     """Refuses before the model is loaded more than may go, or everything."""
-    layers = report.model.num_layers
+    model = report.model
+    stacks = Stacks.numbered(model.num_layers, model.encoder_layers)
     for group, number in groups_of(counts):
-        options = options_for(group, Stacks(layers), protected)
-        left = len(options)
-        if sum(len(option.names) for option in options) > most_sublayers(layers, allow_all):
-            left -= 1
+        sizes = sorted(len(option.names) for option in options_for(group, stacks, protected))
+        most = most_sublayers(model.num_layers, allow_all)
+        left = sum(size <= most for size in accumulate(sizes))
         if number > left:
-            refuse_number(group, number, left, report.model.source)
+            refuse_number(group, number, left, model.source)
 
 
 def refuse_number(group: Group, number: int, left: int, model: str) -> NoReturn:

@@ -8,7 +8,6 @@ from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Speedup
 from exporter.artifacts.plans import keep_first, parents_of, validate_for
-from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.choose.budgets.by_scores import affordable, one_shot
 from exporter.choose.budgets.figures import (
@@ -18,15 +17,21 @@ from exporter.choose.budgets.figures import (
     judged_apart,
     size_figures,
 )
-from exporter.choose.budgets.greedy import greedy_in_stacks, settled_for_stacks
-from exporter.choose.budgets.inputs import DAMAGES, PlanInputs
-from exporter.choose.budgets.limits import damage_figures
-from exporter.choose.budgets.meters import searched_meter
-from exporter.choose.budgets.options import PlanCandidate, refuse_counts, refuse_number
+from exporter.choose.budgets.greedy import Search
+from exporter.choose.budgets.inputs import PlanInputs
+from exporter.choose.budgets.limits import QualityCheck, damage_figures
+from exporter.choose.budgets.options import (
+    PlanCandidate,
+    groups_of,
+    options_for,
+    prior_of,
+    refuse_counts,
+    refuse_number,
+)
 from exporter.choose.budgets.settings import PlanRequest
 from exporter.choose.budgets.target_speedup import reach_speedup, timed_on
 from exporter.choose.budgets.trial_runs import held_after_healing
-from exporter.choose.budgets.units import Goal, words_of
+from exporter.choose.budgets.units import Goal, number_goals, words_of
 from exporter.choose.costs.measuring import Effort
 from exporter.choose.costs.table import CostTable
 from exporter.errors import ModelSourceError, PlanError
@@ -90,30 +95,39 @@ def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
         )
 
 
+AFFORDABLE = 150_000_000
+"""Parameters up to which damage to pairs is measured where nobody asks for it: minutes."""
+
+
 def _of_stacks(inputs: PlanInputs) -> Outcome:
     """Of an encoder-decoder: by scores, or by damage where that is asked for or affordable."""
-    search = settled_for_stacks(inputs.settings.search, lambda: inputs.loaded, inputs.progress)
-    if search.search == "one-shot":
+    report, how = inputs.report, inputs.settings.search.search
+    if how == "auto":
+        small = inputs.loaded.model.num_parameters() <= AFFORDABLE
+        how = "greedy" if small else "one-shot"
+        by = "measured damage, on the pairs that the scores rest on"
+        by = by if small else "scores; measuring the damage would take too long here"
+        inputs.progress.say(f"plan: chosen by {by}")
+    if how == "one-shot":
         return Outcome(_noted(inputs, _lowest_scores(inputs)))
-    stacks, text, size = Stacks.of(inputs.loaded.model.config), inputs.pairs, inputs.settings
-    options, damage = greedy_in_stacks(
-        searched_meter(inputs.loaded, text, size.batch_size, kept=inputs.work / DAMAGES),
-        inputs.report,
-        stacks,
-        inputs.budget.counts,
-        inputs.protected,
-        search,
-        allow_all=inputs.allow_all,
-        progress=inputs.progress,
-    )
+    counts, protected, stacks = inputs.budget.counts, inputs.protected, inputs.stacks
+    refuse_counts(report, counts, protected, allow_all=inputs.allow_all)
+    options = [o for group, _ in groups_of(counts) for o in options_for(group, stacks, protected)]
+    meter = inputs.objective_meter()
+    check, prior = QualityCheck(meter), prior_of(report, options)
+    how_far, rest = inputs.searching, (inputs.allow_all, inputs.progress)
+    search = Search(meter, check, options, how_far, prior, *rest)
+    goals = number_goals(inputs.budget)
+    candidate = search.solve(goals, goals[0].unit)
+    damage = search.damage(candidate)
     result = {
         "encoder_layers": stacks.encoder,
-        "predicted": damage_figures(damage, text.clusters),
+        "predicted": damage_figures(damage, inputs.pairs.clusters),
         "predicted_on": "searched",
-        "chosen_on": text.parts,
+        "chosen_on": inputs.pairs.parts,
     }
-    plan = _plan_of(inputs, PlanCandidate(tuple(options))).model_copy(update=result)
-    validate_for(plan, inputs.report.model, allow_all=inputs.allow_all)
+    plan = _plan_of(inputs, candidate).model_copy(update=result)
+    validate_for(plan, report.model, allow_all=inputs.allow_all)
     return Outcome(plan, damage=damage)
 
 

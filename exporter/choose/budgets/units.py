@@ -12,7 +12,7 @@ from exporter.choose.costs.weighing import GraphSizes
 from exporter.errors import PlanError
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
+from graph_passes.types import Replacement, SublayerKind, SublayerRef
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def numbers_of(kinds: Sequence[SublayerKind], label: str) -> Unit:
 
     def gain(names: Sequence[SublayerRef], _: Replacement) -> float:
         if not kinds:
-            return float(len(names) == len(BLOCK_KINDS))
+            return float(len(names) > 1)
         return float(len(names) == 1 and names[0][1] in kinds)
 
     return Unit(gain, lambda number: f"{counted(number, label)} dropped", not kinds)
@@ -98,13 +98,19 @@ def goals_of(budget: Budget, sizes: GraphSizes, costs: CostTable | None) -> list
                 "Ask for less memory, a longer --context or more --sequences.",
                 code="fits-already",
             )
+    return goals + number_goals(budget)
+
+
+def number_goals(budget: Budget) -> list[Goal]:
+    """How many sublayers or blocks are to go."""
     units = {
         "attention": numbers_of(("attention",), "attention"),
+        "cross_attention": numbers_of(("cross_attention",), "cross-attention"),
         "mlp": numbers_of(("mlp",), "MLP"),
         "block": numbers_of((), "block"),
-        "joint": numbers_of(budget.kinds, "sublayer"),
+        "joint": numbers_of((*budget.kinds, "cross_attention"), "sublayer"),
     }
-    return goals + [Goal(units[name], n) for name, n in budget.counts.items() if name in units]
+    return [Goal(units[name], number) for name, number in budget.counts.items()]
 
 
 def unit_to_use_up(budget: Budget, sizes: GraphSizes, costs: CostTable | None) -> Unit:

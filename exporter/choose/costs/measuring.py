@@ -31,7 +31,7 @@ from exporter.artifacts.store import Store
 from exporter.choose.costs.table import CostTable, RequestShape, SublayerCost, Variant
 from exporter.choose.costs.weighing import CacheSize, GraphSizes, Work, module_sizes, sizes
 from exporter.compare.arms import ComparedArm, Comparison
-from exporter.compare.kinds import ArmName, open_file_arm, torch_arm
+from exporter.compare.kinds import ArmName, open_arm, open_file_arm, torch_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.row import MeasuredRow
@@ -39,13 +39,11 @@ from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between
 from exporter.compare.timing.subjects import Clock, TimedArm, little_garbage
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.engines.build.build import build_engines
-from exporter.engines.build.libraries import Backend, ask_driver
-from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
+from exporter.engines.build.engine_set import find_builds
+from exporter.engines.decoding.verify import source_of
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
-from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import CostError, SurgeryError, UsageError
 from exporter.files import scratch_folder
 from exporter.models.loading.model_source import load_model
@@ -98,37 +96,6 @@ def graph_runner(
     return CostRunner(weighed, arm, cut)
 
 
-def engine_runner(
-    onnx: Path,
-    folder: Path,
-    at: RequestShape,
-    library: Backend = "tensorrt-rtx",
-    progress: Progress = QUIET,
-) -> CostRunner:
-    """An ONNX file as a TensorRT engine."""
-    problem = ask_driver().problem
-    if problem:
-        raise CostError(
-            f"Engines can't be timed here: {problem}.",
-            "Measure on ONNX Runtime, or on a machine with an NVIDIA GPU.",
-        )
-    on_graphs = graph_runner(onnx, folder)
-
-    def built(graph: Path, target: Path) -> Runner:
-        target.mkdir(parents=True, exist_ok=True)
-        ranges = fitting(graph_inputs(graph), ranges_for(at))
-        engines = build_engines(graph, target, ranges=ranges, backend=library, progress=progress)
-        return open_engine([path for path, _ in engines])
-
-    @contextmanager
-    def cut(plan: LoadedPlan) -> Iterator[Runner]:
-        with cut_for_a_while(onnx, folder, plan) as graph:
-            yield built(graph, graph.parent / "engines")
-
-    whole = replace(on_graphs.whole, builds=(built(onnx, folder / "whole"),))
-    return CostRunner(replace(on_graphs.sizes, operator_bytes=0), whole, cut)
-
-
 def torch_runner(loaded: LoadedModel, device: str = "cpu", *, compiled: bool = False) -> CostRunner:
     """A loaded model on PyTorch."""
     from exporter.engines.runners.pytorch import TorchRunner
@@ -159,16 +126,6 @@ def cut_for_a_while(onnx: Path, folder: Path, plan: LoadedPlan) -> Iterator[Path
         )
         prune_file(onnx, target, plan, options)
         yield target
-
-
-def ranges_for(at: RequestShape) -> Ranges:
-    """What an engine must serve for a request."""
-    last = max(at.prompt, at.longest - 1)
-    return Ranges(
-        batch=Span(at.batch, at.batch, at.batch),
-        prompt=Span(1, at.prompt, at.prompt),
-        context=Span(1, (at.prompt + last) // 2, last),
-    )
 
 
 @dataclass(frozen=True)
@@ -318,7 +275,6 @@ def measure_costs(
     settings: CostSettings | None = None,
     *,
     provider: str = "cpu",
-    engine: Backend | None = None,
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> CostTable:
@@ -330,7 +286,7 @@ def measure_costs(
     """
     settings = settings or CostSettings()
     with scratch_folder("costs") if folder is None else nullcontext(folder) as place:
-        runner = _opened(ArmName.of(model), place, settings.at, provider, engine, progress)
+        runner = _opened(ArmName.of(model), place, provider, progress)
         return measure_on(runner, settings, progress)
 
 
@@ -540,16 +496,9 @@ def _variants(
     return results
 
 
-def _opened(
-    name: ArmName,
-    folder: Path,
-    at: RequestShape,
-    provider: str,
-    engine: Backend | None,
-    progress: Progress,
-) -> CostRunner:
+def _opened(name: ArmName, folder: Path, provider: str, progress: Progress) -> CostRunner:
     """What runs a model."""
-    if name.is_torch and engine is None:
+    if name.is_torch:
         require("torch", extra="torch")
         if not name.path.exists():
             raise CostError(
@@ -558,12 +507,12 @@ def _opened(
         compiled = name.kind == "torch-compile"
         return torch_runner(load_model(str(name.path)), provider, compiled=compiled)
     runs_on = RUNNERS.get(name.kind)
-    if runs_on is None or runs_on.gguf or (engine is not None and name.kind != ONNX):
+    source = None if runs_on else source_of(find_builds(name.path)[0])
+    if source is not None:  # an engine beside the graph that it was built from
+        return CostRunner(sizes(source), open_arm(name, CompareOptions(), progress))
+    if runs_on is None or runs_on.gguf:
         raise CostError(
             f"No sublayers of {name} can be told apart.",
-            "Name the ONNX file, and for engines of it the library: --engine.",
+            "Name the ONNX file, or engines beside the one that they were built from.",
         )
-    onnx = find_onnx(name.path)
-    if engine is None:
-        return graph_runner(onnx, folder, provider, name.kind)
-    return engine_runner(onnx, folder, at, engine, progress)
+    return graph_runner(find_onnx(name.path), folder, provider, name.kind)

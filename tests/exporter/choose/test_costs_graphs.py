@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,12 @@ from exporter.artifacts.latency import Shape
 from exporter.choose.costs.measuring import (
     CostSettings,
     Effort,
-    engine_runner,
     graph_runner,
     measure_costs,
-    measure_on,
-    ranges_for,
 )
 from exporter.choose.costs.table import CostTable, RequestShape
 from exporter.choose.costs.weighing import GraphSizes, SublayerSize, sizes, weigh
 from exporter.cli import run
-from exporter.engines.build.libraries import Driver
-from exporter.engines.build.profiles import Span
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CostError
 from graph_passes.finding.weights import is_weight
 from graph_passes.locate import survey
@@ -255,56 +248,37 @@ def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> Non
     assert [run.split()[0] for run in table.runs] == ["encode"] * 3
 
 
-@pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
-    """What was built: the graph's name, where to, and the ranges. ONNX Runtime stands for it."""
-    results: list[tuple[str, Path, Any]] = []
-
-    def build_engines(onnx: Path, target: Path, *, ranges: Any, **_: Any) -> list[Any]:
-        results.append((onnx.name, target, ranges))
-        return [(Path(shutil.copy(onnx, target / "model.engine")), None)]
-
-    module = "exporter.choose.costs.measuring"
-    monkeypatch.setattr(f"{module}.ask_driver", lambda: Driver(problem=""))
-    monkeypatch.setattr(f"{module}.build_engines", build_engines)
-    monkeypatch.setattr(
-        f"{module}.open_engine", lambda paths: OnnxRuntimeRunner(paths[0], threads=1)
-    )
-    return results
-
-
-def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
-    tmp_path: Path, built: list[tuple[str, Path, Any]]
-) -> None:
-    onnx, at = tmp_path / "model.onnx", RequestShape(2, 4, 3)
-    ir.save(tiny_model(), onnx)
-    settings = CostSettings(at, seconds=0.1, variants=QUICK)
-    measure_on(engine_runner(onnx, tmp_path / "work", at), settings)
-    assert sorted(name for name, _, _ in built) == ["model.onnx", *["model.variant.onnx"] * 2]
-    assert [path.exists() for name, path, _ in built if "variant" in name] == [False, False]
-    assert all(ranges.batch == Span(2, 2, 2) for _, _, ranges in built)
-
-
-def test_starts_of_operators_count_on_onnx_runtime_s_cpu_alone(
-    tmp_path: Path, built: list[tuple[str, Path, Any]]
-) -> None:
+def test_starts_of_operators_count_on_onnx_runtime_s_cpu_alone(tmp_path: Path) -> None:
     onnx = tmp_path / "model.onnx"
     ir.save(tiny_model(), onnx)
-    runners = [graph_runner(onnx, tmp_path), engine_runner(onnx, tmp_path, RequestShape(1, 4, 1))]
     step, cut = Shape("decode", 1, 1, 3), {SublayerRef(0, "mlp"): "none"}
     bytes_saved = [
-        runner.sizes.work(step).weight_bytes - runner.sizes.work(step, cut).weight_bytes
-        for runner in runners
+        size.work(step).weight_bytes - size.work(step, cut).weight_bytes
+        for size in (graph_runner(onnx, tmp_path).sizes, sizes(onnx))
     ]
     # A norm, two products and what lies between them.
     assert bytes_saved == [4 * 272 + 80_000 * 4, 4 * 272]
 
 
-def test_an_engine_serves_the_request_and_no_more() -> None:
-    ranges = ranges_for(RequestShape(2, 100, 29))
-    assert ranges.prompt == Span(1, 100, 100)
-    assert ranges.context == Span(1, 114, 128)
-    assert ranges_for(RequestShape(1, 100, 0)).context == Span(1, 100, 100)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_engine_has_the_sublayers_of_the_graph_that_it_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """ONNX Runtime stands for the engine."""
+    onnx, module = tmp_path / "model.onnx", "exporter.choose.costs.measuring"
+    ir.save(tiny_model(), onnx)
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"engine")
+    whole = graph_runner(onnx, tmp_path).whole
+    monkeypatch.setattr(f"{module}.find_builds", lambda path: [path])
+    monkeypatch.setattr(f"{module}.source_of", lambda _: onnx if is_there else None)
+    monkeypatch.setattr(f"{module}.open_arm", lambda *_: whole)
+    settings = CostSettings(RequestShape(2, 4, 3), seconds=0.1)
+    if is_there:
+        assert len(measure_costs(engine, settings).sublayers) == 6
+        return
+    with raises(CostError, "", engine):
+        measure_costs(engine, settings)
 
 
 def test_a_table_is_written_and_printed(
@@ -331,17 +305,12 @@ def test_a_table_is_written_and_printed(
         ("{folder} --at past=7", "'past=7' is no request"),
         ("{folder} -o {folder}", "is a directory"),
         ("{folder} -o {folder}/model.onnx", "is an input"),
-        ("{folder} --engine tensorrt", "Engines can't be timed here: "),
-        ("{folder}/model.engine", "can be told apart"),
         ("{folder}/nothing", "does not exist"),
     ],
 )
 def test_a_wrong_call_is_told(
-    graph: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, call: str,
-    told: str,
-) -> None:  # fmt: skip
-    driver = Driver(problem="there is no NVIDIA driver")
-    monkeypatch.setattr("exporter.choose.costs.measuring.ask_driver", lambda: driver)
+    graph: Path, capfd: pytest.CaptureFixture[str], call: str, told: str
+) -> None:
     before = graph.read_bytes()
     model, *options = call.format(folder=graph.parent).split()
     assert run(["costs", model, *CALL, *options]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,8 +12,7 @@ import pytest
 
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
-from exporter.choose.budgets.budget import SearchOptions
-from exporter.choose.budgets.greedy import greedy_in_stacks
+from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.choose.budgets.options import options_for
 from exporter.errors import (
     PlanError,
@@ -37,6 +37,7 @@ from exporter.models.texts.samples import Sources
 from exporter.score.options import ScoreOptions
 from exporter.score.scoring import score, score_on
 from graph_passes.types import SublayerRef
+from tests.exporter.made_plans import made_planner, names_of
 from tests.raising import raises
 from tests.tiny_models import hook_count, made_loaded, tiny_config
 
@@ -173,23 +174,24 @@ def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None
         assert damage.distance == pytest.approx(kl, rel=1e-3)
 
 
-def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
-    loaded, stacks = made_loaded("whisper"), Stacks(2, 2)
+def test_greedy_drops_no_worse_than_the_lowest_scores(tmp_path: Path) -> None:
+    loaded = made_loaded("whisper")
     report = score(loaded, ScoreOptions(calibration=("random",), samples=3))
     meter = meter_here(loaded, scored_pairs(loaded, ("random",), samples=3))
-    kept = {SublayerRef(0, "mlp")}
-    search = SearchOptions(search="greedy")
-    chosen, damage = greedy_in_stacks(meter, report, stacks, {"joint": 3}, kept, search)
-    assert len(chosen) == 3
-    assert not kept & {name for option in chosen for name in option.names}
+    search = SearchOptions(search="greedy", protect=("mlp:0",))
+    outcome = made_planner(loaded, report, tmp_path, Budget(joint=3), search).plan()
+    assert len(outcome.plan.deletions) == 3
+    assert (0, "mlp") not in names_of(outcome.plan)
     lowest = without_branches(plan_cut(report, joint=3).deletions, loaded.model)
-    assert damage.distance <= meter.measure(lowest).distance + 1e-9
-    blocks = options_for("block", stacks, kept)
+    assert outcome.damage.distance <= meter.measure(lowest).distance + 1e-9
+    blocks = options_for("block", Stacks(2, 2), {SublayerRef(0, "mlp")})
     assert [len(option.names) for option in blocks] == [2, 3, 3]
-    never: Any = Mock(num_layers=4, measure_many=Mock(side_effect=AssertionError))
+    never: Any = Mock(side_effect=AssertionError)
     for group, number, left in (("mlp", 5, 4), ("joint", 8, 7), ("block", 4, 3)):
+        planner = made_planner(loaded, report, tmp_path, Budget(**{group: number}))
+        planner.objective_meter = never
         with raises(PlanError, "too-many", number, left):
-            greedy_in_stacks(never, report, stacks, {group: number}, (), search)
+            planner.plan()
 
 
 @pytest.mark.parametrize(
