@@ -143,13 +143,13 @@ def heal(
     heal_options, ref = options or HealOptions(), loaded.ref
     validate_for(plan, ref, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
-    if ref.encoder_layers is not None:
+    if ref.encoder_layers is not None and texts is None:
         raise HealingError(
             f"{ref.source} is an encoder-decoder, which is healed where it is exported.",
             "depthcut export MODEL --plan PLAN --heal best --calibration PAIRS.",
             code="two-stacks",
         )
-    stacks = Stacks(ref.num_layers)
+    stacks = Stacks.numbered(ref.num_layers, ref.encoder_layers)
     parents = {**(made_from or {}), "model": ref.sha256}
 
     def attempt(options: HealOptions) -> Healed:
@@ -296,30 +296,6 @@ def measured_healing(
 
 KINDS = ("bias", "linear", "best")
 """The ways of healing that there are; they put something in a branch's place."""
-
-
-def heal_stacks(
-    loaded: LoadedModel,
-    plan: PruningPlan,
-    text: CalibrationText,
-    options: HealOptions,
-    progress: Progress = QUIET,
-) -> Healed:
-    """Heals an encoder-decoder's cut on most of some pairs, and measures the gain on the others."""
-    refuse_other_ways(options)
-    number = len(text.input_ids)
-    if number < 2:
-        raise HealingError(
-            f"{text.ref.source} holds one pair; healing fits on some and measures on others.",
-            "Give more pairs with --calibration.",
-            code="too-few-samples",
-        )
-    first = number - max(1, number // 5)
-    fitted, held = text.rows(slice(0, first)), text.rows(slice(first, None))
-    texts = HealingTexts(fitted, (fitted.ref,), (held,), None)
-    parents = {"model": loaded.ref.sha256}
-    stacks = Stacks.of(loaded.model.config)
-    return _healed(loaded, plan, stacks, options, parents, None, texts, None, progress)
 
 
 def refuse_other_ways(options: HealOptions) -> None:

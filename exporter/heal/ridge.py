@@ -142,27 +142,13 @@ def choose_ridge(fitted: Sums, held_out: Sums, ridges: Sequence[float] = RIDGES)
 
 
 def solve(sums: Sums, ridge: float) -> LinearMap:
-    """The ridge least-squares map."""
+    """The ridge least-squares map; a ridge is above 0."""
     import torch
 
-    _check_tokens(sums)
-    xx, xy = regularised(sums, ridge)
-    factor, failed = torch.linalg.cholesky_ex(xx)
-    if int(failed) or (ridge == 0 and _is_singular(factor)):
-        raise HealingError(
-            f"{sums.tokens} tokens do not settle a linear map of {len(sums.x)} inputs.",
-            "Give more to calibrate on (--samples).",
-            code="too-few-tokens",
-        )
-    weight = torch.cholesky_solve(xy, factor).T
-    return LinearMap(weight, sums.y_mean - weight @ sums.x_mean)
-
-
-def regularised(sums: Sums, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``Sxx + λ`` and ``Sxy``, about the means."""
     xx, xy = sums.about(sums.x_mean, sums.y_mean)
     xx.diagonal().add_(ridge * _scale(xx))
-    return xx, xy
+    weight = torch.cholesky_solve(xy, torch.linalg.cholesky(xx)).T
+    return LinearMap(weight, sums.y_mean - weight @ sums.x_mean)
 
 
 class _Spectrum:
@@ -204,11 +190,6 @@ class _Spectrum:
 def _scale(xx: torch.Tensor) -> float:
     """The mean eigenvalue; 1 where x never changes, so that a ridge still makes W = 0."""
     return float(xx.trace()) / len(xx) or 1.0
-
-
-def _is_singular(factor: torch.Tensor) -> bool:
-    pivots = factor.diagonal()
-    return float(pivots.min()) < 1e-7 * float(pivots.max())
 
 
 def _check_tokens(sums: Sums) -> None:

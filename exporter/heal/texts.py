@@ -217,6 +217,20 @@ def healing_texts(
     )
 
 
+def texts_of_pairs(text: CalibrationText) -> HealingTexts:
+    """Pairs of an encoder-decoder: most are fitted on, and a fifth judges."""
+    number = len(text.input_ids)
+    if number < 2:
+        raise HealingError(
+            f"{text.ref.source} holds one pair; healing fits on some and measures on others.",
+            "Give more pairs with --calibration.",
+            code="too-few-samples",
+        )
+    first = number - max(1, number // 5)
+    fitted, held = text.rows(slice(0, first)), text.rows(slice(first, None))
+    return HealingTexts(fitted, (fitted.ref,), (held,), None)
+
+
 class _Sizes(NamedTuple):
     """How many samples of a text serve which end."""
 

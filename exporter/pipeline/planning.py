@@ -24,8 +24,8 @@ from exporter.engines.environment import default_threads, gpu_name, processor_na
 from exporter.errors import PlanError, UnmetGoalError
 from exporter.files import sha256_file
 from exporter.heal.healed import heal as heal_plan
-from exporter.heal.healed import heal_stacks
 from exporter.heal.plan_file import files_of, report_of
+from exporter.heal.texts import texts_of_pairs
 from exporter.models.residual_stream import together_in
 from exporter.models.texts.pairs import PAIRS, scored_pairs
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, text_hashes
@@ -173,21 +173,24 @@ def heal(run: Run, folder: Path) -> None:
     wanted, chosen = run.request.heal, run.chosen_plan
     assert wanted is not None
     work = run.request.out / FOLDER / _FITS  # outlives an interrupted run
+    texts = None
     if run.is_encoder_decoder:
         score = run.request.score
         samples = -(-(score.samples or PAIRS) * 5 // 4)  # healing holds a fifth out
-        text = scored_pairs(run.choosing, score.calibration, samples=samples, progress=run.progress)
-        healed = heal_stacks(run.choosing, chosen.plan, text, wanted, run.progress)
-    else:
-        healed = heal_plan(
-            run.choosing,
-            chosen.plan,
-            wanted,
-            made_from={"plan": chosen.sha256 or ""},
-            allow_all=run.request.allow_empty,
-            work=work,
-            progress=run.progress,
+        pairs = scored_pairs(
+            run.choosing, score.calibration, samples=samples, progress=run.progress
         )
+        texts = texts_of_pairs(pairs)
+    healed = heal_plan(
+        run.choosing,
+        chosen.plan,
+        wanted,
+        made_from={"plan": chosen.sha256 or ""},
+        allow_all=run.request.allow_empty,
+        work=work,
+        texts=texts,
+        progress=run.progress,
+    )
     (folder / HEALING).mkdir()
     healed.write(folder / HEALING)
     remove_tree(work)

@@ -14,11 +14,7 @@ from exporter.choose.budgets.options import (
     PlanCandidate,
     Step,
     Stop,
-    cut_of_options,
     most_sublayers,
-    overlap,
-    standing,
-    total_gain,
     with_gains,
 )
 from exporter.choose.budgets.units import Goal, Unit, words_of
@@ -54,8 +50,7 @@ def greedy(
     An option may take the place of a chosen one that changes no other sublayer and is worth less,
     such as leaving a branch out that was replaced before.
 
-    The steps in order; what stands after them is given by
-    :func:`~exporter.choose.budgets.options.standing`.
+    The steps in order; a :class:`PlanCandidate` tells what stands after them.
     """
     begun, most = dict(start or {}), most_sublayers(meter.num_layers, allow_all)
     options = [option for option in options if not set(option.names) & set(begun)]
@@ -97,13 +92,13 @@ class _Greedy:
         self._meter, self._options = meter, options
         self._goal, self._objective, self._start = goal, objective, start
         self._most = most
-        self._standing: list[Option] = []
+        self._chosen = PlanCandidate()
         self._price: dict[Option, float] = {}
 
     @property
     def gain(self) -> float:
         """Of what is chosen."""
-        return total_gain(self._standing)
+        return self._chosen.worth
 
     def shortlist(self, number: int | None, prior: Mapping[SublayerRef, float]) -> list[Option]:
         """The candidates that are worth measuring."""
@@ -131,27 +126,22 @@ class _Greedy:
             result |= self._measured(missed[: len(candidates)], progress)
         order = {option: place for place, option in enumerate(self._options)}
         best = min(result, key=lambda o: (self._price[o], order[o]))
-        self._standing = standing([*self._standing, best])
+        self._chosen = self._chosen.plus(best)
         return Step(best, result[best], self.gain)
 
     def _measured(self, options: Sequence[Option], progress: Progress) -> dict[Option, AnyDamage]:
         """The damage with each of them, and so their prices on the model as it is now."""
-        cut = cut_of_options(self._standing, self._start)
-        afters = [standing([*self._standing, option]) for option in options]
-        cuts = [cut_of_options(after, self._start) for after in afters]
+        afters = [self._chosen.plus(option) for option in options]
+        cut, *cuts = ({**self._start, **chosen.cut} for chosen in (self._chosen, *afters))
         now, *then = self._meter.measure_many(cut, cuts, progress)
         for option, after, damage in zip(options, afters, then, strict=True):
             # More than the gain that is still wanted is worth nothing.
             added = damage.objective(self._objective) - now.objective(self._objective)
-            self._price[option] = added / min(total_gain(after) - self.gain, self._goal - self.gain)
+            self._price[option] = added / min(after.worth - self.gain, self._goal - self.gain)
         return dict(zip(options, then, strict=True))
 
     def _may_follow(self, option: Option) -> bool:
-        gone = [o for o in self._standing if overlap(o, option)]
-        if any(not set(o.names) <= set(option.names) for o in gone):
-            return False
-        changed = cut_of_options([*self._standing, option], self._start)
-        return option.gain > total_gain(gone) and len(changed) <= self._most
+        return self._chosen.takes(option, self._most, self._start)
 
 
 class Search:
@@ -323,15 +313,7 @@ class Search:
 
     def _left(self, unit: Unit, candidate: PlanCandidate) -> list[Option]:
         """Options that add to a candidate, or take the place of one of its own and gain more."""
-        taken = {name: option for option in candidate.options for name in option.names}
-
-        def adds(option: Option) -> bool:
-            gone = {taken[name] for name in option.names if name in taken}
-            whole = all(set(other.names) <= set(option.names) for other in gone)
-            more = option.gain > sum(other.gain for other in gone)
-            return whole and more and len({*taken, *option.names}) <= self._most
-
-        left = [option for option in self._with_gains(unit) if adds(option)]
+        left = [o for o in self._with_gains(unit) if candidate.takes(o, self._most)]
         left.sort(key=lambda option: sum(self._prior.get(name, 0.0) for name in option.names))
         return left[: self._shortlist]
 

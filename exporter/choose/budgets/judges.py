@@ -19,7 +19,6 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
 from exporter.models.tasks import task_of
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.printable import are, counted
 
 HELD_OUT = 0.25
@@ -123,7 +122,6 @@ class Judges:
         read: Nouns,
         *,
         healing_text: bool = False,
-        all_read: bool = False,
     ) -> None:
         """Refuses a source of which fewer can judge."""
         left = max(0, number)
@@ -131,17 +129,13 @@ class Judges:
             return
         missing = counted(self.fewest - left, read.one, read.several)
         flag = "--heal-calibration" if healing_text else "--calibration"
-        more = f"{missing} more ({flag})"
-        if all_read:
-            more = "" if healing_text else "fewer --samples, so that more are left"
         highest = self.highest(left)
-        lower = f"--min-top1-agreement {highest:.3f} or less" if highest > 0 else ""
-        most = f" No more than {MOST_IMAGES:,} {read.several} are read." if all_read else ""
+        lower = f", or --min-top1-agreement {highest:.3f} or less" if highest > 0 else ""
         raise PlanError(
             f"Of {source} {counted(left, read.one, read.several)} {are(left)} left to judge a cut "
             f"by, beside those that choose it; the limit of --min-top1-agreement takes "
-            f"{self.fewest:,}, if all of them keep their class.{most}",
-            f"Give {', or '.join(filter(None, (more, lower)))}.",
+            f"{self.fewest:,}, if all of them keep their class.",
+            f"Give {missing} more ({flag}), or fewer --samples{lower}.",
             code="too-few-to-show",
         )
 
@@ -159,12 +153,8 @@ def judging_text(
 ) -> CalibrationText:
     """Samples to check limits on and to report on, of documents that aren't used otherwise."""
     calibration_text = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
-    there = sum(len(part.input_ids) for part in (*used, calibration_text))
-    all_read = reads_images(loaded.model) and there >= len(used[0].apart) * MOST_IMAGES
     read = nouns_of(type(loaded.model).__name__)
-    judges.refuse_fewer(
-        len(calibration_text.input_ids), used[0].ref.source, read, all_read=all_read
-    )
+    judges.refuse_fewer(len(calibration_text.input_ids), used[0].ref.source, read)
     return calibration_text
 
 

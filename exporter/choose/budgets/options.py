@@ -48,6 +48,10 @@ class Option:
         """What it puts in the place of which branch."""
         return {name: self.branch_replacements.get(name, NOTHING) for name in self.names}
 
+    def touches(self, other: Option) -> bool:
+        """Whether both change a sublayer in common."""
+        return bool({*self.names} & {*other.names})
+
     def deletions(self) -> list[PlannedDeletion]:
         """Its lines in a plan; both sublayers of one layer make a block."""
         layers = {layer for layer, _ in self.names}
@@ -89,37 +93,9 @@ def options_for(
     return [option for option in options if not {*protected} & {*option.names}]
 
 
-def standing(options: Iterable[Option]) -> list[Option]:
-    """What stands after all of them: one gives way to a later one on the same sublayers."""
-    result: list[Option] = []
-    for option in options:
-        result = [o for o in result if not overlap(o, option)] + [option]
-    return result
-
-
-def cut_of_options(
-    options: Iterable[Option], start: BranchReplacements | None = None
-) -> dict[SublayerRef, BranchReplacement]:
-    """The cut that several options make together, on top of another."""
-    cut: dict[SublayerRef, BranchReplacement] = dict(start or {})
-    for option in options:
-        cut.update(option.cut)
-    return cut
-
-
-def total_gain(options: Iterable[Option]) -> float:
-    """What several options are worth together."""
-    return math.fsum(option.gain for option in options)
-
-
 def most_sublayers(num_layers: int, allow_all: bool) -> int:
     """How many sublayers may go: one stays, unless everything is allowed to go."""
     return len(BLOCK_KINDS) * num_layers - (not allow_all)
-
-
-def overlap(one: Option, other: Option) -> bool:
-    """Whether both change a sublayer in common."""
-    return bool(set(one.names) & set(other.names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +107,7 @@ class PlanCandidate:
     @property
     def cut(self) -> BranchReplacements:
         """What stands in the place of which branch."""
-        return cut_of_options(self.options)
+        return {name: what for option in self.options for name, what in option.cut.items()}
 
     @property
     def choices(self) -> dict[SublayerRef, Replacement]:
@@ -145,7 +121,22 @@ class PlanCandidate:
 
     def plus(self, *options: Option) -> PlanCandidate:
         """Some further; one takes the place of earlier ones on the same sublayers."""
-        return PlanCandidate(tuple(standing([*self.options, *options])))
+        kept = list(self.options)
+        for option in options:
+            kept = [other for other in kept if not option.touches(other)] + [option]
+        return PlanCandidate(tuple(kept))
+
+    @property
+    def worth(self) -> float:
+        """What its options gain together."""
+        return math.fsum(option.gain for option in self.options)
+
+    def takes(self, option: Option, most: int, beside: Collection[SublayerRef] = ()) -> bool:
+        """Whether an option adds to it, or takes the whole place of some that gain less."""
+        gone = [other for other in self.options if option.touches(other)]
+        names = {*beside, *self.choices, *option.names}
+        whole = all({*other.names} <= {*option.names} for other in gone)
+        return whole and option.gain > math.fsum(o.gain for o in gone) and len(names) <= most
 
     def without(self, option: Option) -> PlanCandidate:
         """One step less."""

@@ -147,12 +147,6 @@ def usual_heal(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"heal": "best"} if asks_for_more_than_numbers(given) else {}
 
 
-_OF_MODELS = (
-    *("model", "settings.calibration", "settings.batch_size", "load.revision"),
-    *("load.trust_remote_code", "load.allow_pickle", "load.allow_any_model_type"),
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest(Options):
     """What `depthcut plan` is asked to do."""
@@ -201,24 +195,6 @@ class PlanRequest(Options):
 
     rules = (
         *(
-            idle(
-                (name,),
-                lambda given: not given.runs_model,
-                "{0} is for plans that run the model; dropping the lowest scores doesn't run it.",
-                "Leave it out, or give --search, --heal, or a budget other than numbers.",
-            )
-            for name in _OF_MODELS
-        ),
-        *(
-            idle(
-                (name, "onnx", "budget.at"),
-                lambda given: not (given.onnx and given.budget.at),
-                "{0} is for times measured on the exported graph.",
-                "Give the graph with {1} and the request with {2}, or leave {0} out.",
-            )
-            for name in ("run.provider", "run.threads", "time_budget_s")
-        ),
-        *(
             idle_rule(name, lambda given: given.goes_by_scores)
             for name in (
                 *("budget.at", "budget.kinds", "onnx", "costs"),
@@ -246,8 +222,3 @@ class PlanRequest(Options):
     def goes_by_scores(self) -> bool:
         """Whether nothing is measured."""
         return self.budget.only_counts and not self.settings.search.by_damage
-
-    @property
-    def runs_model(self) -> bool:
-        """Whether the scores alone don't say what is dropped, or something is fitted."""
-        return self.settings.heal is not None or not self.goes_by_scores

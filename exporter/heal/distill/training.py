@@ -26,20 +26,6 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
 
-
-def named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
-    """Tensors as arrays, each name behind a prefix."""
-    return {f"{prefix}:{name}": tensor.detach().float().cpu().numpy()
-            for name, tensor in tensors.items()}  # fmt: skip
-
-
-def tensor_like(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
-    """An array as a tensor of another one's dtype and device."""
-    if array.shape != tuple(like.shape):
-        raise ValueError(f"{array.shape} is not the shape {tuple(like.shape)}")
-    return torch.from_numpy(np.array(array)).to(dtype=like.dtype, device=like.device)
-
-
 _HIGHEST = {"adapters": 1e-3, "all": 2e-4}
 _LOSS_OF_FULL_RATE = 0.2
 """A cut that begins nearer to the whole model's answers, in nats, is trained at a lower rate.
@@ -425,21 +411,22 @@ class Trainer:
     def _save(self) -> None:
         assert self._store is not None
         state = self._state
-        moments = {
-            f"moments:{name}": dict(self._optimizer.state.get(tensor, {}))
-            for name, tensor in self._tensors.items()
-        }
         results = {
             "steps": state.steps,
             "seconds": state.seconds,
             "best_loss": state.best_loss,
             "checks": [check.model_dump(mode="json") for check in state.checks],
             "check_s": self._check_s,
-            # A weight without a gradient in a step has fewer updates than steps.
-            "updates": {part: float(held.pop("step")) for part, held in moments.items() if held},
         }
-        parts = {"now": self._values(), "best": state.best, **moments}
-        arrays = {name: array for part in parts for name, array in named(part, parts[part]).items()}
+        parts = {"now": self._values(), "best": state.best}
+        for name, tensor in self._tensors.items():
+            for part, held in self._optimizer.state.get(tensor, {}).items():
+                parts.setdefault(part, {})[name] = held
+        arrays = {
+            f"{part}:{name}": tensor.detach().float().cpu().numpy()
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
         # Two names in turn: a kill while one is written leaves the other.
         self._store.keep_arrays(f"state-{self._saves % 2}", results, arrays)
         self._saves += 1
@@ -454,7 +441,9 @@ class Trainer:
             if any(store.is_stale(f"state-{n}") for n in range(2)):
                 self._progress.say("heal: an interrupted run had other settings: begun again")
             return
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # anybody may have written it
+        with contextlib.suppress(
+            KeyError, TypeError, ValueError, RuntimeError
+        ):  # anybody may have written it
             newest = max(result, key=lambda number: result[number][0]["steps"])
             self._take(*result[newest])
             self._saves = newest + 1  # the next one is written over the older one
@@ -463,16 +452,17 @@ class Trainer:
             )
 
     def _take(self, items: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        def held(part: str, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor_like(arrays[f"{part}:{name}"], one) for name, one in like.items()}
+        def held(part: str, name: str) -> torch.Tensor:
+            like, array = self._tensors[name], torch.from_numpy(np.array(arrays[f"{part}:{name}"]))
+            return array.reshape(()) if part == "step" else array.reshape(like.shape).to(like)
 
-        now, best = held("now", self._tensors), held("best", self._tensors)
-        moments: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
-        for name, tensor in self._tensors.items():
-            part = f"moments:{name}"
-            if part in items["updates"]:
-                moments[tensor] = held(part, {"exp_avg": tensor, "exp_avg_sq": tensor})
-                moments[tensor]["step"] = torch.tensor(float(items["updates"][part]))
+        now, best = ({name: held(part, name) for name in self._tensors} for part in ("now", "best"))
+        # A weight without a gradient has no moments.
+        moments = {
+            tensor: {part: held(part, name) for part in ("step", "exp_avg", "exp_avg_sq")}
+            for name, tensor in self._tensors.items()
+            if f"step:{name}" in arrays
+        }
         checks = [TrainingCheck.model_validate(check) for check in items["checks"]]
         loss, seconds = float(items["best_loss"]), float(items["seconds"])
         state = _State(int(items["steps"]), seconds, loss, best, checks)

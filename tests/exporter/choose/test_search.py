@@ -27,7 +27,6 @@ from exporter.choose.budgets.options import (
     PlanCandidate,
     options_for,
     protected_names,
-    standing,
     with_gains,
 )
 from exporter.choose.budgets.units import Goal, numbers_of
@@ -343,7 +342,7 @@ def names_in(options: Sequence[Option]) -> list[Any]:
 
 
 def standing_of(steps: Sequence[Any]) -> list[Option]:
-    return standing(step.option for step in steps)
+    return [*PlanCandidate().plus(*(step.option for step in steps)).options]
 
 
 def chosen(meter: Any, options: Any = None, **more: Any) -> list[Any]:

@@ -168,7 +168,6 @@ def test_without_intercept_it_is_least_squares_through_the_origin() -> None:
         ((1, 1), {}, HealingError, "too-few-tokens", [1]),
         ((0, 8), {}, HealingError, "too-few-tokens", [0]),
         ((10, 24), {"names": [(3, "mlp")]}, PlanError, "layer-missing", [3]),
-        ((1, 20), {"ridge": 0.0}, HealingError, "too-few-tokens", [20]),
     ],
 )
 def test_what_settles_no_fit_is_refused(
@@ -239,13 +238,8 @@ def test_inputs_that_never_change_and_no_tokens_at_all() -> None:
     linear = solve(sums_of(torch.ones_like(x), y), 0.1)
     assert float(linear.weight.abs().max()) < 1e-9
     torch.testing.assert_close(linear.bias, y.mean(0), rtol=1e-9, atol=0)
-    for code, failing in (
-        ("too-few-tokens", lambda: solve(sums_of(torch.ones_like(x), y), 0.0)),
-        ("too-few-tokens", lambda: choose_ridge(sums_of(x, y), Sums(6, 4))),
-        ("too-few-tokens", lambda: solve(Sums(6, 4), 1)),
-    ):
-        with raises(HealingError, code):
-            failing()
+    with raises(HealingError, "too-few-tokens"):
+        choose_ridge(sums_of(x, y), Sums(6, 4))
 
 
 def stream(model: Any, ids: Any) -> torch.Tensor:

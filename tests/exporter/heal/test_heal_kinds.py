@@ -38,8 +38,8 @@ from exporter.heal.automatic import USUAL_TIME_S, in_turn, settled  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Teacher  # noqa: E402
 from exporter.heal.domains import measured_text  # noqa: E402
-from exporter.heal.healed import heal, heal_stacks  # noqa: E402
-from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.heal.healed import heal  # noqa: E402
+from exporter.heal.texts import healing_texts, texts_of_pairs  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
 from exporter.models.sentence_folder import MEAN  # noqa: E402
 from exporter.models.tasks import Classes, Embeddings, meter_here  # noqa: E402
@@ -245,14 +245,15 @@ def image_logits(loaded: Any, text: Any) -> Any:
 def test_a_block_of_the_decoder_is_healed_in_three_places_and_one_pair_is_too_few() -> None:
     loaded, asked = made_loaded("bart"), HealOptions(kind="bias")
     plan = plan_of((0, "block"), (2, "block"))
-    healed = heal_stacks(loaded, plan, noise(loaded, "calibration", 5), asked)
+    texts = texts_of_pairs(noise(loaded, "calibration", 5))
+    healed = heal(loaded, plan, asked, texts=texts)
     assert [(one.layer, one.kind, one.replacement) for one in healed.plan.deletions] == [
         (0, "attention", "bias"), (0, "mlp", "bias"),
         (2, "attention", "bias"), (2, "cross_attention", "bias"), (2, "mlp", "bias"),
     ]  # fmt: skip
     assert healed.plan.encoder_layers == 2
     with raises(HealingError, "too-few-samples", "random"):
-        heal_stacks(loaded, plan, noise(loaded, "calibration", 1), asked)
+        texts_of_pairs(noise(loaded, "calibration", 1))
 
 
 @pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2"])
@@ -334,7 +335,8 @@ def plan_of(*dropped: tuple[int, Any]) -> PruningPlan:
 def test_a_healed_cut_answers_nearer_to_the_whole_model_than_a_bare_one(family: str) -> None:
     loaded = made_loaded(family)
     plan = plan_of((1, "mlp"), (2, "attention"), (3, "cross_attention"))
-    healed = heal_stacks(loaded, plan, noise(loaded, "calibration", 30), HealOptions(kind="best"))
+    texts = texts_of_pairs(noise(loaded, "calibration", 30))
+    healed = heal(loaded, plan, HealOptions(kind="best"), texts=texts)
     (result,) = healed.report.healing.texts
     assert (result.role, result.text.samples) == ("calibration", 3)
     assert [part.samples for part in healed.plan.fitted_on] == [24]
