@@ -31,8 +31,7 @@ from exporter.artifacts.plan_figures import Increase
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import DROPPING
-from exporter.choose.budgets.limits import least_share
-from exporter.choose.budgets.meters import RememberingMeter
+from exporter.choose.budgets.limits import RememberingMeter, least_share
 from exporter.choose.budgets.options import refuse_another_model
 from exporter.choose.costs.measuring import (
     CostSettings,

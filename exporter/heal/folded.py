@@ -10,8 +10,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter.errors import HealingError
-from exporter.heal.fit import Adding, Fit, Fitting, HeldOut, Made, tell_if_few
-from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, solve
+from exporter.heal.fit import (
+    RIDGES,
+    Adding,
+    Fit,
+    Fitting,
+    HeldOut,
+    LinearMap,
+    Made,
+    Sums,
+    choose_ridge,
+    solve,
+    tell_if_few,
+)
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,

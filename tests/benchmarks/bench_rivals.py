@@ -71,7 +71,7 @@ class Bench:
 
     @cached_property
     def _work(self) -> Workplace:
-        from exporter.choose.budgets.meters import searched_meter
+        from exporter.choose.budgets.limits import searched_meter
 
         folder = self._options.keep / f"work-{self.kept.key}"
         folder.mkdir(parents=True, exist_ok=True)

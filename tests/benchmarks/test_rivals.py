@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.choose.budgets.meters import searched_meter
+from exporter.choose.budgets.limits import searched_meter
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET

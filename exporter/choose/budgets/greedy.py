@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from exporter.choose.budgets.budget import SearchOptions
-from exporter.choose.budgets.limits import QualityCheck
-from exporter.choose.budgets.meters import Meter, RememberingMeter
+from exporter.choose.budgets.limits import Meter, QualityCheck, RememberingMeter
 from exporter.choose.budgets.options import (
+    Goal,
     Option,
     PlanCandidate,
     Step,
     Stop,
+    Unit,
     most_sublayers,
     with_gains,
+    words_of,
 )
-from exporter.choose.budgets.units import Goal, Unit, words_of
 from exporter.errors import PlanError, UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, Objective

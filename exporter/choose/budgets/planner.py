@@ -21,17 +21,19 @@ from exporter.choose.budgets.greedy import Search
 from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.limits import QualityCheck, damage_figures
 from exporter.choose.budgets.options import (
+    Goal,
     PlanCandidate,
     groups_of,
+    number_goals,
     options_for,
     prior_of,
     refuse_counts,
     refuse_number,
+    words_of,
 )
 from exporter.choose.budgets.settings import PlanRequest
 from exporter.choose.budgets.target_speedup import reach_speedup, timed_on
 from exporter.choose.budgets.trial_runs import held_after_healing
-from exporter.choose.budgets.units import Goal, number_goals, words_of
 from exporter.choose.costs.measuring import Effort
 from exporter.choose.costs.table import CostTable
 from exporter.errors import ModelSourceError, PlanError

@@ -195,10 +195,19 @@ class PlanRequest(Options):
 
     rules = (
         *(
+            idle(
+                (name, "onnx", "budget.at"),
+                lambda given: not (given.onnx and given.budget.at),
+                "{0} is for times measured on the exported graph.",
+                "Give the graph with {1} and the request with {2}, or leave {0} out.",
+            )
+            for name in ("run.provider", "run.threads", "time_budget_s")
+        ),
+        *(
             idle_rule(name, lambda given: given.goes_by_scores)
             for name in (
                 *("budget.at", "budget.kinds", "onnx", "costs"),
-                *(f"settings.search.{each}" for each in OF_SEARCHES),
+                *(f"settings.search.{field}" for field in OF_SEARCHES),
             )
         ),
         Rule(

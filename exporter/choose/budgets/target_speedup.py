@@ -13,8 +13,7 @@ from pathlib import Path
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.options import PlanCandidate
-from exporter.choose.budgets.units import on_graph
+from exporter.choose.budgets.options import PlanCandidate, on_graph
 from exporter.choose.costs.measuring import (
     CostRunner,
     CostSettings,

@@ -24,8 +24,7 @@ from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import USUAL_FLOORS, Floors
 from exporter.choose.budgets.by_scores import SEARCH_S
 from exporter.choose.budgets.figures import Outcome, elsewhere, size_figures
-from exporter.choose.budgets.inputs import PlanInputs
-from exporter.choose.budgets.judges import Judges
+from exporter.choose.budgets.inputs import Judges, PlanInputs
 from exporter.choose.budgets.limits import (
     QualityLimits,
     Rung,
@@ -36,8 +35,7 @@ from exporter.choose.budgets.limits import (
     least_share,
     rung_of,
 )
-from exporter.choose.budgets.options import PlanCandidate, Step
-from exporter.choose.budgets.units import Goal, Unit, words_of
+from exporter.choose.budgets.options import Goal, PlanCandidate, Step, Unit, words_of
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import CalibrationError, HealingError, UndecidedGoalError, UnmetGoalError
 from exporter.heal.automatic import USUAL_TIME_S, operations_per_second, settled, without_training

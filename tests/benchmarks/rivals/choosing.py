@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.greedy import greedy
-from exporter.choose.budgets.meters import Meter
+from exporter.choose.budgets.limits import Meter
 from exporter.choose.budgets.options import (
     Group,
     Option,

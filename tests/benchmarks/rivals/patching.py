@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import hadamard as sylvester
 
-from exporter.heal.ridge import Sums
+from exporter.heal.fit import Sums
 from exporter.models.ablation.branch_replacements import without_branches
 from exporter.models.architectures import layer_modules
 from tests.benchmarks.rivals.work import (

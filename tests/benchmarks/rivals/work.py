@@ -26,7 +26,7 @@ from graph_passes.types import SublayerRef
 if TYPE_CHECKING:
     import torch
 
-    from exporter.choose.budgets.meters import Meter
+    from exporter.choose.budgets.limits import Meter
     from exporter.models.loading.model_source import LoadedModel
     from exporter.models.texts.calibration import CalibrationText
     from exporter.progress import Progress

@@ -26,7 +26,7 @@ from tests.tiny_models import hook_count, skipped, tiny_loaded
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.choose.budgets.judges import parted  # noqa: E402
+from exporter.choose.budgets.inputs import parted  # noqa: E402
 from exporter.models.texts.calibration import text_of_report  # noqa: E402
 from exporter.score.options import ScoreOptions  # noqa: E402
 from exporter.score.scoring import score  # noqa: E402

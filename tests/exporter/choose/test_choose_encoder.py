@@ -12,7 +12,7 @@ import pytest
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
-from exporter.choose.budgets.judges import parted
+from exporter.choose.budgets.inputs import parted
 from exporter.choose.budgets.trial_runs import TrialRuns
 from exporter.compare.evaluation import tokenize_passages
 from exporter.errors import (

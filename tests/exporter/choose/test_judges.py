@@ -33,9 +33,9 @@ from tests.tiny_models import (
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.choose.budgets.judges import Judges, checked_of, parted  # noqa: E402
+from exporter.choose.budgets.inputs import Judges, checked_of, parted  # noqa: E402
 from exporter.choose.budgets.trial_runs import TrialRuns, figures_of  # noqa: E402
-from exporter.heal.domains import _told  # noqa: E402
+from exporter.heal.healed import _told  # noqa: E402
 from exporter.heal.texts import healing_texts, text_behind, text_beyond  # noqa: E402
 from exporter.models.tasks import EmbeddingReference  # noqa: E402
 

@@ -33,7 +33,7 @@ from tests.tiny_models import made_text, tiny_loaded, tiny_tokenizer, write_word
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.choose.budgets.judges import parted  # noqa: E402
+from exporter.choose.budgets.inputs import parted  # noqa: E402
 from exporter.choose.costs.weighing import module_sizes  # noqa: E402
 from exporter.models.ablation.branch_replacements import branches_replaced  # noqa: E402
 from exporter.models.ablation.meter import CutMeter  # noqa: E402

@@ -27,9 +27,9 @@ from exporter.choose.budgets.by_scores import (
     search_runs,
 )
 from exporter.choose.budgets.figures import size_figures
-from exporter.choose.budgets.options import Option, PlanCandidate
-from exporter.choose.budgets.settings import PlanRequest, PlanSettings
-from exporter.choose.budgets.units import (
+from exporter.choose.budgets.options import (
+    Option,
+    PlanCandidate,
     bytes_of,
     goals_of,
     numbers_of,
@@ -38,6 +38,7 @@ from exporter.choose.budgets.units import (
     time_of,
     unit_to_use_up,
 )
+from exporter.choose.budgets.settings import PlanRequest, PlanSettings
 from exporter.choose.costs.table import RequestShape
 from exporter.choose.costs.weighing import CacheSize, GraphSizes, SublayerSize
 from exporter.cli import cli, run

@@ -20,16 +20,16 @@ from exporter.artifacts.stacks import Stacks
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors, SearchOptions
 from exporter.choose.budgets.greedy import Search, greedy
-from exporter.choose.budgets.limits import QualityCheck
-from exporter.choose.budgets.meters import RememberingMeter, searched_meter
+from exporter.choose.budgets.limits import QualityCheck, RememberingMeter, searched_meter
 from exporter.choose.budgets.options import (
+    Goal,
     Option,
     PlanCandidate,
+    numbers_of,
     options_for,
     protected_names,
     with_gains,
 )
-from exporter.choose.budgets.units import Goal, numbers_of
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.damage import Damage
@@ -501,7 +501,7 @@ def test_what_was_measured_under_other_versions_or_padding_is_measured_again(
     loaded = LoadedModel(model, None, SimpleNamespace(sha256="m"), tmp_path)
     ids, mask = np.zeros((2, 4), dtype=np.int64), np.ones((2, 4), dtype=np.bool_)
     meter, installed = made_meter(4), metadata.version
-    monkeypatch.setattr("exporter.choose.budgets.meters.meter_here", lambda *_, **__: meter)
+    monkeypatch.setattr("exporter.choose.budgets.limits.meter_here", lambda *_, **__: meter)
 
     def measure() -> int:
         text = CalibrationText(None, ids, mask)

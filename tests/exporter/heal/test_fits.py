@@ -20,14 +20,16 @@ from tests.tiny_models import hook_count, tiny_loaded
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.fit import (  # noqa: E402
+from exporter.heal.fit import (  # noqa: E402  # noqa: E402
     Fitting,
+    Sums,
+    choose_ridge,
     fit_branches,
     held_out_tokens,
     observing,
+    solve,
 )
 from exporter.heal.folded import folded, places_of, refitted  # noqa: E402
-from exporter.heal.ridge import Sums, choose_ridge, solve  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     NOTHING,

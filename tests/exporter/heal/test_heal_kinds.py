@@ -37,8 +37,7 @@ pytest.importorskip("torch")
 from exporter.heal.automatic import USUAL_TIME_S, in_turn, settled  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Teacher  # noqa: E402
-from exporter.heal.domains import measured_text  # noqa: E402
-from exporter.heal.healed import heal  # noqa: E402
+from exporter.heal.healed import heal, measured_text  # noqa: E402
 from exporter.heal.texts import healing_texts, texts_of_pairs  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
 from exporter.models.sentence_folder import MEAN  # noqa: E402

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.choose.budgets.judges import measured_on
+from exporter.choose.budgets.inputs import measured_on
 from exporter.errors import (
     CalibrationError,
     MissingDependencyError,

@@ -17,7 +17,7 @@ from exporter.artifacts import (
     SweepShape,
 )
 from exporter.cli import run
-from exporter.heal.domains import warnings_of
+from exporter.heal.healed import warnings_of
 from exporter.report.files import SWEEP_REPORTS, write_study, write_sweep
 from exporter.report.files import page as render
 from exporter.report.markdown import section_markdown
