@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     import torch
 
 
-_FLOAT64_BYTES = 8
-
-
 class Sums:
     """Sums over tokens of what a branch reads, x, and what it adds to the stream, y; in float64.
 
@@ -121,11 +118,6 @@ def _about(products: torch.Tensor, sums: Two, origins: Two, tokens: float) -> to
     result = products.addr(sums[0], origins[1], alpha=-1)
     result.addr_(origins[0], sums[1], alpha=-1)
     return result.addr_(origins[0], origins[1], alpha=tokens)
-
-
-def sums_bytes(inputs: int, outputs: int) -> int:
-    """Memory of one set of sums, without what is as small as a vector."""
-    return _FLOAT64_BYTES * inputs * (inputs + outputs)
 
 
 RIDGES: tuple[float, ...] = tuple(10 ** (step / 2) for step in range(-16, 7))
@@ -246,11 +238,6 @@ class Fit:
         }
 
 
-def most_explained(choices: Choices) -> BranchReplacement:
-    """What gives back most of a branch's output over held-out tokens."""
-    return max(choices.values(), key=lambda choice: choice[0])[1]
-
-
 Branch = Callable[[SublayerModules, "torch.Tensor", "torch.Tensor"], None]
 """Takes a branch, what it read and what it added, both ``[batch, tokens, width]``."""
 
@@ -348,7 +335,8 @@ def fit_branches(
     wanted = [parts[name] for name in named_in(loaded.model, parts if names is None else names)]
     later, fits = HeldOut.of(text), {}
     width = loaded.model.config.get_text_config().hidden_size
-    size = max(1, memory_limit_bytes // (2 * sums_bytes(width, width)))
+    bytes_each = 2 * 8 * width * 2 * width  # two sets of sums in float64
+    size = max(1, memory_limit_bytes // bytes_each)
     for start in range(0, len(wanted), size):
         sums = _collected(loaded, text, later, wanted[start : start + size], batch_size, progress)
         for name in sorted(sums):
@@ -536,7 +524,9 @@ def _by_damage(
     Begins with what explains most of each output, and goes through the branches once, from the
     last layer down, so that each run begins as high as it can.
     """
-    current = {name: most_explained(own) for name, own in choices.items()}
+    current = {
+        name: max(own.values(), key=lambda choice: choice[0])[1] for name, own in choices.items()
+    }
     with progress.task("choose replacements", total=len(fits), unit="sublayers") as task:
         for name in sorted(fits, reverse=True):
             taken = current[name]

@@ -177,12 +177,6 @@ def ends_95(damage: BySample, figure: PlanFigure) -> tuple[float, float] | None:
     return None if interval is None else interval.ci95
 
 
-def predicted_by(healing: Healing) -> dict[str, float]:
-    """What the plan says of itself: the healed model in the calibration's domain."""
-    measured = healing.of_role("calibration")
-    return {} if measured is None else {k: one.healed for k, one in measured.figures.items()}
-
-
 def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
     """What a reader must know before trusting the gain: it is nothing somewhere, or elsewhere."""
     best = max((text.gained_share or 0.0 for text in texts), default=0.0)
@@ -352,6 +346,7 @@ def _healed(
             lost=lost,
             progress=progress,
         )
+    own = healing.texts[0]
     sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
     parents = {**parents, **sources}
     healed = PruningPlan(
@@ -368,7 +363,7 @@ def _healed(
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
-        predicted=predicted_by(healing),
+        predicted={key: one.healed for key, one in own.figures.items()},
         predicted_on=figures_from(options, texts),
         fitted_on=texts.fitting.parts,
         stopped_on=[] if made.deciding is None else made.deciding.parts,

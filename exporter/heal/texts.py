@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +172,10 @@ def healing_texts(
 ) -> HealingTexts:
     """Reads or samples all that a healing needs."""
     task, together = task_of(loaded.model), together_in(loaded.model)
-    options = _with_fresh_seed(options.for_task(task), chosen_on)
+    options = options.for_task(task)
+    seeds = [seed_of(ref.source) for ref in chosen_on if spec_of(ref.source) in SAMPLED]
+    if options.seed in seeds:  # what the model sampled has chosen, so it samples another text
+        options = replace(options, seed=max(seeds) + 1)
     specs = options.calibration or _default_texts(loaded, options)
     more = math.ceil(judging / len(specs)) if task.passages else judging
     sizes = [_usual_sizes(options, spec, specs) for spec in specs]
@@ -312,27 +316,16 @@ def _read(
     return _Text(whole, unused, sizes, short or len(unused.input_ids) < 2)
 
 
-def _with_fresh_seed(options: HealOptions, chosen_on: Sequence[CalibrationRef]) -> HealOptions:
-    """Another seed where the model has sampled the text that has chosen, so that it is another."""
-    seeds = [seed_of(ref.source) for ref in chosen_on if spec_of(ref.source) in SAMPLED]
-    return replace(options, seed=max(seeds) + 1) if options.seed in seeds else options
-
-
 def _default_texts(loaded: LoadedModel, options: HealOptions) -> tuple[str, ...]:
     """A training wants a mixture: it forgets what it doesn't read. An encoder wants much text."""
     if not options.trains or loaded.tokenizer is None:
         return (default_calibration(loaded),)
     if not loaded.model.can_generate():
         return (PYDOC, DOCSTRINGS)
-    return (PYDOC, CHAT if _has_usable_chat(loaded, options) else SELF)
-
-
-def _has_usable_chat(loaded: LoadedModel, options: HealOptions) -> bool:
-    """Whether the model's chat template works, and leaves room in a sample."""
-    try:
-        return 4 * len(chat_prefix(loaded)) < min(options.sequence_length, CHAT_TOKENS)
-    except CalibrationError:
-        return False
+    with contextlib.suppress(CalibrationError):  # its chat template may not work
+        if 4 * len(chat_prefix(loaded)) < min(options.sequence_length, CHAT_TOKENS):
+            return (PYDOC, CHAT)
+    return (PYDOC, SELF)
 
 
 def _usual_sizes(options: HealOptions, spec: str, specs: Sequence[str]) -> _Sizes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -33,26 +33,20 @@ def one_shot(
     progress: Progress = QUIET,
 ) -> PruningPlan:
     """The lowest scores of what may go; see :func:`exporter.artifacts.plans.plan_cut`."""
-    left = _without(report, protected)
+    layers = {layer for layer, _ in protected}
+
+    def may_go(score: Score) -> bool:  # a block stays when a sublayer of it does
+        if score.kind == "block":
+            return score.layer not in layers
+        return (score.layer, score.kind) not in protected
+
     return plan_cut(
-        left,
+        report.model_copy(update={"scores": [s for s in report.scores if may_go(s)]}),
         **counts,
         importance_sha256=importance_sha256,
         allow_all=allow_all,
         progress=progress,
     )
-
-
-def _without(report: ImportanceReport, protected: Collection[SublayerRef]) -> ImportanceReport:
-    """Without the scores of what must stay; a block stays when a sublayer of it does."""
-    layers = {layer for layer, _ in protected}
-
-    def may_go(score: Score) -> bool:
-        if score.kind == "block":
-            return score.layer not in layers
-        return (score.layer, score.kind) not in protected
-
-    return report.model_copy(update={"scores": [s for s in report.scores if may_go(s)]})
 
 
 SEARCH_S = 150.0

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import FiguresFrom, HealKind, ImportanceReport
+from exporter.artifacts import FiguresFrom, ImportanceReport
 from exporter.artifacts.base import Nouns, nouns_of
 from exporter.artifacts.servers import places_of
 from exporter.artifacts.stacks import Stacks
@@ -90,11 +90,6 @@ def parted(text: CalibrationText, held_out: float = HELD_OUT, together: int = 1)
         return TextParts(text, text, text)
     first, rest = text.apart_at(_held_out(samples, held_out), together)
     return TextParts(first, *rest.in_turn(together=together))
-
-
-def checked_of(samples: int, held_out: float = HELD_OUT) -> int:
-    """How many of a text's samples :func:`parted` checks on; of a single one that one."""
-    return (_held_out(samples, held_out) + 1) // 2 if samples > 1 else samples
 
 
 def _held_out(samples: int, held_out: float) -> int:
@@ -200,7 +195,7 @@ def leaves_judges(
 ) -> bool:
     """Whether as many as show the limit are left where replacements are fitted on further text."""
     chosen_on, further = used
-    held_out = checked_of(len(chosen_on.input_ids))
+    held_out = len(parted(chosen_on).checked.input_ids)
     if further is None or not settings.weighs_replacements or judges.fewest <= held_out:
         return True
     parts = (chosen_on, further)
@@ -418,7 +413,7 @@ class PlanInputs:
         return sublayer_options(
             self.report.model.num_layers,
             self.budget,
-            self.replaced_by,
+            None if self.settings.weighed is None else self.settings.weighed.decided,
             self.fits,
             self.protected,
             known,
@@ -482,11 +477,6 @@ class PlanInputs:
     def used_up(self) -> Unit:
         """What limits on quality are used up for."""
         return unit_to_use_up(self.budget, self.sizes, self.costs)
-
-    @property
-    def replaced_by(self) -> HealKind | None:
-        """What a search may put in the branches' places."""
-        return None if self.settings.weighed is None else self.settings.weighed.decided
 
     @property
     def protected(self) -> frozenset[SublayerRef]:

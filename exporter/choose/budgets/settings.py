@@ -67,7 +67,14 @@ class PlanSettings(Options):
         greedily.
         """
         if budget.keep_first is not None:
-            return self._without_search()
+            if self.search.search not in (None, "auto", "one-shot"):
+                raise UsageError(
+                    f"--keep-first says what is dropped, so there is nothing for --search "
+                    f"{self.search.search} to choose.",
+                    "Leave one of them out.",
+                    code="options-clash",
+                )
+            return replace(self, search=replace(self.search, search="one-shot"))
         method = self.search.search or ("one-shot" if budget.only_counts else "greedy")
         search = replace(self.search, search=method)
         if not budget.only_counts and not search.by_damage:
@@ -85,17 +92,6 @@ class PlanSettings(Options):
                 "make the plan first and heal it: depthcut heal.",
             )
         return replace(self, search=search)
-
-    def _without_search(self) -> PlanSettings:
-        """For a plan that the budget says in full; what it drops is healed afterwards."""
-        if self.search.search not in (None, "auto", "one-shot"):
-            raise UsageError(
-                f"--keep-first says what is dropped, so there is nothing for --search "
-                f"{self.search.search} to choose.",
-                "Leave one of them out.",
-                code="options-clash",
-            )
-        return replace(self, search=replace(self.search, search="one-shot"))
 
     @property
     def weighs_replacements(self) -> bool:

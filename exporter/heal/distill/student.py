@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -87,9 +87,16 @@ class Student:
 
     def _build(self, train: Train, rank: int | None) -> None:
         """Puts in what is trained, and tells what the branches return."""
+        import torch
+
         model = self.model
         layers = layer_modules(model)
-        dropped = _dropped_modules(layers, self.cut)
+        dropped = {  # the ids of the modules that don't run in the cut model
+            id(module)
+            for part in sublayers_of(layers)
+            if part.ref in self.cut and part.reads is part.contribution
+            for module in part.contribution.modules()
+        }
         # A step is lost in the rounding of 16 bits beside a norm's weight of 1.
         if train == "all" or model.dtype.itemsize > 2:
             self._own = [
@@ -108,7 +115,9 @@ class Student:
                 "Heal with --heal linear.",
                 code="nothing-to-train",
             )
-        self._count_outputs()
+        # A pass tells what the branches return, so that they needn't run.
+        with self._branches.counted(), torch.inference_mode():
+            self.model(**probe_inputs(self.model))
         self._switch_adapters(on=False)
 
     @property
@@ -223,13 +232,6 @@ class Student:
         for adapter in self._adapters.values():
             adapter.enable_adapters(on)
 
-    def _count_outputs(self) -> None:
-        """Lets a pass tell what the branches return, so that they needn't run."""
-        import torch
-
-        with self._branches.counted(), torch.inference_mode():
-            self.model(**probe_inputs(self.model))
-
 
 def adapter_library() -> ModuleType:
     """The library that makes adapters."""
@@ -248,16 +250,6 @@ def put_module(model: Any, name: str, module: Any) -> None:
     """Puts a module in another's place."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-def _dropped_modules(layers: list[LayerModules], cut: Collection[SublayerRef]) -> set[int]:
-    """The ids of the modules that don't run in the cut model."""
-    return {
-        id(module)
-        for part in sublayers_of(layers)
-        if part.ref in cut and part.reads is part.contribution
-        for module in part.contribution.modules()
-    }
 
 
 def _with_adapters(
@@ -297,7 +289,8 @@ def _own_parameters(
     model: Any, dropped: set[int], train: Train
 ) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The parameters of which the student has its own: norms and biases, or all."""
-    seen = {id(item) for item in _embedding_parameters(model)}
+    embeddings = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
+    seen = {id(item) for module in embeddings for item in module.parameters()}
     for path, module in model.named_modules():
         if id(module) in dropped:
             continue
@@ -306,9 +299,3 @@ def _own_parameters(
             if (small or train == "all") and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{path}.{name}" if path else name, parameter
-
-
-def _embedding_parameters(model: Any) -> Iterator[torch.nn.Parameter]:
-    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if module is not None:
-            yield from module.parameters()

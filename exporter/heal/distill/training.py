@@ -89,7 +89,9 @@ class Schedule:
         self._per_step = min(max(1, int(options.step_tokens // mean)), self._count)
         self.step_tokens = round(self._per_step * mean)
         self.total_steps = max(1, round(options.trained_tokens / self.step_tokens))
-        self._groups = [] if text.mask.all() else _alike_long(lengths, self._per_step)
+        order, size = np.argsort(lengths, kind="stable").tolist(), self._per_step
+        alike_long = [order[start : start + size] for start in range(0, len(order), size)]
+        self._groups = [] if text.mask.all() else alike_long
         epochs = self.total_steps * self._per_step / self._count
         fixed = self._per_step == 1 or bool(self._groups)
         self.reads_steps_again = epochs > 1 and fixed
@@ -107,12 +109,6 @@ class Schedule:
         if epoch == 0:
             return np.arange(self._count)
         return _shuffled(self._seed, epoch, self._count)
-
-
-def _alike_long(lengths: NDArray[np.int64], size: int) -> list[list[int]]:
-    """Groups of so many samples, those of about the same length together."""
-    order = np.argsort(lengths, kind="stable").tolist()
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 @cache

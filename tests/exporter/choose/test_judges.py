@@ -33,7 +33,7 @@ from tests.tiny_models import (
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.choose.budgets.inputs import Judges, checked_of, parted  # noqa: E402
+from exporter.choose.budgets.inputs import Judges, parted  # noqa: E402
 from exporter.choose.budgets.trial_runs import TrialRuns, figures_of  # noqa: E402
 from exporter.heal.healed import _told  # noqa: E402
 from exporter.heal.texts import healing_texts, text_behind, text_beyond  # noqa: E402
@@ -184,13 +184,6 @@ def test_what_judges_is_none_of_what_was_used(images: Any, tmp_path: Path) -> No
     parts = [used, text_behind(images, used)]
     sizes = [len(text_beyond(images, parts[:n], 99).input_ids) for n in (2, 1)]
     assert sizes == [43 - 16, 43 - 8 + 16 - 8]
-
-
-def test_as_many_are_counted_as_the_search_holds_out() -> None:
-    for samples in range(1, 40):
-        text = CalibrationText.unpadded(np.arange(samples)[:, None], "t", "0" * 64)
-        for held_out in (0.1, 0.25, 0.5):
-            assert checked_of(samples, held_out) == len(parted(text, held_out).checked.input_ids)
 
 
 @pytest.mark.parametrize(("samples", "texts"), [(40, 1), (41, 1), (7, 1), (16, 2)])

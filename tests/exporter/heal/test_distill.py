@@ -261,7 +261,7 @@ def test_a_student_that_can_not_be_made_leaves_the_model(
     elif cause == "narrow":
         loaded.model.to(torch.bfloat16)
     else:
-        monkeypatch.setattr(Student, "_count_outputs", failing_with(KeyboardInterrupt()))
+        monkeypatch.setattr(Student, "_switch_adapters", failing_with(KeyboardInterrupt()))
     with pytest.raises(error) as caught:
         student_of(loaded, train)
     assert getattr(caught.value, "code", "") == code
