@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
 from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import SearchOptions
+from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.options import (
     groups_of,
     options_for,
@@ -19,20 +19,11 @@ from exporter.choose.budgets.options import (
 )
 from exporter.errors import PlanError
 from exporter.heal.automatic import operations_per_second
-from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
 
 
-def one_shot(
-    report: ImportanceReport,
-    counts: Mapping[str, int],
-    protected: frozenset[SublayerRef] = frozenset(),
-    *,
-    importance_sha256: str | None = None,
-    allow_all: bool = False,
-    progress: Progress = QUIET,
-) -> PruningPlan:
+def lowest_scores(inputs: PlanInputs) -> PruningPlan:
     """The lowest scores of what may go; see :func:`exporter.artifacts.plans.plan_cut`."""
+    report, protected = inputs.report, inputs.protected
     layers = {layer for layer, _ in protected}
 
     def may_go(score: Score) -> bool:  # a block stays when a sublayer of it does
@@ -42,10 +33,10 @@ def one_shot(
 
     return plan_cut(
         report.model_copy(update={"scores": [s for s in report.scores if may_go(s)]}),
-        **counts,
-        importance_sha256=importance_sha256,
-        allow_all=allow_all,
-        progress=progress,
+        **inputs.budget.counts,
+        importance_sha256=inputs.importance_sha256,
+        allow_all=inputs.allow_all,
+        progress=inputs.progress,
     )
 
 
@@ -81,22 +72,15 @@ def affordable_shortlist(
     return 1
 
 
-def affordable(
-    search: SearchOptions,
-    report: ImportanceReport,
-    counts: Mapping[str, int],
-    model: Any,
-    *,
-    allow_all: bool = False,
-    progress: Progress = QUIET,
-) -> SearchOptions:
+def affordable(inputs: PlanInputs) -> SearchOptions:
     """By measured damage where that takes minutes, else by scores."""
-    layers = Stacks(report.model.num_layers)
+    search, budget, layers = inputs.settings.search, inputs.budget, inputs.stacks
+    counts = budget.counts if budget.only_counts else {}
     protected = protected_names(search.protect, layers)
     groups = [group for group, _ in groups_of(counts)] or ["attention", "mlp"]
     options = sum(len(options_for(group, layers, protected)) for group in groups)
     runs = search_runs(options, sum(counts.values()) or USUAL_DROPS, search.shortlist)
-    parameters, speed = model.num_parameters(), operations_per_second()
+    parameters, speed = inputs.loaded.model.num_parameters(), operations_per_second()
     tokens = affordable_tokens(parameters, runs, speed)
     if not counts or tokens:
         if not tokens:  # nothing but measured damage decides, so fewer are tried
@@ -104,16 +88,14 @@ def affordable(
             shortlist = affordable_shortlist(parameters, options, speed, search.shortlist)
             search = replace(search, shortlist=shortlist)
         tokens = min(tokens, search.tokens)
-        progress.say(f"plan: chosen by measured damage, on up to {tokens:,} tokens")
+        inputs.progress.say(f"plan: chosen by measured damage, on up to {tokens:,} tokens")
         return replace(search, search="greedy", tokens=tokens)
-    search_options = by_scores_inside(search, report, counts, allow_all)
-    kept = (
-        f", without the {' and '.join(search_options.protect)} layer"
-        if search_options.protect
-        else ""
+    search = by_scores_inside(search, inputs.report, counts, inputs.allow_all)
+    kept = f", without the {' and '.join(search.protect)} layer" if search.protect else ""
+    inputs.progress.say(
+        f"plan: chosen by scores{kept}; measuring the damage would take too long here"
     )
-    progress.say(f"plan: chosen by scores{kept}; measuring the damage would take too long here")
-    return search_options
+    return search
 
 
 def by_scores_inside(

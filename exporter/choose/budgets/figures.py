@@ -8,19 +8,15 @@ from dataclasses import dataclass, field, replace
 from exporter.artifacts import HealingReport, JudgedText, PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import ChangedWeight
 from exporter.artifacts.plan_figures import kind_of
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import PlanInputs
 from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.budgets.options import PlanCandidate
-from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.weighing import GraphSizes
 from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.ablation.damage import AnyDamage
-from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
-from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
 from graph_passes.types import SublayerRef
 
@@ -83,14 +79,10 @@ def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:
 
 
 def size_figures(
-    budget: Budget,
-    candidate: PlanCandidate,
-    sizes: GraphSizes,
-    costs: CostTable | None,
-    speedup: Speedup | None,
+    inputs: PlanInputs, candidate: PlanCandidate, speedup: Speedup | None
 ) -> dict[str, float]:
     """A plan's sizes and times."""
-    room = budget.fits
+    room, sizes, costs = inputs.budget.fits, inputs.sizes, inputs.costs
     context, batch = (room.context, room.batch) if room else (0, 1)
     choices = candidate.choices
     values = {
@@ -110,27 +102,22 @@ def size_figures(
 
 
 def healing_of(
-    loaded: LoadedModel,
-    texts: tuple[CalibrationText, CalibrationText],
-    branch_replacements: Mapping[SublayerRef, BranchReplacement],
-    heal: HealOptions,
-    *,
-    batch_size: int = 4,
-    progress: Progress = QUIET,
+    inputs: PlanInputs, candidate: PlanCandidate, heal: HealOptions
 ) -> HealingReport | None:
-    """Measures them; None where nothing was put in any branch's place."""
-    if not any(replacement.numbers for replacement in branch_replacements.values()):
+    """Measures what replacements gain; None where nothing was put in any branch's place."""
+    if not any(replacement.numbers for replacement in candidate.cut.values()):
         return None
-    fitted, reported = texts[0].ref, texts[1]
+    loaded, fitted, reported = inputs.loaded, inputs.fitted_text.ref, inputs.texts.reported
     options = replace(heal, sequence_length=fitted.sequence_length)
-    other = other_domain(loaded, fitted.texts, len(reported.input_ids), options, progress)
+    samples = len(reported.input_ids)
+    other = other_domain(loaded, fitted.texts, samples, options, inputs.progress)
     healing = measured_healing(
         loaded,
-        branch_replacements,
+        candidate.cut,
         (reported, other),
-        replace(heal, batch_size=batch_size),
+        replace(heal, batch_size=inputs.settings.batch_size),
         fitted.texts,
-        progress=progress,
+        progress=inputs.progress,
     )
     parents = {"model": loaded.ref.sha256, "calibration": fitted.sha256}
     return HealingReport(model=loaded.ref, healing=healing, made_from=parents)

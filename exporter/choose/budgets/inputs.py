@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from exporter.choose.budgets.budget import NO_FLOORS, OF_EMBEDDINGS, Budget, Flo
 from exporter.choose.budgets.greedy import Search
 from exporter.choose.budgets.limits import QualityCheck, RememberingMeter, searched_meter
 from exporter.choose.budgets.options import (
+    REPLACEMENTS,
     Goal,
     Option,
     Unit,
@@ -25,8 +26,6 @@ from exporter.choose.budgets.options import (
     prior_of,
     protected_names,
     refuse_another_model,
-    subjects,
-    sublayer_options,
     unit_to_use_up,
 )
 from exporter.choose.budgets.settings import PlanSettings
@@ -52,7 +51,7 @@ from exporter.models.texts.calibration import CalibrationText, specs_of, text_of
 from exporter.models.texts.pairs import scored_pairs
 from exporter.printable import are, counted
 from exporter.progress import QUIET, Progress
-from graph_passes.types import BLOCK_KINDS, SublayerRef
+from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 HELD_OUT = 0.25
 """Of a text: checked or reported on, and not searched on."""
@@ -171,36 +170,6 @@ class Judges:
         """What limits are checked on, and what is reported on: the same where it is short."""
         parts = text.in_turn(together=self.together)
         return parts if min(len(part.input_ids) for part in parts) >= self.fewest else (text, text)
-
-
-def judging_text(
-    judges: Judges,
-    loaded: LoadedModel,
-    used: Sequence[CalibrationText],
-    cache_dir: Path | None = None,
-) -> CalibrationText:
-    """Samples to check limits on and to report on, of documents that aren't used otherwise."""
-    calibration_text = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
-    read = nouns_of(type(loaded.model).__name__)
-    judges.refuse_fewer(len(calibration_text.input_ids), used[0].ref.source, read)
-    return calibration_text
-
-
-def leaves_judges(
-    judges: Judges,
-    settings: PlanSettings,
-    loaded: LoadedModel,
-    used: tuple[CalibrationText, CalibrationText | None],
-    cache_dir: Path | None = None,
-) -> bool:
-    """Whether as many as show the limit are left where replacements are fitted on further text."""
-    chosen_on, further = used
-    held_out = len(parted(chosen_on).checked.input_ids)
-    if further is None or not settings.weighs_replacements or judges.fewest <= held_out:
-        return True
-    parts = (chosen_on, further)
-    calibration_text = text_beyond(loaded, parts, judges.fewest, cache_dir)
-    return len(calibration_text.input_ids) >= judges.fewest
 
 
 DAMAGES, _CHECKS = "damages.jsonl", "checks.jsonl"
@@ -344,7 +313,9 @@ class PlanInputs:
         if judges.fewest > len(parts.checked.input_ids):
             further = self.further_text if self.settings.weighs_replacements else None
             used = [self.text, *([] if further is None else [further])]
-            rest = judging_text(judges, self.loaded, used, self._cache_dir)
+            rest = text_beyond(self.loaded, used, 2 * judges.usual, self._cache_dir)
+            read = nouns_of(type(self.loaded.model).__name__)
+            judges.refuse_fewer(len(rest.input_ids), self.text.ref.source, read)
             return TextParts(self.text, *judges.parted(rest))
         holds_limits = self.budget.floors and not self.settings.limits_healed(self.budget)
         # An interval takes two, replacements are checked on one.
@@ -367,16 +338,17 @@ class PlanInputs:
     @cached_property
     def further_text(self) -> CalibrationText | None:
         """As much again of the same texts, on which nothing was chosen; None if it isn't there."""
-        kept = self._cache_dir
-        calibration_text = text_behind(self.loaded, self.text, kept, self.progress)
-        if not leaves_judges(
-            self.judges, self.settings, self.loaded, (self.text, calibration_text), kept
-        ):
-            calibration_text = None
-        if calibration_text is None:
+        kept, fewest = self._cache_dir, self.judges.fewest
+        further = text_behind(self.loaded, self.text, kept, self.progress)
+        held_out = len(parted(self.text).checked.input_ids)
+        if further is not None and self.settings.weighs_replacements and fewest > held_out:
+            left = text_beyond(self.loaded, (self.text, further), fewest, kept)
+            if len(left.input_ids) < fewest:  # too few would be left to show the limit
+                further = None
+        if further is None:
             short = f"{self.text.ref.source} is too short for four parts"
             self.progress.say(f"plan: warning: {short}: what chooses serves two ends")
-        return calibration_text
+        return further
 
     @property
     def fitted_text(self) -> CalibrationText:
@@ -390,11 +362,7 @@ class PlanInputs:
         heal = self.settings.weighed
         if heal is None:
             return {}
-        names = {
-            name
-            for subject in subjects(self.report.model.num_layers, self.budget)
-            for name in subject
-        }
+        names = {name for subject in self.subjects for name in subject}
         return fit_branches(
             self.loaded,
             self.fitted_text,
@@ -404,22 +372,41 @@ class PlanInputs:
             progress=self.progress,
         )
 
+    @property
+    def subjects(self) -> Iterator[tuple[SublayerRef, ...]]:
+        """The sublayers, or the two of a block, that may go."""
+        budget = self.budget
+        counts = (budget.attention, budget.mlp, budget.joint)
+        others = (*counts, budget.parameters, budget.fits, budget.target_speedup)
+        for layer in range(self.report.model.num_layers):
+            if budget.block:
+                yield tuple(SublayerRef(layer, kind) for kind in BLOCK_KINDS)
+            if not budget.block or any(other for other in others):
+                for kind in budget.kinds:
+                    yield (SublayerRef(layer, kind),)
+
     @cached_property
     def allowed(self) -> list[Option]:
-        """What may be done to which sublayer."""
-        known = set(self.sizes.sublayers)
-        if self.costs is not None:
-            known &= set(self.costs.names)
-        return sublayer_options(
-            self.report.model.num_layers,
-            self.budget,
-            None if self.settings.weighed is None else self.settings.weighed.decided,
-            self.fits,
-            self.protected,
-            known,
-            {name for name, size in self.sizes.sublayers.items() if not size.takes_linear},
-            self.settings.server,
-        )
+        """Every sublayer, or block where blocks are asked for, in every way allowed."""
+        weighed, sizes, protected = self.settings.weighed, self.sizes.sublayers, self.protected
+        known = {*sizes} if self.costs is None else {*sizes} & {*self.costs.names}
+
+        def option(names: tuple[SublayerRef, ...], how: Replacement) -> Option:
+            if how == "none":
+                return Option(names, given_back=0.0)
+            own = {name: self.fits[name].choices[how] for name in names}
+            given = [share for share, _ in own.values()]
+            stand_ins = {name: what for name, (_, what) in own.items()}
+            return Option(names, 1.0, how, stand_ins, given_back=sum(given) / len(given))
+
+        return [
+            option(names, how)
+            for names in self.subjects
+            if {*names} <= known - protected
+            for how in REPLACEMENTS[None if weighed is None else weighed.decided]
+            if how != "linear" or all(sizes[name].takes_linear for name in names)
+            if all(how in places_of(self.settings.server, name) for name in names)
+        ]
 
     @cached_property
     def checker(self) -> QualityCheck:

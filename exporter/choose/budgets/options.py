@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
 from exporter.artifacts.plans import parse_drops
-from exporter.artifacts.servers import Server, places_of
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import USUAL_CONTEXT, USUAL_REQUEST, Budget, Memory
 from exporter.choose.costs.table import CostTable
@@ -28,7 +27,6 @@ from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
-    from exporter.heal.fit import Fit
     from exporter.models.loading.model_source import LoadedModel
 
 
@@ -368,37 +366,6 @@ REPLACEMENTS: dict[HealKind | None, tuple[Replacement, ...]] = {
 """What may take a branch's place."""
 
 
-def sublayer_options(
-    num_layers: int,
-    budget: Budget,
-    heal: HealKind | None,
-    fits: Mapping[SublayerRef, Fit],
-    protected: Collection[SublayerRef] = (),
-    known: Collection[SublayerRef] | None = None,  # None: all
-    without_map: Collection[SublayerRef] = (),
-    server: Server | None = None,  # the runtime that has to hold what is chosen; None: any
-) -> list[Option]:
-    """Every sublayer (or block, where blocks are asked for) in every way allowed."""
-
-    def option(names: tuple[SublayerRef, ...], how: Replacement) -> Option:
-        if how == "none":
-            return Option(names, given_back=0.0)
-        own, is_bias = {name: fits[name] for name in names}, how == "bias"
-        stand_ins = {name: fit.bias if is_bias else fit.linear for name, fit in own.items()}
-        given = [f.bias_explained if is_bias else f.linear_explained for f in own.values()]
-        return Option(names, 1.0, how, stand_ins, given_back=sum(given) / len(given))
-
-    return [
-        option(names, how)
-        for names in subjects(num_layers, budget)
-        if not {*names} & {*protected}
-        if known is None or {*names} <= {*known}
-        for how in REPLACEMENTS[heal]
-        if how != "linear" or not {*names} & {*without_map}
-        if all(how in places_of(server, name) for name in names)
-    ]
-
-
 def prior_of(report: ImportanceReport, options: Iterable[Option]) -> dict[SublayerRef, float]:
     """What is guessed of sublayers before anything is measured: scores, less what is given back."""
     scores = {(score.layer, score.kind): score.score for score in report.scores}
@@ -407,18 +374,6 @@ def prior_of(report: ImportanceReport, options: Iterable[Option]) -> dict[Sublay
         for name in option.names:
             best[name] = max(best.get(name, 0.0), min(1.0, option.given_back or 0.0))
     return {name: scores.get(name, 0.0) * (1 - given) for name, given in best.items()}
-
-
-def subjects(num_layers: int, budget: Budget) -> Iterator[tuple[SublayerRef, ...]]:
-    """The sublayers, or the two of a block, that may go."""
-    counts = (budget.attention, budget.mlp, budget.joint)
-    others = (*counts, budget.parameters, budget.fits, budget.target_speedup)
-    for layer in range(num_layers):
-        if budget.block:
-            yield tuple(SublayerRef(layer, kind) for kind in BLOCK_KINDS)
-        if not budget.block or any(other for other in others):
-            for kind in budget.kinds:
-                yield (SublayerRef(layer, kind),)
 
 
 _ABOUT = 0.9

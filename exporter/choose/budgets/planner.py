@@ -9,7 +9,7 @@ from typing import Any
 from exporter.artifacts import ImportanceReport, PruningPlan, Speedup
 from exporter.artifacts.plans import keep_first, parents_of, validate_for
 from exporter.choose.budgets.budget import Budget, SearchOptions
-from exporter.choose.budgets.by_scores import affordable, one_shot
+from exporter.choose.budgets.by_scores import affordable, lowest_scores
 from exporter.choose.budgets.figures import (
     Outcome,
     elsewhere,
@@ -59,20 +59,11 @@ def make(inputs: PlanInputs) -> Outcome:
     if budget.cross_attention:
         refuse_number("cross_attention", budget.cross_attention, 0, model.source)
     if inputs.settings.search.search == "auto":
-        counts = budget.counts if budget.only_counts else {}
-        search = affordable(
-            inputs.settings.search,
-            inputs.report,
-            counts,
-            inputs.loaded.model,
-            allow_all=inputs.allow_all,
-            progress=inputs.progress,
-        )
-        inputs.settings = replace(inputs.settings, search=search)
+        inputs.settings = replace(inputs.settings, search=affordable(inputs))
     if budget.keep_first is not None:
         outcome = Outcome(_noted(inputs, _first_layers(inputs, budget.keep_first)))
     elif inputs.settings.search.search == "one-shot":
-        outcome = Outcome(_noted(inputs, _lowest_scores(inputs)))
+        outcome = Outcome(_noted(inputs, lowest_scores(inputs)))
     else:
         outcome = _by_damage(inputs)
     validate_for(outcome.plan, model, allow_all=inputs.allow_all)
@@ -111,7 +102,7 @@ def _of_stacks(inputs: PlanInputs) -> Outcome:
         by = by if small else "scores; measuring the damage would take too long here"
         inputs.progress.say(f"plan: chosen by {by}")
     if how == "one-shot":
-        return Outcome(_noted(inputs, _lowest_scores(inputs)))
+        return Outcome(_noted(inputs, lowest_scores(inputs)))
     counts, protected, stacks = inputs.budget.counts, inputs.protected, inputs.stacks
     refuse_counts(report, counts, protected, allow_all=inputs.allow_all)
     options = [o for group, _ in groups_of(counts) for o in options_for(group, stacks, protected)]
@@ -131,17 +122,6 @@ def _of_stacks(inputs: PlanInputs) -> Outcome:
     plan = _plan_of(inputs, candidate).model_copy(update=result)
     validate_for(plan, report.model, allow_all=inputs.allow_all)
     return Outcome(plan, damage=damage)
-
-
-def _lowest_scores(inputs: PlanInputs) -> PruningPlan:
-    return one_shot(
-        inputs.report,
-        inputs.budget.counts,
-        inputs.protected,
-        importance_sha256=inputs.importance_sha256,
-        allow_all=inputs.allow_all,
-        progress=inputs.progress,
-    )
 
 
 def _first_layers(inputs: PlanInputs, number: int) -> PruningPlan:
@@ -246,17 +226,11 @@ def _outcome(inputs: PlanInputs, candidate: PlanCandidate, speedup: Speedup | No
     """The plan with its figures on tokens on which nothing was decided."""
     texts, settings = inputs.texts, inputs.settings
     damage, healing = inputs.reporter.damage_of(candidate.cut), None
-    if (weighed := settings.weighed) is not None and not settings.heals_afterwards:
-        healing = healing_of(
-            inputs.loaded,
-            (inputs.fitted_text, texts.reported),
-            candidate.cut,
-            weighed,
-            batch_size=settings.batch_size,
-            progress=inputs.progress,
-        )
+    weighed = settings.weighed
+    if weighed is not None and not settings.heals_afterwards:
+        healing = healing_of(inputs, candidate, weighed)
     figures = damage_figures(damage, texts.reported.clusters)
-    figures |= size_figures(inputs.budget, candidate, inputs.sizes, inputs.costs, speedup)
+    figures |= size_figures(inputs, candidate, speedup)
     result = {
         "predicted": figures | elsewhere(healing),
         "predicted_on": texts.figures_from,

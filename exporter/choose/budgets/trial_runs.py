@@ -469,7 +469,7 @@ def held_after_healing(
         )
     candidate, _ = candidates[ladder.best.number]
     cut = runs.cuts[ladder.tried.index(ladder.best)]
-    figures = size_figures(inputs.budget, candidate, inputs.sizes, inputs.costs, speedup)
+    figures = size_figures(inputs, candidate, speedup)
     replacements, changed = cut.plan.replacements, cut.plan.changed_weights.items()
     return Outcome(
         runs.noted(cut, figures | elsewhere(cut.report)),

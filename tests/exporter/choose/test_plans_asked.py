@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -386,7 +387,8 @@ def test_costs_that_can_not_be_right_foretell_nothing() -> None:
 
     def told(saved_ms: float) -> dict[str, float]:
         table = made_table({name: {"none": saved_ms} for name in NAMES}, at=AT)
-        return size_figures(Budget(at=AT), cut, SIZES, table, None)
+        inputs: Any = SimpleNamespace(budget=Budget(at=AT), sizes=SIZES, costs=table)
+        return size_figures(inputs, cut, None)
 
     assert told(20.0)["speedup"] == 2.5
     assert "speedup" not in told(40.0)
