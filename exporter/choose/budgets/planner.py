@@ -316,7 +316,7 @@ def _inputs(
         work=work,
         sizes=weighed,
         stopwatch=stopwatch,
-        costs=request.costs and CostTable.read(request.costs),
+        costs=None if request.costs is None else CostTable.read(request.costs),
         importance_sha256=sha256_file(request.importance),
         progress=progress,
     )

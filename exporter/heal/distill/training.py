@@ -89,7 +89,8 @@ class Schedule:
         self._per_step = min(max(1, int(options.step_tokens // mean)), self._count)
         self.step_tokens = round(self._per_step * mean)
         self.total_steps = max(1, round(options.trained_tokens / self.step_tokens))
-        order, size = np.argsort(lengths, kind="stable").tolist(), self._per_step
+        order: list[int] = np.argsort(lengths, kind="stable").tolist()
+        size = self._per_step
         alike_long = [order[start : start + size] for start in range(0, len(order), size)]
         self._groups = [] if text.mask.all() else alike_long
         epochs = self.total_steps * self._per_step / self._count
