@@ -410,18 +410,6 @@ def test_what_is_dead_goes_with_functions_that_nothing_calls() -> None:
         assert not CleanupPass()(made).modified
 
 
-def test_what_quantisers_note_on_a_value_stays_with_it_and_goes_with_it() -> None:
-    proto = ir.to_proto(tiny("pre_norm"))
-    names = [node.output[0] for node in proto.graph.node]
-    for name in names:
-        note = proto.graph.quantization_annotation.add(tensor_name=name)
-        note.quant_parameter_tensor_names.add(key="SCALE", value="s")
-    pruned = ir.to_proto(prune_graph(ir.from_proto(proto), PLAN)[0])
-    left = {name for node in pruned.graph.node for name in node.output}
-    assert {note.tensor_name for note in pruned.graph.quantization_annotation} == left
-    assert left < set(names)
-
-
 SCRIPT = """
 from pathlib import Path
 from exporter.artifacts import PlannedDeletion
@@ -510,17 +498,6 @@ def test_rows_for_the_sums_of_blocks_are_no_parameters(name: str, counted: int) 
     assert graph_size(model).parameters == counted
     model.graph.outputs.clear()
     assert sweep(model.graph, list(model.graph)) == Swept(nodes=3, parameters=counted)
-
-
-@pytest.mark.parametrize(("operator", "counted"), [("DequantizeLinear", 8), ("Add", 0)])
-def test_a_bias_of_32_bits_is_one_where_it_is_scaled(operator: str, counted: int) -> None:
-    """Others of that type are shape arithmetic."""
-    last = "y = DequantizeLinear(bias, scale)" if counted else "y = Add(bias, bias)"
-    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["": 20]>
-        small () => ({"float" if counted else "int32"}[8] y)
-        <int32[8] bias = {{1, 2, 3, 4, 5, 6, 7, 8}}, float scale = {{0.5}}> {{ {last} }}""")
-    assert {node.op_type for node in model.graph} == {operator}
-    assert graph_size(model).parameters == counted
 
 
 # What is printed elsewhere

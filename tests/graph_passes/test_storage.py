@@ -326,22 +326,6 @@ def test_a_large_weight_stands_in_a_page_as_in_its_source(
     assert [offset % PAGE for offset in offsets[1:]] == [within_page] * 2
 
 
-def test_whole_pages_are_copied_apart_from_the_rest(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only ranges of whole blocks can be shared between files."""
-    result = []
-    copy = os.copy_file_range
-
-    def noted(*arguments: Any) -> int:
-        result.append((arguments[3], arguments[2]))
-        return copy(*arguments)
-
-    monkeypatch.setattr(os, "copy_file_range", noted)
-    written(tmp_path, [stored(source, 64, LARGE + 100)])
-    assert result == [(64, PAGE - 64), (PAGE, LARGE - PAGE), (LARGE, 164)]
-
-
 def test_holes_stay_holes(tmp_path: Path) -> None:
     source = tmp_path / "source.data"
     with source.open("wb") as file:

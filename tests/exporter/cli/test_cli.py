@@ -21,7 +21,7 @@ from exporter.artifacts.servers import SERVERS, STAYS
 from exporter.cli import cli, run
 from exporter.cli import export as module
 from exporter.cli.command import SchemaCommand
-from exporter.cli.console import ConsoleProgress, TaskLines
+from exporter.cli.console import ConsoleProgress
 from exporter.cli.export import ExportCall
 from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
 from graph_passes import save_model
@@ -53,24 +53,6 @@ def test_the_commands_stand_in_order_and_none_is_missing_or_cut_short(
     assert listed == command_line.cli.list_commands()
     assert listed[:3] == ["export", "sweep", "score"]
     assert "..." not in part
-
-
-def test_options_of_every_command_are_explained_once_and_named_in_each_help(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command_line.run(["--help"]) == 0
-    listed = re.findall(r"(?m)^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out)
-    for name in command_line.cli.list_commands():
-        command = command_line.cli.get_command(None, name)
-        if not isinstance(command, SchemaCommand):
-            continue
-        assert command_line.run([name, "--help-all"]) == 0
-        printed = capsys.readouterr().out
-        named = printed.partition("(depthcut --help explains them): ")[2]
-        assert sorted(named.rstrip(".\n").replace("\n", " ").split(", ")) == sorted(listed[1:])
-        params = command.get_params(click.Context(command))
-        hidden = [p.opts[-1] for p in params if isinstance(p, click.Option) and p.hidden]
-        assert sorted(hidden) == sorted(listed[1:])
 
 
 def test_options_of_every_command_stand_before_its_name_or_behind_it(
@@ -327,38 +309,6 @@ def test_a_path_that_is_no_text_is_a_wrong_call(
     rest = {"generate": ["hi"], "compare": [str(tmp_path), "-o", str(tmp_path / "out")]}
     assert command_line.run([*call, str(odd / "model.onnx"), *rest.get(call[0], [])]) == 2
     assert "is not UTF-8" in capsys.readouterr().err
-
-
-def test_a_log_tells_how_far_long_work_is_and_leaves_short_parts_out() -> None:
-    result, now = list[str](), [0.0]
-    lines = TaskLines(result.append, lambda: now[0])
-
-    def tick_at(seconds: float) -> list[str]:
-        now[0] = seconds
-        result.clear()
-        lines.tick()
-        return result
-
-    search = lines.begin("search", 9)
-    assert tick_at(9.0) == []
-    assert tick_at(10.0) == ["search ..."]
-    for _ in range(2):
-        lines.begin("run", 3).advance(2)
-        assert tick_at(19.0) == []
-        lines.end(failed=False)
-        search.advance()
-    assert result == [], "parts of no time are not told"
-    lines.begin("run", 3).advance()
-    assert tick_at(20.0) == ["search: 2 of 9; run: 1 of 3, after 20 s"]
-    assert tick_at(39.0) == []
-    assert tick_at(1000.0) == ["search: 2 of 9; run: 1 of 3, after 1000 s"]
-    assert tick_at(1249.0) == [], "the longer it takes, the fewer lines"
-    lines.end(failed=False)
-    lines.end(failed=False)
-    assert result == ["run: done in 1230.0 s", "search: done in 1249.0 s"]
-    lines.begin("load", None)
-    lines.begin("time", 4)
-    assert [*tick_at(1260.0), *tick_at(1270.0)] == ["load ...", "load; time: 0 of 4, after 21 s"]
 
 
 @pytest.mark.parametrize(

@@ -203,19 +203,6 @@ def test_what_is_as_where_nothing_is_said_is_not_given(bake: list[Bread], tmp_pa
     assert command_line.run([*words, "--lid", "3", "--recipe", _config(tmp_path, "")]) == 0
 
 
-def test_a_key_alone_is_named_as_one_and_an_option_as_such(
-    bake: list[Bread], tmp_path: Path
-) -> None:
-    command = command_line.cli.get_command(None, "bake")
-    assert isinstance(command, SchemaCommand)
-    for text, named, not_named in [("seed: -1", "seed", "--seed"), ("degrees: 999", "--time", "")]:
-        call = ["rye", "-o", "x", "--config", _config(tmp_path, text)]
-        with pytest.raises(OptionError) as refused, command.make_context("bake", call) as ctx:
-            command.invoke(ctx)
-        assert named in str(refused.value)
-        assert not not_named or not_named not in str(refused.value)
-
-
 def test_what_fails_names_a_key_alone_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(call: Bread, progress: ConsoleProgress) -> None:
         raise PlanError("Too hot.", "Take another --seed, or fewer --degrees.")
@@ -224,23 +211,6 @@ def test_what_fails_names_a_key_alone_as_one(monkeypatch: pytest.MonkeyPatch) ->
     with raises(PlanError, "", "seed (of a --config file)", "--degrees") as caught:
         command_line.cli.main(["bake", "rye", "-o", "x"], standalone_mode=False)
     assert "--seed" not in str(caught.value)
-
-
-def test_what_is_shown_is_checked_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Checked(Bread):
-        def check(self) -> None:
-            if self.salt > 0.1:
-                raise OptionError("{0}", "", {"salt": "salt"})
-
-    command = SchemaCommand("bake", Checked, lambda *_: None)
-    monkeypatch.setitem(command_line.cli.commands, "bake", command)
-    words = ["bake", "rye", "-o", "x", "--salt"]
-    for more in ([], ["--show-config"]):
-        assert command_line.run([*words, "20%", *more]) == 2
-        assert capsys.readouterr().out == ""
-        assert command_line.run([*words, "10%", *more]) == 0
 
 
 EXPORT = ["export", "m", "-o", "x", "--drop-mlp", "1", "--prefill", "8", "--decode-past", "8"]

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from exporter.artifacts.latency import Shape
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import byte_count, make_inputs, random_tokens
+from exporter.engines.tensors import byte_count
 from tests.stand_in import trt
 from tests.stand_in.cuda import CudaRuntime, cudaError_t
 from tests.stand_in.decoders import decoder_engine
@@ -154,38 +152,6 @@ def test_a_capture_comes_after_a_run_at_the_same_shapes(loaded: Loaded) -> None:
     assert loaded.cuda.cudaMalloc(16)[0] == cudaError_t.cudaErrorStreamCaptureUnsupported
     code, _ = loaded.cuda.cudaStreamEndCapture(loaded.stream)
     assert code == cudaError_t.cudaErrorStreamCaptureInvalidated
-
-
-def test_copies_and_events_come_when_the_stream_does(loaded: Loaded) -> None:
-    pinned = loaded.cuda.cudaMallocHost(256)[1]
-    loaded.machine.pinned[pinned][:] = 1
-    target = loaded.places["logits"]
-    begin, end = (loaded.cuda.cudaEventCreate()[1] for _ in range(2))
-    loaded.cuda.cudaEventRecord(begin, loaded.stream)
-    loaded.cuda.cudaMemcpyAsync(target, pinned, 256, 1, loaded.stream)
-    loaded.machine.pinned[pinned][:] = 2
-    loaded.cuda.cudaEventRecord(end, loaded.stream)
-    code, _ = loaded.cuda.cudaEventElapsedTime(begin, end)
-    assert code == cudaError_t.cudaErrorNotReady
-    loaded.wait()
-    assert set(loaded.machine.on_device(target, 256)) == {2}
-    assert loaded.cuda.cudaEventElapsedTime(begin, end)[1] > 0
-
-
-def test_it_computes_what_the_graph_does(loaded: Loaded, tmp_path: Path) -> None:
-    shape = Shape("decode", 1, 1, 20)
-    with OnnxRuntimeRunner(tmp_path / "model.onnx", threads=1) as runner:
-        inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 11))
-        given = {**inputs, **runner.cache_form.with_room(inputs)}
-        wanted = runner.run(given, ["logits"])["logits"]
-    for name, array in given.items():
-        place = loaded.machine.on_device(loaded.places[name], array.nbytes)
-        place.view(array.dtype).reshape(array.shape)[...] = array
-    loaded.tell()
-    loaded.run()
-    loaded.wait()
-    result = loaded.machine.on_device(loaded.places["logits"], wanted.nbytes)
-    assert abs(result.view(wanted.dtype) - wanted.ravel()).max() < 1e-5
 
 
 @pytest.mark.rtx

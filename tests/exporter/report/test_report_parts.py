@@ -20,11 +20,9 @@ from exporter.cli import run
 from exporter.heal.healed import warnings_of
 from exporter.report.files import SWEEP_REPORTS, write_study, write_sweep
 from exporter.report.files import page as render
-from exporter.report.markdown import section_markdown
 from exporter.report.sections.blocks import Grid, Link, Sign, plain
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.healing import healing_section
-from exporter.report.sections.latency import corners_section
 from exporter.report.sections.sweep import cells_grid, gain, sweep_document, sweep_lead
 from tests.made_reports import (
     as_markdown,
@@ -51,30 +49,6 @@ from tests.reading import Page
 @pytest.fixture(scope="module")
 def report() -> ComparisonReport:
     return full_report(rows=5, samples=24)
-
-
-def test_the_table_has_a_row_a_model(report: ComparisonReport) -> None:
-    text = section_markdown(present(corners_section(report)))
-    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert [name[2:] for name in rows][-4:] == [
-        "whole, fp32", "cut, fp32", "whole, int8", "cut, int8",
-    ]  # fmt: skip
-    assert "1.19x [1.15, 1.24] | faster |" in rows["| cut, fp32"]
-    assert "| 17.71, +10.3 % [+5.1, +16.2] | 0.150 | 85.0 % | 25.0 % |" in rows["| cut, fp32"]
-    assert rows["| cut, int8"].endswith("| 125.0 |")
-    assert "| perplexity | 16.05 | 17.79 | +10.8 % [+9.5, +12.3] |" in as_markdown(report)
-    assert "| 16.20 | 0.0100 | 96.0 % | 75.0 % |" in rows["| whole, int8"]
-    gone = {"exact_match", "embedding_cosine"}
-    corners = [
-        corner.model_copy(
-            update={"figures": {k: v for k, v in corner.figures.items() if k not in gone}}
-        )
-        for corner in report.corners
-    ]
-    text = as_markdown(report.model_copy(update={"corners": corners}))
-    assert "| same continuation |" not in text
-    assert "| cosine of embeddings |" not in text
-    assert "| same top-1 token |" in text
 
 
 # Healing: both domains, the warning, every branch.
