@@ -45,7 +45,7 @@ from exporter.compare.options import CompareOptions
 from exporter.compare.sequences import pairs_to_judge
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import Runner, tell_notes
-from exporter.engines.tensors import TOLERANCE, whole_phase
+from exporter.engines.tensors import tolerance_of, whole_phase
 from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.sources import TextSource
 from exporter.progress import QUIET, Progress
@@ -90,7 +90,7 @@ def _check(comparison: Comparison, arm: ComparedArm, witness: Runner, what: str)
     if output == LOGITS:  # an engine may give those of a prompt's last token alone
         want = want[:, -got.shape[1] :]
     error = float(np.abs(got - want).max()) if got.shape == want.shape else float("inf")
-    tolerance = TOLERANCE.get(arm.facts.precision, 1e-1) * max(1.0, float(np.abs(want).max()))
+    tolerance = tolerance_of(arm.facts.precision) * max(1.0, float(np.abs(want).max()))
     return ParityCheck(
         name=f"{output} of the {what}",
         phase=shape.phase,

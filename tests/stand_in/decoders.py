@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.settings import Phase
 from graph_passes import save_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from tests.graph_passes.decoder_graphs import decoder_model
@@ -31,7 +32,7 @@ def decoder_engine(
     folder: Path,
     *,
     in_place: bool = True,
-    phases: Sequence[str] = ("prefill", "decode"),
+    phases: Sequence[Phase] = ("prefill", "decode"),
     **facts: Any,
 ) -> Path:
     """Its engine, with a profile for each phase; see :func:`write_engine`."""
@@ -42,7 +43,8 @@ def decoder_engine(
 def split_engines(folder: Path, **facts: Any) -> Path:
     """A folder with an engine for each phase, on caches in place."""
     onnx = decoder_onnx(folder, in_place=True)
-    for phase in ("prefill", "decode"):
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    for phase in phases:
         write_engine(onnx, folder / f"model-{phase}.engine", [phase], RANGES, **facts)
     return folder
 

@@ -9,15 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.engine_set import EngineRecord, EngineTensor, Reads, sidecar_path
+import onnx_ir as ir
+
+from exporter.engines.build.build import DECOMPOSABLE, Adapted, adapt
+from exporter.engines.build.engine_set import EngineRecord, EngineTensor, sidecar_path
 from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
-from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.settings import BuildSettings, Logits, Phase
 from exporter.engines.tensors import numpy_dtype
 from exporter.files import sha256_file, sha256_files
 from exporter.models.graph_facts import read_facts
 from graph_passes.files.storage import data_files, load_model
 from tests.engine_support import record
-from tests.stand_in.faults import Fault
+from tests.stand_in.faults import Fault, in_graph
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
 
@@ -27,20 +30,38 @@ class EngineFile:
     """What such a file says."""
 
     onnx: str
+    phases: list[Phase]
     profiles: list[dict[str, list[list[int]]]]
+    logits: Logits = "last"
     weights_bytes: int = 1 << 16
     scratch_bytes: int = 1 << 12
     kernels: int = 8
     capturable: bool = True
-    reads: str = "room"
     fault: Fault = ""
-    noise: float = 0.0
+
+    def built(self, fault: Fault = "") -> tuple[Path, Adapted]:
+        """The graph that the builder is given, and what was changed for it."""
+        onnx = Path(self.onnx)
+        return _built(onnx, onnx.stat().st_mtime_ns, tuple(self.phases), self.logits, fault)
+
+
+@cache
+def _built(
+    onnx: Path, changed: int, phases: tuple[Phase, ...], logits: Logits, fault: Fault
+) -> tuple[Path, Adapted]:
+    model = load_model(onnx)
+    adapted = adapt(model, BuildSettings(logits=logits), phases)
+    for node in model.graph.all_nodes():
+        node.attributes.pop(DECOMPOSABLE, None)  # TensorRT's parser alone knows it
+    target = onnx.with_name("-".join([onnx.name, *phases, logits, fault, f"{changed}.built"]))
+    target.write_bytes(ir.to_proto(in_graph(model, fault)).SerializeToString())
+    return target, adapted
 
 
 def write_engine(
     onnx: Path,
     engine: Path,
-    phases: Sequence[str],
+    phases: Sequence[Phase],
     ranges: Ranges,
     *,
     backend: str = "tensorrt-rtx",
@@ -48,16 +69,18 @@ def write_engine(
     **facts: Any,
 ) -> Path:
     """An engine of a graph and its record; gives its path."""
-    inputs, outputs = graph_inputs(onnx), graph_outputs(onnx)
+    inputs = graph_inputs(onnx)
     entries = [profile(inputs, phase, fitting(inputs, ranges)) for phase in phases]
     shapes = [
         {name: [list(span.low), list(span.high)] for name, span in entry.shapes.items()}
         for entry in entries
     ]
     engine.parent.mkdir(parents=True, exist_ok=True)
-    attention = _attention(onnx, phases)
-    result = {"reads": attention or "room", **facts}
-    engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **result))))
+    settings = settings or BuildSettings()
+    file = EngineFile(str(onnx), list(phases), shapes, settings.logits, **facts)
+    engine.write_text(json.dumps(asdict(file)))
+    graph, adapted = file.built()
+    outputs = graph_outputs(graph)
     precision = read_facts(onnx).precision
     given, made = ([EngineTensor.of(spec) for spec in ends] for ends in (inputs, outputs))
     weights = data_files(load_model(onnx))
@@ -67,8 +90,9 @@ def write_engine(
         engine=engine.name, engine_sha256=sha256_file(engine),
         engine_bytes=engine.stat().st_size, backend=backend, backend_version=VERSIONS[backend],
         built_on={"compute_capability": "sm89"} if backend == "tensorrt" else {},
-        settings=settings or BuildSettings(), precision=precision, profiles=entries,
-        inputs=given, outputs=made, made_from=hashes, attention=attention,
+        settings=settings, precision=precision, profiles=entries,
+        inputs=given, outputs=made, made_from=hashes, attention=adapted.attention,
+        logits=adapted.logits,
     ).write(sidecar_path(engine))  # fmt: skip
     return engine
 
@@ -80,13 +104,6 @@ def altered(engine: Path, **facts: Any) -> Path:
     known = EngineRecord.read(sidecar_path(engine))
     known.model_copy(update={**changes, "check": None}).write(sidecar_path(engine))
     return engine
-
-
-def _attention(onnx: Path, phases: Sequence[str]) -> Reads | None:
-    """What the builder makes of caches of fixed length, in an engine for one phase or for both."""
-    if not GraphEnds.of(onnx).aliases:
-        return None
-    return "new" if list(phases) == ["prefill"] else "room"
 
 
 def read_engine(content: bytes) -> EngineFile | None:

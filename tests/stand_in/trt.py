@@ -83,7 +83,7 @@ class Runtime:
 
 
 @lru_cache(4)
-def _session(onnx: Path, _changed: int) -> OnnxRuntimeRunner:
+def _session(onnx: Path) -> OnnxRuntimeRunner:
     return OnnxRuntimeRunner(onnx, threads=1).__enter__()
 
 
@@ -92,7 +92,8 @@ class ICudaEngine:
 
     def __init__(self, runtime: Runtime, machine: Machine, file: EngineFile, sha256: str) -> None:
         self.runtime, self.machine, self.file, self.sha256 = runtime, machine, file, sha256
-        self.ends = GraphEnds.of(Path(file.onnx))
+        graph, self.adapted = file.built()
+        self.ends = GraphEnds.of(graph)
         self.names = list(self.ends.tensors)
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(file.profiles)
@@ -104,8 +105,7 @@ class ICudaEngine:
     @cached_property
     def graph(self) -> OnnxRuntimeRunner:
         """What computes."""
-        onnx = Path(self.file.onnx)
-        return _session(onnx, onnx.stat().st_mtime_ns)
+        return _session(self.file.built(self.file.fault)[0])
 
     def get_tensor_name(self, number: int) -> str:
         return self.names[number]
@@ -352,13 +352,13 @@ class IExecutionContext:
     ) -> float:
         engine, machine, feed = self.engine, self._machine, self._feed(shapes, addresses)
         read = sum(array.nbytes for name, array in feed.items() if name.startswith("past"))
-        if engine.file.reads == "new":
+        if engine.adapted.attention == "new":
             read = 0
             if (feed["attention_mask"].sum(axis=1) > feed["input_ids"].shape[1]).any():
                 raise RuleError("A prefill that reads no past is run on caches that are filled.")
         as_graph |= machine.in_graph
         machine.runs.append(Run(self.active_optimization_profile, shapes, as_graph, generic))
-        made = computed(engine.graph, engine.file.fault, engine.file.noise, feed)
+        made = computed(engine.graph, engine.file.fault, feed)
         for name, array in made.items():
             dtype, _ = engine.ends.tensors[name]  # ONNX Runtime computes bfloat16 in float32
             self._memory(addresses[name], dtype, array.shape)[...] = array

@@ -51,7 +51,7 @@ _PASSED_OVER = (
     "filled, as depthcut export --target tensorrt-rtx does"
 )
 _FILLED_PLACE = 6
-_DECOMPOSABLE = "TRT_decomposable"
+DECOMPOSABLE = "TRT_decomposable"
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def adapt(model: ir.Model, settings: BuildSettings, phases: Collection[Phase]) -
         cut, logits = False, "all"
     decomposed = _attentions(model)
     for node in decomposed:  # a builder may write out each that it has no kernel for
-        if _DECOMPOSABLE not in node.attributes:
-            node.attributes.add(ir.AttrInt64(_DECOMPOSABLE, 1))
+        if DECOMPOSABLE not in node.attributes:
+            node.attributes.add(ir.AttrInt64(DECOMPOSABLE, 1))
     return Adapted(attention == "new" or cut or bool(decomposed), attention, logits)
 
 

@@ -150,8 +150,11 @@ def fitting(inputs: Sequence[TensorSpec], ranges: Ranges) -> Ranges:
 def _unused(inputs: Sequence[TensorSpec], ranges: Ranges) -> list[str]:
     """By name, the ranges that are given and that no input has an axis for."""
     axes = {_meaning(item, axis) for item in inputs for axis in range(len(item.shape))}
-    serve = {"batch": {"batch"}, "prompt": {"sequence", "total"}, "context": {"past"}}
+    serve = {"batch": {"batch"}, "prompt": {"sequence", "total", "source"}, "context": {"past"}}
     return [name for name, on in serve.items() if getattr(ranges, name) and not axes & on]
+
+
+_PROMPT = Span(1, 512, 2048)
 
 
 def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile:
@@ -165,10 +168,10 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
         raise UsageError(
             f"This graph has no phase {phase!r}: it has {has}.", code="no-profile-fits"
         )
-    sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt or Span(1, 512, 2048)
+    sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt or _PROMPT
     past = (ranges.context or Span(1, 512, 4096)) if phase == "decode" else Span(0, 0, 0)
-    batch = ranges.batch or Span(1, 1, 1)
-    spans = {"batch": batch, "sequence": sequence, "past": past, "total": past + sequence}
+    spans = {"batch": ranges.batch or Span(1, 1, 1), "source": ranges.prompt or _PROMPT}
+    spans |= {"sequence": sequence, "past": past, "total": past + sequence}
     shapes = {}
     for item in inputs:
         sizes = [_axis(item, axis, spans) for axis in range(len(item.shape))]
@@ -198,8 +201,10 @@ def _meaning(given: TensorSpec, axis: int) -> str | None:
         return None
     if axis == 0:
         return "batch"
+    if axis == 1 and given.name.startswith("encoder_"):
+        return "source"
     if _is_cache(given) and axis == _PAST_AXIS:
-        return "past"
+        return "source" if ".encoder." in given.name else "past"
     if axis == 1 and given.name in _TOKENS:
         return "total" if given.name == "attention_mask" else "sequence"
     return None

@@ -22,7 +22,7 @@ from exporter.models.decoding_rules import DecodingRules, greedy, rules_in
 from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, NEXT_STEP, Graph, graph_file
 
 STATES = "encoder_hidden_states"
-_MASK, _ENCODER_MASK = "attention_mask", "encoder_attention_mask"
+_MASK, ENCODER_MASK = "attention_mask", "encoder_attention_mask"
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class EncoderDecoderRunner(Runner):
     def encode(self, source: Mapping[str, Array]) -> Encoded:
         """Runs the encoder."""
         states = self.run(source, phase="encode")["last_hidden_state"]
-        mask = {_ENCODER_MASK: source[_MASK]} if _MASK in source else {}
+        mask = {ENCODER_MASK: source[_MASK]} if _MASK in source else {}
         return Encoded({STATES: states, **mask}, {})
 
     def step(self, encoded: Encoded, token_ids: NDArray[np.int64]) -> tuple[Array, Encoded]:

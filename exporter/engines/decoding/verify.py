@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.settings import End
 from exporter.engines.decoding.decoder import LOGITS, LOGITS_AXES, cache_pairs
+from exporter.engines.decoding.encoder_decoder import ENCODER_MASK
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.environment import default_threads
@@ -31,24 +33,30 @@ from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.cache_form import IDS, MASK
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import TensorRtRunner
-from exporter.engines.tensors import TensorSpec, byte_count, make_inputs, random_tokens
+from exporter.engines.tensors import (
+    TOKEN_INPUTS,
+    TensorSpec,
+    byte_count,
+    make_inputs,
+    random_tokens,
+    row_error,
+    tolerance_of,
+)
 from exporter.errors import DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files, staged_directory
-from exporter.models.graph_facts import CACHE_INPUT, read_facts
+from exporter.models.graph_facts import read_facts
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from graph_passes.files import storage
 
-TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2}
-"""By precision, how far an output's worst row may be off, as a share of all rows' root mean square.
-
-Rounding takes a quarter of it at most: that is what ONNX Runtime's own runs in these types show.
-"""
-_MOST_TOKENS = 64  # of a prompt: a longer one shows no more, and takes the CPU long
-_MOST_CACHE_BYTES = 1 << 28  # a batch is made smaller until its caches take no more
+_SHORT_PROMPT = 64  # tokens of a prompt, but for one of the usual length: the CPU takes long
+_MOST_BYTES = 1 << 28  # of caches, or of logits: batches and prompts are made smaller
+_OWN_CACHE = re.compile(r"past_key_values\.\d+\.(decoder\.)?(key|value)")
 _UNCHECKED: dict[tuple[str, ...], str] = {}  # by card, source and engines: why not, so far
+_SHARP = 8.0  # how large keys are: with small ones all attentions are alike, whatever their scale
 _GARBAGE = 30.0  # how much larger the values are that lie behind what is filled
 _SIDES = ("inputs", "engine", "onnxruntime")
+Sizes = Mapping[str, tuple[int, ...]]
 _STEPS, _TEXT_STEPS = 2, 5  # the second step of a text is captured as a graph, where graphs are
 
 
@@ -148,7 +156,7 @@ def verify_engines(
     fresh = replace(
         engines, records=tuple(r.model_copy(update={"check": None}) for r in engines.records)
     )
-    tolerance = TOLERANCES.get(engines.records[0].precision.partition("-")[0], TOLERANCES["bf16"])
+    tolerance = tolerance_of(engines.records[0].precision)
     reference = OnnxRuntimeRunner(onnx, threads=threads or default_threads(), brief=True)
     furthest = None if folder is None else _Furthest()
     results: list[Difference] = []
@@ -248,20 +256,27 @@ class _Held:
     furthest: _Furthest | None  # of first steps: later ones have caches of each side's own
 
     def phases(self) -> Iterator[Difference]:
-        """Each profile at two batches and several fills."""
+        """Each profile at two batches and several fills; one prompt is as long as usual."""
         for slot in self.engines.slots:
             low, usual = (self.engines.shapes(slot, end) for end in ("low", "usual"))
             first = IDS if IDS in usual else next(iter(usual))
-            new = max(low[IDS][1], min(usual[IDS][1], _MOST_TOKENS)) if first == IDS else 1
+            lengths = [1, 1]
+            if first == IDS:
+                short = max(low[IDS][1], min(usual[IDS][1], _SHORT_PROMPT))
+                fits = usual[IDS][1] * self.vocabulary * 4 <= _MOST_BYTES  # of logits
+                lengths = [usual[IDS][1] if fits else short, short]
             fills = self._fills(slot)
             for fill in sorted({fills.low, fills.usual, fills.high}):
-                most = max(low[first][0], self._most_rows(fill + new))
-                for rows in sorted({max(1, low[first][0]), min(usual[first][0], most)}):
-                    yield from self._steps(Shape(slot.profile.phase, rows, new, fill), fills.high)
+                most = max(low[first][0], self._most_rows(fill + lengths[-1]))
+                batches = sorted({max(1, low[first][0]), min(usual[first][0], most)})
+                for rows, new in zip(batches, lengths, strict=False):
+                    shape = Shape(slot.profile.phase, rows, new, fill)
+                    yield from self._steps(shape, fills.high, usual)
 
     def _caches(self) -> dict[str, TensorSpec]:
+        """Those that a step continues: of an encoder-decoder the decoder's own."""
         specs = (tensor.spec for tensor in self.engines.inputs)
-        return {spec.name: spec for spec in specs if CACHE_INPUT.fullmatch(spec.name)}
+        return {spec.name: spec for spec in specs if _OWN_CACHE.fullmatch(spec.name)}
 
     def _fills(self, slot: Slot) -> Span:
         """What may be filled before a run of a profile."""
@@ -284,9 +299,9 @@ class _Held:
         for spec in self._caches().values():
             sizes = spec.shape[1], spec.shape[2] or positions, spec.shape[3]
             row += byte_count(spec.dtype, [size for size in sizes if isinstance(size, int)])
-        return max(1, _MOST_CACHE_BYTES // max(1, row))
+        return max(1, _MOST_BYTES // max(1, row))
 
-    def _steps(self, shape: Shape, last: int) -> Iterator[Difference]:
+    def _steps(self, shape: Shape, last: int, sizes: Sizes) -> Iterator[Difference]:
         """One run; where it is a step of decode, another on the caches that each side wrote."""
         names = [spec.name for spec in self.runner.outputs]
         pairs = cache_pairs(self._caches(), names)
@@ -295,7 +310,7 @@ class _Held:
             min(_STEPS if shape.phase == "decode" else 1, last - shape.past_length + 1)
         ):
             at = replace(shape, past_length=shape.past_length + step)
-            inputs = self._inputs(at)
+            inputs = self._inputs(at, sizes)
             sides = [
                 runner.run({**inputs, **own}, phase=at.phase)
                 for runner, own in zip((self.runner, self.reference), given, strict=True)
@@ -314,21 +329,36 @@ class _Held:
             yield from held
             given = [{past: side[new] for past, new in pairs.items()} for side in sides]
 
-    def _inputs(self, shape: Shape) -> dict[str, Array]:
-        """Random ones; behind what is filled of caches of fixed length lies what must not count."""
-        tokens, rng = random_tokens(shape, self.vocabulary), np.random.default_rng(1)
-        inputs = make_inputs(self.runner.inputs, shape, tokens)
+    def _inputs(self, shape: Shape, sizes: Sizes) -> dict[str, Array]:
+        """Random ones, of what is no text and no own cache as large as usual.
+
+        Behind what is filled of caches of fixed length lies what must not count.
+        """
+        rng, caches, given = np.random.default_rng(1), self._caches(), dict[str, Array]()
+        for spec in self.runner.inputs:
+            size = [shape.batch, *sizes[spec.name][1:]]
+            if spec.name in caches:
+                size[2] = shape.past_length
+            if spec.name == ENCODER_MASK:  # one source is shorter than the others
+                given[spec.name] = np.ones(size, spec.dtype)
+                given[spec.name][-1, (size[1] + 1) // 2 :] = 0
+            elif spec.name not in TOKEN_INPUTS:
+                scale = _SHARP if spec.name.endswith(".key") else 1.0
+                noise = scale * rng.standard_normal(size, np.float32)
+                given[spec.name] = noise.astype(spec.dtype)
+        tokens = random_tokens(shape, self.vocabulary)
+        inputs = make_inputs(self.runner.inputs, shape, tokens, cache=given)
         if MASK in inputs and shape.phase != "decode":  # a text that is shorter than the others
             half = shape.sequence_length // 2
             if shape.phase == "encode":
                 inputs[MASK][-1, shape.sequence_length - half :] = 0
             elif self._reads_room():  # each query sees itself at least, padding too
                 inputs[MASK][-1, :half] = 0
-        for name, spec in self._caches().items():
+        for name, spec in caches.items():
             room, filled = spec.shape[2], inputs[name]
             if not isinstance(room, int):
                 continue
-            size = (*filled.shape[:2], room, filled.shape[3])
+            size = [*filled.shape[:2], room, filled.shape[3]]
             scale = _GARBAGE if name.endswith("value") else 1.0
             inputs[name] = (scale * rng.standard_normal(size, np.float32)).astype(spec.dtype)
             inputs[name][:, :, : shape.past_length] = filled
@@ -345,7 +375,7 @@ class _Held:
         own, other = TensorRtDecoder(self.engines, on=self.runner), RunnerDecoder(self.reference)
         plan = own.plan
         least = max(plan.prompt.low, plan.context.low)
-        prompt = min(plan.prompt.high, max(least, min(plan.prompt.usual, _MOST_TOKENS)))
+        prompt = min(plan.prompt.high, max(least, min(plan.prompt.usual, _SHORT_PROMPT)))
         steps = min(_TEXT_STEPS, plan.context.high - prompt + 1)
         if prompt < least or steps < 1:
             return
@@ -367,13 +397,4 @@ class _Held:
     def _difference(self, run: str, tensor: str, got: Array, wanted: Array) -> Difference:
         if tensor == LOGITS:  # an engine may give those of the last position alone
             wanted = wanted[:, -got.shape[1] :]
-        error = float("inf")
-        if got.shape == wanted.shape:
-            got, wanted = got.astype(np.float32), wanted.astype(np.float32)
-            if not got.size:
-                error = 0.0
-            elif np.isfinite(got).all() and np.isfinite(wanted).all():
-                rows = np.square(got - wanted).mean(axis=-1)
-                whole = max(float(np.square(wanted).mean()), 1e-12)
-                error = float(np.sqrt(rows.max() / whole))
-        return Difference(run, tensor, error, self.tolerance)
+        return Difference(run, tensor, row_error(got, wanted), self.tolerance)

@@ -198,8 +198,8 @@ def has_bfloat16(model: ir.Model) -> bool:
     )
 
 
-def in_float32(model: ir.Model) -> ir.Model:
-    """The same graph with float32 in the place of bfloat16.
+def in_float32(model: ir.Model, narrow: ir.DataType = ir.DataType.BFLOAT16) -> ir.Model:
+    """The same graph with float32 in the place of a type.
 
     What a cut leaves out or joins wrongly shows just as well; the graph's own rounding does not.
     """
@@ -207,14 +207,14 @@ def in_float32(model: ir.Model) -> ir.Model:
     for node in copy.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR:
-                node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
-            elif name in _TYPE_ATTRIBUTES and attribute.value == ir.DataType.BFLOAT16:
+                node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor(), narrow))
+            elif name in _TYPE_ATTRIBUTES and attribute.value == narrow:
                 node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
     for value in _values(copy):
-        if value.dtype == ir.DataType.BFLOAT16:
+        if value.dtype == narrow:
             value.type = ir.TensorType(ir.DataType.FLOAT)  # the two models share the old one
         if value.const_value is not None:
-            value.const_value = _widened(value.const_value)
+            value.const_value = _widened(value.const_value, narrow)
     return copy
 
 
@@ -249,8 +249,8 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    if tensor.dtype != ir.DataType.BFLOAT16:
+def _widened(tensor: ir.TensorProtocol, narrow: ir.DataType) -> ir.TensorProtocol:
+    if tensor.dtype != narrow:
         return tensor
     shape = ir.Shape(tensor.shape.numpy())
     read = partial(_read, tensor)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.artifacts import ComparisonReport
+from exporter.artifacts import ComparisonReport, Phase
 from exporter.compare import kinds as engine_arm
 from exporter.compare.agreement import prefill_logits
 from exporter.compare.arms import ComparedArm, Comparison
@@ -49,7 +49,7 @@ from tests.text_graphs import write_tiny_lm
 
 OPTIONS = quick(decode_past_lengths=(6,), eval_tokens=64)
 GENERATING = replace(OPTIONS, timing=TimingOptions(generate=((4, 3),)))
-BOTH = ("prefill", "decode")
+BOTH: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def built(onnx: Path, folder: Path, *names: str, **changes: Any) -> Path:
@@ -315,7 +315,8 @@ def on_card(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name, layers in {"baseline": (0, 1), "candidate": (1,)}.items():
         onnx = language_model(root / name, layers=layers) / "model.onnx"
         engine = root / "engines" / name / "m.engine"
-        write_engine(onnx, engine, BOTH, RANGES, weights_bytes=WEIGHTS)
+        settings = BuildSettings(logits="all")
+        write_engine(onnx, engine, BOTH, RANGES, settings=settings, weights_bytes=WEIGHTS)
         with stand_in():
             believed(find_engines(engine), onnx)
     return root / "engines/baseline", root / "engines/candidate"
@@ -356,8 +357,11 @@ def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
 def in_place(folder: Path, backend: str, patch: pytest.MonkeyPatch, **facts: Any) -> list[Path]:
     """Two arms whose caches are in place, the second with half the weights."""
 
-    def judge(onnx: Path, target: Path, *, profiles: Any, **how: Any) -> list[tuple[Path, None]]:
-        write_engine(onnx, target, [profile.phase for profile in profiles], ROOMY, backend=backend)
+    def judge(
+        onnx: Path, target: Path, *, profiles: Any, settings: BuildSettings, **_: Any
+    ) -> list[tuple[Path, None]]:
+        phases = [profile.phase for profile in profiles]
+        write_engine(onnx, target, phases, ROOMY, backend=backend, settings=settings)
         return [(target, None)]
 
     patch.setattr(engine_arm, "build_engines", judge)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +17,7 @@ from unittest import mock
 import onnx_ir as ir
 import pytest
 
-from exporter.artifacts import EngineCheck
+from exporter.artifacts import EngineCheck, Phase
 from exporter.cli import run
 from exporter.compare.kinds import open_arms, same_kind
 from exporter.compare.session import compare
@@ -27,68 +28,53 @@ from exporter.engines.decoding.generate import open_decoder, open_model
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.packaging import package_triton
 from exporter.engines.runners.tensorrt import open_engine
+from exporter.engines.tensors import TOLERANCE
 from exporter.errors import BackendError, EngineError, UsageError
 from exporter.progress import QUIET
 from graph_passes.locate import locate
 from tests.engine_support import SHORT, written
 from tests.graph_passes.decoder_graphs import decoder_model
-from tests.llama_shaped import LlamaShape, write_llama
+from tests.graph_passes.test_refusals import Cached, Published
 from tests.raising import raises
 from tests.stand_in.decoders import RANGES as DECODER
 from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx
 from tests.stand_in.engine_files import altered, write_engine
 from tests.stand_in.faults import FAULTS
 from tests.stand_in.installed import stand_in
+from tests.stand_in.rounding import DTYPES, RANGES, SIZES, checked, llama, random_right
 from tests.tiny_graphs import TinySpec, saved, tiny_model
+from tests.tiny_graphs import _Builder as tiny_graph
 
-RANGES = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 4, 12))
 PAIRS = replace(RANGES, batch=Span(1, 2, 2))
 
 
-def llama(folder: Path, dtype: ir.DataType, size: int) -> Path:
-    """A small Llama, its weights as spread as a model's at its begin."""
-    heads = 4 if size < 64 else 2
-    shape = LlamaShape(
-        layers=2, hidden=heads * size, heads=heads, kv_heads=2, intermediate=64, vocabulary=97,
-        positions=True, fused_attention=True, dtype=dtype,
-    )  # fmt: skip
-    return write_llama(folder / "model.onnx", shape, noise=0.45 / shape.hidden**0.5, room=16)
-
-
-def checked(
-    onnx: Path, *, folder: Path | None = None, **facts: Any
-) -> tuple[EngineSet, list[verify.Difference]]:
-    """An engine for both phases on the stand-in, and how far it is off."""
-    engine = onnx.with_name("m.engine")
-    if not engine.exists():
-        write_engine(onnx, engine, ["prefill", "decode"], RANGES, kernels=1)
-    altered(engine, **{"fault": "", "noise": 0.0, **facts})
-    with stand_in() as machine:
-        result = verify.verify_engines(find_engines(engine), onnx, folder=folder, threads=1)
-        assert machine.left_over == {}
-    return result
+IN_TIER = set(zip(DTYPES, SIZES, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"),
-    [(ir.DataType.FLOAT, 16), (ir.DataType.FLOAT16, 64), (ir.DataType.BFLOAT16, 128)],
+    ("precision", "size"),
+    [
+        pytest.param(*case, marks=() if case in IN_TIER else pytest.mark.long)
+        for case in product(DTYPES, SIZES)
+    ],
 )
 def test_each_wrong_way_to_decode_is_found_and_rounding_passes(
-    dtype: ir.DataType, size: int, tmp_path: Path
+    precision: str, size: int, tmp_path: Path
 ) -> None:
-    onnx = llama(tmp_path, dtype, size)
-    engines, right = checked(onnx)
-    assert all(item.passed for item in right)
-    assert {run.split()[0] for run in (item.run for item in right)} == {"prefill", "decode", "a"}
-    tolerance = right[0].tolerance
-    _, rounded = checked(onnx, noise=tolerance / 8)
-    assert all(item.passed for item in rounded)
-    assert any(item.error > tolerance / 16 for item in rounded)
+    onnx = llama(tmp_path, precision, size)
+    engines, right = checked(onnx, "rounds")
+    assert check_of(engines).passed
+    assert {item.run.split()[0] for item in right} == {"prefill", "decode", "a"}
     for fault in FAULTS:
-        engines, wrong = checked(onnx, fault=fault)
-        least = 2 * tolerance if fault == "mask" else 5 * verify.TOLERANCES["bf16"]
-        assert max(item.error for item in wrong) > least, fault
-        assert not any(item.passed for item in [check_of(engines)]), fault
+        engines, wrong = checked(onnx, fault)
+        assert max(item.error for item in wrong) > 2 * TOLERANCE[precision], fault
+        assert not check_of(engines).passed, fault
+
+
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(200), marks=pytest.mark.long)])
+def test_no_right_engine_is_refused(seeds: range, tmp_path: Path) -> None:
+    errors = [random_right(tmp_path, seed) for seed in seeds]
+    assert all(0 < error <= TOLERANCE[precision] for precision, error in errors)
 
 
 def check_of(engines: EngineSet) -> EngineCheck:
@@ -145,6 +131,43 @@ def test_an_encoder_with_a_short_text_passes_and_a_wrong_one_does_not(tmp_path: 
         assert not check_of(wrong).passed
 
 
+@pytest.mark.parametrize(
+    ("builder", "spec", "phase"),
+    [
+        (tiny_graph, TinySpec(layers=2, cache=False), "encode"),
+        (Published, TinySpec(layers=2, cache=False), "encode"),
+        (Cached, TinySpec(layers=2), "decode"),
+    ],
+    ids=["encoder", "first-step", "next-step"],
+)
+def test_each_graph_of_an_encoder_decoder_is_checked(
+    builder: Any, spec: TinySpec, phase: Phase, tmp_path: Path
+) -> None:
+    onnx = saved(builder(spec, 0).build(), tmp_path)
+    ranges = Ranges(batch=Span(1, 2, 2), prompt=Span(1, 5, 8))
+    if phase == "decode":
+        ranges = replace(ranges, context=Span(1, 3, 8))
+    engine = write_engine(onnx, tmp_path / "m.engine", [phase], ranges)
+    with stand_in():
+        (record,) = verify.believed(find_engines(engine)).records
+        assert record.check is not None
+        assert record.check.passed
+        fault = "mask" if builder is tiny_graph else "cross"
+        with raises(EngineError, "engine-differs"):
+            verify.believed(find_engines(altered(engine, fault=fault)))
+
+
+def test_one_prompt_is_as_long_as_usual_where_memory_allows(tmp_path: Path) -> None:
+    onnx = saved(decoder_model(), tmp_path)
+    ranges = Ranges(batch=Span(1, 2, 2), prompt=Span(1, 80, 80), context=Span(1, 8, 90))
+    engine = write_engine(onnx, tmp_path / "m.engine", ["prefill", "decode"], ranges)
+    for most, longest in ((verify._MOST_BYTES, 80), (3000, 64)):
+        with stand_in(), mock.patch.object(verify, "_MOST_BYTES", most):
+            _, results = verify.verify_engines(find_engines(engine), onnx, threads=1)
+        prompts = {item.run for item in results if item.run.startswith("prefill")}
+        assert f"prefill {longest}" in prompts
+
+
 def test_what_is_opened_first_is_checked_once_for_a_card(tmp_path: Path) -> None:
     onnx, folder = decoder_onnx(tmp_path, in_place=True), tmp_path / "engines"
     paths = [
@@ -199,10 +222,10 @@ def test_polygraphy_goes_on_from_the_run_that_is_furthest_off(tmp_path: Path) ->
     pytest.importorskip("polygraphy")
     if importlib.util.find_spec("torch"):  # Polygraphy imports it, which crashes beside a stand-in
         importlib.import_module("torch")
-    onnx = llama(tmp_path, ir.DataType.FLOAT, 16)
+    onnx = llama(tmp_path, "fp32", 16)
     (tmp_path / "differs").mkdir()
     (tmp_path / "differs" / "inputs.json").touch()  # as from an earlier check
-    checked(onnx, folder=tmp_path / "differs", fault="heads")
+    checked(onnx, "heads", folder=tmp_path / "differs")
     inputs, *sides = (tmp_path / "differs" / f"{name}.json" for name in verify._SIDES)
     main = (
         "import sys; from polygraphy.tools import main; run = sys.argv[:-2]; ends = []\n"
@@ -335,8 +358,7 @@ def test_a_length_that_an_engine_fixes_is_refused_before_it_is_checked(tmp_path:
 
 
 def test_no_number_is_an_infinite_difference_that_is_kept(tmp_path: Path) -> None:
-    onnx = llama(tmp_path, ir.DataType.FLOAT, 16)
-    engines, results = checked(onnx, noise=float("nan"))
+    engines, results = checked(llama(tmp_path, "fp32", 16), "nan")
     assert max(item.error for item in results) == float("inf")
     assert check_of(engines).error == float("inf")
     assert not check_of(engines).passed
