@@ -22,7 +22,7 @@ help:
 	@echo "make test-long  run the tests that take long (minutes; not in make test)"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
 	@echo "make test-gpu   run what needs an NVIDIA GPU"
-	@echo "make gpu    measure engines on an NVIDIA GPU (50 GB of disk, an hour; goes on where it was)"
+	@echo "make gpu    measure engines on an NVIDIA GPU (60 GB of disk, an hour; goes on where it was)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make forms  try fusers on each architecture, write the table (minutes)"
@@ -87,7 +87,7 @@ test-gpu: has-driver .venv-gpu/test.done
 
 gpu: has-driver .venv-gpu/test.done
 	-.venv-gpu/bin/python $(PYTEST) -n 0 -m gpu --require gpu tests/gpu
-	.venv-gpu/bin/python -m tests.benchmarks.bench_gpu out/gpu
+	.venv-gpu/bin/python -m tests.benchmarks.bench_gpu out/gpu $(if $(DEVICE),--device $(DEVICE))
 
 dialects: .venv/test.done .venv-optimum/test.done
 	.venv/bin/python -m tests.dialects --write $(DIALECTS)

@@ -1,10 +1,14 @@
-"""Engines on an NVIDIA GPU: ``python -m tests.benchmarks.bench_gpu FOLDER [--steps NAME,NAME]``."""
+"""Engines on an NVIDIA GPU: ``python -m tests.benchmarks.bench_gpu FOLDER [--steps NAME,NAME]``.
+
+First the card and the numbers of each form, then times, the most telling ones first.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -19,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporter.artifacts import Phase, PlannedDeletion
 from exporter.artifacts.latency import Shape
@@ -31,11 +34,10 @@ from exporter.engines.build.engine_set import EngineRecord, find_engines, sideca
 from exporter.engines.build.libraries import LIBRARIES, Backend, ask_driver, usual_backend
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.generate import open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.decoding.verify import verify_engines
 from exporter.engines.runners.tensorrt import open_engine
-from exporter.engines.tensors import TOLERANCE, make_inputs, random_tokens
+from exporter.engines.tensors import make_inputs, random_tokens
 from exporter.errors import OUT_OF_MEMORY, DepthcutError
 from exporter.processes import available_bytes
 from tests.benchmarks.frame import rendered
@@ -45,7 +47,8 @@ DTYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
 TOKENS = 90
 """Random tokens are drawn below it: no vocabulary is smaller."""
 BOTH: tuple[Phase, ...] = ("prefill", "decode")
-NAMES = ("smollm2", "8b", "70b")
+PAPER = {"13b": 1.40, "8b": 1.38, "70b": 1.48}
+"""What was published for Llama 2 13B, 3 8B and 2 70B (in 4 bits) without half of the attentions."""
 RESERVE = 0.04  # of the card, for contexts, scratch memory and what the libraries keep
 # Of what there is, what the weights of a slice may take: of the card, so that caches have the rest
 # (8B whole on 24 GB); of the disk, for a model and one engine; of the machine's memory, of which a
@@ -60,11 +63,11 @@ LLAMA_8B = LlamaShape(
     dtype=ir.DataType.BFLOAT16, **FORM,
 )  # fmt: skip
 LLAMA_70B = replace(LLAMA_8B, layers=80, hidden=8192, heads=64, intermediate=28672)
-FEW_LAYERS = replace(LLAMA_8B, layers=4, vocabulary=1024)
-SMOLLM2 = LlamaShape(
-    layers=30, hidden=576, heads=9, kv_heads=3, intermediate=1536, vocabulary=49152,
+LLAMA_13B = LlamaShape(
+    layers=40, hidden=5120, heads=40, kv_heads=40, intermediate=13824, vocabulary=32000,
     dtype=ir.DataType.FLOAT16, **FORM,
 )  # fmt: skip
+FEW_LAYERS = replace(LLAMA_8B, layers=4, vocabulary=1024)
 TINY = LlamaShape(
     layers=2, hidden=64, heads=4, kv_heads=2, intermediate=128, vocabulary=97,
     dtype=ir.DataType.FLOAT, **FORM,
@@ -81,12 +84,13 @@ class Case:
     attention: LlamaShape = FEW_LAYERS
     pasts: tuple[int, ...] = (64, 512, 4000)
     batches: tuple[int, ...] = (1, 64)
-    large: tuple[LlamaShape, ...] = (SMOLLM2, LLAMA_8B, LLAMA_70B)
+    large: tuple[LlamaShape, ...] = (LLAMA_13B, LLAMA_8B, LLAMA_70B)
     prompt: int = 2048
     new: int = 2048
     room: int = 4096
     warm_up: int = 20
-    samples: int = 90  # 4000 positions, the steps before them and these fit the room
+    samples: int = 20
+    steps: int = 60  # of a sample; with 4000 positions and the steps before them they fit the room
 
 
 @dataclass(frozen=True)
@@ -178,16 +182,13 @@ class Bench:
         return TensorRtDecoder(find_engines(engines), trial=False, batch=batch, begins=False)
 
     def step_row(self, decoder: TensorRtDecoder, batch: int, past: int, sizes: Sizes) -> Row:
-        """Decode steps, each one token further; by the host's clock, as a text is generated."""
-        token, case = np.ones((batch, 1), np.int64), self.case
-        decoder.begin_at(batch, past)
-        for _ in range(case.warm_up):
-            decoder.advance(token)
-        decoder.begin_at(batch, past)
-        times = [host_ms(partial(decoder.advance, token)) for _ in range(case.samples)]
-        launches = decoder._profiles["decode"].launches
+        """Decode steps, each one token further; by the device's clock."""
+        times = []
+        for _ in range(self.case.samples):
+            begin_steps(decoder, batch, past)
+            times.append(decoder.timed_steps(self.case.steps))
         row = {"phase": "decode", "batch": batch, "tokens": past, "samples_ms": times}
-        row |= {"launches": launches}
+        row |= {"launches": decoder.launches}
         return {**row, "ms": statistics.median(times), "bytes": sizes.step_bytes(batch, past)}
 
     def prompt_row(self, engines: Path, prompt: int) -> Row:
@@ -210,11 +211,11 @@ def host_ms(run: Callable[[], None]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def answers(decoder: Decoder, room: int) -> dict[str, NDArray[Any]]:
-    rng = np.random.default_rng(0)
-    first = decoder.prefill(rng.integers(0, TOKENS, (2, 8)), context=room)
-    steps = [decoder.step(token) for token in rng.integers(0, TOKENS, (8, 2, 1))]
-    return {"prefill": first[None], "decode": np.stack(steps)}
+def begin_steps(decoder: TensorRtDecoder, batch: int, past: int) -> None:
+    """Two steps: kernels, then a graph where there are graphs."""
+    decoder.begin_at(batch, past)
+    for _ in range(2):
+        decoder.step(np.ones((batch, 1), np.int64))
 
 
 def look_at_card(bench: Bench) -> None:
@@ -242,37 +243,38 @@ def look_at_card(bench: Bench) -> None:
 
 
 def check_numbers(bench: Bench) -> None:
-    """A tiny decoder with its caches in place, by each library, against ONNX Runtime."""
-    ranges = Ranges(batch=Span(1, 2, 2), prompt=Span(1, 8, 8))
-    room = bench.case.room
+    """Each form by each library, and two layers of each large shape, against ONNX Runtime."""
+    tiny = {kind: replace(TINY, dtype=ir.DataType[DTYPES[kind]]) for kind in bench.case.dtypes}
+    layers = {
+        name: replace(shape, layers=2, vocabulary=min(shape.vocabulary, 1024))
+        for name, shape in zip(PAPER, bench.case.large, strict=True)
+    }
+    forms = [(item.backend, kind, tiny[kind]) for item in LIBRARIES.values() for kind in tiny]
+    forms += [(bench.engine, f"2 layers of {name}", shape) for name, shape in layers.items()]
+    ranges = Ranges(batch=Span(1, 2, 2), prompt=Span(1, 16, 16))
 
-    def measured(backend: Backend, kind: str) -> list[Row]:
-        shape = replace(TINY, dtype=ir.DataType[DTYPES[kind]])
-        grows = bench.model(f"{kind}-grows", shape, in_place=False)
-        with open_decoder(grows, threads=1) as reference:
-            wanted = answers(reference, room)
-        onnx = bench.model(kind, shape)
-        engines = bench.built(onnx, f"{backend}-{kind}", BOTH, ranges, backend)
-        with TensorRtDecoder(find_engines(engines), trial=False) as decoder:
-            got = answers(decoder, room)
+    def measured(backend: Backend, kind: str, shape: LlamaShape) -> list[Row]:
+        onnx = bench.model("numbers", shape)
+        engines = bench.built(onnx, "checked", BOTH, ranges, backend)
+        results = verify_engines(find_engines(engines), onnx)[1]
+        worst = max(results, key=lambda item: item.error / item.tolerance)
         return [
             {
-                "subject": f"{backend}, {kind}", "phase": phase, "allowed": TOLERANCE[kind],
-                "error": float(np.abs(got[phase] - want).max() / np.abs(want).max()),
+                "subject": f"{backend}, {kind}", "worst": f"{worst.tensor} ({worst.run})",
+                "error": worst.error, "allowed": worst.tolerance,
             }
-            for phase, want in wanted.items()
         ]  # fmt: skip
 
-    for backend in LIBRARIES.values():
-        if backend.module not in sys.modules and importlib.util.find_spec(backend.module) is None:
-            print(f"{backend.backend}: not installed")
+    for backend, kind, shape in forms:
+        name = f"numbers, {backend}, {kind}"
+        if importlib.util.find_spec(LIBRARIES[backend].module) is None:
+            print(f"{name}: not installed")
             continue
-        for kind in bench.case.dtypes:
-            name = f"numbers, {backend.backend}, {kind}"
-            try:
-                bench.measured(name, partial(measured, backend.backend, kind))
-            except DepthcutError as error:  # another type, or the other library, may well work
-                print(f"{name}: {error.message}")
+        try:
+            bench.measured(name, partial(measured, backend, kind, shape))
+        except DepthcutError as error:  # another type, or the other library, may well work
+            print(f"{name}: {error.message}")
+        bench.drop("numbers", "checked")
 
 
 def time_attention(bench: Bench) -> None:
@@ -310,19 +312,20 @@ def layers_that_fit(bench: Bench, shape: LlamaShape) -> int:
 
 
 def time_large(bench: Bench, name: str) -> None:
-    """A large shape at the largest batch that fits, whole and without half of its attentions."""
-    whole = bench.case.large[NAMES.index(name)]
+    """A large shape, or as many layers of it as fit, whole and without half of its attentions."""
+    whole = bench.case.large[list(PAPER).index(name)]
     layers = bench.measured(
         f"{name}, layers", lambda: [{"layers": layers_that_fit(bench, whole), "of": whole.layers}]
     )[0]["layers"]
-    shape = replace(whole, layers=layers)
+    shape, same = replace(whole, layers=layers), 0
     for arm in ("whole", "cut"):
-        bench.measured(f"{name}, {arm}", partial(large_rows, bench, name, shape, arm))
+        rows = bench.measured(f"{name}, {arm}", partial(large_rows, bench, name, shape, arm, same))
+        same = next(row["largest"] for row in rows if "largest" in row)
     bench.drop("large")
 
 
-def large_rows(bench: Bench, name: str, shape: LlamaShape, arm: str) -> list[Row]:
-    """A prompt; the largest batch; all steps there; steps at batch 1 and there."""
+def large_rows(bench: Bench, name: str, shape: LlamaShape, arm: str, same: int) -> list[Row]:
+    """A prompt; all steps at the largest batch; a step there, at the other arm's, and at 1."""
     case, facts = bench.case, {"subject": name, "arm": arm}
     whole = bench.model("large", shape)
     onnx = whole if arm == "whole" else bench.cut(whole, shape.layers)
@@ -336,26 +339,28 @@ def large_rows(bench: Bench, name: str, shape: LlamaShape, arm: str) -> list[Row
     batch = bisect_left(range(1, most + 1), True, key=lambda n: not runs_at(bench, engines, n))
     if not batch:
         sys.exit(f"{name}, {arm}: not one sequence of {case.room} positions fits the card.")
-    prefill_s, decode_s = batch * prompt["ms"] / 1e3, steps_s(bench, engines, batch)
-    tokens_per_s = batch * case.new / (prefill_s + decode_s)
     with bench.stepping(engines, batch) as decoder:
-        steps = [bench.step_row(decoder, batch, case.prompt, sizes)]
+        begin_steps(decoder, batch, case.prompt)
+        decode_s = decoder.timed_steps(case.new - 2) * (case.new - 1) / 1e3  # the prompt gives one
+        steps = {batch: bench.step_row(decoder, batch, case.prompt, sizes)}
     bench.drop("decode")
-    if batch > 1:  # by kernels that are tuned for it
-        engines = bench.built(onnx, "alone", ("decode",), Ranges(batch=Span(1, 1, 1)))
-        with bench.stepping(engines, 1) as decoder:
-            steps.insert(0, bench.step_row(decoder, 1, case.prompt, sizes))
-        bench.drop("alone")
+    for other in {1, same or batch} - {batch}:  # by kernels that are tuned for it
+        engines = bench.built(onnx, "other", ("decode",), Ranges(batch=Span(1, other, other)))
+        with bench.stepping(engines, other) as decoder:
+            steps[other] = bench.step_row(decoder, other, case.prompt, sizes)
+        bench.drop("other")
+    at = {"own largest": batch, "same batch": same or batch, "alone": 1}
+    prefill_s = batch * prompt["ms"] / 1e3
     largest = {"largest": batch, "prefill_s": prefill_s, "decode_s": decode_s}
-    rows = [prompt, {**largest, "tokens_per_s": tokens_per_s, "layers": shape.layers}, *steps]
+    largest |= {"tokens_per_s": batch * case.new / (prefill_s + decode_s), "layers": shape.layers}
+    rows = [prompt, largest, *({"at": where, **steps[n]} for where, n in at.items())]
     return [facts | row for row in rows]
 
 
 def runs_at(bench: Bench, engines: Path, batch: int) -> bool:
     try:
         with bench.stepping(engines, batch) as decoder:
-            decoder.begin_at(batch, bench.case.room - 1)
-            decoder.advance(np.ones((batch, 1), np.int64))
+            begin_steps(decoder, batch, bench.case.room - 2)
     except DepthcutError as error:
         if error.code != OUT_OF_MEMORY:
             raise
@@ -363,24 +368,11 @@ def runs_at(bench: Bench, engines: Path, batch: int) -> bool:
     return True
 
 
-def steps_s(bench: Bench, engines: Path, batch: int) -> float:
-    """Seconds of all steps but the first token, which the prompt gives."""
-    token = np.ones((batch, 1), np.int64)
-    with bench.stepping(engines, batch) as decoder:
-        decoder.begin_at(batch, bench.case.prompt)
-        decoder.advance(token)  # warm
-        decoder.begin_at(batch, bench.case.prompt)
-        begin = time.perf_counter()
-        for _ in range(bench.case.new - 1):
-            decoder.advance(token)
-        return time.perf_counter() - begin
-
-
 STEPS: Mapping[str, tuple[int, Callable[[Bench], None]]] = {
     "card": (5, look_at_card),
     "numbers": (10, check_numbers),
+    **{name: (80, partial(time_large, name=name)) for name in PAPER},
     "attention": (10, time_attention),
-    **{name: (80, partial(time_large, name=name)) for name in NAMES},
 }
 """By name the minutes that a step may take, in order of worth."""
 
@@ -389,25 +381,37 @@ def tables(rows: Sequence[Row]) -> str:
     card = next((row for row in rows if row["name"] == "card"), {})
     lines = [f"{card.get('card', 'no card looked at')}", ""]
     lines += [
-        f"- {row['subject']}, {row['phase']}: differs by {row['error']:.1e} of at most "
+        f"- {row['subject']}: {row['worst']} differs by {row['error']:.1e} of at most "
         f"{row['allowed']:.0e}{'' if row['error'] <= row['allowed'] else ': WRONG'}"
         for row in rows
         if "error" in row
     ]
-    timed, largest = [], []
+    timed, arms = [], dict[tuple[str, str], dict[str, Row]]()
     for row in rows:
         if "ms" in row:
             speed = row.get("bytes", 0) / (row["ms"] / 1e3)
             share = f"{speed / card['copy']:.0%}" if speed and card else ""
             cells = [row[k] for k in ("subject", "arm", "phase", "batch", "tokens", "launches")]
             timed.append([*cells, f"{row['ms']:.3f}", share])
-        if "largest" in row:
-            cells = [row[key] for key in ("subject", "arm", "layers", "largest")]
-            largest.append([*cells, f"{row['tokens_per_s']:,.0f}"])
+        for at in {row.get("at"), "texts" if "largest" in row else None} - {None}:
+            arms.setdefault((row["subject"], str(at)), {})[row["arm"]] = row
+    titles = ["model", "at", "batch", "whole", "cut", "gain", "by bytes", "published"]
+    pairs = [gain_cells(*key, **pair) for key, pair in arms.items() if len(pair) > 1]
+    lines += ["", "Tokens a second:", "", rendered(titles, pairs)]
     titles = ["what", "arm", "phase", "batch", "tokens", "launches", "ms", "speed of a copy"]
-    lines += ["", rendered(titles, timed)]
-    titles = ["model", "arm", "layers", "largest batch", "tokens a second"]
-    return "\n".join([*lines, rendered(titles, largest)])
+    return "\n".join([*lines, rendered(titles, timed)])
+
+
+def gain_cells(name: str, at: str, whole: Row, cut: Row) -> list[str]:
+    """Of steps with what their bytes allow; of texts, which have prompts too, without."""
+    batches = [str(row.get("batch") or row["largest"]) for row in (whole, cut)]
+    steps = at != "texts"
+    first, second = (
+        row["batch"] * 1e3 / row["ms"] if steps else row["tokens_per_s"] for row in (whole, cut)
+    )
+    bound = cut["batch"] / cut["bytes"] * whole["bytes"] / whole["batch"] if steps else 0
+    cells = [name, at, " → ".join(dict.fromkeys(batches)), f"{first:,.0f}", f"{second:,.0f}"]
+    return [*cells, f"{second / first:.2f}", f"{bound:.2f}" if bound else "", f"{PAPER[name]:.2f}"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -415,8 +419,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument("--engine", choices=sorted(LIBRARIES))
+    parser.add_argument("--device", help="the card, by its number or UUID")
     parser.add_argument("--here", action="store_true")
     options = parser.parse_args(arguments)
+    if options.device is not None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.device
     if problem := ask_driver().problem:
         sys.exit(f"{problem}: nothing was measured")
     there = [item.backend for item in LIBRARIES.values() if importlib.util.find_spec(item.module)]

@@ -18,7 +18,7 @@ from graph_passes.files.storage import data_files, load_model
 from tests.benchmarks import bench_gpu
 from tests.benchmarks.bench_gpu import (
     LLAMA_8B,
-    NAMES,
+    PAPER,
     STEPS,
     TINY,
     Bench,
@@ -34,7 +34,7 @@ from tests.stand_in.installed import stand_in
 CASE = Case(
     dtypes=("fp32",), attention=TINY, pasts=(4, 16, 50), batches=(1, 4),
     large=tuple(replace(TINY, layers=layers) for layers in (2, 4, 24)),
-    prompt=8, new=4, room=64, warm_up=1, samples=3,
+    prompt=8, new=4, room=64, warm_up=1, samples=3, steps=3,
 )  # fmt: skip
 
 
@@ -68,14 +68,24 @@ def test_every_step_leaves_rows_once(bench: Bench) -> None:
     rows = bench.rows()
     assert all(row["error"] <= row["allowed"] for row in rows if "error" in row)
     largest = {(row["subject"], row["arm"]): row for row in rows if "largest" in row}
-    for name in NAMES:
-        assert 0 < largest[name, "whole"]["largest"] < largest[name, "cut"]["largest"]
+    assert sum("error" in row for row in rows) == 2 + len(PAPER)
+    places = {(row["subject"], row["arm"], row["at"]): row for row in rows if "at" in row}
+    for name in PAPER:
+        most, more = (largest[name, arm]["largest"] for arm in ("whole", "cut"))
+        assert 0 < most < more
+        batches = [
+            places[name, "cut", at]["batch"] for at in ("alone", "same batch", "own largest")
+        ]
+        assert batches == [1, most, more]
     assert largest["70b", "whole"]["layers"] < 24
     page = tables(rows)
     assert "WRONG" not in page
     launches = {(row["phase"], row["launches"]) for row in rows if "ms" in row}
     assert launches == {("prefill", "kernels"), ("decode", "CUDA graph")}
-    assert all(subject in page for subject in ("attention", "smollm2", "8b", "70b"))
+    assert [line.split(" | ")[0] for line in page.splitlines() if "own largest" in line] == [
+        f"| {name}" for name in PAPER
+    ]
+    assert "| attention | mask |" in page
     for _, run in STEPS.values():
         run(bench)
     assert bench.rows() == rows

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from exporter.engines.build.cuda import Bytes
 from exporter.engines.build.engine_set import EngineSet, EngineTensor, Slot, no_phase
 from exporter.engines.build.profiles import Span
-from exporter.engines.build.session import ReadyProfile, Session
+from exporter.engines.build.session import Launches, ReadyProfile, Session
 from exporter.engines.decoding.decoder import (
     IDS,
     LOGITS,
@@ -299,7 +299,9 @@ class TensorRtDecoder(OnEngines, Decoder):
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence."""
-        self._tell_next(token_ids)
+        if token_ids.shape != (self._batch, 1):
+            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
+        self._tell_next()
         logits = self._run("decode", token_ids)
         self._advance(1)
         return logits
@@ -311,12 +313,27 @@ class TensorRtDecoder(OnEngines, Decoder):
         self._tell_filled(length)
         self._length = length
 
-    def advance(self, token_ids: NDArray[np.int64]) -> None:
-        """A step that leaves its logits on the device, for timing; ``[batch, 1]``."""
-        self._tell_next(token_ids)
-        self._start("decode", token_ids)
-        self._loaded().cuda.wait()
-        self._advance(1)
+    def timed_steps(self, count: int) -> float:
+        """Milliseconds of each of some more steps by the device, which waits for no host meanwhile.
+
+        They read the token of the step before them, at its position.
+        """
+        cuda, profile = self._loaded().cuda, self._profiles["decode"]
+        begin, end = cuda.event(), cuda.event()
+        cuda.record(begin)
+        for _ in range(count):
+            self._tell_next()
+            self._bind("decode", self._batch, 1, 0)
+            profile.enqueue()
+            self._advance(1)
+        cuda.record(end)
+        cuda.wait()
+        return cuda.elapsed_ms(begin, end) / count
+
+    @property
+    def launches(self) -> Launches:
+        """How its steps get on the stream."""
+        return self._profiles["decode"].launches
 
     def _advance(self, tokens: int) -> None:
         self._cache.swap()
@@ -330,10 +347,8 @@ class TensorRtDecoder(OnEngines, Decoder):
             mask[:, :prompt] = 1
             self._loaded().cuda.upload(self._buffers[MASK], mask)
 
-    def _tell_next(self, token_ids: NDArray[np.int64]) -> None:
+    def _tell_next(self) -> None:
         """Says there that one more position is filled; a 1 is its lowest byte."""
-        if token_ids.shape != (self._batch, 1):
-            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
         self.plan.refuse(context=self._length)
         room = self.plan.room
         if room is not None:

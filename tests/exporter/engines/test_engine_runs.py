@@ -457,10 +457,14 @@ def test_only_one_that_begins_texts_needs_a_prefill(tmp_path: Path) -> None:
     with raises(BackendError, "no-profile-fits", "prefill"):
         TensorRtDecoder(engines)
     with stand_in(), TensorRtDecoder(engines, trial=False, begins=False) as decoder:
-        decoder.begin_at(2, ROOM - 1)
-        decoder.advance(TOKEN)
+        decoder.begin_at(2, ROOM - 4)
+        decoder.step(TOKEN)
+        assert decoder.timed_steps(3) > 0
+        assert decoder.launches == "CUDA graph"
         with raises(BackendError, "no-profile-fits", "--context", ROOM):
-            decoder.advance(TOKEN)
+            decoder.timed_steps(1)
+        with pytest.raises(BackendError):
+            decoder.step(TOKEN[:1])
 
 
 def test_a_smaller_batch_takes_less_memory_and_holds_no_more(tmp_path: Path) -> None:
