@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from exporter.choose.depths import measure_depths as measure_depths
     from exporter.compare import session as _session
     from exporter.compare.options import CompareOptions as CompareOptions
-    from exporter.cut.gguf_surgery import GgufOptions as GgufOptions
     from exporter.cut.gguf_surgery import cut_gguf as cut_gguf
     from exporter.cut.options import CutOptions as CutOptions
     from exporter.cut.surgery import inspect_file as inspect_file
@@ -85,7 +84,7 @@ _PLACES = {
     "choose.depths": "DepthOptions measure_depths",
     "compare.options": "CompareOptions",
     "compare.session:compare": "compare_models",
-    "cut.gguf_surgery": "GgufOptions cut_gguf",
+    "cut.gguf_surgery": "cut_gguf",
     "cut.options": "CutOptions",
     "cut.surgery": "inspect_file prune_file",
     "engines.build.build": "build_engines",

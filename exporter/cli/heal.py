@@ -14,7 +14,6 @@ from exporter.cli.command import command
 from exporter.cli.console import NORMAL, ConsoleProgress
 from exporter.cli.prune import DropOptions
 from exporter.cli.results import print_result, table_lines
-from exporter.cut.gguf_surgery import GgufOptions
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from exporter.models.loading.meta_model import load_meta
@@ -191,7 +190,6 @@ class GgufCall(Options):
     model: InputFile = argument("FILE")
     output: OutputFile = required("The cut GGUF file.", "-o", "--output")
     what: DropOptions = part()
-    cut: GgufOptions = part(GgufOptions())
 
 
 @command(GgufCall)
@@ -204,12 +202,11 @@ def gguf(call: GgufCall, progress: ConsoleProgress) -> None:
     """
     from exporter import cut_gguf
 
-    facts = cut_gguf(call.model, call.output, call.what.read(), call.cut, progress=progress)
+    facts = cut_gguf(call.model, call.output, call.what.read(), progress=progress)
     before, after = facts.bytes_before / 1e6, facts.bytes_after / 1e6
     words = (
         f"{len(facts.kept)} of {facts.layers} layers, architecture {facts.architecture[1]}: "
         f"{facts.tensors_kept} tensors kept, {facts.tensors_removed} removed, "
         f"{facts.tensors_added} added; {before:.1f} -> {after:.1f} MB"
     )
-    files = [call.output.with_name(name) for name in facts.files]
-    print_result(facts, progress.as_json, words, *files)
+    print_result(facts, progress.as_json, words, call.output)

@@ -31,7 +31,7 @@ from exporter.cut.gguf_writing import (
     zero_mlp,
 )
 from exporter.errors import SurgeryError
-from exporter.files import in_shards, refuse_overwriting, sha256_file, telling_full_disk
+from exporter.files import refuse_overwriting, sha256_file, telling_full_disk
 from exporter.models.gguf_header import Entry, text_entry
 from exporter.models.gguf_model_files import (
     HIDDEN,
@@ -39,28 +39,12 @@ from exporter.models.gguf_model_files import (
     GgufModel,
     layers_of,
     read_model,
-    shard_path,
 )
-from exporter.option_types import Size
-from exporter.options import Options, dataclass, option
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.kinds import GGUF
 from graph_passes.files.placing import staging
 from graph_passes.plan_record import PLAN_KEY, canonical_json
 from graph_passes.types import DeletionKind, SublayerRef
-
-
-@dataclass(frozen=True)
-class GgufOptions(Options):
-    """How a GGUF file is cut."""
-
-    shard_bytes: Size | None = option(
-        None,
-        "Write shards with at most this many bytes of tensors each: NAME-00001-of-00003.gguf.",
-        "--shard-size",
-        usual="one file",
-    )
-
 
 _KINDS = get_args(DeletionKind)
 _MAP = "attn_output.weight"
@@ -87,27 +71,24 @@ def cut_gguf(
     source: Path,
     target: Path,
     plan: LoadedPlan,
-    options: GgufOptions | None = None,
     *,
     progress: Progress = QUIET,
 ) -> GgufFacts:
-    """Cuts sublayers out of a GGUF file, or out of a model in shards of one.
+    """Cuts sublayers out of a GGUF file, or out of a model in shards of one; it becomes one file.
 
     Where only whole blocks go, the result is of the source's architecture; else of llama.cpp's
-    ``deci``. All files of the result appear together or not at all.
+    ``deci``, and appears whole or not at all.
 
     Args:
         source: The GGUF file, or one of its shards.
-        target: The cut file; shards are numbered behind its name.
+        target: The cut file.
         plan: What is dropped, with its numbers.
-        options: Of shards.
         progress: Hears of each step.
 
     Raises:
         SurgeryError: The file was cut before, or llama.cpp would compute the result wrongly.
         GgufFileError: The file can't be read.
     """
-    options = options or GgufOptions()
     if not target.name or target.is_dir():
         raise SurgeryError(
             f"{target} is a folder.", "Name a file in it, such as cut.gguf.", code="is-a-folder"
@@ -116,16 +97,16 @@ def cut_gguf(
     _check_plan(model, plan, progress)
     layers = layers_left(plan.plan.deletions, layers_of(model))
     entries, pieces = _result(model, layers, plan)
-    noted = [*entries, text_entry(PLAN_KEY, _record(plan))]
+    record = canonical_json([deletion.model_dump() for deletion in plan.plan.deletions])
+    noted = [*entries, text_entry(PLAN_KEY, record)]  # as a graph's metadata has it
     head = Head(model.files[0].version, [entry for entry in noted if entry.key not in SPLIT_KEYS])
-    parts = in_shards(pieces, options.shard_bytes)
-    files = _files(target, len(parts))
-    for file in files:
-        refuse_overwriting(
-            file, [*(gguf_file.path for gguf_file in model.files), *plan.inputs], GGUF
-        )
-    _write(files, head, parts, progress)
-    return _facts(model, layers, plan, files, pieces)
+    refuse_overwriting(target, [*(file.path for file in model.files), *plan.inputs], GGUF)
+    total = sum(piece.nbytes for piece in pieces)
+    with staging(target) as stage, ByteCount.large(progress, "write tensors", total) as count:
+        with telling_full_disk(target):
+            write_file(stage.folder / target.name, head, pieces, count.add)
+        stage.place([(stage.folder / target.name, target)])
+    return _facts(model, layers, plan, target, pieces)
 
 
 def _check_plan(model: GgufModel, plan: LoadedPlan, progress: Progress) -> None:
@@ -210,44 +191,18 @@ def _stays(layer: Layer, name: str) -> bool:
     return layer.mlp is None or name == _NORM_OF_MLP
 
 
-def _record(plan: LoadedPlan) -> str:
-    """What was dropped, as a graph's metadata has it."""
-    return canonical_json([deletion.model_dump() for deletion in plan.plan.deletions])
-
-
-def _files(target: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [target]
-    return [shard_path(target, number, count) for number in range(count)]
-
-
-def _write(
-    files: Sequence[Path], head: Head, parts: Sequence[Sequence[Piece]], progress: Progress
-) -> None:
-    tensors = sum(map(len, parts))
-    total = sum(piece.nbytes for part in parts for piece in part)
-    with staging(files[0]) as stage:
-        moves = [(stage.folder / file.name, file) for file in files]
-        with ByteCount.large(progress, "write tensors", total) as count:
-            for number, ((staged, file), part) in enumerate(zip(moves, parts, strict=True)):
-                own = head if len(files) == 1 else head.shard(number, len(files), tensors)
-                with telling_full_disk(file):
-                    write_file(staged, own, part, count.add)
-        stage.place(moves)
-
-
 def _facts(
     model: GgufModel,
     layers: Sequence[Layer],
     plan: LoadedPlan,
-    files: Sequence[Path],
+    target: Path,
     pieces: Sequence[Piece],
 ) -> GgufFacts:
     whole = all(layer.whole for layer in layers)
     added = sum(piece.is_new for piece in pieces)
     kept = len(pieces) - added
     return GgufFacts(
-        files=[file.name for file in files],
+        files=[target.name],
         architecture=(model.architecture, model.architecture if whole else DECI),
         layers=layers_of(model),
         kept=[layer.number for layer in layers],

@@ -23,13 +23,11 @@ from exporter.models.gguf_header import (
     Entry,
     Tensor,
 )
-from exporter.models.gguf_model_files import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NUMBER, SPLIT_TENSORS
 from graph_passes.files.reading import opened
 from graph_passes.replacements import array_of
 from graph_passes.types import SublayerRef
 
 _PIECE_BYTES = 4 << 20
-_UINT16 = 2
 
 
 @dataclass(frozen=True)
@@ -79,17 +77,6 @@ class Head:
         """To which tensors are aligned, in bytes."""
         wholes = (entry.whole for entry in self.entries if entry.key == ALIGNMENT_KEY)
         return next(wholes, None) or DEFAULT_ALIGNMENT
-
-    def shard(self, number: int, count: int, tensors: int) -> Head:
-        """That of one of several shards; the first has the metadata, all tell which they are."""
-        own = [entry for entry in self.entries if number == 0 or entry.key == ALIGNMENT_KEY]
-        kept = [entry for entry in own if entry.key not in SPLIT_KEYS]
-        numbered = [
-            Entry(SPLIT_NUMBER, _UINT16, struct.pack("<H", number)),
-            Entry(SPLIT_COUNT, _UINT16, struct.pack("<H", count)),
-            Entry(SPLIT_TENSORS, 5, struct.pack("<i", tensors)),
-        ]
-        return Head(self.version, [*kept, *numbered])
 
 
 def write_file(

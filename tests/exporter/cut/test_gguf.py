@@ -20,7 +20,7 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cli import run
 from exporter.cut.gguf_deci import ZERO_WIDTH, check_deci, deci_entries
 from exporter.cut.gguf_layers import layers_left
-from exporter.cut.gguf_surgery import GgufOptions, cut_gguf
+from exporter.cut.gguf_surgery import cut_gguf
 from exporter.errors import (
     DepthcutError,
     GgufFileError,
@@ -184,7 +184,7 @@ def test_blocks_of_any_type_are_copied(tmp_path: Path, kind: int) -> None:
     assert not any(token_embd_weight[size:])
 
 
-def test_shards_are_read_and_written(tmp_path: Path) -> None:
+def test_shards_are_read_and_become_one_file(tmp_path: Path) -> None:
     tiny = TinyGguf.llama()
     whole = tiny.write(tmp_path / "whole.gguf")
     plan = drop("attention:2", "block:3")
@@ -192,13 +192,6 @@ def test_shards_are_read_and_written(tmp_path: Path) -> None:
     for number, shard in enumerate(tiny.write_shards(tmp_path, 3)):
         cut_gguf(shard, tmp_path / f"b{number}.gguf", plan)
         assert (tmp_path / f"b{number}.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
-    files = cut_gguf(whole, tmp_path / "c.gguf", plan, GgufOptions(shard_bytes=100_000)).files
-    assert files == [f"c-{n + 1:05}-of-{len(files):05}.gguf" for n in range(len(files))]
-    assert len(files) > 1
-    held, wanted = [tensors_of(tmp_path / file) for file in files], tensors_of(tmp_path / "a.gguf")
-    assert len(read_model(tmp_path / files[-1]).tensors) == len(wanted)
-    assert {name: content for part in held for name, content in part.items()} == wanted
-    assert all(len(part) == 1 or sum(map(len, part.values())) <= 100_000 for part in held)
 
 
 def test_neither_inputs_nor_others_files_are_overwritten(tmp_path: Path) -> None:
