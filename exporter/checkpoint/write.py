@@ -43,8 +43,7 @@ from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_files import save_pretrained_files, shipped_config
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import probe_inputs
-from exporter.models.sentence_folder import MODULES, copy_processor_files, copy_sentence_files
-from exporter.models.texts.images import reads_images
+from exporter.models.sentence_folder import MODULES, copy_settings
 from exporter.printable import json_text
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
@@ -111,9 +110,7 @@ def write_checkpoint(
                 for path in loaded.path.glob(pattern):
                     if not path.is_dir():
                         copy_file(path, stage / path.name)
-            copy_sentence_files(loaded.path, stage)
-            if reads_images(loaded.model):
-                copy_processor_files(loaded.path, stage)
+            copy_settings(loaded.path, stage)
         name, on_hub = name_of_base(loaded)
         facts = CheckpointFacts(
             base=name,

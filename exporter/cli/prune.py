@@ -242,7 +242,7 @@ class QuantizeCall(Options):
 
     def check(self) -> None:
         """Refuses a scheme without the text that it needs."""
-        self.settings.refuse_missing_text()
+        self.settings.refuse()
 
 
 @command(QuantizeCall)

@@ -95,13 +95,9 @@ class PruneFiles:
         return self.weights == "share" and bool(self.data)
 
     def stage_companions(self, stage: Path) -> list[tuple[Path, Path]]:
-        """Copies what the source ships with into a staging folder, where that was asked for."""
+        """Stages what the source ships with, and how the result is used, if that is asked for."""
         moves = stage_companions(self.source, self.target, stage) if self.companions else []
-        return [(staged, final) for staged, final in moves if final not in self.all]
-
-    def stage_use(self, stage: Path) -> list[tuple[Path, Path]]:
-        """Writes how the staged result is used, where what goes with it was asked for."""
-        moves = stage_graph_use(self.target, stage) if self.companions else []
+        moves += stage_graph_use(self.target, stage) if self.companions else []
         return [(staged, final) for staged, final in moves if final not in self.all]
 
     def _refuse_overwriting(self, plan: LoadedPlan) -> None:

@@ -105,8 +105,13 @@ def prune_file(
     source, target, options = Path(source), Path(target), options or CutOptions()
     plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
     refuse_other_stacks(plan.plan, None, f"{source}: ", "one graph")
-    if not weights_changed:
-        _refuse_changed_weights(plan, source)
+    if plan.changed_weights and not weights_changed:
+        raise PlanError(
+            f"The plan changes {len(plan.changed_weights)} weights of the PyTorch model, which "
+            f"{source} holds as they were.",
+            "Export the healed model: depthcut export MODEL --plan PLAN.",
+            code="changed-weights",
+        )
     if options.verify == "oracle":
         _require_runtime()
     model = storage.load_model(source)
@@ -120,16 +125,6 @@ def prune_file(
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     cut = _Cut(files, plan, model, pruned, passed, thrifty, hashes, engine_check, progress)
     return _publish(cut)
-
-
-def _refuse_changed_weights(plan: LoadedPlan, source: Path) -> None:
-    if plan.changed_weights:
-        raise PlanError(
-            f"The plan changes {len(plan.changed_weights)} weights of the PyTorch model, which "
-            f"{source} holds as they were.",
-            "Export the healed model: depthcut export MODEL --plan PLAN.",
-            code="changed-weights",
-        )
 
 
 def _pruned(model: ir.Model, plan: LoadedPlan, options: CutOptions) -> tuple[ir.Model, PassReport]:
@@ -169,7 +164,10 @@ class _Cut:
             made_from=self.hashes.wait() | self.plan.hashes,
             target=self.files.target.name,
             deleted=[DeletedEntry.model_validate(_listed(entry)) for entry in passed.deleted],
-            refused=[_refused(entry) for entry in passed.refused],
+            refused=[
+                RefusedEntry(layer=one.layer, kind=one.kind, node=one.node, reason=one.reason)
+                for one in passed.refused
+            ],
             before=GraphSizeEntry.model_validate(asdict(passed.before)),
             after=GraphSizeEntry.model_validate(asdict(passed.after)),
             verification=verification,
@@ -211,12 +209,11 @@ def _publish(cut: _Cut) -> PruneReport:
             if files.shares_data:
                 _link(files, stage)
             report = cut.report(graph, files.source.parent if files.shares_data else stage)
-            moves = files.stage_companions(stage)
-            moves += [(file, target.parent / file.name) for file in data]
+            moves = [(file, target.parent / file.name) for file in data]
             if config is not None:
                 (stage / config.name).write_text(text, encoding="utf-8")
                 moves.append((stage / config.name, config))
-            moves += files.stage_use(stage)
+            moves += files.stage_companions(stage)
             moves.append((report.write(report_stage / files.report.name), files.report))
             moves.append((graph, target))
             stale = storage.stale_data(target, [*data, graph], files.data)
@@ -274,10 +271,6 @@ def _require_runtime() -> None:
     except MissingDependencyError as error:
         hint = f"{error.hint}; or leave the check of the result out: --verify none"
         raise MissingDependencyError(error.message, hint) from error
-
-
-def _refused(entry: Refusal) -> RefusedEntry:
-    return RefusedEntry(layer=entry.layer, kind=entry.kind, node=entry.node, reason=entry.reason)
 
 
 def _listed(entry: DeletedSublayer) -> dict[str, object]:

@@ -402,14 +402,13 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
     return [(stage / top, final / top) for top in wanted]
 
 
-def copy_processor_files(source: Path, folder: Path) -> None:
-    """Copies what says how a recording or an image becomes numbers into a staged folder."""
-    _copy(source, [name for name in _PROCESSORS if (source / name).is_file()], folder)
+def copy_settings(source: Path, folder: Path) -> None:
+    """Copies into a staged folder what says how inputs become numbers, and answers vectors."""
+    _copy(source, [*_processors(source), *sentence_files(source)], folder)
 
 
-def copy_sentence_files(source: Path, folder: Path) -> None:
-    """Copies what sentence-transformers reads of a model into a folder that the caller stages."""
-    _copy(source, sentence_files(source), folder)
+def _processors(folder: Path) -> list[str]:
+    return [name for name in _PROCESSORS if (folder / name).is_file()]
 
 
 def settings_hashes(folder: Path, *, whole: bool = False) -> dict[str, str]:
@@ -417,7 +416,7 @@ def settings_hashes(folder: Path, *, whole: bool = False) -> dict[str, str]:
 
     ``whole``: of all that a model ships with, such as rules of generating.
     """
-    names = [name for name in _PROCESSORS if (folder / name).is_file()]
+    names = _processors(folder)
     if whole:
         names = sorted(path.name for path in folder.iterdir() if _belongs(path))
     with contextlib.suppress(ModelSourceError):  # told where vectors are made

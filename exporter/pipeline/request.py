@@ -352,8 +352,7 @@ class ExportRequest(Options):
             cache_length=self.cache_length,
         )
         if self.quantize is not None:
-            self.quantize.refuse_missing_text()
-            self.quantize.refuse_dtypes([self.load.dtype])
+            self.quantize.refuse([self.load.dtype])
 
     @property
     def plan_settings(self) -> PlanSettings:

@@ -154,7 +154,6 @@ def quantize_file(
         UsageError: The result would take an input's place.
     """
     source, output = Path(source), Path(output)
-    settings.refuse_missing_text()
     model = storage.load_model(source)
     products = find_products(model)
     _refuse(source, model, products, settings, output)
@@ -208,7 +207,7 @@ def _refuse(
     refuse_overwriting(output, read, ONNX)
     storage.refuse_collision(model, output, "compact")
     tensors = (product.weight.const_value for product in found.products)
-    settings.refuse_dtypes(t.dtype.numpy().name for t in tensors if t is not None)
+    settings.refuse(t.dtype.numpy().name for t in tensors if t is not None)
 
 
 def _record(

@@ -126,15 +126,12 @@ class QuantizeSettings(Options):
         """The accuracy level, chosen or measured."""
         return 4 if self.accuracy_level is None else self.accuracy_level
 
-    def refuse_missing_text(self) -> None:
-        """Refuses what can't be done without a calibration text where none is named."""
+    def refuse(self, dtypes: Iterable[str] = ()) -> None:
+        """Refuses a scheme without the text that it needs, or for weights without kernels."""
         if self.needs_calibration and not self.calibration:
             hint = "Name a text or, for a model of images, a folder of them: {0}."
             text = f"The scheme {self.scheme} needs something to calibrate on."
             raise refusal(self, ["calibration"], text, hint, code="no-calibration")
-
-    def refuse_dtypes(self, dtypes: Iterable[str]) -> None:
-        """Refuses weights beside which ONNX Runtime has no kernels for the scheme."""
         possible = ["float32"] if self.scheme == "int8-dynamic" else ["float32", "float16"]
         if wrong := set(dtypes).difference(possible):
             raise QuantizationError(

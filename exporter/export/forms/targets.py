@@ -176,8 +176,7 @@ def write_onnx(
     from exporter.export.parity import check_export
     from exporter.files import staged_directory
     from exporter.models.loading.model_files import save_pretrained_files
-    from exporter.models.sentence_folder import copy_processor_files, copy_sentence_files
-    from exporter.models.texts.images import reads_images
+    from exporter.models.sentence_folder import copy_settings
 
     if target not in TARGETS:
         raise UsageError(f"There is no target {target!r}.", f"Take {', '.join(TARGETS)}.")
@@ -205,9 +204,7 @@ def write_onnx(
             )  # fmt: skip
         save_pretrained_files(model, stage)
         checks = check_export(model, file, provider=provider, progress=progress)
-        copy_sentence_files(model.path, stage)
-        if in_stacks or reads_images(model.model):
-            copy_processor_files(model.path, stage)
+        copy_settings(model.path, stage)
         if not in_stacks:
             write_graph_use(file)
     return checks

@@ -340,7 +340,15 @@ def image_samples(
     progress: Progress = QUIET,
 ) -> CalibrationText:
     """Makes the samples of a model that reads images."""
-    refuse_unclassifying(loaded)
+    if not (name := type(loaded.model).__name__).endswith(OF_IMAGES):
+        raise CalibrationError(
+            f"{loaded.ref.source} is a {name}: of models that read images, those that classify "
+            "them by one head are taken.",
+            f"Give one whose config names a class that ends with {OF_IMAGES} under architectures; "
+            "for DeiTForImageClassificationWithTeacher, DeiTForImageClassification has the head "
+            "of the class token alone.",
+            code="takes-no-text",
+        )
     number, reader = samples or IMAGES, ImageReader.of(loaded)
     images = read_images(spec or RANDOM, part=part)
     if images.is_random and spec != RANDOM:
@@ -370,17 +378,3 @@ def of_pixels(
     ids = np.zeros((len(pixels), positions), np.int64)
     text = CalibrationText.unpadded(ids, source, sha256, places)
     return replace(text, sources=Sources({PIXELS: pixels}, text.mask))
-
-
-def refuse_unclassifying(loaded: LoadedModel) -> None:
-    """Refuses models of images that give no classes, or give them by two heads."""
-    name = type(loaded.model).__name__
-    if not name.endswith(OF_IMAGES):
-        raise CalibrationError(
-            f"{loaded.ref.source} is a {name}: of models that read images, those that classify "
-            "them by one head are taken.",
-            f"Give one whose config names a class that ends with {OF_IMAGES} under architectures; "
-            "for DeiTForImageClassificationWithTeacher, DeiTForImageClassification has the head "
-            "of the class token alone.",
-            code="takes-no-text",
-        )

@@ -99,7 +99,7 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
             quantize=_quantize(result.quantize, precision, place),
         )
         if request.quantize is not None:
-            request.quantize.refuse_missing_text()
+            request.quantize.refuse()
         yield Cell(*names, folder, request, plan.drop, file.keeps_models)
 
 

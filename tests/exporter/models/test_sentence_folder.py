@@ -14,7 +14,7 @@ from exporter.errors import ModelSourceError, UnsafeInputError
 from exporter.models.sentence_folder import (
     MEAN,
     Pooling,
-    copy_sentence_files,
+    copy_settings,
     pooling_of,
     read_pooling,
     read_prompts,
@@ -326,14 +326,14 @@ def test_sentence_transformers_files_go_with_a_model_unless_they_are_pickled(
     names = ["config.json", "modules.json", "sentence_bert_config.json", "1_Pooling"]
     assert [final.name for _, final in moves] == names
     assert names_below(stage) == {*names[:3], "1_Pooling/config.json"}
-    copy_sentence_files(folder, places[1].parent)
+    copy_settings(folder, places[1].parent)
     assert names_below(places[1].parent) == {*names[1:3], "1_Pooling/config.json"}
     folder = places[0].parent
     dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     sentence_model(folder, [*MODULES[:2], dense])
     assert sentence_files(folder) == []
     (folder / "2_Dense" / "model.safetensors").write_bytes(b"numbers")
-    copy_sentence_files(folder, places[2])
+    copy_settings(folder, places[2])
     below = names_below(places[2])
     assert "2_Dense/model.safetensors" in below
     assert "2_Dense/pytorch_model.bin" not in below
