@@ -106,11 +106,9 @@ class ServingRow:
     problem: str | None = None  # why it can't hold the plan; empty where it can
 
 
-def serving_rows(
-    other_arithmetic: str = "", deletions: Sequence[PlannedDeletion] | None = None
-) -> list[ServingRow]:
+def serving_rows(other_arithmetic: str, deletions: Sequence[PlannedDeletion]) -> list[ServingRow]:
     """What each runtime can hold; whole blocks without replacements go everywhere."""
-    problems = {} if deletions is None else where_served(deletions)
+    problems = where_served(deletions)
     alien_words = f"it computes such models as Llama does, and {other_arithmetic}"
     result = []
     for server, held in SERVERS.items():
@@ -124,7 +122,7 @@ def serving_rows(
         problem = problems.get(server)
         if alien:
             words = [STAYS] * len(words)
-            problem = alien_words if problem == "" and not is_plain(deletions or ()) else problem
+            problem = alien_words if problem == "" and not is_plain(deletions) else problem
         result.append(ServingRow(server, held.form, words[0], words[1], words[2], problem))
     return result
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion, PruneReport
-from exporter.artifacts.servers import SERVERS, ServingRow, serving_rows
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo
-from exporter.cli.results import print_result, print_serving, table_lines
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.results import print_result, table_lines
 from exporter.compare.timing.subjects import no_garbage_collection
 from exporter.cut.options import CutOptions
 from exporter.option_types import Engine, InputFile, OnnxFile, OutputFile, OutputPath
@@ -131,13 +130,6 @@ def _told(report: PruneReport, verify: str) -> str:
     )
 
 
-_OTHERS = [name for name, held in SERVERS.items() if held.form != "ONNX"]
-_NO_GRAPHS = (
-    f"{', '.join(_OTHERS[:-1])} and {_OTHERS[-1]} read no ONNX files: cut the model's Hugging Face "
-    "folder or GGUF file for them."
-)
-
-
 @dataclass(frozen=True)
 class InspectCall(Options):
     """What `depthcut inspect` is asked to do."""
@@ -149,76 +141,48 @@ class InspectCall(Options):
 def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
     """List the sublayers of MODEL: what can be cut, what can't, and why.
 
-    MODEL is an ONNX file, a folder with one, or a GGUF file. A table tells which runtimes can hold
-    such cuts of it.
+    MODEL is an ONNX file, a folder with one, or a GGUF file.
     """
+    from exporter import inspect_file
     from exporter.models.gguf_model_files import GGUF_SUFFIX
 
-    of_gguf = call.model.suffix == GGUF_SUFFIX
-    listing, runtimes = _of_gguf(call.model) if of_gguf else _of_graph(call.model)
-    if progress.as_json:
-        print_result({**listing, "runtimes": runtimes}, progress.as_json)
+    if call.model.suffix == GGUF_SUFFIX:
+        sublayers = _in_gguf(call.model)
+        rows = [
+            (str(one["layer"]), one["kind"], f"{one['parameters']:,}", f"{one['bytes']:,}")
+            for one in sublayers
+        ]
+        table = table_lines(("layer", "kind", "parameters", "bytes"), rows)
+        print_result({"sublayers": sublayers}, progress.as_json, *table)
         return
-    if of_gguf:
-        _print_sublayers(listing["sublayers"])
-    else:
-        _print_sites(listing["sites"])
-        for refusal in listing["refusals"]:
-            layer = "" if refusal.layer is None else f" {refusal.layer}"
-            echo(f"refused: {refusal.kind or 'graph'}{layer} at {refusal.node}: {refusal.reason}")
-    if runtimes:
-        print_serving(runtimes)
-    if runtimes and not of_gguf:
-        echo(_NO_GRAPHS)
-
-
-def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
-    from exporter import inspect_file
-
-    result = inspect_file(model)
+    result = inspect_file(call.model)
     sites = [item for item in result if isinstance(item, ResidualSite)]
-    listing: dict[str, list[Any]] = {
-        "sites": sites,
-        "refusals": [item for item in result if isinstance(item, Refusal)],
-    }
-    reading_graphs = [row for row in serving_rows() if row.form == "ONNX"]
-    return listing, reading_graphs if sites else []
+    refusals = [item for item in result if isinstance(item, Refusal)]
+    rows = [
+        (str(s.layer), s.kind, f"{s.parameters:,}", s.residual_add, ", ".join(s.kv_inputs) or "-")
+        for s in sites
+    ]
+    lines = table_lines(("layer", "kind", "parameters", "residual add", "KV inputs"), rows)
+    lines.append(f"{len(sites)} sites can be cut.")
+    for item in refusals:
+        layer = "" if item.layer is None else f" {item.layer}"
+        lines.append(f"refused: {item.kind or 'graph'}{layer} at {item.node}: {item.reason}")
+    print_result({"sites": sites, "refusals": refusals}, progress.as_json, *lines)
 
 
-def _of_gguf(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
-    from exporter.cut.gguf_deci import ALIKE
+def _in_gguf(model: Path) -> list[dict[str, Any]]:
     from exporter.cut.gguf_layers import sublayers_of
     from exporter.models.gguf_model_files import read_model
 
-    file = read_model(model)
-    sublayers = [
+    return [
         {
             "layer": ref.layer,
             "kind": ref.kind,
             "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
             "bytes": sum(tensor.nbytes for tensor in tensors),
         }
-        for ref, tensors in sublayers_of(file).items()
+        for ref, tensors in sublayers_of(read_model(model)).items()
     ]
-    other = "" if file.architecture in ALIKE else f"its architecture is {file.architecture}"
-    return {"sublayers": sublayers}, serving_rows(other)
-
-
-def _print_sublayers(items: Sequence[dict[str, Any]]) -> None:
-    rows = [
-        (str(item["layer"]), item["kind"], f"{item['parameters']:,}", f"{item['bytes']:,}")
-        for item in items
-    ]
-    echo(*table_lines(("layer", "kind", "parameters", "bytes"), rows))
-
-
-def _print_sites(sites: list[ResidualSite]) -> None:
-    rows = [
-        (str(s.layer), s.kind, f"{s.parameters:,}", s.residual_add, ", ".join(s.kv_inputs) or "-")
-        for s in sites
-    ]
-    echo(*table_lines(("layer", "kind", "parameters", "residual add", "KV inputs"), rows))
-    echo(f"{len(sites)} sites can be cut.")
 
 
 _MOST_REASONS = 8

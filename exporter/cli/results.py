@@ -64,12 +64,12 @@ def _more_there(report: ComparisonReport) -> str:
 
 
 def print_serving(rows: Sequence[ServingRow]) -> None:
-    """Which runtimes can hold what of a model, and a plan if there is one."""
-    header = ["runtime", "form", "an attention", "an MLP", "attention 0"]
-    names = [[row.runtime, row.form, row.attention, row.mlp, row.first] for row in rows]
-    if any(row.problem is not None for row in rows):
-        header.append("the plan")
-        names = [[*cells, row.problem or "yes"] for cells, row in zip(names, rows, strict=True)]
+    """Which runtimes can hold what of a model, and a plan."""
+    header = ["runtime", "form", "an attention", "an MLP", "attention 0", "the plan"]
+    names = [
+        [row.runtime, row.form, row.attention, row.mlp, row.first, row.problem or "yes"]
+        for row in rows
+    ]
     echo("What may become of a sublayer in each runtime (whole blocks can go everywhere):")
     echo(*table_lines(header, names))
 

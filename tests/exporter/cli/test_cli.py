@@ -17,7 +17,6 @@ import click
 import pytest
 
 import exporter.cli as command_line
-from exporter.artifacts.servers import SERVERS, STAYS
 from exporter.cli import cli, run
 from exporter.cli import export as module
 from exporter.cli.command import SchemaCommand
@@ -391,11 +390,6 @@ def test_limits_on_quality_take_the_same_form_as_no_limits(
     assert _target(*options) == "portable"
 
 
-ON_GRAPHS = {"onnxruntime", "openvino", "tensorrt"}
-BY_FOLDERS = set(SERVERS) - ON_GRAPHS
-LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
-
-
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
     save_model(tiny_model(), tmp_path / "model.onnx")
@@ -408,23 +402,10 @@ def inspected(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
     return results
 
 
-def holding(found: dict[str, Any]) -> set[str]:
-    return {row["runtime"] for row in found["runtimes"] if row["attention"] != STAYS}
-
-
-@pytest.mark.parametrize("config", [None, LLAMA], ids=["alone", "exported"])
-def test_a_graph_can_go_where_graphs_are_read(
-    graph: Path, capsys: pytest.CaptureFixture[str], config: Any
-) -> None:
-    if config is not None:
-        (graph / "config.json").write_text(json.dumps(config))
-    result = inspected(capsys, graph)
-    assert len(result["sites"]) == 6
-    assert {row["runtime"] for row in result["runtimes"]} == holding(result) == ON_GRAPHS
+def test_a_graph_tells_its_sites(graph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(inspected(capsys, graph)["sites"]) == 6
     assert run(["inspect", str(graph)]) == 0
-    *table, others = capsys.readouterr().out.splitlines()
-    assert not any(line.startswith(server) for server in BY_FOLDERS for line in table)
-    assert all(server in others for server in BY_FOLDERS)
+    assert "6 sites can be cut." in capsys.readouterr().out
 
 
 def test_a_gguf_file_tells_its_sublayers(
@@ -434,10 +415,3 @@ def test_a_gguf_file_tells_its_sublayers(
     named = [(sublayer["layer"], sublayer["kind"]) for sublayer in result["sublayers"]]
     assert named == [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
     assert all(sublayer["bytes"] == 4 * sublayer["parameters"] for sublayer in result["sublayers"])
-    assert holding(result) == set(SERVERS)
-    other = TinyGguf.llama(layers=2, architecture="qwen2").write(tmp_path / "b.gguf")
-    assert holding(inspected(capsys, other)) == ON_GRAPHS
-    assert run(["inspect", str(other)]) == 0
-    out = capsys.readouterr().out
-    assert all(server in out for server in SERVERS)
-    assert "no ONNX files" not in out
