@@ -338,8 +338,6 @@ def test_a_report_is_kept_out_of_a_models_folder(
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (["score", "model", "--quick"], "of export."),
-        (["prune", "model", "--search", "greedy"], "of export, plan"),
         (["prune", "model", "--no-such-option"], "No such option"),
         (["exprot", "model"], "Did you mean 'export'"),
         (["gpu-session", "out"], "make gpu"),
@@ -348,7 +346,7 @@ def test_a_report_is_kept_out_of_a_models_folder(
         (["check", "report.json", "--bencher", "out"], "--github-benchmark"),
     ],
 )
-def test_an_option_of_another_command_and_what_was_removed_are_named(
+def test_what_is_not_there_and_what_was_removed_are_named(
     call: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.run(call) == 2
