@@ -23,7 +23,6 @@ from exporter.cut.gguf_layers import (
     sublayers_of,
 )
 from exporter.cut.gguf_writing import (
-    Head,
     Piece,
     map_piece,
     piece_of,
@@ -99,12 +98,12 @@ def cut_gguf(
     entries, pieces = _result(model, layers, plan)
     record = canonical_json([deletion.model_dump() for deletion in plan.plan.deletions])
     noted = [*entries, text_entry(PLAN_KEY, record)]  # as a graph's metadata has it
-    head = Head(model.files[0].version, [entry for entry in noted if entry.key not in SPLIT_KEYS])
+    noted = [entry for entry in noted if entry.key not in SPLIT_KEYS]
     refuse_overwriting(target, [*(file.path for file in model.files), *plan.inputs], GGUF)
-    total = sum(piece.nbytes for piece in pieces)
+    version, total = model.files[0].version, sum(piece.nbytes for piece in pieces)
     with staging(target) as stage, ByteCount.large(progress, "write tensors", total) as count:
         with telling_full_disk(target):
-            write_file(stage.folder / target.name, head, pieces, count.add)
+            write_file(stage.folder / target.name, version, noted, pieces, count.add)
         stage.place([(stage.folder / target.name, target)])
     return _facts(model, layers, plan, target, pieces)
 

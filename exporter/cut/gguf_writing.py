@@ -65,27 +65,18 @@ def _bytes_of(tensor: Tensor) -> Iterator[bytes]:
             yield data
 
 
-@dataclass(frozen=True)
-class Head:
-    """What stands before the tensors."""
-
-    version: int
-    entries: Sequence[Entry]
-
-    @property
-    def alignment(self) -> int:
-        """To which tensors are aligned, in bytes."""
-        wholes = (entry.whole for entry in self.entries if entry.key == ALIGNMENT_KEY)
-        return next(wholes, None) or DEFAULT_ALIGNMENT
-
-
 def write_file(
-    path: Path, head: Head, pieces: Sequence[Piece], advance: Callable[[int], None]
+    path: Path,
+    version: int,
+    entries: Sequence[Entry],
+    pieces: Sequence[Piece],
+    advance: Callable[[int], None],
 ) -> None:
     """Writes one file."""
-    alignment = head.alignment
+    wholes = (entry.whole for entry in entries if entry.key == ALIGNMENT_KEY)
+    alignment = next(wholes, None) or DEFAULT_ALIGNMENT
     with path.open("xb") as file:
-        file.write(_header(head, pieces))
+        file.write(_header(version, entries, pieces, alignment))
         _pad(file, alignment)
         for piece in pieces:
             start = file.tell()
@@ -101,16 +92,18 @@ def _pad(file: Any, alignment: int) -> None:
     file.write(b"\0" * (-file.tell() % alignment))
 
 
-def _header(head: Head, pieces: Sequence[Piece]) -> bytes:
-    parts = [MAGIC, struct.pack("<IQQ", head.version, len(pieces), len(head.entries))]
-    for entry in head.entries:
+def _header(
+    version: int, entries: Sequence[Entry], pieces: Sequence[Piece], alignment: int
+) -> bytes:
+    parts = [MAGIC, struct.pack("<IQQ", version, len(pieces), len(entries))]
+    for entry in entries:
         parts += [_named(entry.key), struct.pack("<I", entry.kind), entry.value]
     offset = 0
     for piece in pieces:
         count = len(piece.shape)
         described = struct.pack(f"<I{count}QIQ", count, *piece.shape, piece.kind, offset)
         parts += [_named(piece.name), described]
-        offset += piece.nbytes + -piece.nbytes % head.alignment
+        offset += piece.nbytes + -piece.nbytes % alignment
     return b"".join(parts)
 
 
@@ -145,17 +138,17 @@ def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int) -> Pie
     return made_piece(name, (hidden, hidden), NUMBERS[kind], data)
 
 
-def zero_piece(name: str, shape: tuple[int, int]) -> Piece:
-    """Zeros in float32."""
-    return made_piece(name, shape, NUMBERS["F32"], bytes(4 * shape[0] * shape[1]))
-
-
 def zero_mlp(prefix: str, hidden: int) -> list[Piece]:
     """The products of an MLP that adds exactly nothing, beside the norm that the layer keeps."""
+    shapes = {
+        "gate": (hidden, ZERO_WIDTH),
+        "down": (ZERO_WIDTH, hidden),
+        "up": (hidden, ZERO_WIDTH),
+    }
+    zeros, kind = bytes(4 * hidden * ZERO_WIDTH), NUMBERS["F32"]
     return [
-        zero_piece(f"{prefix}ffn_gate.weight", (hidden, ZERO_WIDTH)),
-        zero_piece(f"{prefix}ffn_down.weight", (ZERO_WIDTH, hidden)),
-        zero_piece(f"{prefix}ffn_up.weight", (hidden, ZERO_WIDTH)),
+        made_piece(f"{prefix}ffn_{part}.weight", shape, kind, zeros)
+        for part, shape in shapes.items()
     ]
 
 
