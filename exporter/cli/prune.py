@@ -158,11 +158,11 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
     result = inspect_file(call.model)
     sites = [item for item in result if isinstance(item, ResidualSite)]
     refusals = [item for item in result if isinstance(item, Refusal)]
-    rows = [
+    cells = [
         (str(s.layer), s.kind, f"{s.parameters:,}", s.residual_add, ", ".join(s.kv_inputs) or "-")
         for s in sites
     ]
-    lines = table_lines(("layer", "kind", "parameters", "residual add", "KV inputs"), rows)
+    lines = table_lines(("layer", "kind", "parameters", "residual add", "KV inputs"), cells)
     lines.append(f"{len(sites)} sites can be cut.")
     for item in refusals:
         layer = "" if item.layer is None else f" {item.layer}"
