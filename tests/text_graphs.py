@@ -95,19 +95,23 @@ def _fill(model: ir.Model, name: str, array: np.ndarray) -> None:
     model.graph.register_initializer(value)
 
 
-def write_llama_folder(folder: Path, *, layers: int = 3, positions: int = 128) -> None:
-    """A Hugging Face folder with a random Llama and a word tokenizer."""
+def write_llama_folder(
+    folder: Path, *, layers: int = 3, positions: int = 128, **changes: Any
+) -> Path:
+    """A Hugging Face folder with a random Llama and a word tokenizer; ``changes`` of its config."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=positions,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    usual: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+        "max_position_embeddings": positions,
+    }  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**usual | changes)).save_pretrained(folder)
     write_tokenizer(folder)
     PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    return folder
 
 
 VOCABULARY, WIDTH, INNER = 48, 64, 96

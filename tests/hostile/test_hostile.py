@@ -28,7 +28,7 @@ QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,repo
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((20, QUICK), marks=pytest.mark.torch, id="5"),
+        pytest.param((12, QUICK), marks=pytest.mark.torch, id="5"),
         pytest.param((30, "score,checkpoint,heal"), marks=pytest.mark.optimum, id="4.57"),
     ],
 )

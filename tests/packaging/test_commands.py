@@ -100,8 +100,14 @@ def as_demo(model: Path, folder: Path) -> None:
 
 @pytest.mark.torch
 @pytest.mark.usefixtures("exports_once")
+@pytest.mark.parametrize(
+    "pages", [RUN[:1], pytest.param(RUN, marks=pytest.mark.long)], ids=["README", "all"]
+)
 def test_the_commands_run_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pages: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from tests.text_graphs import write_llama_folder
 
@@ -111,7 +117,7 @@ def test_the_commands_run_one_after_the_other(
     monkeypatch.chdir(there)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     as_demo(model, there)
-    for page in RUN:
+    for page in pages:
         for words in calls(page.read_text(encoding="utf-8")):
             named = [str(model) if word in ("MODEL", "$MODEL") else word for word in words]
             code = answer(named, there / "quick.yaml")

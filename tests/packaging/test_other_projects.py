@@ -98,17 +98,6 @@ def test_what_needs_depthcut_says_what_hides_it(project: Path, site: Path | None
     assert "Traceback" not in result
 
 
-@pytest.mark.parametrize("left", [("exporter",), ("graph_passes",), ()])
-def test_one_with_code_is_enough_and_a_folder_without_hides_nothing(
-    project: Path, left: tuple[str, ...]
-) -> None:
-    for name in {"exporter", "graph_passes"} - {*left}:
-        (project / name / "__init__.py").unlink()
-    code, result = outcome(project, "test_gate.py")
-    assert (code, "1 passed" in result) == (int(bool(left)), not left)
-    assert all(f"The package {name} at" in result for name in left)
-
-
 def test_the_command_says_so_too(project: Path, site: Path | None) -> None:
     script = "import depthcut_command; depthcut_command.main()"
     (project / "as_a_script.py").write_text(script)

@@ -8,7 +8,6 @@ import pytest
 
 from exporter.artifacts import EngineCheck
 from exporter.cli import run
-from exporter.engines.build.engine_set import EngineTensor
 from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
 from exporter.engines.packaging import package_triton
 from exporter.errors import PackagingError, UsageError
@@ -177,14 +176,6 @@ def test_a_model_never_takes_its_sources_place(folder: Path, tmp_path: Path) -> 
     assert (home / "tokenizer.json").is_file()
     again = package_triton(home / "1" / "model.onnx", tmp_path / "repo", name="copy")
     assert (again / "1" / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
-
-
-def test_a_type_that_triton_lacks_is_refused(tmp_path: Path) -> None:
-    odd = EngineTensor(name="x", dtype="int4", shape=(1,))
-    with pytest.raises(PackagingError, match="no type for 'x'"):
-        package_triton(
-            written(tmp_path, **{**TENSORRT, "outputs": [odd]}), tmp_path / "repo", name="m"
-        )
 
 
 @pytest.mark.triton

@@ -89,32 +89,6 @@ def test_a_first_run_without_quality_does_not_pass(tmp_path: Path) -> None:
     assert not (tmp_path / "kept" / "baseline.json").exists()
 
 
-def test_the_comment_has_the_limits_and_the_baseline(tmp_path: Path) -> None:
-    comment = tmp_path / "results" / "comment.md"
-    assert gate(tmp_path, gate_row(candidate_ms=110.0)) == 1  # slower than the unpruned model
-    (mark, title, *alone) = comment.read_text().splitlines()
-    worse = gate_report([gate_row(candidate_ms=110.0)], accuracy=WORSE_BY_5)
-    baseline = worse.write(tmp_path / "accepted.json")
-    (tmp_path / "kept" / "baseline.json").write_bytes(baseline.read_bytes())
-    assert gate(tmp_path, gate_row(candidate_ms=110.0)) == 1  # as the last accepted run was
-    (first, *lines) = comment.read_text().splitlines()
-    assert first == mark
-    assert mark not in lines
-    assert lines.count(title) == 2
-    assert lines[1 : 1 + len(alone)] == alone
-
-
-def test_github_s_summary_has_each_check_once(tmp_path: Path) -> None:
-    summary = tmp_path / "summary.md"
-    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
-    result = []
-    for ms in (80.0, 79.9):  # the first has no baseline to be held against
-        summary.unlink(missing_ok=True)
-        assert gate(tmp_path, gate_row(candidate_ms=ms), accept=True, env=env) == 0
-        result.append(summary.read_text().count("## depthcut check"))
-    assert result == [1, 2]
-
-
 def gates(folder: Path, *reports: str, codes: tuple[int, ...] = ()) -> int:
     """Runs a copy of the script beside a stub of gate.sh, which writes down its report."""
     (folder / "gates.sh").write_text((SAMPLE / "gates.sh").read_text(encoding="utf-8"))

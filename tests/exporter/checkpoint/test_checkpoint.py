@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exporter.artifacts import CalibrationRef, JudgedText, PruningPlan
-from exporter.artifacts.loaded_plan import ChangedWeight
+from exporter.artifacts import PruningPlan
 from exporter.artifacts.plans import read_plan
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import load_pruned, save_pruned, shallow_config
@@ -21,19 +18,17 @@ from exporter.cli import run
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.errors import ExportError, ModelSourceError, PlanError, UsageError
-from exporter.heal.plan_file import write_healed_plan
-from exporter.models.ablation.branch_replacements import BranchReplacement, branches_replaced
+from exporter.errors import ExportError, ModelSourceError
+from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.meta_model import filled_while_running, load_meta
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
-from tests.made_reports import full_importance, full_report
-from tests.raising import ends_in, raises, tells
+from tests.made_reports import full_report
+from tests.raising import raises, tells
 from tests.reading import Heard, lines_of, run_lines
 from tests.text_graphs import write_llama_folder
-from tests.tiny_gguf import TinyGguf
 from tests.tiny_models import (
     answer,
     check_export,
@@ -69,19 +64,6 @@ def written(
         loaded, PruningPlan(deletions=plan), folder, replacements=given, progress=heard or Quiet()
     )
     return facts, wanted
-
-
-def test_new_values_of_kept_weights_are_written(tmp_path: Path) -> None:
-    import torch
-
-    given, name = random_replacements(32, BLOCK), "model.norm.weight"
-    loaded = three_layers()
-    values = torch.full_like(dict(loaded.model.named_parameters())[name], 2.0)
-    given = replace(given, weights={name: ChangedWeight((values,))})
-    plan = PruningPlan(deletions=BLOCK)
-    write_checkpoint(loaded, plan, tmp_path / "hf", replacements=given)
-    written = dict(plain(tmp_path / "hf").named_parameters())[name]
-    torch.testing.assert_close(written.data, values)
 
 
 def plain(folder: Path) -> Any:
@@ -153,15 +135,6 @@ def test_whole_blocks_leave_a_plain_model(family: str, tmp_path: Path) -> None:
     assert facts.before.bytes - facts.after.bytes == gone
 
 
-def test_per_layer_lists_lose_the_same_layers(tmp_path: Path) -> None:
-    types = ["sliding_attention", "full_attention", "full_attention"]
-    written(tmp_path, planned(("block", 1, "none")), "gemma2", layer_types=types)
-    config = config_of(tmp_path)
-    assert config["layer_types"] == ["sliding_attention", "full_attention"]
-    assert config["depthcut_origin"]["layers"] == [0, 2]
-    assert not {"depthcut", "drop_attn_list"} & config.keys()
-
-
 def test_an_attention_and_an_mlp_of_a_layer_are_a_block(tmp_path: Path) -> None:
     facts, _ = written(tmp_path / "1", planned(("mlp", 1, "none"), ("attention", 1, "none")))
     assert facts.kept == [0, 2]
@@ -190,16 +163,6 @@ def test_a_config_is_renumbered_where_it_names_layers() -> None:
         "first_k_dense_replace": 1, "eos_token_id": [1, 2, 3, 4], "use_cache": True,
         "per_layer_config": {"2": {"head_dim": 8}}, "max_window_layers": 3,
     }  # fmt: skip
-
-
-def test_fewer_layers_are_not_told_of_what_the_base_lacked_in_others_words(tmp_path: Path) -> None:
-    result = {"drop_attn_list": [2, 1], "drop_mlp_list": [False, True, True],
-            "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"}}  # fmt: skip
-    facts, wanted = written(tmp_path, BLOCK, **result)
-    assert facts.kept == [0, 2]
-    config = config_of(tmp_path)
-    assert not result.keys() & config.keys()
-    assert answer(plain(tmp_path)).allclose(wanted, atol=1e-6)  # the same sums, other threads
 
 
 @pytest.fixture(scope="module")
@@ -289,31 +252,6 @@ def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
     assert report.environment.processor in text
 
 
-def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> None:
-    def text(source: str, **more: Any) -> CalibrationRef:
-        result = {"samples": 3, "sequence_length": 4, "tokens": 1200, "sha256": "0" * 64, **more}
-        return CalibrationRef(source=source, **result)
-
-    facts, _ = written(tmp_path / "hf", BLOCK)
-    texts = [text("pydoc (half)"), text(str(tmp_path / "valid.txt"))]
-    figures = {"kl": 0.125, "log_perplexity_increase": 0.5, "top1_agreement": 0.75}
-    plan = PruningPlan(
-        deletions=BLOCK,
-        chosen_on=texts,
-        stopped_on=texts[:1],
-        judged_apart=[JudgedText(text=texts[1], figures=figures)],
-    )
-    mixed = text(" + ".join(item.source for item in texts), mixture=texts)
-    scores = full_importance().model_copy(update={"calibration": mixed})
-    card = model_card(facts, CardSources(plan, scores))
-    assert str(tmp_path) not in card
-    both = "3 samples of pydoc (half) (1,200 tokens) and 3 samples of valid.txt (1,200 tokens)."
-    assert card.count(both) == 1
-    assert card.count("3 samples of pydoc (half) (1,200 tokens).") == 1
-    assert "| valid.txt | +64.9 % | 0.125 |" in card
-    assert "samples of" not in model_card(facts, CardSources(PruningPlan(deletions=BLOCK)))
-
-
 def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "hf"
     save_checkpoint(three_layers(), base)
@@ -331,31 +269,6 @@ def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"drop_attn_list": [7], "drop_mlp_list": []}')
     assert run(["checkpoint", str(base), str(tmp_path / "config.json"), "-o", str(out)]) == 2
     assert run(["checkpoint", str(base), str(tmp_path / "config.json"), "-o", str(base)]) == 2
-
-
-def test_replacements_that_were_fitted_to_another_model_are_refused(tmp_path: Path) -> None:
-    import torch
-
-    save_checkpoint(three_layers(), tmp_path / "base")
-    deletions = planned(("mlp", 1, "bias"))
-    for origin, code in (({"model": "f" * 64}, 2), ({}, 0)):
-        plan = PruningPlan(deletions=deletions, made_from=origin)
-        write_healed_plan(
-            tmp_path / "p.json", plan, {(1, "mlp"): BranchReplacement(torch.ones(96))}
-        )
-        arguments = ["checkpoint", str(tmp_path / "base"), str(tmp_path / "p.json"), "-o"]
-        refused = ends_in(PlanError, "another-model", "f" * 12) if code else nullcontext()
-        with refused:
-            assert run([*arguments, str(tmp_path / "hf")]) == code
-        assert (tmp_path / "hf").exists() == (code == 0)
-
-
-def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
-    written(tmp_path, BLOCK)
-    base, before = load_model(str(tmp_path)), (tmp_path / "config.json").read_text()
-    with raises(UsageError, "overwrites-input"):
-        write_checkpoint(base, PruningPlan(deletions=BLOCK), tmp_path)
-    assert (tmp_path / "config.json").read_text() == before
 
 
 HEALED = planned(("attention", 0, "linear"), ("mlp", 1, "bias"), ("mlp", 2, "none"))
@@ -463,14 +376,6 @@ def test_a_shard_that_gets_lost_on_the_way_leaves_nothing(tmp_path: Path) -> Non
     with raises(ModelSourceError, "unreadable", ".safetensors"):
         write_checkpoint(meta, PruningPlan(deletions=GAPS), tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-def test_a_gguf_file_can_not_be_streamed(tmp_path: Path) -> None:
-    TinyGguf.llama().write(tmp_path / "model.gguf")
-    plan = PruningPlan(deletions=GAPS).write(tmp_path / "plan.json")
-    arguments = ["checkpoint", str(tmp_path / "model.gguf"), str(plan), "-o", str(tmp_path / "hf")]
-    with ends_in(ModelSourceError, "quantized", "model.gguf"):
-        assert run([*arguments, "--stream"]) == 2
 
 
 @pytest.fixture

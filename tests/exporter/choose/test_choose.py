@@ -15,7 +15,6 @@ from exporter.artifacts import ImportanceReport
 from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.errors import (
     CalibrationError,
-    OptionError,
     PlanError,
 )
 from tests.exporter.made_plans import made_planner, names_of
@@ -186,24 +185,6 @@ def test_scores_fetch_no_model_that_the_user_did_not_name(
     assert flags == [False, True]
 
 
-def test_an_interrupted_command_leaves_its_journal(
-    tmp_path: Path, choose: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = tmp_path / "damages.jsonl"
-
-    def interrupted(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("exporter.choose.budgets.greedy.Search._trimmed", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            choose({"joint": 2}, "greedy", work=tmp_path)
-    lines = journal.read_text().splitlines()
-    assert len(lines) > 6
-    choose({"joint": 2}, "greedy", work=tmp_path)
-    assert journal.read_text().splitlines() == lines  # Greedy has nothing left to measure.
-
-
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("server", ["llama.cpp", "vllm"])
 def test_what_a_runtime_needs_stays(choose: Any, search: Any, server: Any) -> None:
@@ -215,9 +196,3 @@ def test_what_a_runtime_needs_stays(choose: Any, search: Any, server: Any) -> No
     assert len(choose({"attention": 3}, search).deletions) == 3
     whole = [choose({"block": 2}, "one-shot", server=name).deletions for name in (server, None)]
     assert whole[0] == whole[1]  # blocks go everywhere
-
-
-def test_what_is_no_objective_is_refused() -> None:
-    for objective in ("rank", "tasks:a.jsonl"):
-        with raises(OptionError, "option-value", "objective"):
-            SearchOptions(search="greedy", objective=objective)  # type: ignore[arg-type]

@@ -13,10 +13,8 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
 from exporter.choose.budgets.inputs import parted
-from exporter.choose.budgets.trial_runs import TrialRuns
 from exporter.compare.evaluation import tokenize_passages
 from exporter.errors import (
-    CalibrationError,
     PlanError,
     ScoringError,
     UndecidedGoalError,
@@ -28,7 +26,6 @@ from exporter.models.loading.model_source import load_model
 from exporter.models.tasks import TEXTS_TOGETHER, Classes, Embeddings, Tokens
 from exporter.models.texts.calibration import text_of_report
 from exporter.models.texts.sources import read_texts
-from exporter.pipeline.stages import check_goals
 from exporter.score.options import ScoreOptions
 from exporter.score.scoring import score
 from tests.exporter.made_plans import Planner, made_planner, names_of
@@ -230,29 +227,6 @@ def test_each_model_heeds_the_limits_of_its_kind() -> None:
     assert not Floors().of_task(Embeddings(None))
 
 
-@pytest.mark.parametrize(
-    ("family", "floors", "code", "field"),
-    [
-        ("bert", Floors(perplexity_increase=0.02), "other-limits", "--min-embedding-cosine"),
-        ("llama", Floors(embedding_cosine=0.9), "other-limits", "--at-most"),
-        ("bert", Floors(embedding_cosine=0.9), "", ""),
-        ("llama", Floors(perplexity_increase=0.02), "", ""),
-    ],
-)
-def test_an_export_refuses_such_limits_before_it_scores_and_so_does_a_plan(
-    report: ImportanceReport, tmp_path: Path, family: str, floors: Floors, code: str, field: str
-) -> None:
-    loaded, budget = tiny_loaded(family, tiny_tokenizer()), Budget(floors=floors)
-    if not code:
-        check_goals(budget, loaded)
-        return
-    with raises(PlanError, code, field):
-        check_goals(budget, loaded)
-    its = report.model_copy(update={"model": loaded.ref})
-    with raises(PlanError, code, field):
-        made_planner(loaded, its, tmp_path, budget).plan()
-
-
 @pytest.mark.long
 @pytest.mark.real_model
 def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path) -> None:
@@ -280,22 +254,3 @@ def test_a_healed_encoder_is_held_by_its_embeddings(planner: Any) -> None:
     assert plan.predicted["cosine"] == plan.tried[-1].healed["cosine"]
     with raises(UnmetGoalError, "nothing-within-limits", "--min-embedding-cosine"):
         planner({"embedding_cosine": 0.999999}, heal=heal).plan()
-
-
-@pytest.mark.parametrize("paragraphs", [12, 40])
-def test_a_healed_correlation_is_judged_on_three_texts_or_more(
-    loaded: Any, tmp_path: Path, paragraphs: int
-) -> None:
-    text = write_words(tmp_path / "text.txt", 14 * paragraphs, seed=0, each=(14, 15))
-    heal = HealOptions(kind="fold", calibration=(text,), check_text="none", **SHORT)
-    runs, others = (
-        TrialRuns(loaded, heal, floors, tmp_path / FOLDER)
-        for floors in (Floors(similarity=0.5), Floors(embedding_cosine=0.5))
-    )
-    if paragraphs == 40:
-        assert len(runs.texts.halves[1].input_ids) >= 3
-        assert others.texts
-        return
-    for few, fewest in ((runs, 3), (others, 2)):
-        with raises(CalibrationError, "too-few-samples", fewest):
-            _ = few.texts

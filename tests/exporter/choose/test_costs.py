@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
 import pytest
 
 from exporter.artifacts import FEWEST_ROUNDS
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.choose.costs import measuring
 from exporter.choose.costs.measuring import (
     CostRunner,
     CostSettings,
     Effort,
-    RequestEstimate,
-    fitted_rates,
     measure_on,
 )
 from exporter.choose.costs.table import CostTable, RequestShape
@@ -221,13 +217,6 @@ def test_a_longer_context_makes_attentions_dearer() -> None:
     assert shares[0] > 1.2 * shares[1]
 
 
-def test_what_one_length_cannot_tell_apart_costs_the_same_everywhere() -> None:
-    work = SIZES.work(Shape("encode", 1, 16))._replace(cache_bytes=0.0)
-    rates = fitted_rates([work], [10.0])
-    assert rates.multiplications == pytest.approx(rates.pair_multiplications, rel=0.01)
-    assert rates.multiplications * (work[0] + work[1]) == pytest.approx(10.0, rel=0.01)
-
-
 def test_images_are_run_at_their_one_length() -> None:
     bench = VirtualBench(images=True)
     assert len(measured(bench, at=RequestShape(1, 16, 0)).runs) == 1
@@ -275,14 +264,6 @@ def test_few_rounds_prove_nothing(rounds: int, is_used: bool) -> None:
     assert (table.sublayers != measured(VirtualBench()).sublayers) == is_used
 
 
-def test_an_interval_has_the_degrees_of_freedom_of_what_was_timed() -> None:
-    # By hand: t at 97.5 % is 12.706 with 1 degree of freedom, 1.96 with a million.
-    for degrees, times in ((1.0, 12.706), (1e6, 1.96)):
-        low, high = RequestEstimate(100.0, 90.0, 4.5, degrees).saved_ci95
-        ends = (100 - 90 * math.exp(times * 0.05), 100 - 90 * math.exp(-times * 0.05))
-        assert (low, high) == pytest.approx(ends, abs=0.002)
-
-
 def test_a_variant_that_cannot_be_cut_is_left_out() -> None:
     bench = VirtualBench(refused="mlp", extra=1.5)
     table, plain = measured(bench, variants=timed(bench)), measured(VirtualBench())
@@ -315,22 +296,6 @@ def test_costs_under_other_conditions_are_measured_anew(
     assert bench.loaded == [[]]
     assert measured(bench, kept=kept, **options) == table
     assert bench.loaded == [[]]
-
-
-def test_variants_that_cannot_be_made_are_refused_before_anything_runs() -> None:
-    bench = VirtualBench()
-    with (
-        patch.object(bench, "cut", None),
-        raises(UsageError, "no-variants"),
-    ):
-        measured(bench, variants=timed(bench))
-    assert bench.loaded == []
-
-
-def test_threads_are_the_cores_unless_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "default_threads", lambda: 3)
-    assert measured(VirtualBench(), threads=None).environment.threads == 3
-    assert measured(VirtualBench(threads=7), threads=2).environment.threads == 2
 
 
 def test_what_cannot_be_replaced_has_no_cost_so() -> None:
@@ -393,7 +358,3 @@ def test_experts_that_no_token_takes_are_neither_multiplied_nor_read(
     result, cut = sizes.work(cell), sizes.work(cell, {MLP: "none"})
     assert (result.multiplications, result.weight_bytes) == work
     assert cut[:3:2] == (500 * cell.batch * cell.sequence_length, 2000)
-
-
-def test_an_attention_without_a_cache_looks_everywhere() -> None:
-    assert SublayerSize(9, 9, 9, 9).reach(100) == 100

@@ -18,7 +18,7 @@ from exporter.choose.costs.measuring import (
     measure_costs,
 )
 from exporter.choose.costs.table import CostTable, RequestShape
-from exporter.choose.costs.weighing import GraphSizes, SublayerSize, sizes, weigh
+from exporter.choose.costs.weighing import sizes, weigh
 from exporter.cli import run
 from exporter.errors import CostError
 from graph_passes.finding.weights import is_weight
@@ -138,20 +138,6 @@ def test_a_window_bounds_what_is_kept_and_a_buffer_fixes_it() -> None:
     assert saved == pytest.approx(2 * 16 * 2 * HEADS * HEAD_DIM, rel=0.1)
 
 
-def test_what_is_not_there_has_no_size() -> None:
-    result = weigh(tiny_model(), {})
-    with raises(CostError, "sublayer-missing", "attention 7"):
-        result.saved_parameters((7, "attention"))
-    nameless = GraphSizes({(0, "mlp"): SublayerSize(10, 9, 40, 36)}, 100, 400)
-    assert nameless.saved_parameters((0, "mlp")) == 10
-    with raises(CostError, "width-unknown", "bias"):
-        nameless.saved_parameters((0, "mlp"), "bias")
-    text = """<ir_version: 10, opset_import: ["": 20]>
-    g (float[b, 4] x) => (float[b, 4] y) { y = Relu(x) }"""
-    with raises(CostError, "no-sublayers"):
-        weigh(ir.from_onnx_text(text), {})
-
-
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder whose weights lie in a data file."""
@@ -248,18 +234,6 @@ def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> Non
     assert [run.split()[0] for run in table.runs] == ["encode"] * 3
 
 
-def test_starts_of_operators_count_on_onnx_runtime_s_cpu_alone(tmp_path: Path) -> None:
-    onnx = tmp_path / "model.onnx"
-    ir.save(tiny_model(), onnx)
-    step, cut = Shape("decode", 1, 1, 3), {SublayerRef(0, "mlp"): "none"}
-    bytes_saved = [
-        size.work(step).weight_bytes - size.work(step, cut).weight_bytes
-        for size in (graph_runner(onnx, tmp_path).sizes, sizes(onnx))
-    ]
-    # A norm, two products and what lies between them.
-    assert bytes_saved == [4 * 272 + 80_000 * 4, 4 * 272]
-
-
 @pytest.mark.parametrize("is_there", [True, False])
 def test_an_engine_has_the_sublayers_of_the_graph_that_it_was_built_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
@@ -318,6 +292,5 @@ def test_a_wrong_call_is_told(
     assert graph.read_bytes() == before
 
 
-AT = RequestShape(1, 4, 1)
 QUICK = Effort(seconds=0.1, rounds=2, reload=False)
 CALL = ("--at", "prompt=4,new=1", "--threads", "1", "--time-budget", "0.01s")

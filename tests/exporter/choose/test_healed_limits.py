@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from exporter.artifacts import CalibrationRef, HealedText, PlannedDeletion, PruningPlan
+from exporter.artifacts import CalibrationRef, HealedText, PruningPlan
 from exporter.artifacts.healing import HealedFigure
 from exporter.artifacts.store import FOLDER
 from exporter.errors import CalibrationError, CostError, PlanError, UnmetGoalError
@@ -25,12 +25,11 @@ pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
 from exporter.choose.budgets.budget import (  # noqa: E402
-    USUAL_FLOORS,
     Budget,
     Floors,
     SearchOptions,
 )
-from exporter.choose.budgets.limits import QualityLimits, rung_of  # noqa: E402
+from exporter.choose.budgets.limits import QualityLimits  # noqa: E402
 from exporter.choose.budgets.options import Option, PlanCandidate  # noqa: E402
 from exporter.choose.budgets.trial_runs import (  # noqa: E402
     JUDGED,
@@ -39,10 +38,8 @@ from exporter.choose.budgets.trial_runs import (  # noqa: E402
     ever_larger,
     is_lost,
     largest_within,
-    on_all_samples,
 )
 from exporter.choose.costs.table import RequestShape  # noqa: E402
-from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.ablation.damage import Damage  # noqa: E402
@@ -180,21 +177,6 @@ def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(
     assert all(2 <= len(half.input_ids) <= 6 for half in usual)
 
 
-@pytest.mark.parametrize(
-    ("floors", "usual"), [(USUAL_FLOORS, True), (Floors(USUAL_FLOORS.perplexity_increase), False)]
-)
-def test_limits_are_the_usual_ones_where_nobody_named_any(
-    planner: Any, floors: Floors, usual: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopped = Mock(side_effect=KeyboardInterrupt)
-    monkeypatch.setattr("exporter.choose.budgets.trial_runs.largest_within", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        planner(Budget(floors=floors)).plan()
-    limits = stopped.call_args.args[1]
-    assert limits.usual is usual
-    assert limits.floors == Floors(USUAL_FLOORS.perplexity_increase)
-
-
 def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: Any) -> None:
     result = planner(Budget(attention=1, floors=Floors(0.5))).plan()
     assert [deletion.kind for deletion in result.plan.deletions] == ["attention"]
@@ -240,16 +222,6 @@ def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(
     assert len(again.weights) == again.plan.changed_weights == first.changed_weights > 0
     with pytest.raises(KeyboardInterrupt):
         planner(budget, **DISTILL | {"tokens": 64 * 64}).plan()
-
-
-def test_trainings_share_their_time(runs_of: Any) -> None:
-    limited = runs_of(Floors(0.5), kind="distill", time_s=60.0)
-    assert limited.first.time_s == 24.0
-    limited.begin(500.0)
-    assert limited.first.time_s == 24.0, "the same for a call that goes on"
-    unlimited = runs_of(Floors(0.5), kind="distill")
-    assert unlimited.first.time_s == 0.4 * USUAL_TIME_S
-    assert runs_of(Floors(0.5)).first.time_s is None
 
 
 @pytest.mark.parametrize(
@@ -310,19 +282,6 @@ def measured(
     )  # fmt: skip
 
 
-def test_documents_of_unequal_sizes_are_as_few_as_their_interval_counts_them() -> None:
-    """At six looks an interval of 3 degrees is 1.96 times as wide as at one, of 15 1.42 times."""
-    one, several = measured(0.06, 0.0085, 16, degrees=3.0), measured(0.06, 0.0085, 16)
-    assert is_lost(several, Floors(0.02), 6)
-    assert not is_lost(one, Floors(0.02), 6)
-    assert is_lost(one, Floors(0.02))
-    figures = {"log_perplexity_increase": 0.06, "log_perplexity_increase_high": 0.09}
-    rung = rung_of(4, figures, Floors(0.02))
-    whole = on_all_samples(rung, 16, 32, degrees=3.0)
-    narrower = stats.t.ppf(0.975, 7) / stats.t.ppf(0.975, 3) / math.sqrt(2)
-    assert whole.high - whole.cost == pytest.approx(narrower * (rung.high - rung.cost))
-
-
 @pytest.mark.parametrize(
     ("rise", "error", "samples", "lost"),
     [
@@ -355,25 +314,3 @@ def test_cuts_within_their_limit_are_seldom_given_up_however_often_they_are_look
             given_up[place] += any(is_lost(item, Floors(0.02), looks) for item in seen)
     assert given_up[0] / 500 < 0.03
     assert given_up[1] / 500 > 0.06
-
-
-def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(runs_of: Any) -> None:
-    floors, rungs = Floors(1e6), []
-
-    def healing(work: str) -> Any:
-        runs = runs_of(floors, work)
-        plan = PruningPlan(deletions=[PlannedDeletion(layer=1, kind="mlp")])
-        rungs.append(runs.run(0, plan))
-        return runs.cuts[0].report.healing.texts
-
-    whole = healing("whole")
-    assert [text.role for text in whole] == ["calibration", "other"]
-    assert 3 + JUDGED <= whole[0].text.samples <= 6 + JUDGED  # documents stay whole
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.choose.budgets.trial_runs.is_lost", lambda *_, **__: True)
-        short = healing("short")
-    assert [text.text.samples for text in short] == [4]
-    errors = short[0].figures["log_perplexity_increase"].std_errors
-    error = errors[1] / math.log1p(floors.perplexity_increase)
-    assert rungs[1].high - rungs[1].cost < 2 * error, "as wide as on all samples, not on four"
-    assert healing("short") == whole, "limits that it may keep after all"

@@ -41,7 +41,6 @@ from exporter.models.tasks import EmbeddingReference  # noqa: E402
 
 LIMIT, FEWEST = 0.9, 36
 FLOORS = Floors(top1_agreement=LIMIT)
-ENOUGH: dict[str, Any] = {"judging": 2 * FEWEST, "fewest": FEWEST}
 
 
 @pytest.fixture(scope="module")
@@ -120,41 +119,6 @@ def test_more_images_never_refuse_what_fewer_hold(
 
 
 @pytest.mark.parametrize(
-    ("there", "holds", "again"),
-    [(43, False, True), (44, True, True), (79, True, True), (80, True, True), (83, True, True),
-     (84, True, False)],
-)  # fmt: skip
-def test_more_images_never_refuse_what_fewer_heal(
-    images: Any, there: int, holds: bool, again: bool, tmp_path: Path
-) -> None:
-    spec = str(write_images(tmp_path / "images", there))
-    chosen = calibration_text(images, spec, samples=40).ref
-    texts = healing_texts(images, folding(spec), chosen_on=[chosen], **ENOUGH)
-    assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
-    assert bool(texts.again) is again
-
-
-def test_no_more_images_are_asked_for_than_are_ever_read(
-    images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("models.texts.images", "heal.texts"):
-        monkeypatch.setattr(f"exporter.{module}.MOST_IMAGES", 60)
-    for spec in (str(write_images(tmp_path / "images", 61)), "random"):
-        named = "--samples", "--min-top1-agreement 0.831"
-        with raises(PlanError, "too-few-to-show", *named):
-            _ = planner(images, tmp_path, spec=spec, samples=40).texts
-        assert planner(images, tmp_path, spec=spec, samples=24).texts
-
-
-@pytest.mark.parametrize(("limit", "is_parted"), [(0.5, False), (LIMIT, True)])
-def test_few_images_are_not_measured_twice(
-    images: Any, limit: float, is_parted: bool, tmp_path: Path
-) -> None:
-    checker = planner(images, tmp_path, limit=limit).checker
-    assert (checker._first is not None) is is_parted
-
-
-@pytest.mark.parametrize(
     ("judges", "samples", "sizes"),
     [
         (Judges(fewest=5, usual=10), 13, [7, 6]),
@@ -208,14 +172,6 @@ def test_a_reranker_s_parts_have_both_texts_of_each_answer(
         assert whole
         assert whole == len(ids) or part in searched
         assert (ids[:whole:2, 1:7] == ids[1:whole:2, 1:7]).all()
-
-
-@pytest.mark.parametrize(("paragraphs", "judges"), [(75, True), (24, False)])
-def test_a_short_text_judges_before_it_fits(paragraphs: int, judges: bool, tmp_path: Path) -> None:
-    heal = folding(paragraphs_of(tmp_path, paragraphs), sequence_length=24)
-    texts = healing_texts(classifier(3), heal, **ENOUGH)
-    assert len(texts.fitting.input_ids) >= 4
-    assert (len(texts.halves[1].input_ids) >= FEWEST) is judges
 
 
 @pytest.mark.parametrize(("labels", "texts"), [(3, 2 * 29), (1, 4 * 29)])

@@ -24,7 +24,7 @@ from exporter.choose.budgets.limits import (
 from exporter.choose.budgets.options import Option, PlanCandidate
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.trial_runs import TRIALS, Ladder, refuse_all
-from exporter.choose.depths import DepthOptions, recommended
+from exporter.choose.depths import recommended
 from exporter.errors import PlanError, UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.ablation.damage import SIMILARITY, Damage
@@ -176,16 +176,6 @@ def test_what_is_not_shown_is_no_answer() -> None:
             refuse_all(cuts, limit, smaller=smaller)
 
 
-def test_an_outcome_names_its_limits_and_a_single_sample_s_lack_of_an_interval() -> None:
-    figures = {"log_perplexity_increase": 0.003, "top1_agreement": 0.95}
-    for floors, named in ((Floors(None, 0.99), [2]), (Floors(0.02, 0.99), [1, 2]), (LIMIT, [1])):
-        outcome = QualityLimits(floors).outcome(figures | {SAME: 0.94})
-        assert [n for n, text in enumerate(("2.0%", "99.0%"), 1) if text in outcome] == named
-    alone, figures = QualityLimits(Floors(top1_agreement=0.99)), {"top1_agreement": 0.95}
-    assert "interval" in alone.outcome(figures)
-    assert alone.outcome(figures) != alone.outcome(figures | {SAME: 0.95})
-
-
 @pytest.mark.parametrize("rise", [math.inf, math.nan])
 def test_a_loss_without_bounds_is_shown_to_break_the_limit(rise: float) -> None:
     ones, sums = np.ones(4), np.array([1.0, 2.0, rise, 1.0])
@@ -330,15 +320,3 @@ def test_the_fastest_cut_within_the_limit_is_recommended(
 ) -> None:
     best = recommended(cells, 0.02)
     assert (best and best.number) == number
-
-
-def test_a_few_cuts_are_tried_where_no_numbers_are_asked_for() -> None:
-    assert DepthOptions().asked(30) == [
-        ("attention", 1), ("attention", 2), ("attention", 4), ("attention", 8), ("block", 2),
-    ]  # fmt: skip
-    assert DepthOptions().asked(3) == [
-        ("attention", 1), ("attention", 2), ("block", 2),
-    ]  # fmt: skip
-    assert DepthOptions(ways=("mlp",)).asked(6) == [("mlp", 1), ("mlp", 2), ("mlp", 4)]
-    study = DepthOptions(numbers=(4, 2), ways=("attention", "joint"))
-    assert study.asked(3) == [("attention", 2), ("attention", 4), ("joint", 2), ("joint", 4)]

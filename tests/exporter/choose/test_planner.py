@@ -13,7 +13,6 @@ import pytest
 from exporter.artifacts import Speedup
 from exporter.choose.budgets import planner as planning
 from exporter.choose.budgets.budget import Budget, Floors, Memory, SearchOptions
-from exporter.choose.budgets.limits import QualityCheck
 from exporter.choose.costs.table import RequestShape
 from exporter.errors import (
     CalibrationError,
@@ -38,7 +37,6 @@ from exporter.choose.costs.weighing import module_sizes  # noqa: E402
 from exporter.models.ablation.branch_replacements import branches_replaced  # noqa: E402
 from exporter.models.ablation.meter import CutMeter  # noqa: E402
 from exporter.models.architectures import sublayers  # noqa: E402
-from exporter.models.tasks import meter_here  # noqa: E402
 from exporter.score.options import ScoreOptions  # noqa: E402
 from exporter.score.scoring import score  # noqa: E402
 
@@ -96,23 +94,6 @@ def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path, heard: Heard)
         return made_planner(loaded, report, tmp_path / "work", budget, search, heal=options, **more)
 
     return made
-
-
-@pytest.mark.parametrize(
-    ("watch", "told"),
-    [
-        (MadeStopwatch(), None),
-        (MadeStopwatch(noise=0.2), "is not proven: the interval reaches from 1.0"),
-        (MadeStopwatch(truth=2.0), "not within 3% of a speedup of 1.22"),
-    ],
-)
-def test_a_speedup_that_is_missed_or_not_shown_is_told(
-    planner: Any, heard: Heard, watch: MadeStopwatch, told: str | None
-) -> None:
-    planner(Budget(target_speedup=1.22, at=AT), stopwatch=watch).plan()
-    warnings = [line for line in heard.lines if "warning" in line and "speedup" in line]
-    assert [told in line for line in warnings if told] == [True] * len(warnings)
-    assert len(warnings) == (told is not None)
 
 
 def test_a_share_of_parameters_goes(planner: Any, loaded: Any) -> None:
@@ -295,17 +276,6 @@ def test_short_texts_say_on_what_figures_rest(
     assert len(set().union(*map(_rows, made))) == samples
 
 
-def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
-    watch, budget = MadeStopwatch(), Budget(target_speedup=1.25, at=AT)
-    made = planner(budget, "best", stopwatch=watch)
-    result = made.plan()
-    assert {d.replacement for d in result.plan.deletions} - {"none"}
-    bare = planner(budget, stopwatch=MadeStopwatch()).plan()
-    searched = QualityCheck(meter_here(made.loaded, made.texts.searched))
-    healed, dropped = (searched.damage_of(item.branch_replacements).kl for item in (result, bare))
-    assert healed < dropped
-
-
 def _short(made: Any, report: Any, samples: int) -> Any:
     ref = report.calibration
     tokens = samples * ref.sequence_length
@@ -328,13 +298,6 @@ def test_what_needs_held_out_text_is_refused_where_there_is_too_little(
 ) -> None:
     with pytest.raises(CalibrationError):
         _short(planner(budget, heal=heal), report, samples).plan()
-
-
-def test_one_sample_serves_all_ends_and_the_plan_says_so(planner: Any, report: Any) -> None:
-    result = _short(planner(Budget(attention=1)), report, 1).plan()
-    assert result.plan.predicted_on == "searched"
-    assert result.plan.judged_on == result.plan.chosen_on
-    assert "text of the search" in result.words()
 
 
 @pytest.mark.parametrize(
@@ -368,7 +331,7 @@ def test_memory_that_asks_for_no_plan_is_refused_before_the_model_is_loaded(plan
         planner(Budget(fits=Memory(10**9, 65)), sizes=sizes)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "bert", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi", "bert"])
 def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> None:
     model = (other := tiny_loaded(family)).model
     sizes = module_sizes(other)

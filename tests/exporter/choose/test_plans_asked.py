@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,24 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.artifacts import (
-    PlannedDeletion,
     PruningPlan,
-    ReplacementsRef,
 )
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory, SearchOptions
 from exporter.choose.budgets.by_scores import (
-    FEWEST_TOKENS,
-    SEARCH_S,
-    USUAL_DROPS,
-    affordable_shortlist,
-    affordable_tokens,
     by_scores_inside,
-    search_runs,
 )
-from exporter.choose.budgets.figures import size_figures
 from exporter.choose.budgets.options import (
-    Option,
-    PlanCandidate,
     bytes_of,
     goals_of,
     numbers_of,
@@ -52,9 +40,7 @@ from exporter.errors import (
     UnmetGoalError,
     UsageError,
 )
-from exporter.heal.options import HealOptions
 from exporter.options import build, values_of
-from exporter.score.options import ScoreOptions
 from tests.made_reports import importance_of
 from tests.made_tables import made_table
 from tests.raising import raises, tells
@@ -162,32 +148,24 @@ def _invoked(*call: str) -> BaseException | None:
     ("options", "code", "field"),
     [
         (["--faster", "1.2x"], "needs-graph", "--onnx"),
-        (["--faster", "1.2y"], 2, ""),
         (["--fits", "8GB"], "needs-graph", "--onnx"),
         (["--at", "batch=1", "--drop-attn", "1"], "options-clash", "--at"),
-        (["--at", "prompts=3"], 2, ""),
         (["--check-text", "self", "--parameters", "10%", "--heal", "none"], 2, ""),
         (["--onnx", "GRAPH", "--drop-attn", "1"], "options-clash", "--onnx"),
         (["--threads", "2", "--parameters", "10%"], "options-clash", "--threads"),
-        (["--provider", "cuda", "--parameters", "10%"], "options-clash", "--provider"),
-        (["--time-budget", "9s", "--parameters", "10%"], "options-clash", "--time-budget"),
         (["--parameters", "10"], 2, ""),
         (
             ["--parameters", "10%", "--search", "one-shot"],
             "options-clash",
             "--search one-shot",
         ),
-        (["--context", "x"], 2, ""),
         (["kinds: attention,head", "--parameters", "1%"], "option-value", "kinds"),
         (["--heal", "bias"], "nothing-asked", "--fits"),
         (["sequences: 4", "--drop-attn", "1"], "options-clash", "sequences"),
-        (["sequences: 4", "--parameters", "10%"], "options-clash", "sequences"),
         ([], "nothing-asked", "--fits"),
         (["--drop-joint", "6", "--search", "greedy"], "too-many", 5),
         (["--drop-block", "3", "--search", "greedy"], "too-many", 2),
         (["--drop-block", "1"], "too-many", "--blocks"),
-        (["--drop-block", "1", "--protect", "first"], "too-many", "--blocks"),
-        (["--keep-first", "3"], "nothing-to-drop", 3),
         (["--keep-first", "4"], "nothing-to-drop", 3),
         *(
             (["--keep-first", "2", name, value], "options-clash", name)
@@ -230,39 +208,6 @@ def test_a_budget_is_held_by_measured_damage_alone(budget: Budget) -> None:
         PlanSettings(SearchOptions("one-shot")).for_budget(budget)
     assert PlanSettings().for_budget(budget).search.search == "greedy"
     assert PlanSettings().for_budget(Budget(attention=1)).search.search == "one-shot"
-
-
-def test_a_search_weighs_the_replacements_that_it_fits_in_its_own_way() -> None:
-    def settled(search: Any = "greedy", **heal: Any) -> PlanSettings:
-        options = HealOptions(**heal)
-        settings = PlanSettings(SearchOptions(search), heal=options, calibration=("a.txt",))
-        return settings.for_budget(Budget(attention=1))
-
-    with raises(UsageError, "", "--heal"):
-        settled(calibration=("mine.txt",))
-    assert settled(None, calibration=("mine.txt",)).heals_afterwards
-    assert not settled(calibration=("a.txt",)).heals_afterwards
-    training = settled(kind="distill", replacements="linear", rank=4)
-    assert (training.weighed, training.heals_afterwards) == (HealOptions(kind="linear"), True)
-    bare = settled(kind="distill")
-    assert (bare.weighed, bare.heals_afterwards) == (None, True)
-    assert not settled(kind="best").heals_afterwards
-
-
-def _healed(folder: Path) -> PruningPlan:
-    """A plan with its numbers beside it, not yet written."""
-    (folder / "plan.safetensors").write_bytes(b"numbers")
-    return PruningPlan(
-        deletions=[PlannedDeletion(layer=1, kind="attention", replacement="linear")],
-        replacements=ReplacementsRef(path="plan.safetensors", sha256="1" * 64),
-    )
-
-
-@pytest.mark.parametrize("schema", [PlanSettings, ScoreOptions])
-def test_a_mixture_names_each_text_once(schema: Any) -> None:
-    with raises(OptionError, "options-clash", "calibration"):
-        schema(calibration=("a.txt", "b.txt", "a.txt"))
-    assert schema(calibration=("a.txt", "b.txt")).calibration == ("a.txt", "b.txt")
 
 
 @pytest.mark.parametrize(
@@ -368,36 +313,6 @@ def test_an_export_without_a_goal_saves_time_and_heals_unless_it_is_the_papers_w
     assert (request.heal and request.heal.kind) == kind
 
 
-def test_the_usual_request_is_made_faster_where_none_is_named() -> None:
-    assert build(Budget, {"faster": "1.2x"}) == Budget(target_speedup=1.2)
-    assert Budget(target_speedup=1.2).at == RequestShape(batch=1, prompt=512, new=64)
-    assert build(Budget, {"faster": 1.2, "at": AT}).at == AT
-    assert build(Budget, {"parameters": 0.1}).at is None
-
-
-def test_costs_that_can_not_be_right_foretell_nothing() -> None:
-    cut = PlanCandidate(tuple(Option((name,)) for name in NAMES[:3]))
-
-    def told(saved_ms: float) -> dict[str, float]:
-        table = made_table({name: {"none": saved_ms} for name in NAMES}, at=AT)
-        inputs: Any = SimpleNamespace(budget=Budget(at=AT), sizes=SIZES, costs=table)
-        return size_figures(inputs, cut, None)
-
-    assert told(20.0)["speedup"] == 2.5
-    assert "speedup" not in told(40.0)
-    assert told(40.0)["parameters"] == told(20.0)["parameters"]
-
-
-def test_a_first_look_that_trains_nothing_takes_no_time_for_a_training() -> None:
-    result = ["model", "-o", "out", "--quick", "--time", "5m"]
-    with raises(OptionError, "options-clash", "--quick", "--time"):
-        export.read(result)
-    heal = export.read([*result, "--heal", "distill"]).request.heal
-    assert heal is not None
-    assert (heal.kind, heal.time_s) == ("distill", 300.0)
-    assert export.read(["model", "-o", "out", "--time", "5m"]).request.heal is not None
-
-
 @pytest.mark.parametrize(
     ("counts", "given", "protect"),
     [
@@ -417,19 +332,6 @@ def test_the_ends_stay_as_far_as_others_are_enough(
     report = importance_of({kind: [0.1] * 6 for kind in ("attention", "mlp")})
     result = by_scores_inside(SearchOptions(protect=given), report, counts, allow_all=False)
     assert (result.search, result.protect) == ("one-shot", protect)
-
-
-def test_a_search_gets_the_tokens_and_candidates_that_its_time_allows() -> None:
-    many = affordable_tokens(10**8, runs=50, operations_per_s=1e12)
-    assert many == 10 * affordable_tokens(10**8, runs=50, operations_per_s=1e11)
-    assert many > FEWEST_TOKENS
-    assert affordable_tokens(10**10, runs=50, operations_per_s=1e11) == 0
-    given = (10**7, 12), (10**7, 5), (3 * 10**8, 12), (10**10, 12), (10**6, 0)
-    counts = [affordable_shortlist(parameters, 60, 1e11, most) for parameters, most in given]
-    assert counts == [12, 5, counts[2], 1, 60]
-    assert 1 < counts[2] < 12
-    taken = search_runs(60, USUAL_DROPS, counts[2]) * 2 * 3e8 * FEWEST_TOKENS
-    assert taken < SEARCH_S * 1e11
 
 
 NUMBER = {"importance": Path("i.json"), "drop_mlp": 1}

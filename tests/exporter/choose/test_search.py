@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.artifacts.stacks import Stacks
-from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors, SearchOptions
 from exporter.choose.budgets.greedy import Search, greedy
 from exporter.choose.budgets.limits import QualityCheck, RememberingMeter, searched_meter
@@ -28,7 +27,6 @@ from exporter.choose.budgets.options import (
     numbers_of,
     options_for,
     protected_names,
-    with_gains,
 )
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
@@ -327,16 +325,6 @@ def test_an_option_that_is_beaten_in_both_is_never_tried() -> None:
         assert (tried == {"bias"}) is (own is worse)
 
 
-def test_an_option_that_gains_much_more_is_tried_though_it_gives_back_less() -> None:
-    _, options, unit = made_case(0)
-    share = {"none": 0.0, "bias": 0.3, "linear": 0.9}
-    known = [replace(option, given_back=share[option.replacement]) for option in options]
-    kept = {(o.names, o.replacement) for o in with_gains(known, unit)}
-    # A bias gains 0.98 of nothing's gain, a linear map 0.7: the map doesn't beat the bias.
-    assert kept == {((name,), how) for name in NAMES for how in ("bias", "linear")}
-    assert len(with_gains(options, unit)) == len(options)
-
-
 def names_in(options: Sequence[Option]) -> list[Any]:
     return [name for option in options for name in option.names]
 
@@ -420,16 +408,6 @@ def test_a_shortlist_measures_less() -> None:
     assert few.measured[1 : 1 + len(first)] == [frozenset([name]) for name in first]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_what_looked_better_before_is_measured_again(seed: int) -> None:
-    """Where damage only adds up to more, a shortlist chooses as all would."""
-    few, all_ = made_meter(seed, layers=6), made_meter(seed, layers=6)
-    for meter in (few, all_):
-        meter.together = {pair: abs(extra) * 0.1 for pair, extra in meter.together.items()}
-    assert chosen(few, goal=4, shortlist=4) == chosen(all_, goal=4)
-    assert len(few.measured) < len(all_.measured)
-
-
 def test_what_never_was_measured_gets_its_turn() -> None:
     meter = made_meter(1, layers=8, pairs=0.0)
     prior = {name: -price for name, price in meter.alone.items()}  # as wrong as can be
@@ -477,20 +455,6 @@ def test_replacements_are_known_again_by_their_numbers(tmp_path: Path) -> None:
     assert measured(fitted(2.0), fitted(1.0)) == 0
     assert measured(fitted(3.0)) == 2
     assert measured(BranchReplacement(torch.full((4,), 1.0))) == 2
-
-
-@pytest.mark.parametrize("value", [5, [], {}, {"x": [1]}, {"kl_sums": "many"}, None])
-def test_what_was_measured_of_another_model_or_is_no_damage_is_measured_again(
-    tmp_path: Path, value: Any
-) -> None:
-    journal, about = tmp_path / "journal", {"model": "b"}
-    RememberingMeter(made_meter(4), journal, {"model": "a"}).measure_many({}, [])
-    if value is not None:
-        Store(journal, about).keep("whole", value)
-    for measured in ([frozenset()], []) if value is None else ([frozenset()],):
-        meter = made_meter(5)
-        RememberingMeter(meter, journal, about).measure_many({}, [])
-        assert meter.measured == measured
 
 
 @pytest.mark.parametrize("changed", ["depthcut", "transformers", "mask"])

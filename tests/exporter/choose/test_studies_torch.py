@@ -9,7 +9,6 @@ import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -33,12 +32,10 @@ from exporter.compare.options import TaskOptions
 from exporter.errors import (
     CalibrationError,
     ComparisonError,
-    ExportError,
     HealingError,
     PlanError,
     ScoringError,
 )
-from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.loading.model_source import load_model
 from tests.made_tables import made_table
 from tests.raising import ends_in, raises, tells
@@ -334,18 +331,6 @@ def test_int8_stands_beside_the_whole_and_the_recommended_cut(
     assert measured(most_increase=most, kept=tmp_path, **asked).int8 == report.int8
 
 
-@pytest.mark.parametrize("short", [True, False])
-def test_without_int8_the_report_says_why(
-    measured: Any, monkeypatch: pytest.MonkeyPatch, short: bool
-) -> None:
-    monkeypatch.setattr(depths._Study, "in_int8", IN_INT8)
-    monkeypatch.setattr(depths, "write_form", Mock(side_effect=ExportError("it can't be.")))
-    monkeypatch.setattr(depths, "available_bytes", lambda: 1000 if short else None)
-    report = measured(ways=("mlp",))
-    assert report.int8 == []
-    assert tells(report.no_int8, "0.0 GB") if short else report.no_int8 == "it can't be"
-
-
 def test_an_interrupted_measurement_goes_on(
     loaded: Any, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,40 +399,3 @@ def test_tasks_are_those_of_the_cut_model(loaded: Any, measured: Any, task: Task
     assert [row.candidate for row in cell.tasks] == [row.baseline for row in cut]
     assert [row.baseline for row in cell.tasks] == [row.baseline for row in whole]
     assert {row.items for row in cell.tasks} == {12}
-
-
-def test_interrupted_tasks_go_on(
-    loaded: Any, task: TaskOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, score_tasks, installed = [], depths.score_tasks, metadata.version
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return score_tasks(*arguments, **named)
-
-    def compared(cuts: Any, asked: TaskOptions = task) -> Any:
-        return depths.compared_tasks(loaded, asked, cuts, kept=kept)
-
-    monkeypatch.setattr(depths, "score_tasks", counted)
-    cuts: Any = {n: {(n, "mlp"): NOTHING} for n in range(2)} | {"again": {(0, "mlp"): NOTHING}}
-    kept = tmp_path / "tasks.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        compared(cuts)
-    with kept.open("a") as file:
-        file.write('{"name": "ml')
-    again = compared(cuts)
-    assert len(calls) == 5  # whole, first, cut short; whole, second
-    with monkeypatch.context() as patch:  # nothing is prepared where all is kept
-        patch.setattr(depths, "saved_folder", Mock(side_effect=AssertionError))
-        assert again == compared(cuts)
-    assert len(calls) == 5
-    assert again["again"] == again[0]
-    monkeypatch.setattr(
-        metadata, "version", lambda name: "9" if name == "depthcut" else installed(name)
-    )
-    compared({0: cuts[0]})
-    assert len(calls) == 7  # of other versions; whole and first
-    few = compared({0: cuts[0]}, replace(task, task_limit=2))
-    assert few[0][0].items == 2

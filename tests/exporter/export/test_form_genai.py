@@ -27,7 +27,7 @@ from graph_passes.files.storage import load_model
 from graph_passes.fusing.logits_to_keep import KEEP
 from tests.engine_support import in_steps
 from tests.reading import Heard
-from tests.text_graphs import write_tokenizer
+from tests.text_graphs import write_llama_folder
 from tests.tiny_models import tiny_loaded
 
 pytestmark = [pytest.mark.genai, pytest.mark.usefixtures("exports_once")]
@@ -38,21 +38,8 @@ PROMPT, NEW = [5, 9, 20, 33, 7, 11, 13], 6
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with a random Llama of three layers and a word tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
-        initializer_range=0.2, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(folder)
-    return folder
+    sizes = {"vocab_size": 96, "hidden_size": 64, "initializer_range": 0.2, "pad_token_id": 0}
+    return write_llama_folder(tmp_path_factory.mktemp("llama"), **sizes)
 
 
 @pytest.fixture(scope="module")

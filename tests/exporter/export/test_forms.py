@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
-from exporter.cli import cli, run
+from exporter.cli import cli
 from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.errors import ExportError, MissingDependencyError, UsageError
@@ -33,7 +33,7 @@ from graph_passes.files.storage import load_model as load_graph
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
-from tests.reading import data_of, in_file, names_in
+from tests.reading import data_of, names_in
 from tests.tiny_models import check_export
 
 USUAL: dict[str, Any] = {
@@ -205,27 +205,6 @@ def test_what_can_not_be_rewritten_is_told(
     assert done == passes
     assert result == remark if remark is None else remark in str(result)
     assert any(node.op_type == "TensorScatter" for node in model.graph) == (len(passes) == 2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["cache_length: 9999"], "caches of --target portable have no fixed length"),
-        (
-            ["--target", "tensorrt-rtx", "cache_length: 256", "--decode-past", "256"],
-            "cache_length (of a --config file) is too short for what is measured",
-        ),
-        (["builds: 2"], "--engine"),
-    ],
-)
-def test_what_contradicts_is_told_before_anything_is_loaded(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    call = ["export", "nowhere", "-o", str(out), "--drop-attn", "1"]
-    assert run([*call, *in_file(tmp_path, arguments)]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
-    assert not out.exists()
 
 
 def model(value: float) -> ir.Model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from exporter.artifacts.plans import read_plan
 from exporter.artifacts.servers import SERVERS, refuse_unheld
 from exporter.errors import (
     HealingError,
-    MissingDependencyError,
     OptionError,
     PlanError,
     TextSourceError,
@@ -29,7 +27,6 @@ from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from graph_passes.files import placing
 from tests.raising import raises, tells
-from tests.reading import Heard
 from tests.text_graphs import WORDS, write_tokenizer
 from tests.tiny_models import planned
 
@@ -45,7 +42,7 @@ from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.ablation.branch_replacements import branches_replaced  # noqa: E402
 from exporter.models.loading.model_source import load_model  # noqa: E402
 from exporter.models.tasks import Tokens  # noqa: E402
-from exporter.models.texts.calibration import calibration_text, seed_of  # noqa: E402
+from exporter.models.texts.calibration import calibration_text  # noqa: E402
 from exporter.models.texts.documents import keys_of  # noqa: E402
 from exporter.models.texts.sources import read_texts  # noqa: E402
 
@@ -200,15 +197,6 @@ def test_both_halves_of_what_is_held_out_are_mixtures(
     assert same == [False, *[True] * (1 + others)]
 
 
-@pytest.mark.parametrize(("kind", "both"), [("best", True), ("linear", False)])
-def test_a_sample_that_serves_both_ends_is_warned_of(
-    loaded: Any, texts: tuple[str, str], write: Any, kind: Any, both: bool
-) -> None:
-    healing = healed(loaded, (write("two", count=40), texts[1]), kind=kind).report.healing
-    warned = any("choose how to heal and judge" in one for one in healing.warnings)
-    assert warned is both
-
-
 def chosen_part(loaded: Any, source: str, samples: int, length: int = 16, **more: Any) -> Any:
     return calibration_text(loaded, source, samples=samples, sequence_length=length, **more).part
 
@@ -243,17 +231,6 @@ def test_what_has_chosen_judges_nothing_and_is_fitted_on_only_where_the_text_is_
     assert again or not first & second
 
 
-@pytest.mark.parametrize(("seed", "expected"), [(0, 1), (3, 0)])
-def test_text_that_the_model_samples_is_another_than_what_has_chosen(
-    seed: int, expected: int, loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    part = chosen_part(loaded, "self", 2, seed=seed)
-    result = healing_texts(loaded, asked(("self", texts[0])), chosen_on=[part])
-    assert seed_of(result.fitting.ref.source) == expected
-
-
 @pytest.mark.parametrize(
     ("name", "samples", "chosen_on", "on"),
     [
@@ -275,29 +252,6 @@ def test_a_text_that_is_too_short_for_four_parts_is_told_of(
     assert (len(set(parts)) == len(parts)) == ((name, samples) != ("short", 12))
     assert outcome.plan.predicted_on == on
     assert outcome.report.healing.warnings or name != "short"
-
-
-@pytest.mark.parametrize(
-    ("cause", "error", "code"),
-    [
-        ("quantized", HealingError, "quantized"),
-        ("old", MissingDependencyError, "too-old"),
-        ("missing", MissingDependencyError, ""),
-    ],
-)
-def test_what_can_not_be_trained_costs_no_text(
-    cause: str, error: Any, code: str, loaded: Any, texts: tuple[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: pytest.fail("read"))
-    if cause == "quantized":
-        monkeypatch.setattr(loaded.model, "is_quantized", True, raising=False)
-    elif cause == "missing":
-        monkeypatch.setitem(sys.modules, "peft", None)
-    else:
-        monkeypatch.setattr("peft.__version__", "0.9.1")
-    with raises(error, code):
-        healed(loaded, texts, kind="distill")
 
 
 @pytest.fixture
@@ -492,18 +446,6 @@ def test_the_checkpoint_of_a_healed_plan_is_the_healed_model(
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     for taken in (tmp_path / "taken", checkpoint):
         assert command_line.run([*written, str(taken)]) == 2
-
-
-@pytest.mark.parametrize("of_this_model", [True, False])
-def test_a_plan_of_another_model_is_healed_with_a_warning(
-    loaded: Any, texts: tuple[str, str], of_this_model: bool
-) -> None:
-    options, heard = HealOptions(kind="bias", calibration=texts[:1], **SHORT), Heard()
-    meant = loaded.ref.sha256 if of_this_model else "f" * 64
-    plan = PruningPlan(deletions=PLAN[:1], made_from={"model": meant})
-    made = heal(loaded, plan, options, progress=heard)
-    assert any(meant[:8] in line for line in heard.lines) is not of_this_model
-    assert made.plan.made_from["model"] == loaded.ref.sha256
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from exporter.heal.options import HealOptions
 from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.pairs import PairReader, paired_text, read_pairs
-from exporter.models.texts.samples import Batch
 from exporter.models.texts.sources import Part
 from graph_passes.types import SublayerRef
 from tests.raising import raises
@@ -34,10 +33,10 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch")
 
-from exporter.heal.automatic import USUAL_TIME_S, in_turn, settled  # noqa: E402
+from exporter.heal.automatic import USUAL_TIME_S, settled  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Teacher  # noqa: E402
-from exporter.heal.healed import heal, measured_text  # noqa: E402
+from exporter.heal.healed import heal  # noqa: E402
 from exporter.heal.texts import healing_texts, texts_of_pairs  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
 from exporter.models.sentence_folder import MEAN  # noqa: E402
@@ -144,17 +143,6 @@ def test_healing_brings_back_what_the_model_answers(
     assert values[1] == pytest.approx(after, abs=1e-4)  # adapters are merged in float32
 
 
-def test_a_reranker_s_texts_are_measured_two_at_a_time_at_least() -> None:
-    loaded, cut = loaded_bert(1), dict.fromkeys(NAMES, NOTHING)
-    ids = np.random.default_rng(0).integers(4, 60, (6, 8))
-    text = CalibrationText.unpadded(ids, "t", "0" * 64)
-    one, two = (
-        measured_text(loaded.model, "calibration", text, cut, cut, batch_size=size)
-        for size in (1, 2)
-    )
-    assert one == two
-
-
 def test_the_loss_of_classes_is_their_divergence_and_of_a_single_logit_its_error() -> None:
     torch.manual_seed(0)
     task, of_labels = Classes(None), Classes(None)
@@ -175,16 +163,6 @@ def test_the_loss_of_classes_is_their_divergence_and_of_a_single_logit_its_error
     kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     result = float(of_labels.loss(student, teacher, mask))
     assert result == pytest.approx(float(kl.mean()), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("head", "weight"), [("SequenceClassification", 2), ("TokenClassification", 5), ("", 2)]
-)
-def test_a_lesson_counts_by_what_its_loss_is_averaged_over(head: str, weight: int) -> None:
-    model = tiny_loaded("bert", head=head).model
-    mask = np.array([[True, True, True], [True, True, False]])
-    lesson = Batch(0, (0, 1), np.full((2, 3), 4), mask)
-    assert Teacher(Student(model, {}, "all", None), keeps=False).weight(lesson) == weight
 
 
 def test_the_loss_is_that_of_the_mean_states() -> None:
@@ -214,17 +192,6 @@ def test_a_reranker_s_nearness_does_not_hang_on_the_size_of_its_logits(scale: fl
     expected = 0.05 * float(whole.var(correction=0))
     assert teacher.nearness(expected, lessons) == pytest.approx(0.05, rel=1e-3)
     student.close()
-
-
-def test_a_cut_that_is_near_is_trained_at_a_lower_rate() -> None:
-    from exporter.heal.distill.training import usual_rate
-
-    assert usual_rate("adapters", None, 2.0) == 2e-3
-    assert usual_rate("adapters", 5.0, 2.0) == 2e-3
-    assert usual_rate("adapters", 0.2, 2.0) == usual_rate("adapters", 0.2) == 1e-3
-    assert usual_rate("adapters", 0.05, 2.0) == usual_rate("adapters", 0.05) == 5e-4
-    assert usual_rate("adapters", 5.0) == 1e-3
-    assert 0 < usual_rate("adapters", -1e-9) == usual_rate("adapters", 0.0) < 1e-5
 
 
 def image_classifier(model_type: str = "vit") -> Any:
@@ -366,27 +333,3 @@ def test_what_a_machine_can_not_afford_is_not_trained(
     assert result.kind == kind
     assert result.time_s == (USUAL_TIME_S if kind == "distill" else None)
     assert result.tokens == (1000 if kind == "distill" else HealOptions().tokens)
-
-
-@pytest.mark.parametrize(("family", "tokens"), [("llama", 200_000), ("bert", 600_000)])
-@pytest.mark.parametrize("kind", ["auto", "distill"])
-def test_a_training_has_the_tokens_of_its_models_kind(
-    monkeypatch: pytest.MonkeyPatch, family: str, tokens: int, kind: Any
-) -> None:
-    monkeypatch.setattr("exporter.heal.automatic.available_bytes", lambda: 1 << 40)
-    monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": 1e14, "cuda": 1e14})
-    loaded = tiny_loaded(family)
-    assert settled(HealOptions(kind=kind), loaded).tokens == tokens
-    assert settled(HealOptions(kind=kind, tokens=5), loaded).tokens == 5
-    assert in_turn(HealOptions(kind=kind), loaded)[0].tokens == tokens
-
-
-def test_what_auto_takes_next_is_asked_for_with_options_that_it_has() -> None:
-    heal_options = HealOptions(kind="auto", tokens=1000, replacements="linear", rank=4)
-    loaded = tiny_loaded("llama")
-    assert [item.kind for item in in_turn(replace(heal_options, kind="distill"), loaded)] == [
-        "distill"
-    ]
-    _, folded, best = in_turn(heal_options, loaded)
-    assert (folded.kind, folded.replacements, folded.rank) == ("fold", "linear", 16)
-    assert (best.kind, best.replacements) == ("best", "none")

@@ -149,15 +149,6 @@ def test_a_damaged_result_is_made_again(checkpoint: Path, again: Path) -> None:
     assert heard.reused == ["score", "plan", "export", "measure"]
 
 
-def test_a_plan_by_hand_is_walked(checkpoint: Path, again: Path, tmp_path: Path) -> None:
-    plan = json.loads((again / "plan.json").read_text())
-    plan |= {"deletions": [{"layer": 0, "kind": "block"}], "importance_sha256": None}
-    (tmp_path / "mine.json").write_text(json.dumps(plan))
-    report, _ = _walk(_request(checkpoint, again, drops=DropRequest(plan=tmp_path / "mine.json")))
-    assert [(d.layer, d.kind) for d in report.plan] == [(0, "block")]
-    assert report.arms.candidate.kv_cache_bytes_per_token == 2 * 2 * 2 * 8 * 4
-
-
 def test_a_plan_by_hand_needs_no_scores_where_there_is_no_report(
     checkpoint: Path, again: Path, tmp_path: Path
 ) -> None:
@@ -316,25 +307,6 @@ def test_export_takes_every_option_that_says_how_compare_judges() -> None:
     }  # export makes its own arms
     names = [set(command.leaves) for command in (compare, export)]
     assert names[0] - own <= names[1]
-
-
-def test_extra_files_of_the_tokenizer_go_to_both_arms(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import exporter.models.loading.model_files as model_files
-
-    save = model_files.save_pretrained_files
-
-    def with_templates(loaded: Any, folder: Path) -> None:
-        save(loaded, folder)
-        (folder / "additional_chat_templates").mkdir()
-        (folder / "additional_chat_templates" / "tool_use.jinja").touch()
-
-    monkeypatch.setattr(model_files, "save_pretrained_files", with_templates)
-    write_models(_request(checkpoint, tmp_path / "out"))
-    for arm in ("baseline", "candidate"):
-        folder = tmp_path / "out" / arm / "additional_chat_templates"
-        assert (folder / "tool_use.jinja").exists()
 
 
 def test_a_foreign_folder_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from exporter.artifacts import ImportanceReport, PlanParts, PruneReport, PruningPlan
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory, SearchOptions
-from exporter.cli.export import export
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare as compare_folders
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
@@ -38,7 +37,7 @@ from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.options import ScoreOptions
 from tests.raising import raises
-from tests.reading import in_file, leaves_of
+from tests.reading import leaves_of
 from tests.tiny_models import made_loaded, write_recordings, write_sound, write_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
@@ -164,19 +163,6 @@ def test_each_graph_and_a_generation_are_timed_and_judged(whisper: tuple[Path, A
     assert arms.candidate.parameters < arms.baseline.parameters
     assert arms.candidate.kv_cache_bytes_per_token in (256, 512)
     assert arms.baseline.kv_cache_bytes_per_token == 512  # 2 layers, 2 parts, 32 floats
-
-
-def test_everything_is_written_that_a_reader_wants(whisper: tuple[Path, Any]) -> None:
-    out, report = whisper
-    for arm in ("baseline", "candidate"):
-        names = {path.name for path in (out / arm).iterdir()}
-        assert {f"{graph}.onnx" for graph in GRAPHS} <= names
-        assert {"config.json", "generation_config.json", "preprocessor_config.json",
-                "tokenizer.json"} <= names  # fmt: skip
-    assert str(report.arms.candidate.path) == str(out / "candidate")
-    text = (out / "report.md").read_text()
-    assert "cross-attention" in text
-    assert "<svg" in (out / "report.html").read_text()
 
 
 def test_valid_stages_are_reused_and_other_recordings_are_not(
@@ -363,16 +349,6 @@ def test_an_option_without_effect_is_refused(name: str) -> None:
     assert caught.value.code in codes
 
 
-def test_a_first_look_asks_for_nothing_that_is_refused(tmp_path: Path) -> None:
-    source = write_source(tmp_path / "source", "bart")
-    words = [str(source), "-o", "out", "--drop-joint", "2", "--quick"]
-    call = export.read(words)
-    in_stacks(call.request, QUIET)
-    assert call.request.score.samples == 8
-    with raises(UsageError, "one-graph-option", "agreement_prompts"):
-        in_stacks(export.read(in_file(tmp_path, [*words, "agreement_prompts: 3"])).request, QUIET)
-
-
 @pytest.mark.parametrize("family", ["whisper", "bart"])
 def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
     tmp_path: Path, family: str
@@ -394,43 +370,6 @@ def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
     with raises(ComparisonError, "same-text"):
         export_model(request_for(source, tmp_path / "out", **result))
     assert not (tmp_path / "out").exists()
-
-
-def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Path) -> None:
-    out, report = whisper
-    arms = out / "baseline", out / "candidate"
-    again = compare_folders(*arms, compare(), resume=tmp_path)
-    measured = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert measured  # kept, so that an interrupted call goes on
-    compare_folders(*arms, compare(), resume=tmp_path)
-    assert measured == {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert {(d.layer, d.kind) for d in again.plan} == {(d.layer, d.kind) for d in report.plan}
-    assert again.accuracy.perplexity is None  # nothing is named, so they read noise
-    assert again.accuracy.kl_divergence > 0
-    with raises(UsageError, "one-graph-option", "other_text"):
-        compare_folders(*arms, compare(other_text="a.txt"))
-
-
-def stack_files(folder: Path) -> Path:
-    """A folder that is taken for an encoder-decoder's by its files' names."""
-    folder.mkdir()
-    for graph in GRAPHS:
-        (folder / f"{graph}.onnx").touch()
-    return folder
-
-
-def test_an_encoder_decoder_is_compared_with_its_like_alone(tmp_path: Path) -> None:
-    one, other = (stack_files(tmp_path / name) for name in ("one", "other"))
-    for kind in ("torch", "openvino"):
-        with raises(ComparisonError, "different-kinds", f"{kind}:{one}"):
-            compare_folders(f"{kind}:{one}", f"{kind}:{other}")
-    file = tmp_path / "model.onnx"
-    file.touch()
-    with raises(ComparisonError, "different-kinds", file):
-        compare_folders(one, other, also=[file])
-    for arms in ((one, file), (file, one)):
-        with raises(ComparisonError, "different-kinds", file):
-            compare_folders(*arms)
 
 
 @pytest.mark.parametrize("told", ["the caller", "the plan's parts", "the graphs' notes"])

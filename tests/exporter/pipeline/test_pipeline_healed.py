@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from contextlib import nullcontext
@@ -24,7 +23,6 @@ from exporter.artifacts import (
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plans import MODEL_KEY, noted_texts
 from exporter.checkpoint.pruned_model import load_pruned
-from exporter.choose.budgets.budget import Budget
 from exporter.compare.options import CompareOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import ComparisonError, PlanError
@@ -246,12 +244,6 @@ def kinds(model: Path) -> Counter[str]:
     return Counter(node.op_type for node in load_model(model).graph)
 
 
-def parameters_of(model: Path) -> int:
-    """How many numbers a graph's initialisers hold."""
-    graph = load_model(model).graph
-    return sum(int(np.prod(value.shape.numpy())) for value in graph.initializers.values())
-
-
 def logits(folder: Path) -> Any:
     import onnxruntime
 
@@ -314,50 +306,3 @@ def test_the_healed_plan_gives_the_same_candidate_and_cuts_no_graph_with_the_old
     with raises(PlanError, "changed-weights"):
         prune_file(out / "baseline" / "model.onnx", tmp_path / "cut.onnx", LoadedPlan.read(given))
     assert not (tmp_path / "cut.onnx").exists()
-
-
-FOLD = HealOptions(kind="fold", calibration=("self",), sequence_length=16, samples=64)
-
-
-@pytest.fixture(scope="module")
-def folded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    out = tmp_path_factory.mktemp("folded") / "out"
-    drops = DropRequest(Budget(block=1))
-    return out, _walk(_request(checkpoint, out, heal=FOLD, drops=drops, checkpoint=True))[0]
-
-
-def test_the_candidate_has_nodes_and_parameters_of_the_bare_cut(
-    folded: Any, tmp_path: Path
-) -> None:
-    out, report = folded
-    assert not (out / "candidate" / "whole").exists()
-    plan, cut = PruningPlan.read(out / "plan.json"), tmp_path / "model.onnx"
-    prune_file(out / "baseline" / "model.onnx", cut, plan.deletions)
-    result = out / "candidate" / "model.onnx"
-    assert kinds(result) == kinds(cut)
-    sizes = [parameters_of(path) for path in (result, cut, out / "baseline" / "model.onnx")]
-    assert sizes[0] == sizes[1] < sizes[2]
-    assert not np.allclose(logits(out / "candidate"), logits(tmp_path), atol=1e-3)
-    assert PruneReport.read(out / "prune.json").verification.passed
-    healing = HealingReport.read(out / "healing" / "heal.json").healing
-    assert report.healing == healing
-    assert (healing.asked, healing.parameters, healing.training) == ("fold", 0, None)
-    assert healing.changed_weights > 0
-    own = next(text for text in healing.texts if text.role == "calibration")
-    assert own.figures["kl"].healed < own.figures["kl"].dropped
-
-
-def test_transformers_loads_the_checkpoint_without_our_code(folded: Any, tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    folder = shutil.copytree(folded[0] / "checkpoint", tmp_path / "hf")
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("depthcut", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    plain, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert type(plain).__module__.startswith("transformers.")
-    assert not any(loading.values())
-    with torch.inference_mode():
-        wanted = plain.eval()(torch.from_numpy(IDS)).logits.numpy()
-    assert np.allclose(logits(folded[0] / "candidate"), wanted, atol=1e-4)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,6 @@ from exporter.checkpoint.pruned_model import load_pruned
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.engines.build.profiles import Span
-from exporter.export.forms.targets import write_form
 from exporter.gate.gate import check
 from exporter.gate.limits import Limits
 from exporter.models.loading.meta_model import load_meta
@@ -27,13 +23,9 @@ from exporter.models.loading.model_source import load_model
 from exporter.models.texts.images import ImageReader, read_images
 from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.pipeline.road import export_model
-from exporter.pipeline.run import Run
-from exporter.pipeline.stages import _ranges, measure_key
-from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.options import ScoreOptions
 from exporter.score.scoring import score
-from graph_passes.files.storage import load_model as load_graph
 from tests import tiny_models
 from tests.made_reports import as_page
 from tests.raising import raises
@@ -98,40 +90,6 @@ def test_both_models_give_vectors_of_length_1_and_keep_their_files(
             assert (out / arm / name).read_text() == (out.parent / name).read_text()
 
 
-def test_usual_lengths_are_measured_again_where_they_are_asked_for(
-    pooled: tuple[Path, Any],
-) -> None:
-    out, _ = pooled
-    request = request_for(out.parent, out, pooling=True)
-
-    def key(lengths: tuple[int, ...] | None) -> Any:
-        compare = replace(request.compare, prefill_lengths=lengths)
-        return measure_key(Run(replace(request, compare=compare), QUIET))
-
-    assert key(None) == key((32,))
-    assert key(None) != key((128, 512))
-
-
-@pytest.mark.parametrize(("asked", "usual"), [({}, 32), ({"prefill_lengths": (64,)}, 64)])
-def test_engines_are_built_for_texts_of_users(
-    pooled: tuple[Path, Any], asked: dict[str, Any], usual: int
-) -> None:
-    out, _ = pooled
-    run: Any = SimpleNamespace(
-        request=SimpleNamespace(compare=CompareOptions(**asked)),
-        ledger=SimpleNamespace(path=lambda name: out / name),
-    )
-    assert _ranges(run).prompt == Span(1, usual, 2048)
-
-
-def test_without_the_option_the_graph_gives_token_states_alone(
-    pooled: tuple[Path, Any], tmp_path: Path
-) -> None:
-    source = pooled[0].parent
-    graph, _ = write_form(load_model(str(source)), tmp_path / "plain")
-    assert [value.name for value in load_graph(graph).graph.outputs] == ["last_hidden_state"]
-
-
 @pytest.mark.parametrize(
     ("head", "spoil", "kind", "code"),
     [
@@ -194,21 +152,6 @@ def test_a_reranker_is_scored_and_judged_on_pairs(exports_once: None, tmp_path: 
     assert report.accuracy.compared == "order"
     assert report.accuracy.tokens == 10  # the order of each two of 20 pairs
     assert report.accuracy.kl_divergence > 0
-
-
-@pytest.mark.long
-@pytest.mark.optimum
-@pytest.mark.parametrize("arm", ARMS)
-def test_sentence_transformers_loads_what_an_export_writes(
-    pooled: tuple[Path, Any], arm: str
-) -> None:
-    pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers brings scikit-learn and scipy"
-    )
-    folder = pooled[0] / arm
-    lines = lines_of((folder / "USE.md").read_text())
-    _, theirs = run_lines(lines["sentence-transformers"], folder)
-    assert np.allclose(theirs["vectors"], vectors(folder), atol=1e-5)
 
 
 IMAGES = 14
@@ -406,25 +349,3 @@ def test_what_an_image_model_can_not_be_judged_on_is_refused(
     arms = [labelled[0] / "out" / arm for arm in ("baseline", "candidate")]
     with raises(kind, code, *named):
         compare(*arms, judged_on(tmp_path / judged))
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "code"),
-    [
-        ("preprocessor_config.json", errors.ModelSourceError, "no-processor"),
-        ("config.json", errors.ComparisonError, "config-missing"),
-    ],
-)
-def test_what_a_folder_lacks_is_told(
-    noisy: tuple[Path, Any], tmp_path: Path, name: str, kind: Any, code: str
-) -> None:
-    pytest.importorskip("PIL")
-    place, _ = noisy
-    arms = [tmp_path / arm for arm in ("baseline", "candidate")]
-    for arm in arms:
-        shutil.copytree(place / "out" / arm.name, arm)
-        (arm / name).unlink()
-    images = tiny_models.write_images(tmp_path / "images", 2)
-    options = judged_on(images) if name != "config.json" else NOISE
-    with raises(kind, code, name):
-        compare(*arms, options)

@@ -20,18 +20,13 @@ from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
 from exporter.choose.costs.table import RequestShape
 from exporter.cli.export import export
 from exporter.errors import (
-    OptionError,
     PlanError,
     UnknownArchitectureError,
     UnmetGoalError,
-    UsageError,
 )
-from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from exporter.models.loading.model_files import save_checkpoint
-from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.request import DropRequest
-from exporter.pipeline.road import export_model, write_models
 from graph_passes.types import Replacement
 from tests.made_tables import make_times
 from tests.raising import raises
@@ -44,57 +39,10 @@ pytestmark = pytest.mark.torch
 AT = RequestShape(batch=1, prompt=8, new=2)
 
 
-def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> Any:
-    healing = None if heal == "none" else HealOptions(kind=heal)
-    return _request(checkpoint, out, drops=DropRequest(budget), heal=healing)
-
-
 @pytest.fixture
 def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
     return make_times(monkeypatch, dict.fromkeys(get_args(Replacement), 10.0), str(AT))
-
-
-@pytest.mark.long
-def test_a_plan_is_timed_on_the_baseline_and_healed(
-    checkpoint: Path,
-    tmp_path: Path,
-    made_times: list[Path],
-) -> None:
-    out = tmp_path / "out"
-    report, _ = _walk(_asked(checkpoint, out, Budget(target_speedup=1.25, at=AT)))
-    plan = PruningPlan.read(out / "plan.json")
-    assert plan.budget["target_speedup"] == 1.25
-    assert plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
-    assert [d.replacement for d in plan.deletions] == ["bias"] * 2
-    assert (out / "plan.safetensors").is_file()
-    assert report.healing == HealingReport.read(out / "plan.report.json").healing
-    assert [branch.replacement for branch in report.healing.branches] == ["bias"] * 2
-    assert PruneReport.read(out / "prune.json").verification.passed is True
-    assert [graph.name for graph in made_times] == ["model.onnx"]
-    assert all(check.passed for check in report.parity)
-    _, heard = _walk(_asked(checkpoint, out, Budget(target_speedup=1.25, at=AT)))
-    assert set(heard.reused) >= {"score", "export", "plan", "prune", "measure"}
-    before = (out / "plan.json").read_bytes()
-    with raises(PlanError, "out-of-reach", "99.0 %"):
-        _walk(_asked(checkpoint, out, Budget(parameters=0.99), "none"))
-    assert (out / "plan.json").read_bytes() == before
-
-
-def test_budgets_that_contradict_other_options_are_refused(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    result = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
-    with raises(OptionError, "options-clash") as refused:
-        replace(result, target="tensorrt")
-    assert refused.value.keys[0] == "at"
-    result = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
-    with raises(UsageError, "options-clash", "--search"):
-        replace(result, search=SearchOptions(search="one-shot"))
-    assert replace(result, search=SearchOptions(search="greedy")).search.by_damage
-    with raises(OptionError, "options-clash") as refused:
-        DropRequest(Budget(attention=1), Path("plan.json"))
-    assert refused.value.keys == ("plan",)
 
 
 def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
@@ -307,42 +255,3 @@ def test_it_writes_both_models_and_no_report(streamed: Any) -> None:
         assert {*names_in(out / arm)} >= SHIPPED
     assert len(ImportanceReport.read(out / "importance.json").scores) == 3 * 3
     assert PruneReport.read(out / "prune.json").verification.passed
-
-
-@pytest.mark.parametrize(
-    ("changes", "code", "told"),
-    [
-        ({"heal": HealOptions()}, "options-clash", ("stream",)),
-        ({"search": SearchOptions(search="greedy")}, "options-clash", ("stream",)),
-        ({"exporter": "optimum"}, "options-clash", ("stream", "exporter")),
-        ({"load": SourceOptions(trust_remote_code=True)}, "options-clash", ("load.",)),
-    ],
-)
-def test_what_needs_the_whole_model_is_refused(
-    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], code: str, told: tuple[str, ...]
-) -> None:
-    with raises(UsageError, code, *told):
-        export_model(_request(checkpoint, tmp_path / "out", stream=True, **changes))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.long
-def test_a_report_of_other_models_goes(streamed: Any, checkpoint: Path) -> None:
-    """The last one: it changes the folder."""
-    out = streamed[0]
-    stages = out / ".depthcut" / "stages.json"
-    ledger = json.loads(stages.read_text())
-    for name in ("report.json", "report.md"):
-        (out / name).write_text("{}")
-        ledger["published"][name] = sha256_file(out / name)
-    files = {name: ledger["published"][name] for name in ("report.json", "report.md")}
-    ledger["stages"]["measure"] = {"key": "of other models", "files": files, "notes": None}
-    stages.write_text(json.dumps(ledger))
-    (out / "report.md").write_text("edited by hand")
-    request = _request(
-        checkpoint, out, stream=True, compared=False, drops=DropRequest(Budget(attention=1))
-    )
-    write_models(request)
-    assert not (out / "report.json").exists()
-    assert (out / "report.md").read_text() == "edited by hand"
-    assert (out / "candidate" / "model.onnx").exists()

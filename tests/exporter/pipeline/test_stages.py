@@ -18,7 +18,6 @@ from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan, Qua
 from exporter.artifacts.plan_figures import PLAN_KINDS
 from exporter.artifacts.store import StageLedger
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
-from exporter.cli.export import export
 from exporter.errors import (
     ComparisonError,
     DepthcutError,
@@ -248,44 +247,6 @@ def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(
     with raises(ComparisonError, "same-text"):
         refuse(replace(request, quantize=fitted, compare=judged))
     refuse(replace(request, quantize=replace(fitted, scheme="int8"), compare=judged))
-
-
-def asked(*options: str) -> QuantizeSettings | None:
-    line = ["model", "-o", "out", "--drop-joint", "1", *options]
-    return export.read(line).request.quantize
-
-
-def test_options_become_settings_and_the_rest_is_the_settings_own(tmp_path: Path) -> None:
-    assert asked() is None
-    assert asked("--quantize", "int8") == EIGHT
-    config = tmp_path / "few.yaml"
-    config.write_text(
-        "block_size: 64\nsymmetric: false\naccuracy_level: 0\nembedding_bits: none\nhead_bits: 4\n"
-        "quantize_method: rtn\n"
-    )
-    assert asked(
-        "--quantize", "int4", "--calibration", "text.txt", "--config", str(config),
-    ) == QuantizeSettings(
-        "int4", "rtn", block_size=64, symmetric=False, accuracy_level=0, embedding_bits=None,
-        head_bits=4, calibration=("text.txt",),
-    )  # fmt: skip
-    sampled = asked("--quantize", "int8", "--calibration", "self")
-    assert sampled is not None
-    mixed = asked("--quantize", "int8", "--calibration", "self", "--calibration", "pydoc")
-    assert mixed.calibration == ("pydoc",)
-    assert sampled.calibration == ()  # the model that would write it is gone by then
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("block_size", 64), ("accuracy_level", 0), ("head_bits", "none"), ("quantize_method", "hqq")],
-)
-def test_how_is_nothing_without_into_what(tmp_path: Path, key: str, value: object) -> None:
-    config = tmp_path / "few.yaml"
-    config.write_text(f"{key}: {value}\n")
-    with pytest.raises(OptionError) as caught:
-        asked("--config", str(config))
-    assert "quantize" in caught.value.keys
 
 
 KEY = {"model": "m", "dtype": "float32"}

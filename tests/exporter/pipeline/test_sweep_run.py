@@ -13,7 +13,7 @@ import pytest
 from exporter.artifacts import ComparisonReport, SweepCell, SweepReport
 from exporter.cli import cli
 from exporter.cli.console import ConsoleProgress
-from exporter.errors import OnnxFileError, SweepError
+from exporter.errors import OnnxFileError
 from exporter.pipeline.sweep.job import run_job
 from exporter.pipeline.sweep.run import look, run_sweep
 from exporter.pipeline.sweep.schema import parse_sweep
@@ -176,17 +176,6 @@ def without_table(out: Path) -> None:
         (out / name).unlink()
 
 
-def test_a_report_that_was_changed_by_hand_is_not_kept(
-    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
-    (out / "cells/llama/attention-1/fp32/report.json").write_text("{}")
-    assert looked(folder, out, FILE)["attention-1/fp32"] == "missing"
-    assert looked(folder, out, FILE)["attention-1/int8"] == "done"
-    without_table(out)
-    assert set(looked(folder, out, FILE).values()) == {"missing"}
-
-
 def test_a_sweep_that_is_cut_short_leaves_what_it_has(
     folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
 ) -> None:
@@ -217,17 +206,6 @@ def test_a_model_that_can_not_be_read_fails_its_own_cells(folder: Path, tmp_path
     assert [cell.failure and cell.failure.error for cell in report.cells] == 2 * [
         "ModelSourceError"
     ]
-
-
-def test_another_s_table_is_not_written_over(folder: Path, tmp_path: Path) -> None:
-    for name in ("sweep.json", "sweep.md"):
-        out = tmp_path / name
-        out.mkdir()
-        (out / name).write_text("{}")
-        with pytest.raises(SweepError):
-            sweep(folder, out)
-        assert (out / name).read_text() == "{}"
-        assert len(list(out.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -329,13 +307,3 @@ def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(folder: Path, tmp_pat
         yield from ()
 
     run_sweep(parse_sweep(text, tmp_path / "sweep.yaml"), tmp_path / "out", runner=gone)
-
-
-def test_what_a_killed_run_left_among_the_shared_stages_goes(
-    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
-    part = out / ".depthcut" / "shared" / ".depthcut" / "results" / "export-0" / "new"
-    part.mkdir(parents=True)
-    sweep(folder, out, runner=lambda *_: iter(()))
-    assert not part.exists()

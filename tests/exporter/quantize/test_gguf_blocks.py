@@ -207,12 +207,3 @@ def test_a_gguf_file_s_blocks_are_kept_where_they_are_what_was_asked_for(
         return
     assert chosen == replace(settings, method="rtn")
     assert heard.lines == ["quantize: by the method rtn, no other was asked for"]
-
-
-def test_a_folder_is_rounded_to_nearest_and_what_was_asked_for_stays(tmp_path: Path) -> None:
-    chosen, heard = chosen_for(tmp_path, INT4)
-    assert chosen == replace(INT4, method="rtn")
-    assert len(heard.lines) == 1
-    for settings in (replace(INT4, method="hqq"), QuantizeSettings("int8-dynamic")):
-        chosen, heard = chosen_for(tmp_path, settings)
-        assert (chosen, heard.lines) == (settings, [])

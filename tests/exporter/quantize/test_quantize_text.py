@@ -22,7 +22,6 @@ from graph_passes.files.storage import load_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from tests.graph_passes.decoder_graphs import decoder_model
 from tests.raising import raises
-from tests.reading import Heard
 from tests.text_graphs import (
     INNER,
     TIED,
@@ -202,24 +201,6 @@ def test_pairs_are_what_a_reranker_reads_and_whoever_is_given_them_classes(
     assert (calibration.types is not None) is paired
     assert (len(calibration.input_ids) == 24) is paired
     assert source == "pairs" or calibration.mask.all()
-
-
-def test_pairs_beside_a_text_without_sentences_are_mixed_and_that_is_told(
-    reranker: Path, pairs: str, tmp_path: Path
-) -> None:
-    words, heard = tmp_path / "words.txt", Heard()
-    words.write_text(" ".join(WORDS * 40))
-    mixed = calibration_beside(reranker, (pairs, str(words)), 1, heard)
-    assert len(heard.lines) == 1
-    assert str(words) in heard.lines[0]
-    own, single = mixed.apart
-    assert not own.mask.all()
-    assert single.types is not None  # all of them first texts
-    assert single.mask.all()
-    assert not single.types.any()
-    settings = QuantizeSettings("int8-qdq", calibration=(pairs,))
-    done = quantize_file(reranker, tmp_path / "out" / "model.onnx", settings)
-    assert "pairs.jsonl" in str(done.record.calibration)
 
 
 @pytest.mark.rtx

@@ -110,22 +110,6 @@ def test_sampled_text_is_seeded_and_begins_anew_after_its_end(tmp_path: Path) ->
     assert (ids[:, 1:][ended] == 1).all()
 
 
-def test_fewer_samples_than_asked_for_are_told(words: Path) -> None:
-    heard = Heard()
-    loaded = tiny_loaded("llama", tiny_tokenizer())
-    text = calibration_text(loaded, str(words), samples=9, sequence_length=20, progress=heard)
-    assert text.ref.samples == 5
-    name = text.ref.source
-    assert any(name in line and tells(line, 5) and tells(line, 9) for line in heard.lines)
-    warning = f"{name}: warning: only 100 tokens; results will be imprecise"
-    assert warning in heard.lines
-    judging = Heard()
-    calibration_text(
-        loaded, str(words), samples=5, sequence_length=20, part="evaluation", progress=judging
-    )
-    assert not any("warning" in line for line in judging.lines), "its intervals tell"
-
-
 @pytest.mark.parametrize(
     ("model_type", "padding", "usable"),
     [
@@ -173,7 +157,7 @@ def test_sampled_text_is_kept_and_damaged_text_is_not_used(tmp_path: Path) -> No
     assert sample()[0] == [[5] * 16] * 2  # What is kept is what is used.
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "gpt_neox", "gemma2", "opt"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
 def test_sampling_uses_the_cache_rightly(model_type: str, tmp_path: Path) -> None:
     """Each token must be likely under the model run without a cache: the draws are the same."""
     loaded = tiny_loaded(model_type)

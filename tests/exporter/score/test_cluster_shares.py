@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 
 from exporter import cli
 from exporter.errors import ClusterError, MissingDependencyError
-from exporter.models.ablation.damage import Damage
 from exporter.progress import QUIET
 from exporter.score.cluster import pool
 from exporter.score.cluster.pool import allocate, open_pool
-from exporter.score.cluster.scoring import cut_pieces, joined_damages
+from exporter.score.cluster.scoring import cut_pieces
 from exporter.score.cluster.worker import versions
 from tests.raising import raises
 
@@ -62,16 +60,6 @@ def test_cuts_are_shared_out_where_batches_are_too_few(workers: int, parts: int)
     for start in (0, 4):
         cuts = [cut for job in jobs if job.first == start for cut in job.cuts]
         assert cuts == others
-
-
-def test_damages_are_joined_in_the_order_of_the_text() -> None:
-    def damage(value: float) -> Damage:
-        return Damage(*(np.array([value]) for _ in range(5)))
-
-    jobs = cut_pieces([0, 4], 4, [((layer, "mlp"),) for layer in range(8)])
-    result = [[damage(10 * cut[0][0] + job.first) for cut in job.cuts] for job in jobs]
-    damages = joined_damages(jobs, result)
-    assert [d.kl_sums.tolist() for d in damages] == [[10 * n, 10 * n + 4] for n in range(8)]
 
 
 def test_another_state_of_the_code_is_another_version(

@@ -20,7 +20,6 @@ from exporter.errors import (
     UnknownArchitectureError,
 )
 from exporter.models.residual_stream import LayerStates, first_tensor
-from exporter.progress import Quiet
 from exporter.score.metric import changes, cosine, ratio
 from exporter.score.options import ScoreOptions
 from exporter.score.registry import METRICS
@@ -335,32 +334,3 @@ def test_what_can_not_be_scored_is_refused_with_where_and_what(
     with raises(error, code, *fields):
         score_on(loaded, _text(change), metrics=[metric])
     assert hook_count(loaded.model) == 0
-
-
-@pytest.mark.torch
-def test_ctrl_c_leaves_no_hook() -> None:
-    loaded = tiny_loaded("llama")
-
-    class Interrupting(Quiet):
-        def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        score_on(loaded, random_text(), progress=Interrupting())
-    assert hook_count(loaded.model) == 0
-
-
-@pytest.mark.torch
-def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
-    loaded = tiny_loaded("llama")
-    report = score(loaded, ScoreOptions(samples=3, sequence_length=16), cache_dir=tmp_path)
-    assert report.metric == "cosine"
-    assert report.model == loaded.ref
-    assert report.calibration.source.startswith("self")
-    assert (report.calibration.samples, report.calibration.tokens) == (3, 48)
-    assert [(s.layer, s.kind) for s in report.scores[:4]] == [
-        (0, "attention"), (0, "mlp"), (0, "block"), (1, "attention"),
-    ]  # fmt: skip
-    assert len(report.scores) == 9
-    path = report.write(tmp_path / "importance.json")
-    assert ImportanceReport.read(path) == report

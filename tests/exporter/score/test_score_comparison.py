@@ -21,7 +21,6 @@ from exporter.errors import ScoringError, UsageError
 from exporter.score.comparison import compare_files
 from tests.made_tables import FIRST, SECOND, THIRD, scores_of, training, write_scores
 from tests.raising import ends_in, raises
-from tests.reading import in_file
 
 COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
 KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]
@@ -139,29 +138,6 @@ def test_the_command_prints_and_writes(
     assert written.agreements == compare_files([path, path]).agreements
 
 
-@pytest.mark.parametrize(
-    ("count", "more", "metrics"),
-    [
-        (2, [], {"cosine", "kl"}),
-        (2, ["--metric", "kl"], {"kl"}),
-        (2, ["metric: kl"], {"kl"}),
-        (3, [], {"cosine"}),
-    ],
-)
-def test_a_metric_can_be_chosen_and_many_files_have_one(
-    tmp_path: Path, count: int, more: list[str], metrics: set[str]
-) -> None:
-    paths = [
-        str(_write(tmp_path / f"{name}.json", {"cosine": COSINE, "kl": KL}, text=name))
-        for name in "abc"[:count]
-    ]
-    out = tmp_path / "out.json"
-    assert _compared(*paths, "-o", out, *in_file(tmp_path, more)) == 0
-    report = ScoreComparison.read(out)
-    assert [*report.texts] == paths
-    assert {ranking.ranking.metric for ranking in report.scores} == metrics
-
-
 def test_a_training_is_one_table_of_pairs_and_one_of_layers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,23 +158,6 @@ def test_a_training_is_one_table_of_pairs_and_one_of_layers(
     assert f"| 2 | {FIRST[2]:.3f} | {SECOND[2]:.3f} | {THIRD[2]:.3f} |" in text
     assert command_line.run([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "score_comparison"
-
-
-def test_a_plan_by_another_metric(tmp_path: Path, path: Path) -> None:
-    out = tmp_path / "plan.json"
-
-    def planned(*more: str) -> tuple[list[int], object]:
-        call = ["plan", str(path), "-o", str(out), "--drop-attn", "2", "-q", *more]
-        assert command_line.run(call) == 0
-        plan = json.loads(out.read_text())
-        return [one["layer"] for one in plan["deletions"]], plan["budget"].get("metric")
-
-    assert planned() == ([2, 1], None)
-    assert planned("--metric", "kl") == ([1, 2], "kl")
-    before = out.read_text()
-    assert command_line.run(["plan", str(path), "-o", str(out), "--metric", "depth",
-                             "--drop-attn", "2"]) == 2  # fmt: skip
-    assert out.read_text() == before
 
 
 @pytest.mark.parametrize(

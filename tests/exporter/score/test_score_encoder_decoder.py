@@ -17,7 +17,6 @@ from exporter.choose.budgets.options import options_for
 from exporter.errors import (
     PlanError,
     UnknownArchitectureError,
-    UsageError,
 )
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -192,13 +191,3 @@ def test_greedy_drops_no_worse_than_the_lowest_scores(tmp_path: Path) -> None:
         planner.objective_meter = never
         with raises(PlanError, "too-many", number, left):
             planner.plan()
-
-
-@pytest.mark.parametrize(
-    ("given", "named"), [({"sequence_length": 16}, "sequence_length"), ({"seed": 1}, "seed")]
-)
-def test_what_has_no_effect_on_pairs_is_refused(given: dict[str, int], named: str) -> None:
-    loaded = made_loaded("t5")
-    with raises(UsageError, "one-graph-option", named):
-        score(loaded, ScoreOptions(calibration=("random",), samples=2, **given))
-    assert score(loaded, ScoreOptions(calibration=("random",), samples=2)).scores
