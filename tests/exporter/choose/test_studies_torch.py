@@ -25,7 +25,7 @@ from exporter.artifacts import (
     PruningPlan,
 )
 from exporter.choose import depths
-from exporter.choose.budgets import meters
+from exporter.choose.budgets import limits
 from exporter.choose.costs.measuring import Effort
 from exporter.choose.costs.table import RequestShape
 from exporter.compare.options import TaskOptions
@@ -346,7 +346,7 @@ def test_an_interrupted_measurement_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(CutMeter, "measure_many", counted)
-        patch.setattr(meters, "_AT_ONCE", 1)
+        patch.setattr(limits, "_AT_ONCE", 1)
         with pytest.raises(KeyboardInterrupt):
             measured(kept=tmp_path, **asked)
         again = measured(kept=tmp_path, **asked)
