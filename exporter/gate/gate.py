@@ -61,6 +61,10 @@ _TWO_SESSIONS = (
     "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
     "of two ratios, with the interval of both."
 )
+_ONE_MEASUREMENT = (
+    "Both reports hold the same measured times, so nothing can have changed: compare again "
+    "(depthcut compare) after a change."
+)
 _NO_INTERVAL = "The report has no interval for it."
 
 
@@ -133,7 +137,7 @@ def check(
         checks=checks,
         drift=list(history.drift),
         notes=[
-            *_notes(report, checks, two_sessions=old is not None),
+            *_notes(report, checks, old),
             *history.notes,
             *_contradictions(effective),
         ],
@@ -299,7 +303,9 @@ def _contradictions(limits: Limits) -> list[str]:
     ]
 
 
-def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: bool) -> list[str]:
+def _notes(
+    report: ComparisonReport, checks: Sequence[Check], old: ComparisonReport | None
+) -> list[str]:
     arms = {"unpruned arm": report.arms.baseline, "candidate": report.arms.candidate}
     notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
     notes += [
@@ -309,7 +315,9 @@ def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: b
         if engine.check is None
     ]
     figures = [LIMITED[item.quantity] for item in checks]
-    if two_sessions and any(not (figure.places or figure.of_the_cut) for figure in figures):
+    if old is not None and report.latency and report.latency == old.latency:
+        return [*notes, _ONE_MEASUREMENT]
+    if old is not None and any(not (figure.places or figure.of_the_cut) for figure in figures):
         notes.append(_TWO_SESSIONS)
     return notes
 

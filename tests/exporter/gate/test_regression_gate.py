@@ -285,6 +285,10 @@ def test_a_report_against_itself_is_unchanged(
     ]
     result = against(gate_report(rows), gate_report(rows), Limits(max_slowdown=limit))
     assert set(verdicts(result).values()) == {"within_limit"}
+    other = gate_report([gate_row(number, candidate_ms=ms, width=width, rounds=rounds + 1)
+                         for number, ms in enumerate(medians, 1)])  # fmt: skip
+    others = against(other, gate_report(rows), Limits(max_slowdown=limit))
+    assert result.notes != others.notes
 
 
 @settings(max_examples=25)
