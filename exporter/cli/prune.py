@@ -75,8 +75,8 @@ class PruneCall(Options):
 def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     """Cut sublayers out of MODEL, an ONNX file or a folder with one. Needs no PyTorch.
 
-    Also writes a report, prune.json, next to the result, or to the file of --report. Sublayers that
-    were cut out of MODEL earlier are skipped and listed; the exit code is still 0.
+    Also writes a report, prune.json, next to the result. Sublayers that were cut out of MODEL
+    earlier are skipped and listed; the exit code is still 0.
     """
     from exporter import prune_file
 

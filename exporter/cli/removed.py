@@ -64,6 +64,7 @@ _OPTIONS = (
     ("plan export", "--objective tasks", "the objective kl"),
     ("plan export", "--search-items, --judged-items, --search-seed", "--objective kl"),
     ("plan", "--ray, --ray-workers", "score --metric kl --ray, whose scores plan takes"),
+    ("prune", "--report", "prune.json next to the result, or NAME.prune.json beside another's"),
     ("gguf", "--map-type", "gguf without it: maps are written as Q8_0"),
     ("gguf", "--shard-size", "llama.cpp's llama-gguf-split on the result"),
     ("report", "--format", "-o FILE.md, which is written as Markdown"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from exporter.option_types import OutputFile, Size
+from exporter.option_types import Size
 from exporter.options import Options, dataclass, option
 
 DEFAULT_LIMIT_BYTES = 8 * 10**9
@@ -37,9 +37,6 @@ class CutOptions(Options):
         "--copy/--no-copy",
         config_only=True,
     )
-    report_path: OutputFile | None = option(
-        None, "The report's file.", "--report", usual="prune.json next to the result"
-    )
     renumber_kv: bool = option(False, "Number the remaining KV caches from 0.", config_only=True)
     genai_config: Literal["rewrite", "none"] = option(
         "rewrite",
@@ -52,3 +49,4 @@ class CutOptions(Options):
         "Cut even if no attention and no MLP is left. Disables no other check.",
         "--allow-empty",
     )
+    reports: bool = True

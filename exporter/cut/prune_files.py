@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from exporter.models.genai_config import CONFIG_FILE, GenaiConfig, config_target
 from exporter.models.sentence_folder import stage_companions
 from graph_passes.files import storage
 from graph_passes.files.kinds import ONNX, refuse_foreign
-from graph_passes.files.locations import real
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 REPORT = "prune.json"
-_ELSEWHERE = "Name another file for the report (--report), or write the result to another folder."
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class PruneFiles:
     data: tuple[Path, ...]
     target: Path
     weights: Literal["compact", "share"]
-    report: Path
+    report: Path | None  # None: none is written
     genai: GenaiConfig | None  # beside the source; None: there is none, or it is left alone
     companions: bool = True
 
@@ -46,19 +43,19 @@ class PruneFiles:
         cls, source: Path, model: ir.Model, target: Path, plan: LoadedPlan, options: CutOptions
     ) -> PruneFiles:
         """Names the files of a cut of ``model``, which was read from ``source``."""
-        for file in (target, options.report_path):
-            if file is not None and (not file.name or file.is_dir()):
-                raise SurgeryError(
-                    f"{file} is a folder.",
-                    "Name a file in it, such as pruned.onnx.",
-                    code="is-a-folder",
-                )
-        report = options.report_path or _own_report(target)
+        if not target.name or target.is_dir():
+            raise SurgeryError(
+                f"{target} is a folder.",
+                "Name a file in it, such as pruned.onnx.",
+                code="is-a-folder",
+            )
+        report = _own_report(target) if options.reports else None
         genai = find_config(source) if options.genai_config == "rewrite" else None
         data = tuple(storage.data_files(model))
         files = cls(source, data, target, options.weights, report, genai, options.companions)
-        files._refuse_overwriting(plan)
-        _described(report)
+        inputs = [source, *data, *plan.inputs, *([genai.path] if genai else [])]
+        for file in filter(None, [target, report, files.genai_target]):
+            refuse_overwriting(file, inputs)
         storage.refuse_collision(model, target, options.weights)
         refuse_foreign(target, ONNX)
         return files
@@ -66,7 +63,7 @@ class PruneFiles:
     @property
     def all(self) -> list[Path]:
         """Every file but the config of onnxruntime-genai."""
-        return [self.source, *self.data, self.target, self.report]
+        return [self.source, *self.data, self.target, *filter(None, [self.report])]
 
     @property
     def genai_target(self) -> Path | None:
@@ -99,20 +96,6 @@ class PruneFiles:
         moves = stage_companions(self.source, self.target, stage) if self.companions else []
         moves += stage_graph_use(self.target, stage) if self.companions else []
         return [(staged, final) for staged, final in moves if final not in self.all]
-
-    def _refuse_overwriting(self, plan: LoadedPlan) -> None:
-        targets = [self.target, self.report, *filter(None, [self.genai_target])]
-        sources = [self.source, *self.data, *plan.inputs]
-        sources += [self.genai.path] if self.genai else []
-        for target in targets:
-            refuse_overwriting(target, sources)
-        for one, other in itertools.combinations(targets, 2):
-            if _same_file(one, other):
-                raise SurgeryError(
-                    f"The result and its report need a file each, but both are {one}.",
-                    "Write the result or the report under another name.",
-                    code="same-file",
-                )
 
 
 class SourceHashes:
@@ -180,9 +163,7 @@ def _described(path: Path) -> str:
         return PruneReport.read(path).target
     except ArtifactError as error:
         raise SurgeryError(
-            f"{path} is there already and is no report of a cut.", _ELSEWHERE, code="not-ours"
+            f"{path} is there already and is no report of a cut.",
+            "Write the result to another folder.",
+            code="not-ours",
         ) from error
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return real(one) == real(other) or (one.exists() and other.exists() and one.samefile(other))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +34,7 @@ from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, gra
 from exporter.optional import require
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files import storage
-from graph_passes.files.placing import Staging, staging
+from graph_passes.files.placing import staging
 from graph_passes.files.reading import copy_file
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.fusing.cache_in_place import pair_caches
@@ -203,7 +201,7 @@ def _publish(cut: _Cut) -> PruneReport:
     files, target, config = cut.files, cut.files.target, cut.files.genai_target
     text = _genai_config(cut)
     try:
-        with staging(target) as staged, _report_stage(files, staged) as report_stage:
+        with staging(target) as staged:
             stage = staged.folder
             *data, graph = _written(cut, stage)
             if files.shares_data:
@@ -214,7 +212,8 @@ def _publish(cut: _Cut) -> PruneReport:
                 (stage / config.name).write_text(text, encoding="utf-8")
                 moves.append((stage / config.name, config))
             moves += files.stage_companions(stage)
-            moves.append((report.write(report_stage / files.report.name), files.report))
+            if files.report is not None:
+                moves.append((report.write(stage / files.report.name), files.report))
             moves.append((graph, target))
             stale = storage.stale_data(target, [*data, graph], files.data)
             staged.place(moves, [*stale, *files.stale_reports])
@@ -232,16 +231,6 @@ def _genai_config(cut: _Cut) -> str:
     names = [value.name or "" for value in cut.model.graph.inputs]
     gone = [name for entry in cut.passed.deleted for name in entry.inputs_removed]
     return rewritten(cut.files.genai, cut.files.target.name, names, gone, cut.passed.kv_renumbering)
-
-
-@contextlib.contextmanager
-def _report_stage(files: PruneFiles, staged: Staging) -> Iterator[Path]:
-    """Where the report is made: on the file system that it goes to."""
-    if files.report.parent.resolve() == files.target.parent.resolve():
-        yield staged.folder
-        return
-    with staging(files.report) as other:
-        yield other.folder
 
 
 def _written(cut: _Cut, stage: Path) -> list[Path]:
@@ -335,10 +324,8 @@ def _encoder_decoder_pruned(
     options: CutOptions,
     progress: Progress,
 ) -> PruneReport:
-    with tempfile.TemporaryDirectory(prefix=".report.", dir=target.parent) as place:
-        report = Path(place) / "prune.json"
-        changed = replace(options, report_path=report, companions=False, genai_config="none")
-        return prune_file(source, target, plan, changed, model_checked=True, progress=progress)
+    changed = replace(options, reports=False, companions=False, genai_config="none")
+    return prune_file(source, target, plan, changed, model_checked=True, progress=progress)
 
 
 def _copied(source: Path, target: Path) -> PruneReport:

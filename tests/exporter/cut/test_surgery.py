@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import sys
@@ -37,8 +36,7 @@ from exporter.errors import (
     VerificationError,
 )
 from exporter.files import sha256_file, sha256_files
-from graph_passes.files import exchange as exchanging
-from graph_passes.files import placing, record, storage
+from graph_passes.files import placing, storage
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.pipeline import graph_size
 from tests.raising import raises
@@ -129,33 +127,31 @@ def test_outputs_that_are_lost_are_caught(
 
 
 @pytest.mark.parametrize(
-    ("place", "report", "kind", "code"),
+    ("place", "kind", "code"),
     [
-        ("source/model.onnx", None, UsageError, "overwrites-input"),
-        ("source/../source/model.onnx", None, UsageError, "overwrites-input"),
-        ("source/link.onnx", None, UsageError, "overwrites-input"),
-        ("source/DATA", None, UsageError, "overwrites-input"),
-        ("o/m.onnx", "source/model.onnx", UsageError, "overwrites-input"),
-        ("o/m.onnx", "o/m.onnx", SurgeryError, "same-file"),
-        ("o/m.onnx", "other", SurgeryError, "not-ours"),
-        ("source", None, SurgeryError, "is-a-folder"),
-        ("source/", None, SurgeryError, "is-a-folder"),
-        ("source/..", None, SurgeryError, "is-a-folder"),
-        (".", None, SurgeryError, "is-a-folder"),
-        ("new/" + "x" * 300 + "/m.onnx", None, OnnxFileError, "write-failed"),
+        ("source/model.onnx", UsageError, "overwrites-input"),
+        ("source/../source/model.onnx", UsageError, "overwrites-input"),
+        ("source/link.onnx", UsageError, "overwrites-input"),
+        ("source/DATA", UsageError, "overwrites-input"),
+        ("other/m.onnx", SurgeryError, "not-ours"),
+        ("source", SurgeryError, "is-a-folder"),
+        ("source/", SurgeryError, "is-a-folder"),
+        ("source/..", SurgeryError, "is-a-folder"),
+        (".", SurgeryError, "is-a-folder"),
+        ("new/" + "x" * 300 + "/m.onnx", OnnxFileError, "write-failed"),
     ],
 )
 def test_places_that_are_taken_or_none_are_refused(
-    place: str, report: str | None, kind: Any, code: str, source: Path, tmp_path: Path
+    place: str, kind: Any, code: str, source: Path, tmp_path: Path
 ) -> None:
     source.with_name("link.onnx").symlink_to(source.name)
-    (tmp_path / "other").write_bytes(b"precious")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "prune.json").write_bytes(b"precious")
     before = contents(tmp_path)
     target = Path() if place == "." else tmp_path / place.replace("DATA", data_of(source).name)
     with raises(kind, code):
-        cut(source, target, report_path=None if report is None else tmp_path / report)
+        cut(source, target)
     assert contents(tmp_path) == before
-    assert not (tmp_path / "o").exists()
     assert not (tmp_path / "new").exists()
 
 
@@ -194,11 +190,11 @@ def test_data_that_another_model_shares_stays(source: Path, tmp_path: Path) -> N
     first, second = tmp_path / "o" / "b.onnx", tmp_path / "o" / "c.onnx"
     cut(source, first, PLAN[:1])
     shared = data_of(first)
-    cut(first, second, PLAN[1:], weights="share", report_path=tmp_path / "c.json")
+    cut(first, second, PLAN[1:], weights="share")
     before = contents(tmp_path)
     for weights in ("compact", "share"):
         with raises(OnnxFileError, "weights-in-use"):
-            cut(source, shared, weights=weights, report_path=tmp_path / "b.json")
+            cut(source, shared, weights=weights)
     assert contents(tmp_path) == before
     cut(source, first)
     assert data_files(load_model(second)) == [shared]
@@ -229,38 +225,6 @@ def test_the_data_of_an_earlier_result_goes_unless_it_is_needed_or_foreign(
     assert load_model(target)
 
 
-def test_a_failed_move_brings_all_back_from_two_file_systems(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, report_path = source.with_name("m.onnx"), tmp_path / "reports" / "r.json"
-    cut(source, target, report_path=report_path)
-    before = contents(tmp_path)
-    rename, exchange = Path.rename, exchanging._exchange
-
-    def one_system(one: Path, other: Path) -> None:
-        if one.is_relative_to(source.parent) != Path(other).is_relative_to(source.parent):
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    def renamed(self: Path, final: Path) -> Path:
-        one_system(self, final)
-        return rename(self, final)
-
-    def exchanged(one: Path, other: Path) -> None:
-        one_system(one, other)
-        exchange(one, other)
-
-    def interrupted(_folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "rename", renamed)
-    monkeypatch.setattr(exchanging, "_exchange", exchanged)
-    monkeypatch.setattr(record, "sync_folders", interrupted)  # after the last move
-    for weights in ("compact", "share"):
-        with pytest.raises(KeyboardInterrupt):
-            cut(source, target, PLAN[:1], weights=weights, report_path=report_path)
-        assert contents(tmp_path) == before
-
-
 def test_a_second_cut_in_a_folder_has_a_report_of_its_own(source: Path, tmp_path: Path) -> None:
     folder, second = tmp_path / "o", tmp_path / "o" / "second.onnx"
     cut(source, folder / "first.onnx")
@@ -281,11 +245,9 @@ def test_config_and_tokenizer_go_with_a_cut_unless_told_not_to(
     for name in ("config.json", "tokenizer.json", "tokenizer.py", "report.json"):
         source.with_name(name).write_text("{}")
     for copied, folder in ((True, tmp_path / "o"), (False, tmp_path / "bare")):
-        report_path = folder / "tokenizer.json"
-        cut(source, folder / "m.onnx", companions=copied, report_path=report_path)
-        wanted = ["USE.md", "config.json"] if copied else []
-        assert names_in(folder) == [*wanted, "m.onnx", "m.onnx.*.data", "tokenizer.json"]
-        assert PruneReport.read(report_path).target == "m.onnx"
+        cut(source, folder / "m.onnx", companions=copied)
+        wanted = ["USE.md", "config.json", "tokenizer.json"] if copied else []
+        assert names_in(folder) == sorted([*wanted, "m.onnx", "m.onnx.*.data", "prune.json"])
     (tmp_path / "secret").write_text("secret")
     source.with_name("vocab.txt").symlink_to(tmp_path / "secret")
     with raises(UnsafeInputError):
