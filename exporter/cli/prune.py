@@ -219,9 +219,7 @@ def quantize(call: QuantizeCall, progress: ConsoleProgress) -> None:
     """
     from exporter import quantize_file
 
-    result = quantize_file(
-        call.model, call.output, call.settings, with_companions=True, progress=progress
-    )
+    result = quantize_file(call.model, call.output, call.settings, progress=progress)
     print_result(result, progress.as_json, *_lines(result), call.output)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from exporter.engines.usage import write_graph_use
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import ARMS, QUANTIZED, Key, Run, file_hash
 from exporter.progress import Progress
 from exporter.quantize.gguf_blocks import most_bits
-from exporter.quantize.quantize import QuantizationResult, quantize_file
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 
 _GRAPH = "model.onnx"
@@ -64,16 +63,9 @@ def quantize(run: Run, folder: Path, *, arm: str) -> None:
     run.ledger.copy(ARMS[arm], arm, target, leave_out=WRITTEN_ANEW)
     source, graph = run.ledger.path(arm) / _GRAPH, target / _GRAPH
     result = quantize_file(source, graph, settings, progress=run.progress)
-    write_graph_use(graph)
-    run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
+    sizes = f"{result.bytes_before / 1e6:,.1f} -> {result.bytes_after / 1e6:,.1f} MB"
+    counts = result.record.bits.items()
+    bits = ", ".join(f"{count} products of {width} bits" for width, count in counts)
+    run.progress.say(f"quantize: {arm}, {sizes}, {bits}")
     if result.difference.is_far:
         run.progress.say(f"quantize: {arm} gives answers far from the float model's")
-
-
-def _sizes(result: QuantizationResult) -> str:
-    return f"{result.bytes_before / 1e6:,.1f} -> {result.bytes_after / 1e6:,.1f} MB"
-
-
-def _bits(result: QuantizationResult) -> str:
-    counts = result.record.bits.items()
-    return ", ".join(f"{count} products of {width} bits" for width, count in counts)

@@ -129,20 +129,19 @@ def quantize_file(
     output: Path | str,
     settings: QuantizeSettings,
     *,
-    with_companions: bool = False,
     progress: Progress = QUIET,
 ) -> QuantizationResult:
     """Quantises the weights of an ONNX file.
 
     The graph may come from any exporter, fused or not, cut or whole. Products keep their names, the
-    graph its notes. The result and its weights appear together or not at all, after they have been
-    run once. Weight-only schemes hold one weight in memory at a time, the others the whole model.
+    graph its notes. Config and tokenizer come along. The result and its weights appear together or
+    not at all, after they have been run once. Weight-only schemes hold one weight in memory at a
+    time, the others the whole model.
 
     Args:
         source: The ONNX file.
         output: The new file.
         settings: The scheme, such as int8 or int4, and what it is calibrated on.
-        with_companions: Config and tokenizer come along.
         progress: Hears of each step.
 
     Returns:
@@ -180,8 +179,7 @@ def quantize_file(
             written = storage.write_files(result, stage, output.name, "compact")
             gap = rounding_difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)
-            moves = _companions(source, output, stage) if with_companions else []
-            moves += stage_graph_use(output, stage) if with_companions else []
+            moves = _companions(source, output, stage) + stage_graph_use(output, stage)
             moves += [(file, output.parent / file.name) for file in written]
             stale = storage.stale_data(output, written, storage.data_files(model))
             staged.place(moves, [*stale, *stale_reports(output)])

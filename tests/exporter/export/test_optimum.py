@@ -249,7 +249,7 @@ def int8(encoder: dict[str, str], tmp_path: Path) -> Path:
     add_pooling(whole, read_pooling(whole))
     cut = tmp_path / "cut" / "model.onnx"
     prune_file(whole / "model.onnx", cut, PLAN[:1], CutOptions(verify="none"))
-    quantize_file(cut, folder / "model.onnx", QuantizeSettings(scheme="int8"), with_companions=True)
+    quantize_file(cut, folder / "model.onnx", QuantizeSettings(scheme="int8"))
     write_graph_use(folder / "model.onnx")
     return folder
 

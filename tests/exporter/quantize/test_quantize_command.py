@@ -9,8 +9,7 @@ import pytest
 
 from exporter.cli import run
 from exporter.engines.decoding.text_model import TextModel
-from exporter.quantize.quantize import RoundingDifference, quantize_file
-from exporter.quantize.settings import QuantizeSettings
+from exporter.quantize.quantize import RoundingDifference
 from tests.reading import in_file, names_in
 from tests.text_graphs import TIED, write_tokenizer, written
 
@@ -60,9 +59,6 @@ def test_what_stands_in_the_outputs_folder_stays(folder: Path, tmp_path: Path) -
     assert run(["quantize", str(folder), "-o", str(output), "-q"]) == 0
     assert not (output.parent / "USE.md").exists()
     assert (output.parent / "config.json").read_text(encoding="utf-8") == "{"
-    # Nothing is copied unless it is asked for.
-    quantize_file(folder / "model.onnx", tmp_path / "o" / "m.onnx", QuantizeSettings())
-    assert names_in(tmp_path / "o") == ["m.onnx", "m.onnx.*.data"]
 
 
 @pytest.mark.parametrize(("kl", "told"), [(7.6, True), (1.5, False), (None, False)])
