@@ -26,11 +26,9 @@ from exporter.files import (
     write_private,
     write_text,
 )
-from exporter.models.loading.model_files import save_pretrained_files
 from graph_passes.files import hashing
 from tests.raising import raises
 from tests.reading import names_in
-from tests.tiny_models import tiny_loaded, tiny_tokenizer
 
 
 def _names(folder: Path) -> list[str]:
@@ -362,15 +360,6 @@ limited(lambda: save_checkpoint(loaded, folder), 2_000_000)
     one_line = f"{errno.EFBIG}|File too large|{tmp_path}"
     assert result == [f"{one_line}|{name}" for name in ("OSError", "Exception", "SafetensorError")]
     assert fits == "written"
-
-
-@pytest.mark.torch
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="Errno 28") as caught:
-        save_pretrained_files(tiny_loaded("llama", tiny_tokenizer()), tmp_path)
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
 
 
 @pytest.mark.optimum

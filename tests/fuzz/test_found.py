@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import onnx
 import onnx_ir as ir
 import pytest
 
-from graph_passes import Deletion, OnnxFileError, Refusal, SurgeryError, find_sites, prune_graph
-from graph_passes.files.storage import load_model
+from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
 from graph_passes.finding.weights import parameters
 from tests.fuzz.judge import graph
-from tests.raising import tells
 
 ATTENTION = [Deletion(0, "attention")]
 
@@ -76,54 +71,3 @@ def test_a_number_of_bits_that_is_none_changes_no_count(bits: int) -> None:
     node.attributes["bits"] = ir.AttrInt64("bits", bits)
     assert parameters(packed) == 2 * size
     assert find_sites(model)
-
-
-def _outside(kind: int, location: str) -> Callable[[onnx.ModelProto], None]:
-    def spoil(proto: onnx.ModelProto) -> None:
-        tensor = proto.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_type, tensor.data_location = kind, onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=location)
-
-    return spoil
-
-
-def _refers_to_a_function(proto: onnx.ModelProto) -> None:
-    attribute = proto.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
-    attribute.ref_attr_name = "outer"
-
-
-def _no_type(proto: onnx.ModelProto) -> None:
-    proto.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
-
-
-@pytest.mark.parametrize(
-    ("spoil", "named"),
-    [
-        (_outside(onnx.TensorProto.FLOAT, "a\0b"), "model.onnx"),
-        (_outside(onnx.TensorProto.STRING, "model.onnx"), "'w0'"),
-        (_no_type, "'w0'"),
-        (_refers_to_a_function, "'n0'"),
-    ],
-)
-def test_odd_files_are_told(
-    tmp_path: Path, spoil: Callable[[onnx.ModelProto], None], named: str
-) -> None:
-    proto = graph("pre_norm")
-    spoil(proto)
-    _refused(tmp_path, proto.SerializeToString(), named)
-
-
-@pytest.mark.parametrize("text", [b"LayerNormalization", b"past_key_values.0.key", b"n10"])
-def test_names_that_are_no_text_are_told(tmp_path: Path, text: bytes) -> None:
-    data = graph("pre_norm").SerializeToString()
-    assert text in data
-    _refused(tmp_path, data.replace(text, text[:-1] + b"\xb2"), "UTF-8")
-
-
-def _refused(folder: Path, data: bytes, named: str) -> None:
-    (folder / "model.onnx").write_bytes(data)
-    with pytest.raises(OnnxFileError) as caught:
-        load_model(folder / "model.onnx")
-    assert tells(caught.value.message, named)
-    assert "\n" not in str(caught.value)

@@ -156,6 +156,23 @@ def sparse_in_a_body(proto: onnx.ModelProto) -> None:
     attribute.g.sparse_initializer.add()
 
 
+def text_outside(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_type, tensor.data_location = onnx.TensorProto.STRING, onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="model.onnx")
+
+
+def body_of_a_function(proto: onnx.ModelProto) -> None:
+    attribute = proto.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
+    attribute.ref_attr_name = "outer"
+
+
+def in_bytes(text: bytes) -> Spoil:
+    """Spoils a name."""
+    return lambda path: path.write_bytes(path.read_bytes().replace(text, text[:-1] + b"\xb2"))
+
+
 def link_out(path: Path) -> None:
     data = data_of(path)
     data.rename(path.parent.parent / "outside.data")
@@ -200,8 +217,17 @@ BAD: dict[str, tuple[Spoil, str, object]] = {
         changing(lambda proto: proto.graph.node.add().CopyFrom(proto.graph.node[0])),
         "invalid-onnx", "Output",
     ),
+    "zero in a name": (external("location", "a\0b"), "outside-folder", ""),
+    "text outside": (changing(text_outside), "", "'w0'"),
+    "no type": (
+        changing(lambda proto: proto.graph.initializer[0].ClearField("data_type")), "", "'w0'"
+    ),
+    "body of a function": (changing(body_of_a_function), "", "'n0'"),
+    "operator": (in_bytes(b"LayerNormalization"), "", "UTF-8"),
+    "input": (in_bytes(b"past_key_values.0.key"), "", "UTF-8"),
+    "node": (in_bytes(b"n10"), "", "UTF-8"),
 }  # fmt: skip
-UNSAFE = ("endless data", "link out", "above", "absolute")
+UNSAFE = ("endless data", "link out", "above", "absolute", "zero in a name")
 """No mere mistakes."""
 
 

@@ -16,7 +16,7 @@ from exporter import option_types
 from exporter.cli.command import SchemaCommand, plain_values
 from exporter.cli.console import ConsoleProgress
 from exporter.compare.options import Generations
-from exporter.errors import OptionError, PlanError, UsageError
+from exporter.errors import OptionError, UsageError
 from exporter.options import (
     Options,
     Rule,
@@ -201,16 +201,6 @@ def test_what_is_as_where_nothing_is_said_is_not_given(bake: list[Bread], tmp_pa
         assert command_line.run([*words, "--lid", value]) == code
         assert command_line.run([*words, "--config", _config(tmp_path, f"lid: {value}")]) == code
     assert command_line.run([*words, "--lid", "3", "--recipe", _config(tmp_path, "")]) == 0
-
-
-def test_what_fails_names_a_key_alone_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(call: Bread, progress: ConsoleProgress) -> None:
-        raise PlanError("Too hot.", "Take another --seed, or fewer --degrees.")
-
-    monkeypatch.setitem(command_line.cli.commands, "bake", SchemaCommand("bake", Bread, run))
-    with raises(PlanError, "", "seed (of a --config file)", "--degrees") as caught:
-        command_line.cli.main(["bake", "rye", "-o", "x"], standalone_mode=False)
-    assert "--seed" not in str(caught.value)
 
 
 EXPORT = ["export", "m", "-o", "x", "--drop-mlp", "1", "--prefill", "8", "--decode-past", "8"]

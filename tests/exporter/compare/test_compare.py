@@ -224,22 +224,6 @@ def test_an_encoder_is_measured_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("longest", "lengths"),
-    [
-        (None, (128, 512)), (8192, (128, 512)), (512, (128, 512)), (256, (128, 256)),
-        (128, (128,)), (75, (75,)),
-    ],
-)  # fmt: skip
-def test_the_usual_lengths_end_where_texts_are_cut(
-    longest: int | None, lengths: tuple[int, ...]
-) -> None:
-    usual = CompareOptions().for_texts(longest)
-    assert usual.prompt_lengths == lengths
-    assert usual.for_texts(longest) == usual
-    assert OPTIONS.for_texts(longest) == OPTIONS  # others are asked for
-
-
-@pytest.mark.parametrize(
     ("words", "lengths"),
     [((), (128, 256)), (("--prefill", "128,512"), (128, 512)), (("--prefill", "512"), (512,))],
 )

@@ -24,7 +24,7 @@ from exporter.cli import run
 from exporter.compare.kept import forget
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
-from exporter.compare.timing.row import Chunk, MeasuredRow, find_chunk, joined, keep_chunk
+from exporter.compare.timing.row import Chunk, find_chunk, keep_chunk
 from exporter.errors import ComparisonError
 from tests.compared import accuracy_of, encoder, language_models, quick
 from tests.present import present
@@ -186,17 +186,6 @@ def test_what_is_no_chunk_is_measured_again(tmp_path: Path, spoilt: dict[str, An
 
 
 ONE_ARM = Chunk(np.ones((1, 1, 2, 1)), 1, settled=True, clock="host", planned=2, reloaded=False)
-
-
-def test_a_row_says_of_each_arm_how_it_was_launched() -> None:
-    row = MeasuredRow(
-        Shape("prefill", 1, 4, 0), ["a", "b"], builds=1, reloaded=False, threshold=0.02, planned=2,
-        budget=None,
-    )  # fmt: skip
-    for way in ("CUDA graph", "kernels"):
-        row.add(joined([ONE_ARM, replace(ONE_ARM, launches=(way,))]))
-    (record,) = row.records()
-    assert record.launches == {"a": "", "b": "CUDA graph or kernels"}
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "interface"])

@@ -6,7 +6,6 @@ import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -240,40 +239,6 @@ def test_arms_are_loaded_in_turns_the_other_way_round() -> None:
 
     measure_rows(arms, [VirtualCell()], TimingBudget(), clock=time, after_chunk=look)
     assert seen == [True, False] * 3
-
-
-@dataclass
-class CountingArm(VirtualArm):
-    """Counts how often it is bound and called."""
-
-    bound: int = 0
-    calls: int = 0
-
-    def probe(self, cell: Any) -> Any:
-        self.bound += 1
-        return super().probe(cell)
-
-    def _call(self) -> None:
-        self.calls += 1
-        super()._call()
-
-
-@pytest.mark.parametrize(
-    ("reload", "cells", "together", "bound"),
-    [(False, 1, True, 1), (True, 1, True, 6), (False, 2, True, 12), (False, 2, False, 12)],
-)
-def test_arms_that_stay_loaded_are_bound_once_but_for_another_cell(
-    reload: bool, cells: int, together: bool, bound: int
-) -> None:
-    time = VirtualTime()
-    arms = {name: CountingArm(time, 100.0, Quiet()) for name in ("baseline", "candidate")}
-    rows = [replace(VirtualCell(), sequence_length=number) for number in range(1, cells + 1)]
-    budget = TimingBudget(rounds=6, reload=reload)
-    measure_rows(arms, rows, budget, clock=time, together=together)
-    assert [arm.bound for arm in arms.values()] == [bound, bound]
-    warm_up_calls = 3
-    if bound == 1:
-        assert [arm.calls for arm in arms.values()] == [warm_up_calls + 12] * 2
 
 
 def test_equal_arms_differ_by_more_than_the_noise_floor_in_hardly_any_session() -> None:

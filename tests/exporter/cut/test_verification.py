@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -494,20 +493,6 @@ def test_the_runtime_runs_the_same_weights_in_float32_and_says_so(narrow: Path) 
         with open_decoder(file, threads=1) as decoder:
             texts.append(generate(decoder, [3, 1, 4], new_tokens=6).token_ids)
     assert texts[0] == texts[1]
-
-
-def test_the_copy_is_made_once_and_goes_with_its_runner(
-    narrow: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    runner = OnnxRuntimeRunner(narrow, threads=1)
-    for _ in range(2):
-        with runner:
-            assert len(list(scratch.iterdir())) == 1
-    del runner
-    assert not list(scratch.iterdir())
 
 
 def test_a_graph_that_lacks_another_kernel_is_an_error(tmp_path: Path) -> None:

@@ -90,17 +90,6 @@ def test_pairs_of_a_file_serve_each_classifier_of_texts(tmp_path: Path, pairs: s
     assert tokens.types is None
 
 
-@pytest.mark.parametrize(
-    "config", [{"num_labels": 3}, {"num_labels": 1, "problem_type": "regression"}]
-)
-def test_other_classifiers_read_a_text_by_its_paragraphs(
-    tmp_path: Path, text: str, config: Any
-) -> None:
-    result = _samples(_loaded(tmp_path / "model", **config), text)
-    assert result.types is None
-    assert len(result.input_ids) == 12
-
-
 def test_a_text_without_sentences_is_read_singly_and_says_so(reranker: Any, tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\n\n".join(f"the {word}" for word in WORDS[4:10]))
