@@ -7,7 +7,6 @@ import urllib.parse
 from collections.abc import Iterator
 
 from exporter.printable import one_line, printable
-from exporter.report.charts import Intervals
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -15,6 +14,7 @@ from exporter.report.sections.blocks import (
     Command,
     Document,
     Grid,
+    Intervals,
     Link,
     Note,
     Section,

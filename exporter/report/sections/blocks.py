@@ -10,7 +10,6 @@ from exporter.artifacts import CalibrationRef, PlanParts
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.plan_figures import kind_of
 from exporter.artifacts.stages import document_of
-from exporter.report.charts import Intervals
 from exporter.report.words import listed, or_dash
 
 Tone = Literal["good", "bad", "even", "unsure", "cut"]
@@ -88,6 +87,45 @@ class Command:
 
     text: str
     language: str = "sh"
+
+
+@dataclass(frozen=True)
+class IntervalLine:
+    """What is estimated, the estimate with its interval and noise, and that in words."""
+
+    label: str
+    value: float
+    interval: tuple[float, float]
+    noise: tuple[float, float]
+    words: str
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """A chart of one estimate at least; a line marks the ``neutral`` value."""
+
+    title: str
+    lines: Sequence[IntervalLine]
+    neutral: float
+    caption: str
+
+    @property
+    def said(self) -> str:
+        """What the drawing shows, in words."""
+        return "; ".join(f"{line.label}: {line.words}" for line in self.lines)
+
+    def place(self, value: float) -> float:
+        """A value's place, of 360 units: between the labels and the words."""
+        ends = [self.neutral, *(e for x in self.lines for e in (*x.interval, *x.noise))]
+        low, high = min(ends), max(ends)
+        start, end = (
+            6.3 * max(map(len, texts)) + 12
+            for texts in ([x.label for x in self.lines], [x.words for x in self.lines])
+        )
+        share = (value - low) / (high - low or 1.0)
+        start = min(start, 320 - end)
+        return round(start + share * (360 - end - start), 1)
 
 
 Block = Grid | Note | Bullets | Command | Intervals

@@ -13,11 +13,12 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.figures import BRIEF, FIGURES, Figure
 from exporter.printable import milliseconds, relative_change
-from exporter.report.charts import IntervalLine, Intervals
 from exporter.report.sections.blocks import (
     Block,
     Cell,
     Grid,
+    IntervalLine,
+    Intervals,
     Note,
     Section,
     verdict_sign,
@@ -79,7 +80,6 @@ def _speedups(rows: Sequence[LatencyRow]) -> Intervals:
         "Speedup at each shape",
         [_speedup(row) for row in rows],
         1.0,
-        "x",
         "Baseline time over candidate time with its 95 % interval; right of the line the candidate "
         f"is faster. The grey band is the {band}: within it a difference counts as none.",
     )
@@ -90,8 +90,7 @@ def _speedup(row: LatencyRow) -> IntervalLine:
     if row.noise_floor is not None:
         limit = row.noise_floor
     words, tone = f"{ratio:.3f}x {row.verdict}", verdict_sign(row.verdict).tone
-    noise = (1 / limit, limit)
-    return IntervalLine(short_shape(row), ratio, *row.speedup.ci95, words, tone, noise)
+    return IntervalLine(short_shape(row), ratio, row.speedup.ci95, (1 / limit, limit), words, tone)
 
 
 def _grid(rows: Sequence[LatencyRow]) -> Grid:
