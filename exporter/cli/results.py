@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.servers import ServingRow
 from exporter.cli.console import echo, echo_json
-from exporter.printable import one_line, printable, raw_output
+from exporter.printable import one_line, printable
 
 if TYPE_CHECKING:
     from exporter.report.sections.blocks import Cell
@@ -35,20 +34,13 @@ def print_result(value: object, as_json: bool, *lines: object) -> None:
 
 
 def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> None:
-    """The comparison table, in plain text where no terminal reads it, and the report's path."""
+    """The comparison's tables, and the report's path."""
     if as_json:
         print_result(report, as_json)
         return
-    from exporter.report.terminal import comparison_grids, drawn_table, plain_text
+    from exporter.report.terminal import comparison_grids, plain_text
 
-    grids = comparison_grids(report)
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console(file=raw_output(sys.stdout), highlight=False, markup=False, emoji=False)
-        console.print(*map(drawn_table, grids), sep="\n")
-    else:
-        click.echo(printable(plain_text(grids)))
+    click.echo(printable(plain_text(comparison_grids(report))))
     echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -43,31 +44,27 @@ _ALIKE = (
 """What both quantised models must have in common; how many products there are they can't."""
 
 
-@dataclass
-class GridAccuracy:
-    """How good one arm's answers are; see :class:`exporter.artifacts.Corner`."""
-
-    figures: dict[str, float] = dataclasses.field(default_factory=dict)
-    rises: dict[str, Interval] = dataclasses.field(default_factory=dict)
-
-
 def quantization_grid(
-    comparison: Comparison, rows: Sequence[LatencyRow], answers: Mapping[str, GridAccuracy]
+    comparison: Comparison, rows: Sequence[LatencyRow], answers: Mapping[str, Corner]
 ) -> list[Corner]:
     """All of them, the whole model in float first; none for a pair alone."""
     return [
-        Corner(
-            arm=name,
-            whole=whole,
-            pruned=comparison.arms[name].is_pruned,
-            quantized=comparison.arms[name].is_quantized,
-            speedups=_speedups(rows, comparison.reference, name),
-            over_whole={} if whole is None else _speedups(rows, whole, name),
-            verdicts={} if whole is None else _verdicts(rows, (whole, name), comparison.pair),
-            **vars(answers.get(name, GridAccuracy())),
+        answers.get(name, _corner(comparison, name, whole)).model_copy(
+            update={
+                "speedups": _speedups(rows, comparison.reference, name),
+                "over_whole": {} if whole is None else _speedups(rows, whole, name),
+                "verdicts": {}
+                if whole is None
+                else _verdicts(rows, (whole, name), comparison.pair),
+            }
         )
         for name, whole in wholes_alike(comparison).items()
     ]
+
+
+def _corner(comparison: Comparison, name: str, whole: str | None, **known: Any) -> Corner:
+    arm = comparison.arms[name]
+    return Corner(arm=name, whole=whole, pruned=arm.is_pruned, quantized=arm.is_quantized, **known)
 
 
 def wholes_alike(comparison: Comparison) -> dict[str, str | None]:
@@ -152,7 +149,7 @@ class AccuracyResult:
     """The candidate held against the baseline, and all against the whole model in float."""
 
     accuracy: Accuracy | None = None  # of the pair; None where nothing could be judged
-    grid: Mapping[str, GridAccuracy] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, Corner] = dataclasses.field(default_factory=dict)
 
 
 KINDS: list[type[Answers]] = [Sequences, Pictures, Tokens, Classes, Embeddings]
@@ -200,7 +197,7 @@ def _judged(comparison: Comparison, texts: TextSource, other: TextSource | None)
     judgement = kind.judge(
         comparison, list(dict.fromkeys([*comparison.held_against, *alike])), there
     )
-    grid = dict(_grid(comparison, judgement)) if comparison.grid else {}
+    grid = {one.arm: one for one in _grid(comparison, judgement)} if comparison.grid else {}
     return AccuracyResult(judgement[comparison.pair], grid)
 
 
@@ -210,7 +207,7 @@ def answers_of(comparison: Comparison, texts: TextSource) -> Answers | None:
     return next((kind for kind in kinds if kind is not None), None)
 
 
-def _grid(comparison: Comparison, judgement: Judgement) -> Iterator[tuple[str, GridAccuracy]]:
+def _grid(comparison: Comparison, judgement: Judgement) -> Iterator[Corner]:
     """What was found against the whole model in float, whose own is its perplexity alone."""
     wholes = wholes_alike(comparison)
     for (first, name), accuracy in judgement.items():
@@ -220,11 +217,8 @@ def _grid(comparison: Comparison, judgement: Judgement) -> Iterator[tuple[str, G
         figures = [figure for figure in FIGURES if figure.column]
         own = [(figure.key, one) for figure in figures for one in figure.readings(accuracy)]
         rises = [(figure.key, one) for figure in figures for one in figure.readings(alike)]
-        yield first, GridAccuracy({key: one.before for key, one in own if one.before is not None})
-        yield (
-            name,
-            GridAccuracy(
-                {key: one.value for key, one in own},
-                {k: one.interval for k, one in rises if one.interval and one.before is not None},
-            ),
-        )
+        whole = {key: one.before for key, one in own if one.before is not None}
+        yield _corner(comparison, first, None, figures=whole)
+        changes = {k: one.interval for k, one in rises if one.interval and one.before is not None}
+        values = {key: one.value for key, one in own}
+        yield _corner(comparison, name, wholes[name], figures=values, rises=changes)

@@ -58,32 +58,6 @@ _UNMEASURED = (
 )
 
 
-def _open_engine_pair(
-    paths: Sequence[Path],
-    options: CompareOptions,
-    *,
-    threads: int,
-    onnx: tuple[Path, Path] | None,
-    progress: Progress,
-) -> list[ComparedArm]:
-    """Reads the records of both arms' engines, and finds the ONNX files behind them."""
-    builds = [find_builds(path) for path in paths]
-    _refuse_built_differently(builds[0][0], builds[1][0])
-    given = onnx or (None, None)
-    sources = [_onnx_of(build[0], path) for build, path in zip(builds, given, strict=True)]
-    builds = [
-        [believed(build, source, progress) for build in same]
-        for same, source in zip(builds, sources, strict=True)
-    ]
-    problem = ask_driver().problem
-    if problem and None in sources:
-        sources = [None, None]  # one arm alone tells nothing
-    return [
-        _arm(build, source, problem, options, threads)
-        for build, source in zip(builds, sources, strict=True)
-    ]
-
-
 def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None:
     """What differs but for the model would be taken for what the cut has brought."""
     builds = (baseline, candidate)
@@ -118,30 +92,6 @@ def _ways(build: EngineSet) -> dict[str, object]:
 
 def _kept(profile: Profile, names: set[str]) -> tuple[str, dict[str, ShapeRange]]:
     return profile.phase, {name: span for name, span in profile.shapes.items() if name in names}
-
-
-def _arm(
-    builds: Sequence[EngineSet],
-    source: Path | None,
-    problem: str,
-    options: CompareOptions,
-    threads: int,
-) -> ComparedArm:
-    engines = tuple(
-        _facts_of(path, record)
-        for build in builds
-        for path, record in zip(build.paths, build.records, strict=True)
-    )
-    built = f"built, not run: {problem}"
-    if problem and source is not None:
-        arm = open_file_arm(source, options, threads=threads)
-        return replace(arm, engines=engines, not_run=built + _BY_OTHERS)
-    folder, facts = _described(builds[0], source)
-    if problem:
-        return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
-    runners = tuple(TensorRtRunner(build) for build in builds)
-    judge = None if _gives_all(builds[0]) else partial(_judge, builds[0], source)
-    return ComparedArm(runners, folder, facts, engines, judge=judge)
 
 
 def _gives_all(build: EngineSet) -> bool:
@@ -326,17 +276,20 @@ def open_arms(
 ) -> dict[str, ComparedArm]:
     """Finds the files of all arms, the pair's first; their runners are not entered yet."""
     opening = _Opening(options, threads, judged_on, progress)
-    engines = pair[0].kind == _ENGINE
-    if onnx is not None and not engines:
+    if pair[0].kind == _ENGINE:
+        _refuse_built_differently(*(find_builds(name.path)[0] for name in pair))
+    elif onnx is not None:
         raise UsageError(
             "--engine-onnx is for engines, and these are not engines.",
             code="onnx-without-engine",
         )
-    if engines:
-        paths = [name.path for name in pair]
-        sides = _open_engine_pair(paths, options, threads=threads, onnx=onnx, progress=progress)
-    else:
-        sides = [opening.arm(name) for name in pair]
+    given = onnx or (None, None)
+    sides = [opening.arm(name, source) for name, source in zip(pair, given, strict=True)]
+    if why := next((side.not_run for side in sides if not side.builds), None):
+        sides = [  # one arm alone tells nothing
+            ComparedArm((), *_described(find_builds(name.path)[0], None), side.engines, why)
+            for name, side in zip(pair, sides, strict=True)
+        ]
     quantized = True if floats else None
     arms = {
         title: replace(side, pruned=title == "candidate", quantized=quantized)
@@ -348,6 +301,13 @@ def open_arms(
     precision = arms.get(FLOAT_BASELINE, arms["baseline"]).facts.precision
     for title, name in zip(_titles(names), names, strict=True):
         arms[title] = replace(opening, precision=precision).arm(name)
+        if not arms[title].builds or arms[title].not_run:
+            raise ComparisonError(
+                f"The reference {name.path} can't be timed here: {arms[title].not_run}.",
+                "Leave it out; of the two that are compared, engines are described without a GPU "
+                "too.",
+                code="engine-not-runnable",
+            )
     return arms
 
 
@@ -361,12 +321,13 @@ class _Opening:
     progress: Progress
     precision: str | None = None  # None: as its files have it
 
-    def arm(self, name: ArmName) -> ComparedArm:
-        """One of any kind."""
+    def arm(self, name: ArmName, onnx: Path | None = None) -> ComparedArm:
+        """One of any kind; ``onnx``: what an engine was built from, if that is elsewhere."""
         if name.in_stacks:
             return self._stacks(name)
-        own = {_ENGINE: self._engine, **dict.fromkeys(_PREFIXES, self._torch)}
-        return own.get(name.kind, self._file)(name)
+        if name.kind == _ENGINE:
+            return self._engine(name.path, onnx)
+        return self._torch(name) if name.is_torch else self._file(name)
 
     def _stacks(self, name: ArmName) -> ComparedArm:
         (pairs,) = self.judged_on
@@ -374,18 +335,27 @@ class _Opening:
         example = pairs.example()
         return open_stack_arm(name.path, self.options, threads=self.threads, example=example)
 
-    def _engine(self, name: ArmName) -> ComparedArm:
-        if problem := ask_driver().problem:
-            raise ComparisonError(
-                f"The reference {name.path} can't be timed here: {problem}.",
-                "Leave it out; of the two that are compared, engines are described without a GPU "
-                "too.",
-                code="engine-not-runnable",
-            )
-        builds = find_builds(name.path)
-        source = _onnx_of(builds[0], None)
+    def _engine(self, path: Path, onnx: Path | None) -> ComparedArm:
+        """Its builds; the ONNX file behind them, described beside them, where nothing runs them."""
+        builds = find_builds(path)
+        source = _onnx_of(builds[0], onnx)
         builds = [believed(build, source, self.progress) for build in builds]
-        return _arm(builds, source, "", self.options, self.threads)
+        engines = tuple(
+            _facts_of(path, record)
+            for build in builds
+            for path, record in zip(build.paths, build.records, strict=True)
+        )
+        problem = ask_driver().problem
+        built = f"built, not run: {problem}"
+        if problem and source is not None:
+            arm = open_file_arm(source, self.options, threads=self.threads)
+            return replace(arm, engines=engines, not_run=built + _BY_OTHERS)
+        folder, facts = _described(builds[0], source)
+        if problem:
+            return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
+        runners = tuple(TensorRtRunner(build) for build in builds)
+        judge = None if _gives_all(builds[0]) else partial(_judge, builds[0], source)
+        return ComparedArm(runners, folder, facts, engines, judge=judge)
 
     def _torch(self, name: ArmName) -> ComparedArm:
         return open_torch_arm(

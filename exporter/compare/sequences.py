@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,81 +256,44 @@ def _edits(
     return words, edits
 
 
-@dataclass(frozen=True)
-class Cells:
+def stack_cells(
+    options: CompareOptions,
+    prompt: int,  # tokens that begin a target
+    longest: int | None,  # positions that the decoder knows; None where there is no limit
+    frames: int | None,  # of a recording, which all have one length; None of a text
+    leave_out: LeaveOut,
+) -> tuple[list[Shape], list[Shape]]:
     """What is timed: each graph at each batch, and whole generations.
 
     A cache is never longer than the decoder reaches, nor a text than its encoder does.
     """
 
-    options: CompareOptions
-    prompt: int  # tokens that begin a target
-    longest: int | None  # positions that the decoder knows; None where there is no limit
-    frames: int | None  # of a recording, which all have one length; None of a text
+    def reached(lengths: Sequence[int], most: int, words: str) -> list[int]:
+        for length in (length for length in lengths if length > most):
+            leave_out(words.format(most, length))
+        return sorted({min(length, most) for length in lengths})
 
-    @classmethod
-    def of(
-        cls, runner: EncoderDecoderRunner, config: dict[str, Any], options: CompareOptions
-    ) -> Cells:
-        """Those of an arm."""
-        features = runner.example.get("input_features")
-        frames = None if features is None else features.shape[-1]
-        longest = target_positions(config)
-        return cls(options, len(runner.rules.prompt), longest, frames)
-
-    def runs(self) -> list[Shape]:
-        """Single runs, graph by graph of each batch."""
-        most = None if self.longest is None else self.longest - 1
-        lengths = _up_to(self.options.prompt_lengths, self.longest)
-        pasts, cells = _up_to(self.options.decode_past_lengths, most), list[Shape]()
-        for batch in self.options.batches:
-            if self.frames is not None:
-                cells.append(Shape("encode", batch, self.frames, counts=RECORDINGS.parts))
-            else:
-                cells += [Shape("encode", batch, length) for length in lengths]
-            cells.append(Shape("prefill", batch, self.prompt))
-            cells += [Shape("decode", batch, 1, past) for past in pasts]
-        return cells
-
-    def generations(self) -> list[Shape]:
-        """By the source's tokens, of a recording by the prompt's, and by new tokens."""
-        cells = [cell for batch in self.options.batches for cell in self._generations(batch)]
-        return [cell for cell in cells if not self._is_too_long(cell)]
-
-    def shortened(self) -> Iterator[str]:
-        """In words, what is asked for and the model doesn't reach."""
-        longest = self.longest
-        if longest is None:
-            return
-        for past in self.options.decode_past_lengths:
-            if past > longest - 1:
-                yield f"decode: a cache of {longest - 1} for {past}, the decoder ends there"
-        for length in self.options.prompt_lengths if self.frames is None else ():
-            if length > longest:
-                yield f"encode: {longest} tokens for {length}, the encoder ends there"
-        for cell in self._generations(1):
-            if self._is_too_long(cell):
-                yield f"{cell}: left out, the decoder ends at {longest} positions"
-
-    def _generations(self, batch: int) -> list[Shape]:
-        return [
-            Shape(
-                "prefill",
-                batch,
-                self.prompt if self.frames is not None else source,
-                new_tokens=new,
-            )
-            for source, new in self.options.timing.generate
-        ]
-
-    def _is_too_long(self, cell: Shape) -> bool:
-        source = 0 if self.frames is not None else cell.sequence_length
-        reached = max(source, self.prompt + cell.new_tokens)
-        return self.longest is not None and reached > self.longest
-
-
-def _up_to(lengths: tuple[int, ...], most: int | None) -> list[int]:
-    return sorted({length if most is None else min(length, most) for length in lengths})
+    most, runs, generations = longest or sys.maxsize, list[Shape](), list[Shape]()
+    pasts = reached(
+        options.decode_past_lengths, most - 1,
+        "decode: a cache of {} for {}, the decoder ends there",
+    )  # fmt: skip
+    texts = () if frames is not None else options.prompt_lengths
+    texts = reached(texts, most, "encode: {} tokens for {}, the encoder ends there")
+    for batch in options.batches:
+        if frames is not None:
+            runs.append(Shape("encode", batch, frames, counts=RECORDINGS.parts))
+        runs += [Shape("encode", batch, length) for length in texts]
+        runs.append(Shape("prefill", batch, prompt))
+        runs += [Shape("decode", batch, 1, past) for past in pasts]
+        for source, new in options.timing.generate:
+            read = source if frames is None else prompt
+            cell = Shape("prefill", batch, read, new_tokens=new)
+            if max(read, prompt + new) <= most:
+                generations.append(cell)
+            elif batch == options.batches[0]:
+                leave_out(f"{cell}: left out, the decoder ends at {longest} positions")
+    return runs, generations
 
 
 def open_stack_arm(
@@ -342,10 +306,9 @@ def open_stack_arm(
     folder = ModelFolder.beside(path, path, {**config, "num_hidden_layers": stacks.layers})
 
     def cells(asked: CompareOptions, leave_out: LeaveOut) -> tuple[list[Shape], list[Shape]]:
-        timed = Cells.of(runner, folder.config, asked)
-        for words in timed.shortened():
-            leave_out(words)
-        return timed.runs(), timed.generations()
+        features, prompt = example.get("input_features"), len(runner.rules.prompt)
+        frames = None if features is None else features.shape[-1]
+        return stack_cells(asked, prompt, target_positions(folder.config), frames, leave_out)
 
     return ComparedArm(
         (runner,),

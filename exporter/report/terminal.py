@@ -1,4 +1,4 @@
-"""Tables on a terminal, drawn; and in files and pipes, aligned with spaces."""
+"""Tables on a terminal, in files and in pipes: aligned with spaces."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from exporter.artifacts import ComparisonReport
 from exporter.printable import counted, one_line
-from exporter.report.sections.blocks import Cell, Grid, Sign, plain, verdict_sign
+from exporter.report.sections.blocks import Cell, Grid, plain
 from exporter.report.sections.latency import corners_grid
 from exporter.report.sections.summary import (
     HEADER,
@@ -25,7 +21,6 @@ from exporter.report.sections.summary import (
 from exporter.report.words import dropped_lines
 
 _WIDTH, _PROSE_WIDTH = 80, 25  # three columns of prose fit
-_STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim", "cut": "bold"}
 
 
 def comparison_grids(report: ComparisonReport) -> list[Grid]:
@@ -35,7 +30,7 @@ def comparison_grids(report: ComparisonReport) -> list[Grid]:
     parts = (latency_rows(report), accuracy, task_rows(report), size_rows(report))
     for section in filter(None, parts):
         rows += [[]] if rows else []
-        rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
+        rows += section
     grids = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
     corners = _narrow(corners_grid(report)) if report.corners else []
     return [*grids, *corners, *answer_grids(report, brief=True)]
@@ -66,30 +61,6 @@ def comparison_title(report: ComparisonReport) -> str:
     weights = arm.quantization.scheme if arm.quantization else arm.precision
     where = one_line(f"{arm.backend}, {arm.provider}, {weights}, {threads}.")
     return f"{text}.\n{where}"
-
-
-def drawn_table(grid: Grid) -> Table:
-    """A rich table; an empty row ends a section."""
-    # Without edges the widest row, an inconclusive one, fits into 80 columns.
-    table = Table(
-        title=grid.caption, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
-        pad_edge=False,
-    )  # fmt: skip
-    for column, name in enumerate(grid.header):
-        table.add_column(
-            name,
-            justify="right" if column in grid.right else "left",
-            no_wrap=not grid.is_prose,
-            overflow="fold" if grid.is_prose else "ellipsis",
-        )
-    for row in grid.rows:
-        if not row:
-            table.add_section()
-            continue
-        styles = (_STYLES[cell.tone] if isinstance(cell, Sign) else "" for cell in row)
-        texts = map(one_line, map(plain, row))
-        table.add_row(*(Text(text, style) for text, style in zip(texts, styles, strict=True)))
-    return table
 
 
 def plain_lines(

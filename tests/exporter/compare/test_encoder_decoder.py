@@ -19,12 +19,12 @@ from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.kept import open_store
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.sequences import (
-    Cells,
     JudgedPairs,
     Normalizer,
     Sequences,
     hash_of,
     normalizer_of,
+    stack_cells,
     word_errors,
 )
 from exporter.compare.session import compare
@@ -250,10 +250,6 @@ ASKED = CompareOptions(
 T5 = {"n_positions": 512, "relative_attention_num_buckets": 32}
 
 
-def cells(config: dict[str, Any], frames: int | None = None) -> Cells:
-    return Cells(ASKED, 1, target_positions(config), frames)
-
-
 @pytest.mark.parametrize(
     ("config", "shortened", "reached"),
     [
@@ -267,14 +263,15 @@ def cells(config: dict[str, Any], frames: int | None = None) -> Cells:
 def test_relative_positions_reach_as_far_as_is_asked_and_a_table_of_them_ends(
     config: dict[str, Any], shortened: int, reached: list[Any]
 ) -> None:
-    result = cells(config)
-    assert len(list(result.shortened())) == shortened
-    assert [*result.runs(), *result.generations()] == reached
+    left_out: list[str] = []
+    runs, generations = stack_cells(ASKED, 1, target_positions(config), None, left_out.append)
+    assert len(left_out) == shortened
+    assert [*runs, *generations] == reached
 
 
 @pytest.mark.parametrize(("frames", "counts"), [(None, "tokens"), (100, "frames")])
 def test_a_source_is_of_tokens_or_a_recording_of_frames(frames: int | None, counts: str) -> None:
-    encode, prefill, *_ = cells(T5, frames).runs()
+    (encode, prefill, *_), _ = stack_cells(ASKED, 1, target_positions(T5), frames, print)
     assert (encode.counts, prefill.counts) == (counts, "tokens")
     assert (encode.sequence_length == 100) is (counts == "frames")
 
