@@ -68,7 +68,7 @@ from exporter.artifacts.regression import (
     Drift,
     HistoryEntry,
     HistoryRow,
-    KeyDifference,
+    KeyDifferences,
     RunKey,
 )
 from exporter.artifacts.stages import (

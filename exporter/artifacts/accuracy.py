@@ -180,7 +180,6 @@ class TaskScore(Record):
 class EvaluationReport(Artifact):
     """evaluation.json. ``model`` is the path of what ran, ``backend`` and ``provider`` where."""
 
-    kind: Literal["evaluation_report"] = "evaluation_report"
     model: str
     backend: str
     provider: str

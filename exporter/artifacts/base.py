@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -67,12 +68,20 @@ class Artifact(Record):
     """A stage's file: what it is, what it was made from, and by what."""
 
     schema_version: int = SCHEMA_VERSION
-    kind: str
+    kind: str = ""
     made_from: dict[str, str] = Field(default_factory=dict)
     """Role (``model``, ``plan``, ...) to the hex SHA-256 of what was read."""
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
     command: list[str] = Field(default_factory=lambda: command_line())
     """The command line; empty from Python."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """A class has its kind from its name: a ``PruneReport`` is a ``prune_report``."""
+        if "kind" not in cls.__annotations__:
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+            cls.model_fields["kind"].default = name
+            cls.model_rebuild(force=True)
 
     def to_json(self) -> str:
         """The file's text."""

@@ -214,7 +214,6 @@ class ParityCheck(Record):
 class ComparisonReport(Artifact):
     """report.json; ``left_out`` says of what was asked for why it was not timed."""
 
-    kind: Literal["comparison_report"] = "comparison_report"
     environment: Environment
     arms: Arms
     plan: list[PlannedDeletion] = Field(default_factory=list, max_length=4 * MOST_LAYERS)

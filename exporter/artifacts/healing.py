@@ -137,7 +137,6 @@ class Healing(Record):
 class HealingReport(Artifact):
     """The file that `depthcut heal` writes beside the healed plan."""
 
-    kind: Literal["healing_report"] = "healing_report"
     model: ModelRef
     healing: Healing
 

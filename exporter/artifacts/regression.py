@@ -36,12 +36,8 @@ class RunKey(Record):
     quantization: str | None = None
 
 
-class KeyDifference(Record):
-    """One field of the key in which two runs differ, and both values in words."""
-
-    field: str
-    baseline: str
-    report: str
+KeyDifferences = dict[str, tuple[str, str]]
+"""In which fields of their keys two runs differ, and the baseline's and the report's value."""
 
 
 class Check(Record):
@@ -82,12 +78,11 @@ class CheckReport(Artifact):
     ``earlier`` report that it is held against, the candidate.
     """
 
-    kind: Literal["check_report"] = "check_report"
     verdict: CheckVerdict
     against: Against
     models: dict[str, str]
     key: RunKey
-    accepted_differences: list[KeyDifference] = Field(default_factory=list)
+    accepted_differences: KeyDifferences = Field(default_factory=dict)
     checks: list[Check]
     drift: list[Drift] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

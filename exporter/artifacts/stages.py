@@ -108,7 +108,6 @@ def _by_metric(further: Any) -> Any:
 class ImportanceReport(Artifact):
     """importance.json; ``further`` are those of other metrics, from the same pass."""
 
-    kind: Literal["importance_report"] = "importance_report"
     model: ModelRef
     metric: str
     calibration: CalibrationRef
@@ -173,7 +172,6 @@ class RankAgreement(Record):
 class ScoreComparison(Artifact):
     """Scores of one model by several metrics or texts, or of its checkpoints on one text."""
 
-    kind: Literal["score_comparison"] = "score_comparison"
     models: dict[str, ModelRef]
     texts: dict[str, CalibrationRef]
     scores: list[RankedScores]
@@ -274,7 +272,6 @@ class PlanParts(Record):
 class PruningPlan(PlanParts, Artifact):
     """plan.json; ``deletions`` stand in the order in which they were chosen."""
 
-    kind: Literal["pruning_plan"] = "pruning_plan"
     deletions: list[PlannedDeletion]
     replacements: ReplacementsRef | None = None
     changed_weights: int = Field(default=0, ge=0)
@@ -356,7 +353,6 @@ class EngineParse(Record):
 class PruneReport(Artifact):
     """prune.json, beside a pruned ONNX file; ``target`` is that file's name."""
 
-    kind: Literal["prune_report"] = "prune_report"
     target: str = ""
     deleted: list[DeletedEntry]
     refused: list[RefusedEntry]

@@ -73,7 +73,6 @@ class DepthsReport(Artifact):
     ``int8`` has the whole model first, also on that text; without it ``no_int8`` says why.
     """
 
-    kind: Literal["depths_report"] = "depths_report"
     model: ModelRef
     metric: str
     calibration: CalibrationRef
@@ -178,7 +177,6 @@ class SweepCell(Record):
 class SweepReport(Artifact):
     """sweep.json. The names stand in the order of the sweep's file, ``text`` is what it holds."""
 
-    kind: Literal["sweep_report"] = "sweep_report"
     source: str
     text: str
     models: list[str]

@@ -278,8 +278,8 @@ def stack_cells(
         options.decode_past_lengths, most - 1,
         "decode: a cache of {} for {}, the decoder ends there",
     )  # fmt: skip
-    texts = () if frames is not None else options.prompt_lengths
-    texts = reached(texts, most, "encode: {} tokens for {}, the encoder ends there")
+    wanted = () if frames is not None else options.prompt_lengths
+    texts = reached(wanted, most, "encode: {} tokens for {}, the encoder ends there")
     for batch in options.batches:
         if frames is not None:
             runs.append(Shape("encode", batch, frames, counts=RECORDINGS.parts))

@@ -17,7 +17,7 @@ from exporter.artifacts import (
     CheckReport,
     ComparisonReport,
     Drift,
-    KeyDifference,
+    KeyDifferences,
     LatencyRow,
 )
 from exporter.artifacts.figures import LIMITED, Figure, Reading
@@ -73,7 +73,7 @@ class BaselineMatch:
     """An earlier report to compare with, and how its key differs from the new one's."""
 
     report: ComparisonReport
-    differences: Sequence[KeyDifference] = ()
+    differences: KeyDifferences = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def check(
     old = None if baseline is None else baseline.report
     sides = _Sides(report, old, limits or Limits(), history.spreads)
     effective = _limits(old, sides.asked)
-    accepted = [] if baseline is None else [one.field for one in baseline.differences]
+    accepted = {} if baseline is None else baseline.differences
     checks = [
         one
         for figure in LIMITED.values()
@@ -133,7 +133,7 @@ def check(
         against="baseline_arm" if old is None else "baseline_report",
         models=judged_models(report, old),
         key=key_of(report),
-        accepted_differences=[] if baseline is None else list(baseline.differences),
+        accepted_differences=accepted,
         checks=checks,
         drift=list(history.drift),
         notes=[

@@ -22,14 +22,13 @@ from exporter.artifacts import (
     Drift,
     HistoryEntry,
     HistoryRow,
-    KeyDifference,
+    KeyDifferences,
     json_path,
 )
 from exporter.artifacts.base import refuse_other_schema
 from exporter.artifacts.store import in_turn
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.gate.keys import (
-    difference_words,
     differences,
     key_of,
     key_sha256,
@@ -237,12 +236,12 @@ def read_baselines(path: Path) -> Named:
 
 def find_baseline(
     report: ComparisonReport, baselines: Named, allow: Collection[str] = ()
-) -> tuple[ComparisonReport, list[KeyDifference]]:
+) -> tuple[ComparisonReport, KeyDifferences]:
     """The earlier report that a report may be held against."""
     key = key_of(report)
     result = [(differences(key_of(other), key), name) for name, other in baselines.items()]
     result.sort(key=lambda pair: len(pair[0]))
-    fitting = [(item, name) for item, name in result if {d.field for d in item} <= set(allow)]
+    fitting = [(item, name) for item, name in result if item.keys() <= set(allow)]
     if not fitting:
         raise _no_baseline(*result[0], len(result))
     best = [name for item, name in fitting if len(item) == len(fitting[0][0])]
@@ -267,12 +266,13 @@ def updated(path: Path, report: ComparisonReport) -> Path:
         return report.write(Path(mine[0]) if mine else path / f"{digest[:12]}.json")
 
 
-def _no_baseline(nearest: list[KeyDifference], name: str, count: int) -> RegressionError:
+def _no_baseline(nearest: KeyDifferences, name: str, count: int) -> RegressionError:
     others = "" if count == 1 else f" (the nearest of {count})"
-    allow = " ".join(f"--allow {difference.field}" for difference in nearest)
+    allow = " ".join(f"--allow {field}" for field in nearest)
+    words = "; ".join(f"{name}: {old} there, {new} here" for name, (old, new) in nearest.items())
     return RegressionError(
         f"There is no baseline to compare with. {name}{others} was measured under other "
-        f"conditions: {difference_words(nearest)}.",
+        f"conditions: {words}.",
         f"Write one for these conditions with --update-baseline, or accept the difference: "
         f"{allow}.",
         code="other-conditions",

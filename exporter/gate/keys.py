@@ -15,7 +15,7 @@ from exporter.artifacts import (
     Arm,
     ComparisonReport,
     FormRecord,
-    KeyDifference,
+    KeyDifferences,
     LatencyRow,
     QuantizationRecord,
     RunKey,
@@ -73,22 +73,14 @@ def series(key: RunKey) -> str:
     return sha256_bytes(kept.encode())
 
 
-def differences(baseline: RunKey, report: RunKey) -> list[KeyDifference]:
+def differences(baseline: RunKey, report: RunKey) -> KeyDifferences:
     """The fields in which two keys differ, with both values in words."""
-    return [
-        KeyDifference(
-            field=name,
-            baseline=_words(getattr(baseline, name)),
-            report=_words(getattr(report, name)),
-        )
-        for name in FIELDS
-        if getattr(baseline, name) != getattr(report, name)
-    ]
-
-
-def difference_words(found: list[KeyDifference]) -> str:
-    """The differences for an error's text."""
-    return "; ".join(f"{d.field}: {d.baseline} there, {d.report} here" for d in found)
+    values = {name: (getattr(baseline, name), getattr(report, name)) for name in FIELDS}
+    return {
+        name: (_words(there), _words(here))
+        for name, (there, here) in values.items()
+        if there != here
+    }
 
 
 def _both(values: Iterable[str]) -> str:

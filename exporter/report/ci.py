@@ -251,8 +251,8 @@ def remarks(found: CheckReport) -> list[str]:
     """The same without the reasons of single checks: what is told of the run as a whole."""
     return [
         *(
-            f"Accepted difference. {d.field}: {d.baseline} there, {d.report} here."
-            for d in found.accepted_differences
+            f"Accepted difference. {field}: {there} there, {here} here."
+            for field, (there, here) in found.accepted_differences.items()
         ),
         *(f"Drift. {drift_sentence(drift)}" for drift in found.drift),
         *found.notes,

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -118,7 +118,6 @@ class CostTable(Artifact):
     milliseconds for each part of the work.
     """
 
-    kind: Literal["cost_table"] = "cost_table"
     at: RequestShape
     backend: str
     provider: str
