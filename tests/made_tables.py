@@ -248,8 +248,5 @@ def made_sweep(cells: list[SweepCell]) -> SweepReport:
     return SweepReport(
         source="sweep.yaml",
         text="models: [m]\nplans: [attention:5,6,22]\n",
-        models=list(dict.fromkeys(cell.model for cell in cells)),
-        plans=list(dict.fromkeys(cell.plan for cell in cells)),
-        precisions=list(dict.fromkeys(cell.precision for cell in cells)),
         cells=cells,
     )

@@ -175,13 +175,12 @@ class SweepCell(Record):
 
 
 class SweepReport(Artifact):
-    """sweep.json. The names stand in the order of the sweep's file, ``text`` is what it holds."""
+    """sweep.json; ``text`` is what the sweep's file holds."""
+
+    gone = frozenset({"models", "plans", "precisions"})
 
     source: str
     text: str
-    models: list[str]
-    plans: list[str]
-    precisions: list[str]
     cells: list[SweepCell]
 
     def of_status(self, status: CellStatus) -> list[SweepCell]:

@@ -16,7 +16,7 @@ from exporter.artifacts import Environment, LatencyRow, MachineState
 from exporter.artifacts.base import IMAGES
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
-from exporter.compare.arms import ComparedArm, Comparison
+from exporter.compare.arms import Comparison
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import (
     Builds,
@@ -36,7 +36,6 @@ from exporter.engines.environment import (
     doubt,
     machine_state,
 )
-from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.tensors import has_cache, random_tokens, whole_phase
 from exporter.errors import BackendError, ComparisonError, DisturbedMachineError
 from exporter.processes import cpu_times, other_cpu_share
@@ -186,7 +185,7 @@ def _time_generations(
 def _decoder_arms(comparison: Comparison, batch: int) -> dict[str, DecoderArm]:
     vocabulary, decoder_arms = comparison.vocabulary(), dict[str, DecoderArm]()
     for name, arm in comparison.arms.items():
-        one = batch > 1 and _one_text(arm)
+        one = batch > 1 and arm.runner.capabilities.one_text
         decoders = [] if one else [own_decoder(runner) for runner in arm.builds]
         own = [decoder for decoder in decoders if decoder is not None]
         if own:
@@ -245,19 +244,15 @@ def generations_of(comparison: Comparison) -> list[Shape]:
             code="no-kv-cache",
         )
     result = _within_reach(comparison, cells)
-    sides = [comparison.arms[name] for name in comparison.pair]
-    if max((cell.batch for cell in result), default=1) > 1 and any(map(_one_text, sides)):
+    sides = [comparison.arms[name].runner for name in comparison.pair]
+    alone = next((side.backend for side in sides if side.capabilities.one_text), "")
+    if alone and max((cell.batch for cell in result), default=1) > 1:
         raise ComparisonError(
-            f"Whole generations by {LlamaCppRunner.backend} are timed for one text at a time.",
+            f"Whole generations by {alone} are timed for one text at a time.",
             "Take --batch 1, or leave --generate out.",
             code="nothing-to-time",
         )
     return result
-
-
-def _one_text(arm: ComparedArm) -> bool:
-    """Whether its caches hold one text, so that more would be run from their start each step."""
-    return arm.runner.backend == LlamaCppRunner.backend
 
 
 def _within_reach(comparison: Comparison, cells: list[Shape]) -> list[Shape]:

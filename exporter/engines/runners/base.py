@@ -32,6 +32,7 @@ class Capabilities:
     widened: bool = False
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
+    one_text: bool = False  # its caches hold no more: others would be run from their start
     notes: tuple[str, ...] = ()
 
     @property

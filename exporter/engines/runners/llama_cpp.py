@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from exporter.artifacts.latency import Phase
-from exporter.engines.runners.base import Array, BoundCall, Runner, refuse_cuda
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, refuse_cuda
 from exporter.engines.runners.cache_form import IDS, MASK
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import OUT_OF_MEMORY, BackendError
@@ -156,6 +156,7 @@ class LlamaCppRunner(Runner):
     """
 
     backend = "llama.cpp"
+    capabilities = Capabilities(one_text=True)
 
     def __init__(
         self, model: Path, *, provider: str = "cpu", threads: int, last_logits: bool = False

@@ -113,14 +113,10 @@ class _Table:
 
     def report(self) -> SweepReport:
         """The table."""
-        file = self._sweep.file
         reports = {cell.folder: cell.report_sha256 for cell in self.found if cell.report_sha256}
         return SweepReport(
             source=str(self._sweep.path),
             text=self._sweep.text,
-            models=[entry.label for entry in file.models],
-            plans=[entry.label for entry in file.plans],
-            precisions=[entry.label for entry in file.precisions],
             cells=list(self.found),
             made_from={"sweep": self._sweep.sha256, **reports},
         )

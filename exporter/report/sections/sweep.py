@@ -77,8 +77,9 @@ def gain(shape: SweepShape) -> tuple[float, float, float]:
 def sweep_lead(report: SweepReport) -> str:
     """The sweep in a sentence."""
     counts = Counter(cell.status for cell in report.cells)
-    axes = ((report.models, "model"), (report.plans, "plan"), (report.precisions, "precision"))
-    text = " x ".join(counted(len(names), word) for names, word in axes)
+    axes = ("model", "plan", "precision")
+    numbers = (len({getattr(cell, axis) for cell in report.cells}) for axis in axes)
+    text = " x ".join(map(counted, numbers, axes))
     states = [f"{counts['done']} done"]
     states += [f"{counts['failed']} failed"] if counts["failed"] else []
     states += [f"{counts['missing']} not run"] if counts["missing"] else []
