@@ -32,7 +32,7 @@ from exporter.models.sentence_folder import MEAN, Pooling
 from graph_passes.fusing.pooling import EMBEDDING
 
 LOGITS = "logits"
-COLUMNS = ("positions", "kl", "top1", "top5", "predicted", "baseline_loss", "candidate_loss")
+COLUMNS = ("positions", "kl", "top1", "predicted", "baseline_loss", "candidate_loss")
 """What :func:`figures` tells of each position; ``predicted`` is 1 where there is a loss."""
 NO_TARGETS = np.zeros(0, np.int64)
 OUTPUTS = (EMBEDDING, "last_hidden_state", "token_embeddings", "hidden_states")
@@ -138,19 +138,18 @@ def figures(baseline: Distributions, candidate: Distributions) -> Floats:
     """What there is to know of how two arms differ at the same positions.
 
     ``[len(COLUMNS), positions]``: 1; KL(baseline || candidate) in nats; whether the likeliest
-    token is the same; the share of the baseline's five likeliest among the candidate's; 1 and
-    both arms' negative log-likelihoods in nats where there is a target, else 0.
+    token is the same; 1 and both arms' negative log-likelihoods in nats where there is a target,
+    else 0.
     """
     tensor = np.zeros((len(COLUMNS), len(baseline.log_probabilities)))
     predicted = len(baseline.losses)
-    best = baseline.likeliest, candidate.likeliest
     tensor[0] = 1
     tensor[1] = divergence(baseline, candidate)
-    tensor[2] = best[0][:, 0] == best[1][:, 0]
-    tensor[3] = (best[0][:, :, None] == best[1][:, None, :]).any(axis=2).mean(axis=1)
-    tensor[4, :predicted] = 1
-    tensor[5, :predicted] = baseline.losses
-    tensor[6, :predicted] = candidate.losses
+    best, other = (arm.log_probabilities.argmax(axis=1) for arm in (baseline, candidate))
+    tensor[2] = best == other
+    tensor[3, :predicted] = 1
+    tensor[4, :predicted] = baseline.losses
+    tensor[5, :predicted] = candidate.losses
     return tensor
 
 

@@ -175,10 +175,6 @@ class Distributed(Answers):
             arms[name] = Distributions(answer[rows].astype(np.float64), targets, what)
         return [figures(arms[first], arms[second]).sum(axis=1) for first, second in pairs]
 
-    def _share(self, column: str, pair: Pair) -> float:
-        positions, hits = (self._sums[pair][COLUMNS.index(n)].sum() for n in ("positions", column))
-        return float(hits / positions)
-
     def accuracy(self, pair: Pair) -> Accuracy:
         """Divergence and agreement, and where there are targets a perplexity."""
         sums = self._sums.get(pair, np.zeros((len(COLUMNS), 0)))
@@ -361,8 +357,10 @@ class Pictures(Distributed):
     def accuracy(self, pair: Pair) -> Accuracy:
         """Of more than five classes with the share of the five likeliest that is the same."""
         more: dict[str, Any] = {"compared": "images"}
+        first, second = (_likeliest(self._rows[name])[:, :_FIVE] for name in pair)
         if self._rows[pair[0]][0].shape[1] > _FIVE:
-            more["figures"] = {"top5_agreement": self._share("top5", pair)}
+            shared = (first[:, :, None] == second[:, None]).any(axis=2)
+            more["figures"] = {"top5_agreement": float(shared.mean())}
         return super().accuracy(pair).model_copy(update=more)
 
     def tasks(self, comparison: Comparison) -> list[TaskResult]:
@@ -406,6 +404,11 @@ def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
     return outcome
 
 
+def _likeliest(said: Sequence[Floats]) -> NDArray[np.intp]:
+    """The classes of each row of one arm's answers, the likeliest first."""
+    return np.argsort(-np.concatenate(said), axis=1, kind="stable")
+
+
 def label_scores(said: Sequence[Floats], right: NDArray[np.int64], source: str) -> TaskScores:
     """One arm's answers against the labels.
 
@@ -419,7 +422,7 @@ def label_scores(said: Sequence[Floats], right: NDArray[np.int64], source: str) 
             "Put the config next to it that belongs to the model.",
             code="labels-mismatch",
         )
-    order = np.argsort(-rows, axis=1, kind="stable")
+    order = _likeliest(said)
     metrics = {"top1": order[:, 0] == right}
     if rows.shape[1] > _FIVE:
         metrics["top5"] = (order[:, :_FIVE] == right[:, None]).any(axis=1)

@@ -335,7 +335,6 @@ def damage_of_numbers(numbers: Mapping[str, Any]) -> AnyDamage:
 
 
 _CHUNK_BYTES = 6 * 2**20  # of float64 logits: small enough for the processor's caches
-_LIKELIEST = 5
 
 
 def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
@@ -358,11 +357,6 @@ class Distributions:
         self.losses: Floats = -logits[np.arange(len(targets)), targets]
 
     @cached_property
-    def likeliest(self) -> NDArray[np.intp]:
-        """``[positions, 5]``, the likeliest tokens, best first."""
-        return _likeliest(self.log_probabilities)
-
-    @cached_property
     def probabilities(self) -> Floats:
         """``[positions, vocabulary]``."""
         return np.exp(self.log_probabilities)
@@ -380,17 +374,6 @@ def to_log_probabilities(logits: Floats, what: str) -> None:
             code="not-finite",
         )
     logits -= normalizer
-
-
-def _likeliest(logits: Floats) -> NDArray[np.intp]:
-    """The likeliest tokens of each row, best first; several passes beat one partition."""
-    left = logits.copy()
-    rows = np.arange(len(left))
-    best = np.empty((len(left), min(_LIKELIEST, left.shape[1])), np.intp)
-    for rank in range(best.shape[1]):
-        best[:, rank] = left.argmax(axis=1)
-        left[rows, best[:, rank]] = -np.inf
-    return best
 
 
 def divergence(baseline: Distributions, candidate: Distributions) -> Floats:

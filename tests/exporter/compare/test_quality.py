@@ -13,8 +13,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from exporter.artifacts import Accuracy
 from exporter.artifacts.latency import Shape
-from exporter.compare.agreement import COLUMNS, NO_TARGETS, class_rows
-from exporter.compare.agreement import figures as all_figures
+from exporter.compare.agreement import class_rows
 from exporter.compare.answers import Classes, Tokens, label_numbers, label_scores
 from exporter.compare.evaluation import EvaluationTokens, random_ids
 from exporter.compare.options import CompareOptions
@@ -23,7 +22,6 @@ from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec, make_inputs
 from exporter.errors import ComparisonError
-from exporter.models.ablation.damage import Distributions
 from graph_passes import Deletion, prune_graph, save_model
 from tests.present import present
 from tests.raising import raises
@@ -164,19 +162,6 @@ def test_other_vocabularies_and_no_tokens_are_refused(
 ) -> None:
     with raises(ComparisonError, *told):
         judged(*(table(0, size=size) for size in sizes), ids)
-
-
-def test_five_likeliest_tokens_are_sets() -> None:
-    first, second, ids = table(0), table(0) + table(1) / 2, tokens(samples=4, length=11)
-    arms = (
-        Distributions(log_softmax(arm[ids].reshape(-1, VOCABULARY), -1), NO_TARGETS, "arm")
-        for arm in (first, second)
-    )
-    differences = dict(zip(COLUMNS, all_figures(*arms), strict=True))
-    best = [np.argsort(-arm[ids], axis=-1)[..., :5] for arm in (first, second)]
-    shared = [len(set(a) & set(b)) / 5 for a, b in zip(*(b.reshape(-1, 5) for b in best))]  # noqa: B905
-    assert differences["top5"] == pytest.approx(shared, rel=1e-12)
-    assert differences["top1"].mean() < np.mean(shared) < 1
 
 
 def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
