@@ -12,7 +12,6 @@ from exporter.choose.budgets.limits import searched_meter
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
-from tests.benchmarks.rivals.choosing import shortgpt
 from tests.benchmarks.rivals.methods import METHODS
 from tests.benchmarks.rivals.patching import (
     Moments,
@@ -65,15 +64,6 @@ def _output(work: Workplace, candidate: Any) -> Any:
     return torch.cat([states[-1].output for states in result])
 
 
-def _weakened(layer: int, factor: float) -> Any:
-    """A model of which one block hardly adds anything."""
-    loaded = tiny_loaded("llama", num_hidden_layers=LAYERS)
-    block = loaded.model.model.layers[layer]
-    for product in (block.self_attn.o_proj, block.mlp.down_proj):
-        product.weight.data *= factor
-    return loaded
-
-
 def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace) -> None:
     import torch
 
@@ -87,13 +77,6 @@ def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace
             pair = states[first].double(), states[first + span].double()
             expected = 1 - torch.cosine_similarity(*pair, dim=-1).mean()
             assert array[first] == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_block_that_adds_nothing_goes_first(tmp_path: Path) -> None:
-    for layer in (1, 3):
-        work = _workplace(_weakened(layer, 1e-4), tmp_path)
-        for method in (shortgpt, prune_and_comp):
-            assert _blocks(method(work, 1)) == [layer]
 
 
 def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace) -> None:
@@ -125,13 +108,6 @@ def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace)
     )
     bare = _output(work, Candidate(candidate.cut))
     assert float((bare - _output(work, candidate)).abs().max()) > 0.05
-
-
-@pytest.mark.parametrize("size", [1, 8, 12, 48, 576])
-def test_a_rotation_is_orthonormal_with_entries_of_one_size(size: int) -> None:
-    array = rotation_of(size)
-    np.testing.assert_allclose(array @ array.T, np.eye(size), atol=1e-12)
-    np.testing.assert_allclose(np.abs(array), size**-0.5)
 
 
 def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> None:

@@ -430,15 +430,6 @@ def test_github_s_gate_runs_each_step_and_keeps_what_passed(checkout: Path) -> N
     assert job["steps"][-1]["with"]["path"].split() == ["build/report.*", "results"]
 
 
-@pytest.mark.parametrize("code", [1, 2, 3])
-def test_github_s_gate_fails_with_its_check_and_accepts_nothing(checkout: Path, code: int) -> None:
-    job = workflow("github.yml")["jobs"]["gate"]
-    codes, _ = run_job(checkout, job, github_values(checkout, main=True), CODE=str(code))
-    assert codes["Gate"] == code
-    assert not (checkout / ".depthcut-kept" / "build" / "baseline.json").exists()
-    assert (checkout / "results" / "build" / "comment.md").exists()
-
-
 def test_github_s_pull_request_accepts_nothing_and_gets_its_comment(checkout: Path) -> None:
     jobs, values = workflow("github.yml")["jobs"], github_values(checkout, main=False)
     run_job(checkout, jobs["gate"], values)

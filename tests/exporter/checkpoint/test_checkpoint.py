@@ -135,15 +135,6 @@ def test_whole_blocks_leave_a_plain_model(family: str, tmp_path: Path) -> None:
     assert facts.before.bytes - facts.after.bytes == gone
 
 
-def test_an_attention_and_an_mlp_of_a_layer_are_a_block(tmp_path: Path) -> None:
-    facts, _ = written(tmp_path / "1", planned(("mlp", 1, "none"), ("attention", 1, "none")))
-    assert facts.kept == [0, 2]
-    facts, _ = written(tmp_path / "2", planned(("mlp", 1, "none"), ("attention", 1, "bias")))
-    assert facts.kept is None
-    facts, _ = written(tmp_path / "3", [*BLOCK, *planned(("mlp", 0, "none"))])
-    assert facts.kept is None
-
-
 def test_a_norm_after_the_sum_stays_with_its_layer(tmp_path: Path) -> None:
     """In BERT's kind it is on the stream: a layer less would have two norms less."""
     heard = Heard()

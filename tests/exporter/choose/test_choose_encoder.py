@@ -177,31 +177,16 @@ FOLD = HealOptions(kind="fold", **SHORT)
 @pytest.mark.parametrize(
     ("kind", "asked", "error", "code", "field"),
     [
-        *(
-            ("planner", {"floors": {name: 0.5}}, PlanError, "other-limits", "--min-embedding")
-            for name in ("perplexity_increase", "top1_agreement")
-        ),
-        *(
-            (kind, {"joint": 1, "objective": objective}, ScoringError, "no-next-token", "")
-            for kind, objective in (
-                *(("planner", "kl"), ("planner", "perplexity"), ("classifying", "perplexity")),
-            )
-        ),
-        (
-            "classifying", {"floors": {"embedding_cosine": 0.9}}, PlanError, "other-limits",
-            "--min-top1-agreement",
-        ),
-        *(
-            (
-                kind, {"floors": {limit: 0.2}, "heal": FOLD, "objective": objective}, PlanError,
-                "other-objective", "--objective",
-            )
-            for kind, limit, objective in (
-                *(("classifying", "top1_agreement", "cosine"),),
-                *(("classifying", "top1_agreement", "similarity"),),
-                *(("planner", "embedding_cosine", "kl"),),
-            )
-        ),
+        ("planner", {"floors": {"top1_agreement": 0.5}}, PlanError, "other-limits",
+         "--min-embedding"),
+        ("classifying", {"floors": {"embedding_cosine": 0.9}}, PlanError, "other-limits",
+         "--min-top1-agreement"),
+        ("planner", {"joint": 1, "objective": "kl"}, ScoringError, "no-next-token", ""),
+        ("classifying", {"joint": 1, "objective": "perplexity"}, ScoringError, "no-next-token", ""),
+        ("classifying", {"floors": {"top1_agreement": 0.2}, "heal": FOLD, "objective": "cosine"},
+         PlanError, "other-objective", "--objective"),
+        ("planner", {"floors": {"embedding_cosine": 0.2}, "heal": FOLD, "objective": "kl"},
+         PlanError, "other-objective", "--objective"),
     ],
 )  # fmt: skip
 def test_limits_and_objectives_of_other_kinds_are_refused(

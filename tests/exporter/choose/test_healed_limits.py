@@ -14,7 +14,7 @@ from scipy import stats
 from exporter.artifacts import CalibrationRef, HealedText, PruningPlan
 from exporter.artifacts.healing import HealedFigure
 from exporter.artifacts.store import FOLDER
-from exporter.errors import CalibrationError, CostError, PlanError, UnmetGoalError
+from exporter.errors import CalibrationError, PlanError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
 from tests.exporter.made_plans import Planner, made_planner
@@ -147,18 +147,6 @@ def test_the_gentlest_sublayer_is_tried_where_all_that_saves_more_costs_too_much
     # Where what saves most also costs least, nothing is put before it.
     even = candidates(10.0, 10.0)
     assert [len(cut.choices) for cut, _ in even] == [*range(1, len(even) + 1)]
-
-
-def test_parameters_are_counted_where_no_request_can_be_timed(planner: Any) -> None:
-    broken = Mock(costs=Mock(side_effect=CostError("It has no such input.", code="no-input")))
-    plan = planner(Budget(floors=Floors(0.5), at=AT), stopwatch=broken).plan().plan
-    assert plan.deletions == planner(Budget(floors=Floors(0.5))).plan().plan.deletions
-    assert "speedup" not in plan.predicted
-    with raises(CostError, "no-input"):
-        planner(Budget(target_speedup=1.1, at=AT), stopwatch=broken).plan()
-    broken.may_replace = False  # the file was named
-    with raises(CostError, "no-input"):
-        planner(Budget(floors=Floors(0.5), at=AT), stopwatch=broken).plan()
 
 
 def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(

@@ -265,17 +265,6 @@ def test_a_target_out_of_reach_is_an_error_that_says_what_was_measured(
         reached(target, machine.solve, machine.measure)
 
 
-def test_a_disturbed_measurement_moves_the_goal_no_further_than_twice() -> None:
-    goals: list[float] = []
-
-    def solve(goal_ms: float) -> PlanCandidate:
-        goals.append(goal_ms)
-        return first(math.ceil(min(goal_ms, 30.0) + 0.1 * len(goals)))
-
-    reached(1.1, solve, Machine(0.01).measure, rounds=2)
-    assert goals[1] == pytest.approx(2 * goals[0])
-
-
 def cell(
     number: int, bare: float, healed: float | None, speedup: float | None, reach: float = 0.001
 ) -> DepthCell:

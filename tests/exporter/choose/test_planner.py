@@ -246,18 +246,6 @@ def test_a_plan_on_a_mixture_tells_of_each_text_apart(
     assert all(f"{item.text.source} " in result.words() for item in apart)
 
 
-@pytest.mark.parametrize(("count", "is_short"), [(2600, False), (300, True)])
-def test_of_a_short_text_the_samples_that_are_searched_on_are_fitted_on_and_that_is_said(
-    planner: Any, heard: Heard, tmp_path: Path, count: int, is_short: bool
-) -> None:
-    text = write_words(tmp_path / "text.txt", count)
-    made = _reading(planner(Budget(attention=1), heal="bias", calibration=(text,)))
-    roles = made.plan().plan.roles
-    chosen, fitted = ({ref.ids_sha256 for ref in roles[r]} for r in ("chosen", "fitted"))
-    assert (chosen == fitted) is is_short
-    assert sum("four parts" in line for line in heard.lines) == is_short
-
-
 @pytest.mark.parametrize(
     ("samples", "parts", "figures_from"),
     [

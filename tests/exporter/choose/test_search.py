@@ -271,17 +271,6 @@ def test_what_a_later_goal_takes_back_is_made_up_for() -> None:
         search.solve([Goal(unit, 26.0), Goal(mlps, 2)], unit)
 
 
-def test_maps_that_are_too_large_for_a_later_goal_give_way() -> None:
-    search, hows = level_search("none", "linear"), ("none", "linear")
-    times = MadeUnit({(n, how): 1.0 for n in NAMES for how in hows})
-    sizes = MadeUnit({(n, how): 10.0 if how == "none" else 1.0 for n in NAMES for how in hows})
-    alone = search.solve([Goal(times, 5)], times)
-    assert {option.replacement for option in alone.options} == {"linear"}
-    candidate = search.solve([Goal(times, 5), Goal(sizes, 45.0)], times)
-    assert candidate.gain(times) >= 5
-    assert candidate.gain(sizes) >= 45.0
-
-
 def test_floors_that_nothing_keeps_leave_nothing_and_nothing_that_may_go_is_said_so() -> None:
     search, *_, unit = made_search(6, Floors(perplexity_increase=1e-6))
     assert search.solve([], unit).options == ()
@@ -302,17 +291,6 @@ def test_the_gentlest_step_is_known_from_the_path(seed: int, monkeypatch: Any) -
     alone = [PlanCandidate((option,)) for option in options if unit.of([option]) > 0]
     assert damage.kl == pytest.approx(min(meter.kl(item.cut) for item in alone))
     assert damage.kl == pytest.approx(meter.kl(candidate.cut))
-
-
-def test_the_path_goes_on_to_the_end_or_to_enough() -> None:
-    search, meter, *_, unit = made_search(7)
-    whole = [candidate for candidate, _ in search.path(unit, lambda _: False)]
-    assert len(whole[-1].choices) == 2 * LAYERS - 1
-    costs = [meter.kl(candidate.cut) for candidate in whole]
-    part = search.path(unit, lambda step: step.damage.kl > costs[1])
-    assert 0 < len(part) < len(whole)
-    assert all(meter.kl(candidate.cut) <= costs[1] for candidate, _ in part)
-    assert [damage.kl for _, damage in part] == pytest.approx(costs[: len(part)], rel=1e-12)
 
 
 def test_an_option_that_is_beaten_in_both_is_never_tried() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,7 +18,6 @@ import pytest
 import exporter
 import exporter.cli as command_line
 from exporter.artifacts import (
-    ComparisonReport,
     DepthsReport,
     ImportanceReport,
     PruningPlan,
@@ -31,7 +29,6 @@ from exporter.choose.costs.table import RequestShape
 from exporter.compare.options import TaskOptions
 from exporter.errors import (
     CalibrationError,
-    ComparisonError,
     HealingError,
     PlanError,
     ScoringError,
@@ -54,11 +51,6 @@ from exporter.score.scoring import score  # noqa: E402
 
 LAYERS, LENGTH = 3, 24
 SHORT = f"eval_sequence_length: {LENGTH}"
-QUICK = {
-    "eval_tokens": 96, "eval_sequence_length": LENGTH, "prefill": [8], "decode_past": [8],
-    "rounds": 2, "threads": 1, "agreement_prompts": 0, "samples": 4,
-    "sequence_length": LENGTH, "heal_calibration": ["pydoc"],
-}  # fmt: skip
 OWN = "the list of the value is a class and the call of " * 60
 
 
@@ -208,37 +200,6 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     again = DepthsReport.read(out)
     assert [cell.damage for cell in again.cells] == [cell.damage for cell in report.cells]
     assert [cell.speedup for cell in again.cells] == pytest.approx([1.25, 1 / 0.6, 5.0])
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("text", ["pydoc", "docstrings"])
-def test_the_command_that_is_printed_judges_on_other_text(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], text: str,
-) -> None:  # fmt: skip
-    model, quick = tmp_path / "my model", tmp_path / "quick.yaml"
-    model.symlink_to(checkpoint)
-    monkeypatch.chdir(tmp_path)
-
-    def measured(loaded: Any, scores: Any, options: Any, **given: Any) -> DepthsReport:
-        plain = replace(options, numbers=(1,), ways=("attention",))
-        report = depths.measure_depths(loaded, scores, plain, **given)
-        (cell,) = report.cells
-        healed = cell.model_copy(update={"healed": cell.damage})
-        best = {"way": "attention", "number": 1}
-        return report.model_copy(update={"cells": [healed], **best})
-
-    monkeypatch.setattr(exporter, "measure_depths", measured)
-    quick.write_text(SHORT)
-    call = ["depths", str(model), "-o", "my depths.json", "--eval-tokens", "96"]
-    assert command_line.run([*call, "--eval-text", text, "--config", str(quick)]) == 0
-    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("depthcut "))
-    words = shlex.split(line)[1:]
-    quick.write_text(json.dumps(QUICK))
-    with ends_in(ComparisonError, "same-text"):
-        assert command_line.run([*words[:-1], text, "--config", str(quick)]) == 2
-    assert command_line.run([*words, "--config", str(quick)]) in (0, 1, 3)
-    assert ComparisonReport.read(tmp_path / "out" / "report.json").accuracy is not None
 
 
 def test_a_model_without_next_tokens_is_told_what_answers_it(

@@ -10,15 +10,10 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.choose.budgets.budget import Budget
-from exporter.compare.options import CompareOptions
-from exporter.errors import BackendError, ExportError, MissingDependencyError, UsageError
+from exporter.errors import BackendError, ExportError, MissingDependencyError
 from exporter.export.forms import onnxruntime as choice
 from exporter.export.forms.portable import WrittenForm
 from exporter.export.onnx_output import save_onnx
-from exporter.models.loading.sources import SourceOptions
-from exporter.pipeline.request import DropRequest, ExportRequest
-from exporter.pipeline.road import check_request
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
 from tests.reading import Heard, names_in
@@ -137,22 +132,3 @@ def test_no_form_at_all_is_an_error(told: Callable[..., Any], tmp_path: Path) ->
     with raises(ExportError, "no-exporter", "Foo"):
         told(plain=ExportError("PyTorch's exporter can't export Foo."))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_provider_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
-    request = ExportRequest(
-        source="nowhere",
-        out=tmp_path / "out",
-        drops=DropRequest(Budget(attention=1)),
-        target="onnxruntime-cuda",
-        load=SourceOptions(dtype="float16"),
-        compare=CompareOptions(provider="cuda"),
-    )
-    import onnxruntime
-
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        with raises(BackendError, "provider-missing", "CUDAExecutionProvider"):
-            check_request(request)
-    with raises(UsageError, "options-clash", "cuda"):
-        check_request(ExportRequest(**{**vars(request), "compare": CompareOptions()}))
-    assert not (tmp_path / "out").exists()

@@ -267,16 +267,6 @@ def test_the_class_that_sentence_transformers_loads_runs_a_cut_in_int8(int8: Pat
     assert np.abs(own["found"]).max() > 0.01
 
 
-def test_sentence_transformers_gives_the_vectors_of_a_cut_in_int8(int8: Path) -> None:
-    pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers brings scikit-learn and scipy"
-    )
-    lines = lines_of((int8 / "USE.md").read_text())
-    _, own = run_lines(lines["ONNX Runtime"], int8)
-    _, theirs = run_lines(lines["sentence-transformers"], int8)
-    assert np.allclose(theirs["vectors"], own["found"], atol=1e-5)
-
-
 STACK_CUTS = [
     [("attention", 1), ("mlp", 2), ("cross_attention", 2)],
     [("mlp", 0), ("attention", 2)],  # fewer self-attentions than cross-attentions

@@ -159,19 +159,6 @@ def test_a_block_becomes_its_two_sublayers(loaded: Any, texts: tuple[str, str]) 
     assert names == [("attention", 1, "linear"), ("mlp", 1, "linear")]
 
 
-def test_domains_that_share_nothing_are_warned_of(
-    loaded: Any, texts: tuple[str, str], write: Any
-) -> None:
-    apart = healed(loaded, texts, kind="bias").report.healing
-    assert len(apart.warnings) == 1
-    only = healed(loaded, texts, kind="bias", check_text="none").report.healing
-    assert [text.role for text in only.texts] == ["calibration"]
-    assert only.warnings
-    again = write("again", seed=7)
-    alike = healed(loaded, (texts[0], again), kind="linear", samples=24).report.healing
-    assert alike.warnings == []
-
-
 @pytest.mark.parametrize("others", [0, 3])
 def test_both_halves_of_what_is_held_out_are_mixtures(
     loaded: Any, texts: tuple[str, str], write: Any, others: int
@@ -229,29 +216,6 @@ def test_what_has_chosen_judges_nothing_and_is_fitted_on_only_where_the_text_is_
         assert shared(result.fitting) is again
     first, second = (set(half.documents) for half in result.halves)
     assert again or not first & second
-
-
-@pytest.mark.parametrize(
-    ("name", "samples", "chosen_on", "on"),
-    [
-        ("short", 12, "short", "unseen"),
-        ("short", 13, "short", "searched"),
-        ("first", 13, "first", "unseen"),
-        ("second", 13, "short", "unseen"),
-    ],
-)
-def test_a_text_that_is_too_short_for_four_parts_is_told_of(
-    loaded: Any, texts: tuple[str, str], write: Any, name: str, samples: int, chosen_on: str,
-    on: str,
-) -> None:  # fmt: skip
-    named = {"first": texts[0], "second": texts[1], "short": write("short", count=320, seed=7)}
-    chosen = chosen_part(loaded, named[chosen_on], samples)
-    plan = PruningPlan(deletions=PLAN, chosen_on=[chosen])
-    outcome = heal(loaded, plan, asked((named[name], "pydoc")))
-    parts = [ref.ids_sha256 for refs in outcome.plan.roles.values() for ref in refs]
-    assert (len(set(parts)) == len(parts)) == ((name, samples) != ("short", 12))
-    assert outcome.plan.predicted_on == on
-    assert outcome.report.healing.warnings or name != "short"
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.pairs import PairReader, paired_text, read_pairs
 from exporter.models.texts.sources import Part
-from graph_passes.types import SublayerRef
 from tests.raising import raises
 from tests.tiny_models import (
     made_loaded,
@@ -34,8 +33,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torch")
 
 from exporter.heal.automatic import USUAL_TIME_S, settled  # noqa: E402
-from exporter.heal.distill.student import Student  # noqa: E402
-from exporter.heal.distill.training import Teacher  # noqa: E402
 from exporter.heal.healed import heal  # noqa: E402
 from exporter.heal.texts import healing_texts, texts_of_pairs  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
@@ -177,21 +174,6 @@ def test_the_loss_is_that_of_the_mean_states() -> None:
     task.pooling = MEAN
     assert float(task.loss(student, teacher, mask)) == pytest.approx(float(expected), abs=1e-6)
     assert float(task.loss(teacher, teacher, mask)) == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_a_reranker_s_nearness_does_not_hang_on_the_size_of_its_logits(scale: float) -> None:
-    loaded = loaded_bert(1)
-    loaded.model.classifier.weight.data *= scale
-    loaded.model.classifier.bias.data *= scale
-    ids = np.random.default_rng(0).integers(4, 60, (6, 8))
-    lessons = CalibrationText.unpadded(ids, "made", "0").batches(3)
-    student = Student(loaded.model, {SublayerRef(0, "attention"): NOTHING}, "all", None)
-    teacher = Teacher(student, keeps=True)
-    whole = torch.cat([teacher.answers(lesson)[0] for lesson in lessons])[:, 0].double()
-    expected = 0.05 * float(whole.var(correction=0))
-    assert teacher.nearness(expected, lessons) == pytest.approx(0.05, rel=1e-3)
-    student.close()
 
 
 def image_classifier(model_type: str = "vit") -> Any:

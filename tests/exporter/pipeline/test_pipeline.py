@@ -29,7 +29,7 @@ from exporter.pipeline import road, stages
 from exporter.pipeline import stages as engines
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.road import export_model, write_models
-from exporter.pipeline.run import QUANTIZE, question_hashes
+from exporter.pipeline.run import QUANTIZE
 from exporter.quantize.settings import QuantizeSettings
 from exporter.report.words import named_arms
 from exporter.score.options import ScoreOptions
@@ -256,16 +256,6 @@ def test_what_can_not_work_fails_before_any_work(
     for item, name in ((request.load, "dtype"), (request, "choose_dtype")):
         with raises(errors.OptionError, "option-value", name, "float8"):
             replace(item, **{name: "float8"})
-
-
-def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
-    quality = QualityOptions(tasks=("a",), task_data=tmp_path)
-    (tmp_path / "a.jsonl").write_text("{}")
-    before = question_hashes(quality)
-    assert question_hashes(quality) == before
-    (tmp_path / "a.jsonl").write_text("{ }")
-    assert question_hashes(quality) != before
-    assert question_hashes(QualityOptions(tasks=("a",))) == []
 
 
 def test_both_models_are_quantised_after_the_cut_and_all_four_compared(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,14 @@ from exporter.heal.options import HealOptions
 from exporter.models.decoding_rules import DecodingRules
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.sources import SourceOptions
-from exporter.pipeline import stages as keys
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.road import export_model, in_stacks, write_models
-from exporter.pipeline.run import Run
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.options import ScoreOptions
 from tests.raising import raises
 from tests.reading import leaves_of
-from tests.tiny_models import made_loaded, write_recordings, write_sound, write_source
+from tests.tiny_models import made_loaded, write_recordings, write_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
@@ -163,20 +160,6 @@ def test_each_graph_and_a_generation_are_timed_and_judged(whisper: tuple[Path, A
     assert arms.candidate.parameters < arms.baseline.parameters
     assert arms.candidate.kv_cache_bytes_per_token in (256, 512)
     assert arms.baseline.kv_cache_bytes_per_token == 512  # 2 layers, 2 parts, 32 floats
-
-
-def test_valid_stages_are_reused_and_other_recordings_are_not(
-    whisper: tuple[Path, Any], tmp_path: Path
-) -> None:
-    out = whisper[0]
-    recordings = tmp_path / "a"
-    shutil.copytree(out.parent / "a", recordings)
-    score = ScoreOptions(calibration=(str(recordings / "recordings.jsonl"),))
-    run = Run(request_for(out.parent / "source", tmp_path / "out", score=score), QUIET)
-    before = keys.score_key(run)
-    assert before == keys.score_key(run)
-    write_sound(recordings / "0.wav", 0.9)
-    assert before != keys.score_key(run)
 
 
 def test_greedy_generation_is_that_of_transformers(whisper: tuple[Path, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -307,19 +306,6 @@ def test_what_was_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     assert (work / "note.json").read_text() == "weights"
 
 
-def test_without_hard_links_the_files_are_copies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise PermissionError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    _, one = walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
-    again, other = walk(tmp_path / "b", tmp_path / ".depthcut" / "shared")
-    assert again.calls == 0
-    assert not (one / "note.json").samefile(other / "note.json")
-
-
 def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
     root = tmp_path / ".depthcut" / "shared"
     walk(tmp_path / "a", root)
@@ -330,16 +316,6 @@ def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
     assert len(list(root.glob("export-*"))) == 1
     assert walk(tmp_path / "c", root)[0].calls == 0
     assert walk(tmp_path / "d", root, {"model": "gone"}, "other")[0].calls == 1
-
-
-def test_a_stage_that_fails_is_nobody_s(tmp_path: Path) -> None:
-    def fail(folder: Path) -> None:
-        raise ValueError("no")
-
-    shared = tmp_path / ".depthcut" / "shared"
-    with pytest.raises(ValueError, match="no"):
-        StageLedger(tmp_path).once("export", KEY, fail, shared=shared)
-    assert walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")[0].calls == 1
 
 
 def run_of(

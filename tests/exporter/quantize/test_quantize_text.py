@@ -155,17 +155,6 @@ def text(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.fixture
-def pairs(tmp_path: Path) -> str:
-    path = tmp_path / "pairs.jsonl"
-    lines = [
-        {"query": f"the {word} of the {word}", "passages": [f"a {word} is a value", "of in to"]}
-        for word in WORDS[4:16]
-    ]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return str(path)
-
-
 def test_a_reranker_is_calibrated_on_pairs_of_any_text(reranker: Path, text: str) -> None:
     made = calibration_beside(reranker, (text,), 1)
     assert made.types is not None
@@ -179,28 +168,6 @@ def test_a_reranker_is_calibrated_on_pairs_of_any_text(reranker: Path, text: str
     assert (made.input_ids[0][real].tolist(), made.types[0][real].tolist()) in own
     assert {*made.types[0].tolist()} == {0, 1}
     assert {*made.input_ids[~made.mask].tolist()} == {PADDING}
-
-
-@pytest.mark.parametrize(
-    ("source", "classes", "config", "paired"),
-    [
-        ("text", 3, {}, False),
-        ("text", 1, {"problem_type": "regression"}, False),
-        ("text", None, {}, False),
-        ("pairs", 1, {}, True),
-        ("pairs", 3, {}, True),
-        ("pairs", None, {}, False),
-    ],
-)
-def test_pairs_are_what_a_reranker_reads_and_whoever_is_given_them_classes(
-    source: str, classes: int | None, config: dict[str, str], paired: bool, tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
-    model = write_classifier(tmp_path / "m", 3 if source == "text" else 1, **config)
-    calibration = calibration_beside(model, (request.getfixturevalue(source),), classes)
-    assert (calibration.types is not None) is paired
-    assert (len(calibration.input_ids) == 24) is paired
-    assert source == "pairs" or calibration.mask.all()
 
 
 @pytest.mark.rtx

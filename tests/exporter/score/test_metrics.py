@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,22 +244,6 @@ def test_what_reads_no_text_needs_none() -> None:
     assert (report.metric, report.calibration.tokens) == ("depth", 0)
     with raises(CalibrationError, "no-tokenizer", "bert"):
         score(tiny_loaded("bert"), ScoreOptions(("depth", "cosine")))
-
-
-def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import exporter.cli as command_line
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model, out = tmp_path / "model", tmp_path / "importance.json"
-    tiny_loaded("llama").model.save_pretrained(model)
-    call = ["score", str(model), "-o", str(out), "--samples", "2", "--sequence-length", "16", "-q"]
-    metrics = ["--metric", "kl", "--metric", "cosine", "--blocks"]
-    assert command_line.run([*call, *metrics]) == 0
-    report = ImportanceReport.read(out)
-    assert list(report.tables) == ["kl", "cosine"]
-    assert {item.kind for item in report.scores} == set(KINDS)
-    assert command_line.run([*call, "--metric", "gone"]) == 2
-    assert ImportanceReport.read(out) == report
 
 
 def test_large_activations_that_cancel_stay_exact() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import queue
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -30,7 +28,7 @@ from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText
 from exporter.score.scoring import score_on
-from exporter.score.streaming import filled_in_turn, kept_in_file
+from exporter.score.streaming import kept_in_file
 from tests.raising import ends_in, raises
 from tests.reading import Heard, in_file
 from tests.tiny_models import (
@@ -239,28 +237,6 @@ def test_a_model_that_is_spread_over_devices(llama: str, tmp_path: Path, place: 
     spread = load_model(llama, device_map=place)
     report = score_on(spread, random_text(), metrics=("cosine", "kl"))
     expect_equal(report, expected)
-
-
-def test_the_next_layer_is_read_meanwhile_and_no_other(
-    llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    meta, fetch = load_meta(llama), ShardedWeights.fetch
-    read: queue.Queue[str] = queue.Queue()
-
-    def told(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
-        read.put(prefix)
-        return fetch(self, prefix, stop)
-
-    monkeypatch.setattr(ShardedWeights, "fetch", told)
-    with contextlib.closing(filled_in_turn(meta, LAYERS)) as turns:
-        assert next(turns) == 0
-        assert [read.get(timeout=60), read.get(timeout=60)] == LAYERS[:2]
-        assert read.empty()
-        assert next(turns) == 1
-        assert read.get(timeout=60) == LAYERS[2]
-        filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
-        assert {name.split(".")[2] for name in filled} == {"1"}
-    expect_empty(meta)
 
 
 @pytest.fixture
