@@ -18,7 +18,7 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
 )
 from exporter.models.architectures import layer_modules
-from exporter.models.loading.model_class import quiet_transformers
+from exporter.models.loading.model_class import hub_off, quiet_transformers
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.model_folder import OF_IMAGES
@@ -292,7 +292,7 @@ def _weights(model: Any, items: Sequence[Any], kept: Sequence[int]) -> dict[str,
 
 
 def _made(model: Any, config: Any, weights: dict[str, torch.Tensor]) -> Any:
-    with quiet_transformers():
+    with quiet_transformers(), hub_off():
         made, info = type(model).from_pretrained(
             None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
         )

@@ -107,7 +107,7 @@ def refuse_far_larger(model_class: Any, config: Any, shards: CheckpointShards, p
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1", "USE_HUB_KERNELS": "NO",
 }  # fmt: skip
 # Read from the environment once, at import; transformers 4.57 keeps a copy of its own.
 _FLAGS = {
@@ -122,6 +122,9 @@ _LOCK = threading.RLock()
 @contextlib.contextmanager
 def hub_off() -> Iterator[None]:
     """Makes every request to the hub an error while the block runs, and hides the user's token.
+
+    Models that are loaded within it keep their modules: transformers 5.25 puts compiled kernels
+    of the hub in their place.
 
     It holds for the whole process; blocks of other threads wait for its end.
     """

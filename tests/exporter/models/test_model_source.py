@@ -339,6 +339,20 @@ def test_what_a_config_names_is_taken_or_not(checkpoint: Path) -> None:
 
 
 @pytest.mark.torch
+def test_kernels_of_the_hub_replace_no_module(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    monkeypatch.setenv("USE_HUB_KERNELS", "YES")
+    asked_for = transformers.LlamaForCausalLM.from_pretrained(checkpoint, use_kernels=True)
+    assert asked_for.use_kernels
+    model = load_model(str(checkpoint)).model
+    assert not model.use_kernels
+    assert _logits(model).equal(_logits(asked_for))
+
+
+@pytest.mark.torch
 def test_a_folder_that_is_written_to_meanwhile(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
