@@ -532,7 +532,7 @@ def _few(fitting: Fitting, tokens: int) -> CalibrationText:
 
 def _fold(fitting: Fitting) -> list[OwnValue]:
     """The weights, folded on about as much text as a fold alone reads; none if they can't be."""
-    fast = bfloat16_where_fast(fitting.loaded.model.device)
+    fast = bfloat16_where_fast(fitting.loaded.model)
     try:
         with telling_memory(fitting.options), fast:
             return folded_values(fitting, _few(fitting, DEFAULT_TOKENS))

@@ -146,11 +146,16 @@ def _tensor(numbers: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array_of(numbers), dtype=np.float32))
 
 
-def bfloat16_where_fast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 for products, where the device has it in hardware; else the model's own dtype."""
+def bfloat16_where_fast(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 for products, where the device has it in hardware; else the model's own dtype.
+
+    Beside float16, whose norms take no sums of both types, it is the model's own.
+    """
     import torch
 
+    device = model.device
     fast = device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    enabled = fast and model.dtype != torch.float16
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -209,7 +209,7 @@ def _opened(home: Path) -> int:
         try:
             home.mkdir(parents=True, exist_ok=True)
             return os.open(lock, flags, 0o666)
-        except FileNotFoundError:  # another run removed the empty folder between our two calls
+        except (FileNotFoundError, FileExistsError):  # another run makes or removes the folder now
             time.sleep(_PAUSE_S / 10)
     raise FileNotFoundError(2, os.strerror(2), str(home))
 

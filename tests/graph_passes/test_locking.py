@@ -207,6 +207,25 @@ def test_a_lock_that_was_removed_meanwhile_is_none(
     assert len(calls) == 3
 
 
+def test_a_folder_that_comes_and_goes_while_it_is_made_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there for ``mkdir``, and is gone when ``mkdir`` looks whether it is a folder."""
+    calls, mkdir = [], os.mkdir
+
+    def late(path: Path, *arguments: Any) -> None:
+        if path == home_of(tmp_path / "m") and not calls:
+            calls.append(path)
+            raise FileExistsError
+        mkdir(path, *arguments)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    write(tmp_path / "m", "mine")
+    assert len(calls) == 1
+    assert (tmp_path / "m").read_text() == "mine"
+    assert rests(tmp_path) == []
+
+
 def test_anothers_lock_stays_when_the_folder_was_removed_meanwhile(tmp_path: Path) -> None:
     target, inside, over = tmp_path / "m", threading.Event(), threading.Event()
 

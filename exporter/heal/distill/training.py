@@ -136,9 +136,9 @@ class Teacher:
         samples = tuple(lesson.samples)
         if samples in self._kept:
             return self._kept[samples]
-        device = self._student.model.device
-        with bfloat16_where_fast(device):
-            given = self._student.teach(lesson.inputs(device), states=self._states > 0)
+        model = self._student.model
+        with bfloat16_where_fast(model):
+            given = self._student.teach(lesson.inputs(model.device), states=self._states > 0)
         tensors = [given.given, *given.states]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if self._keeps and size <= self._free_bytes:
@@ -148,9 +148,9 @@ class Teacher:
 
     def loss(self, lesson: Batch, answers: list[torch.Tensor]) -> torch.Tensor:
         """How far what the student gives is from what :meth:`answers` gave, over real tokens."""
-        device = self._student.model.device
-        with bfloat16_where_fast(device):
-            given = self._student.answer(lesson.inputs(device), states=self._states > 0)
+        model = self._student.model
+        with bfloat16_where_fast(model):
+            given = self._student.answer(lesson.inputs(model.device), states=self._states > 0)
             mask = lesson.mask_on(answers[0].device)
             loss = self._task.loss(given.given, answers[0], mask)
             if self._states:

@@ -35,7 +35,11 @@ from exporter.models.ablation.branch_replacements import (  # noqa: E402
     branches_replaced,
 )
 from exporter.models.ablation.losses import answer_loss  # noqa: E402
-from exporter.models.changed_weights import change_weights, weights_changed  # noqa: E402
+from exporter.models.changed_weights import (  # noqa: E402
+    bfloat16_where_fast,
+    change_weights,
+    weights_changed,
+)
 from tests.exporter.distill_cases import (  # noqa: E402
     DROPPED,
     IDS,
@@ -85,6 +89,17 @@ def test_held_out_loss_falls_and_what_is_judged_is_what_is_written(
         result = answer(loaded.model)
     assert torch.equal(result, wanted)
     assert not torch.allclose(result, bare, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "fast"), [(torch.float32, True), (torch.float16, False)])
+def test_a_machine_with_bfloat16_uses_it_where_the_model_runs_in_both(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    model = tiny_loaded("gpt2").model.to(dtype)
+    with torch.inference_mode(), bfloat16_where_fast(model):
+        assert torch.is_autocast_enabled("cpu") is fast
+        model(input_ids=torch.tensor([[1, 2]]))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
