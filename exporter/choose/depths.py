@@ -118,7 +118,7 @@ class DepthOptions(Options):
     )
     text: str = option(
         "pydoc",
-        "Held-out text: a text or JSONL file, hf:DATASET or pydoc.",
+        "Held-out text: a file or folder of text, hf:DATASET or pydoc.",
         "--eval-text",
         metavar="SOURCE",
     )

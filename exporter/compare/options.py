@@ -169,8 +169,8 @@ class CompareOptions(RunOptions):
     )
     eval_text: str = option(
         "pydoc",
-        "Evaluation text: a text or JSONL file, hf:DATASET or pydoc. For classifiers of images: a "
-        "folder of images, or of a folder of images for each class.",
+        "Evaluation text: a file or folder of text, hf:DATASET or pydoc. For classifiers of "
+        "images: a folder of images, or of a folder of images for each class.",
         metavar="SOURCE",
         section=ACCURACY,
     )

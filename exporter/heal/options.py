@@ -44,7 +44,7 @@ class HealOptions(Options):
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text to fit on: a text or JSONL file, hf:DATASET, pydoc, docstrings, or "
+        "Text to fit on: a file or folder of text, hf:DATASET, pydoc, docstrings, or "
         "self (text that the model samples; the default for decoders). Several sources make a "
         "mixture.",
         "--heal-calibration",

@@ -82,7 +82,7 @@ class QuantizeSettings(Options):
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text for int8-qdq: a text or JSONL file, hf:DATASET or pydoc. Several make a mixture.",
+        "Text for int8-qdq: a file or folder of text, hf:DATASET or pydoc. Several make a mixture.",
         metavar="SOURCE",
     )
     gguf: InputFile | None = option(

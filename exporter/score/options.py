@@ -45,7 +45,7 @@ class ScoreOptions(Options):
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Calibration text: a text or JSONL file, hf:DATASET, pydoc, docstrings, or "
+        "Calibration text: a file or folder of text, hf:DATASET, pydoc, docstrings, or "
         "self (text that the model samples; the default for decoders). For classifiers of images a "
         "folder of them. Several sources make a mixture.",
         metavar="SOURCE",

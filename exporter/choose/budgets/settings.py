@@ -33,7 +33,7 @@ class PlanSettings(Options):
     search: SearchOptions = part(SearchOptions())
     calibration: tuple[str, ...] = option(
         (),
-        "Text to search on: a text or JSONL file, hf:DATASET, pydoc, or self. Several make a "
+        "Text to search on: a file or folder of text, hf:DATASET, pydoc, or self. Several make a "
         "mixture.",
         metavar="SOURCE",
         usual="the text that IMPORTANCE was measured on",

@@ -31,10 +31,12 @@ DOCSTRINGS = "docstrings"
 RANDOM = "random"
 """Noise in place of images, recordings or an encoder-decoder's sources."""
 JSON_LINES = (".jsonl", ".ndjson")
+PARQUET = ".parquet"
+TEXTS = (".txt", ".md", ".rst", *JSON_LINES, PARQUET)
 
 SPEC_HINT = (
-    "Give a text file in UTF-8, a JSON-lines file (.jsonl), 'pydoc', 'docstrings', "
-    "or 'hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]'."
+    "Give a text file in UTF-8, a JSON-lines file (.jsonl), a Parquet file, a folder of such files "
+    f"({', '.join(TEXTS)}), 'pydoc', 'docstrings', or 'hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]'."
 )
 _HUB_HINT = "Check the name, the config and the split, and that the hub can be reached."
 _PAIRS_HINT = (
@@ -82,6 +84,13 @@ def read_texts(spec: str, *, part: Part) -> TextSource:
     if spec.startswith("hf:"):
         return _read_hub(spec, part)
     path = Path(spec)
+    if path.is_dir():
+        files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in TEXTS)
+        own = (file for file in files if file.is_file() and not file.is_symlink())
+        texts = chain.from_iterable(map(_documents_in, own))
+        return _source(spec, dict.fromkeys(texts))  # a crawl holds many a text twice
+    if path.suffix.lower() == PARQUET:
+        return _source(spec, dict.fromkeys(_documents_in(path)))
     if path.suffix.lower() not in JSON_LINES:
         text = read_file(path)
         return replace(_source(spec, articles(text)), sha256=sha256_bytes(text.encode()))
@@ -91,6 +100,19 @@ def read_texts(spec: str, *, part: Part) -> TextSource:
         return _source(spec, (text_of(line, where) for line, where in lines))
     source = _source(spec, ("\n\n".join(dict.fromkeys(chain(*pair))) for pair in pairs))
     return replace(source, line_pairs=tuple(map(tuple, pairs)))
+
+
+def _documents_in(path: Path) -> Iterable[str]:
+    kind = path.suffix.lower()
+    if kind in JSON_LINES:
+        return (text_of(line, where) for line, where in records_in(path))
+    if kind != PARQUET:
+        return articles(read_file(path))
+    parquet = require("pyarrow.parquet", extra="datasets")  # datasets would ask the hub first
+    with blaming(f"{path} can't be read", SPEC_HINT, TextSourceError):
+        batches = parquet.ParquetFile(path).iter_batches()
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        return [text_of(row, f"{path}, row {n}") for n, row in enumerate(rows, start=1)]
 
 
 def read_prompts(path: Path) -> TextSource:

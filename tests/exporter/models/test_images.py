@@ -112,7 +112,7 @@ def test_what_holds_no_images_is_refused(
     write_images(tmp_path / "mixed", 2, KINDS[:1])
     with raises(TextSourceError, "one-sided" if spec == "mixed" else "no-images", spec):
         read_images(spec, part="calibration")
-    with raises(TextSourceError, "unreadable", "mixed"):
+    with raises(TextSourceError, "no-text", "mixed"):
         read_texts("mixed", part="calibration")
 
 

@@ -172,6 +172,45 @@ def test_hub_data_sets_are_read_by_their_parts_split(monkeypatch: pytest.MonkeyP
     assert "More ." in first
 
 
+def test_a_folder_is_read_with_all_its_texts_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.md").write_text("of b")
+    (tmp_path / "a.jsonl").write_text('{"text": "of a"}\n{"text": "of b"}\n{"text": "of a"}\n')
+    (tmp_path / "c.png").write_bytes(b"\x89")
+    (tmp_path / "d.txt").symlink_to("/etc/hostname")
+    assert read_texts(str(tmp_path), part="calibration").documents == ("of a", "of b")
+
+    batch = types.SimpleNamespace(
+        to_pylist=lambda: [{"id": "1", "body": "of e"}, {"id": "2", "body": "of a"}]
+    )
+    file = types.SimpleNamespace(iter_batches=lambda: [batch])
+    fake = types.SimpleNamespace(ParquetFile=lambda _: file)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", fake)
+    (tmp_path / "e.parquet").touch()
+    assert read_texts(str(tmp_path), part="evaluation").documents == ("of a", "of b", "of e")
+    assert read_texts(str(tmp_path / "e.parquet"), part="evaluation").documents == ("of e", "of a")
+
+
+def test_a_folder_without_texts_and_a_broken_table_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with raises(TextSourceError, "no-text", str(tmp_path)):
+        read_texts(str(tmp_path), part="calibration")
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("not a Parquet file")
+
+    fake = types.SimpleNamespace(ParquetFile=broken)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", fake)
+    with pytest.raises(TextSourceError, match=r"e\.parquet"):
+        read_texts(str(tmp_path / "e.parquet"), part="calibration")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingDependencyError):
+        read_texts(str(tmp_path / "e.parquet"), part="calibration")
+
+
 def test_hub_errors_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets([{"body": "x"}], ["train"]))
     with raises(TextSourceError, "no-such-data", "test", "validation", "train"):
