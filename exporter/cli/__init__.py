@@ -56,6 +56,7 @@ _COMMANDS = {
         "checkpoint": ("heal", "Write the pruned model as a Hugging Face checkpoint."),
         "verify-engine": ("tools", "Compare an engine's answers with ONNX Runtime's."),
         "generate": ("compare", "Continue a text with a model or an engine."),
+        "chat": ("chat", "Talk to a model and its cut, side by side."),
         "evaluate": ("compare", "Score a model on tasks with correct answers."),
         "lm-eval": ("tools", "Run lm-eval's command line on depthcut's models."),
         "package": ("build", "Pack a model for serving."),
@@ -136,6 +137,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line and turns every end into an exit code."""
     progress = ConsoleProgress()
+    progress.words = [*(sys.argv[1:] if args is None else args)]
     _stop_on_signals(progress)
     with printable_output():
         return _run(args, progress)

@@ -12,7 +12,6 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.results import print_comparison, print_result
 from exporter.compare.options import CompareOptions, RunOptions, TaskOptions
-from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting
 from exporter.option_types import Arm, Count, InputPath, OutputFolder, OutputPath, Provider, Threads
@@ -177,15 +176,12 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     Control sequences for a terminal or a CI system are escaped in the printed text; --json has the
     text as it is.
     """
+    from exporter.engines.decoding.conversation import text_model_of
     from exporter.engines.decoding.generate import generate as run
     from exporter.engines.decoding.generate import open_decoder, refuse_too_long
     from exporter.engines.runners.base import tell_notes
-    from exporter.engines.runners.registry import RUNNERS, named_backend
 
-    backend, model = named_backend(call.model)
-    if backend is not None:
-        model = RUNNERS[backend].folder(model).onnx
-    texts = TextModel.of(model, call.tokenizer)
+    texts = text_model_of(call.model, call.tokenizer)
     if call.chat:
         (prompt_ids,) = texts.encode_chats([call.prompt])
     else:

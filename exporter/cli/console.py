@@ -151,6 +151,7 @@ class ConsoleProgress:
     def __init__(self, verbosity: int = NORMAL) -> None:
         self.verbosity = verbosity
         self.as_json = False
+        self.words: list[str] = []  # of the command line
         # Kept, since libraries that print too much run with sys.stderr redirected.
         self._stream = raw_output(sys.stderr)
         self._console: Console | None = None

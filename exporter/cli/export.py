@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.artifacts import ComparisonReport, ImportanceReport, PruningPlan
 from exporter.artifacts.servers import is_plain, other_class, serving_rows
 from exporter.choose.budgets.budget import (
     DROPPING,
@@ -19,11 +19,13 @@ from exporter.choose.budgets.budget import (
     asks_for_more_than_numbers,
 )
 from exporter.choose.budgets.settings import PlanRequest
+from exporter.cli.asking import Step, offer
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison, print_result, print_serving, table_lines
 from exporter.errors import DepthcutError, OptionError
 from exporter.heal.options import NO_TEXT
+from exporter.models.gguf_model_files import GGUF_SUFFIX
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.sources import SourceOptions, encoder_decoder_config
 from exporter.option_types import InputFile, OutputFolder
@@ -199,7 +201,9 @@ def export(call: ExportCall, progress: ConsoleProgress) -> None:
 
     request = replace(call.request, refuses_useless=not call.allow_damage)
     if request.compared:
-        print_comparison(export_model(request, progress), request.out, progress.as_json)
+        report = export_model(request, progress)
+        print_comparison(report, request.out, progress.as_json)
+        offer("What next?", [*_next_steps(request, report, progress.words)], progress)
     else:
         pruned = write_models(request, progress)
         before, after = pruned.before.parameters, pruned.after.parameters
@@ -210,6 +214,24 @@ def export(call: ExportCall, progress: ConsoleProgress) -> None:
             "the same command does that without --no-measure.",
             f"Models: {request.out / 'baseline'} and {request.out / 'candidate'}",
         )
+
+
+def _next_steps(
+    request: ExportRequest, report: ComparisonReport, words: list[str]
+) -> Iterator[Step]:
+    """What can be done with cuts of a decoder."""
+    from exporter.report.terminal import cut_lines
+
+    accuracy, out = report.accuracy, request.out
+    if accuracy is None or accuracy.compared != "tokens" or request.in_stacks:
+        return
+    for whole, cut, measured in cut_lines(report):
+        yield f"talk to both: {measured}", ["chat", whole, cut]
+    if not request.checkpoint:
+        yield "write the cut as a checkpoint, for PyTorch and vLLM", [*words, "--checkpoint"]
+    if request.source.endswith(GGUF_SUFFIX):
+        files = ["-o", str(out / "cut.gguf"), "--plan", str(out / "plan.json")]
+        yield "write the cut for llama.cpp, not healed", ["gguf", request.source, *files]
 
 
 def _print_servers(plan: PruningPlan, importance: Path) -> None:

@@ -6,9 +6,10 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.artifacts import DepthCell, DepthsReport, ImportanceReport, PruningPlan
 from exporter.choose.costs.table import CostTable, RequestShape, RequestShapeOption
 from exporter.choose.depths import DepthOptions
+from exporter.cli.asking import choose, run_words
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.results import print_result, print_study, table_lines
@@ -85,6 +86,17 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     recommended cut in int8 stand beside. The recommended cut is written as a plan, for
     `depthcut export --plan`. After an interruption the same command resumes.
     """
+    result = _measured(call, progress)
+    print_study(result, call.output, as_json=progress.as_json)
+    if (best := result.recommended) is not None and not progress.as_json:
+        words = shlex.join(["depthcut", *_judging(call, best)])
+        echo(f"Plan of the recommended row: {plan_file(call.output)}; to judge it on other text:")
+        echo(words)
+    _offer_cuts(call, result, progress)
+
+
+def _measured(call: DepthsCall, progress: ConsoleProgress) -> DepthsReport:
+    """Writes the study and the recommended plan; the model is not kept in memory."""
     from exporter import load_model, measure_depths
     from exporter.report.files import study_files, write_study
 
@@ -110,19 +122,37 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
             progress=progress,
         )
         write_study(result, call.output)
-        if (best := result.recommended) is not None:
-            PruningPlan(
-                deletions=best.deletions,
-                made_from={"model": loaded.ref.sha256},
-                chosen_on=[*result.calibration.texts, result.text],
-            ).write(plan)
-    print_study(result, call.output, as_json=progress.as_json)
-    if result.recommended is not None and not progress.as_json:
-        unseen = PYDOC if call.options.text == DOCSTRINGS else DOCSTRINGS
-        words = ["depthcut", "export", call.model, "-o", "out", "--plan", str(plan)]
-        words += [] if result.recommended.healed is None else ["--heal", "fold"]
-        judge = shlex.join([*words, "--eval-text", unseen])
-        echo(f"Plan of the recommended row: {plan}; to judge it on other text:", judge)
+        if result.recommended is not None:
+            _write_plan(result, result.recommended, plan)
+    return result
+
+
+def _write_plan(result: DepthsReport, cell: DepthCell, path: Path) -> None:
+    """Writes what a row drops."""
+    PruningPlan(
+        deletions=cell.deletions,
+        made_from={"model": result.model.sha256},
+        chosen_on=[*result.calibration.texts, result.text],
+    ).write(path)
+
+
+def _judging(call: DepthsCall, cell: DepthCell) -> list[str]:
+    """The command that exports a row's cut, and judges it on other text."""
+    unseen = PYDOC if call.options.text == DOCSTRINGS else DOCSTRINGS
+    words = ["export", call.model, "-o", "out", "--plan", str(plan_file(call.output))]
+    words += ["--heal", "fold"] if cell.healed is not None else []
+    return [*words, "--eval-text", unseen]
+
+
+def _offer_cuts(call: DepthsCall, result: DepthsReport, progress: ConsoleProgress) -> None:
+    """Exports the row that somebody at a terminal picks."""
+    from exporter.report.sections.depths import cut_line
+
+    cells = [cell for cell in result.cells if cell.damage is not None]
+    number = choose("Which cut is to be exported?", [*map(cut_line, cells)], progress)
+    if number is not None:
+        _write_plan(result, cells[number], plan_file(call.output))
+        run_words(_judging(call, cells[number]))
 
 
 @dataclass(frozen=True, kw_only=True)

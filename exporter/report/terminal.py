@@ -18,7 +18,7 @@ from exporter.report.sections.summary import (
     size_rows,
     task_rows,
 )
-from exporter.report.words import dropped_lines
+from exporter.report.words import dropped_lines, named_arms
 
 _WIDTH, _PROSE_WIDTH = 80, 25  # three columns of prose fit
 
@@ -34,6 +34,23 @@ def comparison_grids(report: ComparisonReport) -> list[Grid]:
     grids = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
     corners = _narrow(corners_grid(report)) if report.corners else []
     return [*grids, *corners, *answer_grids(report, brief=True)]
+
+
+def cut_lines(report: ComparisonReport) -> Iterator[tuple[str, str, str]]:
+    """Paths of the whole model and of each cut, and what was measured of that."""
+    paths = {name: arm.path for name, arm in named_arms(report).items()}
+    if not report.corners:
+        rows = [*latency_rows(report), *accuracy_rows(report)[:1], *size_rows(report)[:1]]
+        measured = ", ".join(f"{row[0].removesuffix(', ms')} {row[3]}" for row in rows)
+        yield paths["baseline"], paths["candidate"], measured
+        return
+    grid = corners_grid(report)
+    corners = sorted(report.corners, key=lambda corner: corner.quantized)
+    for corner, (name, *cells) in zip(corners, grid.rows, strict=True):
+        if corner.pruned:
+            pairs = zip(grid.header[1:], map(plain, cells), strict=True)
+            measured = f"{plain(name)}: " + ", ".join(map(" ".join, pairs))
+            yield paths[corners[0].arm], paths[corner.arm], measured
 
 
 def _narrow(grid: Grid) -> list[Grid]:

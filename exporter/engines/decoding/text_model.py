@@ -64,7 +64,7 @@ class TextModel:
         """The text's tokens, with those that the tokenizer adds by itself or without."""
         return self._encode(text, special)
 
-    def encode_chats(self, said: Sequence[str], **more: object) -> list[list[int]]:
+    def encode_chats(self, said: Sequence[str | Sequence[str]], **more: object) -> list[list[int]]:
         """The tokens of users' words in the chat template, up to where the answers begin."""
         if self.chat is None:
             raise BackendError(

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import cycle
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
@@ -18,6 +19,7 @@ from jinja2.utils import Namespace
 from exporter.errors import first_line
 from exporter.processes import end_with_parent, limit_itself
 
+_ROLES = ("user", "assistant")
 _MOST_CHARACTERS, _OF_A_PROMPT, _TIMES = 1 << 20, 1 << 13, 4  # of all; more a prompt, and its words
 
 
@@ -27,8 +29,9 @@ def rendered(request: Mapping[str, Any]) -> dict[str, Any]:
         template, written = _environment().from_string(request["template"]), []
         left = _MOST_CHARACTERS
         for said in request["said"]:
-            left += _OF_A_PROMPT + _TIMES * len(said)
-            messages = [{"role": "user", "content": said}]
+            turns = [said] if isinstance(said, str) else said
+            left += _OF_A_PROMPT + _TIMES * sum(map(len, turns))
+            messages = [{"role": r, "content": text} for r, text in zip(cycle(_ROLES), turns)]
             result = {**request["variables"], "messages": messages}
             written.append(_bounded(template, result, left))
             left -= len(written[-1])

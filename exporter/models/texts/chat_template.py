@@ -66,8 +66,11 @@ class ChatTemplate:
         }
         return cls(text, file, {key: token for key, token in tokens.items() if token is not None})
 
-    def prompts(self, said: Sequence[str], **more: object) -> list[str]:
-        """What the model reads when a user says something: up to where its answer begins."""
+    def prompts(self, said: Sequence[str | Sequence[str]], **more: object) -> list[str]:
+        """What the model reads when a user says something: up to where its answer begins.
+
+        Of several texts in turn, every second one is an answer of the model's.
+        """
         seconds = _SECONDS + len(said) // _PROMPTS_A_SECOND
         result = {"add_generation_prompt": True, "tools": None, "documents": None}
         request = {

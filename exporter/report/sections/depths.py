@@ -78,6 +78,14 @@ def _row(cell: DepthCell, *, is_best: bool) -> list[Cell]:
     ]
 
 
+def cut_line(cell: DepthCell) -> str:
+    """What a cut drops, gains and costs."""
+    least, rise = cell.least, "cost not measured"
+    if least is not None:
+        rise = f"perplexity {_rise(least)}{' healed' if least is cell.healed else ''}"
+    return f"{dropped_words(cell)}{_faster(cell)}, {rise}"
+
+
 def _int8_row(dropped: str, row: DepthInt8, *, healed: bool = False) -> list[Cell]:
     rise = _rise(row.damage)
     return [
