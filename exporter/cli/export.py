@@ -144,6 +144,8 @@ class ExportCall(Options):
             return {}
         usual: dict[str, Any] = {} if has_goal else {"time_budget": _ROW_S, **_fastest_form(told)}
         usual |= _first_look(told) if quick else {}
+        if quick and heal not in (None, "none") and "calibration" in usual:
+            usual["heal_calibration"] = usual["calibration"]  # without minutes of sampled text
         if not has_goal and not asks_for_more_than_numbers(told):
             usual |= USUAL_LIMITS
         # TensorRT's graphs are not timed on ONNX Runtime.

@@ -204,7 +204,7 @@ def test_a_folder_without_texts_and_a_broken_table_are_refused(
 
     fake = types.SimpleNamespace(ParquetFile=broken)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", fake)
-    with raises(TextSourceError, "", "e.parquet"):
+    with raises(TextSourceError, "unreadable", "e.parquet"):
         read_texts(str(tmp_path / "e.parquet"), part="calibration")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingDependencyError):
