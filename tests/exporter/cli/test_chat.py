@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,13 +176,14 @@ def test_nothing_is_asked_without_a_terminal() -> None:
     assert asking.choose("Which?", ["a", "b"], ConsoleProgress()) is None
 
 
-@pytest.mark.parametrize("reason", ["json", "quiet", "ci", None])
+@pytest.mark.parametrize("reason", ["json", "quiet", "ci", "script", None])
 def test_nothing_is_asked_of_a_script(reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdin", "stdout"):
         stream = io.StringIO()
         stream.isatty = lambda: True  # type: ignore[method-assign]
         monkeypatch.setattr(f"sys.{name}", stream)
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("os.getpgrp", lambda: 1 if reason == "script" else os.getpid())
     progress = ConsoleProgress(verbosity=-1 if reason == "quiet" else 0)
     progress.as_json = reason == "json"
     if reason == "ci":
