@@ -214,7 +214,8 @@ def carry_out(home: Path, record: ChangeRecord) -> None:
 def sync_folders(record: ChangeRecord) -> None:
     """Waits until all names that have changed are on the disk."""
     for folder in {path.parent for path, _ in record.before}:
-        sync_names(folder)
+        with contextlib.suppress(FileNotFoundError):  # one that was emptied, and has gone
+            sync_names(folder)
 
 
 def _take_back(change: Change, *, was_there: bool) -> None:

@@ -457,3 +457,10 @@ def test_a_record_of_no_steps_is_none(home: Path, tmp_path: Path) -> None:
     finish(tmp_path, refused=False)
     assert contents(tmp_path) == before
     assert not home.exists()
+
+
+def test_a_removal_whose_emptied_folder_has_gone_is_done(home: Path, tmp_path: Path) -> None:
+    """A process was killed after it removed the folder, before it removed the record."""
+    record(home, {"final": "emptied/file", "old": [1, 2, 3]})
+    finish(tmp_path, refused=False)
+    assert not home.exists()
