@@ -60,9 +60,11 @@ def chat(call: ChatCall, progress: ConsoleProgress) -> None:
 
 
 def _names(models: tuple[str, ...]) -> list[str]:
-    """The last part of each path, or all of it where two are the same."""
-    short = [Path(model).name for model in models]
-    return short if len({*short}) == len(models) else list(models)
+    """The last part of each path that differs, or all of it where two are the same."""
+    for parts in zip(*(reversed(Path(model).parts) for model in models), strict=False):
+        if len({*parts}) == len(models):
+            return list(parts)
+    return list(models)
 
 
 def _answer(

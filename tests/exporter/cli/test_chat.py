@@ -17,6 +17,7 @@ from prompt_toolkit.output import DummyOutput
 
 from exporter.artifacts import DepthsReport, PruningPlan
 from exporter.cli import asking, run, studies
+from exporter.cli.chat import _names
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.export import ExportCall, _next_steps
 from exporter.engines.decoding.conversation import Conversation
@@ -143,6 +144,19 @@ def test_all_models_answer_the_lines_of_a_pipe(
     names = [[answer["model"] for answer in line["answers"]] for line in lines]
     assert names == [["whole", "cut"]] * 2
     assert all(len(a["token_ids"]) == 4 and a["text"] for ln in lines for a in ln["answers"])
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (("a/m.onnx", "b/m.onnx"), ["a", "b"]),
+        (("out/a", "out/b/"), ["a", "b"]),
+        (("x/a", "x/a"), ["x/a", "x/a"]),
+        (("one",), ["one"]),
+    ],
+)
+def test_names_are_what_differs(models: tuple[str, ...], names: list[str]) -> None:
+    assert _names(models) == names
 
 
 def test_a_model_that_is_not_there_ends_the_command(tmp_path: Path) -> None:
