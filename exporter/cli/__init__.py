@@ -16,7 +16,6 @@ from click.exceptions import NoSuchCommand
 
 from exporter import __version__
 from exporter.cli.console import NORMAL, ConsoleProgress, echo, general_options
-from exporter.cli.removed import REMOVED_COMMANDS
 from exporter.errors import (
     DepthcutError,
     DisturbedMachineError,
@@ -85,9 +84,7 @@ class _Commands(click.Group):
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> _Resolved:
-        """A command by its name; one that isn't there is answered with what is meant or new."""
-        if instead := REMOVED_COMMANDS.get(args[0]):
-            raise click.UsageError(f"{args[0]} was removed. Use {instead}.", ctx)
+        """A command by its name; one that isn't there is answered with what may be meant."""
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise NoSuchCommand(args[0], possibilities=self.list_commands(), ctx=ctx)
         return super().resolve_command(ctx, args)

@@ -15,11 +15,8 @@ Step = tuple[str, Sequence[str]]
 
 
 def can_ask(progress: ConsoleProgress) -> bool:
-    """Whether somebody typed the command at a terminal, not a script, and wants more than results.
-
-    A shell makes what is typed the leader of a group of processes; what a script runs is in the
-    script's group.
-    """
+    """Whether somebody typed the command, not a script, and wants more than results."""
+    # A shell makes what is typed the leader of a group of processes; a script's is in its group.
     typed = sys.stdin.isatty() and sys.stdout.isatty() and os.getpgrp() == os.getpid()
     return (
         typed and not progress.as_json and progress.verbosity >= NORMAL and "CI" not in os.environ

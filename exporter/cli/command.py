@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import itertools
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,6 @@ from exporter.cli.console import (
     echo,
     general_options,
 )
-from exporter.cli.removed import replaced
 from exporter.errors import DepthcutError, OnnxFileError, OptionError, UsageError
 from exporter.models.model_folder import find_onnx
 from exporter.options import Leaf, Options, build, flag, leaves, values_of
@@ -157,9 +155,6 @@ class SchemaCommand(click.Command, Generic[_S]):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does it; the error says of a key of --config files what it is."""
         words = [part for word in args for part in word.split("=", 1 if word[:1] == "-" else 0)]
-        for text in (*words, *map(" ".join, itertools.pairwise(words))):
-            if instead := replaced(self.name, text):
-                raise click.UsageError(f"{text} was removed. Use {instead}.", ctx)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -222,7 +217,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         results = {}
         for key, value in data.items():
             try:
-                leaf = self._known(key, value)
+                leaf = self._known(key)
                 read = leaf.read(value, strict=True)
                 if read != leaf.default:  # --show-config writes defaults as well
                     typed = None if read is None else self._made[key].type_cast_value(ctx, read)
@@ -233,11 +228,7 @@ class SchemaCommand(click.Command, Generic[_S]):
                 ) from None
         return results
 
-    def _known(self, key: object, value: object) -> Leaf:
-        items = [f" {item}" for item in (value if isinstance(value, list) else [value])]
-        for item in items if key in self.leaves else [""]:
-            if instead := replaced(self.name, f"{flag(str(key))}{item}"):
-                raise ValueError(f"this was removed: use {instead}")
+    def _known(self, key: object) -> Leaf:
         if key in self.leaves:
             return self.leaves[str(key)]
         near = difflib.get_close_matches(str(key).replace("-", "_"), self.leaves, cutoff=0.75)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -116,6 +117,7 @@ def test_the_commands_run_one_after_the_other(
     there.mkdir()
     monkeypatch.chdir(there)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("list of\n"))
     as_demo(model, there)
     for page in pages:
         for words in calls(page.read_text(encoding="utf-8")):

@@ -340,13 +340,9 @@ def test_a_report_is_kept_out_of_a_models_folder(
     [
         (["prune", "model", "--no-such-option"], "No such option"),
         (["exprot", "model"], "Did you mean 'export'"),
-        (["gpu-session", "out"], "make gpu"),
-        (["refit", "m.engine", "m.onnx", "-o", "new"], "depthcut build"),
-        (["check-engine", "model"], "depthcut build"),
-        (["check", "report.json", "--bencher", "out"], "--github-benchmark"),
     ],
 )
-def test_what_is_not_there_and_what_was_removed_are_named(
+def test_what_is_not_there_is_named(
     call: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.run(call) == 2
