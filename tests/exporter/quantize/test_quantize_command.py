@@ -86,7 +86,6 @@ def test_a_result_far_from_the_float_model_is_told(
     [
         (["--quantize", "int8-qdq"], "--calibration"),
         (["--quantize-method", "gptq"], "hqq"),
-        (["--quantize", "mixed"], "hqq"),
         (["--quantize", "int2"], "Invalid value"),
         (["block_size: 20"], "block_size"),
         (["block_size: 0"], "block_size"),
@@ -95,8 +94,7 @@ def test_a_result_far_from_the_float_model_is_told(
         (["--quantize", "int8-qdq", "--calibration", "gone.txt"], "gone.txt"),
         (["--calibration", "pydoc"], "--calibration"),
         (["--quantize-method", "gguf"], "--gguf"),
-        (["--quantize", "int8-qdq", "--modelopt-python", "python"], "ModelOpt by itself"),
-        (["--quantize", "fp8"], "ModelOpt by itself"),
+        (["--quantize", "fp8"], "Invalid value"),
         (["--quantize", "int8-qdq", "block_size: 64", "--calibration", "pydoc"], "block_size"),
     ],
 )  # fmt: skip
