@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import exporter.cli as command_line
 from exporter.artifacts import (
@@ -154,6 +152,7 @@ def test_all_defaults_against_a_baseline() -> None:
         "size files": "regressed",
         "memory KV cache per token": "within_limit",
     }
+    assert result.verdict == "regressed"
 
 
 def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
@@ -268,47 +267,6 @@ def test_tasks_that_one_of_two_reports_has_are_undecided() -> None:
         assert words["task piqa, acc"] == "inconclusive"
     with raises(RegressionError, "unsound", "arc, acc"):
         check(judged(tasks=[one, one]), Limits(max_task_drop=0.02))
-
-
-@settings(max_examples=25)
-@given(
-    st.lists(st.floats(1, 1000), min_size=1, max_size=3),
-    st.floats(0, 0.3),
-    st.integers(1, 20),
-    st.floats(0, 0.1),
-)
-def test_a_report_against_itself_is_unchanged(
-    medians: list[float], width: float, rounds: int, limit: float
-) -> None:
-    rows = [
-        gate_row(n + 1, candidate_ms=ms, width=width, rounds=rounds) for n, ms in enumerate(medians)
-    ]
-    result = against(gate_report(rows), gate_report(rows), Limits(max_slowdown=limit))
-    assert set(verdicts(result).values()) == {"within_limit"}
-    other = gate_report([gate_row(number, candidate_ms=ms, width=width, rounds=rounds + 1)
-                         for number, ms in enumerate(medians, 1)])  # fmt: skip
-    others = against(other, gate_report(rows), Limits(max_slowdown=limit))
-    assert result.notes != others.notes
-
-
-@settings(max_examples=25)
-@given(st.lists(st.floats(40, 160), min_size=2, max_size=4), st.floats(0.001, 0.1), st.data())
-def test_names_and_order_change_no_verdict(
-    medians: list[float], width: float, data: st.DataObject
-) -> None:
-    """Another order of rows, other paths and another command are labels and no measurement."""
-    old = gate_report([gate_row(n + 1, width=width) for n in range(len(medians))])
-    rows = [gate_row(n + 1, candidate_ms=ms, width=width) for n, ms in enumerate(medians)]
-    other = gate_report(
-        data.draw(st.permutations(rows)),
-        command=["x"],
-        plan=[],
-        arms=Arms(
-            baseline=gate_arm("base", path="elsewhere"), candidate=gate_arm("cand", path="moved")
-        ),
-    )
-    result = verdicts(against(gate_report(rows), old, SLOWDOWN))
-    assert verdicts(against(other, old, SLOWDOWN)) == result
 
 
 TWICE = gate_report([gate_row(), gate_row(candidate_ms=10.0)])
