@@ -11,8 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.engines.build.libraries import LIBRARIES
-from exporter.engines.build.profiles import Ranges, fitting, profile, read_source, refuse_too_large
+from exporter.engines.build.profiles import Ranges
 from exporter.engines.build.settings import BuildSettings
 from graph_passes.files.storage import data_files, load_model
 from tests.benchmarks import bench_gpu
@@ -44,10 +43,6 @@ def build(
 ) -> None:  # fmt: skip
     """Engines that name their graph; their weights take as much as the graph's."""
     weights = sum(path.stat().st_size for path in data_files(load_model(onnx)))
-    source = read_source(onnx)
-    fit = fitting(source.inputs, ranges)
-    groups = [[profile(source.inputs, phase, fit)] for phase in phases]
-    refuse_too_large(onnx, source, groups, LIBRARIES[backend], settings)
     for phase in phases:
         write_engine(
             onnx, target.with_stem(f"{target.stem}-{phase}"), [phase], ranges, backend=backend,

@@ -31,9 +31,7 @@ from exporter.engines.build.profiles import (
     phases_of,
     profile,
     read_source,
-    refuse_too_large,
     refuse_unknown_axes,
-    refuse_unlike,
 )
 from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile
 from exporter.engines.tensors import TensorSpec
@@ -148,11 +146,9 @@ def build_engines(
     refuse_unbuildable(backend, settings.compute_capabilities)
     source = read_source(onnx)
     numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
-    refuse_unlike(source.inputs, profiles or ())
     groups = [list(profiles)] if profiles else _groups(source.inputs, phases, ranges, split=split)
     whole = sum(map(len, groups)) == len(phases_of(source.inputs))
     named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)
-    refuse_too_large(onnx, source, groups, LIBRARIES[backend], settings)
     graph = _BuiltGraph(onnx, source, LIBRARIES[backend], settings, progress)
     return [
         graph.build(target, group, "+".join(item.phase for item in group if named), number)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 
 from exporter import options
-from exporter.engines.build.cuda import Cuda
-from exporter.engines.build.libraries import EngineLibrary, ask_driver
-from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile, ShapeRange
-from exporter.engines.tensors import TensorSpec, byte_count, bytes_in_words, plan_buffers
-from exporter.errors import OUT_OF_MEMORY, DepthcutError, EngineError, UsageError
+from exporter.engines.build.settings import Phase, Profile, ShapeRange
+from exporter.engines.tensors import TensorSpec
+from exporter.errors import EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
 from exporter.option_types import Written, parsed
 from graph_passes.files.storage import data_files, load_model
@@ -220,9 +216,7 @@ class EngineSource:
     precision: str
     plan: list[dict[str, Any]]
     inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
     weights: tuple[Path, ...]  # the files that hold them beside the graph's
-    weight_bytes: int
 
 
 def read_source(path: Path) -> EngineSource:
@@ -232,98 +226,12 @@ def read_source(path: Path) -> EngineSource:
         {"kind": ref.kind, "layer": ref.layer, "replacement": replacement.kind}
         for ref, replacement in sorted(recorded_replacements(model).items())
     ]
-    tensors = [value.const_value for value in model.graph.initializers.values()]
     return EngineSource(
         precision=_precision(model),
         plan=plan,
         inputs=tuple(_tensor(path, v) for v in model.graph.inputs if not v.is_initializer()),
-        outputs=tuple(_tensor(path, v) for v in model.graph.outputs if v.shape and v.dtype),
         weights=tuple(data_files(model)),
-        weight_bytes=sum(tensor.nbytes for tensor in tensors if tensor is not None),
     )
-
-
-def refuse_unlike(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> None:
-    """Refuses profiles that leave an input without a shape of its own rank."""
-    for item, given in itertools.product(inputs, profiles):
-        span = given.shapes.get(item.name)
-        for shape in (span.low, span.usual, span.high) if span else (item.shape,):
-            if len(shape) != len(item.shape) or not all(isinstance(size, int) for size in shape):
-                raise EngineError(
-                    f"The {given.phase} profile has no shape for {item.name!r}, {item.shape}.",
-                    "Give each free input its smallest, usual and largest shape.",
-                    code="no-profile-fits",
-                )
-
-
-def refuse_too_large(
-    onnx: Path,
-    source: EngineSource,
-    groups: Sequence[Sequence[Profile]],  # of each engine
-    library: EngineLibrary,
-    settings: BuildSettings,
-) -> None:
-    """Refuses engines that the card here can't hold at their largest shapes, if they are for it.
-
-    They take their weights, and inputs, outputs and caches; a builder that times kernels on the
-    card allocates as much, of what is free now. Scratch memory, which only a build tells, isn't
-    counted.
-    """
-    driver = ask_driver()
-    if driver.problem:
-        return
-    card, cards = driver.devices[0], settings.compute_capabilities
-    if cards and card.compute_capability not in cards:
-        return
-    free, word = card.memory_bytes, ""
-    if not library.builds_without_gpu:
-        with suppress(DepthcutError), closing(Cuda(library.extra)) as cuda:
-            free, word = cuda.free_bytes()[0], " free"
-    # TensorRT-RTX gives each profile weights of its own.
-    copies = sum(len(group) if library.compiles_on_card else 1 for group in groups)
-    weights = source.weight_bytes * copies
-    profiles = [item for group in groups for item in group]
-    logits = settings.kept([item.phase for item in profiles])
-    plan = plan_buffers(_buffers(source, item, logits) for item in profiles)
-    tensors = sum(plan.values())
-    if weights + tensors <= free:
-        return
-    ends = (*source.inputs, *source.outputs)
-    in_rows = {item.name for item in ends if item.shape and not isinstance(item.shape[0], int)}
-    highest = [(name, span.high) for item in profiles for name, span in item.shapes.items()]
-    batch = max((high[0] for name, high in highest if name in in_rows), default=0)
-    grows = sum(size for name, size in plan.items() if name in in_rows)
-    rows = max(0, free - weights - tensors + grows) * batch // max(1, grows)
-    raise EngineError(
-        f"What is built of {onnx} takes {bytes_in_words(weights)} of weights and "
-        f"{bytes_in_words(tensors)} of inputs, outputs and caches at its largest shapes; "
-        f"{card.name} has {bytes_in_words(free)}{word}.",
-        f"Build with --batch-range up to {rows}, or for shorter texts."
-        if rows
-        else "Build for one phase, for shorter texts, or from a graph with fewer weights.",
-        code=OUT_OF_MEMORY,
-    )
-
-
-def _buffers(source: EngineSource, profile: Profile, logits: Logits) -> dict[str, int]:
-    """The bytes of inputs and outputs at a profile's largest shapes.
-
-    Caches of fixed length are updated in place.
-    """
-    sizes: dict[Any, int] = {}
-    shapes: dict[str, tuple[Any, ...]] = {n: span.high for n, span in profile.shapes.items()}
-    for item in source.inputs:  # one that the profile doesn't name has a fixed shape
-        sizes.update(zip(item.shape, shapes.setdefault(item.name, item.shape), strict=True))
-    longest = max((size for dim, size in sizes.items() if not isinstance(dim, int)), default=1)
-    for item in source.outputs:
-        if len(item.shape) == _CACHE_AXES and has_fixed_caches(source.inputs):
-            continue
-        shape = [d if isinstance(d, int) else sizes.get(d, longest) for d in item.shape]
-        if item.name == "logits" and logits == "last":
-            shape[1:-1] = [1]
-        shapes[item.name] = tuple(shape)
-    tensors = (item for item in (*source.inputs, *source.outputs) if item.name in shapes)
-    return {item.name: byte_count(item.dtype, shapes[item.name]) for item in tensors}
 
 
 def graph_hashes(path: Path, source: EngineSource) -> dict[str, str]:

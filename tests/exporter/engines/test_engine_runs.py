@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.build import build
-from exporter.engines.build.build import build_engines
 from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
 from exporter.engines.build.libraries import Device, Driver
-from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs, read_source
 from exporter.engines.build.session import Session, cache_path
-from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import decoder_on, open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder, plan_cache
@@ -27,11 +22,10 @@ from exporter.errors import BackendError, DepthcutError, EngineError
 from exporter.files import sha256_file
 from tests.raising import raises
 from tests.stand_in import trt
-from tests.stand_in.decoders import RANGES, ROOM, decoder_engine, decoder_onnx
+from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx
 from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine
 from tests.stand_in.trt import Run
-from tests.tiny_graphs import saved
 
 STEP = Shape("decode", 2, 1, 8)
 PROMPTS = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [1, 6, 1, 8, 0]])
@@ -203,126 +197,6 @@ def test_what_the_library_says_of_an_engine_is_told(validity: str, tmp_path: Pat
         with runner:
             notes = runner.capabilities.notes
     assert ["UNSUPPORTED_CC" in note for note in notes] == [True] * (validity == "SUBOPTIMAL")
-
-
-CACHE_ROW, OTHERS = 4 * 2 * ROOM * 32 * 4, 4096
-"""Bytes of one row's caches in place, and about those of all other inputs and outputs."""
-
-
-class StartedError(Exception):
-    """The builder was called."""
-
-
-ROWS = Ranges(batch=Span(1, 8, 8), prompt=Span(1, 64, 64))
-TABLE, ROW = 4096 * 64 * 4, 64 * (8 + 512 * 4)
-ODD = [
-    {},
-    {"input_ids": ((8,), (8,), (8,))},
-    {"input_ids": ((1, 1), (8, 64), (8,))},
-    {"table": ((4096, 64),) * 3},
-]
-
-
-def encoder_onnx(folder: Path, *others: str) -> Path:
-    """An encoder that gives logits of all positions, with inputs that no batch is of."""
-    inputs = ", ".join(("int64[batch, sequence] input_ids", *others))
-    head = '<ir_version: 10, opset_import: ["": 23]>'
-    text = f"{head} g ({inputs}) => (float[batch, sequence, 512] logits)"
-    text += "{ logits = Cast <to: int = 1> (input_ids) }"
-    return saved(ir.from_onnx_text(text), folder)
-
-
-@pytest.fixture
-def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No builder runs."""
-
-    def started(*_: object) -> None:
-        raise StartedError
-
-    monkeypatch.setattr(build, "run_job", started)
-
-
-@pytest.mark.usefixtures("unbuilt")
-@pytest.mark.parametrize("logits", ["last", "all"])
-@pytest.mark.parametrize(
-    ("others", "rows", "hint"),
-    [
-        ([], 8.5, None),
-        ([], 4.5, "--batch-range up to 4"),
-        (["float scale"], 4.5, "--batch-range up to 4"),
-        (["float[4096, 64] table"], 8.5, None),
-        (["float[4096, 64] table"], 4.5, "--batch-range up to 4"),
-        (["float[4096, 64] table"], 0.5, "fewer weights"),
-    ],
-)  # fmt: skip
-def test_an_encoder_s_batch_that_fits_is_named(
-    others: list[str], rows: float, hint: str | None, logits: Any, tmp_path: Path
-) -> None:
-    onnx = encoder_onnx(tmp_path, *others)
-    settings = BuildSettings(compute_capabilities=("sm89",), logits=logits)
-    memory = int(rows * ROW) + TABLE * ("table" in str(others))
-    with (
-        stand_in(memory_bytes=memory),
-        raises(EngineError, "out-of-memory", hint) if hint else pytest.raises(StartedError),
-    ):
-        build_engines(onnx, tmp_path / "out", ranges=ROWS, settings=settings)
-
-
-@pytest.mark.usefixtures("unbuilt")
-@pytest.mark.parametrize("spans", ODD)
-def test_profiles_of_other_inputs_are_refused(
-    spans: dict[str, tuple[Any, ...]], tmp_path: Path
-) -> None:
-    onnx = encoder_onnx(tmp_path, "float[4096, 64] table")
-    shapes = {n: ShapeRange(low=a, usual=b, high=c) for n, (a, b, c) in spans.items()}
-    profiles = [Profile(phase="encode", shapes=shapes)]
-    with stand_in(memory_bytes=4096), raises(EngineError, "no-profile-fits", "input_ids"):
-        build_engines(onnx, tmp_path / "out", profiles=profiles)
-
-
-@pytest.mark.usefixtures("unbuilt")
-@pytest.mark.parametrize("phases", [["decode"], ["prefill", "decode"]])
-@pytest.mark.parametrize(
-    ("rows", "card", "in_place", "hint"),
-    [
-        (4, "sm89", True, None),
-        (2.5, "sm89", True, "--batch-range up to 2"),
-        (1.5, "sm89", True, "--batch-range up to 1"),
-        (0.5, "sm89", True, "fewer weights"),
-        (0.5, "sm120", True, None),  # for a card elsewhere
-        (4, "sm89", False, "--batch-range up to 2"),  # what grows lies there twice
-        (7, "sm89", False, None),
-    ],
-)
-def test_what_does_not_fit_on_the_card_is_refused_before_it_is_built(
-    rows: float, card: str, in_place: bool, hint: str | None, phases: list[str], tmp_path: Path
-) -> None:
-    onnx = decoder_onnx(tmp_path, in_place=in_place)
-    weights = read_source(onnx).weight_bytes * len(phases)
-    settings = BuildSettings(compute_capabilities=(card,))
-    ranges = fitting(graph_inputs(onnx), RANGES)
-    memory = weights + int(rows * CACHE_ROW) + OTHERS
-    with stand_in(memory_bytes=memory) as machine, pytest.raises((EngineError, StartedError)) as e:
-        build_engines(onnx, tmp_path / "out", phases=phases, ranges=ranges, settings=settings)
-    assert machine.left_over == {}
-    if hint is None:
-        assert e.type is StartedError
-        return
-    with raises(EngineError, "out-of-memory", machine.name, hint):
-        raise e.value
-
-
-@BACKENDS
-@pytest.mark.usefixtures("unbuilt")
-def test_a_builder_that_times_kernels_on_the_card_needs_free_memory(
-    backend: Any, tmp_path: Path
-) -> None:
-    onnx = decoder_onnx(tmp_path, in_place=False)
-    with stand_in(memory_bytes=1 << 24) as machine:
-        machine.take((1 << 24) - 4096, "another program")
-        refused = backend == "tensorrt"
-        with pytest.raises(EngineError if refused else StartedError):
-            build_engines(onnx, tmp_path / "out", ranges=RANGES, backend=backend)
 
 
 @pytest.mark.parametrize(
