@@ -11,6 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts.latency import Shape
+from exporter.choose.budgets.options import Option, PlanCandidate
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.measuring import (
     CostSettings,
     Effort,
@@ -294,3 +296,15 @@ def test_a_wrong_call_is_told(
 
 QUICK = Effort(seconds=0.1, rounds=2, reload=False)
 CALL = ("--at", "prompt=4,new=1", "--threads", "1", "--time-budget", "0.01s")
+
+
+def test_a_finished_candidate_is_timed_and_leaves_no_file(tmp_path: Path) -> None:
+    work, onnx = tmp_path / "work", tmp_path / "model.onnx"
+    work.mkdir()
+    ir.save(tiny_model(TinySpec(layers=4)), onnx)
+    effort = Effort(rounds=6, reload=False)
+    watch = Stopwatch(onnx, RequestShape(1, 4, 2), work, threads=1, candidates=effort)
+    cut = PlanCandidate(tuple(Option((SublayerRef(n, "mlp"),)) for n in (1, 2)))
+    speedup = watch.speedup(cut)
+    assert 0 < speedup.ci95[0] <= speedup.ratio <= speedup.ci95[1]
+    assert [path for path in work.rglob("*") if path.is_file()] == []
