@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
@@ -74,6 +74,11 @@ class Artifact(Record):
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
     command: list[str] = Field(default_factory=lambda: command_line())
     """The command line; empty from Python."""
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows instead of the fields."""
+        shown: str | None = import_module("exporter.report.notebook").cell(self)
+        return shown
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

@@ -33,7 +33,15 @@ from exporter.report.sections.blocks import Grid
 
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_limit": "✅"}
 _MARK = "<!-- depthcut check {} -->"
-_COMMON = ("candidate", "candidate-quantized", "engines", "hf", "onnx")
+_COMMON = (
+    "baseline",
+    "baseline-quantized",
+    "candidate",
+    "candidate-quantized",
+    "engines",
+    "hf",
+    "onnx",
+)
 """Folders of every export: their names say nothing."""
 _FILES = (".onnx", ".engine", ".plan")
 
@@ -102,11 +110,17 @@ def comment(found: CheckReport, report: ComparisonReport) -> str:
     of the model and of the candidate's name, so that several models, or cuts, have a comment each.
     """
     path = PurePath(report.arms.candidate.path)
-    named = [part for part in path.parts if part not in _COMMON and not part.endswith(_FILES)]
-    name = named[-1] if named else str(path)
+    name = _name(path)
     whose = f"{found.key.model} {name} {path.name}"
     mark = _MARK.format(sha256_bytes(whose.encode())[:12])
-    return f"{mark}\n{summary(found, f'depthcut check: {name}')}"
+    whole = _name(PurePath(report.arms.baseline.path))
+    title = f"{name} against {whole}" if whole != name else name  # both in one export's folder
+    return f"{mark}\n{summary(found, f'depthcut check: {title}')}"
+
+
+def _name(path: PurePath) -> str:
+    named = [part for part in path.parts if part not in _COMMON and not part.endswith(_FILES)]
+    return named[-1] if named else str(path)
 
 
 def summary(found: CheckReport, title: str = "depthcut check") -> str:

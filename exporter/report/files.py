@@ -150,7 +150,7 @@ def page(document: Document) -> str:
     style = file.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return visible(
-        _environment()
+        html_environment()
         .get_template("page.html.j2")
         .render(
             document=document,
@@ -161,7 +161,8 @@ def page(document: Document) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def html_environment() -> Environment:
+    """Of the templates, with what they call."""
     environment = Environment(
         loader=PackageLoader("exporter.report"),
         autoescape=True,

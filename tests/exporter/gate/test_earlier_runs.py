@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,6 +229,20 @@ def test_two_cuts_of_one_model_have_a_comment_each() -> None:
     ]
     assert len({mark(*pair) for pair in pairs}) == 4
     assert mark(*pairs[0]) == mark(*pairs[0])
+
+
+@pytest.mark.parametrize(
+    ("whole", "cut", "names"),
+    [
+        ("minilm/baseline", "minilm/candidate", ["minilm"]),
+        ("whole/model.onnx", "cut-2/model.onnx", ["cut-2", "whole"]),
+    ],
+)
+def test_a_comment_s_title_names_its_models(whole: str, cut: str, names: list[str]) -> None:
+    arms = Arms(baseline=gate_arm("b", path=whole), candidate=gate_arm("c", path=cut))
+    report = gate_report(arms=arms)
+    title = comment(check(report, Limits(max_kl=1)), report).splitlines()[1]
+    assert re.findall(r"minilm|whole|cut-2", title) == names
 
 
 def drifting(values: np.ndarray, least: float | None = None) -> list[str]:

@@ -172,6 +172,7 @@ _LOG_COMMAND = re.compile(r"^\s*::|##\w*\[", re.MULTILINE)
 
 OUTPUTS: dict[str, Callable[[], str]] = {
     "page": lambda: as_page(marked(ACTIVE)),
+    "notebook": lambda: marked(ACTIVE)._repr_html_() or "",
     "Markdown": lambda: as_markdown(marked(ACTIVE)),
     "JUnit": lambda: junit(checked(ACTIVE)),
     "summary": lambda: summary(checked(ACTIVE)),
@@ -189,7 +190,7 @@ def test_what_a_format_holds_is_visible_and_no_command(name: str) -> None:
     assert "evil" in text
     assert "<b>" not in text or name in ("benchmark", "annotations", "Markdown")  # no HTML, or code
     assert [char for char in text if not (char.isprintable() or char in "\n\t")] == []
-    assert name == "page" or not _LOG_COMMAND.search(text)
+    assert name in ("page", "notebook") or not _LOG_COMMAND.search(text)
     if name == "annotations":
         titles = re.findall(r"^ title=([^:,]*)::.*evil", text, re.MULTILINE)
         assert titles

@@ -15,7 +15,15 @@ from xml.etree import ElementTree as Xml
 import pytest
 from markdown_it import MarkdownIt
 
-from exporter.artifacts import CheckReport, ComparisonReport, Interval, PerplexityPair, Speedup
+from exporter.artifacts import (
+    CheckReport,
+    ComparisonReport,
+    Interval,
+    PerplexityPair,
+    PruningPlan,
+    Speedup,
+)
+from exporter.artifacts.base import Artifact
 from exporter.cli import run
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.limits import Limits
@@ -31,6 +39,7 @@ from exporter.report.sections.verdict import quality_sign
 from tests.made_reports import (
     as_markdown,
     as_page,
+    full_importance,
     full_report,
     gate_accuracy,
     gate_report,
@@ -324,3 +333,17 @@ def test_every_format_is_written_by_its_option(
     files = [*target.iterdir()] if target.is_dir() else [target]
     assert files
     assert all(file.stat().st_size for file in files)
+
+
+def test_a_notebook_shows_the_tables_of_what_has_some() -> None:
+    report = full_report()
+    plan = PruningPlan(deletions=report.plan)
+    shown = {
+        "judged by": check(gate_report(), Limits(min_speedup=1)),
+        "Scores by": full_importance(layers=3),
+        "speedup": report,
+        "<li>": plan,
+    }
+    for part, artifact in shown.items():
+        assert part in (artifact._repr_html_() or "")
+    assert Artifact()._repr_html_() is None
