@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.raising import raises
 from tests.text_graphs import write_llama_folder
 
 PAGE = Path(exporter.__file__).parent / "docs" / "python.md"
+NOTEBOOK = PAGE.parents[2] / "samples" / "14_notebook" / "model_to_verdict.ipynb"
 SHORT = {
     "HuggingFaceTB/SmolLM2-135M": "model",
     "score_model(model)": "score_model(model, short)",
@@ -55,6 +57,17 @@ def test_importing_it_imports_no_library_and_knows_every_name() -> None:
     assert "AttributeError" in done.stderr.splitlines()[-1]
 
 
+def short_options() -> dict[str, Any]:
+    """What the examples are run with."""
+    return {
+        "short": exporter.ScoreOptions(calibration=("pydoc",), samples=8, sequence_length=16),
+        "quick": exporter.CompareOptions(
+            prefill_lengths=(8,), decode_past_lengths=(8,), rounds=2, threads=1, eval_tokens=64,
+            quality=QualityOptions(agreement_prompts=0, answer_tokens=0),
+        ),
+    }  # fmt: skip
+
+
 @pytest.mark.torch
 @pytest.mark.usefixtures("exports_once")
 def test_the_page_runs_from_a_model_to_a_verdict(
@@ -64,13 +77,7 @@ def test_the_page_runs_from_a_model_to_a_verdict(
     assert max(len(example.splitlines()) for example in examples) < 20
     monkeypatch.chdir(tmp_path)
     write_llama_folder(tmp_path / "model")
-    scope: dict[str, Any] = {
-        "short": exporter.ScoreOptions(calibration=("pydoc",), samples=8, sequence_length=16),
-        "quick": exporter.CompareOptions(
-            prefill_lengths=(8,), decode_past_lengths=(8,), rounds=2, threads=1, eval_tokens=64,
-            quality=QualityOptions(agreement_prompts=0, answer_tokens=0),
-        ),
-    }  # fmt: skip
+    scope = short_options()
     page = "\n".join(examples)
     assert all(line in page for line in SHORT)
     for line, shorter in SHORT.items():
@@ -88,3 +95,23 @@ def test_the_page_runs_from_a_model_to_a_verdict(
         exporter.write_onnx(scope["model"], tmp_path / "new", target="tensorrt", opset=18)
     names = ("whole/model.onnx", "cut/tokenizer.json", "report/report.html", "healed/plan.json")
     assert all((tmp_path / name).is_file() for name in names)
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("exports_once")
+def test_each_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
+    programs = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    lines = {**SHORT, 'out / "cut")': 'out / "cut", quick)'}
+    monkeypatch.chdir(tmp_path)
+    write_llama_folder(tmp_path / "model")
+    scope, shown = short_options(), 0
+    for program in programs:
+        for line, shorter in lines.items():
+            program = program.replace(line, shorter)
+        *_, last = program.splitlines()
+        exec(compile(program, "notebook", "exec"), scope)
+        if last.isidentifier() or last.startswith("depthcut."):
+            shown += bool(eval(last, scope)._repr_html_())
+    assert shown == 5
+    assert (tmp_path / "out/notebook/report/report.html").is_file()

@@ -26,11 +26,15 @@ def build(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_it_begins_at_the_readme_and_loads_nothing_from_a_network(tmp_path: Path) -> None:
+def test_it_begins_at_a_page_lists_all_and_loads_nothing_from_a_network(tmp_path: Path) -> None:
     built = build(tmp_path)
     assert built.returncode == 0, built.stderr
     site = tmp_path / "out"
-    assert "url=README.html" in (site / "index.html").read_text("utf-8")
+    begin = re.findall(r"url=([\w/.]+)", (site / "index.html").read_text("utf-8"))
+    listed = re.findall(r"\]\((.+)\)", (site / "llms.txt").read_text("utf-8"))
+    assert len(begin) == 1
+    assert len(listed) > 30
+    assert [name for name in [*begin, *listed] if not (site / name).is_file()] == []
     pages = {str(page): page.read_text("utf-8") for page in site.rglob("*.html")}
     assert len(pages) > 30
     assert {name: loaded for name, page in pages.items() if (loaded := foreign(page))} == {}

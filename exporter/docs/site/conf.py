@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ html_show_sourcelink = False
 
 PAGES = "exporter/docs"
 NAVIGATION = {
-    "Begin": ["installing", "exporting", "python", "using", "serving", "shipping"],
+    "Begin": ["start", "installing", "exporting", "python", "using", "serving", "shipping"],
     "Cut a model": [
         *("scoring", "planning", "healing", "pruning", "checkpoints", "large-models"),
         *("studies", "sweeps", "cluster", "costs"),
@@ -69,15 +70,27 @@ def complete(_app: Any, page: str, source: list[str]) -> None:
         source[0] += _tree([], pattern="*/README")
 
 
-def begin_at_the_readme(app: Any, error: Exception | None) -> None:
-    """Writes index.html, which leads to the first page."""
-    if error is None and app.builder.format == "html":
-        target = f'<meta http-equiv="refresh" content="0; url={root_doc}.html">'
-        Path(app.outdir, "index.html").write_text(f"<!doctype html>{target}\n", encoding="utf-8")
+def finish(app: Any, error: Exception | None) -> None:
+    """Writes index.html, which leads to the first page, and the pages as Markdown, for programs."""
+    if error is not None or app.builder.format != "html":
+        return
+    out, begin = Path(app.outdir), f"{PAGES}/start.html"
+    target = f'<meta http-equiv="refresh" content="0; url={begin}">'
+    out.joinpath("index.html").write_text(f"<!doctype html>{target}\n", encoding="utf-8")
+    lines = [
+        f"# {project}",
+        "",
+        "> Cuts layers out of trained Transformers and measures the result.",
+    ]
+    lines += ["", "## Pages", ""]
+    for page in sorted(app.env.all_docs):
+        shutil.copyfile(app.env.doc2path(page), out / f"{page}.md")
+        lines.append(f"- [{app.env.titles[page].astext()}]({page}.md)")
+    out.joinpath("llms.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("source-read", complete)
-    app.connect("build-finished", begin_at_the_readme)
+    app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
