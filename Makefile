@@ -11,7 +11,7 @@ PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 # With it, each process compiles its imports again, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint \
+.PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint wheel \
   gpu has-driver dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
@@ -21,6 +21,7 @@ help:
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make test-long  run the tests that take long (minutes; not in make test)"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
+	@echo "make wheel  build the package and install it into an environment of its own"
 	@echo "make test-gpu   run what needs an NVIDIA GPU"
 	@echo "make gpu    measure engines on an NVIDIA GPU (60 GB of disk, an hour; goes on where it was)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
@@ -76,6 +77,15 @@ lint: .venv/test.done
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-actions samples/07_ci/action.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci \
 	  samples/07_ci/gitlab-ci.yml
+
+# What pip gives to a user, with its data files and entry point, away from this folder.
+wheel:
+	@rm -rf out/wheel
+	$(call new_venv,out/wheel)
+	@out/wheel/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps -w out/wheel/dist .
+	@out/wheel/bin/python $(PIP) "$$(ls out/wheel/dist/*.whl)[cpu]"
+	@cd out/wheel && bin/depthcut --version && bin/depthcut doctor && bin/depthcut export --help >help.txt
+	@cd out/wheel && bin/python -c 'from exporter.report.files import html_environment as html; html().get_template("page.html.j2")'
 
 # Asked first: without a driver nothing is installed and nothing is measured.
 has-driver:
