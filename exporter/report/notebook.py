@@ -7,6 +7,7 @@ from dataclasses import replace
 from exporter.artifacts import (
     CheckReport,
     ComparisonReport,
+    DepthsReport,
     ImportanceReport,
     PruneReport,
     PruningPlan,
@@ -16,6 +17,7 @@ from exporter.printable import significant, visible
 from exporter.report.ci import check_grid, conclusion
 from exporter.report.files import html_environment
 from exporter.report.sections.blocks import Block, Bullets, Grid
+from exporter.report.sections.depths import depths_document
 from exporter.report.sections.verdict import headline
 from exporter.report.terminal import comparison_grids
 from exporter.report.words import KINDS, dropped_lines
@@ -28,6 +30,9 @@ def cell(artifact: Artifact) -> str | None:
             return _html(headline(artifact), *map(_dense, comparison_grids(artifact)))
         case CheckReport():
             return _html(conclusion(artifact), check_grid(artifact))
+        case DepthsReport():
+            answer = depths_document(artifact).sections[0]
+            return _html(answer.title, *answer.blocks)
         case ImportanceReport():
             return _html(f"Importance of {artifact.model.source}", _scores(artifact))
         case PruningPlan():

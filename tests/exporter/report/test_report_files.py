@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -18,10 +19,13 @@ from markdown_it import MarkdownIt
 from exporter.artifacts import (
     CheckReport,
     ComparisonReport,
+    GraphSizeEntry,
     Interval,
     PerplexityPair,
+    PruneReport,
     PruningPlan,
     Speedup,
+    Verification,
 )
 from exporter.artifacts.base import Artifact
 from exporter.cli import run
@@ -46,6 +50,7 @@ from tests.made_reports import (
     gate_row,
     samples,
 )
+from tests.made_tables import made_depths
 from tests.present import present
 from tests.reading import Page
 
@@ -335,15 +340,28 @@ def test_every_format_is_written_by_its_option(
     assert all(file.stat().st_size for file in files)
 
 
-def test_a_notebook_shows_the_tables_of_what_has_some() -> None:
-    report = full_report()
-    plan = PruningPlan(deletions=report.plan)
-    shown = {
-        "judged by": check(gate_report(), Limits(min_speedup=1)),
-        "Scores by": full_importance(layers=3),
-        "speedup": report,
-        "<li>": plan,
-    }
-    for part, artifact in shown.items():
-        assert part in (artifact._repr_html_() or "")
+SIZE = GraphSizeEntry(nodes=9, parameters=100, bytes=400)
+UNCHECKED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
+NOTEBOOK: dict[str, Callable[[str], Artifact]] = {
+    "judged by": lambda _: check(gate_report(), Limits(min_speedup=1)),
+    "Scores by": lambda name: full_importance(text=name, layers=3),
+    "On held-out text": made_depths,
+    "speedup": lambda name: full_report(text=name),
+    "parameters": lambda name: PruneReport(
+        target=name, deleted=[], refused=[], before=SIZE, after=SIZE, verification=UNCHECKED
+    ),
+}
+
+
+@pytest.mark.parametrize("part", NOTEBOOK)
+def test_a_notebook_shows_a_table_of_each_kind(part: str) -> None:
+    shown = NOTEBOOK[part](HOSTILE)._repr_html_() or ""
+    page = Page(shown)
+    assert part in shown
+    assert page.all("table")
+    assert page.all("script") == page.all("img") == []
+
+
+def test_a_notebook_shows_a_plan_as_a_list_and_the_fields_of_anything_else() -> None:
+    assert "<li>" in (PruningPlan(deletions=full_report().plan)._repr_html_() or "")
     assert Artifact()._repr_html_() is None
