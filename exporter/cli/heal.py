@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from exporter.artifacts import HealingReport
@@ -209,4 +210,6 @@ def gguf(call: GgufCall, progress: ConsoleProgress) -> None:
         f"{facts.tensors_kept} tensors kept, {facts.tensors_removed} removed, "
         f"{facts.tensors_added} added; {before:.1f} -> {after:.1f} MB"
     )
-    print_result(facts, progress.as_json, words, call.output)
+    arms = [f"llama.cpp:{path}" for path in (call.model, call.output)]
+    judge = shlex.join(["depthcut", "compare", *arms, "-o", "report"])
+    print_result(facts, progress.as_json, words, call.output, f"Measure it: {judge}")

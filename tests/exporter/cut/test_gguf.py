@@ -232,6 +232,10 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     content = json.loads(capsys.readouterr().out)
     assert content["architecture"] == ["llama", "deci"]
     assert content["files"] == ["cut.gguf"]
+    other = tmp_path / "other.gguf"
+    assert run(["gguf", str(source), "--drop", "attention:1", "-o", str(other)]) == 0
+    judged = f"depthcut compare llama.cpp:{source} llama.cpp:{other} -o report"
+    assert judged in capsys.readouterr().out
     assert run(["gguf", str(source), "-o", str(target)]) == 2
     assert run(["gguf", str(source), "--drop", "attention:9", "-o", str(target)]) == 2
     assert run(["gguf", str(source), "--drop", "attention:1", "-o", str(source)]) == 2
