@@ -14,13 +14,7 @@ from exporter.artifacts.accuracy import (
     TaskResult,
     TaskScore,
 )
-from exporter.artifacts.base import (
-    SCHEMA_VERSION,
-    Artifact,
-    Record,
-    json_path,
-    library_versions,
-)
+from exporter.artifacts.base import SCHEMA_VERSION, Artifact, Record, json_path, library_versions
 from exporter.artifacts.comparison import (
     FLOAT_BASELINE,
     FLOAT_CANDIDATE,

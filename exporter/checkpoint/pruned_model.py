@@ -13,10 +13,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plan_dialects import ORIGIN, SECTION, without_drops
 from exporter.errors import UnknownArchitectureError, UsageError, first_line, pass_on_memory_error
 from exporter.files import make_readable, staged_directory
-from exporter.models.ablation.branch_replacements import (
-    BranchReplacements,
-    branches_replaced,
-)
+from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.architectures import layer_modules
 from exporter.models.loading.model_class import hub_off, quiet_transformers
 from exporter.models.loading.model_files import save_checkpoint

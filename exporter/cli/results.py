@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from pydantic_core import to_json
 
-from exporter.artifacts import (
-    Artifact,
-    ComparisonReport,
-    DepthsReport,
-    ScoreComparison,
-)
+from exporter.artifacts import Artifact, ComparisonReport, DepthsReport, ScoreComparison
 from exporter.artifacts.servers import ServingRow
 from exporter.cli.console import echo, echo_json
 from exporter.printable import one_line, printable

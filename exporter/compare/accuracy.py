@@ -21,14 +21,7 @@ from exporter.artifacts import (
 from exporter.artifacts.figures import FIGURES
 from exporter.artifacts.store import Store
 from exporter.compare.agreement import embedding_output
-from exporter.compare.answers import (
-    Answers,
-    Classes,
-    Embeddings,
-    Judgement,
-    Pictures,
-    Tokens,
-)
+from exporter.compare.answers import Answers, Classes, Embeddings, Judgement, Pictures, Tokens
 from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.generations import check_questions
 from exporter.compare.kept import answered_by

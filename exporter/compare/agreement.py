@@ -10,24 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from exporter.artifacts import (
-    Accuracy,
-    Interval,
-    PerplexityPair,
-    SampleLosses,
-)
+from exporter.artifacts import Accuracy, Interval, PerplexityPair, SampleLosses
 from exporter.artifacts.latency import Shape
 from exporter.compare.intervals import clipped, mean_interval, share_interval
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.tensors import TensorSpec, make_inputs, whole_phase
 from exporter.errors import BackendError, ComparisonError
-from exporter.models.ablation.damage import (
-    Clusters,
-    Distributions,
-    Floats,
-    by_cluster,
-    divergence,
-)
+from exporter.models.ablation.damage import Clusters, Distributions, Floats, by_cluster, divergence
 from exporter.models.sentence_folder import MEAN, Pooling
 from graph_passes.fusing.pooling import EMBEDDING
 

@@ -34,12 +34,7 @@ from exporter.compare.kept import (
     open_store,
     refuse_deciding,
 )
-from exporter.compare.kinds import (
-    ArmName,
-    open_arms,
-    reads_images,
-    same_kind,
-)
+from exporter.compare.kinds import ArmName, open_arms, reads_images, same_kind
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
 from exporter.compare.sequences import pairs_to_judge

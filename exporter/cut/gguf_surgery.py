@@ -22,23 +22,11 @@ from exporter.cut.gguf_layers import (
     place_in_layer,
     sublayers_of,
 )
-from exporter.cut.gguf_writing import (
-    Piece,
-    map_piece,
-    piece_of,
-    write_file,
-    zero_mlp,
-)
+from exporter.cut.gguf_writing import Piece, map_piece, piece_of, write_file, zero_mlp
 from exporter.errors import SurgeryError
 from exporter.files import refuse_overwriting, sha256_file, telling_full_disk
 from exporter.models.gguf_header import Entry, text_entry
-from exporter.models.gguf_model_files import (
-    HIDDEN,
-    SPLIT_KEYS,
-    GgufModel,
-    layers_of,
-    read_model,
-)
+from exporter.models.gguf_model_files import HIDDEN, SPLIT_KEYS, GgufModel, layers_of, read_model
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.kinds import GGUF
 from graph_passes.files.placing import staging

@@ -28,12 +28,7 @@ from exporter.artifacts import (
 from exporter.artifacts.base import refuse_other_schema
 from exporter.artifacts.store import in_turn
 from exporter.errors import ArtifactError, RegressionError, UsageError
-from exporter.gate.keys import (
-    differences,
-    key_of,
-    key_sha256,
-    series,
-)
+from exporter.gate.keys import differences, key_of, key_sha256, series
 from exporter.printable import printable_json
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files.placing import append as append_text

@@ -7,12 +7,7 @@ from pathlib import Path
 
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import ArtifactError, RegressionError
-from exporter.gate.gate import (
-    BaselineMatch,
-    History,
-    check,
-    judged_models,
-)
+from exporter.gate.gate import BaselineMatch, History, check, judged_models
 from exporter.gate.history import (
     HistoryFile,
     append,

@@ -37,18 +37,8 @@ from exporter.heal.distill.student import Student, adapter_library
 from exporter.heal.fit import Fit, Fitting, Made
 from exporter.heal.folded import folded_values
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import (
-    FOLDER_PLAN,
-    FOLDER_REPORT,
-    kind_of,
-    write_healed_plan,
-)
-from exporter.heal.texts import (
-    HealingTexts,
-    choice_warnings,
-    figures_from,
-    healing_texts,
-)
+from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT, kind_of, write_healed_plan
+from exporter.heal.texts import HealingTexts, choice_warnings, figures_from, healing_texts
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,

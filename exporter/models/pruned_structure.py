@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.models.ablation.branch_replacements import (
-    BranchReplacements,
-    first_input,
-)
+from exporter.models.ablation.branch_replacements import BranchReplacements, first_input
 from exporter.models.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import hooked

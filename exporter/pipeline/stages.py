@@ -37,15 +37,7 @@ from exporter.models.model_folder import GRAPHS, find_model
 from exporter.models.sentence_folder import longest_text
 from exporter.models.tasks import task_of
 from exporter.pipeline.quantizing import WRITTEN_ANEW
-from exporter.pipeline.run import (
-    ARMS,
-    CHECKPOINT,
-    ENGINES,
-    Key,
-    Run,
-    question_hashes,
-    text_hashes,
-)
+from exporter.pipeline.run import ARMS, CHECKPOINT, ENGINES, Key, Run, question_hashes, text_hashes
 from exporter.report.files import REPORTS, write_reports
 from exporter.score.scoring import score
 from graph_passes.files.placing import remove_tree

@@ -12,22 +12,10 @@ from pathlib import PurePath
 from typing import Any
 from xml.etree import ElementTree as Xml  # only written here, never read
 
-from exporter.artifacts import (
-    Check,
-    CheckReport,
-    CheckVerdict,
-    ComparisonReport,
-    Drift,
-)
+from exporter.artifacts import Check, CheckReport, CheckVerdict, ComparisonReport, Drift
 from exporter.artifacts.figures import LIMITED
 from exporter.files import sha256_bytes
-from exporter.printable import (
-    printable,
-    printable_json,
-    printable_line,
-    printable_xml,
-    significant,
-)
+from exporter.printable import printable, printable_json, printable_line, printable_xml, significant
 from exporter.report.markdown import escaped, table_lines
 from exporter.report.sections.blocks import Grid
 

@@ -27,15 +27,7 @@ from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.printable import significant, visible
 from exporter.report.markdown import markdown
 from exporter.report.sections import comparison_document
-from exporter.report.sections.blocks import (
-    Block,
-    Cell,
-    Document,
-    Grid,
-    Note,
-    Section,
-    Shaded,
-)
+from exporter.report.sections.blocks import Block, Cell, Document, Grid, Note, Section, Shaded
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.sweep import sweep_document
 from exporter.report.words import KINDS, or_dash

@@ -16,12 +16,7 @@ from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import without_branches
 from exporter.models.ablation.damage import Damage, Floats, RatioSums
 from exporter.models.ablation.meter import CutMeter
-from exporter.models.residual_stream import (
-    LayerModules,
-    LayerStates,
-    run_backbone,
-    tapped,
-)
+from exporter.models.residual_stream import LayerModules, LayerStates, run_backbone, tapped
 from exporter.models.tasks import Tokens
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.samples import Batch

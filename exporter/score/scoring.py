@@ -22,21 +22,9 @@ from exporter.models.texts.pairs import scored_pairs
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress
-from exporter.score.metric import (
-    UNITS,
-    AnswerMetric,
-    Metric,
-    OrderMetric,
-    StreamMetric,
-    of_kind,
-)
+from exporter.score.metric import UNITS, AnswerMetric, Metric, OrderMetric, StreamMetric, of_kind
 from exporter.score.options import ScoreOptions, refuse_idle_of_pairs
-from exporter.score.passes import (
-    ScoredModel,
-    answer_scores,
-    refuse_not_finite,
-    stream_scores,
-)
+from exporter.score.passes import ScoredModel, answer_scores, refuse_not_finite, stream_scores
 from exporter.score.registry import metrics_named
 from exporter.score.streaming import layer_by_layer_scores, layers_of
 

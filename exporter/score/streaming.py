@@ -31,11 +31,7 @@ from exporter.models.ablation.streams import (
     recorded,
     without_mlp,
 )
-from exporter.models.architectures import (
-    candidate_layers,
-    layer_modules,
-    unknown_layers,
-)
+from exporter.models.architectures import candidate_layers, layer_modules, unknown_layers
 from exporter.models.families import FAMILIES
 from exporter.models.loading.meta_model import Fetched, MetaModel
 from exporter.models.residual_stream import (

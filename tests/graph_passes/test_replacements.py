@@ -15,13 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from graph_passes import (
-    Deletion,
-    ReplacementTensors,
-    SublayerRef,
-    SurgeryError,
-    prune_graph,
-)
+from graph_passes import Deletion, ReplacementTensors, SublayerRef, SurgeryError, prune_graph
 from graph_passes.testing import masked_model
 from tests.graph_passes.fused_graphs import FUSED, FusedSpec, fused_model
 from tests.graph_passes.graph_support import (

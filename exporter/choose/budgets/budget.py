@@ -23,16 +23,7 @@ from exporter.option_types import (
     amount,
     comma_list,
 )
-from exporter.options import (
-    Options,
-    Rule,
-    dataclass,
-    excludes,
-    key_at,
-    option,
-    part,
-    required,
-)
+from exporter.options import Options, Rule, dataclass, excludes, key_at, option, part, required
 from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 if TYPE_CHECKING:

@@ -11,12 +11,7 @@ from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import SearchOptions
 from exporter.choose.budgets.inputs import PlanInputs
-from exporter.choose.budgets.options import (
-    groups_of,
-    options_for,
-    protected_names,
-    refuse_counts,
-)
+from exporter.choose.budgets.options import groups_of, options_for, protected_names, refuse_counts
 from exporter.errors import PlanError
 from exporter.heal.automatic import operations_per_second
 

@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from scipy.optimize import nnls
 
-from exporter.artifacts import (
-    FEWEST_ROUNDS,
-    LatencyRow,
-    PlannedDeletion,
-    Speedup,
-    library_versions,
-)
+from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, PlannedDeletion, Speedup, library_versions
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.store import Store

@@ -15,11 +15,7 @@ from exporter.artifacts import EvaluationReport, TaskResult, TaskScore
 from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import Comparison
 from exporter.compare.options import TaskOptions
-from exporter.compare.tasks.encoding import (
-    EncoderTask,
-    TaskEncoder,
-    encoder_task,
-)
+from exporter.compare.tasks.encoding import EncoderTask, TaskEncoder, encoder_task
 from exporter.compare.tasks.items import (
     Item,
     TaskItems,

@@ -22,13 +22,7 @@ from pydantic import (
 
 from exporter.artifacts import TaskResult
 from exporter.compare.intervals import difference_interval
-from exporter.errors import (
-    ComparisonError,
-    TaskError,
-    UnsafeInputError,
-    blaming,
-    first_line,
-)
+from exporter.errors import ComparisonError, TaskError, UnsafeInputError, blaming, first_line
 from exporter.files import sha256_bytes
 from exporter.models.ablation.damage import Floats
 from graph_passes.files.reading import parse_json

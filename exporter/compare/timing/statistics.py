@@ -10,13 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from exporter.artifacts import (
-    FEWEST_ROUNDS,
-    LatencyRow,
-    LatencySamples,
-    Speedup,
-    VerdictWord,
-)
+from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, LatencySamples, Speedup, VerdictWord
 from exporter.models.ablation.damage import ratio_std_error
 
 Milliseconds = NDArray[np.float64]

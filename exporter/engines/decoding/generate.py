@@ -11,10 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.engines.build.engine_set import (
-    find_builds,
-    names_engines,
-)
+from exporter.engines.build.engine_set import find_builds, names_engines
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner, StackDecoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder

@@ -163,11 +163,7 @@ def write_stacks(
     The two graphs of the decoder hold its weights each, as optimum's do.
     """
     from exporter.export.torch_export import Traced, export_traced
-    from exporter.models.encoder_decoder_interface import (
-        Examples,
-        StackModule,
-        interface_of_stacks,
-    )
+    from exporter.models.encoder_decoder_interface import Examples, StackModule, interface_of_stacks
 
     interface, chosen = interface_of_stacks(loaded.model), opset or PORTABLE_OPSET
     examples = Examples(loaded.model, interface)

@@ -26,12 +26,7 @@ from exporter.models.changed_weights import (
     refuse_quantized,
     swapped,
 )
-from exporter.models.residual_stream import (
-    LayerModules,
-    first_tensor,
-    hooked,
-    probe_inputs,
-)
+from exporter.models.residual_stream import LayerModules, first_tensor, hooked, probe_inputs
 from exporter.models.tasks import task_of
 from exporter.optional import require
 from graph_passes.types import SublayerRef

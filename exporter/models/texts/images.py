@@ -26,14 +26,7 @@ from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
 from exporter.models.residual_stream import probe_inputs, run_backbone
 from exporter.models.texts.samples import CalibrationText, Sources
-from exporter.models.texts.sources import (
-    PYDOC,
-    RANDOM,
-    Part,
-    TextSource,
-    column_missing,
-    hub_rows,
-)
+from exporter.models.texts.sources import PYDOC, RANDOM, Part, TextSource, column_missing, hub_rows
 from exporter.optional import require
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress

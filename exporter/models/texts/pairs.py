@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.artifacts import CalibrationRef
-from exporter.errors import (
-    CalibrationError,
-    ModelSourceError,
-    TextSourceError,
-    UsageError,
-    blaming,
-)
+from exporter.errors import CalibrationError, ModelSourceError, TextSourceError, UsageError, blaming
 from exporter.files import sha256_bytes, sha256_file
 from exporter.models.decoding_rules import (
     DecodingRules,

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from exporter.artifacts import (
-    ComparisonReport,
-    HealedText,
-    Healing,
-    Training,
-)
+from exporter.artifacts import ComparisonReport, HealedText, Healing, Training
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.printable import counted, significant
 from exporter.report.sections.blocks import Block, Grid, Note, Section

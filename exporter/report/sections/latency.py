@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from exporter.artifacts import (
-    FEWEST_ROUNDS,
-    ComparisonReport,
-    Corner,
-    LatencyRow,
-    LatencySamples,
-)
+from exporter.artifacts import FEWEST_ROUNDS, ComparisonReport, Corner, LatencyRow, LatencySamples
 from exporter.artifacts.figures import BRIEF, FIGURES, Figure
 from exporter.printable import milliseconds, relative_change
 from exporter.report.sections.blocks import (

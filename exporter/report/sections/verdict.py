@@ -5,11 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from exporter.artifacts import (
-    RUN_IN_FP32,
-    Accuracy,
-    ComparisonReport,
-)
+from exporter.artifacts import RUN_IN_FP32, Accuracy, ComparisonReport
 from exporter.artifacts.figures import BRIEF, FIGURES, Reading
 from exporter.report.sections.blocks import Sign, verdict_sign
 from exporter.report.sections.latency import corners_sentence
@@ -73,7 +69,7 @@ def quality_sign(report: ComparisonReport) -> Sign:
     figure = next(one for one in BRIEF if one.has_before)
     one = next(figure.readings(accuracy), None)
     if one is None:
-        return Sign(f"{figure.key} not measured", "unsure")
+        return _agreement_sign(accuracy)
     low, high = _log_change(one)
     if low > 0:
         return Sign("less accurate", "bad")
@@ -84,6 +80,14 @@ def quality_sign(report: ComparisonReport) -> Sign:
     if math.isinf(high - low) or high > _OPEN_LOSS:
         return Sign("can't tell whether it is less accurate", "unsure")
     return Sign("no clear loss of accuracy", "even")
+
+
+def _agreement_sign(accuracy: Accuracy) -> Sign:
+    """Of an encoder: what both arms share says how far the cut moved, not whether it is worse."""
+    for figure in FIGURES:
+        for one in figure.readings(accuracy) if figure.of_the_cut else ():
+            return Sign(f"{figure.name}: {figure.row(one.value)}", "unsure")
+    return Sign("accuracy not measured", "unsure")
 
 
 def _log_change(one: Reading) -> tuple[float, float]:

@@ -11,12 +11,7 @@ import numpy as np
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.greedy import greedy
 from exporter.choose.budgets.limits import Meter
-from exporter.choose.budgets.options import (
-    Group,
-    Option,
-    Step,
-    options_for,
-)
+from exporter.choose.budgets.options import Group, Option, Step, options_for
 from exporter.models.ablation.branch_replacements import NOTHING, without_branches
 from exporter.models.ablation.damage import Objective
 from exporter.score.scoring import score_on

@@ -28,12 +28,7 @@ from exporter.artifacts import (
     SweepReport,
 )
 from exporter.artifacts.base import FILE_KINDS, Record
-from exporter.artifacts.servers import (
-    SERVERS,
-    other_arithmetic,
-    refuse_unheld,
-    where_served,
-)
+from exporter.artifacts.servers import SERVERS, other_arithmetic, refuse_unheld, where_served
 from exporter.artifacts.yaml_file import parse_yaml
 from exporter.choose.costs.table import CostTable
 from exporter.engines.build.engine_set import EngineRecord

@@ -22,12 +22,7 @@ from exporter.artifacts.loaded_plan import LoadedPlan, Replacements, read_replac
 from exporter.artifacts.plans import read_plan
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.errors import (
-    PlanError,
-    UnsafePlanError,
-    UsageError,
-    VerificationError,
-)
+from exporter.errors import PlanError, UnsafePlanError, UsageError, VerificationError
 from exporter.files import sha256_file
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage

@@ -18,12 +18,7 @@ from exporter.errors import PlanError, UnknownArchitectureError, UsageError
 from exporter.models.ablation.branch_replacements import branches_replaced
 from graph_passes import ReplacementTensors
 from tests.raising import raises
-from tests.tiny_models import (
-    family_loaded,
-    ids_of,
-    planned,
-    random_replacements,
-)
+from tests.tiny_models import family_loaded, ids_of, planned, random_replacements
 
 pytestmark = pytest.mark.torch
 

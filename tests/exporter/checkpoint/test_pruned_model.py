@@ -14,12 +14,7 @@ from exporter.compare.kinds import open_torch_arm
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.errors import (
-    ExportError,
-    ModelSourceError,
-    UnknownArchitectureError,
-    UsageError,
-)
+from exporter.errors import ExportError, ModelSourceError, UnknownArchitectureError, UsageError
 from exporter.models import pruned_structure
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.model_source import load_model

@@ -13,10 +13,7 @@ import pytest
 from exporter import cli
 from exporter.artifacts import ImportanceReport
 from exporter.choose.budgets.budget import Budget, SearchOptions
-from exporter.errors import (
-    CalibrationError,
-    PlanError,
-)
+from exporter.errors import CalibrationError, PlanError
 from tests.exporter.made_plans import made_planner, names_of
 from tests.raising import raises
 from tests.reading import in_file

@@ -14,12 +14,7 @@ from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
 from exporter.choose.budgets.inputs import parted
 from exporter.compare.evaluation import tokenize_passages
-from exporter.errors import (
-    PlanError,
-    ScoringError,
-    UndecidedGoalError,
-    UnmetGoalError,
-)
+from exporter.errors import PlanError, ScoringError, UndecidedGoalError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.loading.model_source import load_model

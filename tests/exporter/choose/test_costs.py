@@ -14,12 +14,7 @@ import pytest
 from exporter.artifacts import FEWEST_ROUNDS
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
-from exporter.choose.costs.measuring import (
-    CostRunner,
-    CostSettings,
-    Effort,
-    measure_on,
-)
+from exporter.choose.costs.measuring import CostRunner, CostSettings, Effort, measure_on
 from exporter.choose.costs.table import CostTable, RequestShape
 from exporter.choose.costs.weighing import CacheSize, GraphSizes, SublayerSize
 from exporter.compare.timing.subjects import Probe

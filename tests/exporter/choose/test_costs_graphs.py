@@ -13,12 +13,7 @@ import pytest
 from exporter.artifacts.latency import Shape
 from exporter.choose.budgets.options import Option, PlanCandidate
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.costs.measuring import (
-    CostSettings,
-    Effort,
-    graph_runner,
-    measure_costs,
-)
+from exporter.choose.costs.measuring import CostSettings, Effort, graph_runner, measure_costs
 from exporter.choose.costs.table import CostTable, RequestShape
 from exporter.choose.costs.weighing import sizes, weigh
 from exporter.cli import run

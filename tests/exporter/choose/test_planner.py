@@ -14,13 +14,7 @@ from exporter.artifacts import Speedup
 from exporter.choose.budgets import planner as planning
 from exporter.choose.budgets.budget import Budget, Floors, Memory, SearchOptions
 from exporter.choose.costs.table import RequestShape
-from exporter.errors import (
-    CalibrationError,
-    CostError,
-    PlanError,
-    UndecidedGoalError,
-    UsageError,
-)
+from exporter.errors import CalibrationError, CostError, PlanError, UndecidedGoalError, UsageError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.damage import ratio_std_error
 from tests.exporter.made_plans import made_planner

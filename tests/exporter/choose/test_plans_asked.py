@@ -11,13 +11,9 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
-from exporter.artifacts import (
-    PruningPlan,
-)
+from exporter.artifacts import PruningPlan
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory, SearchOptions
-from exporter.choose.budgets.by_scores import (
-    by_scores_inside,
-)
+from exporter.choose.budgets.by_scores import by_scores_inside
 from exporter.choose.budgets.options import (
     bytes_of,
     goals_of,
@@ -33,13 +29,7 @@ from exporter.choose.costs.weighing import CacheSize, GraphSizes, SublayerSize
 from exporter.cli import cli, run
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.export import export
-from exporter.errors import (
-    OptionError,
-    PlanError,
-    UndecidedGoalError,
-    UnmetGoalError,
-    UsageError,
-)
+from exporter.errors import OptionError, PlanError, UndecidedGoalError, UnmetGoalError, UsageError
 from exporter.options import build, values_of
 from tests.made_reports import importance_of
 from tests.made_tables import made_table

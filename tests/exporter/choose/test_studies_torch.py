@@ -17,22 +17,13 @@ import pytest
 
 import exporter
 import exporter.cli as command_line
-from exporter.artifacts import (
-    DepthsReport,
-    ImportanceReport,
-    PruningPlan,
-)
+from exporter.artifacts import DepthsReport, ImportanceReport, PruningPlan
 from exporter.choose import depths
 from exporter.choose.budgets import limits
 from exporter.choose.costs.measuring import Effort
 from exporter.choose.costs.table import RequestShape
 from exporter.compare.options import TaskOptions
-from exporter.errors import (
-    CalibrationError,
-    HealingError,
-    PlanError,
-    ScoringError,
-)
+from exporter.errors import CalibrationError, HealingError, PlanError, ScoringError
 from exporter.models.loading.model_source import load_model
 from tests.made_tables import made_table
 from tests.raising import ends_in, raises, tells

@@ -17,15 +17,7 @@ from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.report.sections.blocks import plain
 from exporter.report.sections.latency import corners_grid
 from exporter.report.terminal import comparison_grids, plain_lines
-from tests.compared import (
-    EIGHT,
-    QUICK,
-    accuracy_of,
-    four_models,
-    noted,
-    quantized,
-    quick,
-)
+from tests.compared import EIGHT, QUICK, accuracy_of, four_models, noted, quantized, quick
 from tests.present import present
 from tests.raising import raises
 from tests.text_graphs import write_tiny_lm

@@ -20,11 +20,7 @@ from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, score_tasks
-from exporter.compare.tasks.encoding import (
-    EncoderTask,
-    correlation_influences,
-    f1_influences,
-)
+from exporter.compare.tasks.encoding import EncoderTask, correlation_influences, f1_influences
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError, ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder, longest_sequence

@@ -18,11 +18,7 @@ from exporter.compare.agreement import prefill_logits
 from exporter.compare.arms import ComparedArm, Comparison
 from exporter.compare.options import TimingOptions
 from exporter.compare.session import compare
-from exporter.engines.build.engine_set import (
-    EngineRecord,
-    find_builds,
-    find_engines,
-)
+from exporter.engines.build.engine_set import EngineRecord, find_builds, find_engines
 from exporter.engines.build.libraries import Driver
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings

@@ -32,14 +32,7 @@ from exporter.compare.timing.statistics import (
     verdict_of_interval,
 )
 from tests.present import present
-from tests.virtual_time import (
-    HELD_OUT,
-    RECORDED,
-    BusyMachine,
-    Noise,
-    Replayed,
-    timed,
-)
+from tests.virtual_time import HELD_OUT, RECORDED, BusyMachine, Noise, Replayed, timed
 
 
 def test_equal_samples_without_skew_give_student_s_interval() -> None:

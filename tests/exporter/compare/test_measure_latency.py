@@ -26,13 +26,7 @@ from exporter.compare.timing.statistics import (
     log_ratios,
     noise_floor,
 )
-from exporter.compare.timing.subjects import (
-    CallProbe,
-    RunnerArm,
-    loaded,
-    one_clock,
-    warm_up,
-)
+from exporter.compare.timing.subjects import CallProbe, RunnerArm, loaded, one_clock, warm_up
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import has_cache, make_inputs, random_tokens

@@ -20,11 +20,7 @@ from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import choosing as lm_eval_tasks
 from exporter.compare.tasks.choosing import score_tasks
 from exporter.compare.tasks.items import failing_as_task, read_task
-from exporter.compare.tasks.likelihood import (
-    ContinuationRequest,
-    LikelihoodScorer,
-    task_texts,
-)
+from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer, task_texts
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import make_inputs

@@ -21,12 +21,7 @@ from exporter.compare.session import compare
 from exporter.engines.build import build, child, libraries
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
-from exporter.engines.build.engine_set import (
-    EngineRecord,
-    find_engines,
-    read_sidecar,
-    sidecar_path,
-)
+from exporter.engines.build.engine_set import EngineRecord, find_engines, read_sidecar, sidecar_path
 from exporter.engines.build.libraries import Driver
 from exporter.engines.build.logs import no_engine
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs, read_source

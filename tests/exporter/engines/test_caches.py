@@ -14,11 +14,7 @@ import pytest
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.generate import generate, open_decoder
-from exporter.engines.decoding.runner_decoder import (
-    GrowingCache,
-    RunnerDecoder,
-    SharedCache,
-)
+from exporter.engines.decoding.runner_decoder import GrowingCache, RunnerDecoder, SharedCache
 from exporter.engines.runners import onnxruntime as prefill_chunks
 from exporter.engines.runners.base import Capabilities, Runner
 from exporter.engines.runners.cache_form import read_cache_form, run_packed

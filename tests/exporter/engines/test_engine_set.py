@@ -27,11 +27,7 @@ from exporter.engines.build.profiles import Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.decoding.generate import generate, open_decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
-from exporter.engines.decoding.tensorrt_decoder import (
-    CachePlan,
-    TensorRtDecoder,
-    plan_cache,
-)
+from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder, plan_cache
 from exporter.engines.runners.cache_form import padded_before
 from exporter.engines.runners.tensorrt import checked_input, open_engine, refuse_untold
 from exporter.engines.tensors import TensorSpec, numpy_dtype

@@ -17,12 +17,7 @@ from exporter.artifacts import HealingReport, PruningPlan
 from exporter.artifacts.loaded_plan import read_replacements
 from exporter.artifacts.plans import read_plan
 from exporter.artifacts.servers import SERVERS, refuse_unheld
-from exporter.errors import (
-    HealingError,
-    OptionError,
-    PlanError,
-    TextSourceError,
-)
+from exporter.errors import HealingError, OptionError, PlanError, TextSourceError
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from graph_passes.files import placing

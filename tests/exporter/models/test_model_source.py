@@ -19,11 +19,7 @@ from exporter.models.loading.model_files import (
     with_both_rope_dialects,
 )
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.sources import (
-    encoder_decoder_config,
-    resolve_source,
-    source_sha256,
-)
+from exporter.models.loading.sources import encoder_decoder_config, resolve_source, source_sha256
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import home_of
 from graph_passes.files.record import Change, ChangeRecord

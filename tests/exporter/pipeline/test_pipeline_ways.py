@@ -19,11 +19,7 @@ from exporter.checkpoint.pruned_model import load_pruned
 from exporter.choose.budgets.budget import Budget, Floors, SearchOptions
 from exporter.choose.costs.table import RequestShape
 from exporter.cli.export import export
-from exporter.errors import (
-    PlanError,
-    UnknownArchitectureError,
-    UnmetGoalError,
-)
+from exporter.errors import PlanError, UnknownArchitectureError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.pipeline.request import DropRequest

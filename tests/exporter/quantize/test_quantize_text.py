@@ -22,15 +22,7 @@ from graph_passes.files.storage import load_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from tests.graph_passes.decoder_graphs import decoder_model
 from tests.raising import raises
-from tests.text_graphs import (
-    INNER,
-    TIED,
-    VOCABULARY,
-    WIDTH,
-    WORDS,
-    write_tokenizer,
-    written,
-)
+from tests.text_graphs import INNER, TIED, VOCABULARY, WIDTH, WORDS, write_tokenizer, written
 from tests.tiny_graphs import saved
 from tests.tiny_models import write_bert_tokenizer
 

@@ -184,6 +184,25 @@ def test_a_change_of_perplexity_is_judged_by_its_interval(
     assert quality_sign(with_perplexity(candidate, increase)).tone == tone
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"figures": {"embedding_cosine": 0.98765}}, "cosine of embeddings: 0.9877"),
+        ({"kl_divergence": 0.25}, "KL divergence: 0.250"),
+        ({}, "accuracy not measured"),
+    ],
+)
+def test_without_a_perplexity_the_sign_says_how_far_the_cut_moved(
+    values: dict[str, Any], words: str
+) -> None:
+    accuracy = present(gate_accuracy()).model_copy(
+        update={"perplexity": None, "kl_divergence": None, "top1_agreement": None, "figures": {}}
+        | values
+    )
+    sign = quality_sign(full_report().model_copy(update={"accuracy": accuracy}))
+    assert (sign.word, sign.tone) == (words, "unsure")
+
+
 def test_saved_reports_are_rendered_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

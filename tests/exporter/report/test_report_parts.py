@@ -24,12 +24,7 @@ from exporter.report.sections.blocks import Grid, Link, Sign, plain
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.healing import healing_section
 from exporter.report.sections.sweep import cells_grid, gain, sweep_document, sweep_lead
-from tests.made_reports import (
-    as_markdown,
-    as_page,
-    full_report,
-    gate_report,
-)
+from tests.made_reports import as_markdown, as_page, full_report, gate_report
 from tests.made_tables import (
     damage,
     made_answer,

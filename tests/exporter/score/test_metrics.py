@@ -12,12 +12,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import ImportanceReport, Score
-from exporter.errors import (
-    CalibrationError,
-    OptionError,
-    ScoringError,
-    UnknownArchitectureError,
-)
+from exporter.errors import CalibrationError, OptionError, ScoringError, UnknownArchitectureError
 from exporter.models.residual_stream import LayerStates, first_tensor
 from exporter.score.metric import changes, cosine, ratio
 from exporter.score.options import ScoreOptions

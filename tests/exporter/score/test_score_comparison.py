@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 
 import exporter.cli as command_line
-from exporter.artifacts import (
-    CalibrationRef,
-    ImportanceReport,
-    ModelRef,
-    ScoreComparison,
-)
+from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, ScoreComparison
 from exporter.errors import ScoringError, UsageError
 from exporter.score.comparison import compare_files
 from tests.made_tables import FIRST, SECOND, THIRD, scores_of, training, write_scores

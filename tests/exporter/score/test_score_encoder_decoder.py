@@ -14,19 +14,13 @@ from exporter.artifacts.plans import plan_cut
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import Budget, SearchOptions
 from exporter.choose.budgets.options import options_for
-from exporter.errors import (
-    PlanError,
-    UnknownArchitectureError,
-)
+from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     branches_replaced,
     without_branches,
 )
-from exporter.models.architectures import (
-    every_sublayer,
-    layer_modules,
-)
+from exporter.models.architectures import every_sublayer, layer_modules
 from exporter.models.families import STACKS
 from exporter.models.residual_stream import probe, probe_inputs, run_backbone
 from exporter.models.tasks import meter_here
