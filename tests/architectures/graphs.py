@@ -172,6 +172,8 @@ def _hybrid_decoder(model: Any, *, varies: bool) -> Subject:
     single = {"input_ids": ids[:, PROMPT:], "attention_mask": mask}
     with torch.no_grad():
         _, *presents = outputs = run(begin, DynamicCache(config=model.config))
+    if not any(name.endswith(_GROWS) for name in presents):
+        del single["attention_mask"]  # of models of states alone it hides the new tokens only
     pasts = [name.replace("present", "past", 1) for name in presents]
     example = single | {
         past: outputs[name].clone() for past, name in zip(pasts, presents, strict=True)
