@@ -157,7 +157,7 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
     except UnsafeInputError:
         raise
     except ValueError as error:
-        raise ArtifactError(f"{path}: $ is not JSON: {error}.") from error
+        raise ArtifactError(f"{path} is not JSON: {error}.") from error
     try:
         head = _Head.model_validate(content)
         refuse_other_schema(head.schema_version, str(path))

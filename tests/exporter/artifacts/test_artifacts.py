@@ -90,7 +90,8 @@ def test_a_plan_survives_the_disk(
         (b'{"schema_version": 1, "kind": "stranger"}', ("wrong-kind", "depthcut plan", "stranger")),
         *((text, ("wrong-kind", "depthcut plan"))
           for text in (b'{"model_type": "llama"}', b"[]", b'{"schema_version": 1}', b"\xff\xfe")),
-        *((text, ("", "plan.json: $")) for text in (b"", b"{", b'{"schema_version": "one"}')),
+        *((text, ("", "plan.json is not JSON")) for text in (b"", b"{")),
+        (b'{"schema_version": "one"}', ("", "plan.json: $")),
     ],
 )  # fmt: skip
 def test_a_file_that_can_t_be_read_is_named_with_the_place_and_what_is_wrong(
