@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from pathlib import Path
 
@@ -212,4 +213,6 @@ def gguf(call: GgufCall, progress: ConsoleProgress) -> None:
     )
     arms = [f"llama.cpp:{path}" for path in (call.model, call.output)]
     judge = shlex.join(["depthcut", "compare", *arms, "-o", "report"])
+    if importlib.util.find_spec("llama_cpp") is None:
+        judge += "   # after: pip install 'depthcut[llama-cpp]'"
     print_result(facts, progress.as_json, words, call.output, f"Measure it: {judge}")

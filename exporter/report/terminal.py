@@ -26,7 +26,7 @@ _WIDTH, _PROSE_WIDTH = 80, 25  # three columns of prose fit
 def comparison_grids(report: ComparisonReport) -> list[Grid]:
     """Latency, accuracy, tasks, size in one table; corners; what the arms say."""
     rows: list[Sequence[Cell]] = []
-    accuracy = accuracy_rows(report, brief=True)
+    accuracy = accuracy_rows(report)
     parts = (latency_rows(report), accuracy, task_rows(report), size_rows(report))
     for section in filter(None, parts):
         rows += [[]] if rows else []

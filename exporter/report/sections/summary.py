@@ -32,11 +32,8 @@ def latency_rows(report: ComparisonReport) -> list[SummaryRow]:
     ]
 
 
-def accuracy_rows(report: ComparisonReport, *, brief: bool = False) -> list[SummaryRow]:
-    """What was measured of the answers on text; what was not is left out.
-
-    Where ``brief``, changes stand without their 95 % intervals.
-    """
+def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
+    """What was measured of the answers on text; what was not is left out."""
     accuracy = report.accuracy
     if accuracy is None:
         return []
@@ -46,8 +43,8 @@ def accuracy_rows(report: ComparisonReport, *, brief: bool = False) -> list[Summ
             before, change = "", ""
             if one.before is not None:
                 before = figure.row(one.before)
-                change = change_words(one.before, one.value, None if brief else one.interval)
-            elif one.interval is not None and not brief:
+                change = change_words(one.before, one.value, one.interval)
+            elif one.interval is not None:
                 change = f"[{', '.join(map(figure.row, one.interval.ci95))}]"
             rows.append(
                 (figure.words(figure.row_name, accuracy), before, figure.row(one.value), change, "")
