@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import types
 import weakref
 from collections.abc import Callable
@@ -306,3 +307,11 @@ def test_a_missing_runtime_names_the_extra(model: Path, monkeypatch: pytest.Monk
     for provider, extra in (("cpu", "cpu"), ("cuda", "gpu")):
         with raises(MissingDependencyError, "", f"depthcut[{extra}]"):
             OnnxRuntimeRunner(model, provider=provider, threads=1).__enter__()
+
+
+def test_threads_of_a_session_sleep_after_a_run(model: Path) -> None:
+    with OnnxRuntimeRunner(model, threads=2) as runner:
+        runner.run(inputs_for(runner, [1, 2, 3]))
+        begin = time.process_time()
+        time.sleep(0.05)
+        assert time.process_time() - begin < 0.02  # ONNX Runtime's own default: all of it
