@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -258,14 +258,12 @@ class _Measurement:
         return bound
 
     def _warm_up(self, probes: Sequence[Probe], cell: Shape, number: int) -> Warmup:
-        budget = self.budget
-        limits: dict[str, Any] = {"seconds": budget.warmup_seconds}
-        if number:  # the model's files, the threads and the processor are warm by then
-            part = 0.0 if budget.rounds is not None else budget.seconds / self._chunks
-            limits |= {"seconds": min(budget.warmup_seconds, part), "fewest": 1}
-        warmup = warm_up(probes, clock=self.clock, **limits)
+        # Later the model's files, the threads and the processor are warm, and binding ran it once.
+        seconds = 0.0 if number else self.budget.warmup_seconds
+        warmup = warm_up(probes, seconds=seconds, clock=self.clock)
         if not warmup.stable and not number:
-            self.progress.say(f"{cell}: times had not settled after {warmup.calls} warm-up calls")
+            calls = counted(warmup.calls, "warm-up call")
+            self.progress.say(f"{cell}: times had not settled after {calls}")
         return warmup
 
     def _wanted(self, like: Chunk | None, number: int, call_ms: float, calls: int) -> int:

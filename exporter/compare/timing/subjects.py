@@ -205,7 +205,6 @@ def loaded(builds: Sequence[Sequence[Loadable]], progress: Progress) -> Iterator
 
 _AGREEMENT = 0.05  # windows that differ by less have settled
 _AGREEING_WINDOWS = 3
-_FEWEST_WINDOWS = 2  # where the time is up before
 _MOST_WINDOWS = 8  # whose mean is held against that of as many before
 _VISIT_MS = 25.0
 _MOST_CALLS = 16
@@ -221,13 +220,11 @@ class Warmup:
     seconds: float
 
 
-def warm_up(
-    probes: Sequence[Probe], *, seconds: float, clock: Clock, fewest: int = _FEWEST_WINDOWS
-) -> Warmup:
-    """Calls all arms in turn until the last three windows of each agree within 5 %.
+def warm_up(probes: Sequence[Probe], *, seconds: float, clock: Clock) -> Warmup:
+    """Calls all arms in turn until the last three windows of each agree, or the time is up.
 
-    Or, where noise doesn't let them, until the mean of the last three to eight agrees so with that
-    of as many before.
+    They agree within 5 %, or where noise doesn't let them, the mean of the last three to eight with
+    that of as many before.
     """
     windows: list[list[float]] = [[] for _ in probes]
     taken_ms: list[list[float]] = [[] for _ in probes]
@@ -241,7 +238,7 @@ def warm_up(
         calls += per_window
         taken = (clock() - begin) / 1e9
         stable = all(map(_settled, windows))
-        if stable or (len(windows[0]) >= fewest and taken > seconds):
+        if stable or taken > seconds:
             call_ms = max(statistics.median(values[-_AGREEING_WINDOWS:]) for values in taken_ms)
             return Warmup(calls, call_ms, stable, taken)
         per_window = calls_per_visit(max(values[-1] for values in taken_ms))
