@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import continuations, decoder_on, generate
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.tensors import has_cache
-from exporter.errors import BackendError, ComparisonError
+from exporter.errors import BackendError, ComparisonError, DepthcutError
 from exporter.printable import counted
 
 _PROMPT_TOKENS = 64
@@ -128,7 +128,7 @@ def _answered(comparison: Comparison, prompts: Prompts) -> SampleAnswers:
         raise LeftOutError(_NO_TOKENIZER)
     new_tokens = comparison.options.quality.answer_tokens
     model = TextModel.of(comparison.whole.folder.onnx, comparison.tokenizer)
-    shown, ids = _encoded(model, prompts, comparison.options.quality.chat)
+    shown, ids, chat = _encoded(model, prompts, comparison.options.quality.chat)
     if max(map(max, ids)) >= comparison.vocabulary():
         raise LeftOutError("the tokenizer has tokens that the model doesn't know")
     refuse_steps(comparison, arms, max(map(len, ids)) + new_tokens)
@@ -140,14 +140,17 @@ def _answered(comparison: Comparison, prompts: Prompts) -> SampleAnswers:
         SampleAnswer(prompt=prompt, baseline=first, candidate=second)
         for prompt, first, second in zip(shown, *said, strict=True)
     ]
-    chat = comparison.options.quality.chat
     return SampleAnswers(source=prompts.source, chat=chat, new_tokens=new_tokens, answers=answers)
 
 
 def _encoded(
-    model: TextModel, prompts: Prompts, chat: bool
-) -> tuple[Sequence[str], list[list[int]]]:
-    """The prompts as the report shows them, and their tokens."""
+    model: TextModel, prompts: Prompts, chat: bool | None
+) -> tuple[Sequence[str], list[list[int]], bool]:
+    """The prompts as the report shows them, their tokens, and whether a chat template made them."""
+    if chat is None:
+        with suppress(LeftOutError, DepthcutError):
+            return _encoded(model, prompts, model.chat is not None)
+        chat = False
     shown = prompts.texts if chat else prompts.openings
     try:
         # A model that thinks first would not come to its answer.
@@ -160,7 +163,7 @@ def _encoded(
         raise LeftOutError(error.message.rstrip(".")) from error
     if not all(ids):
         raise LeftOutError(f"prompt {ids.index([]) + 1} has no tokens")
-    return shown, ids
+    return shown, ids, chat
 
 
 def _said(

@@ -107,10 +107,11 @@ class QualityOptions(TaskOptions):
         "Maximum number of tokens of each answer that the report shows; none: no answers.",
         config_only=True,
     )
-    chat: bool = option(
-        False,
+    chat: bool | None = option(
+        None,
         "Ask the prompts in the tokenizer's chat template.",
         config_only=True,
+        usual="where there is one that works",
     )
 
 

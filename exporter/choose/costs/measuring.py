@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from scipy.optimize import nnls
 
-from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, PlannedDeletion, Speedup, library_versions
+from exporter.artifacts import LatencyRow, PlannedDeletion, Speedup, library_versions
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.store import Store
@@ -29,7 +29,7 @@ from exporter.compare.kinds import ArmName, open_arm, open_file_arm, torch_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.row import MeasuredRow
-from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between, ratios_between
+from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between
 from exporter.compare.timing.subjects import Clock, TimedArm, little_garbage
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
@@ -176,17 +176,8 @@ def of_rows(
 ) -> RequestEstimate:
     """What saved rows say of an arm."""
     known = [row.baseline.median_ms for row in rows]
-    return RequestEstimate.of(counts, known, [_ratio(row, arm) for row in rows])
-
-
-def _ratio(row: LatencyRow, arm: str) -> SpeedupEstimate:
-    estimate = estimate_between(row, second=arm)
-    if row.rounds >= FEWEST_ROUNDS:
-        return estimate
-    # What is trimmed of so few may be all of their spread: two rounds would look certain.
-    spread = float(ratios_between(row, second=arm).std(ddof=1))
-    error = max(estimate.std_error, spread / math.sqrt(row.rounds))
-    return SpeedupEstimate(estimate.log_ratio, error, min(max(estimate.degrees, 1), row.rounds - 1))
+    ratios = [estimate_between(row, second=arm) for row in rows]
+    return RequestEstimate.of(counts, known, ratios)
 
 
 _WARM_UP_SECONDS = 10.0

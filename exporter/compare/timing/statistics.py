@@ -114,9 +114,13 @@ def estimate(
     result = _mean_of(list(map(_within, parts)))
     if groups > 1:
         result = _pooled(_mean_of(list(map(_between, parts))), result, groups)
-    error = math.sqrt(result.variance)
+    error, degrees = math.sqrt(result.variance), result.degrees
+    if (rounds := len(ratios)) < FEWEST_ROUNDS:
+        # What is trimmed of so few may be all of their spread: two rounds would look certain.
+        error = max(error, float(ratios.std(ddof=1)) / math.sqrt(rounds))
+        degrees = min(max(degrees, 1), rounds - 1)
     # Zero for times that agree to the last bits of a double.
-    return SpeedupEstimate(centre, 0.0 if error < 1e-13 else error, result.degrees)
+    return SpeedupEstimate(centre, 0.0 if error < 1e-13 else error, degrees)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -100,6 +101,7 @@ def size_rows(report: ComparisonReport) -> list[SummaryRow]:
 
 _BRIEFLY = 5
 """Prompts on a terminal; the page has all."""
+_REPEATING_WORDS = 12
 _BRIEF_CHARACTERS = 250
 
 
@@ -142,7 +144,17 @@ def _answers(answers: SampleAnswers, brief: bool) -> Grid:
         rows.append([_shown(text, brief) for text in said])
     template = ", in the chat template" if answers.chat else ""
     header = ["prompt", "baseline", "candidate"]
-    return Grid(f"Sample answers{template}", header, rows, is_prose=True)
+    before = sum(repeats_itself(answer.baseline) for answer in answers.answers)
+    after = sum(repeats_itself(answer.candidate) for answer in answers.answers)
+    loops = f"; {after} of the candidate's repeat themselves, {before} of the baseline's"
+    return Grid(f"Sample answers{template}{loops * (after > 0)}", header, rows, is_prose=True)
+
+
+def repeats_itself(answer: str) -> bool:
+    """Whether a quarter of its sequences of three words came before; of few words never."""
+    words = re.findall(r"\w+", answer.lower())
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return len(words) >= _REPEATING_WORDS and len(set(triples)) <= 0.75 * len(triples)
 
 
 def _shown(text: str, brief: bool) -> str:

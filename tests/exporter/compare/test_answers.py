@@ -23,6 +23,7 @@ from exporter.engines.decoding.generate import continuations
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, TextSourceError
+from exporter.report.sections.summary import repeats_itself
 from tests.compared import accuracy_of, encoder, encoders, language_model, language_models
 from tests.made_reports import as_markdown, as_page, as_text
 from tests.present import present
@@ -54,6 +55,30 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "p.txt"
     path.write_text("the value")
     return path
+
+
+@pytest.mark.parametrize(
+    ("files", "chat"), [(CHAT, True), ({}, False), ({"chat_template.jinja": "{% for"}, False)]
+)
+def test_a_chat_template_is_used_where_there_is_one_that_works(
+    tmp_path: Path, files: dict[str, str], chat: bool
+) -> None:
+    said = answers(language_models(tmp_path, files))
+    assert (said.chat, len(said.answers)) == (chat, 4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "repeats"),
+    [
+        ("The capital of the United Kingdom is London. The capital of the United Kingdom is", True),
+        ("The train is on the clock. The train is on the clock. The train is on the clock.", True),
+        ("The capital of France is Paris, a city of two million people on the Seine.", False),
+        ("no no no", False),
+        ("", False),
+    ],
+)
+def test_an_answer_in_a_loop_is_seen(answer: str, repeats: bool) -> None:
+    assert repeats_itself(answer) is repeats
 
 
 @pytest.mark.parametrize("chat", [True, False])

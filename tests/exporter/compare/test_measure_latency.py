@@ -353,3 +353,10 @@ def test_a_measurement_ends_when_all_of_its_time_is_up() -> None:
     free = timed(TimingBudget(), slowdown=1.5)
     assert (late.stopped, free.stopped) == ("budget", "narrow")
     assert 2 <= late.rounds < free.rounds
+
+
+def test_two_rounds_that_agree_on_average_are_not_certain() -> None:
+    few = estimate(np.array([[0.1, 0.3], [0.3, 0.1]]))
+    low, high = few.interval()
+    assert low < 1 < high
+    assert few.degrees == 1
