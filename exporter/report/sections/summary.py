@@ -101,7 +101,6 @@ def size_rows(report: ComparisonReport) -> list[SummaryRow]:
 
 _BRIEFLY = 5
 """Prompts on a terminal; the page has all."""
-_REPEATING_WORDS = 12
 _BRIEF_CHARACTERS = 250
 
 
@@ -151,10 +150,13 @@ def _answers(answers: SampleAnswers, brief: bool) -> Grid:
 
 
 def repeats_itself(answer: str) -> bool:
-    """Whether a quarter of its sequences of three words came before; of few words never."""
+    """Whether it ends in the same words over and over: six at least, twice at least."""
     words = re.findall(r"\w+", answer.lower())
-    triples = list(zip(words, words[1:], words[2:], strict=False))
-    return len(words) >= _REPEATING_WORDS and len(set(triples)) <= 0.75 * len(triples)
+    periods = ((period, max(6, 2 * period)) for period in range(1, len(words) // 2 + 1))
+    return any(
+        length <= len(words) and words[period - length :] == words[-length:-period]
+        for period, length in periods
+    )
 
 
 def _shown(text: str, brief: bool) -> str:

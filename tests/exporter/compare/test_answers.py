@@ -70,8 +70,13 @@ def test_a_chat_template_is_used_where_there_is_one_that_works(
 @pytest.mark.parametrize(
     ("answer", "repeats"),
     [
-        ("The capital of the United Kingdom is London. The capital of the United Kingdom is", True),
-        ("The train is on the clock. The train is on the clock. The train is on the clock.", True),
+        (
+            "The capital of the United Kingdom is London. The capital of the United Kingdom is London. The …",
+            True,
+        ),
+        ("The train is on the clock. The train is on the clock.", True),
+        ("a symbol of luxury, art, fashion, art, art, art, art, art, art …", True),
+        ("Red is a colour that is often liked. Blue is a colour that is often seen.", False),
         ("The capital of France is Paris, a city of two million people on the Seine.", False),
         ("no no no", False),
         ("", False),
