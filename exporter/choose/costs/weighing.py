@@ -23,6 +23,7 @@ from graph_passes.finding.dataflow import CONTRACTIONS
 from graph_passes.finding.shapes import head_count, head_size
 from graph_passes.finding.sharing import own_parameters
 from graph_passes.finding.weights import constant_weight, float_type, is_weight, parameters, width
+from graph_passes.fusing.logits_to_keep import KEEP
 from graph_passes.locate import FoundSite, survey
 from graph_passes.pipeline import graph_size
 from graph_passes.replacement_nodes import spare_input
@@ -108,6 +109,7 @@ class GraphSizes:
     hidden: int | None = None  # width of the residual stream; None where the graph doesn't tell
     number_bytes: int = 4
     operator_bytes: int = 0  # weights that are read while an operator is started
+    answers_last: bool = False  # what isn't in a sublayer is multiplied at a prompt's last position
     longest: int | None = None  # positions that the graph can hold; None where it sets no limit
     longest_text: int | None = None  # None where nothing says so
     name: str = field(default="the graph", compare=False)
@@ -193,7 +195,8 @@ class GraphSizes:
         """What is left of a run's work where some sublayers are cut."""
         tokens, context, cut = cell.batch * cell.sequence_length, cell.total_length, choices or {}
         left = [size for name, size in self.sublayers.items() if name not in cut]
-        used = [size.used(tokens) for size in [*left, self.rest]]
+        answered = cell.batch if self.answers_last else tokens
+        used, (rest, rest_held) = [size.used(tokens) for size in left], self.rest.used(answered)
         for name, how in cut.items():
             own, saved = self[name], self.saved_weight_bytes(name, how)
             used.append(
@@ -206,9 +209,9 @@ class GraphSizes:
         )
         started = self.operator_bytes * sum(size.operators for size in [*left, self.rest])
         return Work(
-            tokens * math.fsum(numbers for numbers, _ in used),
+            tokens * math.fsum(numbers for numbers, _ in used) + answered * rest,
             tokens * math.fsum(pairs),
-            math.fsum(held for _, held in used) + started,
+            math.fsum(held for _, held in used) + rest_held + started,
             float(sum(size.kv_bytes(context, cell.batch) for size in [*left, self.rest])),
         )
 
@@ -280,9 +283,10 @@ def weigh(
         sublayers=dict(_sized(site, windows, experts or _Experts()) for site in sites),
         parameters=whole.parameters,
         weight_bytes=whole.bytes,
-        rest=_rest(model, sites, tuple(_cache_size(value, windows) for value in rest)),
+        rest=_rest(sites, tuple(_cache_size(value, windows) for value in rest)),
         hidden=hidden,
         number_bytes=4 if dtype is None else math.ceil(dtype.itemsize),
+        answers_last=KEEP in model.graph.initializers,
         longest=longest,
         name=name,
     )
@@ -291,17 +295,16 @@ def weigh(
 _WRAPPING = frozenset({"Transpose", "Cast", "Identity", "DequantizeLinear"})
 
 
-def _rest(
-    model: ir.Model, sites: Iterable[FoundSite], caches: tuple[CacheSize, ...]
-) -> SublayerSize:
+def _rest(sites: Sequence[FoundSite], caches: tuple[CacheSize, ...]) -> SublayerSize:
     """What is multiplied beside the sublayers: most of it where the answers are made."""
+    graph = sites[0].tree.add.graph or ()  # the model's, or that of a copy
     inside = {node for site in sites for node in site.dying}
-    products = (n for n in model.graph if n.op_type in CONTRACTIONS and n not in inside)
+    products = (n for n in graph if n.op_type in CONTRACTIONS and n not in inside)
     read = {origin for node in products for origin in map(_origin, node.inputs) if origin}
     weights = [value for value in read if is_weight(value)]
     held = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
     count = sum(map(parameters, weights))
-    others = _operators(node for node in model.graph if node not in inside)
+    others = _operators(node for node in graph if node not in inside)
     return SublayerSize(count, count, held, held, caches=caches, operators=others)
 
 

@@ -19,10 +19,13 @@ from exporter.choose.costs.weighing import sizes, weigh
 from exporter.cli import run
 from exporter.errors import CostError
 from graph_passes.finding.weights import is_weight
+from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
 from graph_passes.locate import survey
 from graph_passes.pipeline import graph_size, prune_graph
 from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import Deletion, SublayerRef
+from tests.graph_passes import fused_graphs
+from tests.graph_passes.fused_graphs import FUSED, fused_model
 from tests.raising import raises
 from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, VOCABULARY, TinySpec, tiny_model
 
@@ -303,3 +306,15 @@ def test_a_finished_candidate_is_timed_and_leaves_no_file(tmp_path: Path) -> Non
     speedup = watch.speedup(cut)
     assert 0 < speedup.ci95[0] <= speedup.ratio <= speedup.ci95[1]
     assert [path for path in work.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("answers_last", [False, True])
+def test_the_rest_of_a_graph_with_fused_sums_is_what_makes_the_answers(answers_last: bool) -> None:
+    model = fused_model(FUSED["genai"])
+    if answers_last:
+        LogitsToKeepPass()(model)
+    result = weigh(model, {})
+    assert result.rest.parameters == fused_graphs.HIDDEN * fused_graphs.VOCABULARY
+    without = result.work(Shape("prefill", 2, 8), dict.fromkeys(result.sublayers, "none"))
+    answered = 2 if answers_last else 2 * 8
+    assert without.multiplications == answered * result.rest.parameters

@@ -71,7 +71,7 @@ def test_a_chat_template_is_used_where_there_is_one_that_works(
     ("answer", "repeats"),
     [
         (
-            "The capital of the United Kingdom is London. The capital of the United Kingdom is London. The …",
+            "The capital of the UK is London. The capital of the UK is London. The …",
             True,
         ),
         ("The train is on the clock. The train is on the clock.", True),
